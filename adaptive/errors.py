@@ -1,0 +1,53 @@
+"""Every error the library raises on purpose. Errors carry the numbers a caller needs to act on them.
+
+    AdaptiveError
+    ├── DoesNotFit          no allowed plan fits the memory budget          (needed_bytes, budget_bytes)
+    ├── DecodeOutOfMemory   the smallest allowed chunk ran out of memory    (frames_per_chunk, retries)
+    ├── UnsupportedVae      this VAE cannot do what was asked               (vae_class, wanted)
+    └── NoDevice            the device is absent, lost, or cannot be read   (device, state)
+"""
+
+
+class AdaptiveError(Exception):
+    """Base of the library's errors."""
+
+
+class DoesNotFit(AdaptiveError):
+    """No plan that the policy allows fits into the budget."""
+
+    def __init__(self, what: str, *, needed_bytes: int, budget_bytes: int) -> None:
+        self.what = what
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+        super().__init__(f"{what} needs {needed_bytes:,} bytes, the budget is {budget_bytes:,} bytes")
+
+
+class DecodeOutOfMemory(AdaptiveError):
+    """Decoding ran out of memory at the smallest chunk that the policy allows; the latents are untouched."""
+
+    def __init__(self, *, frames_per_chunk: int, retries: int, frames_done: int) -> None:
+        self.frames_per_chunk = frames_per_chunk
+        self.retries = retries
+        self.frames_done = frames_done
+        super().__init__(
+            f"out of memory at {frames_per_chunk} latent frames a chunk after {retries} retries; "
+            f"{frames_done} video frames were done"
+        )
+
+
+class UnsupportedVae(AdaptiveError):
+    """The VAE is unknown, or known not to allow what was asked for."""
+
+    def __init__(self, vae_class: str, wanted: str) -> None:
+        self.vae_class = vae_class
+        self.wanted = wanted
+        super().__init__(f"{vae_class} does not support {wanted}")
+
+
+class NoDevice(AdaptiveError):
+    """The device cannot be used or read; `state` says why (see `adaptive.nvml.NvmlState`)."""
+
+    def __init__(self, device: str, state: str) -> None:
+        self.device = device
+        self.state = state
+        super().__init__(f"device {device}: {state}")

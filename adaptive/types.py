@@ -1,0 +1,190 @@
+"""The library's nouns: shapes, readings, traits, plans and reports.
+
+Frozen values without behaviour beyond what follows from their fields; no torch, so that the service's API process can
+plan. Sizes are bytes, times are seconds, and every field says its unit where it has one.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Strategy(StrEnum):
+    """Name of a decode plan's rung; derived from `frames_per_chunk`, never stored beside it."""
+
+    BATCHED = "batched"
+    CHUNKED = "chunked"
+    PER_FRAME = "per_frame"
+
+
+def _positive(owner: object, **values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{type(owner).__name__}.{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class VideoShape:
+    """Frames of video: count and size in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _positive(self, frames=self.frames, height=self.height, width=self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentShape:
+    """Shape `[batch, channels, frames, height, width]` of a video latent, in latent frames and latent pixels."""
+
+    batch: int
+    channels: int
+    frames: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        _positive(
+            self,
+            batch=self.batch,
+            channels=self.channels,
+            frames=self.frames,
+            height=self.height,
+            width=self.width,
+        )
+
+    @property
+    def area(self) -> int:
+        """Latent pixels of one frame over the whole batch."""
+        return self.batch * self.height * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class VaeTraits:
+    """What the planner must know of one VAE, without holding it.
+
+    `temporal_ratio` video frames come from one latent frame; where `first_frame_alone`, the first latent frame gives a
+    single video frame, so `frames = 1 + temporal_ratio * (latent_frames - 1)`.
+    """
+
+    family: str
+    vae_class: str
+    latent_channels: int
+    spatial_ratio: int
+    temporal_ratio: int
+    first_frame_alone: bool
+    exact_streaming: bool
+    frames_independent: bool
+
+    def video_frames(self, latent_frames: int) -> int:
+        """Video frames that `latent_frames` decode to."""
+        if self.first_frame_alone:
+            return 1 + self.temporal_ratio * (latent_frames - 1)
+        return self.temporal_ratio * latent_frames
+
+    def latent_frames(self, video_frames: int) -> int:
+        """Latent frames of a video; `ValueError` where the frame count is not one the VAE can make."""
+        offset = 1 if self.first_frame_alone else 0
+        if (video_frames - offset) % self.temporal_ratio or video_frames < 1:
+            rule = f"{self.temporal_ratio}k{'+1' if offset else ''}"
+            raise ValueError(f"{self.vae_class} makes {rule} frames, not {video_frames}")
+        return (video_frames - offset) // self.temporal_ratio + offset
+
+    def latent_shape(self, video: VideoShape, *, batch: int = 1) -> LatentShape:
+        """Latent shape of a video; `ValueError` where its sizes are not multiples of `spatial_ratio`."""
+        for name, value in (("height", video.height), ("width", video.width)):
+            if value % self.spatial_ratio:
+                raise ValueError(f"{name} must be a multiple of {self.spatial_ratio}, got {value}")
+        return LatentShape(
+            batch,
+            self.latent_channels,
+            self.latent_frames(video.frames),
+            video.height // self.spatial_ratio,
+            video.width // self.spatial_ratio,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReading:
+    """One look at a device's memory.
+
+    `free_bytes` is what a new allocation of this process can get: free on the device plus `reusable_bytes` that this
+    process' allocator holds and can really hand out. `own_bytes` is what this process holds in all (context and reserved),
+    `other_bytes` what everyone else holds.
+    """
+
+    device: str
+    free_bytes: int
+    total_bytes: int
+    reusable_bytes: int
+    own_bytes: int
+    other_bytes: int
+    source: str  # "nvml", "cuda", "host" or "scripted"
+
+
+@dataclass(frozen=True, slots=True)
+class PeakEstimate:
+    """Memory a decode needs above weights and input.
+
+    `live_bytes`: tensors alive at the worst moment, exact. `expected_bytes` and `upper_bytes`: with the learned residual
+    (workspace, fragmentation, what lies outside torch), as median and as the bound that plans are made with.
+    """
+
+    live_bytes: int
+    expected_bytes: int
+    upper_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """How one decode will run, and why.
+
+    The whole strategy is one integer: `frames_per_chunk` latent frames travel through the decoder at a time.
+    """
+
+    latent_frames: int
+    frames_per_chunk: int
+    exact: bool
+    reason: str  # a stable snake_case code, e.g. "fastest_that_fits"; `detail` is the sentence with numbers
+    detail: str
+    predicted: PeakEstimate
+    budget_bytes: int
+    free_bytes: int
+    predicted_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.frames_per_chunk <= self.latent_frames:
+            raise ValueError(f"frames_per_chunk must be 1..{self.latent_frames}, got {self.frames_per_chunk}")
+
+    @property
+    def strategy(self) -> Strategy:
+        """The rung's name; a single latent frame is batched."""
+        return strategy_of(self.frames_per_chunk, self.latent_frames)
+
+
+def strategy_of(frames_per_chunk: int, latent_frames: int) -> Strategy:
+    """Name of the rung: all frames at once, one at a time, or several."""
+    if frames_per_chunk >= latent_frames:
+        return Strategy.BATCHED
+    return Strategy.PER_FRAME if frames_per_chunk == 1 else Strategy.CHUNKED
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeReport:
+    """What one decode did: the plan it started with, and what was measured."""
+
+    plan: DecodePlan
+    chunk_frames: tuple[int, ...]  # latent frames of each chunk that succeeded, in order
+    frames_per_chunk: int  # smallest chunk size in force at any time: equals the plan's unless memory changed
+    video_frames: int
+    exact: bool
+    predicted_peak_bytes: int
+    measured_peak_bytes: int | None  # above what was held when decoding began; None where the device cannot tell
+    seconds: float  # decoding only: time spent by the consumer of the frames is not counted
+    retries: int  # chunks run again after an out-of-memory
+
+    @property
+    def strategy(self) -> Strategy:
+        """The rung the decode really ran on: the smallest chunk decides."""
+        return strategy_of(self.frames_per_chunk, self.plan.latent_frames)
