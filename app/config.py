@@ -1,0 +1,241 @@
+"""Settings from FRAMEFIT_* variables, and the model list from models.toml. Knows no HTTP, no SQL, no torch.
+
+Both are read once, in `main()` or `create_app(settings)`, and passed down. A bad value stops the start and is
+named.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "FRAMEFIT_"
+GIB = 2**30
+BUILT_IN_MODELS = Path(__file__).with_name("models.toml")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names the variable or key and what is wrong with it."""
+
+
+class Settings(BaseSettings):
+    """The service's configuration; each field is the variable FRAMEFIT_<FIELD>."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    data_dir: Path = Path("./data")
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL; an SQLite file in the data folder by default."
+    )
+    model: str | None = Field(None, description="Default model; the first of the list by default.")
+    models_file: Path | None = None
+    devices: str = Field("auto", description='"auto", "cpu", or a list such as "cuda:0,cuda:1" or GPU UUIDs.')
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field((), repr=False, description="Separated by commas.")
+    allow_public: bool = Field(False, description="Allow a non-loopback host without API keys.")
+    max_queued: int = Field(10_000, ge=1)
+    max_queued_per_key: int | None = Field(None, ge=1)
+    max_attempts: int = Field(3, ge=1)
+    max_skips: int = Field(
+        4, ge=0, description="How often a job may be passed over for one whose model is loaded."
+    )
+    priority_seconds: float = Field(600, gt=0, description="How much waiting one step of priority is worth.")
+    reserve_bytes: int = Field(GIB // 2, ge=0, description="Device memory that is left alone.")
+    allow_cpu: bool = Field(False, description="Let a decode that fits no GPU run on the CPU.")
+    memory_wait_seconds: float = Field(
+        60, ge=0, description="How long a decode waits for a neighbour's memory."
+    )
+    lease_seconds: float = Field(30, gt=0)
+    heartbeat_seconds: float = Field(5, gt=0)
+    poll_seconds: float = Field(
+        0.2, gt=0, description="How often workers look for jobs and the API for events."
+    )
+    progress_timeout_seconds: float = Field(1800, gt=0)
+    drain_seconds: float = Field(60, ge=0)
+    max_body_bytes: int = Field(32 * 2**20, ge=1024)
+    max_image_pixels: int = Field(64_000_000, ge=1)
+    max_image_side: int = Field(16_384, ge=1)
+    result_ttl_seconds: float | None = Field(
+        None, gt=0, description="Results are deleted after this; never by default."
+    )
+    webhook_secret: str | None = Field(None, repr=False)
+    webhook_allow_private: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(key.strip() for key in value.split(",") if key.strip())
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _long_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(key) < 16 for key in keys):
+            raise ValueError("every key needs at least 16 characters")
+        return keys
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database URL, with the SQLite file in the data folder as the default."""
+        return self.database_url or f"sqlite:///{(self.data_dir / 'framefit.sqlite3').absolute()}"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Folder of the jobs' latents and videos, one folder a job."""
+        return self.data_dir / "jobs"
+
+    @property
+    def profiles_dir(self) -> Path:
+        """Folder of the stored memory profiles."""
+        return self.data_dir / "profiles"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, with keyword overrides; `ConfigError` names each bad or unknown
+    variable.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(
+        name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known
+    )
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{unknown[0]}: no such setting{hint}")
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = (f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors())
+        raise ConfigError("; ".join(lines)) from None
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    return PREFIX + str(location[0]).upper() if location else "settings"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelDefaults(_Entry):
+    """What a request for the model gets where it says nothing."""
+
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    num_frames: int = Field(ge=1)
+    fps: int = Field(ge=1)
+    num_inference_steps: int = Field(ge=1)
+    guidance_scale: float = Field(ge=0)
+
+
+class ModelLimits(_Entry):
+    """What a request for the model may ask for at most. `max_pixels` is width times height."""
+
+    max_pixels: int = Field(ge=1)
+    max_frames: int = Field(ge=1)
+    max_steps: int = Field(ge=1)
+
+
+class ModelEntry(_Entry):
+    """One model the service offers: where its weights are, and which requests it can take.
+
+    `size_multiple` is in pixels. A clip has `temporal_ratio * k` frames, plus one where `first_frame_alone`.
+    """
+
+    name: str
+    pipeline: str
+    source: str = Field(description="builtin:NAME, a local folder, or a hub id.")
+    revision: str | None = None
+    variant: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    placement: Literal["auto", "resident", "drop_text_encoder", "model_offload", "group_offload"] = "auto"
+    vae_class: str
+    size_multiple: int = Field(ge=1)
+    temporal_ratio: int = Field(ge=1)
+    first_frame_alone: bool
+    defaults: ModelDefaults
+    limits: ModelLimits
+    description: str = ""
+    notice: str | None = None
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the weights are made by Framefit itself."""
+        return self.source.startswith("builtin:")
+
+    @property
+    def frame_rule(self) -> str:
+        """The legal frame counts, as people write them: `8k+1`."""
+        return f"{self.temporal_ratio}k{'+1' if self.first_frame_alone else ''}"
+
+    def allows_frames(self, num_frames: int) -> bool:
+        """Whether the model can make a clip of that many frames."""
+        return num_frames >= 1 and (num_frames - self.first_frame_alone) % self.temporal_ratio == 0
+
+
+def load_models(settings: Settings) -> dict[str, ModelEntry]:
+    """The built-in models merged with the user's file, default model first; `ConfigError` on anything not
+    understood.
+    """
+    tables = _read_tables(BUILT_IN_MODELS)
+    if settings.models_file is not None:
+        for name, table in _read_tables(settings.models_file).items():
+            tables[name] = _merged(tables.get(name, {}), table)
+    models = {name: _entry(name, table) for name, table in tables.items()}
+    if settings.model is None:
+        return models
+    if settings.model not in models:
+        raise ConfigError(f"{PREFIX}MODEL: no model {settings.model!r}; there are {', '.join(models)}")
+    return {settings.model: models[settings.model], **models}
+
+
+def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    models = document.pop("models", {})
+    if (
+        document
+        or not isinstance(models, dict)
+        or not all(isinstance(table, dict) for table in models.values())
+    ):
+        raise ConfigError(
+            f"{path}: only [models.NAME] tables are known, found {', '.join(document) or 'other values'}"
+        )
+    return models
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both_tables else value
+    return merged
+
+
+def _entry(name: str, table: Mapping[str, Any]) -> ModelEntry:
+    try:
+        entry = ModelEntry(name=name, **table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(("models", name, *map(str, first["loc"])))
+        raise ConfigError(f"{key}: {first['msg']}") from None
+    except TypeError as error:
+        raise ConfigError(f"models.{name}: {error}") from None
+    given = entry.defaults
+    if given.width % entry.size_multiple or given.height % entry.size_multiple:
+        raise ConfigError(f"models.{name}.defaults: sizes must be multiples of {entry.size_multiple}")
+    if not entry.allows_frames(given.num_frames):
+        raise ConfigError(
+            f"models.{name}.defaults.num_frames: must be {entry.frame_rule}, got {given.num_frames}"
+        )
+    return entry

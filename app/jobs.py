@@ -1,0 +1,204 @@
+"""What a job is: its specification, its states and the legal changes between them.
+
+`JobSpec` is one model for three uses: the body of a request (after the model's defaults are filled in), the
+stored column, and the worker's input. Nothing here knows HTTP, SQL or torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+PROMPT_MAX_CHARACTERS = 4000
+PRIORITY_LIMIT = 10
+
+Json = dict[str, Any]
+
+
+class JobStatus(StrEnum):
+    """Where a job stands; the only states a client must know."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether no worker will touch the job again unless someone asks for it."""
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED})
+
+# running -> queued is a lost worker or a drain; out of the terminal states leads only an explicit redecode or
+# retry.
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELED, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset({JobStatus.QUEUED, *TERMINAL}),
+    JobStatus.SUCCEEDED: frozenset({JobStatus.QUEUED}),
+    JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
+    JobStatus.CANCELED: frozenset({JobStatus.QUEUED}),
+}
+
+
+class Stage(StrEnum):
+    """What is being done for a job right now; finer than its status."""
+
+    QUEUED = "queued"
+    LOADING = "loading"
+    DENOISING = "denoising"
+    WAITING_FOR_MEMORY = "waiting_for_memory"
+    DECODING = "decoding"
+    ENCODING = "encoding"
+    FINISHED = "finished"
+
+
+class DecodeStrategy(StrEnum):
+    """What a client may ask for; `auto` lets the planner choose by free memory."""
+
+    AUTO = "auto"
+    BATCHED = "batched"
+    CHUNKED = "chunked"
+    PER_FRAME = "per_frame"
+
+
+Prompt = Annotated[str, StringConstraints(max_length=PROMPT_MAX_CHARACTERS)]
+
+
+class JobSpec(BaseModel):
+    """Everything that decides a job's result, apart from its image.
+
+    Sizes are pixels, `num_frames` are video frames, `memory_budget_bytes` caps what the decode may use above
+    the weights. Numbers that depend on the model have no default here: `app.config.ModelEntry.defaults` fills
+    them in.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    prompt: Annotated[Prompt, StringConstraints(strip_whitespace=True, min_length=1)] = Field(
+        description="What should happen in the video.", examples=["the camera pans slowly to the left"]
+    )
+    negative_prompt: Prompt = Field("", description="What should not be seen.")
+    model: str = Field(description="Name from GET /models.", max_length=100)
+    width: int = Field(ge=1, le=16384, description="Pixels; a multiple of the model's size_multiple.")
+    height: int = Field(ge=1, le=16384, description="Pixels; a multiple of the model's size_multiple.")
+    num_frames: int = Field(ge=1, le=100_000, description="Video frames; 8k+1 for the LTX family.")
+    fps: int = Field(ge=1, le=120)
+    num_inference_steps: int = Field(ge=1, le=1000)
+    guidance_scale: float = Field(ge=0, le=100)
+    seed: int = Field(ge=0, lt=2**63, description="Chosen at random and reported where none is given.")
+    priority: int = Field(
+        0, ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT, description="Higher runs earlier; waiting counts too."
+    )
+    decode_strategy: DecodeStrategy = DecodeStrategy.AUTO
+    frames_per_chunk: int | None = Field(
+        None, ge=1, description="Latent frames a chunk, with chunked or auto."
+    )
+    exact_only: bool = Field(True, description="Refuse decode plans that are not pixel-exact.")
+    memory_budget_bytes: int | None = Field(None, ge=1, lt=2**63)
+    webhook_url: str | None = Field(None, max_length=2000)
+
+    @model_validator(mode="after")
+    def _chunk_size_needs_chunks(self) -> "JobSpec":
+        forced_whole = self.decode_strategy in (DecodeStrategy.BATCHED, DecodeStrategy.PER_FRAME)
+        if self.frames_per_chunk is not None and forced_whole:
+            raise ValueError(f"frames_per_chunk contradicts decode_strategy {self.decode_strategy}")
+        return self
+
+    def fingerprint(self, image: bytes) -> str:
+        """Digest of the request as a whole; two requests with equal digests ask for the same work."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(hashlib.sha256(image).digest() + canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job failed: a stable code, a sentence for people, and the numbers behind it."""
+
+    code: str
+    message: str
+    data: Json | None = None
+
+    def as_json(self) -> Json:
+        """The error as it is stored and sent."""
+        return {"code": self.code, "message": self.message, **({"data": self.data} if self.data else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row of the job table. Times are seconds since the epoch, `progress` goes from 0 to 1.
+
+    `token` counts claims: a worker that holds an older one is fenced out. `latents_path` is set once
+    denoising is done and its result is safe on disk, so that only the decode has to be run again.
+    """
+
+    id: str
+    status: JobStatus
+    stage: Stage
+    progress: float
+    spec: JobSpec
+    plan: Json | None
+    needed_bytes: int | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    expires_at: float | None
+    attempts: int
+    token: int
+    worker_id: str | None
+    lease_until: float | None
+    cancel_requested: bool
+    latents_path: str | None
+    decode: Json | None
+    result: Json | None
+    error: Json | None
+    owner: str | None
+    queue_position: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that a worker now owns, until its lease ends, under a fencing token."""
+
+    job: Job
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a worker learns when it reports: stop this job, or: it is not yours any more. `paused`: claim
+    nothing new.
+    """
+
+    cancel_requested: bool
+    lost: bool
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the append-only history; `seq` only grows."""
+
+    seq: int
+    job_id: str
+    kind: str
+    at: float
+    data: Json
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """What a worker last said of itself. `device` is described in `app.store.workers`."""
+
+    id: str
+    device: Json
+    job_id: str | None
+    state: Literal["active", "paused"]
+    started_at: float
+    heartbeat_at: float

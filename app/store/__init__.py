@@ -1,0 +1,31 @@
+"""The job table: the only place where a job's state changes, and the only SQL of the service.
+
+database   connections, migrations, the one writer thread
+rows       columns, JSON, the append to the history
+intake     what clients do: hand in, cancel, ask again
+leases     what workers do: claim, report, finish, give back
+workers    who is alive, and on what device
+jobstore   JobStore: all of it, each operation in its transaction
+"""
+
+from app.store.errors import (
+    IdempotencyConflict,
+    NoSuchJob,
+    QueueFull,
+    StoreError,
+    StoreUnavailable,
+    WrongState,
+)
+from app.store.intake import Submission
+from app.store.jobstore import JobStore
+
+__all__ = [
+    "IdempotencyConflict",
+    "JobStore",
+    "NoSuchJob",
+    "QueueFull",
+    "StoreError",
+    "StoreUnavailable",
+    "Submission",
+    "WrongState",
+]

@@ -1,0 +1,181 @@
+"""Connections, migrations and the one writer thread. Knows SQL dialects, not jobs.
+
+Every write of a process goes through `Writer`: many callers, one transaction. While one commit waits for the
+disk the next operations gather, so that a single fsync makes many of them durable. Other processes open the
+same SQLite file; they wait for each other in `BEGIN IMMEDIATE`, never half-way through a transaction.
+"""
+
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+
+from app.store.errors import StoreUnavailable
+
+T = TypeVar("T")
+BUSY_TIMEOUT_SECONDS = 15.0
+MAX_BATCH = 128
+HEAD_REVISION = "0001"
+
+
+def open_engines(url: str) -> tuple[Engine, Engine]:
+    """An engine for writes (each transaction takes the write lock at once) and one for reads."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed), create_engine(parsed, isolation_level="AUTOCOMMIT", pool_size=40)
+    if parsed.database in (None, "", ":memory:"):
+        raise ValueError("the job store needs a database file: jobs are shared between processes")
+    Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+    arguments = {"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
+    writes = create_engine(parsed, connect_args=arguments)
+    reads = create_engine(parsed, connect_args=arguments, isolation_level="AUTOCOMMIT", pool_size=40)
+    for engine in (writes, reads):
+        event.listen(engine, "connect", _set_pragmas)
+    event.listen(writes, "connect", _leave_transactions_to_us)
+    event.listen(writes, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return writes, reads
+
+
+def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _leave_transactions_to_us(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own BEGIN is deferred and only comes before some statements.
+    connection.isolation_level = None
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the schema to the newest revision, once, however many processes start together."""
+    with engine.begin() as connection:
+        if _revision(connection) == HEAD_REVISION:
+            return
+        from alembic import (
+            command,
+        )  # only here: half the start-up time of a process that finds its schema in place
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _revision(connection: Connection) -> str | None:
+    if "alembic_version" not in inspect(connection).get_table_names():
+        return None
+    return connection.execute(text("select version_num from alembic_version")).scalar()
+
+
+class Writer:
+    """Runs write operations, in order, on one thread; a call returns when its effects are durable."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[tuple[Callable[[Connection], Any], Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def run(self, operation: Callable[[Connection], T]) -> T:
+        """Run `operation` inside a savepoint of the next transaction and return its result once that is
+        committed.
+
+        What the operation raises is raised here and undoes only its own effects. Raises `StoreUnavailable`
+        where the database refuses.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise StoreUnavailable("the job store is closed")
+            self._inbox.put((operation, future))
+        return future.result()
+
+    def close(self) -> None:
+        """Finish what was handed in, then stop the thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._inbox.put(None)
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            batch, last = self._next_batch()
+            if batch:
+                self._commit(batch)
+            if last:
+                return
+
+    def _next_batch(self) -> tuple[list[tuple[Callable[[Connection], Any], Future[Any]]], bool]:
+        batch = []
+        item = self._inbox.get()
+        while item is not None:
+            batch.append(item)
+            if len(batch) == MAX_BATCH:
+                return batch, False
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _commit(self, batch: list[tuple[Callable[[Connection], Any], Future[Any]]]) -> None:
+        outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
+        try:
+            with self._engine.begin() as connection:
+                for operation, future in batch:
+                    outcomes.append((future, *_attempt(connection, operation)))
+        except Exception as error:
+            refusal = _translated(error)
+            for _, future in batch:
+                future.set_exception(refusal)
+            return
+        for future, result, problem in outcomes:
+            if problem is None:
+                future.set_result(result)
+            else:
+                future.set_exception(problem)
+
+
+def _attempt(
+    connection: Connection, operation: Callable[[Connection], Any]
+) -> tuple[Any, BaseException | None]:
+    savepoint = connection.begin_nested()
+    try:
+        result = operation(connection)
+        savepoint.commit()
+        return result, None
+    except DBAPIError as error:
+        if not savepoint.is_active or _is_refusal(error):
+            raise  # the whole transaction is lost: a full disk, a lost connection
+        savepoint.rollback()
+        return None, error
+    except Exception as error:
+        savepoint.rollback()
+        return None, error
+
+
+def _is_refusal(error: DBAPIError) -> bool:
+    return isinstance(error.orig, sqlite3.OperationalError) or error.connection_invalidated
+
+
+def _translated(error: Exception) -> Exception:
+    if isinstance(error, DBAPIError):
+        return StoreUnavailable(str(error.orig))
+    return error

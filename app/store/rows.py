@@ -1,0 +1,83 @@
+"""How jobs, events and workers look in the database: columns, JSON, and the append to the history.
+
+Functions here run inside a transaction that the caller owns.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, text
+from sqlalchemy.sql.elements import TextClause
+
+from app.jobs import Event, Job, JobSpec, JobStatus, Json, Stage
+from app.store.errors import NoSuchJob
+
+# A queued job's position is how many run before it, itself included.
+JOB_COLUMNS = """
+    j.id, j.status, j.stage, j.progress, j.spec, j.plan, j.needed_bytes, j.created_at, j.started_at,
+    j.finished_at, j.expires_at, j.attempts, j.token, j.worker_id, j.lease_until, j.cancel_requested,
+    j.latents_path, j.decode, j.result, j.error, j.owner,
+    case when j.status = 'queued' then (
+        select count(*) from jobs q
+        where q.status = 'queued' and (q.rank < j.rank or (q.rank = j.rank and q.id <= j.id))
+    ) end as queue_position
+"""
+
+SELECT_JOB = text(f"select {JOB_COLUMNS} from jobs j where j.id = :id")
+_EVENTS = "select seq, job_id, kind, at, data from events where seq > :after"
+SELECT_EVENTS = text(f"{_EVENTS} order by seq limit :limit")
+SELECT_JOB_EVENTS = text(f"{_EVENTS} and job_id = :job_id order by seq limit :limit")
+INSERT_EVENT = text("insert into events (job_id, kind, at, data) values (:job_id, :kind, :at, :data)")
+
+
+def new_id() -> str:
+    """A fresh id that sorts by time of creation: milliseconds, then 80 random bits, in hexadecimal."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def dump(value: Mapping[str, Any] | None) -> str | None:
+    """A JSON column's text."""
+    return None if value is None else json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def load(value: str | None) -> Json | None:
+    """A JSON column's value."""
+    return None if value is None else json.loads(value)
+
+
+def job_of(row: RowMapping) -> Job:
+    """The job in a row that was selected with `JOB_COLUMNS`."""
+    columns = dict(row)
+    for name in ("plan", "decode", "result", "error"):
+        columns[name] = load(columns[name])
+    columns["status"] = JobStatus(columns["status"])
+    columns["stage"] = Stage(columns["stage"])
+    columns["spec"] = JobSpec.model_validate_json(columns["spec"])
+    columns["cancel_requested"] = bool(columns["cancel_requested"])
+    return Job(**columns)
+
+
+def fetch_job(connection: Connection, job_id: str) -> Job:
+    """The job of that id, or `NoSuchJob`."""
+    row = connection.execute(SELECT_JOB, {"id": job_id}).mappings().one_or_none()
+    if row is None:
+        raise NoSuchJob(job_id)
+    return job_of(row)
+
+
+def fetch_events(connection: Connection, after: int, limit: int, job_id: str | None) -> list[Event]:
+    """Events with a greater `seq`, oldest first, of one job or of all."""
+    query: TextClause = SELECT_EVENTS if job_id is None else SELECT_JOB_EVENTS
+    parameters = {"after": after, "limit": limit, **({} if job_id is None else {"job_id": job_id})}
+    return [
+        Event(row.seq, row.job_id, row.kind, row.at, json.loads(row.data))
+        for row in connection.execute(query, parameters)
+    ]
+
+
+def append_event(connection: Connection, job_id: str, kind: str, data: Mapping[str, Any], now: float) -> None:
+    """Add a line to the history."""
+    connection.execute(INSERT_EVENT, {"job_id": job_id, "kind": kind, "at": now, "data": dump(data)})
