@@ -60,7 +60,7 @@ def _absent(uuid: str, state: NvmlState, index: int = -1) -> GpuInfo:
 
 
 class Nvml:
-    """The driver, opened at first use and again after each failure to open; close it, or use it in a `with`."""
+    """The driver, opened at first use and again after a failure to open; close it, or use it in a `with`."""
 
     def __init__(self) -> None:
         self._library: Any = None

@@ -1,0 +1,193 @@
+"""How much memory a VAE's decode needs at any shape and chunk size, by arithmetic on a few traced numbers.
+
+Owns: `MemoryProfile`, made once a VAE configuration and dtype by `adaptive.profile` and stored as JSON, so
+that a process without torch plans in microseconds. Must not know: torch, devices, policies.
+
+The traced quantities behave as follows for decoders without attention over space (measured on real
+configurations): bytes are exactly proportional to latent height x width x batch; batched bytes are affine in
+latent frames once there are a few; streamed bytes grow with latent frames until every layer's state is full,
+then stay; and once full they are affine in the chunk size.
+"""
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from adaptive.residuals import Residuals as Residuals
+from adaptive.types import LatentShape, PeakEstimate, VaeTraits, VideoShape, strategy_of
+
+FORMAT = 1
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Bytes for one latent pixel over latent frames: linear between traced points."""
+
+    points: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        frames = [x for x, _ in self.points]
+        if not frames or frames != sorted(set(frames)):
+            raise ValueError(f"Curve.points must rise in latent frames and not be empty, got {frames}")
+
+    def at(self, frames: float, *, extrapolate: bool) -> float:
+        """Value at `frames`; outside the points the nearest one, or (`extrapolate`) on the last segment's
+        line.
+        """
+        xs = [x for x, _ in self.points]
+        ys = [y for _, y in self.points]
+        if len(xs) == 1:
+            return ys[0]
+        if frames <= xs[0]:
+            return ys[0]
+        if frames >= xs[-1] and not extrapolate:
+            return ys[-1]
+        right = min(bisect_left(xs, frames), len(xs) - 1)
+        return _line(xs[right - 1], ys[right - 1], xs[right], ys[right], frames)
+
+
+def _line(x0: float, y0: float, x1: float, y1: float, x: float) -> float:
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryProfile:
+    """Traced memory of one VAE configuration in one dtype ("float32", "float16" or "bfloat16").
+
+    `batched` is the one-call decode with its output; `streamed` maps a chunk size in latent frames to the
+    peak of a streamed decode whose consumer keeps no frame. Empty where the VAE cannot stream exactly.
+    """
+
+    traits: VaeTraits
+    dtype: str
+    config_digest: str
+    batched: Curve
+    streamed: Mapping[int, Curve]
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one number."""
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether chunks of fewer than all frames give the same pixels."""
+        return bool(self.streamed)
+
+    def live_bytes(self, shape: LatentShape, frames_per_chunk: int) -> int:
+        """Peak of tensors above weights and input, within 2 % of the real run. `ValueError` if it cannot
+        stream.
+        """
+        if frames_per_chunk < 1:
+            raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
+        if frames_per_chunk >= shape.frames:
+            return math.ceil(self.batched.at(shape.frames, extrapolate=True) * shape.area)
+        if not self.can_stream:
+            raise ValueError(f"{self.traits.vae_class} cannot be decoded in chunks")
+        return math.ceil(self._streamed_at(shape.frames, frames_per_chunk) * shape.area)
+
+    def _streamed_at(self, frames: int, chunk: int) -> float:
+        """Between traced chunk sizes: on the line through the neighbours, each at the same number of chunks."""
+        sizes = sorted(self.streamed)
+        if chunk in self.streamed or len(sizes) == 1:
+            nearest = chunk if chunk in self.streamed else sizes[0]
+            return self.streamed[nearest].at(frames, extrapolate=False)
+        right = min(max(bisect_left(sizes, chunk), 1), len(sizes) - 1)
+        low, high = sizes[right - 1], sizes[right]
+        values = [self.streamed[size].at(frames * size / chunk, extrapolate=False) for size in (low, high)]
+        return _line(low, values[0], high, values[1], chunk)
+
+    def output_bytes(self, shape: LatentShape) -> int:
+        """Bytes of the whole decoded video, three channels, in this dtype."""
+        pixels = shape.area * self.traits.spatial_ratio**2
+        return 3 * self.traits.video_frames(shape.frames) * pixels * self.item_bytes
+
+    def estimate(
+        self, latent_shape: LatentShape, frames_per_chunk: int, residuals: Residuals | None = None
+    ) -> PeakEstimate:
+        """Live, expected and upper bytes; without `residuals` the margins of a CPU where nothing was learned."""
+        live = self.live_bytes(latent_shape, frames_per_chunk)
+        strategy = strategy_of(frames_per_chunk, latent_shape.frames)
+        return (residuals or Residuals()).estimate(self.traits.family, self.dtype, strategy, live)
+
+    def largest_shape(
+        self,
+        budget_bytes: int,
+        like: VideoShape,
+        *,
+        residuals: Residuals | None = None,
+        size_multiple: int | None = None,
+        frames_per_chunk: int | None = None,
+    ) -> VideoShape | None:
+        """Largest size of the same frame count and about the same aspect that fits; None where not even one
+        block does.
+
+        At the smallest chunk unless `frames_per_chunk` is given. Sizes are multiples of `size_multiple` (the
+        VAE's own spatial ratio unless the pipeline asks for more).
+        """
+        step = size_multiple or self.traits.spatial_ratio
+        chunk = frames_per_chunk or (1 if self.can_stream else self.traits.latent_frames(like.frames))
+
+        def fits(height: int, width: int) -> bool:
+            shape = self.traits.latent_shape(VideoShape(like.frames, height, width))
+            return self.estimate(shape, chunk, residuals).upper_bytes <= budget_bytes
+
+        sizes = list(_sizes_below(like, step))
+        first = bisect_left(sizes, True, key=lambda size: fits(*size))
+        return VideoShape(like.frames, *sizes[first]) if first < len(sizes) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; the inverse is `from_json`."""
+        return {
+            "format": FORMAT,
+            "traits": asdict(self.traits),
+            "dtype": self.dtype,
+            "config_digest": self.config_digest,
+            "batched": [list(point) for point in self.batched.points],
+            "streamed": {
+                str(n): [list(point) for point in curve.points] for n, curve in self.streamed.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`; `ValueError` for another format."""
+        if data.get("format") != FORMAT:
+            raise ValueError(f"memory profile format {data.get('format')!r} is not {FORMAT}")
+        return cls(
+            traits=VaeTraits(**data["traits"]),
+            dtype=data["dtype"],
+            config_digest=data["config_digest"],
+            batched=_curve(data["batched"]),
+            streamed={int(n): _curve(points) for n, points in data["streamed"].items()},
+        )
+
+    def save(self, path: Path) -> None:
+        """Write to `path`, atomically."""
+        draft = path.with_name(path.name + ".new")
+        draft.write_text(json.dumps(self.to_json()))
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote; `OSError` or `ValueError` where that is impossible."""
+        return cls.from_json(json.loads(path.read_text()))
+
+
+def _curve(points: Iterable[Iterable[float]]) -> Curve:
+    return Curve(tuple((int(x), float(y)) for x, y in points))
+
+
+def _sizes_below(like: VideoShape, step: int) -> Iterable[tuple[int, int]]:
+    """Sizes of about `like`'s aspect, largest first, each smaller in area than the one before."""
+    longer, shorter = max(like.height, like.width), min(like.height, like.width)
+    for blocks in range(longer // step, 0, -1):
+        other = min(max(1, round(blocks * shorter / longer)), shorter // step)
+        long_side, short_side = blocks * step, other * step
+        if short_side:
+            yield (long_side, short_side) if like.height >= like.width else (short_side, long_side)

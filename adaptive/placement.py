@@ -1,0 +1,143 @@
+"""Where a pipeline's weights live between its stages: decided from sizes, before anything is loaded.
+
+Owns: the choice among diffusers' own mechanisms (all resident, text encoder dropped after the prompt, model
+offload, group offload), fastest first. Must not know: torch, pipelines, how a placement is carried out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from adaptive.errors import DoesNotFit
+
+MIB = 2**20
+# Two blocks of layers are on the card at a time in group offload: one computing, one arriving on another
+# stream.
+GROUPS_ON_DEVICE = 2
+
+
+class Stage(StrEnum):
+    """Phases of an image-to-video pipeline that hold different weights."""
+
+    PROMPT = "prompt"
+    DENOISE = "denoise"
+    DECODE = "decode"
+
+
+class PlacementKind(StrEnum):
+    """How weights move, fastest first."""
+
+    RESIDENT = "resident"  # everything on the device, always
+    DROP_TEXT_ENCODER = "drop_text_encoder"  # text encoder alone for the prompt, then the rest together
+    MODEL_OFFLOAD = "model_offload"  # one component on the device at a time
+    GROUP_OFFLOAD = "group_offload"  # components too large for the device pass through it in groups of layers
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentSize:
+    """Weights of one pipeline component in the dtype it is loaded in; `group_bytes` is its largest block of
+    layers.
+    """
+
+    name: str
+    weight_bytes: int
+    stages: tuple[Stage, ...]
+    group_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight_bytes < 0 or not self.stages:
+            raise ValueError(f"component {self.name!r}: {self.weight_bytes} bytes in stages {self.stages}")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where weights live. `group_offloaded` names the components that never are on the device whole."""
+
+    kind: PlacementKind
+    device_bytes: int  # peak on the device, activations included
+    host_bytes: int  # weights kept in host memory (or passing through it while loading)
+    group_offloaded: tuple[str, ...]
+    reason: str
+
+
+def plan_weights(
+    components: Sequence[ComponentSize],
+    *,
+    activation_bytes: Mapping[Stage, int],
+    device_budget_bytes: int,
+    host_budget_bytes: int,
+) -> Placement:
+    """The fastest placement that fits the device and the host.
+
+    `activation_bytes`: peak above weights in each stage (for decoding: of the smallest rung, so that a
+    placement is not refused for a decode that can shrink). `DoesNotFit` names what is short where not even
+    group offload fits.
+    """
+    candidates = [
+        _resident(components, activation_bytes),
+        _drop_text_encoder(components, activation_bytes),
+        _one_at_a_time(components, activation_bytes, device_budget_bytes),
+    ]
+    refused: list[str] = []
+    for each in candidates:
+        if each.device_bytes > device_budget_bytes:
+            refused.append(f"{each.kind} needs {_gib(each.device_bytes)} on the device")
+        elif each.host_bytes > host_budget_bytes:
+            refused.append(f"{each.kind} needs {_gib(each.host_bytes)} of host memory")
+        else:
+            why = f"{_gib(each.device_bytes)} of {_gib(device_budget_bytes)} at the peak"
+            reason = "; ".join([f"{each.kind}: {why}", *refused])
+            return Placement(each.kind, each.device_bytes, each.host_bytes, each.group_offloaded, reason)
+    last = candidates[-1]
+    if last.device_bytes > device_budget_bytes:
+        raise DoesNotFit(
+            "placing the weights", needed_bytes=last.device_bytes, budget_bytes=device_budget_bytes
+        )
+    raise DoesNotFit(
+        "keeping the weights in host memory",
+        needed_bytes=min(each.host_bytes for each in candidates if each.device_bytes <= device_budget_bytes),
+        budget_bytes=host_budget_bytes,
+    )
+
+
+def _sum(components: Sequence[ComponentSize]) -> int:
+    return sum(each.weight_bytes for each in components)
+
+
+def _peak(components: Sequence[ComponentSize], activations: Mapping[Stage, int]) -> int:
+    """Peak with all of `components` on the device through every stage any of them takes part in."""
+    stages = {stage for each in components for stage in each.stages}
+    return _sum(components) + max((activations.get(stage, 0) for stage in stages), default=0)
+
+
+def _resident(components: Sequence[ComponentSize], activations: Mapping[Stage, int]) -> Placement:
+    loading = max((each.weight_bytes for each in components), default=0)  # passes through the host
+    return Placement(PlacementKind.RESIDENT, _peak(components, activations), loading, (), "")
+
+
+def _drop_text_encoder(components: Sequence[ComponentSize], activations: Mapping[Stage, int]) -> Placement:
+    text = [each for each in components if each.stages == (Stage.PROMPT,)]
+    rest = [each for each in components if each.stages != (Stage.PROMPT,)]
+    device = max(_peak(text, activations), _peak(rest, activations))
+    return Placement(PlacementKind.DROP_TEXT_ENCODER, device, _sum(components), (), "")
+
+
+def _one_at_a_time(
+    components: Sequence[ComponentSize], activations: Mapping[Stage, int], budget_bytes: int
+) -> Placement:
+    """Model offload; a component that does not fit whole passes through in groups of layers."""
+    grouped: list[str] = []
+    device = 0
+    for each in components:
+        activation = max(activations.get(stage, 0) for stage in each.stages)
+        whole = each.weight_bytes + activation
+        if whole > budget_bytes and each.group_bytes is not None:
+            grouped.append(each.name)
+            whole = min(each.weight_bytes, GROUPS_ON_DEVICE * each.group_bytes) + activation
+        device = max(device, whole)
+    kind = PlacementKind.GROUP_OFFLOAD if grouped else PlacementKind.MODEL_OFFLOAD
+    return Placement(kind, device, _sum(components), tuple(grouped), "")
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,121 @@
+"""Peak live bytes of any torch call, counted at the dispatcher: exact on meta tensors, where nothing is
+computed.
+
+Owns: accounting of tensor storages from birth to death. Must not know: VAEs, strategies, devices' real
+memory. What happens inside one operator (a convolution's workspace) is invisible here;
+`adaptive.memory.Residuals` learns it.
+"""
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Live bytes of one call, above everything that existed before it (weights and inputs are not counted)."""
+
+    peak_bytes: int
+    left_bytes: int  # still alive after the call, its result included
+    peak_operator: str
+    operators: int
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class is untyped
+    """Counts the bytes of storages born while active; a storage dies when its last tensor does.
+
+    A storage first met as an operator's argument existed before and is never counted, so weights and inputs
+    need no list. Views and in-place results share their base's storage and add nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # same
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self.peak_operator = ""
+        self.operators = 0
+        self._storages: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+    def reset_peak(self) -> None:
+        """Forget the peak: it starts again from what is alive now."""
+        self.peak_bytes = self.live_bytes
+        self.peak_operator = ""
+
+    def note_temporary(self, extra_bytes: int, operator: str) -> None:
+        """Count bytes that an operator takes and gives back within itself."""
+        if self.live_bytes + extra_bytes > self.peak_bytes:
+            self.peak_bytes = self.live_bytes + extra_bytes
+            self.peak_operator = operator
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._meet(leaf, born=False)
+        result = func(*args, **(kwargs or {}))
+        self.operators += 1
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._meet(leaf, born=True)
+        self.note_temporary(0, str(func))
+        return result
+
+    def _meet(self, tensor: Tensor, *, born: bool) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._storages.get(key)
+        counted = storage.nbytes() if born else 0
+        if known is not None:
+            if not known[1] or storage.nbytes() == known[1]:
+                return
+            counted = storage.nbytes()  # resized in place
+            self.live_bytes -= known[1]
+        # The wrapper object lives exactly as long as the storage itself (torch keeps it alive from C++), so
+        # its weak reference fires at the moment the memory is given back.
+        self._storages[key] = (weakref.ref(storage, partial(self._die, key)), counted)
+        self.live_bytes += counted
+
+    def _die(self, key: int, _: object) -> None:
+        self.live_bytes -= self._storages.pop(key)[1]
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Counts attention as fused kernels need it: output and one float32 a row, not the meta fallback's
+    scores.
+    """
+
+    def __init__(self, live: LiveBytes) -> None:
+        super().__init__()
+        self._live = live
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not torch.nn.functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query = args[0] if args else kwargs["query"]
+        value = args[2] if len(args) > 2 else kwargs["value"]
+        result = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        self._live.note_temporary(4 * math.prod(query.shape[:-1]), "scaled_dot_product_attention")
+        return result
+
+
+def trace_peak(call: Callable[[], Any]) -> Trace:
+    """Run `call` on meta tensors and return its peak of live bytes, the result it returns included."""
+    live = LiveBytes()
+    with torch.inference_mode(False), torch.no_grad(), _FusedAttention(live), live:
+        result = call()
+    left_bytes = live.live_bytes
+    del result
+    return Trace(live.peak_bytes, left_bytes, live.peak_operator, live.operators)
