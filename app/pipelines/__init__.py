@@ -1,0 +1,1 @@
+"""Pipelines and model descriptions that the service brings along."""

@@ -1,0 +1,55 @@
+"""DynamiCrafter (256, 512 and 1024) as a diffusers pipeline.
+
+Owns the model family: UNet, image projector, scheduler, conditioning, pipeline, and loading of the published
+checkpoints. Knows nothing of jobs, HTTP or decode planning; it calls `vae.encode` and `vae.decode` plainly,
+so whoever owns the VAE decides how many frames go through it at once.
+
+Names are resolved on first use: `defaults` can be read by processes that must not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from app.pipelines.dynamicrafter.checkpoint import CheckpointMismatch
+    from app.pipelines.dynamicrafter.conversion import convert, from_single_file
+    from app.pipelines.dynamicrafter.defaults import DEFAULTS, ResolutionDefaults
+    from app.pipelines.dynamicrafter.pipeline import DynamiCrafterPipeline, DynamiCrafterPipelineOutput
+    from app.pipelines.dynamicrafter.projector import DynamiCrafterImageProjector
+    from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
+    from app.pipelines.dynamicrafter.tiny import build_tiny_pipeline
+    from app.pipelines.dynamicrafter.unet import DynamiCrafterUNet
+
+_HOME = {
+    "CheckpointMismatch": "checkpoint",
+    "DEFAULTS": "defaults",
+    "DynamiCrafterImageProjector": "projector",
+    "DynamiCrafterPipeline": "pipeline",
+    "DynamiCrafterPipelineOutput": "pipeline",
+    "DynamiCrafterScheduler": "scheduler",
+    "DynamiCrafterUNet": "unet",
+    "ResolutionDefaults": "defaults",
+    "build_tiny_pipeline": "tiny",
+    "convert": "conversion",
+    "from_single_file": "conversion",
+}
+
+__all__ = [
+    "DEFAULTS",
+    "CheckpointMismatch",
+    "DynamiCrafterImageProjector",
+    "DynamiCrafterPipeline",
+    "DynamiCrafterPipelineOutput",
+    "DynamiCrafterScheduler",
+    "DynamiCrafterUNet",
+    "ResolutionDefaults",
+    "build_tiny_pipeline",
+    "convert",
+    "from_single_file",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,120 @@
+"""The component configurations of the three published models, and empty components built from them.
+
+Owns numbers of the architecture. A configuration can be overridden in part, component by component, which is
+how models of other widths are loaded. Knows nothing of files or keys.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+
+from app.pipelines.dynamicrafter.defaults import defaults_for
+from app.pipelines.dynamicrafter.keymap import Layout
+from app.pipelines.dynamicrafter.projector import DynamiCrafterImageProjector
+from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
+from app.pipelines.dynamicrafter.unet import DynamiCrafterUNet
+
+ComponentConfigs = dict[str, dict[str, Any]]
+PartialConfigs = Mapping[str, Mapping[str, Any]]
+
+# The text and image towers are OpenCLIP ViT-H/14; of the text tower all but the last block are run.
+_TEXT_ENCODER = {
+    "vocab_size": 49408,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+    "pad_token_id": 0,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+}
+_IMAGE_ENCODER = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 224,
+    "hidden_act": "gelu",
+}
+_VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 256,
+    "scaling_factor": 0.18215,
+}
+
+
+def component_configs(resolution: int, overrides: PartialConfigs | None = None) -> ComponentConfigs:
+    """The configuration of every component of the published model, with `overrides` merged in key by key.
+
+    Raises ValueError for an unknown resolution, component or configuration key.
+    """
+    defaults = defaults_for(resolution)
+    configs: ComponentConfigs = {
+        "unet": {
+            "sample_size": (defaults.height // 8, defaults.width // 8),
+            "learnable_image_scale": defaults.learnable_image_scale,
+            "default_fs": defaults.fs,
+        },
+        "vae": dict(_VAE),
+        "text_encoder": dict(_TEXT_ENCODER),
+        "image_encoder": dict(_IMAGE_ENCODER),
+        "image_projector": {},
+        "scheduler": {
+            "prediction_type": defaults.prediction_type,
+            "timestep_spacing": defaults.timestep_spacing,
+            "rescale_betas_zero_snr": defaults.rescale_betas_zero_snr,
+            "rescale_base": defaults.rescale_base,
+        },
+    }
+    for component, changes in (overrides or {}).items():
+        if component not in configs:
+            raise ValueError(f"no component is called {component!r}; there are {', '.join(configs)}")
+        configs[component].update(changes)
+    return configs
+
+
+def empty_components(configs: ComponentConfigs) -> dict[str, nn.Module]:
+    """The components that hold weights, every parameter on the meta device."""
+    with init_empty_weights(include_buffers=False):
+        return {
+            "unet": _built(DynamiCrafterUNet, configs["unet"]),
+            "vae": _built(AutoencoderKL, configs["vae"]),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+            "image_encoder": CLIPVisionModel(CLIPVisionConfig(**configs["image_encoder"])),
+            "image_projector": _built(DynamiCrafterImageProjector, configs["image_projector"]),
+        }
+
+
+def build_scheduler(configs: ComponentConfigs) -> DynamiCrafterScheduler:
+    """The scheduler, set up as configured."""
+    scheduler: DynamiCrafterScheduler = _built(DynamiCrafterScheduler, configs["scheduler"])
+    return scheduler
+
+
+def layout_of(components: Mapping[str, Any]) -> Layout:
+    """The numbers that the original key names depend on."""
+    unet, vae, text_encoder = components["unet"], components["vae"], components["text_encoder"]
+    return Layout(
+        unet_layers_per_block=len(unet.down_blocks[0].resnets),
+        unet_up_attention=tuple(hasattr(block, "attentions") for block in unet.up_blocks),
+        vae_levels=len(vae.decoder.up_blocks),
+        text_layers=len(text_encoder.encoder.layers),
+    )
+
+
+def _built(cls: type[Any], config: dict[str, Any]) -> Any:
+    try:
+        return cls(**config)
+    except TypeError as error:
+        raise ValueError(f"configuration of {cls.__name__}: {error}") from error

@@ -1,0 +1,323 @@
+"""The DynamiCrafter pipeline: an image and a prompt -> sixteen frames.
+
+Owns the order of the work. Encodes and decodes frames folded in the batch of `vae.encode` and `vae.decode`,
+all at once unless told otherwise, so those two calls are where memory is decided from outside. Whatever
+`vae.decode` returns is only reshaped and scaled afterwards: nothing else depends on the decoded frames or on
+their size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from app.pipelines.dynamicrafter.components import PartialConfigs
+from app.pipelines.dynamicrafter.defaults import SIZE_MULTIPLE, ResolutionDefaults, defaults_for
+from app.pipelines.dynamicrafter.guidance import Conditions, Guidance, conditioning_latents, predict
+from app.pipelines.dynamicrafter.images import ImageInput, clip_pixels, load_images, present
+from app.pipelines.dynamicrafter.projector import DynamiCrafterImageProjector
+from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
+from app.pipelines.dynamicrafter.unet import DynamiCrafterUNet
+
+Generators = torch.Generator | list[torch.Generator] | None
+StepCallback = Callable[["DynamiCrafterPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any]]
+OutputType = Literal["pil", "np", "pt", "latent"]
+
+
+@dataclass
+class DynamiCrafterPipelineOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped
+    """`frames` by output type: lists of PIL images ("pil"), `[B, T, H, W, 3]` ("np") or `[B, T, 3, H, W]`
+    ("pt") in [0, 1], or the scaled latents `[B, 4, T, h, w]` ("latent").
+    """
+
+    frames: list[list[Image.Image]] | npt.NDArray[np.float32] | torch.Tensor
+
+
+class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
+    """Animates an image (or what happens between two) as a prompt says.
+
+    `resolution` (256, 512 or 1024) says which published model this is; its values are the defaults of a call.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->image_projector->unet->vae"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        image_encoder: CLIPVisionModel,
+        image_projector: DynamiCrafterImageProjector,
+        unet: DynamiCrafterUNet,
+        scheduler: DynamiCrafterScheduler,
+        resolution: int = 512,
+    ) -> None:
+        super().__init__()
+        defaults_for(resolution)
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            image_encoder=image_encoder,
+            image_projector=image_projector,
+            unet=unet,
+            scheduler=scheduler,
+        )
+        self.register_to_config(resolution=resolution)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self._interrupt = False
+        self._num_timesteps = 0
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | Path,
+        resolution: int,
+        tokenizer: str | Path | CLIPTokenizer | None = None,
+        config: PartialConfigs | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+    ) -> "DynamiCrafterPipeline":
+        """The pipeline of a published checkpoint; see `conversion.load_components`, which says what is
+        raised.
+        """
+        from app.pipelines.dynamicrafter.conversion import load_components
+
+        return cls(**load_components(path, resolution, tokenizer, config, torch_dtype), resolution=resolution)
+
+    @property
+    def defaults(self) -> ResolutionDefaults:
+        """The published values of this model."""
+        return defaults_for(self.config.resolution)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the last call; with uniform spacing this may be more than was asked (see the
+        scheduler).
+        """
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` from a callback to end the denoising early."""
+        return self._interrupt
+
+    def encode_prompt(self, prompt: str | list[str]) -> torch.Tensor:
+        """Prompts -> `[B, 77, D]`: the tokens of the last-but-one text block, layer norm included."""
+        inputs = self.tokenizer(
+            [prompt] if isinstance(prompt, str) else prompt,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        encoded: torch.Tensor = self.text_encoder(
+            inputs.input_ids.to(self._execution_device)
+        ).last_hidden_state
+        return encoded
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `[B, 3, H, W]` in [-1, 1] -> the context tokens of all frames, `[B, queries, D]`."""
+        encoder = self.image_encoder
+        pixels = clip_pixels(images.to(self._execution_device, torch.float32), encoder.config.image_size)
+        projected: torch.Tensor = self.image_projector(encoder(pixels.to(encoder.dtype)).last_hidden_state)
+        return projected
+
+    def encode_latents(
+        self, images: torch.Tensor, generator: Generators = None, chunk_size: int | None = None
+    ) -> torch.Tensor:
+        """Images `[N, 3, H, W]` in [-1, 1] -> scaled latents `[N, 4, h, w]`, drawn from the VAE's
+        distribution.
+
+        The noise is drawn once for all images, so any `chunk_size` gives the same latents.
+        """
+        images = images.to(self._execution_device, self.vae.dtype)
+        parts = [self.vae.encode(part).latent_dist for part in torch.split(images, chunk_size or len(images))]
+        if len(parts) > 1:
+            parts = [DiagonalGaussianDistribution(torch.cat([part.parameters for part in parts]))]
+        latents: torch.Tensor = parts[0].sample(generator).float() * self.vae.config.scaling_factor
+        return latents
+
+    def decode_latents(self, latents: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
+        """Scaled latents `[B, 4, T, h, w]` -> frames `[B, 3, T, H, W]` in the VAE's own range, about [-1,
+        1].
+        """
+        folded = latents.transpose(1, 2).flatten(0, 1) / self.vae.config.scaling_factor
+        parts = torch.split(folded.to(self.vae.dtype), chunk_size or len(folded))
+        frames = [self.vae.decode(part, return_dict=False)[0] for part in parts]
+        decoded = torch.cat(frames)
+        return decoded.reshape(len(latents), -1, *decoded.shape[1:]).transpose(1, 2)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: ImageInput,
+        prompt: str | list[str] = "",
+        negative_prompt: str | list[str] = "",
+        last_image: ImageInput | None = None,
+        loop: bool = False,
+        num_frames: int = 16,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        guidance_rescale: float | None = None,
+        fs: int | None = None,
+        eta: float = 1.0,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        guidance_passes: int = 1,
+        encode_chunk_size: int | None = None,
+        decode_chunk_size: int | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> DynamiCrafterPipelineOutput | tuple[Any]:
+        """Generate one video for each prompt.
+
+        `last_image`: generate what lies between two images. `loop`: return to the first image; its second
+        showing, the last frame, is left out. `fs`: the model's motion control, a frame stride (256) or frames
+        per second. `latents`: the initial noise `[B, 4, T, h, w]`. `prompt_embeds`, `negative_prompt_embeds`:
+        results of `encode_prompt`, in place of prompts. `guidance_passes`: 2 runs the guided and the unguided
+        prediction one after the other, in half the memory. `encode_chunk_size`, `decode_chunk_size`: images a
+        VAE call (default all). Values left None are the published ones of this model.
+        Raises ValueError for sizes that are no multiple of 64 and for arguments that contradict each other.
+        """
+        defaults = self.defaults
+        height, width = height or defaults.height, width or defaults.width
+        between = loop or last_image is not None
+        _check(height, width, num_frames, loop and last_image is not None, between, output_type)
+        if fs is None:
+            fs = defaults.interpolation_fs if between else defaults.fs
+        rescale = defaults.guidance_rescale if guidance_rescale is None else guidance_rescale
+        guidance = Guidance(guidance_scale, rescale, guidance_passes)
+
+        text = self.encode_prompt(prompt) if prompt_embeds is None else prompt_embeds
+        uncond_text = None
+        if guidance_scale != 1:
+            uncond_text = negative_prompt_embeds
+            if uncond_text is None:
+                uncond_text = self.encode_prompt(negative_prompt)
+        first = load_images(image, width, height)
+        last = first if loop else None if last_image is None else load_images(last_image, width, height)
+        conditions = Conditions(
+            *self._contexts(text, uncond_text, first),
+            self._image_latents(first, last, len(text), num_frames, generator, encode_chunk_size),
+            torch.full((len(text),), fs, device=self._execution_device),
+        )
+        latents = self._initial_latents(latents, conditions.image_latents, generator)
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        latents = self._denoise(
+            latents,
+            conditions,
+            guidance,
+            {"eta": eta, "generator": generator},
+            callback_on_step_end,
+            tuple(callback_on_step_end_tensor_inputs or self._callback_tensor_inputs),
+        )
+        # Frames are decoded independently, so the one that a loop does not show need not be decoded.
+        latents = latents[:, :, :-1] if loop else latents
+        frames: Any = latents
+        if output_type != "latent":
+            frames = present(self.decode_latents(latents, decode_chunk_size), output_type)
+        self.maybe_free_model_hooks()
+        return DynamiCrafterPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _denoise(
+        self,
+        latents: torch.Tensor,
+        conditions: Conditions,
+        guidance: Guidance,
+        step_arguments: dict[str, Any],
+        callback: StepCallback | None,
+        callback_inputs: tuple[str, ...],
+    ) -> torch.Tensor:
+        if unknown := set(callback_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"a callback can be given {self._callback_tensor_inputs}, not {sorted(unknown)}")
+        self._interrupt = False
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for index, timestep in enumerate(timesteps):
+                if self._interrupt:
+                    break
+                output = predict(self.unet, latents, timestep, conditions, guidance)
+                latents = self.scheduler.step(output, timestep, latents, return_dict=False, **step_arguments)[
+                    0
+                ]
+                if callback is not None:
+                    given = {"latents": latents} if callback_inputs else {}
+                    latents = (callback(self, index, timestep, given) or {}).get("latents", latents)
+                progress.update()
+        return latents
+
+    def _contexts(
+        self, text: torch.Tensor, uncond_text: torch.Tensor | None, first: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Text and image tokens in one context, with and without guidance; a zero image is mid-grey."""
+        batch = len(text)
+        context = torch.cat([text, _spread(self.encode_image(first), batch)], dim=1)
+        if uncond_text is None:
+            return context, None
+        blank = self.encode_image(torch.zeros_like(first[:1]))
+        return context, torch.cat([_spread(uncond_text, batch), _spread(blank, batch)], dim=1)
+
+    def _image_latents(
+        self,
+        first: torch.Tensor,
+        last: torch.Tensor | None,
+        batch: int,
+        num_frames: int,
+        generator: Generators,
+        chunk_size: int | None,
+    ) -> torch.Tensor:
+        if last is None or last is first:
+            start = end = self.encode_latents(_spread(first, batch), generator, chunk_size)
+        else:
+            pair = torch.cat([_spread(first, batch), _spread(last, batch)])
+            generators = generator * 2 if isinstance(generator, list) else generator
+            start, end = self.encode_latents(pair, generators, chunk_size).chunk(2)
+        return conditioning_latents(start, None if last is None else end, num_frames)
+
+    def _initial_latents(
+        self, latents: torch.Tensor | None, like: torch.Tensor, generator: Generators
+    ) -> torch.Tensor:
+        if latents is None:
+            latents = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+        if latents.shape != like.shape:
+            raise ValueError(f"latents are {tuple(latents.shape)}; this call needs {tuple(like.shape)}")
+        initial: torch.Tensor = latents.to(like.device, like.dtype) * self.scheduler.init_noise_sigma
+        return initial
+
+
+def _spread(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    """One entry for each of `batch`, where there is only one for all."""
+    if len(tensor) not in (1, batch):
+        raise ValueError(f"{len(tensor)} images or prompts do not go with {batch} prompts")
+    return tensor.expand(batch, *tensor.shape[1:])
+
+
+def _check(
+    height: int, width: int, num_frames: int, loop_and_last: bool, between: bool, output_type: str
+) -> None:
+    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+        raise ValueError(f"{width}x{height}: width and height must be multiples of {SIZE_MULTIPLE}")
+    if loop_and_last:
+        raise ValueError("a loop ends where it began: loop and last_image do not go together")
+    if num_frames < 1 + between:
+        raise ValueError(f"num_frames is {num_frames}; it must be at least {1 + between}")
+    if output_type not in get_args(OutputType):
+        raise ValueError(f"output_type is {output_type!r}; it must be one of {get_args(OutputType)}")

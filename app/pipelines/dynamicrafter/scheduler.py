@@ -1,0 +1,195 @@
+"""DDIM as DynamiCrafter samples with it, as a diffusers scheduler.
+
+Owns the noise schedule, the time-step grid and one reverse step. Knows nothing of models, guidance or
+conditioning.
+
+diffusers' own DDIMScheduler differs in two ways that matter here: its square root goes below zero at a zero
+terminal signal-to-noise ratio, and it takes the previous time step to be `t - 1000 // S`, which is not the
+next entry of the grid when the step count S does not divide 1000. Here the previous step *is* the next entry
+of the grid.
+
+Every coefficient is computed in float64 and applied in float32 (or in float64 for a float64 sample).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from app.pipelines.dynamicrafter.defaults import PredictionType, TimestepSpacing
+
+
+@dataclass
+class DynamiCrafterSchedulerOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped
+    """`prev_sample`: the sample one step less noisy. `pred_original_sample`: the (rescaled) clean
+    estimate.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor
+
+
+def cumulative_alphas(
+    num_train_timesteps: int, beta_start: float, beta_end: float, zero_snr: bool
+) -> npt.NDArray[np.float64]:
+    """The cumulative product of 1 - beta for betas linear in their square root.
+
+    With `zero_snr`, rescaled so that the last entry is exactly 0: Algorithm 1 of "Common Diffusion Noise
+    Schedules and Sample Steps are Flawed" (arXiv 2305.08891).
+    """
+    betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=np.float64) ** 2
+    alphas = np.cumprod(1.0 - betas)
+    if zero_snr:
+        root = np.sqrt(alphas)
+        alphas = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return cast("npt.NDArray[np.float64]", alphas)
+
+
+def timestep_grid(spacing: TimestepSpacing, num_inference_steps: int, num_train_timesteps: int) -> list[int]:
+    """The published grids, noisiest first.
+
+    `uniform_trailing` has `num_inference_steps` entries and starts at the last training step. `uniform` steps
+    by `num_train_timesteps // num_inference_steps` from 1, so it has more entries than asked when the count
+    does not divide (31 for 30 of 1000). Entries outside the training steps, with which the published sampler
+    fails, are left out.
+    """
+    if spacing == "uniform":
+        grid = np.arange(0, num_train_timesteps, num_train_timesteps // num_inference_steps) + 1
+    else:
+        # The float stride is the published one: its rounding decides the halves, and may give a 0 at the very
+        # end.
+        stride = num_train_timesteps / num_inference_steps
+        grid = np.flip(np.round(np.arange(num_train_timesteps, 0, -stride))).astype(np.int64) - 1
+    return [int(step) for step in grid[::-1] if 0 <= step < num_train_timesteps]
+
+
+class DynamiCrafterScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
+    """Reverse diffusion by DDIM (arXiv 2010.02502, equations 12 and 16) with optional dynamic rescale.
+
+    Dynamic rescale: during training the clean latents were multiplied by a factor that falls linearly from 1
+    to `rescale_base` over the first `rescale_turning_step` steps; the clean estimate is moved from one step's
+    factor to the next one's. `rescale_base=None` switches it off.
+    """
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        prediction_type: PredictionType = "v_prediction",
+        timestep_spacing: TimestepSpacing = "uniform_trailing",
+        rescale_betas_zero_snr: bool = True,
+        rescale_base: float | None = None,
+        rescale_turning_step: int = 400,
+    ) -> None:
+        if prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"prediction_type is {prediction_type!r}; it must be 'epsilon' or 'v_prediction'"
+            )
+        if timestep_spacing not in ("uniform", "uniform_trailing"):
+            raise ValueError(
+                f"timestep_spacing is {timestep_spacing!r}; it must be 'uniform' or 'uniform_trailing'"
+            )
+        if prediction_type == "epsilon" and rescale_betas_zero_snr:
+            raise ValueError(
+                "a step of zero signal-to-noise ratio says nothing of the image to a model of epsilon"
+            )
+        alphas = cumulative_alphas(num_train_timesteps, beta_start, beta_end, rescale_betas_zero_snr)
+        self.alphas_cumprod = torch.from_numpy(alphas)
+        self.rescale_factors = self._rescale_factors(num_train_timesteps, rescale_base, rescale_turning_step)
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+        self._next_step: dict[int, int] = {}
+
+    @staticmethod
+    def _rescale_factors(count: int, base: float | None, turning_step: int) -> torch.Tensor | None:
+        if base is None:
+            return None
+        falling = np.linspace(1.0, base, turning_step)
+        return torch.from_numpy(np.concatenate((falling, np.full(count, base)))[:count])
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Fill `timesteps` (int64, on `device`) for about `num_inference_steps` steps (see `timestep_grid`).
+
+        Raises ValueError outside 1..num_train_timesteps.
+        """
+        if not 1 <= num_inference_steps <= len(self):
+            raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be in 1..{len(self)}")
+        grid = timestep_grid(self.config.timestep_spacing, num_inference_steps, len(self))
+        self.num_inference_steps = len(grid)
+        self.timesteps = torch.tensor(grid, dtype=torch.int64, device=device)
+        self._next_step = dict(zip(grid, [*grid[1:], -1], strict=True))
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        """DDIM scales nothing; part of the diffusers interface."""
+        del timestep
+        return sample
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DynamiCrafterSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """One reverse step from `timestep` to the next entry of the grid.
+
+        `model_output`, `sample` and `variance_noise` have one shape. `eta` scales the noise: 0 is
+        deterministic DDIM, 1 (what DynamiCrafter uses) has the variance of DDPM. The result has the sample's
+        dtype. Raises ValueError for a time step that is not in the grid, and for both a generator and ready
+        noise.
+        """
+        time, following = self._locate(timestep)
+        if variance_noise is not None and generator is not None:
+            raise ValueError("give either a generator or variance_noise, not both")
+        work_dtype = torch.promote_types(sample.dtype, torch.float32)
+        x, output = sample.to(work_dtype), model_output.to(work_dtype)
+        alpha = float(self.alphas_cumprod[time])
+        # After the last entry comes the schedule's first step, not a noiseless one.
+        alpha_next = float(self.alphas_cumprod[max(following, 0)])
+        signal, noise_level = math.sqrt(alpha), math.sqrt(1.0 - alpha)
+        if self.config.prediction_type == "v_prediction":
+            clean, noise = signal * x - noise_level * output, signal * output + noise_level * x
+        else:
+            clean, noise = (x - noise_level * output) / signal, output
+        if self.rescale_factors is not None and following >= 0:
+            clean = clean * float(self.rescale_factors[following] / self.rescale_factors[time])
+
+        variance = eta**2 * (1.0 - alpha_next) / (1.0 - alpha) * (1.0 - alpha / alpha_next)
+        # Equal to 0 on paper at zero signal-to-noise ratio and eta 1, and a little below it in floating
+        # point.
+        direction = math.sqrt(max(1.0 - alpha_next - variance, 0.0))
+        previous = math.sqrt(alpha_next) * clean + direction * noise
+        if eta > 0:
+            if variance_noise is None:
+                variance_noise = randn_tensor(
+                    sample.shape, generator=generator, device=sample.device, dtype=work_dtype
+                )
+            previous = previous + math.sqrt(max(variance, 0.0)) * variance_noise.to(work_dtype)
+        previous, clean = previous.to(sample.dtype), clean.to(sample.dtype)
+        return DynamiCrafterSchedulerOutput(previous, clean) if return_dict else (previous, clean)
+
+    def _locate(self, timestep: int | torch.Tensor) -> tuple[int, int]:
+        if self.num_inference_steps is None:
+            raise ValueError("call set_timesteps before step")
+        time = int(timestep)
+        if time not in self._next_step:
+            raise ValueError(f"time step {time} is not one of the {self.num_inference_steps} of this grid")
+        return time, self._next_step[time]
