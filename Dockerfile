@@ -1,0 +1,52 @@
+# Framefit in one image. torch's CUDA wheels bring their own runtime, so a slim Python base is enough, with or without GPU.
+#
+#   docker build -t framefit .                                             torch as pip chooses it: CUDA on Linux
+#   docker build -t framefit --build-arg TORCH_INDEX_URL=ADDRESS .         another build of torch: CPU, an older CUDA
+#
+# The addresses stand on PyTorch's "Get Started" page. `framefit doctor` says when the driver is too old for the build.
+ARG PYTHON_IMAGE=python:3.11-slim
+
+FROM ${PYTHON_IMAGE} AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/framefit
+WORKDIR /src
+COPY constraints.txt ./
+# The largest layer and the one that changes least comes first.
+ARG TORCH_INDEX_URL=
+RUN /opt/framefit/bin/pip install -c constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
+COPY pyproject.toml ./
+# EXTRAS: optional parts of the package, separated by commas, such as "postgres".
+ARG EXTRAS=
+RUN EXTRAS="$EXTRAS" python -c "import os, tomllib; \
+project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+extras = [name for name in os.environ['EXTRAS'].split(',') if name]; \
+print(*project['dependencies'], *(line for name in extras for line in project['optional-dependencies'][name]), sep='\n')" \
+    > requirements.txt \
+    && /opt/framefit/bin/pip install -c constraints.txt -r requirements.txt
+COPY README.md LICENSE ./
+COPY adaptive adaptive
+COPY app app
+RUN /opt/framefit/bin/pip install --no-deps . && /opt/framefit/bin/pip check
+
+FROM ${PYTHON_IMAGE}
+# tini reaps what dies under the supervisor and passes signals on.
+RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --create-home --shell /usr/sbin/nologin framefit \
+    && mkdir /data /models && chown framefit:framefit /data /models
+COPY --from=build /opt/framefit /opt/framefit
+ENV PATH=/opt/framefit/bin:$PATH \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/models FRAMEFIT_DATA_DIR=/data \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER framefit
+WORKDIR /data
+VOLUME ["/data", "/models"]
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"FRAMEFIT_PORT\"]}/healthz', timeout=4)"]
+ENTRYPOINT ["tini", "-g", "--", "framefit"]
+# Inside a container loopback reaches nobody: who may come in is decided where the port is published. Without API keys
+# the service wants FRAMEFIT_ALLOW_PUBLIC beside this, so that nobody opens it by accident.
+ENV FRAMEFIT_HOST=0.0.0.0 FRAMEFIT_PORT=8000
+CMD ["serve"]

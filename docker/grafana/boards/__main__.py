@@ -1,0 +1,35 @@
+"""Writes the boards' JSON files: `python docker/grafana/boards`. With --check, says whether they are true.
+
+The JSON is what Grafana is provisioned with and may be imported by hand; this folder is what a person edits.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from memory import MEMORY
+from model import board_json
+from operations import OPERATIONS
+
+FOLDER = Path(__file__).parents[1] / "dashboards"
+BOARDS = {"operations.json": OPERATIONS, "memory.json": MEMORY}
+
+
+def main() -> int:
+    """Write or check every file; the exit status is 1 where a file was stale."""
+    check_only = "--check" in sys.argv[1:]
+    stale = []
+    for name, board in BOARDS.items():
+        path = FOLDER / name
+        text = json.dumps(board_json(board), indent=1, ensure_ascii=False) + "\n"
+        if check_only and (not path.exists() or path.read_text(encoding="utf-8") != text):
+            stale.append(name)
+        if not check_only:
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        sys.stderr.write(f"stale: {', '.join(stale)}; run python docker/grafana/boards\n")
+    return len(stale) > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

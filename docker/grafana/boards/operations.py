@@ -1,0 +1,178 @@
+"""The board *Operations*: is the service keeping up, and does every job end well?"""
+
+from panels import Board, Draw, Kind, Panel, Query, Variable
+from queries import (
+    ANNOTATIONS,
+    INSTANCE,
+    MODEL,
+    OUTCOMES,
+    SITE,
+    UP_DOWN,
+    WINDOW,
+    gained,
+    mean,
+    quantile,
+    rate,
+    series,
+    stat,
+)
+
+SUCCEEDED = f'{MODEL},outcome="succeeded"'
+NOT_SUCCEEDED = f'{MODEL},outcome!="succeeded"'
+
+OPERATIONS = Board(
+    uid="framefit-operations",
+    title="Framefit: operations",
+    description="Is the service keeping up, and does every job end well?",
+    variables=(
+        INSTANCE,
+        Variable("model", "Model", "label_values(framefit_jobs_total, model)"),
+        WINDOW,
+    ),
+    annotations=ANNOTATIONS,
+    rows=(
+        (
+            "Now",
+            (
+                stat("Queued", "Jobs waiting for a worker.", f"sum(framefit_jobs_queued{{{SITE}}})"),
+                stat("Running", "Jobs a worker holds.", f"sum(framefit_jobs_running{{{SITE}}})"),
+                stat(
+                    "Workers up",
+                    "Workers whose heartbeat is fresh; one a device.",
+                    f"sum(framefit_worker_up{{{SITE}}})",
+                ),
+                stat(
+                    "Queue wait, 95th percentile",
+                    "Time from acceptance to the claim by a worker, over the window.",
+                    quantile(0.95, "framefit_job_queue_seconds"),
+                    unit="s",
+                    thresholds=((300, "yellow"), (900, "red")),
+                ),
+                stat(
+                    "Jobs failed",
+                    "Share of the jobs finished in the window that failed. Cancelled jobs count as finished.",
+                    f"sum(increase(framefit_jobs_total{{{MODEL},outcome='failed'}}[$window]))"
+                    f" / (sum(increase(framefit_jobs_total{{{MODEL}}}[$window])) > 0)",
+                    unit="percentunit",
+                    thresholds=((0.05, "yellow"), (0.2, "red")),
+                    decimals=1,
+                ),
+                stat(
+                    "Alerts firing",
+                    "Framefit's alert rules that fire now.",
+                    'count(ALERTS{alertstate="firing",alertname=~"Framefit.*"}) or vector(0)',
+                    thresholds=((1, "red"),),
+                ),
+            ),
+        ),
+        (
+            "Queue",
+            (
+                series(
+                    "Queued and running",
+                    "A queue that grows while the running line is flat means too few devices.",
+                    (f"sum(framefit_jobs_queued{{{SITE}}})", "queued"),
+                    (f"sum(framefit_jobs_running{{{SITE}}})", "running"),
+                ),
+                series(
+                    "Queue wait",
+                    "Time from acceptance to the claim by a worker.",
+                    (quantile(0.5, "framefit_job_queue_seconds"), "median"),
+                    (quantile(0.95, "framefit_job_queue_seconds"), "95th percentile"),
+                    unit="s",
+                    thresholds=((900, "red"),),
+                ),
+                series(
+                    "Throughput by outcome",
+                    "Finished jobs an hour, at the window's rate.",
+                    (f"{rate('framefit_jobs_total', 'outcome', MODEL)} * 3600", "{{outcome}}"),
+                    unit="none",
+                    draw=Draw.STACK,
+                    styles=OUTCOMES,
+                ),
+            ),
+        ),
+        (
+            "Where the time goes",
+            (
+                series(
+                    "Job duration",
+                    "From the first claim to the end.",
+                    (quantile(0.5, "framefit_job_duration_seconds"), "median"),
+                    (quantile(0.95, "framefit_job_duration_seconds"), "95th percentile"),
+                    unit="s",
+                ),
+                series(
+                    "Mean time by stage",
+                    "The stages of an average job, stacked. Waiting for memory is time lost to a neighbour.",
+                    (mean("framefit_stage_duration_seconds", "stage"), "{{stage}}"),
+                    unit="s",
+                    draw=Draw.STACK,
+                ),
+                series(
+                    "Videos an hour, by model",
+                    "Jobs that succeeded, at the window's rate.",
+                    (
+                        f"{rate('framefit_jobs_total', 'model', SUCCEEDED)} * 3600",
+                        "{{model}}",
+                    ),
+                    unit="none",
+                    draw=Draw.STACK,
+                ),
+            ),
+        ),
+        (
+            "What goes wrong",
+            (
+                series(
+                    "Jobs not succeeded",
+                    "Failed and cancelled jobs in the window, by model.",
+                    (
+                        gained("framefit_jobs_total", "model, outcome", NOT_SUCCEEDED),
+                        "{{outcome}}: {{model}}",
+                    ),
+                    draw=Draw.BARS,
+                    styles=OUTCOMES,
+                ),
+                series(
+                    "Out of memory",
+                    "Out-of-memory events in the window, by stage. In decoding they cost a retry, not a job.",
+                    (gained("framefit_oom_total", "stage"), "{{stage}}"),
+                    draw=Draw.BARS,
+                ),
+                series(
+                    "Disk free",
+                    "Share of the data folder's file system that is free.",
+                    ("framefit:data_free:ratio{" + SITE + "}", "{{instance}}"),
+                    unit="percentunit",
+                    maximum=1,
+                    thresholds=((0, "red"), (0.1, "green")),
+                ),
+            ),
+        ),
+        (
+            "Devices",
+            (
+                Panel(
+                    Kind.STATE,
+                    "Workers",
+                    "One line a device. Down: the heartbeat's lease has run out.",
+                    (Query(f"min by (device) (framefit_worker_up{{{SITE}}})", "{{device}}"),),
+                    mappings=UP_DOWN,
+                    width=12,
+                    height=6,
+                    maximum=1,
+                ),
+                series(
+                    "GPU utilisation",
+                    "Share of time in which at least one kernel ran, as the driver says.",
+                    (f"framefit_gpu_utilization_ratio{{{SITE}}}", "{{gpu}}"),
+                    unit="percentunit",
+                    maximum=1,
+                    width=12,
+                    height=6,
+                ),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,96 @@
+"""The vocabulary the boards are written in: panels, queries, variables. Knows no metric and no JSON."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """Grafana's panel types that are in use here."""
+
+    TIMESERIES = "timeseries"
+    STAT = "stat"
+    HEATMAP = "heatmap"
+    BARGAUGE = "bargauge"
+    STATE = "state-timeline"
+    TEXT = "text"
+
+
+class Draw(StrEnum):
+    """How a time series panel draws its lines."""
+
+    LINE = "line"
+    STACK = "stack"  # areas on top of each other
+    SHARE = "share"  # areas on top of each other, in percent of their sum
+    BARS = "bars"  # stacked bars
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One PromQL expression; `legend` is Grafana's legend template."""
+
+    expr: str
+    legend: str
+    instant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What is special about series whose name starts with `name`: the colour; marks over areas."""
+
+    name: str
+    color: str
+    over_stack: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One panel. `thresholds` are (from value, colour), ascending; the colour below the first is green."""
+
+    kind: Kind
+    title: str
+    description: str
+    queries: tuple[Query, ...] = ()
+    unit: str = "short"
+    draw: Draw = Draw.LINE
+    width: int = 8
+    height: int = 8
+    thresholds: tuple[tuple[float, str], ...] = ()
+    styles: tuple[Style, ...] = ()
+    mappings: tuple[tuple[str, str, str], ...] = ()  # (value, text, colour)
+    minimum: float | None = 0
+    maximum: float | None = None
+    decimals: int | None = None
+    content: str = ""  # of a text panel, in Markdown
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A template variable: the values of a label, or a fixed list where `choices` is given."""
+
+    name: str
+    label: str
+    query: str = ""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """Marks on the time axis. With `at_value`, the expression's value is the time, in ms since 1970."""
+
+    name: str
+    expr: str
+    title: str
+    color: str
+    at_value: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """One dashboard: rows of panels, laid out left to right, top to bottom."""
+
+    uid: str
+    title: str
+    description: str
+    rows: tuple[tuple[str, tuple[Panel, ...]], ...]
+    variables: tuple[Variable, ...]
+    annotations: tuple[Annotation, ...] = field(default=())

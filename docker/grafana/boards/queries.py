@@ -1,0 +1,111 @@
+"""What both boards share: label matchers, PromQL shapes over the window, usual panels, annotations, colours.
+
+`$window` is the span of rates and quantiles: jobs last minutes, so a few scrapes say nothing.
+"""
+
+from panels import Annotation, Draw, Kind, Panel, Query, Style, Variable
+
+SITE = 'instance=~"$instance"'
+MODEL = f'{SITE},model=~"$model"'
+GPU = f'{SITE},gpu=~"$gpu"'
+
+INSTANCE = Variable("instance", "Instance", "label_values(framefit_jobs_queued, instance)")
+WINDOW = Variable("window", "Window", choices=("5m", "15m", "1h", "6h"))
+ANNOTATIONS = (
+    Annotation(
+        "Service starts",
+        'process_start_time_seconds{job="framefit"} * 1000',
+        "{{instance}} started",
+        "blue",
+        at_value=True,
+    ),
+    Annotation(
+        "Alerts",
+        'ALERTS{alertstate="firing",alertname=~"Framefit.*"}',
+        "{{alertname}} {{gpu}}{{device}}",
+        "red",
+    ),
+)
+
+OUTCOMES = (
+    Style("succeeded", "green"),
+    Style("failed", "red"),
+    Style("canceled", "yellow"),
+)
+STRATEGIES = (
+    Style("batched", "green"),
+    Style("chunked", "yellow"),
+    Style("per_frame", "orange"),
+)
+UP_DOWN = (("1", "up", "green"), ("0", "down", "red"))
+
+
+def rate(metric: str, by: str, matchers: str = SITE) -> str:
+    """Per-second rate over the window, summed by labels."""
+    return f"sum by ({by}) (rate({metric}{{{matchers}}}[$window]))"
+
+
+def gained(metric: str, by: str, matchers: str = SITE, span: str = "$window") -> str:
+    """What a counter gained in the span, summed by labels."""
+    return f"sum by ({by}) (increase({metric}{{{matchers}}}[{span}]))"
+
+
+def quantile(share: float, histogram: str, by: str = "", matchers: str = SITE) -> str:
+    """Quantile of a histogram over the window."""
+    labels = f"le, {by}" if by else "le"
+    return f"histogram_quantile({share}, {rate(histogram + '_bucket', labels, matchers)})"
+
+
+def mean(histogram: str, by: str) -> str:
+    """Mean of a histogram's observations over the window, by labels; nothing where there were none."""
+    return f"{rate(histogram + '_sum', by)} / ({rate(histogram + '_count', by)} > 0)"
+
+
+def stat(
+    title: str,
+    description: str,
+    expr: str,
+    unit: str = "short",
+    thresholds: tuple[tuple[float, str], ...] = (),
+    decimals: int | None = 0,
+) -> Panel:
+    """One number, six to a line."""
+    return Panel(
+        Kind.STAT,
+        title,
+        description,
+        (Query(expr, title),),
+        unit=unit,
+        thresholds=thresholds,
+        width=4,
+        height=4,
+        decimals=decimals,
+    )
+
+
+def series(
+    title: str,
+    description: str,
+    *queries: tuple[str, str],
+    unit: str = "short",
+    draw: Draw = Draw.LINE,
+    width: int = 8,
+    height: int = 8,
+    thresholds: tuple[tuple[float, str], ...] = (),
+    styles: tuple[Style, ...] = (),
+    maximum: float | None = None,
+) -> Panel:
+    """Lines or areas over time, from (expression, legend) pairs."""
+    return Panel(
+        Kind.TIMESERIES,
+        title,
+        description,
+        tuple(Query(expr, legend) for expr, legend in queries),
+        unit=unit,
+        draw=draw,
+        width=width,
+        height=height,
+        thresholds=thresholds,
+        styles=styles,
+        maximum=maximum,
+    )

@@ -1,0 +1,147 @@
+"""The monitoring files hold: boards are what their code makes and Grafana understands, and rules fire."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DOCKER = Path(__file__).parents[2] / "docker"
+PROMETHEUS = DOCKER / "prometheus"
+BOARD_FILES = sorted((DOCKER / "grafana" / "dashboards").glob("*.json"))
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt install prometheus)"
+)
+
+
+def board(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def panels(path: Path) -> list[dict[str, Any]]:
+    return [panel for panel in board(path)["panels"] if panel["type"] != "row"]
+
+
+def promtool(*arguments: str) -> None:
+    done = subprocess.run(
+        ["promtool", *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_committed_boards_are_what_their_code_makes() -> None:
+    command = [sys.executable, str(DOCKER / "grafana" / "boards"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+# The SDK models the core of the schema; these belong to the Prometheus data source.
+OUTSIDE_THE_CORE_SCHEMA = re.compile(
+    r"/annotations/list\[\d+\]/(titleFormat|useValueForTime|step)|/templating/list\[\d+\]/definition"
+)
+
+
+@pytest.mark.parametrize("path", BOARD_FILES, ids=lambda path: path.stem)
+def test_grafanas_own_schema_knows_every_key_of_a_board(path: Path) -> None:
+    reason = "grafana-foundation-sdk is not installed (it is in the dev extra)"
+    dashboards = pytest.importorskip("grafana_foundation_sdk.models.dashboard", reason=reason)
+    encoder = pytest.importorskip("grafana_foundation_sdk.cog.encoder")
+    pytest.importorskip("grafana_foundation_sdk.cog.plugins").register_default_plugins()
+    ours = board(path)
+    theirs = json.loads(encoder.JSONEncoder().encode(dashboards.Dashboard.from_json(ours)))
+    lost = [key for key in missing(ours, theirs) if not OUTSIDE_THE_CORE_SCHEMA.fullmatch(key)]
+    assert lost == []
+
+
+def missing(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+    """Paths of what is in `ours` and differs or is absent in `theirs`."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key, value in ours.items():
+            yield from missing(value, theirs.get(key), f"{path}/{key}")
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for index, value in enumerate(ours):
+            yield from missing(value, theirs[index], f"{path}[{index}]")
+    elif ours != theirs:
+        yield path
+
+
+@pytest.mark.parametrize("path", BOARD_FILES, ids=lambda path: path.stem)
+def test_every_panel_is_explained_has_its_own_id_and_keeps_its_place(path: Path) -> None:
+    taken: set[tuple[int, int]] = set()
+    ids = [panel["id"] for panel in board(path)["panels"]]
+    assert len(ids) == len(set(ids))
+    for panel in panels(path):
+        assert panel["description"] or panel["type"] == "text", panel["title"]
+        assert panel["type"] == "text" or panel["targets"], panel["title"]
+        grid = panel["gridPos"]
+        assert grid["x"] + grid["w"] <= 24, panel["title"]
+        columns, rows = range(grid["x"], grid["x"] + grid["w"]), range(grid["y"], grid["y"] + grid["h"])
+        cells = {(x, y) for x in columns for y in rows}
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+def test_the_two_boards_link_to_each_other_and_share_no_uid() -> None:
+    boards = [board(path) for path in BOARD_FILES]
+    assert len({item["uid"] for item in boards}) == len(boards) == 2
+    for item in boards:
+        tag = item["links"][0]["tags"]
+        assert all(set(tag) <= set(other["tags"]) for other in boards)
+        assert item["links"][0]["keepTime"]
+
+
+def test_provisioning_points_at_what_compose_mounts() -> None:
+    provider = yaml.safe_load((DOCKER / "grafana/provisioning/dashboards/framefit.yaml").read_text())[
+        "providers"
+    ][0]
+    source = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yaml").read_text())[
+        "datasources"
+    ][0]
+    compose = (DOCKER / "compose.yaml").read_text()
+    assert f"./grafana/dashboards:{provider['options']['path']}:ro" in compose
+    assert "./grafana/provisioning:/etc/grafana/provisioning:ro" in compose
+    assert source["url"] == "http://prometheus:9090"
+    scrape = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == scrape
+
+
+def alert_rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((PROMETHEUS / "rules/alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+@pytest.mark.parametrize("rule", alert_rules(), ids=lambda rule: rule["alert"])
+def test_every_alert_says_how_bad_it_is_what_it_means_and_what_to_do_first(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in {"info", "warning", "critical"}
+    assert all(rule["annotations"].get(name) for name in ("summary", "description", "runbook"))
+
+
+@pytest.mark.parametrize("rule", alert_rules(), ids=lambda rule: rule["alert"])
+def test_every_alert_has_a_case_where_it_fires_and_one_where_it_does_not(rule: dict[str, Any]) -> None:
+    cases = yaml.safe_load((PROMETHEUS / "tests/alerts.yml").read_text())["tests"]
+    quiet = cases[0]["promql_expr_test"][0]
+    assert (quiet["expr"], quiet["exp_samples"]) == ("count by (alertname) (ALERTS)", [])
+    expected = [
+        sample["labels"]
+        for case in cases
+        for test in case["promql_expr_test"]
+        for sample in test["exp_samples"]
+    ]
+    assert any(f'alertname="{rule["alert"]}"' in labels for labels in expected)
+
+
+@needs_promtool
+def test_rules_fire_when_they_should_and_only_then() -> None:
+    promtool("test", "rules", "tests/alerts.yml")
+
+
+@needs_promtool
+def test_prometheus_accepts_the_configuration_and_the_rules() -> None:
+    promtool("check", "config", "prometheus.yml")
