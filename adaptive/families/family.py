@@ -1,0 +1,42 @@
+"""What a VAE family must say of itself. Torch-free: tensors appear only in signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from adaptive.errors import UnsupportedVae
+from adaptive.types import VaeTraits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adaptive.stream.engine import Engine
+
+
+class Family:
+    """Base of all families; what it does not override is what holds for a VAE nothing is known of."""
+
+    name = "unknown"
+
+    def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
+        """Shape rules and abilities of a VAE of this family, from its configuration alone."""
+        raise NotImplementedError
+
+    def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:  # noqa: ARG002 - what families override
+        """Engine of one exact streamed decode; `kwargs` are those of `vae.decode`.
+
+        Raises `UnsupportedVae` where this VAE cannot be streamed.
+        """
+        raise UnsupportedVae(type(vae).__name__, "decoding in chunks")
+
+    def decode_whole(self, vae: Any, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """The VAE's own one call, with slicing and tiling already held off."""
+        frames: Tensor = vae.decode(latents, **kwargs, return_dict=False)[0]
+        return frames
+
+    def self_test_case(self, vae: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Shape of the smallest latent worth testing, and the keyword arguments that `vae.decode` needs with
+        it."""
+        channels = self.traits(type(vae).__name__, vae.config).latent_channels
+        return (1, channels, 4, 2, 2), {}

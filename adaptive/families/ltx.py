@@ -1,0 +1,132 @@
+"""LTX-Video (0.9, 0.9.1, 0.9.5, 0.9.7): convolutions with replicate padding, causal or not, norms within a
+position.
+
+Owns the streaming rules of its temporal layers: the convolution, the residual block (whose two branches have
+different delays when the decoder is not causal) and the pixel-shuffle upsampler. Torch is imported only where
+an engine is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from adaptive.errors import UnsupportedVae
+from adaptive.families.family import Family
+from adaptive.types import VaeTraits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adaptive.stream.engine import Engine, Rule
+    from adaptive.stream.tick import Tick
+
+_POINTWISE = frozenset(
+    {
+        "LTXVideoDecoder3d", "LTXVideoMidBlock3d", "LTXVideoUpBlock3d", "RMSNorm", "LayerNorm", "Conv3d",
+        "SiLU", "Dropout", "ModuleList", "Linear", "PixArtAlphaCombinedTimestepSizeEmbeddings", "Timesteps",
+        "TimestepEmbedding",
+    }
+)  # fmt: skip
+
+
+class LtxFamily(Family):
+    """AutoencoderKLLTXVideo."""
+
+    name = "ltx"
+
+    def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
+        """Each scaled block of the decoder doubles time and both sides of space; patching does the rest."""
+        scaled = sum(config.get("decoder_spatio_temporal_scaling", (True, True, True, False)))
+        patch_frames = config.get("patch_size_t", 1)
+        return VaeTraits(
+            family=self.name,
+            vae_class=vae_class,
+            latent_channels=config.get("latent_channels", 128),
+            spatial_ratio=config.get("patch_size", 4) * 2**scaled,
+            temporal_ratio=patch_frames * 2**scaled,
+            first_frame_alone=True,
+            exact_streaming=patch_frames == 1,
+            frames_independent=False,
+        )
+
+    def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+        """The unmodified `vae.decoder` under this module's rules."""
+        from adaptive.stream.engine import RuledEngine
+
+        if not self.traits(type(vae).__name__, vae.config).exact_streaming:
+            raise UnsupportedVae(type(vae).__name__, "streaming with patches in time")
+        return RuledEngine(
+            vae.decoder,
+            rules=_RULES,
+            pointwise=_POINTWISE,
+            sink=vae.decoder.conv_out,
+            kwargs=kwargs,
+            seeded=any(vae.config.get("decoder_inject_noise", ())),
+        )
+
+    def self_test_case(self, vae: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Timestep-conditioned decoders need one timestep a sample."""
+        import torch
+
+        shape, _ = super().self_test_case(vae)
+        return shape, {"temb": torch.tensor([0.05])} if vae.config.get("timestep_conditioning") else {}
+
+
+def _conv(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:
+    """Temporal convolution; a kernel of one frame needs no state."""
+    if module.kernel_size[0] == 1 and module.conv.stride[0] == 1:
+        mixed = forward(frames) if frames.shape[2] else tick.no_frames(frames, module.conv)
+        return tick.as_branch(module, mixed)
+    return tick.convolve(module, frames, module.conv, causal=module.is_causal)
+
+
+def _resnet(
+    tick: Tick, module: Any, forward: Any, frames: Tensor, temb: Any = None, generator: Any = None
+) -> Tensor:
+    """Residual block: without causality the main branch lags behind its input, so the sum waits for it."""
+    if tick.idle(frames, (module.conv1, module.conv2)):
+        return frames.new_empty(frames.shape[0], module.conv2.out_channels, 0, *frames.shape[3:])
+    if module.conv1.is_causal:
+        return forward(frames, temb, generator)  # type: ignore[no-any-return]
+    if module.conv_shortcut is None:
+        return forward(tick.delayed(module, frames), temb, generator)  # type: ignore[no-any-return]
+    tick.expect_branch(module.conv_shortcut, module)
+    return forward(frames, temb, generator)  # type: ignore[no-any-return]
+
+
+def _upsampler(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001
+    """Convolution, then channels to frames and pixels; the very first latent frame loses all but its last
+    frame."""
+    from adaptive.stream.window import Kernel
+
+    conv, (step, *_) = module.conv, module.stride
+    kernel = Kernel.replicate(conv.kernel_size[0], 1, causal=conv.is_causal)
+    pushed = tick.push(module, frames, kernel)
+    tick.limit *= step
+    tick.prepare(conv, pushed.window)
+    out = _channels_to_space(conv(frames), module.stride)
+    if module.residual and pushed.window is not None:
+        centre = _channels_to_space(
+            pushed.window[:, :, kernel.left : kernel.left + pushed.windows], module.stride
+        )
+        out.add_(centre.repeat(1, out.shape[1] // centre.shape[1], 1, 1, 1))
+    is_first = pushed.windows > 0 and pushed.held.emitted == pushed.windows
+    return out[:, :, step - 1 :] if is_first else out
+
+
+def _channels_to_space(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
+    """`[B, c*p*q*r, T, H, W]` to `[B, c, T*p, H*q, W*r]`."""
+    p, q, r = stride
+    batch, channels, count, height, width = frames.shape
+    split = frames.reshape(batch, channels // (p * q * r), p, q, r, count, height, width)
+    return split.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+_RULES: Mapping[str, Rule] = {
+    "LTXVideoCausalConv3d": _conv,
+    "LTXVideoResnetBlock3d": _resnet,
+    "LTXVideoUpsampler3d": _upsampler,
+}
+
+FAMILY = LtxFamily()

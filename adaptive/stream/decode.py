@@ -1,0 +1,191 @@
+"""Decoding latents in steps of any size, with the result of one call.
+
+Owns positions, devices, atomicity and parking of one decode. How frames come about is the engine's business
+(see `engine`), which engine is the family's (see `adaptive.families`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptive.families import family_of
+from adaptive.stream.engine import Engine, State
+from adaptive.stream.placement import execution_device, wake
+from adaptive.types import VaeTraits
+
+_WHOLE_FLAGS = ("use_slicing", "use_tiling", "use_framewise_decoding", "use_framewise_encoding")
+_MAX_IDLE_STEPS = 4096  # far beyond the delay of any decoder: a stream that idles longer is a bug of ours
+
+
+class DecodeStream:
+    """One decode in progress: feed latent frames, get finished video frames.
+
+    All state is in the stream, so several may take turns on one VAE, and a step may be as large as memory
+    allows just then. A step that raises leaves the stream as it was. Not for two threads at once on the same
+    VAE.
+    """
+
+    def __init__(self, vae: Any, engine: Engine, latents: Tensor, traits: VaeTraits) -> None:
+        self._vae = vae
+        self._engine = engine
+        self._latents = latents
+        self._traits = traits
+        self._video_channels: int = vae.config.get("out_channels", 3)
+        self._state: State = {}
+        self._idle_steps = 0
+        self._closed = False
+        self.latent_frames: int = latents.shape[2]
+        self.position = 0
+        self.video_frames_done = 0
+
+    @property
+    def video_frames(self) -> int:
+        """Video frames that the whole stream gives."""
+        return self._traits.video_frames(self.latent_frames)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every video frame has been handed out."""
+        return self.position == self.latent_frames and self.video_frames_done == self.video_frames
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the tensors kept between steps; they do not grow with the length of the video."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self._state))
+
+    def step(self, latent_frames: int) -> Tensor:
+        """Feed up to `latent_frames` more latent frames; once all are fed, drain at the same rate.
+
+        Returns the video frames that became final, `[B, C, f, H, W]` with f >= 0, in order, in the VAE's own
+        range and on its device. Raises whatever the decoder raises, with the stream left as it was before the
+        call.
+        """
+        if latent_frames < 1:
+            raise ValueError(f"latent_frames must be at least 1, got {latent_frames}")
+        if self._closed:
+            raise RuntimeError("the stream is closed")
+        wake(self._vae)
+        device = execution_device(self._vae)
+        stop = min(self.latent_frames, self.position + latent_frames)
+        chunk = self._latents[:, :, self.position : stop].to(device)
+        with torch.no_grad():
+            state = _moved(self._state, device)
+            ended = stop == self.latent_frames
+            frames, state = self._engine.advance(state, chunk, limit=latent_frames, ended=ended)
+        if frames is None:
+            frames = self._no_frames(chunk)
+        self._count(stop, frames.shape[2])
+        self._state = state
+        return frames
+
+    def park(self, device: str | torch.device = "cpu") -> None:
+        """Move the state off the VAE's device; the next step (or `resume`) brings it back."""
+        self._state = _moved(self._state, torch.device(device))
+
+    def resume(self) -> None:
+        """Bring a parked state back to the VAE's device."""
+        self._state = _moved(self._state, execution_device(self._vae))
+
+    def close(self) -> None:
+        """Let go of the VAE, the latents and the state. Calling it again does nothing."""
+        self._closed = True
+        self._state = {}
+        self._vae = self._engine = self._latents = None  # type: ignore[assignment]
+
+    def __enter__(self) -> DecodeStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _no_frames(self, chunk: Tensor) -> Tensor:
+        batch, _, _, height, width = chunk.shape
+        ratio = self._traits.spatial_ratio
+        return chunk.new_empty(batch, self._video_channels, 0, height * ratio, width * ratio)
+
+    def _count(self, position: int, new_frames: int) -> None:
+        moved = new_frames > 0 or position > self.position
+        self._idle_steps = 0 if moved else self._idle_steps + 1
+        done = self.video_frames_done + new_frames
+        if done > self.video_frames or (self._idle_steps > _MAX_IDLE_STEPS and not self.finished):
+            raise AssertionError(
+                f"stream of {self.video_frames} frames stands at {done}, latents at {position}"
+            )
+        self.position = position
+        self.video_frames_done = done
+
+
+def open_decode(vae: Any, latents: Tensor, **decode_kwargs: Any) -> DecodeStream:
+    """Begin an exact streamed decode of `latents` (`[B, C, T, h, w]`, on any device).
+
+    `decode_kwargs` are the VAE's own (`temb`, ...). Raises `UnsupportedVae` where this VAE cannot be streamed
+    exactly.
+    """
+    family = family_of(vae)
+    kwargs = _kwargs(decode_kwargs, execution_device(vae))
+    engine = family.decode_engine(vae, kwargs)
+    return DecodeStream(vae, engine, latents, family.traits(type(vae).__name__, vae.config))
+
+
+def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
+    """Batched decode: diffusers' own one call, with slicing, tiling and framewise decoding held off for its
+    length.
+
+    Returns `[B, C, F, H, W]` in the VAE's own range. Takes and raises what `vae.decode` does.
+    """
+    device = execution_device(vae)
+    with torch.no_grad(), _whole(vae):
+        return family_of(vae).decode_whole(vae, latents.to(device), _kwargs(decode_kwargs, device))
+
+
+@contextmanager
+def _whole(vae: Any) -> Iterator[None]:
+    previous = {flag: getattr(vae, flag) for flag in _WHOLE_FLAGS if hasattr(vae, flag)}
+    try:
+        for flag in previous:
+            setattr(vae, flag, False)
+        yield
+    finally:
+        for flag, value in previous.items():
+            setattr(vae, flag, value)
+
+
+def _kwargs(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Keyword arguments of the decode on its device; `return_dict` is not the caller's to choose here."""
+    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in kwargs.items()}
+    moved.pop("return_dict", None)
+    return moved
+
+
+def _moved(state: State, device: torch.device) -> State:
+    return {key: _mapped(value, lambda tensor: tensor.to(device)) for key, value in state.items()}
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with every tensor in it changed: tuples, named tuples and lists are followed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_mapped(part, change) for part in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(part, change) for part in value)
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)

@@ -1,0 +1,124 @@
+"""Engines: how one kind of VAE turns the next latent frames into the next finished video frames.
+
+An engine is a pure step function over an immutable state, so a failed step needs no undoing and streams
+interleave on one VAE. `RuledEngine` sends a chunk through the unmodified decoder while streaming rules stand
+in for its temporal layers. Knows no device placement, no accounting of positions (see `decode`) and no family
+(see `adaptive.families`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adaptive.errors import UnsupportedVae
+from adaptive.stream.intercept import Forward, intercepted
+from adaptive.stream.tick import Tick
+
+State = Mapping[Hashable, Any]
+Rule = Callable[
+    ..., Any
+]  # rule(tick, module, forward, *args, **kwargs), in place of forward(*args, **kwargs)
+_RNG = "rng"
+
+
+class Engine(Protocol):
+    """One decode's (or encode's) way through its VAE."""
+
+    def advance(self, state: State, chunk: Tensor, *, limit: int, ended: bool) -> tuple[Tensor | None, State]:
+        """Feed `chunk` (`[B, C, n, h, w]`, n may be 0) and return finished frames, if any, and the next
+        state.
+
+        No layer emits more frames than `limit` input frames stand for. `ended`: the chunk holds the last
+        frame, or comes after it. Neither `state` nor any tensor in it is changed.
+        """
+        ...
+
+
+class RuledEngine:
+    """Streams through `module`, whose temporal layers are replaced by the rule of their class for each step.
+
+    `rules` is keyed by class name; every class below `module` must be in `rules` or in `pointwise` (layers
+    that treat frames one by one), else `UnsupportedVae` is raised: what is not known is not streamed. `sink`
+    is the last temporal layer. `seeded` says that the forward draws random numbers, which every chunk must
+    share.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        rules: Mapping[str, Rule],
+        pointwise: frozenset[str],
+        sink: nn.Module,
+        kwargs: Mapping[str, Any],
+        seeded: bool = False,
+    ) -> None:
+        self._module = module
+        self._kwargs = dict(kwargs)
+        self._seeded = seeded
+        self._sink = sink
+        self._hooked = any("_diffusers_hook" in child.__dict__ for child in module.modules())
+        self._ruled: dict[nn.Module, Rule] = {}
+        for name, child in module.named_modules():
+            kind = type(child).__name__
+            if kind in rules:
+                self._ruled[child] = rules[kind]
+            if (kind not in rules and kind not in pointwise) or child._compiled_call_impl is not None:
+                raise UnsupportedVae(type(module).__name__, f"streaming through {name or 'itself'} ({kind})")
+
+    def advance(self, state: State, chunk: Tensor, *, limit: int, ended: bool) -> tuple[Tensor | None, State]:
+        """See `Engine.advance`."""
+        tick = Tick(
+            cells=dict(state),
+            limit=limit,
+            ended=ended,
+            sink=self._sink,
+            may_skip=not (self._seeded or self._hooked),
+            touch=self._hooked,
+        )
+        rules = {module: functools.partial(_bound, tick, rule) for module, rule in self._ruled.items()}
+        with intercepted(rules), self._same_noise(tick, chunk.device):
+            output: Tensor = self._module(chunk, **self._kwargs)
+        return (None if tick.no_output else output), tick.cells
+
+    @contextmanager
+    def _same_noise(self, tick: Tick, device: torch.device) -> Iterator[None]:
+        """Every chunk sees the random numbers that the first one saw; the generator moves on once, as if
+        batched."""
+        if not self._seeded or device.type == "meta":
+            yield
+            return
+        before = _rng_state(device)
+        first = tick.cells.setdefault(_RNG, before)
+        moves_on = first is before
+        try:
+            if not moves_on:
+                _set_rng_state(device, first)
+            yield
+        except BaseException:
+            moves_on = False
+            raise
+        finally:
+            if not moves_on:
+                _set_rng_state(device, before)
+
+
+def _bound(tick: Tick, rule: Rule, module: nn.Module, forward: Forward) -> Forward:
+    return functools.partial(rule, tick, module, forward)
+
+
+def _rng_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_rng_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state.cpu(), device)
+    else:
+        torch.set_rng_state(state.cpu())

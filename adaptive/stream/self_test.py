@@ -1,0 +1,53 @@
+"""Load-time check that streaming a VAE gives what its own one call gives, on the smallest latent worth
+trying."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from adaptive.errors import UnsupportedVae
+from adaptive.families import family_of
+from adaptive.stream.decode import decode_whole, open_decode
+from adaptive.stream.placement import execution_device
+
+# A wrong rule shows as an error of the signal's own size; what a right one leaves is rounding, which differs
+# between convolution algorithms (and TF32) by far less than these. Some norms compute in float32 whatever the
+# dtype.
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 5e-3}
+_HALF_TOLERANCE = 5e-2
+_SCHEDULE = (1, 2)
+
+
+def self_test(vae: Any) -> None:
+    """Compare streamed with batched decoding on random latents; takes a fraction of a second, leaves no
+    trace.
+
+    Raises `UnsupportedVae`, naming the error found, where they differ or where the VAE cannot be streamed.
+    """
+    shape, kwargs = family_of(vae).self_test_case(vae)
+    device = execution_device(vae)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(shape, generator=generator).to(device, vae.dtype)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        whole = decode_whole(vae, latents, **kwargs)
+        torch.manual_seed(0)
+        streamed = _streamed(vae, latents, kwargs)
+    scale = whole.abs().max().item() or 1.0
+    error = (streamed - whole).abs().max().item() / scale if streamed.shape == whole.shape else float("inf")
+    tolerance = _TOLERANCE.get(vae.dtype, _HALF_TOLERANCE)
+    if not error <= tolerance:
+        raise UnsupportedVae(
+            type(vae).__name__, f"exact streaming: self-test error {error:.2g} > {tolerance:.2g}"
+        )
+
+
+def _streamed(vae: Any, latents: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+    pieces: list[torch.Tensor] = []
+    with open_decode(vae, latents, **kwargs) as stream:
+        while not stream.finished:
+            pieces.append(stream.step(_SCHEDULE[len(pieces) % len(_SCHEDULE)]))
+    return torch.cat(pieces, 2)

@@ -1,0 +1,109 @@
+"""The tick: one chunk's way through a network, and what a family's rules do with it.
+
+Owns the working copy of the stream's state and the verbs that rules are written in (window, convolve, delay,
+skip), so that a family's file needs no torch of its own. Knows layers, not families; a tick that fails is
+simply dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from adaptive.stream.residual import Branch, Merge
+from adaptive.stream.window import Held, Kernel, Pushed, add_delayed, push
+
+_NEW = Held()
+
+
+@dataclass(slots=True)
+class Tick:
+    """State of the step being made.
+
+    `limit` (frames a layer may emit) and `ended` (the frames now in flight reach the stream's end) describe
+    the stream at the layer being run: rules of resampling layers scale the limit, temporal layers set
+    `ended`. `may_skip`: blocks with nothing to do may be left out; `touch`: convolutions with nothing to do
+    are still called, for their hooks.
+    """
+
+    cells: dict[Hashable, Any]
+    limit: int
+    ended: bool
+    sink: nn.Module
+    may_skip: bool
+    touch: bool
+    no_output: bool = False
+    _prepared: dict[nn.Module, Tensor | None] = field(default_factory=dict)
+    _merges: dict[nn.Module, Merge] = field(default_factory=dict)
+
+    def push(self, layer: nn.Module, frames: Tensor, kernel: Kernel) -> Pushed:
+        """Add frames to the layer's window and take what is complete, within the limit."""
+        pushed = push(self.cells.get(layer, _NEW), frames, kernel, ended=self.ended, limit=self.limit)
+        self.cells[layer] = pushed.held
+        self.ended = pushed.held.finished
+        return pushed
+
+    def prepare(self, layer: nn.Module, window: Tensor | None) -> None:
+        """Give `layer` its window from outside: its next `convolve` in this tick uses it as it is."""
+        self._prepared[layer] = window
+
+    def convolve(self, layer: nn.Module, frames: Tensor, conv: Any, *, causal: bool) -> Tensor:
+        """Temporal convolution with replicate padding: `conv`, which pads in space only, over complete
+        windows."""
+        if layer in self._prepared:
+            window = self._prepared.pop(layer)
+        else:
+            kernel = Kernel.replicate(conv.kernel_size[0], conv.stride[0], causal=causal)
+            window = self.push(layer, frames, kernel).window
+        if window is not None:
+            convolved: Tensor = conv(window)
+            return convolved
+        if layer is self.sink:
+            self.no_output = (
+                True  # the code behind the sink cannot take an empty tensor: it gets a frame to drop
+            )
+        return self.no_frames(frames, conv, count=1 if layer is self.sink else 0)
+
+    def no_frames(self, frames: Tensor, conv: Any, *, count: int = 0) -> Tensor:
+        """What `conv`, with nothing to do, gives in this tick: an empty tensor of its output's sides."""
+        if self.touch:
+            conv(frames.new_zeros(1, conv.in_channels, *conv.kernel_size))
+        return _blank_output(frames, conv, count)
+
+    def idle(self, frames: Tensor, layers: tuple[nn.Module, ...]) -> bool:
+        """Whether a block of these temporal layers would turn an empty input into an empty output."""
+        if not self.may_skip or frames.shape[2]:
+            return False
+        return all(self.cells.get(layer, _NEW).idle(self.ended) for layer in layers)
+
+    def delayed(self, block: nn.Module, frames: Tensor) -> Branch:
+        """`frames` as the residual branch of `block`: added to the main branch when its frames are ready."""
+        return Branch.of(frames, functools.partial(self._merge, block))
+
+    def expect_branch(self, shortcut: nn.Module, block: nn.Module) -> None:
+        """The output of `shortcut` is the residual branch of `block`."""
+        self._merges[shortcut] = functools.partial(self._merge, block)
+
+    def as_branch(self, shortcut: nn.Module, frames: Tensor) -> Tensor:
+        """`frames`, as a residual branch where one is expected of `shortcut`."""
+        merge = self._merges.get(shortcut)
+        return frames if merge is None else Branch.of(frames, merge)
+
+    def _merge(self, block: nn.Module, hidden: Tensor, branch: Tensor) -> Tensor:
+        total, self.cells[block] = add_delayed(self.cells.get(block), hidden, branch)
+        return total
+
+
+def _blank_output(inputs: Tensor, conv: Any, count: int) -> Tensor:
+    """`count` output frames of `conv`, all zero."""
+    sides = (
+        (side + 2 * pad - size) // stride + 1
+        for side, pad, size, stride in zip(
+            inputs.shape[3:], conv.padding[1:], conv.kernel_size[1:], conv.stride[1:], strict=True
+        )
+    )
+    return inputs.new_zeros(inputs.shape[0], conv.out_channels, count, *sides)
