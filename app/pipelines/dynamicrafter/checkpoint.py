@@ -10,6 +10,7 @@ memory.
 """
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,7 +84,10 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _load_torch(path: Path) -> dict[str, Any]:
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with warnings.catch_warnings():
+        # torch warns of pickles it may not be able to read, and raises where it cannot.
+        warnings.simplefilter("ignore")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(content, dict):
         raise UnreadableCheckpoint(
             f"{path.name} holds a {type(content).__name__}, not a dictionary of tensors"
@@ -132,11 +136,12 @@ def fill(
     """
     state = component.state_dict()
     filled = {
-        key: tensors[source.key]
-        .chunk(source.count)[source.index]
-        .reshape(state[key].shape)
-        .to(dtype, copy=True)
+        key: _share(tensors[source.key], source).reshape(state[key].shape).to(dtype, copy=True)
         for key, source in sources.items()
     }
     component.load_state_dict(filled, strict=True, assign=True)
     component.requires_grad_(False).eval()
+
+
+def _share(tensor: torch.Tensor, source: Source) -> torch.Tensor:
+    return tensor if source.count == 1 else tensor.chunk(source.count)[source.index]

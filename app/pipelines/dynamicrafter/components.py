@@ -4,7 +4,8 @@ Owns numbers of the architecture. A configuration can be overridden in part, com
 how models of other widths are loaded. Knows nothing of files or keys.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Container, Mapping
 from typing import Any
 
 from accelerate import init_empty_weights
@@ -85,15 +86,22 @@ def component_configs(resolution: int, overrides: PartialConfigs | None = None) 
 
 
 def empty_components(configs: ComponentConfigs) -> dict[str, nn.Module]:
-    """The components that hold weights, every parameter on the meta device."""
+    """The components that hold weights, every parameter on the meta device. ValueError for an unknown
+    setting.
+    """
     with init_empty_weights(include_buffers=False):
-        return {
-            "unet": _built(DynamiCrafterUNet, configs["unet"]),
-            "vae": _built(AutoencoderKL, configs["vae"]),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
-            "image_encoder": CLIPVisionModel(CLIPVisionConfig(**configs["image_encoder"])),
-            "image_projector": _built(DynamiCrafterImageProjector, configs["image_projector"]),
-        }
+        return build_components(configs)
+
+
+def build_components(configs: ComponentConfigs) -> dict[str, nn.Module]:
+    """The components that hold weights, initialised at random. ValueError for an unknown setting."""
+    return {
+        "unet": _built(DynamiCrafterUNet, configs["unet"]),
+        "vae": _built(AutoencoderKL, configs["vae"]),
+        "text_encoder": CLIPTextModel(_clip_config(CLIPTextConfig, configs["text_encoder"])),
+        "image_encoder": CLIPVisionModel(_clip_config(CLIPVisionConfig, configs["image_encoder"])),
+        "image_projector": _built(DynamiCrafterImageProjector, configs["image_projector"]),
+    }
 
 
 def build_scheduler(configs: ComponentConfigs) -> DynamiCrafterScheduler:
@@ -114,7 +122,15 @@ def layout_of(components: Mapping[str, Any]) -> Layout:
 
 
 def _built(cls: type[Any], config: dict[str, Any]) -> Any:
-    try:
-        return cls(**config)
-    except TypeError as error:
-        raise ValueError(f"configuration of {cls.__name__}: {error}") from error
+    _refuse_unknown(cls.__name__, config, inspect.signature(cls.__init__).parameters)
+    return cls(**config)
+
+
+def _clip_config(cls: type[Any], config: dict[str, Any]) -> Any:
+    _refuse_unknown(cls.__name__, config, cls().to_dict())
+    return cls(**config)
+
+
+def _refuse_unknown(name: str, config: dict[str, Any], known: Container[str]) -> None:
+    if unknown := [key for key in config if key not in known]:
+        raise ValueError(f"{name} has no setting {', '.join(unknown)}")

@@ -41,10 +41,10 @@ def load_components(
     """
     path = Path(path)
     configs = component_configs(resolution, config)
-    tensors = read_tensors(path)
     components: dict[str, Any] = dict(empty_components(configs))
-    sources = check(path, tensors, components, layout_of(components))
     scheduler = build_scheduler(configs)
+    tensors = read_tensors(path)
+    sources = check(path, tensors, components, layout_of(components))
     _check_rescale(path, tensors, scheduler)
     words = load_tokenizer(find_tokenizer(path) if tokenizer is None else tokenizer)
     for name, component in components.items():

@@ -6,15 +6,10 @@ Owns nothing but small numbers: the components, code paths and call are those of
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from app.pipelines.dynamicrafter.components import component_configs
+from app.pipelines.dynamicrafter.components import build_components, build_scheduler, component_configs
 from app.pipelines.dynamicrafter.pipeline import DynamiCrafterPipeline
-from app.pipelines.dynamicrafter.projector import DynamiCrafterImageProjector
-from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
 from app.pipelines.dynamicrafter.tokenizer import tokenizer_from_merges
-from app.pipelines.dynamicrafter.unet import DynamiCrafterUNet
 
 _GROUPS = 4
 _CONTEXT = 16
@@ -35,7 +30,7 @@ def tiny_configs() -> dict[str, dict[str, Any]]:
         "text_encoder": {
             "vocab_size": vocabulary,
             "hidden_size": _CONTEXT,
-            "intermediate_size": 2 * _CONTEXT,
+            "intermediate_size": 4 * _CONTEXT,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "bos_token_id": vocabulary - 2,
@@ -43,7 +38,7 @@ def tiny_configs() -> dict[str, dict[str, Any]]:
         },
         "image_encoder": {
             "hidden_size": 16,
-            "intermediate_size": 32,
+            "intermediate_size": 64,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "patch_size": 16,
@@ -69,18 +64,12 @@ def build_tiny_pipeline(resolution: int = 512, seed: int = 0) -> DynamiCrafterPi
     configs = component_configs(resolution, tiny_configs())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        components: dict[str, Any] = {
-            "unet": DynamiCrafterUNet(**configs["unet"]),
-            "vae": AutoencoderKL(**configs["vae"]),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
-            "image_encoder": CLIPVisionModel(CLIPVisionConfig(**configs["image_encoder"])),
-            "image_projector": DynamiCrafterImageProjector(**configs["image_projector"]),
-        }
+        components: dict[str, Any] = dict(build_components(configs))
     for component in components.values():
         component.requires_grad_(False).eval()
     return DynamiCrafterPipeline(
         **components,
         tokenizer=tokenizer_from_merges([]),
-        scheduler=DynamiCrafterScheduler(**configs["scheduler"]),
+        scheduler=build_scheduler(configs),
         resolution=resolution,
     )
