@@ -9,13 +9,14 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from app.jobs import Claim, Event, Heartbeat, Job, JobError, JobSpec, JobStatus, Json, Stage, WorkerRow
-from app.store import intake, leases, workers
+from app.store import intake, leases, retention, workers
 from app.store.database import Writer, migrate, open_engines
 from app.store.errors import NoSuchJob
 from app.store.rows import JOB_COLUMNS, fetch_events, fetch_job, job_of
 
 _IMAGE = text("select data from images where job_id = :id")
 _COUNTS = text("select status, count(*) from jobs group by status")
+_ANY_DUE = text("select 1 from jobs where expires_at < :now limit 1")
 _LAST_EVENT = text("select coalesce(max(seq), 0) from events")
 
 
@@ -346,6 +347,19 @@ class JobStore:
             return ids
 
         return self._writer.run(run)
+
+    def expire_results(self, remove: Callable[[str], None]) -> list[str]:
+        """Mark results that are past their time, and `remove(job_id)` the files of those marked a while ago.
+
+        Returns the ids that were marked.
+        """
+        now = self._clock()
+        with self._reads.connect() as connection:
+            if connection.execute(_ANY_DUE, {"now": now}).one_or_none() is None:
+                return []
+        marked = self._writer.run(lambda connection: retention.mark_expired(connection, now))
+        self._writer.run(lambda connection: retention.remove_expired(connection, now, remove))
+        return marked
 
     def events_after(self, seq: int, limit: int = 1000, job_id: str | None = None) -> list[Event]:
         """Events with a greater number, oldest first."""

@@ -1,0 +1,190 @@
+"""Request bodies: read within limits, then taken apart. Knows fields and files, not what they mean."""
+
+import asyncio
+import base64
+import binascii
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import python_multipart
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+
+from app.api.problems import Problem
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+MAX_PARTS = 64
+MAX_FIELD_BYTES = 64 * 1024
+READ_SECONDS = 60.0
+# A client that is still sending cannot read our answer: what is over the limit is thrown away for a while
+# before it comes.
+DRAIN_FACTOR = 4
+
+
+@dataclass(slots=True)
+class Parts:
+    """A body taken apart: fields by name, and the image's bytes where there was one."""
+
+    fields: dict[str, Any]
+    image: bytes | None = None
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body, while it stays within `max_bytes` and comes within a minute; problems 413 and 408
+    otherwise.
+    """
+    received = bytearray()
+    total = 0
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            if int(request.headers.get("content-length") or 0) > max_bytes * DRAIN_FACTOR:
+                raise _too_large(max_bytes)
+            async for chunk in request.stream():
+                total += len(chunk)
+                if total <= max_bytes:
+                    received += chunk
+                else:
+                    received.clear()
+                if total > max_bytes * DRAIN_FACTOR:
+                    break
+    except TimeoutError:
+        message = f"the body did not arrive within {READ_SECONDS:.0f} seconds"
+        raise Problem(408, "body_too_slow", message, headers={"Connection": "close"}) from None
+    except ValueError:
+        raise Problem(400, "bad_request", "Content-Length is not a number") from None
+    if total > max_bytes:
+        raise _too_large(max_bytes)
+    return bytes(received)
+
+
+def _too_large(max_bytes: int) -> Problem:
+    message = f"the body is larger than {max_bytes:,} bytes"
+    return Problem(
+        413, "body_too_large", message, headers={"Connection": "close"}, data={"limit_bytes": max_bytes}
+    )
+
+
+def take_apart(content_type: str, body: bytes) -> Parts:
+    """Fields and image of a multipart or JSON body."""
+    kind, options = parse_options_header(content_type)
+    if kind == b"multipart/form-data":
+        boundary = options.get(b"boundary")
+        if not boundary:
+            raise Problem(400, "bad_multipart", "the multipart boundary is missing")
+        return _from_multipart(boundary, body)
+    if kind == b"application/json":
+        fields = from_json(body)
+        image = fields.pop("image", None)
+        return Parts(fields, None if image is None else _from_data_url(image))
+    raise Problem(415, "unsupported_media_type", "send multipart/form-data or application/json")
+
+
+def from_json(body: bytes) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "bad_json", f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Problem(400, "bad_json", "the body is not a JSON object")
+    return value
+
+
+def _from_data_url(value: object) -> bytes:
+    if not isinstance(value, str) or not value.startswith("data:") or ";base64," not in value[:200]:
+        raise Problem(422, "bad_data_url", "image must be a data URL: data:image/jpeg;base64,...")
+    try:
+        return base64.b64decode(value.partition(";base64,")[2], validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem(422, "bad_data_url", "the image's data URL is not valid base64") from None
+
+
+@dataclass(slots=True)
+class _Part:
+    headers: dict[str, bytes] = field(default_factory=dict)
+    name: str = ""
+    is_file: bool = False
+    data: bytearray = field(default_factory=bytearray)
+
+
+class _Collector:
+    """Callbacks of the multipart parser."""
+
+    def __init__(self) -> None:
+        self.parts: list[_Part] = []
+        self._header = [bytearray(), bytearray()]
+
+    def callbacks(self) -> "MultipartCallbacks":
+        return {
+            "on_part_begin": self.on_part_begin,
+            "on_part_data": self.on_part_data,
+            "on_header_field": self.on_header_field,
+            "on_header_value": self.on_header_value,
+            "on_header_end": self.on_header_end,
+            "on_headers_finished": self.on_headers_finished,
+        }
+
+    def on_part_begin(self) -> None:
+        if len(self.parts) == MAX_PARTS:
+            raise Problem(400, "too_many_parts", f"at most {MAX_PARTS} parts are taken")
+        self.parts.append(_Part())
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header[0] += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header[1] += data[start:end]
+
+    def on_header_end(self) -> None:
+        name, value = (bytes(part) for part in self._header)
+        self.parts[-1].headers[name.decode("latin-1").lower()] = value
+        self._header = [bytearray(), bytearray()]
+
+    def on_headers_finished(self) -> None:
+        part = self.parts[-1]
+        _, options = parse_options_header(part.headers.get("content-disposition", b""))
+        if b"name" not in options:
+            raise Problem(400, "bad_multipart", "a part has no name")
+        part.name = options[b"name"].decode("utf-8", "replace")
+        part.is_file = b"filename" in options
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self.parts[-1]
+        part.data += data[start:end]
+        if part.name != "image" and len(part.data) > MAX_FIELD_BYTES:
+            message = f"field {part.name[:100]!r} has more than {MAX_FIELD_BYTES:,} bytes"
+            raise Problem(422, "field_too_large", message)
+
+
+def _from_multipart(boundary: bytes, body: bytes) -> Parts:
+    collector = _Collector()
+    parser = python_multipart.MultipartParser(boundary, collector.callbacks())
+    try:
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise Problem(400, "bad_multipart", f"the multipart body cannot be read: {error}") from None
+    if collector.parts and not body.rstrip(b"\r\n").endswith(b"--" + boundary + b"--"):
+        raise Problem(400, "bad_multipart", "the multipart body is cut short")
+    parts = Parts({})
+    for part in collector.parts:
+        if part.name in parts.fields or (part.name == "image" and parts.image is not None):
+            raise Problem(422, "duplicate_field", f"field {part.name[:100]!r} comes twice")
+        if part.name == "image":
+            parts.image = bytes(part.data)
+        elif part.is_file:
+            raise Problem(422, "unknown_field", f"no file is expected in {part.name[:100]!r}")
+        else:
+            parts.fields[part.name] = _text(part)
+    return parts
+
+
+def _text(part: _Part) -> str:
+    try:
+        return part.data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Problem(422, "not_utf8", f"field {part.name[:100]!r} is not UTF-8 text") from None

@@ -1,0 +1,112 @@
+"""One poller of the events table a process, whatever the number of listeners.
+
+A thread reads new events, gives them to the metrics and to every open stream. A stream that does not keep up
+is ended; its client resumes from the last event it saw, out of the table.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from app.jobs import Event
+from app.store import JobStore, StoreUnavailable
+
+log = logging.getLogger(__name__)
+PAGE = 1000
+MAX_PENDING = 2000
+
+Consumer = Callable[[Sequence[Event]], None]
+
+
+@dataclass(eq=False, slots=True)
+class Subscription:
+    """What one listener has not seen yet; `job_id` None means every job."""
+
+    job_id: str | None
+    loop: asyncio.AbstractEventLoop
+    pending: asyncio.Queue[Event | None] = field(default_factory=lambda: asyncio.Queue(MAX_PENDING))
+
+    def put(self, events: Sequence[Event]) -> None:
+        """Called in the listener's own event loop."""
+        for event in events:
+            if self.job_id is not None and event.job_id != self.job_id:
+                continue
+            if self.pending.full():
+                self.end()
+                return
+            self.pending.put_nowait(event)
+
+    def end(self) -> None:
+        """Make the listener stop; what it has not read is dropped."""
+        while not self.pending.empty():
+            self.pending.get_nowait()
+        self.pending.put_nowait(None)
+
+
+class EventFeed:
+    """Follows the events table from its first line; start it once, before anyone subscribes."""
+
+    def __init__(self, store: JobStore, consumers: Sequence[Consumer], *, poll_seconds: float) -> None:
+        self._store = store
+        self._consumers = consumers
+        self._poll_seconds = poll_seconds
+        self._subscriptions: set[Subscription] = set()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="event-feed", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every stream and the thread."""
+        self._stopping.set()
+        self._thread.join()
+        for subscription in self._current():
+            subscription.loop.call_soon_threadsafe(subscription.end)
+
+    @asynccontextmanager
+    async def subscribe(self, job_id: str | None) -> AsyncIterator[Subscription]:
+        """Hear of every event that is found from now on; read the table after this for those before."""
+        subscription = Subscription(job_id, asyncio.get_running_loop())
+        with self._lock:
+            self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            with self._lock:
+                self._subscriptions.discard(subscription)
+
+    def _current(self) -> list[Subscription]:
+        with self._lock:
+            return list(self._subscriptions)
+
+    def _loop(self) -> None:
+        seen = 0
+        while not self._stopping.is_set():
+            try:
+                events = self._store.events_after(seq=seen, limit=PAGE)
+            except StoreUnavailable as error:
+                log.warning("event_feed_waits reason=%s", error)
+                events = []
+            if events:
+                seen = events[-1].seq
+                self._hand_out(events)
+            if len(events) < PAGE:
+                self._stopping.wait(self._poll_seconds)
+
+    def _hand_out(self, events: Sequence[Event]) -> None:
+        for consumer in self._consumers:
+            try:
+                consumer(events)
+            except Exception:
+                log.exception("event_consumer_failed")
+        for subscription in self._current():
+            try:
+                subscription.loop.call_soon_threadsafe(subscription.put, events)
+            except RuntimeError:
+                log.debug("a listener's loop has closed")

@@ -1,0 +1,182 @@
+"""Problem documents (RFC 9457): the one form in which the API says no. Every `code` is stable and documented
+here.
+"""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from adaptive.errors import UnsupportedVae
+from app.admission import FitsNowhere, ProfilePending
+from app.media import ImageRejected
+from app.store import IdempotencyConflict, NoSuchJob, QueueFull, StoreUnavailable, WrongState
+
+log = logging.getLogger(__name__)
+MEDIA_TYPE = "application/problem+json"
+RETRY_SECONDS = 5
+
+PROBLEM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "code"],
+    "properties": {
+        "type": {"type": "string", "example": "urn:framefit:problem:does_not_fit"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string", "description": "Stable, for programs.", "example": "does_not_fit"},
+    },
+}
+
+
+class Problem(Exception):
+    """An answer of status 4xx or 5xx; `data` is added to the document."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.data = dict(data or {})
+        super().__init__(detail)
+
+    def response(self) -> JSONResponse:
+        """The document as a response."""
+        body = {
+            "type": f"urn:framefit:problem:{self.code}",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+            **self.data,
+        }
+        return JSONResponse(body, self.status, headers=self.headers, media_type=MEDIA_TYPE)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may answer with these problems."""
+    content = {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """The problem an error of the service's own becomes; None where it is none of those."""
+    retry = {"Retry-After": str(RETRY_SECONDS)}
+    match error:
+        case Problem():
+            return error
+        case NoSuchJob():
+            return Problem(404, "no_such_job", str(error))
+        case WrongState():
+            return Problem(409, "wrong_state", str(error), data={"job_status": error.job.status})
+        case IdempotencyConflict():
+            return Problem(422, "idempotency_key_reused", str(error), data={"job_id": error.job_id})
+        case QueueFull():
+            data = {"queued": error.queued, "limit": error.limit}
+            return Problem(429, "queue_full", str(error), headers={"Retry-After": "60"}, data=data)
+        case StoreUnavailable():
+            return Problem(503, "store_unavailable", f"the job store refuses: {error}", headers=retry)
+        case ImageRejected():
+            status = 413 if error.code == "image_too_large" else 422
+            return Problem(status, error.code, str(error))
+        case ProfilePending():
+            detail = f"the memory profile of model {error} is still being made"
+            return Problem(503, "profile_pending", detail, headers=retry)
+        case UnsupportedVae():
+            return Problem(422, "strategy_not_possible", str(error))
+        case FitsNowhere():
+            return Problem(422, "does_not_fit", str(error), data=_fit_data(error))
+        case ValidationError():
+            return problem_of_validation(error)
+    return None
+
+
+def _fit_data(error: FitsNowhere) -> dict[str, Any]:
+    largest = error.largest
+    shape = largest and {"width": largest.width, "height": largest.height, "num_frames": largest.frames}
+    return {
+        "needed_bytes": error.needed_bytes,
+        "available_bytes": error.available_bytes,
+        "largest_shape_that_fits": shape,
+    }
+
+
+def problem_of_validation(error: ValidationError) -> Problem:
+    """One problem for a body that is not a job: its code is that of the first fault, all are listed."""
+    faults = [
+        {
+            "field": ".".join(map(str, item["loc"])) or None,
+            "code": _fault_code(item["type"], item["loc"]),
+            "message": item["msg"],
+        }
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    first = faults[0]
+    detail = f"{first['field']}: {first['message']}" if first["field"] else str(first["message"])
+    return Problem(422, str(first["code"]), detail, data={"errors": faults})
+
+
+def _fault_code(kind: str, location: tuple[int | str, ...]) -> str:
+    field = str(location[0]) if location else "request"
+    if kind == "extra_forbidden":
+        return "unknown_field"
+    if field == "prompt" and kind in ("missing", "string_too_short"):
+        return "empty_prompt"
+    return "missing_field" if kind == "missing" else f"invalid_{field}"
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app a problem document."""
+
+    def ours(_request: Request, error: Exception) -> Response:
+        problem = problem_of(error)
+        if problem is None:
+            raise error
+        return problem.response()
+
+    def http(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
+        return Problem(error.status_code, code, str(error.detail), headers=error.headers).response()
+
+    def parameters(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where, name = str(first["loc"][0]), ".".join(map(str, first["loc"][1:]))
+        return Problem(422, f"invalid_{where}_parameter", f"{name}: {first['msg']}").response()
+
+    def unexpected(request: Request, error: Exception) -> Response:
+        log.error("request_failed path=%s", request.url.path, exc_info=error)
+        return Problem(500, "internal_error", "the request failed; the log says why").response()
+
+    for kind in (
+        Problem,
+        NoSuchJob,
+        WrongState,
+        IdempotencyConflict,
+        QueueFull,
+        StoreUnavailable,
+        ImageRejected,
+        ProfilePending,
+        UnsupportedVae,
+        FitsNowhere,
+        ValidationError,
+    ):
+        app.add_exception_handler(kind, ours)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, parameters)
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,83 @@
+"""From the fields of a request to a `JobSpec` that its model can run. Rules of models live here, rules of
+HTTP do not.
+"""
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from app.api.problems import Problem
+from app.config import ModelEntry
+from app.jobs import JobSpec
+
+_BLANK_MEANS_ABSENT = frozenset(
+    {"frames_per_chunk", "memory_budget_bytes", "webhook_url", "seed", "model", "priority", "fps"}
+    | {
+        "width",
+        "height",
+        "num_frames",
+        "num_inference_steps",
+        "guidance_scale",
+        "decode_strategy",
+        "exact_only",
+    }
+)
+
+
+def job_spec(fields: Mapping[str, Any], models: Mapping[str, ModelEntry]) -> JobSpec:
+    """The specification in a request's fields, with the model's defaults filled in.
+
+    Raises `Problem` or pydantic's `ValidationError`, each with a code of its own.
+    """
+    given = {
+        name: value
+        for name, value in fields.items()
+        if value is not None and not (value == "" and name in _BLANK_MEANS_ABSENT)
+    }
+    name = given.setdefault("model", next(iter(models)))
+    entry = models.get(name) if isinstance(name, str) else None
+    if entry is None:
+        message = f"there is no model {str(name)[:100]!r}; there are {', '.join(models)}"
+        raise Problem(422, "unknown_model", message)
+    given.setdefault("seed", secrets.randbelow(2**31))
+    spec = JobSpec.model_validate({**entry.defaults.model_dump(), **given})
+    check_against_model(spec, entry)
+    return spec
+
+
+def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
+    """Refuse what the model cannot make, naming the rule and the nearest value that keeps it."""
+    for name in ("width", "height"):
+        size = getattr(spec, name)
+        if size % entry.size_multiple:
+            nearest = max(entry.size_multiple, round(size / entry.size_multiple) * entry.size_multiple)
+            raise Problem(
+                422,
+                "size_not_a_multiple",
+                f"{name} must be a multiple of {entry.size_multiple} for model {entry.name}, not {size}; "
+                f"{nearest} would do",
+                data={"field": name, "multiple": entry.size_multiple, "nearest": nearest},
+            )
+    if not entry.allows_frames(spec.num_frames):
+        step, first = entry.temporal_ratio, int(entry.first_frame_alone)
+        nearest = max(1, round((spec.num_frames - first) / step)) * step + first
+        raise Problem(
+            422,
+            "bad_frame_count",
+            f"num_frames must be {entry.frame_rule} for model {entry.name}, not {spec.num_frames}; "
+            f"{nearest} would do",
+            data={"field": "num_frames", "rule": entry.frame_rule, "nearest": nearest},
+        )
+    _check_limits(spec, entry)
+
+
+def _check_limits(spec: JobSpec, entry: ModelEntry) -> None:
+    limits = entry.limits
+    for what, value, limit in (
+        ("width x height", spec.width * spec.height, limits.max_pixels),
+        ("num_frames", spec.num_frames, limits.max_frames),
+        ("num_inference_steps", spec.num_inference_steps, limits.max_steps),
+    ):
+        if value > limit:
+            message = f"{what} is {value:,}; model {entry.name} takes at most {limit:,}"
+            raise Problem(422, "over_model_limit", message, data={"field": what, "limit": limit})

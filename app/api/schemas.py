@@ -1,0 +1,70 @@
+"""Request bodies for the OpenAPI document. They are read by hand (two encodings, limits before parsing), so
+they are described by hand: from `JobSpec`, less what the model's defaults make optional."""
+
+from typing import Any
+
+from app.jobs import JobSpec, Json
+
+EXAMPLE: Json = {
+    "prompt": "the camera pans slowly to the left",
+    "num_frames": 25,
+    "width": 256,
+    "height": 256,
+}
+DATA_URL = "data:image/jpeg;base64,..."
+
+
+def _spec_schema() -> Json:
+    schema = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
+    # Inlined, so that the document needs no components of its own for this.
+    strategies = schema.pop("$defs", {}).get("DecodeStrategy", {})
+    schema["properties"]["decode_strategy"] = {
+        "type": "string",
+        "enum": strategies.get("enum", []),
+        "default": "auto",
+    }
+    schema["required"] = ["prompt"]
+    for name in ("title", "description"):
+        schema.pop(name, None)
+    return schema
+
+
+def _body(json_schema: Json, form_schema: Json | None = None, *, required: bool = True) -> dict[str, Any]:
+    content: Json = {"application/json": {"schema": json_schema}}
+    if form_schema is not None:
+        content["multipart/form-data"] = {"schema": form_schema}
+    return {"requestBody": {"required": required, "content": content}}
+
+
+def _with_image(image: Json) -> Json:
+    schema = _spec_schema()
+    schema["properties"] = {"image": image, **schema["properties"]}
+    schema["required"] = ["image", "prompt"]
+    return schema
+
+
+def _redecode_schema() -> Json:
+    names = ("decode_strategy", "frames_per_chunk", "exact_only", "memory_budget_bytes")
+    properties = _spec_schema()["properties"]
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: properties[name] for name in names},
+    }
+
+
+def _plan_schema() -> Json:
+    schema = _spec_schema()
+    schema["required"] = []
+    return schema
+
+
+GENERATE_BODY = _body(
+    {
+        **_with_image({"type": "string", "description": "A data URL."}),
+        "example": {"image": DATA_URL, **EXAMPLE},
+    },
+    _with_image({"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."}),
+)
+PLAN_BODY = _body({**_plan_schema(), "example": EXAMPLE}, _plan_schema())
+REDECODE_BODY = _body({**_redecode_schema(), "example": {"decode_strategy": "per_frame"}}, required=False)

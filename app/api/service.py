@@ -1,0 +1,146 @@
+"""What the routes share, built once in `create_app`: settings, models, store, admission, feed, metrics."""
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from adaptive.nvml import Nvml
+from app.admission import Admission, LoadProfile
+from app.api.eta import RunTimes
+from app.api.feed import EventFeed
+from app.artifacts import job_artifacts
+from app.config import ModelEntry, Settings, load_models
+from app.jobs import Job, JobStatus, Json, WorkerRow
+from app.media import ImageLimits
+from app.metrics import LiveGauges, ServiceMetrics
+from app.store import JobStore, NoSuchJob, StoreError
+
+log = logging.getLogger(__name__)
+MAINTENANCE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The API process' parts."""
+
+    settings: Settings
+    models: dict[str, ModelEntry]
+    store: JobStore
+    admission: Admission
+    metrics: ServiceMetrics
+    feed: EventFeed
+    run_times: RunTimes
+    nvml: Nvml
+    image_limits: ImageLimits
+    stopping: threading.Event
+
+    @property
+    def alive_seconds(self) -> float:
+        """Silence after which a worker counts as lost."""
+        return 3 * self.settings.heartbeat_seconds
+
+    def alive_workers(self) -> list[WorkerRow]:
+        """Workers that reported lately."""
+        return self.store.workers(within_seconds=self.alive_seconds)
+
+    def start(self) -> None:
+        """Migrate the database and start the background threads."""
+        self.store.migrate()
+        self.feed.start()
+        threading.Thread(target=self._maintain, name="maintenance", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop the threads and close everything."""
+        self.stopping.set()
+        self.feed.stop()
+        self.store.close()
+        self.nvml.close()
+
+    def _maintain(self) -> None:
+        while not self.stopping.wait(MAINTENANCE_SECONDS):
+            try:
+                for job_id in self.store.requeue_expired():
+                    log.warning("lease_expired job_id=%s", job_id)
+                self._remove_expired()
+            except StoreError as error:
+                log.warning("maintenance_waits reason=%s", error)
+
+    def _remove_expired(self) -> None:
+        for job_id in self.store.expire_results(self._remove_files):
+            log.info("result_expired job_id=%s", job_id)
+
+    def _remove_files(self, job_id: str) -> None:
+        # Whoever is reading the video keeps it open until done: only its name goes.
+        job_artifacts(self.settings.jobs_dir, job_id).remove()
+
+
+def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
+    """All parts, nothing started."""
+    models = load_models(settings)
+    store = JobStore(
+        settings.resolved_database_url,
+        max_queued=settings.max_queued,
+        max_queued_of_owner=settings.max_queued_per_key,
+        max_attempts=settings.max_attempts,
+        max_skips=settings.max_skips,
+        priority_seconds=settings.priority_seconds,
+        result_ttl_seconds=settings.result_ttl_seconds,
+    )
+    alive_seconds = 3 * settings.heartbeat_seconds
+    metrics = ServiceMetrics({name: entry.vae_class for name, entry in models.items()})
+    nvml = Nvml()
+    run_times = RunTimes()
+    metrics.registry.register(LiveGauges(store, nvml.devices, alive_seconds=alive_seconds))
+    admission = Admission(
+        models,
+        load_profile,
+        lambda: store.workers(within_seconds=alive_seconds),
+        reserve_bytes=settings.reserve_bytes,
+    )
+    return Service(
+        settings=settings,
+        models=models,
+        store=store,
+        admission=admission,
+        metrics=metrics,
+        feed=EventFeed(store, [metrics.apply, run_times.apply], poll_seconds=settings.poll_seconds),
+        run_times=run_times,
+        nvml=nvml,
+        image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
+        stopping=threading.Event(),
+    )
+
+
+def service_of(request: Request) -> Service:
+    """The service behind a request."""
+    service: Service = request.app.state.service
+    return service
+
+
+TheService = Annotated[Service, Depends(service_of)]
+
+
+def visible(service: Service, job_id: str, owner: str | None) -> Job:
+    """The job, unless it belongs to another API key: then it does not exist."""
+    job = service.store.get(job_id)
+    if owner is not None and job.owner != owner:
+        raise NoSuchJob(job_id)
+    return job
+
+
+def readiness(service: Service) -> tuple[bool, Json]:
+    """Whether a job submitted now would be run, and what each part says."""
+    workers = service.alive_workers()
+    counts = service.store.counts()
+    offered = {model for worker in workers for model in worker.device.get("models") or service.models}
+    report: Json = {
+        "ready": bool(workers),
+        "workers": len(workers),
+        "models": {name: name in offered for name in service.models},
+        "queued": counts[JobStatus.QUEUED],
+        "running": counts[JobStatus.RUNNING],
+    }
+    return bool(workers), report

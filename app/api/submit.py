@@ -1,0 +1,147 @@
+"""Routes that take work in: POST /generate, POST /plan, POST /jobs/{id}/redecode."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+
+from app.admission import rung_json
+from app.api.access import Caller
+from app.api.bodies import from_json, read_body, take_apart
+from app.api.eta import eta_seconds
+from app.api.problems import Problem, documented
+from app.api.requests import job_spec
+from app.api.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
+from app.api.service import Service, TheService, visible
+from app.api.views import job_view
+from app.jobs import Job, JobSpec, Json
+from app.media import check_image
+from app.store import Submission
+
+router = APIRouter()
+IDEMPOTENCY_KEY_LENGTH = 200
+
+
+async def _body(request: Request, service: TheService) -> bytes:
+    # The one thing a request needs an event loop for: everything after it runs in a thread.
+    return await read_body(request, service.settings.max_body_bytes)
+
+
+Body = Annotated[bytes, Depends(_body)]
+IdempotencyKey = Annotated[str | None, Header(max_length=IDEMPOTENCY_KEY_LENGTH)]
+DECODE_FIELDS = frozenset({"decode_strategy", "frames_per_chunk", "exact_only", "memory_budget_bytes"})
+
+
+def view(service: Service, job: Job) -> Json:
+    """The job's JSON, with its expected wait."""
+    return job_view(job, service.models.get(job.spec.model), eta_seconds=eta_seconds(service, job))
+
+
+@router.post(
+    "/generate",
+    status_code=202,
+    tags=["jobs"],
+    summary="Queue a video",
+    responses=documented(400, 401, 408, 413, 415, 422, 429, 503),
+    openapi_extra=GENERATE_BODY,
+)
+def generate(
+    request: Request,
+    response: Response,
+    service: TheService,
+    owner: Caller,
+    body: Body,
+    idempotency_key: IdempotencyKey = None,
+) -> Json:
+    """Check the request, plan it, and store it durably; the answer comes before the work."""
+    parts = take_apart(request.headers.get("content-type", ""), body)
+    job, created = submit(service, parts.fields, parts.image, owner=owner, idempotency_key=idempotency_key)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    if not created:
+        response.headers["Idempotent-Replayed"] = "true"
+    return view(service, job)
+
+
+def submit(
+    service: Service,
+    fields: dict[str, Any],
+    image: bytes | None,
+    *,
+    owner: str | None,
+    idempotency_key: str | None,
+) -> tuple[Job, bool]:
+    """Everything between a request's fields and a stored job; `(job, whether it is new)`."""
+    spec = job_spec(fields, service.models)
+    if image is None:
+        raise Problem(422, "missing_image", "the request has no image: send it as the file field 'image'")
+    check_image(image, service.image_limits)
+    verdict = service.admission.judge(spec)
+    submission = Submission(
+        spec=spec,
+        image=image,
+        fingerprint=_fingerprint(spec, fields, image),
+        plan=verdict.plan,
+        needed_bytes=verdict.needed_bytes,
+        idempotency_key=idempotency_key,
+        owner=owner,
+    )
+    return service.store.submit(submission)
+
+
+def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes) -> str:
+    # A seed that was drawn here is no part of what the client asked for.
+    asked = spec if fields.get("seed") not in (None, "") else spec.model_copy(update={"seed": 0})
+    return asked.fingerprint(image)
+
+
+@router.post(
+    "/plan",
+    tags=["planning"],
+    summary="What would be chosen now, without queueing anything",
+    responses=documented(400, 401, 408, 413, 415, 422, 503),
+    openapi_extra=PLAN_BODY,
+)
+def plan(request: Request, service: TheService, _owner: Caller, body: Body) -> Json:
+    """A dry run of POST /generate: same checks, same plan, and the memory of each way to decode. No image is
+    needed.
+    """
+    fields = take_apart(request.headers.get("content-type", ""), body).fields
+    fields["prompt"] = fields.get("prompt") or "plan"
+    spec = job_spec(fields, service.models)
+    verdict = service.admission.judge(spec)
+    return {
+        "model": spec.model,
+        "plan": verdict.plan,
+        "needed_bytes": verdict.needed_bytes,
+        "rungs": [rung_json(rung) for rung in verdict.rungs],
+        "request": spec.model_dump(mode="json", exclude={"prompt", "seed"}),
+    }
+
+
+@router.post(
+    "/jobs/{job_id}/redecode",
+    status_code=202,
+    tags=["jobs"],
+    summary="Decode an ended job again",
+    responses=documented(400, 401, 404, 408, 409, 413, 422, 503),
+    openapi_extra=REDECODE_BODY,
+)
+def redecode(job_id: str, service: TheService, owner: Caller, body: Body) -> Json:
+    """Queue an ended job once more. Latents that are on disk are used again; without them it is denoised
+    again, too.
+    """
+    job = visible(service, job_id, owner)
+    changes = from_json(body) if body.strip() else {}
+    for name in changes.keys() - DECODE_FIELDS:
+        raise Problem(
+            422, "unknown_field", f"{name[:100]!r} cannot be changed; {', '.join(sorted(DECODE_FIELDS))} can"
+        )
+    given = {"frames_per_chunk": None, **changes} if "decode_strategy" in changes else changes
+    spec = JobSpec.model_validate({**job.spec.model_dump(), **given})
+    if spec.model not in service.models:
+        raise Problem(409, "model_gone", f"model {spec.model} is no longer offered")
+    verdict = service.admission.judge(spec)
+    changed = {name: getattr(spec, name) for name in given}
+    again = service.store.queue_again(
+        job_id, changes=changed, plan=verdict.plan, needed_bytes=verdict.needed_bytes
+    )
+    return view(service, again)

@@ -1,0 +1,99 @@
+"""Routes about the service itself: devices, models, health, metrics."""
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from adaptive.nvml import GpuInfo
+from adaptive.version import __version__
+from app.api.access import Caller
+from app.api.problems import Problem, documented
+from app.api.service import TheService, readiness
+from app.api.views import device_view, model_view
+from app.jobs import Json
+
+router = APIRouter()
+REMEMBER_SECONDS = 24 * 3600.0
+DeviceName = Annotated[str, Path(max_length=200)]
+
+
+@router.get(
+    "/devices", tags=["service"], summary="Devices, their memory and workers", responses=documented(401)
+)
+def devices(service: TheService, _owner: Caller) -> Json:
+    """Each worker's last report, and what the driver says of every GPU right now."""
+    workers = service.store.workers(within_seconds=REMEMBER_SECONDS)
+    now = time.time()
+    return {
+        "devices": [device_view(worker, now=now, alive_seconds=service.alive_seconds) for worker in workers],
+        "gpus": [_gpu_view(gpu) for gpu in service.nvml.devices()],
+        "driver_state": service.nvml.state,
+        "reserve_bytes": service.settings.reserve_bytes,
+    }
+
+
+def _gpu_view(gpu: GpuInfo) -> dict[str, Any]:
+    return {
+        "uuid": gpu.uuid,
+        "index": gpu.index,
+        "name": gpu.name,
+        "state": gpu.state,
+        "total_bytes": gpu.total_bytes,
+        "free_bytes": gpu.free_bytes,
+        "used_bytes": gpu.used_bytes,
+        "utilization": gpu.utilization,
+    }
+
+
+@router.post("/devices/{name}/pause", status_code=204, tags=["service"], responses=documented(401, 404))
+def pause_device(name: DeviceName, service: TheService, _owner: Caller) -> None:
+    """Let a device finish its job and take no other."""
+    _set_paused(service, name, paused=True)
+
+
+@router.post("/devices/{name}/resume", status_code=204, tags=["service"], responses=documented(401, 404))
+def resume_device(name: DeviceName, service: TheService, _owner: Caller) -> None:
+    """Let a paused device take jobs again."""
+    _set_paused(service, name, paused=False)
+
+
+def _set_paused(service: TheService, name: str, *, paused: bool) -> None:
+    known = {worker.device.get("name") for worker in service.store.workers(within_seconds=REMEMBER_SECONDS)}
+    if name not in known:
+        raise Problem(404, "no_such_device", f"no worker has reported a device {name!r}")
+    service.store.pause_device(name, paused=paused)
+
+
+@router.get("/models", tags=["service"], summary="Models and their rules", responses=documented(401))
+def models(service: TheService, _owner: Caller) -> Json:
+    """The models; the first one is the default."""
+    default = next(iter(service.models))
+    entries = service.models.items()
+    return {"models": [model_view(entry, is_default=name == default) for name, entry in entries]}
+
+
+@router.get("/healthz", tags=["service"], summary="Whether the API process works")
+def healthz() -> Json:
+    """Answers while the process can answer at all."""
+    return {"status": "ok", "version": __version__}
+
+
+@router.get(
+    "/readyz",
+    tags=["service"],
+    summary="Whether jobs will be run",
+    responses={503: {"description": "Not yet."}},
+)
+def readyz(service: TheService) -> JSONResponse:
+    """200 while at least one worker lives, with models and counts either way."""
+    ready, report = readiness(service)
+    return JSONResponse(report, 200 if ready else 503, headers={} if ready else {"Retry-After": "2"})
+
+
+@router.get("/metrics", tags=["service"], summary="Prometheus metrics", response_class=PlainTextResponse)
+def metrics(service: TheService) -> Response:
+    """Everything in Prometheus' text format."""
+    return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,99 @@
+"""How rows look to clients: the JSON of jobs, events, devices and models. Pure functions of what they are
+given.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from app.config import ModelEntry
+from app.jobs import Event, Job, JobStatus, Json, WorkerRow
+
+
+def timestamp(seconds: float | None) -> str | None:
+    """Seconds since the epoch as RFC 3339, in UTC."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = None) -> Json:
+    """A job as clients see it."""
+    base = f"/jobs/{job.id}"
+    links = {"self": base, "events": f"{base}/events", "image": f"{base}/image"}
+    if has_video(job):
+        links["video"] = f"{base}/video"
+    if job.status.is_terminal:
+        links["redecode"] = f"{base}/redecode"
+    return {
+        "id": job.id,
+        "status": job.status,
+        "stage": job.stage,
+        "progress": round(job.progress, 4),
+        "queue_position": job.queue_position,
+        "eta_seconds": eta_seconds,
+        "cancel_requested": job.cancel_requested,
+        "model": job.spec.model,
+        "notice": entry.notice if entry else None,
+        "request": job.spec.model_dump(mode="json"),
+        "plan": job.plan,
+        "decode": job.decode,
+        "result": _result(job),
+        "error": job.error,
+        "attempts": job.attempts,
+        "links": links,
+        "created_at": timestamp(job.created_at),
+        "started_at": timestamp(job.started_at),
+        "finished_at": timestamp(job.finished_at),
+        "expires_at": timestamp(job.expires_at),
+    }
+
+
+def has_video(job: Job) -> bool:
+    """Whether a finished video is there to be fetched; one from before a redecode counts."""
+    return job.result is not None and not job.result.get("expired")
+
+
+def _result(job: Job) -> Json | None:
+    if job.result is None:
+        return None
+    return {name: value for name, value in job.result.items() if not name.endswith("_path")}
+
+
+def event_view(event: Event) -> Json:
+    """An event as it is streamed."""
+    return {"job_id": event.job_id, "kind": event.kind, "at": timestamp(event.at), **event.data}
+
+
+def device_view(worker: WorkerRow, *, now: float, alive_seconds: float) -> Json:
+    """A worker and its device."""
+    return {
+        **worker.device,
+        "worker_id": worker.id,
+        "job_id": worker.job_id,
+        "worker_state": worker.state if now - worker.heartbeat_at <= alive_seconds else "lost",
+        "heartbeat_at": timestamp(worker.heartbeat_at),
+    }
+
+
+def model_view(entry: ModelEntry, *, is_default: bool) -> Json:
+    """A model and what a request for it may ask."""
+    return {
+        "name": entry.name,
+        "description": entry.description,
+        "notice": entry.notice,
+        "pipeline": entry.pipeline,
+        "source": entry.source,
+        "dtype": entry.dtype,
+        "size_multiple": entry.size_multiple,
+        "frame_rule": entry.frame_rule,
+        "temporal_ratio": entry.temporal_ratio,
+        "first_frame_alone": entry.first_frame_alone,
+        "defaults": entry.defaults.model_dump(),
+        "limits": entry.limits.model_dump(),
+        "is_default": is_default,
+    }
+
+
+def counts_view(counts: Mapping[JobStatus, int]) -> Json:
+    """Jobs by status."""
+    return {str(status): number for status, number in counts.items()}

@@ -1,0 +1,133 @@
+"""Images in: what a client sends is checked before it is decoded, and decoded to plain RGB. Knows no HTTP and
+no jobs.
+
+The header's size is compared with the limits before any pixel is unpacked, so that a decompression bomb costs
+nothing. Large pictures are decoded a few at a time, which bounds memory however many clients send them at
+once.
+"""
+
+import io
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS: Final = ("JPEG", "PNG", "WEBP")
+MIN_SIDE: Final = 8
+LARGE_PIXELS: Final = 4_000_000
+LARGE_AT_ONCE: Final = 2
+
+# Pillow's own limit warns or raises depending on a process-wide number; ours, below, is stricter and always
+# raises.
+Image.MAX_IMAGE_PIXELS = None
+_large_slots = threading.Semaphore(LARGE_AT_ONCE)
+
+
+class ImageRejected(ValueError):
+    """The bytes are not an image that is taken; `code` says why in one word."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """The largest picture that is decoded."""
+
+    max_pixels: int = 64_000_000
+    max_side: int = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What a checked image is; sizes in pixels as it will be seen, that is with its EXIF orientation
+    applied.
+    """
+
+    format: str
+    width: int
+    height: int
+
+
+def check_image(data: bytes, limits: ImageLimits) -> ImageInfo:
+    """Look at every byte of an image without keeping it; raises `ImageRejected` unless `open_image` would
+    succeed.
+    """
+    with _opened(data, limits) as image:
+        kind = image.format or ""
+        flipped = image.getexif().get(0x0112) in (5, 6, 7, 8)
+        size = (image.height, image.width) if flipped else image.size
+        # For JPEG, this reads the whole stream but builds an eighth of the picture.
+        image.draft(image.mode, (image.width // 8, image.height // 8))
+        _decode(image, size[0] * size[1])
+    return ImageInfo(kind, *size)
+
+
+def open_image(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
+    """The picture as RGB, 8 bits a channel, upright; transparency is laid over white. Raises
+    `ImageRejected`.
+    """
+    with _opened(data, limits or ImageLimits()) as image:
+        _decode(image, image.width * image.height)
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
+    if not data:
+        raise ImageRejected("missing_image", "the image is empty")
+    _check_size(_webp_canvas(data), limits)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        message = f"the file is not an image in a known format ({', '.join(FORMATS)})"
+        raise ImageRejected("not_an_image", message) from None
+    except (OSError, ValueError, SyntaxError, OverflowError, EOFError) as error:
+        raise ImageRejected("broken_image", f"the image cannot be read: {error}") from None
+    _check_size(image.size, limits)
+    return image
+
+
+def _check_size(size: tuple[int, int] | None, limits: ImageLimits) -> None:
+    if size is None:
+        return
+    width, height = size
+    if max(size) > limits.max_side or width * height > limits.max_pixels:
+        raise ImageRejected(
+            "image_too_large",
+            f"the image has {width} x {height} pixels; at most {limits.max_side} a side and "
+            f"{limits.max_pixels:,} in all are taken",
+        )
+    if min(size) < MIN_SIDE:
+        raise ImageRejected(
+            "image_too_small", f"the image has {width} x {height} pixels; the least is {MIN_SIDE} a side"
+        )
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int] | None:
+    """Size in an extended WebP header: the decoder allocates the canvas as soon as it opens the file."""
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or len(data) < 30:
+        return None
+    return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+
+
+def _decode(image: Image.Image, pixels: int) -> None:
+    try:
+        if pixels <= LARGE_PIXELS:
+            image.load()
+        else:
+            with _large_slots:
+                image.load()
+    except (OSError, ValueError, SyntaxError, OverflowError, EOFError, IndexError, MemoryError) as error:
+        raise ImageRejected("broken_image", f"the image is damaged or cut short: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # 16 bits of grey: keep the upper eight. Pillow's own conversion clips everything above 255.
+        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,208 @@
+"""Every Prometheus metric of the service, in one place.
+
+Counters and histograms follow the append-only events, replayed from the first one when a process starts, so
+that they are the same whoever was killed when. Gauges are read at the moment of the scrape: from the job
+table, from the workers' last heartbeats, and from the driver. Nothing is kept that could go stale, and no
+label holds a job's id.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from adaptive.nvml import GpuInfo, NvmlState
+from app.jobs import Event, JobStatus, WorkerRow
+
+log = logging.getLogger(__name__)
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+MIB = 2**20
+BYTES = tuple(float(MIB * 2**power) for power in range(4, 18))
+RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2, 3)
+FRAMES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+OUTCOMES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
+
+
+ReadGpus = Callable[[], Sequence[GpuInfo]]
+
+
+class Source(Protocol):
+    """Where the gauges come from; the job store is one."""
+
+    def counts(self) -> Mapping[JobStatus, int]:
+        """Jobs by status."""
+        ...
+
+    def workers(self, *, within_seconds: float) -> list[WorkerRow]:
+        """Workers heard from lately."""
+        ...
+
+
+class ServiceMetrics:
+    """The service's metrics; `apply` takes events in order, `render` gives the text of a scrape."""
+
+    def __init__(self, models: Mapping[str, str]) -> None:
+        """`models`: the VAE class of each model's name."""
+        self.registry = CollectorRegistry()
+        self._vae_of_model = dict(models)
+        self._model_of_job: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._define_job_metrics()
+        self._define_decode_metrics()
+        for model in models:
+            for outcome in OUTCOMES:
+                self.jobs.labels(model, outcome)
+
+    def _define_job_metrics(self) -> None:
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"framefit_{name}", text, labels, buckets=SECONDS, registry=self.registry)
+
+        self.jobs = self._counter("jobs", "Jobs that ended, by model and outcome.", "model", "outcome")
+        self.queue_seconds = histogram("job_queue_seconds", "Time from being queued to being claimed.")
+        self.job_seconds = histogram("job_duration_seconds", "Time from acceptance to the end of a job.")
+        self.stage_seconds = histogram("stage_duration_seconds", "Time a job spent in a stage.", "stage")
+        self.oom = self._counter("oom", "Allocations that failed for want of memory, by stage.", "stage")
+
+    def _define_decode_metrics(self) -> None:
+        def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
+            name = f"framefit_decode_{name}"
+            return Histogram(name, text, labels, buckets=tuple(buckets), registry=self.registry)
+
+        self.strategy = self._counter(
+            "decode_strategy", "Decode plans made, by VAE, strategy and reason.", "vae", "strategy", "reason"
+        )
+        self.fallback = self._counter("decode_fallback", "Changes of strategy inside a decode.", "from", "to")
+        self.regret = self._counter(
+            "decode_regret_seconds", "Time a faster plan would have saved, seen after the decode."
+        )
+        self.chunk_frames = histogram("chunk_frames", "Latent frames a chunk when a decode ended.", FRAMES)
+        self.decode_seconds = histogram("duration_seconds", "Time in the VAE's decoder.", SECONDS, "strategy")
+        self.predicted = histogram("predicted_peak_bytes", "Peak memory a decode was planned with.", BYTES)
+        self.measured = histogram("measured_peak_bytes", "Peak memory a decode was seen to use.", BYTES)
+        self.ratio = histogram("prediction_ratio", "Measured peak divided by the predicted one.", RATIOS)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"framefit_{name}", text, labels, registry=self.registry)
+
+    def apply(self, events: Iterable[Event]) -> None:
+        """Count events, each exactly once and in order. One that is not understood is logged and passed
+        over.
+        """
+        with self._lock:
+            for event in events:
+                try:
+                    self._apply(event)
+                except (KeyError, TypeError, ValueError):
+                    log.exception("event not counted", extra={"job_id": event.job_id, "kind": event.kind})
+
+    def _apply(self, event: Event) -> None:
+        data = event.data
+        match event.kind:
+            case "accepted" | "queued_again":
+                self._model_of_job[event.job_id] = data["model"]
+            case "claimed":
+                self.queue_seconds.observe(data["queued_seconds"])
+            case "plan":
+                vae = data.get("vae") or self._vae_of(event.job_id)
+                self.strategy.labels(vae, data["strategy"], data["reason"]).inc()
+            case "fallback":
+                self.fallback.labels(data["from"], data["to"]).inc()
+            case "oom":
+                self.oom.labels(data["stage"]).inc()
+            case "finished":
+                self._model_of_job.pop(event.job_id, None)
+                self._apply_finished(data)
+
+    def _vae_of(self, job_id: str) -> str:
+        return self._vae_of_model.get(self._model_of_job.get(job_id, ""), "unknown")
+
+    def _apply_finished(self, data: Mapping[str, Any]) -> None:
+        self.jobs.labels(data["model"], data["outcome"]).inc()
+        if "duration_seconds" in data:
+            self.job_seconds.observe(data["duration_seconds"])
+        for stage, seconds in (data.get("durations") or {}).items():
+            self.stage_seconds.labels(stage).observe(seconds)
+        decode = data.get("decode")
+        if not decode or "seconds" not in decode:
+            return
+        self.chunk_frames.observe(decode["frames_per_chunk"])
+        self.decode_seconds.labels(decode["strategy"]).observe(decode["seconds"])
+        self.regret.inc(decode.get("regret_seconds") or 0.0)
+        predicted, measured = decode.get("predicted_peak_bytes"), decode.get("measured_peak_bytes")
+        if predicted:
+            self.predicted.observe(predicted)
+        if measured is not None:
+            self.measured.observe(measured)
+        if predicted and measured is not None:
+            self.ratio.observe(measured / predicted)
+
+    def render(self) -> bytes:
+        """The text of one scrape, as Prometheus reads it."""
+        return generate_latest(self.registry)
+
+
+class LiveGauges(Collector):
+    """Gauges that are read when they are asked for."""
+
+    def __init__(self, source: Source, gpus: ReadGpus, *, alive_seconds: float) -> None:
+        self._source = source
+        self._gpus = gpus
+        self._alive_seconds = alive_seconds
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing up front: the registry need not read the database to register this."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the table, the workers and the driver."""
+        counts = self._source.counts()
+        for name, status in (("queued", JobStatus.QUEUED), ("running", JobStatus.RUNNING)):
+            yield GaugeMetricFamily(f"framefit_jobs_{name}", f"Jobs {name} now.", value=counts[status])
+        workers = self._source.workers(within_seconds=24 * 3600)
+        alive = self._source.workers(within_seconds=self._alive_seconds)
+        yield _worker_up(workers, alive)
+        yield from _gpu_gauges(self._gpus(), alive)
+
+
+def _worker_up(workers: list[WorkerRow], alive: list[WorkerRow]) -> Metric:
+    family = GaugeMetricFamily(
+        "framefit_worker_up", "Whether a device's worker reported lately.", labels=["device"]
+    )
+    names = {str(worker.device.get("name", worker.id)): 0 for worker in workers}
+    names.update({str(worker.device.get("name", worker.id)): 1 for worker in alive})
+    for name, up in sorted(names.items()):
+        family.add_metric([name], up)
+    return family
+
+
+def _gpu_gauges(found: Sequence[GpuInfo], alive: list[WorkerRow]) -> Iterator[Metric]:
+    gpus = [gpu for gpu in found if gpu.state is NvmlState.OK]
+    own: dict[str, int] = {}
+    for worker in alive:
+        uuid = str(worker.device.get("uuid") or "")
+        own[uuid] = own.get(uuid, 0) + int(worker.device.get("own_bytes") or 0)
+
+    def family(name: str, text: str, value: dict[str, float]) -> Metric:
+        gauge = GaugeMetricFamily(f"framefit_gpu_{name}", text, labels=["gpu"])
+        for uuid, number in value.items():
+            gauge.add_metric([uuid], number)
+        return gauge
+
+    yield family("memory_free_bytes", "Free memory of the GPU.", {g.uuid: g.free_bytes for g in gpus})
+    yield family("memory_total_bytes", "All memory of the GPU.", {g.uuid: g.total_bytes for g in gpus})
+    yield family(
+        "memory_own_bytes", "Memory Framefit's workers hold.", {g.uuid: own.get(g.uuid, 0) for g in gpus}
+    )
+    yield family(
+        "memory_other_bytes",
+        "Memory others hold.",
+        {g.uuid: max(0, g.used_bytes - own.get(g.uuid, 0)) for g in gpus},
+    )
+    busy = {g.uuid: g.utilization for g in gpus if g.utilization is not None}
+    yield family("utilization_ratio", "Share of time the GPU was busy, 0 to 1.", busy)

@@ -1,0 +1,54 @@
+"""The end of results: marked first, deleted later, so that nobody is handed a file that is about to go.
+
+Runs inside the caller's transaction.
+"""
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection, text
+
+from app.store.rows import append_event, dump, load
+
+GRACE_SECONDS = 60.0
+LIMIT = 100
+
+DUE = text("""
+    select id, result from jobs
+    where expires_at < :now and status in ('succeeded', 'failed', 'canceled')
+        and (result is null or result not like '%"expired":true%')
+    order by expires_at limit :limit
+""")
+MARK = text("update jobs set result = :result, latents_path = null where id = :id")
+MARKED = text("""
+    select id from jobs
+    where expires_at < :before and status in ('succeeded', 'failed', 'canceled') and result like
+    '%"expired":true%' order by expires_at limit :limit
+""")
+FORGET_IMAGE = text("delete from images where job_id = :id")
+SETTLE = text("update jobs set expires_at = null where id = :id")
+
+
+def mark_expired(connection: Connection, now: float) -> list[str]:
+    """Say of every result that is past its time that it has expired; from then on it is not handed out."""
+    ids = []
+    for row in connection.execute(DUE, {"now": now, "limit": LIMIT}).all():
+        result = {**(load(row.result) or {}), "expired": True, "expired_at": now}
+        connection.execute(MARK, {"id": row.id, "result": dump(result)})
+        append_event(connection, row.id, "expired", {}, now)
+        ids.append(str(row.id))
+    return ids
+
+
+def remove_expired(connection: Connection, now: float, remove: Callable[[str], None]) -> list[str]:
+    """Delete what was marked a while ago. The transaction holds off anyone who would queue the job again
+    meanwhile.
+    """
+    ids = [
+        str(row.id)
+        for row in connection.execute(MARKED, {"before": now - GRACE_SECONDS, "limit": LIMIT}).all()
+    ]
+    for job_id in ids:
+        remove(job_id)
+        connection.execute(FORGET_IMAGE, {"id": job_id})
+        connection.execute(SETTLE, {"id": job_id})
+    return ids

@@ -1,0 +1,165 @@
+"""What the service's tests share: a store on a real SQLite file, an app over it, pictures, a profile."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from adaptive.memory import Curve, MemoryProfile
+from adaptive.types import VaeTraits
+from app.api import create_app
+from app.config import ModelEntry, Settings
+from app.jobs import JobSpec
+from app.store import JobStore
+
+MIB = 2**20
+
+TRAITS = VaeTraits(
+    family="ltx",
+    vae_class="AutoencoderKLLTXVideo",
+    latent_channels=128,
+    spatial_ratio=32,
+    temporal_ratio=8,
+    first_frame_alone=True,
+    exact_streaming=True,
+    frames_independent=False,
+)
+
+
+class Clock:
+    """Time that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+
+
+@pytest.fixture
+def open_store(database_url: str, clock: Clock) -> Iterator[Callable[..., JobStore]]:
+    """Opens stores over one database; more than one stand for several processes."""
+    opened: list[JobStore] = []
+
+    def open_one(**options: object) -> JobStore:
+        store = JobStore(database_url, clock=clock, **options)  # type: ignore[arg-type]
+        opened.append(store)
+        store.migrate()
+        return store
+
+    yield open_one
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: Callable[..., JobStore]) -> JobStore:
+    return open_store()
+
+
+def spec_of(**changes: object) -> JobSpec:
+    values: dict[str, object] = {
+        "prompt": "a boat sails by",
+        "model": "tiny",
+        "width": 256,
+        "height": 256,
+        "num_frames": 25,
+        "fps": 12,
+        "num_inference_steps": 4,
+        "guidance_scale": 1.0,
+        "seed": 7,
+    }
+    return JobSpec.model_validate({**values, **changes})
+
+
+@pytest.fixture
+def make_spec() -> Callable[..., JobSpec]:
+    return spec_of
+
+
+def picture_of(kind: str = "JPEG", size: tuple[int, int] = (64, 48), mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize(size).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def make_picture() -> Callable[..., bytes]:
+    return picture_of
+
+
+@pytest.fixture
+def picture() -> bytes:
+    return picture_of()
+
+
+def traced(entry: ModelEntry) -> MemoryProfile:
+    """A profile of round numbers: a MiB a latent pixel batched, a quarter of that for one frame."""
+    return MemoryProfile(
+        traits=TRAITS,
+        dtype=entry.dtype,
+        config_digest="0",
+        batched=Curve(((1, 0.25 * MIB), (5, 1.25 * MIB))),
+        streamed={1: Curve(((1, 0.25 * MIB),)), 2: Curve(((1, 0.5 * MIB),))},
+    )
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path, poll_seconds=0.02)
+
+
+@pytest.fixture
+def client_of() -> Iterator[Callable[..., TestClient]]:
+    """Starts apps, and stops them when the test is over."""
+    clients: list[TestClient] = []
+
+    def start(settings: Settings, **options: object) -> TestClient:
+        app = create_app(settings, **{"load_profile": traced, **options})  # type: ignore[arg-type]
+        client = TestClient(app, raise_server_exceptions=False)
+        client.__enter__()
+        clients.append(client)
+        return client
+
+    yield start
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(client_of: Callable[..., TestClient], settings: Settings) -> TestClient:
+    return client_of(settings)
+
+
+@pytest.fixture
+def app_store(client: TestClient) -> JobStore:
+    """The store behind `client`."""
+    store: JobStore = client.app.state.service.store  # type: ignore[attr-defined]
+    return store
+
+
+@pytest.fixture
+def submit(client: TestClient, picture: bytes) -> Callable[..., dict[str, object]]:
+    """Hands in a job and returns its JSON."""
+
+    def post(**fields: object) -> dict[str, object]:
+        form = {"prompt": "a boat sails by", **{name: str(value) for name, value in fields.items()}}
+        answer = client.post("/generate", data=form, files={"image": ("photo.jpg", picture)})
+        assert answer.status_code == 202, answer.text
+        body: dict[str, object] = answer.json()
+        return body
+
+    return post

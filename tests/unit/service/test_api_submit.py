@@ -1,0 +1,287 @@
+"""POST /generate, /plan: what is taken, what is refused, and that a refusal leaves nothing behind."""
+
+import base64
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from app.config import Settings
+from app.jobs import JobStatus
+from app.store import JobStore
+
+Post = Callable[..., dict[str, Any]]
+
+
+def test_a_multipart_request_is_accepted_with_its_provisional_plan(submit: Post, app_store: JobStore) -> None:
+    job = submit(width=128, seed=11)
+    assert (job["status"], job["queue_position"]) == ("queued", 1)
+    assert job["request"]["width"] == 128
+    assert job["request"]["height"] == 256
+    assert job["request"]["seed"] == 11
+    assert job["plan"]["needed_bytes"] > 0
+    assert app_store.get(job["id"]).status is JobStatus.QUEUED
+    assert "noise" in job["notice"]
+
+
+def test_json_with_a_data_url_is_the_same_request(
+    client: TestClient, picture: bytes, app_store: JobStore
+) -> None:
+    url = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+    answer = client.post("/generate", json={"prompt": "x", "image": url, "num_frames": 17})
+    assert answer.status_code == 202
+    assert answer.headers["location"] == answer.json()["links"]["self"]
+    assert app_store.image(answer.json()["id"]) == picture
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(1_000_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(file, "JPEG")
+    return file.getvalue()
+
+
+BAD_FIELDS = [
+    ({"width": "250"}, 422, "size_not_a_multiple"),
+    ({"num_frames": "24"}, 422, "bad_frame_count"),
+    ({"model": "nonesuch"}, 422, "unknown_model"),
+    ({"modle": "tiny"}, 422, "unknown_field"),
+    ({"prompt": ""}, 422, "empty_prompt"),
+    ({"prompt": "  \n "}, 422, "empty_prompt"),
+    ({"prompt": "long " * 1000}, 422, "invalid_prompt"),
+    ({"prompt": "x" * 1_000_000}, 422, "field_too_large"),
+    ({"guidance_scale": "NaN"}, 422, "invalid_guidance_scale"),
+    ({"guidance_scale": "inf"}, 422, "invalid_guidance_scale"),
+    ({"guidance_scale": "-1"}, 422, "invalid_guidance_scale"),
+    ({"width": "9" * 5000}, 422, "invalid_width"),
+    ({"num_inference_steps": "0"}, 422, "invalid_num_inference_steps"),
+    ({"num_inference_steps": "900"}, 422, "over_model_limit"),
+    ({"width": "8192", "height": "8192"}, 422, "over_model_limit"),
+    ({"decode_strategy": "fast"}, 422, "invalid_decode_strategy"),
+    ({"decode_strategy": "batched", "frames_per_chunk": "2"}, 422, "invalid_request"),
+    ({"seed": "-1"}, 422, "invalid_seed"),
+    ({"priority": "11"}, 422, "invalid_priority"),
+    ({"image": "not a file but text"}, 422, "not_an_image"),
+]
+
+
+@pytest.mark.parametrize(("fields", "status", "code"), BAD_FIELDS)
+def test_a_bad_field_is_refused_by_its_code_and_nothing_is_queued(
+    client: TestClient, app_store: JobStore, picture: bytes, fields: dict[str, str], status: int, code: str
+) -> None:
+    parts: dict[str, Any] = {"prompt": (None, "x"), "image": ("a.jpg", picture)}
+    parts |= {name: (None, value) for name, value in fields.items()}
+    answer = client.post("/generate", files=parts)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert app_store.page() == []
+
+
+BAD_IMAGES = [
+    (b"", 422, "missing_image"),
+    (b"hello, I am no picture" * 100, 422, "not_an_image"),
+    (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", 422, "not_an_image"),
+    (jpeg()[: len(jpeg()) // 2], 422, "broken_image"),
+    (png_bomb(30_000, 30_000), 413, "image_too_large"),
+    (png_bomb(1, 100_000), 413, "image_too_large"),
+    (png_bomb(1, 4), 422, "image_too_small"),
+    (
+        b"RIFF\x00\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00\x10\x00\x00\x00\xff\xff\xff\xff\xff\xff",
+        413,
+        "image_too_large",
+    ),
+    (b"GIF89a\xff\xff\xff\xff\x00\x00\x00", 422, "not_an_image"),
+]
+
+
+@pytest.mark.parametrize(("data", "status", "code"), BAD_IMAGES)
+def test_a_bad_image_is_refused_by_its_code_and_nothing_is_queued(
+    client: TestClient, app_store: JobStore, data: bytes, status: int, code: str
+) -> None:
+    answer = client.post("/generate", data={"prompt": "x"}, files={"image": ("../../etc/passwd", data)})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert app_store.page() == []
+
+
+def test_a_request_without_an_image_is_refused(client: TestClient, app_store: JobStore) -> None:
+    answer = client.post("/generate", data={"prompt": "x"}, files={"other": (None, "x")})
+    assert answer.json()["code"] == "unknown_field"
+    answer = client.post("/generate", files={"prompt": (None, "x")})
+    assert (answer.status_code, answer.json()["code"]) == (422, "missing_image")
+    assert app_store.page() == []
+
+
+BAD_BODIES = [
+    ("application/json", b"{", 400, "bad_json"),
+    ("application/json", b"[" * 100_000, 400, "bad_json"),
+    ("application/json", b"[1]", 400, "bad_json"),
+    ("application/json", b'{"prompt": "x", "image": "http://127.0.0.1/"}', 422, "bad_data_url"),
+    ("application/json", b'{"prompt": "x", "image": "data:image/png;base64,@@"}', 422, "bad_data_url"),
+    (
+        "application/json",
+        b'{"prompt": "x", "guidance_scale": NaN, "image": "data:;base64,"}',
+        422,
+        "invalid_guidance_scale",
+    ),
+    ("text/plain", b"hello", 415, "unsupported_media_type"),
+    ("multipart/form-data", b"hello", 400, "bad_multipart"),
+    ("multipart/form-data; boundary=b", b"hello", 400, "bad_multipart"),
+    (
+        "multipart/form-data; boundary=b",
+        b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n",
+        400,
+        "bad_multipart",
+    ),
+    (
+        "multipart/form-data; boundary=b",
+        b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\ncut',
+        400,
+        "bad_multipart",
+    ),
+    (
+        "multipart/form-data; boundary=b",
+        b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n' * 10_000 + b"--b--\r\n",
+        400,
+        "too_many_parts",
+    ),
+    (
+        "multipart/form-data; boundary=b",
+        b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n' * 2 + b"--b--\r\n",
+        422,
+        "duplicate_field",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "status", "code"), BAD_BODIES)
+def test_a_bad_body_is_refused_by_its_code(
+    client: TestClient, app_store: JobStore, kind: str, body: bytes, status: int, code: str
+) -> None:
+    answer = client.post("/generate", content=body, headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert app_store.page() == []
+
+
+def test_a_body_of_50_mb_is_refused_while_it_is_read(client: TestClient, app_store: JobStore) -> None:
+    answer = client.post("/generate", data={"prompt": "x"}, files={"image": ("a.jpg", bytes(50_000_000))})
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+    assert app_store.page() == []
+
+
+def test_what_no_device_can_hold_is_refused_with_the_numbers_and_a_shape_that_would_fit(
+    client: TestClient, app_store: JobStore, picture: bytes
+) -> None:
+    device = {
+        "name": "cpu",
+        "kind": "cpu",
+        "free_bytes": 10 * 2**20,
+        "total_bytes": 2**31,
+        "capacity_bytes": 20 * 2**20,
+    }
+    app_store.register_worker("w", device)
+    form = {"prompt": "x", "width": "512", "height": "512"}
+    answer = client.post("/generate", data=form, files={"image": ("a.jpg", picture)})
+    body = answer.json()
+    assert (answer.status_code, body["code"]) == (422, "does_not_fit")
+    assert body["needed_bytes"] > body["available_bytes"] == 20 * 2**20
+    assert app_store.page() == []
+    largest = body["largest_shape_that_fits"]
+    again = client.post("/generate", data={"prompt": "x", **largest}, files={"image": ("a.jpg", picture)})
+    assert again.status_code == 202, "the shape that is offered must be taken"
+
+
+def test_what_only_does_not_fit_now_is_queued_and_says_so(
+    client: TestClient, app_store: JobStore, submit: Post
+) -> None:
+    device = {
+        "name": "cpu",
+        "kind": "cpu",
+        "free_bytes": 2**20,
+        "total_bytes": 2**36,
+        "capacity_bytes": 2**36,
+    }
+    app_store.register_worker("w", device)
+    assert client.get("/readyz").json()["ready"]
+    plan = submit()["plan"]
+    assert plan["fits_now"] is False
+    assert plan["reason"] == "waits_for_memory"
+
+
+def test_a_budget_that_is_too_small_is_refused(client: TestClient, picture: bytes) -> None:
+    form = {"prompt": "x", "memory_budget_bytes": "1000"}
+    answer = client.post("/generate", data=form, files={"image": ("a.jpg", picture)})
+    assert (answer.json()["code"], answer.json()["available_bytes"]) == ("does_not_fit", 1000)
+
+
+def test_while_the_profile_is_being_made_clients_are_told_to_come_back(
+    client_of: Callable[..., TestClient], settings: Settings, picture: bytes
+) -> None:
+    client = client_of(settings, load_profile=lambda _entry: None)
+    answer = client.post("/generate", data={"prompt": "x"}, files={"image": ("a.jpg", picture)})
+    assert (answer.status_code, answer.json()["code"]) == (503, "profile_pending")
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_an_idempotency_key_gives_the_same_job_and_refuses_another_payload(
+    client: TestClient, app_store: JobStore, picture: bytes
+) -> None:
+    def post(prompt: str) -> Any:
+        headers = {"Idempotency-Key": "k1"}
+        return client.post(
+            "/generate", data={"prompt": prompt}, files={"image": ("a.jpg", picture)}, headers=headers
+        )
+
+    first, second, other = post("x"), post("x"), post("y")
+    assert first.json()["id"] == second.json()["id"]
+    assert second.headers["idempotent-replayed"] == "true"
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    app_store.cancel(first.json()["id"])
+    assert post("x").json()["id"] != first.json()["id"], "an ended attempt may be made again under its key"
+
+
+def test_a_full_queue_answers_429_with_retry_after(
+    client_of: Callable[..., TestClient], tmp_path: Path, picture: bytes
+) -> None:
+    client = client_of(Settings(data_dir=tmp_path, max_queued=1))
+    answers = [
+        client.post("/generate", data={"prompt": "x"}, files={"image": ("a", picture)}) for _ in range(2)
+    ]
+    assert [answer.status_code for answer in answers] == [202, 429]
+    assert answers[1].json()["code"] == "queue_full"
+    assert int(answers[1].headers["retry-after"]) > 0
+
+
+def test_a_plan_needs_no_image_and_queues_nothing(client: TestClient, app_store: JobStore) -> None:
+    device = {
+        "name": "cpu",
+        "kind": "cpu",
+        "free_bytes": 2**36,
+        "total_bytes": 2**36,
+        "capacity_bytes": 2**36,
+    }
+    app_store.register_worker("w", device)
+    body = client.post("/plan", json={"width": 512, "height": 512}).json()
+    assert body["plan"]["strategy"] == "batched"
+    assert [rung["frames_per_chunk"] for rung in body["rungs"]] == [4, 2, 1]
+    assert body["rungs"][0]["predicted_peak_bytes"] > body["rungs"][-1]["predicted_peak_bytes"]
+    assert app_store.page() == []
+
+
+def test_unicode_prompts_survive(submit: Post) -> None:
+    prompt = "eine Möwe 🐦 飛ぶ \u202e"
+    assert json.loads(json.dumps(submit(prompt=prompt)))["request"]["prompt"] == prompt
