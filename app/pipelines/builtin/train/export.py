@@ -1,0 +1,48 @@
+"""Puts the trained parts together as one folder that `DiffusionPipeline.from_pretrained` loads.
+
+Owns the scheduler and the file format. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    FlowMatchEulerDiscreteScheduler,
+    LTXImageToVideoPipeline,
+)
+
+from app.pipelines.builtin.train.denoiser import Denoiser
+
+SCHEDULER_SHIFT = 3.0  # few steps: spend them where the motion is decided
+
+
+def export(vae: AutoencoderKLLTXVideo, denoiser: Denoiser, folder: Path) -> None:
+    """Write the pipeline to `folder` in float16."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    silence_posterior(vae)
+    plain = AutoencoderKLLTXVideo(**{k: v for k, v in vae.config.items() if not k.startswith("_")})
+    plain.load_state_dict(vae.state_dict())
+    pipe = LTXImageToVideoPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SCHEDULER_SHIFT),
+        vae=plain,
+        text_encoder=denoiser.text_encoder,
+        tokenizer=denoiser.tokenizer,
+        transformer=denoiser.transformer,
+    )
+    pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+
+
+@torch.no_grad()
+def silence_posterior(vae: AutoencoderKLLTXVideo) -> None:
+    """Give every latent the least variance: the pipeline samples the photo's latents, and noise helps nobody.
+
+    The encoder's last channel is the log variance, which diffusers clamps at -30.
+    """
+    conv = vae.encoder.conv_out.conv
+    conv.weight[-1].zero_()
+    conv.bias[-1] = -30.0

@@ -1,0 +1,128 @@
+"""Numbers that say how good pictures are: PSNR, chroma, shift between two frames, sharpness.
+
+Pure functions of arrays, and one score of a VAE. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLLTXVideo
+
+from app.pipelines.builtin.train.clips import PAN_SPEED_PX, TO_LUMA_CHROMA
+
+
+def psnr_db(made: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Peak signal to noise ratio of values in -1..1, in dB."""
+    return float(10 * torch.log10(4 / (made.clamp(-1, 1) - wanted).square().mean()))
+
+
+def chroma_r2(made: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
+    """The part of the variance of each chroma axis (Cb, Cr) that is kept; both [n, 3, ...] in -1..1."""
+    axes = TO_LUMA_CHROMA[1:]
+    a = torch.einsum("ij,nj...->in...", axes, made.clamp(-1, 1)).flatten(1)
+    b = torch.einsum("ij,nj...->in...", axes, wanted).flatten(1)
+    left = (a - b).square().sum(1)
+    whole = (b - b.mean(1, keepdim=True)).square().sum(1)
+    cb, cr = (1 - left / whole).tolist()
+    return cb, cr
+
+
+@dataclass(frozen=True, slots=True)
+class VaeScore:
+    """PSNR of images, of still clips and of panning clips, the latter also where the pan is only a shift of
+    content latents; chroma kept by still clips."""
+
+    image_db: float
+    still_db: float
+    pan_db: float
+    chroma: tuple[float, float]
+    noise: float
+
+    def __str__(self) -> str:
+        return (
+            f"image {self.image_db:.2f} still {self.still_db:.2f} pan {self.pan_db:.2f} dB,"
+            f" chroma {self.chroma[0]:.2f} {self.chroma[1]:.2f}, latent noise {self.noise:.3f}"
+        )
+
+
+@torch.no_grad()
+def score_vae(vae: AutoencoderKLLTXVideo, photos: torch.Tensor) -> VaeScore:
+    """Score on [n, 3, height, width] photos in -1..1, by clips of 9 frames 64x64 cut from their middles."""
+    half_h, half_w = photos.shape[2] // 2, photos.shape[3] // 2
+    window = photos[:, :, half_h - 32 : half_h + 32, half_w - 40 : half_w + 40]
+    still = window[:, :, None, :, 8:72].expand(-1, -1, 9, -1, -1)
+    pan = torch.stack([window[..., PAN_SPEED_PX * t : PAN_SPEED_PX * t + 64] for t in range(9)], 2)
+    posterior = vae.encode(still).latent_dist
+    noise = float((posterior.std.mean((0, 2, 3, 4)) / posterior.mean.std((0, 2, 3, 4))).mean())
+    made = _round_trip(vae, still)
+    image = photos[:, :, None]
+    return VaeScore(
+        psnr_db(_round_trip(vae, image), image),
+        psnr_db(made, still),
+        psnr_db(_round_trip(vae, pan), pan),
+        chroma_r2(made, still),
+        noise,
+    )
+
+
+def _round_trip(vae: AutoencoderKLLTXVideo, clip: torch.Tensor) -> torch.Tensor:
+    latents = vae.encode(clip).latent_dist.mode()
+    made: torch.Tensor = vae.decode(latents, return_dict=False)[0]
+    return made
+
+
+def block_psnr_db(made: torch.Tensor, wanted: torch.Tensor, block_px: int = 16) -> float:
+    """PSNR of the means of blocks: is the picture right from afar? [n, 3, height, width] in -1..1."""
+    return psnr_db(F.avg_pool2d(made.clamp(-1, 1), block_px), F.avg_pool2d(wanted, block_px))
+
+
+def luma(frame: torch.Tensor) -> torch.Tensor:
+    """[3, height, width] to [height, width]."""
+    return torch.einsum("c,chw->hw", TO_LUMA_CHROMA[0], frame)
+
+
+def shift_px(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int]:
+    """How far content moved (x, y) between two frames [3, height, width], by phase correlation of their luma.
+
+    Kuglin and Hines, "The phase correlation image alignment method", 1975.
+    """
+    height, width = before.shape[1:]
+    window = torch.outer(torch.hann_window(height), torch.hann_window(width))
+    first, second = (torch.fft.fft2((luma(f) - luma(f).mean()) * window) for f in (before, after))
+    cross = second * first.conj()
+    peak = int(torch.fft.ifft2(cross / (cross.abs() + 1e-6)).real.argmax())
+    y, x = divmod(peak, width)
+    return (x if x < width // 2 else x - width), (y if y < height // 2 else y - height)
+
+
+def overlap(before: torch.Tensor, after: torch.Tensor, x: int, y: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The parts of two frames [3, height, width] that show the same content after it moved by (x, y)."""
+    height, width = before.shape[1:]
+    first = before[:, max(0, -y) : height - max(0, y), max(0, -x) : width - max(0, x)]
+    second = after[:, max(0, y) : height + min(0, y), max(0, x) : width + min(0, x)]
+    return first, second
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Correlation of the lumas of two pictures [3, height, width]."""
+    return float(torch.corrcoef(torch.stack([luma(a).flatten(), luma(b).flatten()]))[0, 1])
+
+
+def sharpness(frame: torch.Tensor) -> float:
+    """Mean absolute gradient of luma."""
+    grey = luma(frame)
+    return float(grey.diff(dim=0).abs().mean() + grey.diff(dim=1).abs().mean())
+
+
+def grid_ratio(frame: torch.Tensor, period_px: int = 8) -> float:
+    """Mean gradient across the lines between blocks over that elsewhere: 1 for a picture without a grid."""
+    grey = luma(frame)
+    across, elsewhere = [], []
+    for steps in (grey.diff(dim=0).abs().mean(1), grey.diff(dim=1).abs().mean(0)):
+        edge = torch.arange(1, len(steps) + 1) % period_px == 0
+        across.append(steps[edge].mean())
+        elsewhere.append(steps[~edge].mean())
+    return float(torch.stack(across).sum() / torch.stack(elsewhere).sum())
