@@ -87,7 +87,7 @@ def _resnet(
     """Residual block: without causality the main branch lags behind its input, so the sum waits for it."""
     if tick.idle(frames, (module.conv1, module.conv2)):
         return frames.new_empty(frames.shape[0], module.conv2.out_channels, 0, *frames.shape[3:])
-    if module.conv1.is_causal:
+    if module.conv1.is_causal and module.conv2.is_causal:
         return forward(frames, temb, generator)  # type: ignore[no-any-return]
     if module.conv_shortcut is None:
         return forward(tick.delayed(module, frames), temb, generator)  # type: ignore[no-any-return]

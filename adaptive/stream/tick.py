@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adaptive.stream.residual import Branch, Merge
+from adaptive.stream.residual import Branch
 from adaptive.stream.window import Held, Kernel, Pushed, add_delayed, push
 
 _NEW = Held()
@@ -38,7 +38,7 @@ class Tick:
     touch: bool
     no_output: bool = False
     _prepared: dict[nn.Module, Tensor | None] = field(default_factory=dict)
-    _merges: dict[nn.Module, Merge] = field(default_factory=dict)
+    _shortcuts: dict[nn.Module, nn.Module] = field(default_factory=dict)
 
     def push(self, layer: nn.Module, frames: Tensor, kernel: Kernel) -> Pushed:
         """Add frames to the layer's window and take what is complete, within the limit."""
@@ -86,12 +86,12 @@ class Tick:
 
     def expect_branch(self, shortcut: nn.Module, block: nn.Module) -> None:
         """The output of `shortcut` is the residual branch of `block`."""
-        self._merges[shortcut] = functools.partial(self._merge, block)
+        self._shortcuts[shortcut] = block
 
     def as_branch(self, shortcut: nn.Module, frames: Tensor) -> Tensor:
         """`frames`, as a residual branch where one is expected of `shortcut`."""
-        merge = self._merges.get(shortcut)
-        return frames if merge is None else Branch.of(frames, merge)
+        block = self._shortcuts.get(shortcut)
+        return frames if block is None else self.delayed(block, frames)
 
     def _merge(self, block: nn.Module, hidden: Tensor, branch: Tensor) -> Tensor:
         total, self.cells[block] = add_delayed(self.cells.get(block), hidden, branch)
