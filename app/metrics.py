@@ -7,17 +7,28 @@ label holds a job's id.
 """
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
 from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from adaptive.nvml import GpuInfo, NvmlState
-from app.jobs import Event, JobStatus, WorkerRow
+from adaptive.types import Strategy
+from app.jobs import Event, JobStatus, Stage, WorkerRow
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +38,9 @@ BYTES = tuple(float(MIB * 2**power) for power in range(4, 18))
 RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2, 3)
 FRAMES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 OUTCOMES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
-
+STAGES = (Stage.LOADING, Stage.DENOISING, Stage.WAITING_FOR_MEMORY, Stage.DECODING, Stage.ENCODING)
+OOM_STAGES = (Stage.LOADING, Stage.DENOISING, Stage.DECODING)
+RUNGS = (*(strategy.value for strategy in Strategy), "cpu")  # a decode falls from any of these to a later one
 
 ReadGpus = Callable[[], Sequence[GpuInfo]]
 
@@ -49,15 +62,15 @@ class ServiceMetrics:
 
     def __init__(self, models: Mapping[str, str]) -> None:
         """`models`: the VAE class of each model's name."""
+        disable_created_metrics()  # it would be this process' start, not the counters'
         self.registry = CollectorRegistry()
         self._vae_of_model = dict(models)
         self._model_of_job: dict[str, str] = {}
         self._lock = threading.Lock()
         self._define_job_metrics()
         self._define_decode_metrics()
-        for model in models:
-            for outcome in OUTCOMES:
-                self.jobs.labels(model, outcome)
+        self._begin_at_zero(models)
+        ProcessCollector(registry=self.registry)
 
     def _define_job_metrics(self) -> None:
         def histogram(name: str, text: str, *labels: str) -> Histogram:
@@ -86,6 +99,20 @@ class ServiceMetrics:
         self.predicted = histogram("predicted_peak_bytes", "Peak memory a decode was planned with.", BYTES)
         self.measured = histogram("measured_peak_bytes", "Peak memory a decode was seen to use.", BYTES)
         self.ratio = histogram("prediction_ratio", "Measured peak divided by the predicted one.", RATIOS)
+
+    def _begin_at_zero(self, models: Iterable[str]) -> None:
+        """Show every series whose labels are known: a rate misses the first event of one that was absent."""
+        for model in models:
+            for outcome in OUTCOMES:
+                self.jobs.labels(model, outcome)
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+        for stage in OOM_STAGES:
+            self.oom.labels(stage)
+        for strategy in Strategy:
+            self.decode_seconds.labels(strategy)
+        for before, after in combinations(RUNGS, 2):
+            self.fallback.labels(before, after)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"framefit_{name}", text, labels, registry=self.registry)
@@ -150,10 +177,11 @@ class ServiceMetrics:
 class LiveGauges(Collector):
     """Gauges that are read when they are asked for."""
 
-    def __init__(self, source: Source, gpus: ReadGpus, *, alive_seconds: float) -> None:
+    def __init__(self, source: Source, gpus: ReadGpus, *, alive_seconds: float, data_dir: Path) -> None:
         self._source = source
         self._gpus = gpus
         self._alive_seconds = alive_seconds
+        self._data_dir = data_dir
 
     def describe(self) -> Iterable[Metric]:
         """Nothing up front: the registry need not read the database to register this."""
@@ -167,7 +195,8 @@ class LiveGauges(Collector):
         workers = self._source.workers(within_seconds=24 * 3600)
         alive = self._source.workers(within_seconds=self._alive_seconds)
         yield _worker_up(workers, alive)
-        yield from _gpu_gauges(self._gpus(), alive)
+        yield from _memory_gauges(self._gpus(), alive)
+        yield from _disk_gauges(self._data_dir)
 
 
 def _worker_up(workers: list[WorkerRow], alive: list[WorkerRow]) -> Metric:
@@ -181,28 +210,43 @@ def _worker_up(workers: list[WorkerRow], alive: list[WorkerRow]) -> Metric:
     return family
 
 
-def _gpu_gauges(found: Sequence[GpuInfo], alive: list[WorkerRow]) -> Iterator[Metric]:
+def _memory_gauges(found: Sequence[GpuInfo], alive: list[WorkerRow]) -> Iterator[Metric]:
+    """GPUs as the driver sees them now; the CPU, which it does not know, as its worker last reported it."""
     gpus = [gpu for gpu in found if gpu.state is NvmlState.OK]
-    own: dict[str, int] = {}
+    own: dict[str, float] = {}
     for worker in alive:
         uuid = str(worker.device.get("uuid") or "")
         own[uuid] = own.get(uuid, 0) + int(worker.device.get("own_bytes") or 0)
-
-    def family(name: str, text: str, value: dict[str, float]) -> Metric:
-        gauge = GaugeMetricFamily(f"framefit_gpu_{name}", text, labels=["gpu"])
-        for uuid, number in value.items():
-            gauge.add_metric([uuid], number)
-        return gauge
-
-    yield family("memory_free_bytes", "Free memory of the GPU.", {g.uuid: g.free_bytes for g in gpus})
-    yield family("memory_total_bytes", "All memory of the GPU.", {g.uuid: g.total_bytes for g in gpus})
-    yield family(
-        "memory_own_bytes", "Memory Framefit's workers hold.", {g.uuid: own.get(g.uuid, 0) for g in gpus}
+    free: dict[str, float] = {gpu.uuid: gpu.free_bytes for gpu in gpus}
+    total: dict[str, float] = {gpu.uuid: gpu.total_bytes for gpu in gpus}
+    other: dict[str, float] = {gpu.uuid: max(0, gpu.used_bytes - own.get(gpu.uuid, 0)) for gpu in gpus}
+    for report in (worker.device for worker in alive if not worker.device.get("uuid")):
+        name = str(report.get("name"))
+        free[name], total[name] = report.get("free_bytes") or 0, report.get("total_bytes") or 0
+        own[name], other[name] = report.get("own_bytes") or 0, report.get("other_bytes") or 0
+    busy = {gpu.uuid: gpu.utilization for gpu in gpus if gpu.utilization is not None}
+    yield _by_gpu("memory_free_bytes", "Free memory of the device.", free)
+    yield _by_gpu("memory_total_bytes", "All memory of the device.", total)
+    yield _by_gpu(
+        "memory_own_bytes", "Memory Framefit's workers hold.", {gpu: own.get(gpu, 0) for gpu in total}
     )
-    yield family(
-        "memory_other_bytes",
-        "Memory others hold.",
-        {g.uuid: max(0, g.used_bytes - own.get(g.uuid, 0)) for g in gpus},
+    yield _by_gpu("memory_other_bytes", "Memory others hold.", other)
+    yield _by_gpu("utilization_ratio", "Share of time the GPU was busy, 0 to 1.", busy)
+
+
+def _by_gpu(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"framefit_gpu_{name}", text, labels=["gpu"])
+    for gpu, value in values.items():
+        family.add_metric([gpu], value)
+    return family
+
+
+def _disk_gauges(data_dir: Path) -> Iterator[Metric]:
+    try:
+        usage = shutil.disk_usage(data_dir)
+    except OSError:
+        return
+    yield GaugeMetricFamily(
+        "framefit_data_free_bytes", "Free bytes of the data folder's disk.", value=usage.free
     )
-    busy = {g.uuid: g.utilization for g in gpus if g.utilization is not None}
-    yield family("utilization_ratio", "Share of time the GPU was busy, 0 to 1.", busy)
+    yield GaugeMetricFamily("framefit_data_total_bytes", "Size of the data folder's disk.", value=usage.total)

@@ -56,11 +56,17 @@ class EventFeed:
         self._subscriptions: set[Subscription] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._caught_up = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="event-feed", daemon=True)
 
     def start(self) -> None:
         """Begin to follow."""
         self._thread.start()
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the consumers have seen all that had happened when this process started."""
+        return self._caught_up.is_set()
 
     def stop(self) -> None:
         """End every stream and the thread."""
@@ -92,11 +98,13 @@ class EventFeed:
                 events = self._store.events_after(seq=seen, limit=PAGE)
             except StoreUnavailable as error:
                 log.warning("event_feed_waits reason=%s", error)
-                events = []
+                self._stopping.wait(self._poll_seconds)
+                continue
             if events:
                 seen = events[-1].seq
                 self._hand_out(events)
             if len(events) < PAGE:
+                self._caught_up.set()
                 self._stopping.wait(self._poll_seconds)
 
     def _hand_out(self, events: Sequence[Event]) -> None:

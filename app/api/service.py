@@ -93,7 +93,9 @@ def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
     metrics = ServiceMetrics({name: entry.vae_class for name, entry in models.items()})
     nvml = Nvml()
     run_times = RunTimes()
-    metrics.registry.register(LiveGauges(store, nvml.devices, alive_seconds=alive_seconds))
+    metrics.registry.register(
+        LiveGauges(store, nvml.devices, alive_seconds=alive_seconds, data_dir=settings.data_dir)
+    )
     admission = Admission(
         models,
         load_profile,

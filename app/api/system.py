@@ -93,7 +93,19 @@ def readyz(service: TheService) -> JSONResponse:
     return JSONResponse(report, 200 if ready else 503, headers={} if ready else {"Retry-After": "2"})
 
 
-@router.get("/metrics", tags=["service"], summary="Prometheus metrics", response_class=PlainTextResponse)
+@router.get(
+    "/metrics",
+    tags=["service"],
+    summary="Prometheus metrics",
+    response_class=PlainTextResponse,
+    responses={503: {"description": "Past events are still being counted."}},
+)
 def metrics(service: TheService) -> Response:
-    """Everything in Prometheus' text format."""
+    """Everything in Prometheus' text format.
+
+    503 for the moment after a start in which past events are counted again: a scrape would see the counters
+    climb a second time and take it for new events.
+    """
+    if not service.feed.caught_up:
+        return PlainTextResponse("counting past events", 503, headers={"Retry-After": "1"})
     return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
