@@ -149,6 +149,7 @@ class Job:
     started_at: float | None
     finished_at: float | None
     expires_at: float | None
+    expired: bool
     attempts: int
     token: int
     worker_id: str | None

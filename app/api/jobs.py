@@ -82,7 +82,7 @@ def get_video(
 
 
 def _video_response(service: Service, job: Job) -> FileResponse:
-    if job.result is not None and job.result.get("expired"):
+    if job.expired:
         raise Problem(410, "result_expired", "the video was deleted when its time was over")
     path = job_artifacts(service.settings.jobs_dir, job.id).video
     if not has_video(job):

@@ -45,12 +45,13 @@ def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = 
         "started_at": timestamp(job.started_at),
         "finished_at": timestamp(job.finished_at),
         "expires_at": timestamp(job.expires_at),
+        "expired": job.expired,
     }
 
 
 def has_video(job: Job) -> bool:
     """Whether a finished video is there to be fetched; one from before a redecode counts."""
-    return job.result is not None and not job.result.get("expired")
+    return job.result is not None and not job.expired
 
 
 def _result(job: Job) -> Json | None:

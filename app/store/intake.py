@@ -13,9 +13,10 @@ from app.store.rows import append_event, dump, fetch_job, new_id
 INSERT_JOB = text("""
     insert into jobs (id, status, stage, progress, spec, model, priority, rank, skips, needed_bytes, plan,
     owner,
-        idempotency_key, fingerprint, created_at, queued_at, attempts, token, cancel_requested)
+        idempotency_key, fingerprint, created_at, queued_at, expired, attempts, token,
+        cancel_requested)
     values (:id, 'queued', 'queued', 0, :spec, :model, :priority, :rank, 0, :needed_bytes, :plan, :owner,
-        :idempotency_key, :fingerprint, :now, :now, 0, 0, false)
+        :idempotency_key, :fingerprint, :now, :now, false, 0, 0, false)
 """)
 INSERT_IMAGE = text("insert into images (job_id, data) values (:job_id, :data)")
 COUNT_QUEUED = text("select count(*) from jobs where status = 'queued'")
@@ -33,8 +34,8 @@ QUEUE_AGAIN = text("""
     update jobs set status = 'queued', stage = 'queued', progress = 0, spec = :spec,
         needed_bytes = :needed_bytes, plan = :plan, rank = :rank, skips = 0,
         queued_at = :now, started_at = null, finished_at = null,
-        expires_at = null, attempts = 0, worker_id = null, lease_until = null, cancel_requested = false,
-        error = null, decode = null
+        expires_at = null, expired = false, attempts = 0, worker_id = null, lease_until = null,
+        cancel_requested = false, error = null, decode = null
     where id = :id and status in ('succeeded', 'failed', 'canceled')
 """)
 

@@ -7,22 +7,21 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, text
 
-from app.store.rows import append_event, dump, load
+from app.store.rows import append_event
 
 GRACE_SECONDS = 60.0
 LIMIT = 100
 
 DUE = text("""
-    select id, result from jobs
-    where expires_at < :now and status in ('succeeded', 'failed', 'canceled')
-        and (result is null or result not like '%"expired":true%')
+    select id from jobs
+    where expires_at < :now and not expired and status in ('succeeded', 'failed', 'canceled')
     order by expires_at limit :limit
 """)
-MARK = text("update jobs set result = :result, latents_path = null where id = :id")
+MARK = text("update jobs set expired = true, latents_path = null where id = :id")
 MARKED = text("""
     select id from jobs
-    where expires_at < :before and status in ('succeeded', 'failed', 'canceled') and result like
-    '%"expired":true%' order by expires_at limit :limit
+    where expires_at < :before and expired and status in ('succeeded', 'failed', 'canceled')
+    order by expires_at limit :limit
 """)
 FORGET_IMAGE = text("delete from images where job_id = :id")
 SETTLE = text("update jobs set expires_at = null where id = :id")
@@ -32,8 +31,7 @@ def mark_expired(connection: Connection, now: float) -> list[str]:
     """Say of every result that is past its time that it has expired; from then on it is not handed out."""
     ids = []
     for row in connection.execute(DUE, {"now": now, "limit": LIMIT}).all():
-        result = {**(load(row.result) or {}), "expired": True, "expired_at": now}
-        connection.execute(MARK, {"id": row.id, "result": dump(result)})
+        connection.execute(MARK, {"id": row.id})
         append_event(connection, row.id, "expired", {}, now)
         ids.append(str(row.id))
     return ids

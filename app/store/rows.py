@@ -18,8 +18,8 @@ from app.store.errors import NoSuchJob
 # A queued job's position is how many run before it, itself included.
 JOB_COLUMNS = """
     j.id, j.status, j.stage, j.progress, j.spec, j.plan, j.needed_bytes, j.created_at, j.started_at,
-    j.finished_at, j.expires_at, j.attempts, j.token, j.worker_id, j.lease_until, j.cancel_requested,
-    j.latents_path, j.decode, j.result, j.error, j.owner,
+    j.finished_at, j.expires_at, j.expired, j.attempts, j.token, j.worker_id, j.lease_until,
+    j.cancel_requested, j.latents_path, j.decode, j.result, j.error, j.owner,
     case when j.status = 'queued' then (
         select count(*) from jobs q
         where q.status = 'queued' and (q.rank < j.rank or (q.rank = j.rank and q.id <= j.id))
@@ -56,6 +56,7 @@ def job_of(row: RowMapping) -> Job:
     columns["status"] = JobStatus(columns["status"])
     columns["stage"] = Stage(columns["stage"])
     columns["spec"] = JobSpec.model_validate_json(columns["spec"])
+    columns["expired"] = bool(columns["expired"])
     columns["cancel_requested"] = bool(columns["cancel_requested"])
     return Job(**columns)
 

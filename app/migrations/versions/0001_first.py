@@ -65,6 +65,7 @@ def _create_jobs() -> None:
         sa.Column("started_at", sa.Double),
         sa.Column("finished_at", sa.Double),
         sa.Column("expires_at", sa.Double),
+        sa.Column("expired", sa.Boolean, nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("token", sa.BigInteger, nullable=False),
         sa.Column("worker_id", sa.Text),

@@ -1,6 +1,7 @@
 """What the service's tests share: a store on a real SQLite file, an app over it, pictures, a profile."""
 
 import io
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -163,3 +164,11 @@ def submit(client: TestClient, picture: bytes) -> Callable[..., dict[str, object
         return body
 
     return post
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
