@@ -70,6 +70,38 @@ def timestep_grid(spacing: TimestepSpacing, num_inference_steps: int, num_train_
     return [int(step) for step in grid[::-1] if 0 <= step < num_train_timesteps]
 
 
+@dataclass(frozen=True, slots=True)
+class StepCoefficients:
+    """What one reverse step multiplies by, from the cumulative alphas at its two ends (see
+    `step_coefficients`).
+    """
+
+    signal: float
+    noise: float
+    next_signal: float
+    direction: float
+    sigma: float
+
+
+def step_coefficients(alpha: float, next_alpha: float, eta: float) -> StepCoefficients:
+    """The coefficients of a step from `alpha` to `next_alpha >= alpha`, with `eta` in [0, 1].
+
+    Equation 16 of DDIM gives the variance drawn anew, and equation 12 leaves `1 - next_alpha - variance` for
+    the predicted direction. Written out without the difference, which is 0 at zero signal-to-noise ratio and
+    eta 1 (and a little below it in floating point), that is
+    `(1 - next_alpha) * (1 - eta**2 + eta**2 * alpha * (1 - next_alpha) / (next_alpha * (1 - alpha)))`.
+    """
+    variance = eta**2 * (1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)
+    kept = 1 - eta**2 + eta**2 * alpha * (1 - next_alpha) / (next_alpha * (1 - alpha))
+    return StepCoefficients(
+        signal=math.sqrt(alpha),
+        noise=math.sqrt(1 - alpha),
+        next_signal=math.sqrt(next_alpha),
+        direction=math.sqrt((1 - next_alpha) * kept),
+        sigma=math.sqrt(variance),
+    )
+
+
 class DynamiCrafterScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
     """Reverse diffusion by DDIM (arXiv 2010.02502, equations 12 and 16) with optional dynamic rescale.
 
@@ -156,35 +188,40 @@ class DynamiCrafterScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         dtype. Raises ValueError for a time step that is not in the grid, and for both a generator and ready
         noise.
         """
-        time, following = self._locate(timestep)
         if variance_noise is not None and generator is not None:
             raise ValueError("give either a generator or variance_noise, not both")
+        coefficients, rescale = self.coefficients(timestep, eta)
         work_dtype = torch.promote_types(sample.dtype, torch.float32)
         x, output = sample.to(work_dtype), model_output.to(work_dtype)
-        alpha = float(self.alphas_cumprod[time])
-        # After the last entry comes the schedule's first step, not a noiseless one.
-        alpha_next = float(self.alphas_cumprod[max(following, 0)])
-        signal, noise_level = math.sqrt(alpha), math.sqrt(1.0 - alpha)
+        signal, noise_level = coefficients.signal, coefficients.noise
         if self.config.prediction_type == "v_prediction":
             clean, noise = signal * x - noise_level * output, signal * output + noise_level * x
         else:
             clean, noise = (x - noise_level * output) / signal, output
-        if self.rescale_factors is not None and following >= 0:
-            clean = clean * float(self.rescale_factors[following] / self.rescale_factors[time])
-
-        variance = eta**2 * (1.0 - alpha_next) / (1.0 - alpha) * (1.0 - alpha / alpha_next)
-        # Equal to 0 on paper at zero signal-to-noise ratio and eta 1, and a little below it in floating
-        # point.
-        direction = math.sqrt(max(1.0 - alpha_next - variance, 0.0))
-        previous = math.sqrt(alpha_next) * clean + direction * noise
+        clean = clean * rescale
+        previous = coefficients.next_signal * clean + coefficients.direction * noise
         if eta > 0:
             if variance_noise is None:
                 variance_noise = randn_tensor(
                     sample.shape, generator=generator, device=sample.device, dtype=work_dtype
                 )
-            previous = previous + math.sqrt(max(variance, 0.0)) * variance_noise.to(work_dtype)
+            previous = previous + coefficients.sigma * variance_noise.to(work_dtype)
         previous, clean = previous.to(sample.dtype), clean.to(sample.dtype)
         return DynamiCrafterSchedulerOutput(previous, clean) if return_dict else (previous, clean)
+
+    def coefficients(self, timestep: int | torch.Tensor, eta: float) -> tuple[StepCoefficients, float]:
+        """What the step from `timestep` multiplies by, and the rescale of its clean estimate. Raises as
+        `step`.
+        """
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta is {eta}; it must be in [0, 1]")
+        time, following = self._locate(timestep)
+        # After the last entry comes the schedule's first step, not a noiseless one.
+        alpha, next_alpha = self.alphas_cumprod[[time, max(following, 0)]].tolist()
+        rescale = 1.0
+        if self.rescale_factors is not None and following >= 0:
+            rescale = float(self.rescale_factors[following] / self.rescale_factors[time])
+        return step_coefficients(alpha, next_alpha, eta), rescale
 
     def _locate(self, timestep: int | torch.Tensor) -> tuple[int, int]:
         if self.num_inference_steps is None:
