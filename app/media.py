@@ -8,12 +8,15 @@ once.
 
 import io
 import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
+ORIENTATION: Final = 0x0112  # the EXIF tag
 MIN_SIDE: Final = 8
 LARGE_PIXELS: Final = 4_000_000
 LARGE_AT_ONCE: Final = 2
@@ -55,22 +58,22 @@ def check_image(data: bytes, limits: ImageLimits) -> ImageInfo:
     """Look at every byte of an image without keeping it; raises `ImageRejected` unless `open_image` would
     succeed.
     """
-    with _opened(data, limits) as image:
-        kind = image.format or ""
-        flipped = image.getexif().get(0x0112) in (5, 6, 7, 8)
-        size = (image.height, image.width) if flipped else image.size
+    with _opened(data, limits) as image, _damage_named(), _slot(image):
+        kind, (width, height) = image.format or "", image.size
         # For JPEG, this reads the whole stream but builds an eighth of the picture.
-        image.draft(image.mode, (image.width // 8, image.height // 8))
-        _decode(image, size[0] * size[1])
-    return ImageInfo(kind, *size)
+        image.draft(image.mode, (width // 8, height // 8))
+        image.load()
+        if image.getexif().get(ORIENTATION) in (5, 6, 7, 8):
+            width, height = height, width
+    return ImageInfo(kind, width, height)
 
 
 def open_image(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
     """The picture as RGB, 8 bits a channel, upright; transparency is laid over white. Raises
     `ImageRejected`.
     """
-    with _opened(data, limits or ImageLimits()) as image:
-        _decode(image, image.width * image.height)
+    with _opened(data, limits or ImageLimits()) as image, _damage_named(), _slot(image):
+        image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
@@ -78,15 +81,29 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
     if not data:
         raise ImageRejected("missing_image", "the image is empty")
     _check_size(_webp_canvas(data), limits)
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        message = f"the file is not an image in a known format ({', '.join(FORMATS)})"
-        raise ImageRejected("not_an_image", message) from None
-    except (OSError, ValueError, SyntaxError, OverflowError, EOFError) as error:
-        raise ImageRejected("broken_image", f"the image cannot be read: {error}") from None
+    with _damage_named():
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:
+            message = f"the file is not an image in a known format ({', '.join(FORMATS)})"
+            raise ImageRejected("not_an_image", message) from None
     _check_size(image.size, limits)
     return image
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Whatever Pillow raises over bytes that a stranger made is the bytes' fault."""
+    try:
+        yield
+    except ImageRejected:
+        raise
+    except Exception as error:
+        raise ImageRejected("broken_image", f"the image is damaged or cut short: {error}") from None
+
+
+def _slot(image: Image.Image) -> AbstractContextManager[object]:
+    return _large_slots if image.width * image.height > LARGE_PIXELS else nullcontext()
 
 
 def _check_size(size: tuple[int, int] | None, limits: ImageLimits) -> None:
@@ -110,17 +127,6 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
     if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or len(data) < 30:
         return None
     return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-
-
-def _decode(image: Image.Image, pixels: int) -> None:
-    try:
-        if pixels <= LARGE_PIXELS:
-            image.load()
-        else:
-            with _large_slots:
-                image.load()
-    except (OSError, ValueError, SyntaxError, OverflowError, EOFError, IndexError, MemoryError) as error:
-        raise ImageRejected("broken_image", f"the image is damaged or cut short: {error}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
