@@ -18,6 +18,7 @@ __all__ = ["Family", "family_of", "family_of_class", "traits_of"]
 
 _REGISTRY = {
     "AutoencoderKLLTXVideo": "ltx",
+    "AutoencoderKLWan": "wan",
 }
 
 

@@ -23,6 +23,10 @@ class Family:
         """Shape rules and abilities of a VAE of this family, from its configuration alone."""
         raise NotImplementedError
 
+    def video_channels(self, config: Mapping[str, Any]) -> int:
+        """Channels of the decoded video."""
+        return int(config.get("out_channels", 3))
+
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:  # noqa: ARG002 - what families override
         """Engine of one exact streamed decode; `kwargs` are those of `vae.decode`.
 

@@ -36,7 +36,7 @@ class DecodeStream:
         self._engine = engine
         self._latents = latents
         self._traits = traits
-        self._video_channels: int = vae.config.get("out_channels", 3)
+        self._video_channels = family_of(vae).video_channels(vae.config)
         self._state: State = {}
         self._idle_steps = 0
         self._closed = False
@@ -62,6 +62,7 @@ class DecodeStream:
     def step(self, latent_frames: int) -> Tensor:
         """Feed up to `latent_frames` more latent frames; once all are fed, drain at the same rate.
 
+        Fewer (or, for VAEs whose chunks are part of their arithmetic, more) are fed where the family says so.
         Returns the video frames that became final, `[B, C, f, H, W]` with f >= 0, in order, in the VAE's own
         range and on its device. Raises whatever the decoder raises, with the stream left as it was before the
         call.
@@ -72,7 +73,7 @@ class DecodeStream:
             raise RuntimeError("the stream is closed")
         wake(self._vae)
         device = execution_device(self._vae)
-        stop = min(self.latent_frames, self.position + latent_frames)
+        stop = self.position + self._engine.take(self.position, latent_frames, self.latent_frames)
         chunk = self._latents[:, :, self.position : stop].to(device)
         with torch.no_grad():
             state = _moved(self._state, device)

@@ -9,6 +9,7 @@ in for its temporal layers. Knows no device placement, no accounting of position
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -30,6 +31,10 @@ _RNG = "rng"
 class Engine(Protocol):
     """One decode's (or encode's) way through its VAE."""
 
+    def take(self, position: int, wanted: int, total: int) -> int:
+        """Input frames of the next chunk: `wanted`, unless the VAE's arithmetic only allows other cuts."""
+        ...
+
     def advance(self, state: State, chunk: Tensor, *, limit: int, ended: bool) -> tuple[Tensor | None, State]:
         """Feed `chunk` (`[B, C, n, h, w]`, n may be 0) and return finished frames, if any, and the next
         state.
@@ -38,6 +43,29 @@ class Engine(Protocol):
         frame, or comes after it. Neither `state` nor any tensor in it is changed.
         """
         ...
+
+
+class CallEngine(ABC):
+    """Base of engines whose every call finishes all the frames it is given: nothing waits, nothing drains."""
+
+    def take(self, position: int, wanted: int, total: int) -> int:
+        """See `Engine.take`: any cut is right."""
+        return min(wanted, total - position)
+
+    def advance(
+        self,
+        state: State,
+        chunk: Tensor,
+        *,
+        limit: int,  # noqa: ARG002 - the chunk itself is the limit
+        ended: bool,  # noqa: ARG002 - the end needs nothing
+    ) -> tuple[Tensor | None, State]:
+        """See `Engine.advance`."""
+        return self.call(state, chunk)
+
+    @abstractmethod
+    def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
+        """All frames of `chunk`, which holds at least one, and the next state. Changes nothing in `state`."""
 
 
 class RuledEngine:
@@ -71,6 +99,10 @@ class RuledEngine:
                 self._ruled[child] = rules[kind]
             if (kind not in rules and kind not in pointwise) or child._compiled_call_impl is not None:
                 raise UnsupportedVae(type(module).__name__, f"streaming through {name or 'itself'} ({kind})")
+
+    def take(self, position: int, wanted: int, total: int) -> int:
+        """See `Engine.take`: any cut is right."""
+        return min(wanted, total - position)
 
     def advance(self, state: State, chunk: Tensor, *, limit: int, ended: bool) -> tuple[Tensor | None, State]:
         """See `Engine.advance`."""

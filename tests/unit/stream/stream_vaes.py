@@ -1,4 +1,4 @@
-"""Tiny VAEs with random weights, shaped like the published configurations, and the measures the tests share."""
+"""Tiny VAEs of random weights, shaped like the published configurations, and measures the tests share."""
 
 from __future__ import annotations
 
@@ -56,6 +56,23 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "decoder_block_out_channels": (8, 8, 8, 8),
             "decoder_inject_noise": (True, False, True, True, True),
         },
+    ),
+    "wan-2.1": (
+        "AutoencoderKLWan",
+        {
+            "base_dim": 4,
+            "z_dim": 4,
+            "dim_mult": [1, 2, 2],
+            "num_res_blocks": 1,
+            "temperal_downsample": [True, True],
+        }
+        | {"latents_mean": (0.0,) * 4, "latents_std": (1.0,) * 4, "scale_factor_spatial": 4},
+    ),
+    "wan-2.2": (
+        "AutoencoderKLWan",
+        {"base_dim": 4, "decoder_base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1}
+        | {"temperal_downsample": [True, True], "is_residual": True, "in_channels": 12, "out_channels": 12}
+        | {"latents_mean": (0.0,) * 4, "latents_std": (1.0,) * 4, "scale_factor_spatial": 8, "patch_size": 2},
     ),
 }
 LTX = tuple(name for name in CONFIGS if name.startswith("ltx-"))

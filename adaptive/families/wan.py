@@ -1,0 +1,77 @@
+"""Wan 2.1 and 2.2: causal convolutions whose caches the decoder itself can carry from call to call.
+
+diffusers calls the decoder with one latent frame at a time. The caches are right for any number of frames a
+call once the first latent frame, which gives a single video frame, has gone through alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from adaptive.errors import UnsupportedVae
+from adaptive.families.family import Family
+from adaptive.types import VaeTraits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adaptive.stream.engine import Engine, State
+
+
+class WanFamily(Family):
+    """AutoencoderKLWan."""
+
+    name = "wan"
+
+    def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
+        """The configuration names both ratios (patching included)."""
+        return VaeTraits(
+            family=self.name,
+            vae_class=vae_class,
+            latent_channels=config.get("z_dim", 16),
+            spatial_ratio=config.get("scale_factor_spatial") or 8,
+            temporal_ratio=config.get("scale_factor_temporal") or 4,
+            first_frame_alone=True,
+            exact_streaming=True,
+            frames_independent=False,
+        )
+
+    def video_channels(self, config: Mapping[str, Any]) -> int:
+        """Wan 2.2's decoder gives patches of pixels as channels."""
+        return int(config.get("out_channels", 3)) // (config.get("patch_size") or 1) ** 2
+
+    def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+        """The decoder with caches that belong to the stream."""
+        if type(vae.decoder).__name__ != "WanDecoder3d":
+            raise UnsupportedVae(type(vae).__name__, f"streaming through a {type(vae.decoder).__name__}")
+        if kwargs:
+            raise UnsupportedVae(type(vae).__name__, f"decoding with {', '.join(kwargs)}")
+        return _engine(vae)
+
+
+def _engine(vae: Any) -> Engine:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+    from adaptive.stream.engine import CallEngine
+
+    class WanDecode(CallEngine):
+        """What diffusers' `AutoencoderKLWan._decode` does in its loop, chunk by chunk."""
+
+        def take(self, position: int, wanted: int, total: int) -> int:
+            """The first latent frame goes alone."""
+            return 1 if position == 0 else super().take(position, wanted, total)
+
+        def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
+            """The decoder replaces entries of the caches and never changes one."""
+            caches = list(state.get("caches", [None] * vae._cached_conv_counts["decoder"]))
+            latents = vae.post_quant_conv(chunk)
+            frames: Tensor = vae.decoder(latents, feat_cache=caches, feat_idx=[0], first_chunk=not state)
+            if vae.config.patch_size is not None:
+                frames = unpatchify(frames, patch_size=vae.config.patch_size)
+            return frames.clamp_(-1.0, 1.0), {"caches": caches}
+
+    return WanDecode()
+
+
+FAMILY = WanFamily()
