@@ -1,0 +1,141 @@
+"""What a pipeline asked of its VAE: the recorded `vae.decode` call, and its exact copy on disk.
+
+Owns the file format. One file holds one clip: the tensors as safetensors, the structure around them (scalars,
+names, random-generator states) as JSON in the file's metadata, so that a call is on disk as a whole or not at
+all. Knows nothing of pipelines, of how a call was caught, or of how it will be decoded.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+FORMAT = "framefit-decode-calls"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedDecode:
+    """One `vae.decode(latents, *args, **kwargs)`.
+
+    `rng` holds the default generators' states at the moment of the call, by device: a decoder that injects
+    noise draws it from there, so the same call gives the same pixels later, in another process.
+    """
+
+    latents: Tensor
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    rng: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def replaying_noise(self) -> Iterator[None]:
+        """Within the block the default generators continue from where the recorded call found them."""
+        cuda = [name for name in self.rng if name.startswith("cuda") and torch.cuda.is_available()]
+        with torch.random.fork_rng(devices=cuda):
+            for name, state in self.rng.items():
+                if name == "cpu":
+                    torch.set_rng_state(state)
+                elif name in cuda:
+                    torch.cuda.set_rng_state(state, name)
+            yield
+
+
+def rng_states(device: torch.device) -> dict[str, Tensor]:
+    """States of the default generators that work on `device` may draw from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states[str(device)] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def save_calls(calls: Sequence[RecordedDecode], path: Path) -> None:
+    """Write the calls to `path`, durably and atomically: after the return they survive a power cut.
+
+    Raises `TypeError`, naming the argument, for a value that is neither a tensor, a generator, a plain number
+    or string, nor a container of those; `OSError` where the disk refuses (full, read-only).
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = [
+        {
+            name: _flatten(getattr(call, name), f"{index}.{name}", tensors)
+            for name in ("latents", "args", "kwargs", "rng")
+        }
+        for index, call in enumerate(calls)
+    ]
+    header = {"format": FORMAT, "version": str(FORMAT_VERSION), "calls": json.dumps(tree)}
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(save(tensors, metadata=header))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_directory(path.parent)
+
+
+def load_calls(path: Path) -> list[RecordedDecode]:
+    """Read what `save_calls` wrote, bit for bit, on the CPU. `ValueError` for any other file."""
+    with safe_open(path, framework="pt", device="cpu") as file:
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT or header.get("version") != str(FORMAT_VERSION):
+            raise ValueError(f"{path} holds no recorded decode calls of version {FORMAT_VERSION}")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    return [
+        RecordedDecode(**{name: _restore(value, tensors) for name, value in call.items()})
+        for call in json.loads(header["calls"])
+    ]
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename or a new name in the directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON of `value`; every tensor in it moves to `tensors` under its dotted name."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        # A fresh buffer: two arguments may share storage, which safetensors refuses.
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(value, torch.Generator):
+        tensors[name] = value.get_state()
+        return {"generator": name, "device": str(value.device)}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, tuple | list):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_flatten(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]}
+    if isinstance(value, Mapping):
+        return {"dict": {str(key): _flatten(item, f"{name}.{key}", tensors) for key, item in value.items()}}
+    raise TypeError(f"decode argument {name} of type {type(value).__name__} cannot be recorded")
+
+
+def _restore(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "generator" in value:
+        generator = torch.Generator(value["device"] if torch.cuda.is_available() else "cpu")
+        generator.set_state(tensors[value["generator"]])
+        return generator
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dtype":
+        return getattr(torch, content)
+    if kind == "dict":
+        return {key: _restore(item, tensors) for key, item in content.items()}
+    items = [_restore(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
