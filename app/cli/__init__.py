@@ -1,0 +1,35 @@
+"""The `framefit` command. One file a group of commands; heavy imports happen inside the command that needs
+them.
+
+processes  serve, api, worker, profile: what the service consists of
+generate   the client: one image in, one video out
+plan       what would run where, computed without weights
+decode     a latents file to a video
+inspect    doctor, models
+"""
+
+import sys
+
+import typer
+
+from app.cli import decode, generate, inspect, plan, processes
+from app.config import ConfigError
+
+app = typer.Typer(
+    name="framefit",
+    help="An image-to-video server that never loses a video to VRAM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for group in (processes, generate, plan, decode, inspect):
+    group.register(app)
+
+
+def main() -> None:
+    """Run the command line; a bad configuration is one line, not a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2)

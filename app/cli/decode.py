@@ -1,0 +1,106 @@
+"""`framefit decode`: recorded latents to a video or to raw frames, in the memory that is free."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.options import DataDir, byte_count, settings_with
+
+FRAMES_SUFFIX = ".safetensors"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command()(decode)
+
+
+def decode(
+    latents: Annotated[
+        Path, typer.Argument(help="A job's latents.safetensors.", exists=True, dir_okay=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help=".mp4, or .safetensors for raw frames.")] = Path(
+        "out.mp4"
+    ),
+    model: Annotated[
+        str | None, typer.Option(help="Whose VAE decodes; the default model's otherwise.")
+    ] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second; the model's own otherwise.")] = None,
+    device: Annotated[str, typer.Option(help="cuda:N or cpu.")] = "cpu",
+    strategy: Annotated[str, typer.Option(help="auto, batched, chunked or per_frame.")] = "auto",
+    frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames a chunk.")] = None,
+    memory_budget: Annotated[str | None, typer.Option(help="At most this much, such as 2GB.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Decode a recorded latents file again: another chunk size, another device, the same pixels."""
+    from adaptive.errors import AdaptiveError
+    from adaptive.planner import Policy
+    from app.components import ModelUnavailable
+    from app.config import ConfigError, load_models
+    from app.video import VideoWriteError
+
+    if out.suffix not in (".mp4", FRAMES_SUFFIX):
+        raise typer.BadParameter(f"{out.name} must end in .mp4 or {FRAMES_SUFFIX}")
+    settings = settings_with(data_dir=data_dir)
+    models = load_models(settings)
+    entry = models.get(model or next(iter(models)))
+    if entry is None:
+        raise ConfigError(f"there is no model {model!r}; there are {', '.join(models)}")
+    budget = None if memory_budget is None else byte_count(memory_budget)
+    try:
+        policy = Policy(
+            strategy=strategy,
+            frames_per_chunk=frames_per_chunk,
+            budget_bytes=budget,
+            reserve_bytes=settings.reserve_bytes,
+        )
+        report = _decode(settings, entry, latents, out, fps or entry.defaults.fps, device, policy)
+    except (AdaptiveError, ModelUnavailable, VideoWriteError, ValueError) as error:
+        typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
+    from app.cli.generate import decision_in_words
+
+    typer.echo(decision_in_words(report), err=True)
+    typer.echo(str(out))
+
+
+def _decode(
+    settings: Any, entry: Any, path: Path, out: Path, fps: int, device: str, policy: Any
+) -> dict[str, Any]:
+    import torch
+
+    from adaptive.probe import open_probe
+    from adaptive.recording import load_calls
+    from app import profiles
+    from app.decoding import Decoding, Surroundings, load_residuals
+    from app.loading import load_vae
+
+    (recorded,) = load_calls(path)
+    around = Surroundings(
+        open_probe(device), profiles.load(settings, entry), load_residuals(settings, torch.device(device))
+    )
+    decoding = Decoding(
+        load_vae(entry, settings).to(device), recorded, policy, around, lambda _kind, _data: None
+    )
+    _write(decoding, out, fps, device)
+    return decoding.report()
+
+
+def _write(decoding: Any, out: Path, fps: int, device: str) -> None:
+    import torch
+
+    if out.suffix == FRAMES_SUFFIX:
+        from safetensors.torch import save_file
+
+        frames = torch.cat([chunk.cpu() for chunk in decoding.frames()], dim=2)
+        save_file({"frames": frames.contiguous()}, out)
+        return
+    from app.transfer import FrameTransfer
+    from app.video import VideoWriter
+
+    with VideoWriter(out, decoding.video_shape, fps) as writer:
+        transfer = FrameTransfer(writer, torch.device(device))
+        for chunk in decoding.frames():
+            transfer.send(chunk)
+        writer.finish()

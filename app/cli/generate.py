@@ -1,0 +1,137 @@
+"""`framefit generate`: one image in, one video out, with the decode decision told in words."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.options import DataDir, byte_count, settings_with, shown_bytes
+
+_STAGES = {
+    "queued": "waiting in the queue",
+    "loading": "loading the model",
+    "denoising": "denoising",
+    "waiting_for_memory": "waiting for memory",
+    "decoding": "decoding",
+    "encoding": "writing the video",
+    "finished": "done",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command()(generate)
+
+
+def generate(
+    image: Annotated[Path, typer.Argument(help="The picture to start from.", exists=True, dir_okay=False)],
+    prompt: Annotated[str, typer.Argument(help="What should happen in the video.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the mp4 goes.")] = Path("out.mp4"),
+    negative_prompt: Annotated[str | None, typer.Option(help="What should not be seen.")] = None,
+    model: Annotated[str | None, typer.Option(help="See `framefit models`.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", help="Video frames.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    decode_strategy: Annotated[str | None, typer.Option(help="auto, batched, chunked or per_frame.")] = None,
+    frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames a chunk.")] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="At most this much for decoding, such as 2GB.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A running service; one on this machine is found by itself.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a video of an image and a prompt. Starts a private service where none runs, and stops it
+    afterwards.
+    """
+    fields = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "model": model,
+        "width": width,
+        "height": height,
+        "num_frames": frames,
+        "fps": fps,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "decode_strategy": decode_strategy,
+        "frames_per_chunk": frames_per_chunk,
+        "memory_budget_bytes": None if memory_budget is None else byte_count(memory_budget),
+    }
+    from app.client import ClientError
+
+    try:
+        _generate(image, fields, out, url, settings_with(data_dir=data_dir))
+    except ClientError as error:
+        typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
+
+
+def _generate(image: Path, fields: dict[str, Any], out: Path, url: str | None, settings: Any) -> None:
+    from contextlib import closing
+
+    import httpx
+    from rich.console import Console
+
+    from app.client import Client, ClientError, service_url
+
+    console = Console(stderr=True)
+    key = os.environ.get("FRAMEFIT_API_KEYS", "").split(",")[0].strip() or None
+    say = console.print
+    try:
+        with (
+            service_url(settings, url, lambda: say("Starting a private service …")) as found,
+            closing(Client(found, key)) as client,
+        ):
+            job = _followed(client, client.submit(image, fields, say), console)
+            if job["status"] != "succeeded":
+                error = job.get("error") or {}
+                raise ClientError(f"the job {job['status']}: {error.get('message', 'no reason given')}")
+            client.download(job["id"], out)
+    except httpx.HTTPError as error:
+        raise ClientError(f"cannot reach the service: {error}") from error
+    say(decision_in_words(job["decode"]))
+    typer.echo(str(out))
+
+
+def _followed(client: Any, job: dict[str, Any], console: Any) -> dict[str, Any]:
+    """Show the job's progress until it has ended; Ctrl-C cancels it."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("queued", total=1.0)
+        try:
+            for seen in client.follow(job["id"]):
+                job = seen
+                words = _STAGES.get(job["stage"], job["stage"])
+                bar.update(task, completed=job["progress"], description=words)
+        except KeyboardInterrupt:
+            client.cancel(job["id"])
+            raise
+    return job
+
+
+def decision_in_words(decode: dict[str, Any]) -> str:
+    """What was decided about the decode, and how it turned out."""
+    how = {
+        "batched": "all latent frames in one call",
+        "chunked": f"{decode['frames_per_chunk']} latent frames at a time",
+        "per_frame": "one latent frame at a time",
+    }[decode["strategy"]]
+    exactness = "exact" if decode["exact"] else "approximate"
+    text = f"Decoded {how} ({exactness}) in {decode['seconds']:.1f} s: {decode['detail']}."
+    measured = decode.get("measured_peak_bytes")
+    if measured is not None:
+        text += f" Measured peak {shown_bytes(measured)}."
+    if decode["retries"]:
+        text += f" Ran out of memory {decode['retries']} times and went on with smaller chunks."
+    return text

@@ -1,0 +1,42 @@
+"""Options that several commands share, and the numbers people type into them."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.config import PREFIX, Settings, load_settings
+
+SupervisorPid = Annotated[int | None, typer.Option(hidden=True)]
+DataDir = Annotated[Path | None, typer.Option(help="Data folder; FRAMEFIT_DATA_DIR, or ./data.")]
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def byte_count(text: str) -> int:
+    """Bytes of "12GB", "512 MiB" or "1000"; memory is sold in powers of two, so GB and GiB mean the same
+    here.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a memory size such as 12GB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def shown_bytes(count: int) -> str:
+    """A byte count for people."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count} bytes"
+
+
+def settings_with(**overrides: object) -> Settings:
+    """Settings in which options on the command line win; child processes inherit them as environment."""
+    for name, value in overrides.items():
+        if value is not None:
+            os.environ[PREFIX + name.upper()] = str(value)
+    settings = load_settings()
+    return settings.model_copy(update={"data_dir": settings.data_dir.absolute()})

@@ -1,0 +1,79 @@
+"""`framefit plan`: where a model's weights would live and how its videos would be decoded, with nothing
+downloaded.
+"""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.options import DataDir, byte_count, settings_with, shown_bytes
+
+# What a process holds on a card before its first tensor: CUDA's context and the libraries' kernels.
+CONTEXT_BYTES = 600 * 2**20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command()(plan)
+
+
+def plan(
+    model: Annotated[
+        str | None, typer.Option(help="See `framefit models`; the default model otherwise.")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="Memory of the card, such as 12GB.")] = "24GB",
+    host_memory: Annotated[str, typer.Option(help="Free host memory, such as 32GB.")] = "32GB",
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", help="Video frames.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Show placement and decode plan for a card, computed from configurations alone: no weights, no GPU
+    needed.
+    """
+    from adaptive.types import VideoShape
+    from app.config import ConfigError, load_models
+
+    settings = settings_with(data_dir=data_dir)
+    models = load_models(settings)
+    entry = models.get(model or next(iter(models)))
+    if entry is None:
+        raise ConfigError(f"there is no model {model!r}; there are {', '.join(models)}")
+    given = entry.defaults
+    video = VideoShape(frames or given.num_frames, height or given.height, width or given.width)
+    from app.forecast import Unfeasible, forecast
+
+    try:
+        found = forecast(
+            settings,
+            entry,
+            video,
+            device_bytes=byte_count(gpu) - CONTEXT_BYTES,
+            host_bytes=byte_count(host_memory),
+        )
+    except Unfeasible as error:
+        typer.secho(f"{entry.name} on {gpu}: {error}", fg=typer.colors.RED)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _show(found, f"{entry.name} on a {gpu} card with {host_memory} of host memory")
+
+
+def _show(found: dict[str, Any], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    video, placement, decode = found["video"], found["placement"], found["decode"]
+    console.print(f"[bold]{title}[/bold], {video['frames']} frames of {video['width']}x{video['height']}")
+    console.print(f"weights  {placement['kind']}: {placement['reason']}")
+    console.print(f"         {shown_bytes(placement['host_bytes'])} of host memory", highlight=False)
+    console.print(f"decode   {decode['strategy']}: {decode['detail']}")
+    table = Table("rung", "latent frames a chunk", "needs at most", "fits")
+    for rung in found["rungs"]:
+        fits = "yes" if rung["fits"] else "no"
+        table.add_row(rung["strategy"], str(rung["frames_per_chunk"]), shown_bytes(rung["upper_bytes"]), fits)
+    console.print(table)

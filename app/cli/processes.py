@@ -1,0 +1,127 @@
+"""Commands that are processes of the service: `serve` is the parent, the others its children."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from app.cli.options import DataDir, SupervisorPid, settings_with
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(serve)
+    app.command()(api)
+    app.command()(worker)
+    app.command(hidden=True)(profile)
+
+
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; FRAMEFIT_HOST, or 127.0.0.1.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; FRAMEFIT_PORT, or 8000. 0 takes a free one.")
+    ] = None,
+    devices: Annotated[str | None, typer.Option(help='"auto", "cpu", "cuda:0,cuda:1" or GPU UUIDs.')] = None,
+    data_dir: DataDir = None,
+    supervisor_pid: SupervisorPid = None,
+) -> None:
+    """Run the service: API, profiler and one worker a device."""
+    _start_process(supervisor_pid)
+    settings = settings_with(host=host, port=port, devices=devices, data_dir=data_dir)
+    from app.config import load_models
+    from app.logs import configure
+    from app.service import AlreadyRunning, run_service
+
+    configure(settings.log_level)
+    load_models(settings)  # a mistake in the model list is told here, once, not by every child
+
+    def ready(url: str) -> None:
+        typer.echo(f"Framefit is ready at {url}", err=True)
+
+    try:
+        run_service(settings, ready)
+    except AlreadyRunning as error:
+        typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
+
+
+def api(
+    listen_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    data_dir: DataDir = None,
+    supervisor_pid: SupervisorPid = None,
+) -> None:
+    """Run the HTTP API alone, for a machine whose workers are started separately."""
+    _start_process(supervisor_pid)
+    settings = settings_with(data_dir=data_dir)
+    import socket
+
+    import uvicorn
+
+    from app.api import create_app
+    from app.logs import configure
+
+    configure(settings.log_level)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=settings.log_level == "debug",
+        timeout_graceful_shutdown=3,
+    )
+    sockets = None if listen_fd is None else [socket.socket(fileno=listen_fd)]
+    uvicorn.Server(config).run(sockets)
+
+
+def worker(
+    device: Annotated[str, typer.Option(help="cuda:N or cpu.")] = "cpu",
+    worker_id: Annotated[str | None, typer.Option(help="Unique name; host and device by default.")] = None,
+    data_dir: DataDir = None,
+    supervisor_pid: SupervisorPid = None,
+) -> None:
+    """Run one worker on one device."""
+    _start_process(supervisor_pid)
+    settings = settings_with(data_dir=data_dir)
+    import socket
+    from contextlib import closing
+
+    from adaptive.errors import NoDevice
+    from app.config import load_models
+    from app.engine import Engine
+    from app.lifeline import EXIT_DEVICE_UNAVAILABLE
+    from app.logs import configure
+    from app.service import open_store
+    from app.worker import Worker
+
+    configure(settings.log_level)
+    try:
+        engine = Engine(settings, device)
+    except NoDevice as error:
+        typer.secho(f"framefit worker: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(EXIT_DEVICE_UNAVAILABLE)
+    with closing(open_store(settings)) as store:
+        store.migrate()
+        identity = worker_id or f"{socket.gethostname()}/{device}"
+        Worker(settings, load_models(settings), store, engine, identity).run()
+
+
+def profile(data_dir: DataDir = None, supervisor_pid: SupervisorPid = None) -> None:
+    """Trace the memory profiles that are missing, then end."""
+    _start_process(supervisor_pid)
+    settings = settings_with(data_dir=data_dir)
+    from app.config import load_models
+    from app.logs import configure
+    from app.profiler import trace_missing
+
+    configure(settings.log_level)
+    if not trace_missing(settings, load_models(settings)):
+        sys.exit(1)
+
+
+def _start_process(supervisor_pid: int | None) -> None:
+    if supervisor_pid is not None:
+        from app.lifeline import die_with
+
+        die_with(supervisor_pid)

@@ -1,0 +1,135 @@
+"""What a model is made of: classes and configurations of its components, from wherever the model lives.
+
+Reads configuration only, never weights: a built-in model's folder, a local folder, the published numbers that
+come with Framefit, or the configuration files of a hub repository. Sizes follow from the configurations on
+meta tensors. Importing this module imports neither torch nor diffusers.
+"""
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from app.config import ModelEntry, Settings
+
+_PUBLISHED = Path(__file__).parent / "pipelines" / "published"
+_CONFIG_NAMES = {"transformers": "config.json", "diffusers": "config.json"}
+
+ReadJson = Callable[[str], dict[str, Any]]
+
+
+class ModelUnavailable(Exception):
+    """The model's description cannot be read: no such folder, no network, no such repository."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One part of a pipeline that has weights: its library (`diffusers` or `transformers`), class and
+    configuration.
+    """
+
+    library: str
+    class_name: str
+    config: Mapping[str, Any]
+
+
+def components_of(entry: ModelEntry, settings: Settings) -> dict[str, Component]:
+    """The model's components by their names in the pipeline. Raises `ModelUnavailable`.
+
+    Published numbers come before the hub, so that planning works with nothing downloaded.
+    """
+    if entry.source.startswith("builtin:") or Path(entry.source).expanduser().is_dir():
+        return _from_index(_folder_reader(local_folder(entry, settings)))
+    published = _published().get(entry.source)
+    if published is not None and entry.revision is None:
+        return published
+    return _from_index(_hub_reader(entry))
+
+
+def local_folder(entry: ModelEntry, settings: Settings) -> Path:
+    """Folder of a built-in or local model; a built-in one is made if it is not there yet."""
+    if not entry.is_builtin:
+        return Path(entry.source).expanduser()
+    name = entry.source.removeprefix("builtin:")
+    try:
+        builder = importlib.import_module(f"app.pipelines.{name}")
+    except ModuleNotFoundError:
+        raise ModelUnavailable(f"there is no built-in model {name!r}") from None
+    folder: Path = builder.build(settings.data_dir / "models" / name)
+    return folder
+
+
+def weight_bytes(component: Component, bytes_per_element: int) -> int:
+    """Bytes of the component's parameters and buffers at that width, from its configuration alone."""
+    import torch
+
+    with torch.device("meta"):
+        module = build_component(component)
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(
+        t.numel() * (bytes_per_element if t.is_floating_point() else t.element_size()) for t in tensors
+    )
+
+
+def build_component(component: Component) -> Any:
+    """A module of the component's class and configuration, on the default device in force."""
+    module_class = getattr(importlib.import_module(component.library), component.class_name)
+    config = {key: value for key, value in component.config.items() if not key.startswith("_")}
+    if component.library == "diffusers":
+        return module_class.from_config(config)
+    return module_class(module_class.config_class(**config))
+
+
+@cache
+def _published() -> Mapping[str, dict[str, Component]]:
+    models = {}
+    for path in sorted(_PUBLISHED.glob("*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        models[document["source"]] = {
+            name: Component(part["class"][0], part["class"][1], part["config"])
+            for name, part in document["components"].items()
+        }
+    return models
+
+
+def _from_index(read: ReadJson) -> dict[str, Component]:
+    """Components with weights: those whose folder has a configuration of a model."""
+    components = {}
+    for name, value in read("model_index.json").items():
+        if not isinstance(value, list) or value[0] not in _CONFIG_NAMES or _has_no_weights(value[1]):
+            continue
+        components[name] = Component(value[0], value[1], read(f"{name}/{_CONFIG_NAMES[value[0]]}"))
+    return components
+
+
+def _has_no_weights(class_name: str) -> bool:
+    return any(part in class_name for part in ("Tokenizer", "Scheduler", "Processor", "Extractor"))
+
+
+def _folder_reader(folder: Path) -> ReadJson:
+    def read(name: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelUnavailable(f"{folder / name}: {error}") from None
+        return content
+
+    return read
+
+
+def _hub_reader(entry: ModelEntry) -> ReadJson:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    def read(name: str) -> dict[str, Any]:
+        try:
+            path = hf_hub_download(entry.source, name, revision=entry.revision)
+        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
+            raise ModelUnavailable(f"{entry.source}/{name}: {error}") from None
+        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        return content
+
+    return read

@@ -1,0 +1,157 @@
+"""One recorded decode call, carried out in the memory that is free: plan, frames, report.
+
+Owns the meeting of a recorded call with the library's decoder, and the file in which what was learned about a
+device is kept between runs. Knows neither jobs nor where frames go.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptive.attach import decode_kwargs
+from adaptive.decoder import AdaptiveDecoder, DecodeEvent
+from adaptive.families import traits_of
+from adaptive.memory import MemoryProfile, Residuals
+from adaptive.planner import Policy
+from adaptive.probe import MemoryProbe, is_out_of_memory
+from adaptive.recording import RecordedDecode
+from adaptive.stream.placement import wake
+from adaptive.types import DecodePlan, VideoShape
+from app.config import Settings
+from app.jobs import Json
+
+OnEvent = Callable[[str, Mapping[str, Any]], None]
+
+
+class OutOfMemory(Exception):
+    """The device has too little memory for a stage that cannot be made smaller."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        super().__init__(f"out of memory while {stage}")
+
+
+class DeviceFault(Exception):
+    """The device's context is broken: nothing works in this process any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a decode runs in: the device's probe, the VAE's profile, and what was learned on this device."""
+
+    probe: MemoryProbe
+    profile: MemoryProfile | None
+    residuals: Residuals
+
+
+class Decoding:
+    """One planned decode. Planning raises `DoesNotFit` where nothing fits now."""
+
+    def __init__(
+        self, vae: Any, recorded: RecordedDecode, policy: Policy, around: Surroundings, on_event: OnEvent
+    ) -> None:
+        wake(vae)  # offloaded weights come first: what they take is not free for decoding
+        self._vae = vae
+        self._recorded = recorded
+        self._on_event = on_event
+        self._decoder = AdaptiveDecoder(
+            vae,
+            profile=around.profile,
+            probe=around.probe,
+            policy=policy,
+            residuals=around.residuals,
+            on_event=self._tell,
+        )
+        self.plan: DecodePlan = self._decoder.plan(recorded.latents)
+
+    @property
+    def video_shape(self) -> VideoShape:
+        """The video that comes out."""
+        traits = traits_of(type(self._vae).__name__, self._vae.config)
+        _, _, frames, height, width = self._recorded.latents.shape
+        return VideoShape(
+            traits.video_frames(frames), height * traits.spatial_ratio, width * traits.spatial_ratio
+        )
+
+    def frames(self) -> Iterator[Tensor]:
+        """Finished frames `[1, 3, f, H, W]` in the VAE's range, in order. Raises `OutOfMemory`,
+        `DeviceFault`.
+        """
+        recorded = self._recorded
+        kwargs = decode_kwargs(type(self._vae), recorded.args, recorded.kwargs)
+        with torch.no_grad(), recorded.replaying_noise(), faults_named("decoding"):
+            yield from self._decoder.frames(recorded.latents, **kwargs)
+
+    def report(self) -> Json:
+        """What the decode did, for the job's row; once the frames were read to their end."""
+        done = self._decoder.report
+        return {
+            "strategy": done.strategy.value,
+            "planned_strategy": done.plan.strategy.value,
+            "frames_per_chunk": done.frames_per_chunk,
+            "exact": done.exact,
+            "reason": done.plan.reason,
+            "detail": done.plan.detail,
+            "predicted_peak_bytes": done.predicted_peak_bytes,
+            "measured_peak_bytes": done.measured_peak_bytes,
+            "free_bytes_at_decision": done.plan.free_bytes,
+            "budget_bytes": done.plan.budget_bytes,
+            "seconds": round(done.seconds, 4),
+            "retries": done.retries,
+            "chunks": list(done.chunk_frames),
+        }
+
+    def _tell(self, event: DecodeEvent) -> None:
+        data = {**event.data, "stage": "decoding"} if event.kind == "oom" else event.data
+        self._on_event(event.kind, data)
+
+
+@contextmanager
+def faults_named(stage: str) -> Iterator[None]:
+    """Tell running out of memory, and a broken device, from every other failure of torch.
+
+    The refusal is raised outside the handler, so that the failed call's tensors are let go of first.
+    """
+    exhausted = False
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            exhausted = True
+        elif isinstance(error, torch.AcceleratorError):
+            raise DeviceFault(str(error)) from error
+        else:
+            raise
+    if exhausted:
+        raise OutOfMemory(stage)
+
+
+def load_residuals(settings: Settings, device: torch.device) -> Residuals:
+    """What earlier runs learned about this kind of device, under this build of torch."""
+    name, build = _device_name(device), _build()
+    return Residuals.load(_residuals_path(settings, name), device=name, build=build)
+
+
+def save_residuals(settings: Settings, residuals: Residuals) -> None:
+    """Keep what was learned."""
+    path = _residuals_path(settings, residuals.device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    residuals.save(path)
+
+
+def _residuals_path(settings: Settings, device_name: str) -> Path:
+    return settings.profiles_dir / f"residuals-{re.sub('[^a-z0-9]+', '-', device_name.lower())}.json"
+
+
+def _device_name(device: torch.device) -> str:
+    return "cpu" if device.type == "cpu" else f"cuda {torch.cuda.get_device_name(device)}"
+
+
+def _build() -> str:
+    return f"torch {torch.__version__} cudnn {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]  # torch's

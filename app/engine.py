@@ -1,0 +1,110 @@
+"""The device at work: which model is on it, how much memory it has, what to let go of between jobs.
+
+Owns the loaded model's place on the device and the readings of its memory. Knows jobs not at all; what is
+done with the model is `app.model`.
+"""
+
+import logging
+from typing import Any
+
+import torch
+
+from adaptive.errors import DoesNotFit, NoDevice
+from adaptive.nvml import Nvml, cuda_visible_uuid
+from adaptive.probe import open_probe
+from app import profiles
+from app.config import ModelEntry, Settings
+from app.decoding import OnEvent, Surroundings, load_residuals, save_residuals
+from app.loading import load_pipeline
+from app.model import LoadedModel
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """One device and the model on it. Raises `NoDevice` where torch cannot use the device."""
+
+    def __init__(self, settings: Settings, device: str) -> None:
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            built = "torch was built without CUDA" if not torch.version.cuda else "CUDA cannot be initialised"
+            raise NoDevice(device, built)
+        self._settings = settings
+        self._probe = open_probe(device)
+        self._nvml = Nvml()
+        self._uuid = cuda_visible_uuid(self.device.index or 0) if self.device.type == "cuda" else None
+        self._residuals = load_residuals(settings, self.device)
+        self._model: LoadedModel | None = None
+
+    @property
+    def loaded_model(self) -> str | None:
+        """Name of the model that is on the device."""
+        return None if self._model is None else self._model.entry.name
+
+    @property
+    def free_bytes(self) -> int:
+        """What a new allocation could get now."""
+        return self._probe.read().free_bytes
+
+    @property
+    def capacity_bytes(self) -> int:
+        """The most a decode could ever use here: all of the device but the reserve and the VAE's weights."""
+        weights = 0 if self._model is None else self._model.vae_weight_bytes
+        return max(0, self._probe.read().total_bytes - self._settings.reserve_bytes - weights)
+
+    def load(self, entry: ModelEntry, on_event: OnEvent) -> LoadedModel:
+        """Bring a model onto the device, in place of the one that is there.
+
+        Raises `DoesNotFit` where no placement fits what is free now, `ModelUnavailable` where its files
+        cannot be had.
+        """
+        if self._model is not None and self._model.entry == entry:
+            return self._model
+        self._model = None
+        self.clean_up()
+        placed = load_pipeline(entry, self._settings, self.device, self._probe.read())
+        around = Surroundings(self._probe, profiles.load(self._settings, entry), self._residuals)
+        model = LoadedModel(entry, placed, self._settings, self.device, around)
+        on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
+        model.check_streaming(on_event)
+        self._model = model
+        return model
+
+    def may_fit_later(self, refusal: DoesNotFit, job_budget_bytes: int | None = None) -> bool:
+        """Whether memory that others hold now would be enough; a budget that the job brought itself never
+        grows.
+        """
+        if job_budget_bytes is not None and refusal.needed_bytes > job_budget_bytes:
+            return False
+        return refusal.needed_bytes <= self.capacity_bytes
+
+    def clean_up(self) -> None:
+        """Keep what the last job taught; give back what it left in caches."""
+        save_residuals(self._settings, self._residuals)
+        self._probe.release()
+
+    def device_report(self) -> dict[str, Any]:
+        """What `app.store.workers` keeps of a device."""
+        reading = self._probe.read()
+        report: dict[str, Any] = {
+            "name": str(self.device),
+            "kind": self.device.type,
+            "total_bytes": reading.total_bytes,
+            "free_bytes": reading.free_bytes,
+            "own_bytes": reading.own_bytes,
+            "other_bytes": reading.other_bytes,
+            "capacity_bytes": self.capacity_bytes,
+            "loaded_model": self.loaded_model,
+            "state": "ok",
+        }
+        if self._uuid is not None:
+            gpu = self._nvml.read(self._uuid)
+            report |= {
+                "name": f"cuda:{gpu.index}",
+                "uuid": gpu.uuid,
+                "index": gpu.index,
+                "product": gpu.name,
+                "utilization": gpu.utilization,
+                "state": gpu.state.value,
+            }
+        return report

@@ -1,0 +1,101 @@
+"""What would happen on a device that need not exist: placement and decode plan from configurations and bytes
+alone.
+"""
+
+from typing import Any
+
+from adaptive.errors import DoesNotFit
+from adaptive.memory import MemoryProfile, Residuals
+from adaptive.placement import ComponentSize, PlacementKind
+from adaptive.planner import Placement, PlanInputs, Policy, budget_of, plan_decode, rungs
+from adaptive.types import MemoryReading, VideoShape
+from app import profiles
+from app.components import components_of
+from app.config import ModelEntry, Settings
+from app.weights import activation_bytes, choose_placement, component_sizes
+
+
+class Unfeasible(Exception):
+    """No placement or no decode plan fits; the message has the numbers."""
+
+
+def forecast(
+    settings: Settings, entry: ModelEntry, video: VideoShape, *, device_bytes: int, host_bytes: int
+) -> dict[str, Any]:
+    """Placement, decode plan and all rungs for a CUDA device with `device_bytes` free. JSON values.
+
+    Raises `Unfeasible`, or `ModelUnavailable` where not even the configurations can be had.
+    """
+    components = components_of(entry, settings)
+    profile = _profile(settings, entry, components["vae"].class_name, components["vae"].config)
+    sizes = component_sizes(components, entry.dtype)
+    try:
+        placement = choose_placement(
+            sizes,
+            activation_bytes(components, entry, profile, video),
+            device_budget_bytes=device_bytes - settings.reserve_bytes,
+            host_budget_bytes=host_bytes,
+        )
+        held = _weights_while_decoding(sizes, placement)
+        return {
+            "model": entry.name,
+            "video": {"frames": video.frames, "height": video.height, "width": video.width},
+            "placement": {
+                "kind": placement.kind.value,
+                "device_bytes": placement.device_bytes,
+                "host_bytes": placement.host_bytes,
+                "group_offloaded": list(placement.group_offloaded),
+                "reason": placement.reason,
+            },
+            **_decode(profile, video, device_bytes - held, device_bytes, settings.reserve_bytes),
+        }
+    except DoesNotFit as refusal:
+        raise Unfeasible(str(refusal)) from None
+
+
+def _profile(settings: Settings, entry: ModelEntry, vae_class: str, config: Any) -> MemoryProfile:
+    kept = profiles.load(settings, entry)
+    if kept is not None:
+        return kept
+    from adaptive.profile import trace_profile
+
+    profile = trace_profile(vae_class, config, entry.dtype)
+    profiles.save(settings, entry, profile)
+    return profile
+
+
+def _weights_while_decoding(sizes: list[ComponentSize], placement: Placement) -> int:
+    """Resident weights stay; under every other placement only the VAE is on the device when it decodes."""
+    everything = placement.kind is PlacementKind.RESIDENT
+    return sum(each.weight_bytes for each in sizes if everything or each.name == "vae")
+
+
+def _decode(
+    profile: MemoryProfile, video: VideoShape, free_bytes: int, total_bytes: int, reserve_bytes: int
+) -> dict[str, Any]:
+    reading = MemoryReading("cuda:0", free_bytes, total_bytes, 0, 0, 0, "scripted")
+    policy, shape = Policy(reserve_bytes=reserve_bytes), profile.traits.latent_shape(video)
+    plan = plan_decode(profile, shape, reading, policy)
+    ladder = rungs(
+        profile, shape, budget_of(reading, policy), policy, PlanInputs(residuals=Residuals("cuda:0"))
+    )
+    return {
+        "decode": {
+            "strategy": plan.strategy.value,
+            "frames_per_chunk": plan.frames_per_chunk,
+            "reason": plan.reason,
+            "detail": plan.detail,
+            "predicted_peak_bytes": plan.predicted.upper_bytes,
+            "budget_bytes": plan.budget_bytes,
+        },
+        "rungs": [
+            {
+                "strategy": rung.strategy.value,
+                "frames_per_chunk": rung.frames_per_chunk,
+                "upper_bytes": rung.predicted.upper_bytes,
+                "live_bytes": rung.predicted.live_bytes,
+                "fits": rung.fits,
+            }
+            for rung in ladder
+        ],
+    }

@@ -1,0 +1,145 @@
+"""From a model's entry to a pipeline in its place: sizes first, then a placement, then the weights.
+
+Owns the call to diffusers' loader and the translation of what can go wrong there. Weights are loaded only
+after their placement is known to fit.
+"""
+
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptive.host import read_host
+from adaptive.planner import Placement
+from adaptive.types import MemoryReading, VideoShape
+from app import profiles
+from app.components import ModelUnavailable, components_of, local_folder
+from app.config import ModelEntry, Settings
+from app.jobs import Json
+from app.placement import place
+from app.weights import activation_bytes, choose_placement, component_sizes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPipeline:
+    """A pipeline whose weights are where they should be; `vacate` is to be called after each run."""
+
+    pipe: Any
+    kind: str
+    plan: Placement | None
+    vacate: Callable[[], None]
+
+    def as_json(self) -> Json:
+        """The placement for the job's history."""
+        if self.plan is None:
+            return {"kind": self.kind}
+        plan = self.plan
+        return {
+            "kind": self.kind,
+            "device_bytes": plan.device_bytes,
+            "host_bytes": plan.host_bytes,
+            "group_offloaded": list(plan.group_offloaded),
+            "reason": plan.reason,
+        }
+
+
+def load_pipeline(
+    entry: ModelEntry, settings: Settings, device: torch.device, reading: MemoryReading
+) -> PlacedPipeline:
+    """Load and place a model. Raises `DoesNotFit` before any weight is read, `ModelUnavailable` for missing
+    files.
+    """
+    placement = None if device.type == "cpu" else _placement(entry, settings, reading)
+    _silence_progress_bars()
+    pipe = _pretrained(_pipeline_class(entry.pipeline), entry, settings)
+    pipe.set_progress_bar_config(disable=True)
+    kind = "resident" if placement is None else placement.kind.value
+    if entry.placement != "auto":
+        kind = entry.placement
+    grouped = _grouped(entry, pipe, placement)
+    log.info("model_loaded model=%s device=%s placement=%s", entry.name, device, kind)
+    return PlacedPipeline(pipe, kind, placement, place(pipe, kind, device, grouped))
+
+
+def _placement(entry: ModelEntry, settings: Settings, reading: MemoryReading) -> Placement | None:
+    """Placement by what is free now; None where the entry names one itself or no profile exists yet to size
+    it.
+    """
+    profile = profiles.load(settings, entry)
+    if entry.placement != "auto" or profile is None:
+        return None
+    components = components_of(entry, settings)
+    given = entry.defaults
+    video = VideoShape(given.num_frames, given.height, given.width)
+    return choose_placement(
+        component_sizes(components, entry.dtype),
+        activation_bytes(components, entry, profile, video),
+        device_budget_bytes=max(0, reading.free_bytes - settings.reserve_bytes),
+        host_budget_bytes=read_host().free_bytes,
+    )
+
+
+def _grouped(entry: ModelEntry, pipe: Any, placement: Placement | None) -> tuple[str, ...]:
+    if placement is not None:
+        return placement.group_offloaded
+    if entry.placement != "group_offload":
+        return ()
+    return tuple(
+        name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module) and name != "vae"
+    )
+
+
+def load_vae(entry: ModelEntry, settings: Settings) -> Any:
+    """The model's VAE alone, on the CPU. Raises `ModelUnavailable`."""
+    vae_class = getattr(importlib.import_module("diffusers"), entry.vae_class)
+    return _pretrained(vae_class, entry, settings, subfolder="vae")
+
+
+def where_weights_are(entry: ModelEntry) -> str | None:
+    """Folder of the model's files on this machine; None where they are still to be downloaded."""
+    if entry.is_builtin:
+        return "built in"
+    if Path(entry.source).expanduser().is_dir():
+        return str(Path(entry.source).expanduser())
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(entry.source, "model_index.json", revision=entry.revision)
+    return str(Path(found).parent) if isinstance(found, str) else None
+
+
+def _pretrained(loaded_class: Any, entry: ModelEntry, settings: Settings, **options: Any) -> Any:
+    is_local = entry.is_builtin or Path(entry.source).expanduser().is_dir()
+    source = str(local_folder(entry, settings)) if is_local else entry.source
+    try:
+        return loaded_class.from_pretrained(
+            source,
+            dtype=getattr(torch, entry.dtype),
+            revision=entry.revision,
+            variant=entry.variant,
+            local_files_only=is_local,
+            **options,
+        )
+    except (OSError, ValueError) as error:  # diffusers and the hub client raise these for anything missing
+        raise ModelUnavailable(f"model {entry.name} cannot be loaded from {entry.source}: {error}") from error
+
+
+def _silence_progress_bars() -> None:
+    """A service's log is no terminal."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _pipeline_class(name: str) -> Any:
+    found = getattr(importlib.import_module("diffusers"), name, None)
+    if found is None:
+        raise ModelUnavailable(f"diffusers has no pipeline {name!r}")
+    return found

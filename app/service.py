@@ -1,0 +1,201 @@
+"""The whole service on one machine: which processes there are, and what they share.
+
+Owns the data folder's lock, the listening socket and the list of children; `app.supervisor` keeps them
+running. Imports no torch: GPUs are found through the driver.
+"""
+
+import fcntl
+import http.client
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from adaptive.nvml import Nvml, NvmlState, cuda_visible_uuid
+from app.config import ConfigError, Settings
+from app.store import JobStore, StoreError
+from app.supervisor import ChildSpec, Supervisor
+
+log = logging.getLogger(__name__)
+
+SERVICE_FILE = "service.json"
+_HEALTH_TIMEOUT_SECONDS = 0.5
+
+
+class AlreadyRunning(Exception):
+    """Another service owns the data folder."""
+
+
+def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
+    """Run until told to stop; `on_ready(url)` is called once, when the API answers."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        _data_folder_locked(settings.data_dir),
+        closing(_listen(settings)) as listener,
+        closing(open_store(settings)) as store,
+    ):
+        store.migrate()
+        children = child_specs(settings, listener.fileno())
+        for spec in children:
+            if spec.worker_id is not None:  # nobody else can run under this id: what it held is free
+                store.forget_worker(spec.worker_id, "service_restarted")
+        housekeeping = _Housekeeping(settings, store, listener, on_ready)
+        supervisor = Supervisor(
+            children,
+            drain_seconds=settings.drain_seconds,
+            on_worker_death=lambda worker_id: _forget(store, worker_id),
+            on_tick=housekeeping.tick,
+        )
+        try:
+            supervisor.run()
+        finally:
+            (settings.data_dir / SERVICE_FILE).unlink(missing_ok=True)
+
+
+def open_store(settings: Settings) -> JobStore:
+    """The job table as the settings describe it."""
+    return JobStore(
+        settings.resolved_database_url,
+        max_queued=settings.max_queued,
+        max_queued_of_owner=settings.max_queued_per_key,
+        max_attempts=settings.max_attempts,
+        max_skips=settings.max_skips,
+        priority_seconds=settings.priority_seconds,
+        result_ttl_seconds=settings.result_ttl_seconds,
+    )
+
+
+def child_specs(settings: Settings, listener_fd: int) -> list[ChildSpec]:
+    """The service's processes: the API, the profiler, and one worker a device."""
+    return [
+        ChildSpec("api", ("api", "--listen-fd", str(listener_fd)), inherits_fd=listener_fd),
+        ChildSpec("profiler", ("profile",), one_shot=True),
+        *worker_specs(settings.devices),
+    ]
+
+
+def worker_specs(devices: str) -> list[ChildSpec]:
+    """One worker a device; `devices` as in the settings. `ConfigError` for a device that is not there."""
+    cpu = _worker_spec("cpu", "cpu", {})
+    if devices.strip() == "cpu":
+        return [cpu]
+    with Nvml() as nvml:
+        gpus = nvml.devices()
+        visible = [uuid for i in range(len(gpus)) if (uuid := cuda_visible_uuid(i, devices=gpus))]
+        usable = [gpu.uuid for gpu in gpus if gpu.state is NvmlState.OK]
+    if devices.strip() == "auto":
+        # Cards of several models have no order that can be known from outside CUDA; by UUID none is needed.
+        chosen = visible if "CUDA_VISIBLE_DEVICES" in os.environ else usable
+        return [_worker_spec(uuid, "cuda:0", {"CUDA_VISIBLE_DEVICES": uuid}, cpu) for uuid in chosen] or [cpu]
+    return [_named_device(name.strip(), visible, usable) for name in devices.split(",")]
+
+
+def _named_device(name: str, visible: list[str], usable: list[str]) -> ChildSpec:
+    if name == "cpu":
+        return _worker_spec("cpu", "cpu", {})
+    if name.startswith("cuda:") and name[5:].isdecimal() and int(name[5:]) < len(visible):
+        uuid = visible[int(name[5:])]
+    else:
+        matches = [uuid for uuid in usable if uuid.startswith(name)]
+        if len(matches) != 1:
+            raise ConfigError(
+                f"FRAMEFIT_DEVICES: no such device: {name}; the driver shows {', '.join(usable) or 'none'}"
+            )
+        uuid = matches[0]
+    return _worker_spec(uuid, "cuda:0", {"CUDA_VISIBLE_DEVICES": uuid})
+
+
+def _worker_spec(
+    identity: str, device: str, environ: Mapping[str, str], fallback: ChildSpec | None = None
+) -> ChildSpec:
+    worker_id = f"{socket.gethostname()}/{identity}"
+    arguments = ("worker", "--device", device, "--worker-id", worker_id)
+    return ChildSpec(f"worker-{identity}", arguments, environ, worker_id, drains=True, fallback=fallback)
+
+
+@contextmanager
+def _data_folder_locked(data_dir: Path) -> Iterator[None]:
+    """Hold the folder; the kernel lets go of it when this process ends, however it ends."""
+    with (data_dir / "service.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"another service is running on {data_dir.absolute()}") from None
+        yield
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The API's socket, held here: a restarted API process loses no connection, and a taken port is told at
+    once.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+    listener.listen(2048)
+    return listener
+
+
+def _forget(store: JobStore, worker_id: str) -> None:
+    try:
+        for job_id in store.forget_worker(worker_id):
+            log.info("job_requeued job_id=%s worker_id=%s", job_id, worker_id)
+    except StoreError as error:  # the lease ends by itself
+        log.warning("requeue_failed worker_id=%s reason=%s", worker_id, error)
+
+
+class _Housekeeping:
+    """What the parent does between looks at its children: leases that ended, and the word that all is up."""
+
+    def __init__(
+        self, settings: Settings, store: JobStore, listener: socket.socket, on_ready: Callable[[str], None]
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._address = listener.getsockname()[:2]
+        self._on_ready: Callable[[str], None] | None = on_ready
+        self._expiry_due_at = 0.0
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        if now >= self._expiry_due_at:
+            self._expiry_due_at = now + self._settings.lease_seconds / 4
+            self._requeue_expired()
+        if self._on_ready is not None and self._answers():
+            self._announce(self._on_ready)
+            self._on_ready = None
+
+    def _requeue_expired(self) -> None:
+        try:
+            for job_id in self._store.requeue_expired():
+                log.info("job_requeued job_id=%s reason=lease_expired", job_id)
+        except StoreError as error:
+            log.warning("requeue_failed reason=%s", error)
+
+    def _answers(self) -> bool:
+        host, port = self._address
+        connection = http.client.HTTPConnection(host, port, timeout=_HEALTH_TIMEOUT_SECONDS)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def _announce(self, on_ready: Callable[[str], None]) -> None:
+        host, port = self._address
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        path = self._settings.data_dir / SERVICE_FILE
+        draft = path.with_name(path.name + ".new")
+        draft.write_text(json.dumps({"url": url, "pid": os.getpid()}), encoding="utf-8")
+        draft.replace(path)
+        on_ready(url)

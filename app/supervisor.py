@@ -1,0 +1,186 @@
+"""The parent of all processes: starts them, watches them, starts them again, and takes them down in order.
+
+Owns when a process is started, how long it waits after a crash, and what a stop means. Does not import torch;
+knows the children only as command lines, and the job table only through the two callbacks it is given.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+from app.lifeline import EXIT_DEVICE_UNAVAILABLE
+
+log = logging.getLogger(__name__)
+
+BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+HEALTHY_SECONDS = 60.0  # a process that lived this long starts again without waiting
+TICK_SECONDS = 0.1
+KILL_SECONDS = 5.0  # between SIGTERM and SIGKILL for what should stop at once
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A process to keep running: `arguments` for the `framefit` command and what differs in its environment.
+
+    A `one_shot` process has done its work when it exits with 0. A child that `drains` gets `drain_seconds` to
+    finish what it is at. `fallback` replaces a child that says its device cannot be used.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    environ: Mapping[str, str] = field(default_factory=dict)
+    worker_id: str | None = None
+    one_shot: bool = False
+    drains: bool = False
+    inherits_fd: int | None = None
+    fallback: "ChildSpec | None" = None
+
+
+class Child:
+    """One child process through all its starts."""
+
+    def __init__(self, spec: ChildSpec) -> None:
+        self.spec = spec
+        self.process: subprocess.Popen[bytes] | None = None
+        self.done = False
+        self._failures = 0
+        self._started_at = 0.0
+        self._start_at = 0.0
+
+    def start_if_due(self) -> None:
+        """Start the process where it is not running and its waiting time is over. Call from the main thread
+        only.
+        """
+        if self.done or self.process is not None or time.monotonic() < self._start_at:
+            return
+        # The child dies with the thread that starts it, and a signal of the terminal is ours to pass on: own
+        # session.
+        command = [sys.executable, "-m", "app", *self.spec.arguments, "--supervisor-pid", str(os.getpid())]
+        descriptors = () if self.spec.inherits_fd is None else (self.spec.inherits_fd,)
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, **self.spec.environ},
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            start_new_session=True,
+        )
+        self._started_at = time.monotonic()
+        log.info("process_started name=%s pid=%d", self.spec.name, self.process.pid)
+
+    def reap(self) -> int | None:
+        """Exit status of a process that has ended since the last call; None otherwise."""
+        if self.process is None or (status := self.process.poll()) is None:
+            return None
+        self.process = None
+        if status == 0 and self.spec.one_shot:
+            self.done = True
+            return status
+        lived = time.monotonic() - self._started_at
+        self._failures = 0 if lived >= HEALTHY_SECONDS else self._failures + 1
+        wait = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)]
+        self._start_at = time.monotonic() + wait
+        log.warning("process_ended name=%s status=%d restart_in_seconds=%.1f", self.spec.name, status, wait)
+        return status
+
+    def signal(self, number: int) -> None:
+        """Send a signal where the process runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+
+class Supervisor:
+    """Keeps the children running until told to stop.
+
+    `on_worker_death(worker_id)` is called when a worker process ended, so that its job is queued again at
+    once; `on_tick()` runs on every turn of the loop.
+    """
+
+    def __init__(
+        self,
+        children: Sequence[ChildSpec],
+        *,
+        drain_seconds: float,
+        on_worker_death: Callable[[str], None],
+        on_tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._children = [Child(spec) for spec in children]
+        self._drain_seconds = drain_seconds
+        self._on_worker_death = on_worker_death
+        self._on_tick = on_tick
+        self._stops: list[int] = []
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT, then drain. Blocks; call from the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask_stop)
+        try:
+            while not self._stops:
+                self._tick()
+                time.sleep(TICK_SECONDS)
+            self._drain()
+        finally:
+            self._kill_all()
+
+    def _ask_stop(self, number: int, _frame: FrameType | None) -> None:
+        self._stops.append(number)
+
+    def _tick(self) -> None:
+        for child in self._children:
+            status = child.reap()
+            if status is not None and child.spec.worker_id is not None:
+                self._on_worker_death(child.spec.worker_id)
+                if status == EXIT_DEVICE_UNAVAILABLE:
+                    self._fall_back(child)
+            child.start_if_due()
+        self._on_tick()
+
+    def _fall_back(self, child: Child) -> None:
+        """Give a worker whose device cannot be used its replacement, once for all such workers."""
+        child.done = True
+        replacement = child.spec.fallback
+        if replacement is None or any(other.spec.name == replacement.name for other in self._children):
+            return
+        log.warning("device_unavailable name=%s replaced_by=%s", child.spec.name, replacement.name)
+        self._children.append(Child(replacement))
+
+    def _drain(self) -> None:
+        """Let the workers finish within the drain time; a second signal, or Ctrl-C, cuts it short. Then the
+        rest.
+        """
+        draining = [child for child in self._children if child.spec.drains]
+        log.info("draining seconds=%.0f", self._drain_seconds)
+        hurried = signal.SIGINT in self._stops
+        for child in draining:
+            child.signal(signal.SIGINT if hurried else signal.SIGTERM)
+        deadline = time.monotonic() + self._drain_seconds
+        while self._running(draining) and time.monotonic() < deadline:
+            if len(self._stops) > 1 and not hurried:
+                hurried = True
+                for child in draining:
+                    child.signal(signal.SIGINT)
+            self._on_tick()
+            time.sleep(TICK_SECONDS)
+        for child in self._children:
+            child.signal(signal.SIGTERM)
+        deadline = time.monotonic() + KILL_SECONDS
+        while self._running(self._children) and time.monotonic() < deadline:
+            time.sleep(TICK_SECONDS)
+
+    def _kill_all(self) -> None:
+        for child in self._children:
+            child.signal(signal.SIGKILL)
+            if child.process is not None:
+                child.process.wait()
+                child.process = None
+            if child.spec.worker_id is not None:
+                self._on_worker_death(child.spec.worker_id)
+
+    @staticmethod
+    def _running(children: Sequence[Child]) -> bool:
+        return any(child.process is not None and child.process.poll() is None for child in children)

@@ -1,0 +1,89 @@
+"""Decoded frames from the device to the video writer: bytes made on the device, copied while the next chunk
+decodes.
+
+Owns the conversion from the VAE's range to pixels and, on CUDA, two page-locked buffers that chunks travel
+through. Knows nothing of how frames were decoded or what becomes of them.
+"""
+
+import queue
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.video import VideoWriter
+
+# Frames converted at a time: bounds the conversion's scratch memory, whatever the chunk size.
+_FRAMES_AT_A_TIME = 8
+_BUFFERS = 2
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """`[C, f, H, W]` in -1..1 to uint8 `[f, H, W, C]` on the same device, with the rounding of diffusers.
+
+    diffusers scales and clamps in the VAE's own dtype, goes to float32, and rounds half to even
+    (`VaeImageProcessor.denormalize`, `pt_to_numpy`, `numpy_to_pil`).
+    """
+    parts = [
+        ((part * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).float() * 255).round().to(torch.uint8)
+        for part in torch.split(frames, _FRAMES_AT_A_TIME, dim=1)
+    ]
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+
+
+class FrameTransfer:
+    """Hands the frames of one video to its writer, chunk by chunk.
+
+    On CUDA the copy runs on a stream of its own through two page-locked buffers; the encoder's thread waits
+    for it, not the decoder.
+    """
+
+    def __init__(self, writer: VideoWriter, device: torch.device) -> None:
+        self._writer = writer
+        self._stream = _new_stream(device)
+        self._free: queue.Queue[Tensor] = queue.Queue()
+        for _ in range(_BUFFERS):
+            self._free.put(torch.empty(0, dtype=torch.uint8))
+
+    def send(self, frames: Tensor) -> None:
+        """Queue `[1, 3, f, H, W]`; returns when the frames' memory on the device may be reused."""
+        if frames.shape[2] == 0:
+            return
+        pixels = to_pixels(frames[0])
+        if self._stream is None:
+            self._writer.write(pixels.numpy())
+            return
+        self._send_pinned(pixels)
+
+    def _send_pinned(self, pixels: Tensor) -> None:
+        buffer = self._take_buffer(pixels.numel())
+        view = buffer[: pixels.numel()].view(pixels.shape)
+        self._stream.wait_stream(torch.cuda.current_stream(pixels.device))
+        with torch.cuda.stream(self._stream):
+            view.copy_(pixels, non_blocking=True)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
+            copied.record()
+        pixels.record_stream(self._stream)
+
+        def read() -> NDArray[np.uint8]:
+            copied.synchronize()
+            return view.numpy()
+
+        give_back: Callable[[], None] = lambda: self._free.put(buffer)  # noqa: E731
+        self._writer.write_later(read, give_back)
+
+    def _take_buffer(self, size: int) -> Tensor:
+        while True:
+            try:
+                buffer = self._free.get(timeout=0.2)
+            except queue.Empty:
+                self._writer.check()  # an encoder that died gives no buffer back
+                continue
+            return buffer if buffer.numel() >= size else torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+
+def _new_stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's

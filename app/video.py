@@ -1,0 +1,149 @@
+"""Frames to an H.264 file, in a thread of its own, while more frames are being decoded.
+
+Owns the encoder, the bounded queue in front of it and the finished file's atomicity. Takes arrays of bytes on
+the host; knows nothing of tensors, devices or jobs.
+"""
+
+import errno
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptive.types import VideoShape
+from app.artifacts import part_of, publish
+
+# x264's constant quality: 18 is near transparent. BT.709 is what players assume for untagged video of these
+# sizes.
+CRF = 18
+PRESET = "medium"
+_BT709 = 1
+_LIMITED_RANGE = 1
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+Frames = NDArray[np.uint8]
+
+
+class VideoWriteError(Exception):
+    """The video could not be written; `disk_full` tells a full disk from everything else."""
+
+    def __init__(self, message: str, *, disk_full: bool = False) -> None:
+        self.disk_full = disk_full
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    frames: Callable[[], Frames]
+    done: Callable[[], None]
+
+
+class VideoWriter:
+    """Writes exactly `shape.frames` frames to `path` as faststart mp4; a context manager.
+
+    `write` returns as soon as there is room in the queue, so at most `queue_chunks` chunks lie between the
+    decoder and the encoder. An error of the encoder's thread is raised by the next `write` or by `finish`.
+    Leaving the block without `finish` throws the unfinished file away.
+    """
+
+    def __init__(self, path: Path, shape: VideoShape, fps: int | Fraction, *, queue_chunks: int = 2) -> None:
+        if shape.height % 2 or shape.width % 2:
+            raise ValueError(f"yuv420p needs even sizes, got {shape.width}x{shape.height}")
+        self.frames_written = 0
+        self._path = path
+        self._shape = shape
+        self._fps = Fraction(fps)
+        self._queue: queue.Queue[_Chunk | None] = queue.Queue(queue_chunks)
+        self._error: BaseException | None = None
+        self._discard = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="video-encoder", daemon=True)
+        self._thread.start()
+
+    def write(self, frames: Frames) -> None:
+        """Queue frames `[f, height, width, 3]` of uint8 RGB. The array must not change afterwards."""
+        self.write_later(lambda: frames)
+
+    def write_later(self, frames: Callable[[], Frames], done: Callable[[], None] = lambda: None) -> None:
+        """Queue frames that become readable when `frames()` returns; `done()` is called once they were read.
+
+        Both run in the encoder's thread: this is how a copy from a device overlaps with encoding.
+        """
+        self._put(_Chunk(frames, done))
+
+    def check(self) -> None:
+        """Raise the encoder thread's error, where it has one."""
+        if self._error is None:
+            return
+        full = isinstance(self._error, OSError) and self._error.errno in NO_SPACE
+        what = "the disk is full" if full else str(self._error)
+        raise VideoWriteError(f"writing {self._path.name} failed: {what}", disk_full=full) from self._error
+
+    def finish(self) -> None:
+        """Wait for the encoder; afterwards the file is complete and durable. Raises `VideoWriteError`."""
+        self._put(None)
+        self._thread.join()
+        self.check()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._discard.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.put_nowait(None)
+            except queue.Full:
+                self._thread.join(0.05)
+            else:
+                self._thread.join()
+        part_of(self._path).unlink(missing_ok=True)
+
+    def _put(self, item: _Chunk | None) -> None:
+        while True:
+            self.check()
+            try:
+                return self._queue.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def _run(self) -> None:
+        try:
+            with av.open(
+                str(part_of(self._path)), "w", format="mp4", options={"movflags": "+faststart"}
+            ) as file:
+                self._encode(file)
+            if not self._discard.is_set():
+                if self.frames_written != self._shape.frames:
+                    raise ValueError(f"{self._shape.frames} frames expected, got {self.frames_written}")
+                publish(self._path)
+        except BaseException as error:
+            self._error = error
+
+    def _encode(self, file: "av.container.OutputContainer") -> None:
+        stream = file.add_stream("libx264", rate=self._fps, options={"crf": str(CRF), "preset": PRESET})
+        stream.width, stream.height = self._shape.width, self._shape.height
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.time_base = 1 / self._fps
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
+        while (chunk := self._queue.get()) is not None and not self._discard.is_set():
+            for frame in chunk.frames():
+                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709")
+                picture.pts = self.frames_written
+                picture.time_base = context.time_base
+                file.mux(stream.encode(picture))
+                self.frames_written += 1
+            chunk.done()
+        file.mux(stream.encode(None))

@@ -1,0 +1,184 @@
+"""One process, one device: claims jobs, keeps its lease alive, runs them one after another.
+
+Owns the loop, the heartbeat and what each ending of a job means to the job table. How a job is done is
+`app.run`; how the device is used is `app.engine`. A job's failure leaves the worker alive; a failure of the
+process ends it, and the supervisor or the end of the lease gives the job back.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from types import FrameType
+
+from app.config import ModelEntry, Settings
+from app.control import JobCanceled, JobControl, JobLost, WorkerStopping
+from app.engine import Engine
+from app.jobs import Claim, JobStatus
+from app.run import JobFailure, JobRun
+from app.store import JobStore, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+EXIT_STALLED = 75  # EX_TEMPFAIL of sysexits.h: start me again
+BUSY_HEARTBEAT_SECONDS = 1.0  # how soon a running job learns of its cancellation
+
+
+class Worker:
+    """Runs jobs on one device until stopped.
+
+    SIGTERM: finish the job at hand, then end. SIGINT, or a second SIGTERM: give the job back at its next step
+    or chunk.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Mapping[str, ModelEntry],
+        store: JobStore,
+        engine: Engine,
+        worker_id: str,
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._store = store
+        self._engine = engine
+        self._id = worker_id
+        self._stopping = threading.Event()
+        self._paused = False
+        self._current: tuple[Claim, JobControl] | None = None
+        self._lease_seen_at = time.monotonic()
+
+    def run(self) -> None:
+        """Claim and run jobs until told to stop. Call from the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._store.register_worker(self._id, self._device())
+        threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True).start()
+        log.info("worker_ready worker_id=%s device=%s", self._id, self._engine.device)
+        while not self._stopping.is_set():
+            claim = None if self._paused else self._claim()
+            if claim is None:
+                self._stopping.wait(self._settings.poll_seconds)
+            else:
+                self._run_job(claim)
+        self._store.forget_worker(self._id, "worker_stopped")
+        log.info("worker_stopped worker_id=%s", self._id)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        again = self._stopping.is_set()
+        self._stopping.set()
+        if (number == signal.SIGINT or again) and self._current is not None:
+            self._current[1].interrupt(WorkerStopping)
+
+    def _claim(self) -> Claim | None:
+        try:
+            return self._store.claim(
+                self._id,
+                models=list(self._models),
+                loaded_model=self._engine.loaded_model,
+                capacity_bytes=self._engine.capacity_bytes,
+                lease_seconds=self._settings.lease_seconds,
+            )
+        except StoreUnavailable as error:
+            log.warning("claim_failed worker_id=%s reason=%s", self._id, error)
+            return None
+
+    def _run_job(self, claim: Claim) -> None:
+        job_id, control = claim.job.id, JobControl()
+        self._lease_seen_at = time.monotonic()
+        self._current = (claim, control)
+        if self._stopping.is_set():  # the signal came between the claim and the line above
+            control.interrupt(WorkerStopping)
+        log.info("job_started job_id=%s worker_id=%s attempt=%d", job_id, self._id, claim.job.attempts)
+        try:
+            outcome = self._outcome(claim, control)
+        finally:
+            self._current = None
+        self._engine.clean_up()
+        log.info("job_ended job_id=%s worker_id=%s outcome=%s", job_id, self._id, outcome)
+
+    def _outcome(self, claim: Claim, control: JobControl) -> str:
+        """Run the job and record how it ended. What is not a job's own failure is raised and ends the
+        process.
+        """
+        job = claim.job
+        run = JobRun(self._settings, self._store, self._engine, self._models[job.spec.model], claim, control)
+        try:
+            result = run.run()
+        except JobLost:
+            return "lost"  # whatever happens to it now is somebody else's to record
+        except JobCanceled:
+            self._store.finish(job.id, claim.token, status=JobStatus.CANCELED, durations=run.durations)
+            return JobStatus.CANCELED
+        except WorkerStopping:
+            self._store.release(job.id, claim.token, "worker_stopped", refund=True)
+            return "released"
+        except JobFailure as failure:
+            log.warning(
+                "job_failed job_id=%s code=%s message=%s", job.id, failure.error.code, failure.error.message
+            )
+            self._store.finish(
+                job.id,
+                claim.token,
+                status=JobStatus.FAILED,
+                error=failure.error,
+                decode=run.decode,
+                durations=run.durations,
+            )
+            return JobStatus.FAILED
+        self._store.finish(
+            job.id,
+            claim.token,
+            status=JobStatus.SUCCEEDED,
+            decode=run.decode,
+            result=result,
+            durations=run.durations,
+        )
+        return JobStatus.SUCCEEDED
+
+    def _device(self) -> dict[str, object]:
+        return {**self._engine.device_report(), "models": list(self._models), "worker_pid": os.getpid()}
+
+    def _beat_forever(self) -> None:
+        while True:
+            current = self._current
+            try:
+                self._beat(current)
+            except StoreUnavailable as error:
+                log.warning("heartbeat_failed worker_id=%s reason=%s", self._id, error)
+                if current and time.monotonic() - self._lease_seen_at > self._settings.lease_seconds:
+                    current[1].interrupt(JobLost)
+            self._exit_when_stalled(current)
+            busy = min(BUSY_HEARTBEAT_SECONDS, self._settings.heartbeat_seconds)
+            time.sleep(busy if self._current else self._settings.heartbeat_seconds)
+
+    def _beat(self, current: tuple[Claim, JobControl] | None) -> None:
+        claim, control = current or (None, None)
+        answer = self._store.heartbeat(
+            self._id,
+            device=self._device(),
+            job_id=None if claim is None else claim.job.id,
+            token=None if claim is None else claim.token,
+            lease_seconds=self._settings.lease_seconds,
+        )
+        self._paused = answer.paused
+        self._lease_seen_at = time.monotonic()
+        if control is None:
+            return
+        if answer.lost:
+            control.interrupt(JobLost)
+        elif answer.cancel_requested:
+            control.interrupt(JobCanceled)
+
+    def _exit_when_stalled(self, current: tuple[Claim, JobControl] | None) -> None:
+        """A job that does not advance sits in a call that nothing but the process' end can stop."""
+        if current is None or current is not self._current:
+            return
+        quiet_seconds = time.monotonic() - current[1].advanced_at
+        if quiet_seconds > self._settings.progress_timeout_seconds:
+            log.critical("job_stalled job_id=%s seconds=%.0f", current[0].job.id, quiet_seconds)
+            logging.shutdown()
+            os._exit(EXIT_STALLED)
