@@ -1,1 +1,72 @@
-"""Decode video latents in the memory that is free right now, with the same pixels at every chunk size."""
+"""Decode video latents in the memory that is free right now, with the same pixels at every chunk size.
+
+Owns the public names. They are imported when first used, so that `import adaptive` and the planning half of
+the library work in processes without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from adaptive.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from adaptive.attach import capture as capture
+    from adaptive.decoder import AdaptiveDecoder as AdaptiveDecoder
+    from adaptive.decoder import DecodeEvent as DecodeEvent
+    from adaptive.errors import AdaptiveError as AdaptiveError
+    from adaptive.errors import DecodeOutOfMemory as DecodeOutOfMemory
+    from adaptive.errors import DoesNotFit as DoesNotFit
+    from adaptive.errors import NoDevice as NoDevice
+    from adaptive.errors import UnsupportedVae as UnsupportedVae
+    from adaptive.functions import decode as decode
+    from adaptive.functions import plan as plan
+    from adaptive.functions import stream_decode as stream_decode
+    from adaptive.memory import MemoryProfile as MemoryProfile
+    from adaptive.planner import Policy as Policy
+    from adaptive.profile import predict_peak as predict_peak
+    from adaptive.profile import trace_profile as trace_profile
+    from adaptive.types import DecodePlan as DecodePlan
+    from adaptive.types import DecodeReport as DecodeReport
+    from adaptive.types import LatentShape as LatentShape
+    from adaptive.types import MemoryReading as MemoryReading
+    from adaptive.types import PeakEstimate as PeakEstimate
+    from adaptive.types import VaeTraits as VaeTraits
+    from adaptive.types import VideoShape as VideoShape
+
+_HOMES = {
+    "AdaptiveDecoder": "decoder",
+    "AdaptiveError": "errors",
+    "DecodeEvent": "decoder",
+    "DecodeOutOfMemory": "errors",
+    "DecodePlan": "types",
+    "DecodeReport": "types",
+    "DoesNotFit": "errors",
+    "LatentShape": "types",
+    "MemoryProfile": "memory",
+    "MemoryReading": "types",
+    "NoDevice": "errors",
+    "PeakEstimate": "types",
+    "Policy": "planner",
+    "UnsupportedVae": "errors",
+    "VaeTraits": "types",
+    "VideoShape": "types",
+    "capture": "attach",
+    "decode": "functions",
+    "plan": "functions",
+    "predict_peak": "profile",
+    "stream_decode": "functions",
+    "trace_profile": "profile",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'adaptive' has no attribute {name!r}")
+    return getattr(import_module(f"adaptive.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

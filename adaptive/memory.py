@@ -12,7 +12,7 @@ then stay; and once full they are affine in the chunk size.
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,29 +26,31 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Bytes for one latent pixel over latent frames: linear between traced points."""
+    """Bytes for one latent pixel at a rising row of latent frame counts. `values` may be computed when looked
+    at.
+    """
 
-    points: tuple[tuple[int, float], ...]
+    frames: tuple[int, ...]
+    values: Sequence[float]
 
     def __post_init__(self) -> None:
-        frames = [x for x, _ in self.points]
-        if not frames or frames != sorted(set(frames)):
-            raise ValueError(f"Curve.points must rise in latent frames and not be empty, got {frames}")
+        if not self.frames or list(self.frames) != sorted(set(self.frames)):
+            raise ValueError(f"Curve.frames must rise and not be empty, got {self.frames}")
+        if len(self.frames) != len(self.values):
+            raise ValueError(f"Curve has {len(self.frames)} frame counts and {len(self.values)} values")
 
-    def at(self, frames: float, *, extrapolate: bool) -> float:
-        """Value at `frames`; outside the points the nearest one, or (`extrapolate`) on the last segment's
-        line.
+    def line(self, frames: float) -> float:
+        """On the line between the neighbouring points, or on that of the last two beyond them."""
+        right = min(bisect_left(self.frames, frames), len(self.frames) - 1)
+        if right == 0 or self.frames[right] == frames:
+            return self.values[right]
+        low, high = self.frames[right - 1], self.frames[right]
+        return _line(low, self.values[right - 1], high, self.values[right], frames)
+
+    def step(self, frames: float) -> float:
+        """Value of the next point at or above `frames`, the last one beyond: never less than a rising truth.
         """
-        xs = [x for x, _ in self.points]
-        ys = [y for _, y in self.points]
-        if len(xs) == 1:
-            return ys[0]
-        if frames <= xs[0]:
-            return ys[0]
-        if frames >= xs[-1] and not extrapolate:
-            return ys[-1]
-        right = min(bisect_left(xs, frames), len(xs) - 1)
-        return _line(xs[right - 1], ys[right - 1], xs[right], ys[right], frames)
+        return self.values[min(bisect_left(self.frames, frames), len(self.frames) - 1)]
 
 
 def _line(x0: float, y0: float, x1: float, y1: float, x: float) -> float:
@@ -86,21 +88,23 @@ class MemoryProfile:
         if frames_per_chunk < 1:
             raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
         if frames_per_chunk >= shape.frames:
-            return math.ceil(self.batched.at(shape.frames, extrapolate=True) * shape.area)
+            return math.ceil(self.batched.line(shape.frames) * shape.area)
         if not self.can_stream:
             raise ValueError(f"{self.traits.vae_class} cannot be decoded in chunks")
         return math.ceil(self._streamed_at(shape.frames, frames_per_chunk) * shape.area)
 
     def _streamed_at(self, frames: int, chunk: int) -> float:
-        """Between traced chunk sizes: on the line through the neighbours, each at the same number of chunks."""
+        """Between traced chunk sizes: on the line from the smaller one, at this length, to the larger one, at
+        as many chunks.
+        """
         sizes = sorted(self.streamed)
         if chunk in self.streamed or len(sizes) == 1:
             nearest = chunk if chunk in self.streamed else sizes[0]
-            return self.streamed[nearest].at(frames, extrapolate=False)
+            return self.streamed[nearest].step(frames)
         right = min(max(bisect_left(sizes, chunk), 1), len(sizes) - 1)
         low, high = sizes[right - 1], sizes[right]
-        values = [self.streamed[size].at(frames * size / chunk, extrapolate=False) for size in (low, high)]
-        return _line(low, values[0], high, values[1], chunk)
+        below, above = self.streamed[low].step(frames), self.streamed[high].step(frames * high / chunk)
+        return _line(low, below, high, above, chunk)
 
     def output_bytes(self, shape: LatentShape) -> int:
         """Bytes of the whole decoded video, three channels, in this dtype."""
@@ -110,7 +114,8 @@ class MemoryProfile:
     def estimate(
         self, latent_shape: LatentShape, frames_per_chunk: int, residuals: Residuals | None = None
     ) -> PeakEstimate:
-        """Live, expected and upper bytes; without `residuals` the margins of a CPU where nothing was learned."""
+        """Live, expected and upper bytes; without `residuals` the margins of a CPU where nothing was learned.
+        """
         live = self.live_bytes(latent_shape, frames_per_chunk)
         strategy = strategy_of(frames_per_chunk, latent_shape.frames)
         return (residuals or Residuals()).estimate(self.traits.family, self.dtype, strategy, live)
@@ -148,10 +153,8 @@ class MemoryProfile:
             "traits": asdict(self.traits),
             "dtype": self.dtype,
             "config_digest": self.config_digest,
-            "batched": [list(point) for point in self.batched.points],
-            "streamed": {
-                str(n): [list(point) for point in curve.points] for n, curve in self.streamed.items()
-            },
+            "batched": _points(self.batched),
+            "streamed": {str(size): _points(curve) for size, curve in self.streamed.items()},
         }
 
     @classmethod
@@ -179,8 +182,13 @@ class MemoryProfile:
         return cls.from_json(json.loads(path.read_text()))
 
 
+def _points(curve: Curve) -> list[list[float]]:
+    return [[frames, value] for frames, value in zip(curve.frames, curve.values, strict=True)]
+
+
 def _curve(points: Iterable[Iterable[float]]) -> Curve:
-    return Curve(tuple((int(x), float(y)) for x, y in points))
+    frames, values = zip(*points, strict=True)
+    return Curve(tuple(map(int, frames)), tuple(map(float, values)))
 
 
 def _sizes_below(like: VideoShape, step: int) -> Iterable[tuple[int, int]]:

@@ -82,7 +82,8 @@ class Residuals:
     def out_of_memory(
         self, family: str, dtype: str, strategy: Strategy, *, live_bytes: int, free_bytes: int
     ) -> None:
-        """Learn that `free_bytes` were not enough: a hard lower bound until successes have proved otherwise."""
+        """Learn that `free_bytes` were not enough: a hard lower bound until successes have proved otherwise.
+        """
         learned = self._learned.setdefault(_key(family, dtype, strategy), Learned())
         learned.too_little = max(learned.too_little, free_bytes / live_bytes)
         learned.too_little_age = 0
@@ -111,7 +112,8 @@ class Residuals:
 
     @classmethod
     def load(cls, path: Path, *, device: str, build: str) -> Self:
-        """What was learned on this device and build; empty where there is nothing, or it is of another build."""
+        """What was learned on this device and build; empty where there is nothing, or it is of another build.
+        """
         if path.exists():
             residuals = cls.from_json(json.loads(path.read_text()))
             if (residuals.device, residuals.build) == (device, build):

@@ -8,7 +8,8 @@ memory. What happens inside one operator (a convolution's workspace) is invisibl
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Live bytes of one call, above everything that existed before it (weights and inputs are not counted)."""
+    """Live bytes of one call, above everything that existed before it (weights and inputs are not counted).
+    """
 
     peak_bytes: int
     left_bytes: int  # still alive after the call, its result included
@@ -50,6 +51,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self.peak_bytes = self.live_bytes
         self.peak_operator = ""
 
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Count while in this context, without autograd's storages."""
+        with torch.no_grad(), _FusedAttention(self), self:
+            yield
+
     def note_temporary(self, extra_bytes: int, operator: str) -> None:
         """Count bytes that an operator takes and gives back within itself."""
         if self.live_bytes + extra_bytes > self.peak_bytes:
@@ -59,14 +66,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                self._meet(leaf, born=False)
+        for tensor in _tensors((args, *(kwargs or {}).values())):
+            self._meet(tensor, born=False)
         result = func(*args, **(kwargs or {}))
         self.operators += 1
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._meet(leaf, born=True)
+        for tensor in _tensors((result,)):
+            self._meet(tensor, born=True)
         self.note_temporary(0, str(func))
         return result
 
@@ -87,6 +92,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def _die(self, key: int, _: object) -> None:
         self.live_bytes -= self._storages.pop(key)[1]
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors among an operator's arguments or results: they come alone or in lists and tuples."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -114,7 +128,7 @@ class _FusedAttention(TorchFunctionMode):
 def trace_peak(call: Callable[[], Any]) -> Trace:
     """Run `call` on meta tensors and return its peak of live bytes, the result it returns included."""
     live = LiveBytes()
-    with torch.inference_mode(False), torch.no_grad(), _FusedAttention(live), live:
+    with torch.inference_mode(False), live.active():
         result = call()
     left_bytes = live.live_bytes
     del result

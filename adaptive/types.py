@@ -1,7 +1,7 @@
 """The library's nouns: shapes, readings, traits, plans and reports.
 
-Frozen values without behaviour beyond what follows from their fields; no torch, so that the service's API process can
-plan. Sizes are bytes, times are seconds, and every field says its unit where it has one.
+Frozen values without behaviour beyond what follows from their fields; no torch, so that the service's API
+process can plan. Sizes are bytes, times are seconds, and every field says its unit where it has one.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,8 @@ class VideoShape:
 
 @dataclass(frozen=True, slots=True)
 class LatentShape:
-    """Shape `[batch, channels, frames, height, width]` of a video latent, in latent frames and latent pixels."""
+    """Shape `[batch, channels, frames, height, width]` of a video latent, in latent frames and latent pixels.
+    """
 
     batch: int
     channels: int
@@ -64,8 +65,8 @@ class LatentShape:
 class VaeTraits:
     """What the planner must know of one VAE, without holding it.
 
-    `temporal_ratio` video frames come from one latent frame; where `first_frame_alone`, the first latent frame gives a
-    single video frame, so `frames = 1 + temporal_ratio * (latent_frames - 1)`.
+    `temporal_ratio` video frames come from one latent frame; where `first_frame_alone`, the first latent
+    frame gives a single video frame, so `frames = 1 + temporal_ratio * (latent_frames - 1)`.
     """
 
     family: str
@@ -109,9 +110,9 @@ class VaeTraits:
 class MemoryReading:
     """One look at a device's memory.
 
-    `free_bytes` is what a new allocation of this process can get: free on the device plus `reusable_bytes` that this
-    process' allocator holds and can really hand out. `own_bytes` is what this process holds in all (context and reserved),
-    `other_bytes` what everyone else holds.
+    `free_bytes` is what a new allocation of this process can get: free on the device plus `reusable_bytes`
+    that this process' allocator holds and can really hand out. `own_bytes` is what this process holds in all
+    (context and reserved), `other_bytes` what everyone else holds.
     """
 
     device: str
@@ -127,8 +128,9 @@ class MemoryReading:
 class PeakEstimate:
     """Memory a decode needs above weights and input.
 
-    `live_bytes`: tensors alive at the worst moment, exact. `expected_bytes` and `upper_bytes`: with the learned residual
-    (workspace, fragmentation, what lies outside torch), as median and as the bound that plans are made with.
+    `live_bytes`: tensors alive at the worst moment, exact. `expected_bytes` and `upper_bytes`: with the
+    learned residual (workspace, fragmentation, what lies outside torch), as median and as the bound that
+    plans are made with.
     """
 
     live_bytes: int
@@ -180,7 +182,9 @@ class DecodeReport:
     video_frames: int
     exact: bool
     predicted_peak_bytes: int
-    measured_peak_bytes: int | None  # above what was held when decoding began; None where the device cannot tell
+    measured_peak_bytes: (
+        int | None
+    )  # above what was held when decoding began; None where the device cannot tell
     seconds: float  # decoding only: time spent by the consumer of the frames is not counted
     retries: int  # chunks run again after an out-of-memory
 

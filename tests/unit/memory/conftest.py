@@ -16,12 +16,12 @@ def ltx_profile() -> MemoryProfile:
         traits=LTX_TRAITS,
         dtype="float32",
         config_digest="test",
-        batched=Curve(((1, 1000.0), (2, 2000.0), (16, 16000.0))),
-        streamed={n: Curve(((n + 1, 500.0 + 1000 * n),)) for n in (1, 2, 4)},
+        batched=Curve((1, 2, 16), (1000.0, 2000.0, 16000.0)),
+        streamed={n: Curve((n + 1,), (500.0 + 1000 * n,)) for n in (1, 2, 4)},
     )
 
 
 @pytest.fixture
 def alone_profile() -> MemoryProfile:
     """A VAE that decodes in one call or not at all."""
-    return MemoryProfile(ALONE_TRAITS, "float32", "test", Curve(((1, 1000.0), (2, 2000.0))), {})
+    return MemoryProfile(ALONE_TRAITS, "float32", "test", Curve((1, 2), (1000.0, 2000.0)), {})

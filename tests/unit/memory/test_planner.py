@@ -1,4 +1,4 @@
-"""Which rung is chosen, from bytes alone: 1000 B a latent pixel and frame in one call, 500 + 1000 n in chunks of n."""
+"""Which rung is chosen, from bytes alone. Each test reads as arithmetic on the profile in conftest."""
 
 from dataclasses import replace
 

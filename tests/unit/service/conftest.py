@@ -113,8 +113,8 @@ def traced(entry: ModelEntry) -> MemoryProfile:
         traits=TRAITS,
         dtype=entry.dtype,
         config_digest="0",
-        batched=Curve(((1, 0.25 * MIB), (5, 1.25 * MIB))),
-        streamed={1: Curve(((1, 0.25 * MIB),)), 2: Curve(((1, 0.5 * MIB),))},
+        batched=Curve((1, 5), (0.25 * MIB, 1.25 * MIB)),
+        streamed={1: Curve((1,), (0.25 * MIB,)), 2: Curve((1,), (0.5 * MIB,))},
     )
 
 

@@ -1,0 +1,307 @@
+"""Decoding in whatever memory there is: plan, decode a chunk, look again, shrink when memory runs out.
+
+Owns: the loop around a decode stream, its events and its report. Must not know: jobs, files, how frames are
+made (`adaptive.stream`) or how a rung is chosen (`adaptive.planner`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from adaptive.errors import DecodeOutOfMemory, DoesNotFit
+from adaptive.memory import MemoryProfile
+from adaptive.planner import PlanInputs, Policy, chunk_sizes, plan_decode
+from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
+from adaptive.profile import profile_of
+from adaptive.residuals import Residuals
+from adaptive.stream import DecodeStream, decode_whole, open_decode
+from adaptive.stream.placement import execution_device
+from adaptive.types import DecodePlan, DecodeReport, LatentShape, MemoryReading, Strategy, strategy_of
+
+# A larger chunk is taken in the middle of a decode only if it would fit into this share of the budget: a
+# neighbour whose use swings a little must not make the chunk size swing with it.
+GROWTH_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeEvent:
+    """Something that happened in a decode; `data` is JSON. Kinds: plan, chunk, replan, oom, fallback."""
+
+    kind: str
+    data: Mapping[str, Any]
+
+
+def plan_data(plan: DecodePlan) -> dict[str, Any]:
+    """A plan as the data of its event."""
+    return {
+        "strategy": plan.strategy.value,
+        "frames_per_chunk": plan.frames_per_chunk,
+        "exact": plan.exact,
+        "reason": plan.reason,
+        "detail": plan.detail,
+        "predicted_peak_bytes": plan.predicted.expected_bytes,
+        "upper_peak_bytes": plan.predicted.upper_bytes,
+        "free_bytes": plan.free_bytes,
+        "budget_bytes": plan.budget_bytes,
+        "predicted_seconds": plan.predicted_seconds,
+    }
+
+
+@dataclass(slots=True)
+class _Run:
+    """What has happened so far in one decode."""
+
+    plan: DecodePlan
+    frames_per_chunk: int
+    smallest: int
+    retries: int = 0
+    seconds: float = 0.0
+    video_frames: int = 0
+    chunk_frames: list[int] = field(default_factory=list)
+    # Free bytes when a chunk size failed: that size is tried again only once clearly more is free.
+    failed: dict[int, int] = field(default_factory=dict)
+
+    def largest_allowed(self, free_bytes: int) -> int | None:
+        """Largest chunk that has not failed with about this much memory; None where nothing has failed."""
+        failed = [size for size, free in self.failed.items() if free_bytes <= free / GROWTH_SHARE]
+        return min(failed) - 1 if failed else None
+
+
+class AdaptiveDecoder:
+    """Decodes latents with one VAE in the memory that is free. Not for two threads at once.
+
+    `profile` is traced from the VAE where it is not given, `probe` opened on the VAE's device.
+    `keeps_output`: the caller gathers the frames on that device, which must stay free for them. Learned
+    margins come from, and go into, `residuals`.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        *,
+        profile: MemoryProfile | None = None,
+        probe: MemoryProbe | None = None,
+        policy: Policy | None = None,
+        residuals: Residuals | None = None,
+        on_event: Callable[[DecodeEvent], None] | None = None,
+        inputs: PlanInputs | None = None,
+        keeps_output: bool = False,
+    ) -> None:
+        self._vae = vae
+        self._profile = profile or profile_of(vae)
+        self._device = execution_device(vae)
+        self._probe = probe or open_probe(str(self._device))
+        self._policy = policy or Policy()
+        self._inputs = inputs or PlanInputs(residuals=residuals or Residuals(str(self._device)))
+        self._on_event = on_event
+        self._keeps_output = keeps_output
+        self._report: DecodeReport | None = None
+
+    @property
+    def profile(self) -> MemoryProfile:
+        """Memory profile of the VAE."""
+        return self._profile
+
+    @property
+    def report(self) -> DecodeReport:
+        """What the last finished decode did. `RuntimeError` before one has finished."""
+        if self._report is None:
+            raise RuntimeError("no decode has finished")
+        return self._report
+
+    def plan(self, latents: Tensor) -> DecodePlan:
+        """The plan for these latents (`[B, C, T, h, w]`, any device) in the memory that is free now.
+
+        `DoesNotFit` where no rung that the policy allows fits; `UnsupportedVae` where it forces an impossible
+        one.
+        """
+        self._probe.release()
+        shape = _shape(latents)
+        kept = self._profile.output_bytes(shape) if self._keeps_output else 0
+        inputs = replace(self._inputs, kept_output_bytes=kept)
+        return plan_decode(self._profile, shape, self._read(), self._policy, inputs)
+
+    def frames(
+        self, latents: Tensor, *, resume_plan: DecodePlan | None = None, **decode_kwargs: Any
+    ) -> Iterator[Tensor]:
+        """Finished video frames `[B, C, f, H, W]`, in order, in the VAE's own range and on its device.
+
+        Keep no reference to a part while asking for the next, or it takes the memory of the next.
+        `resume_plan` is used instead of planning anew. `DecodeOutOfMemory` where even the smallest allowed
+        chunk fails.
+        """
+        plan = resume_plan or self.plan(latents)
+        self._tell("plan", plan_data(plan))
+        run = _Run(plan, plan.frames_per_chunk, plan.frames_per_chunk)
+        self._probe.reset_peak()
+        if plan.frames_per_chunk >= plan.latent_frames:
+            whole = self._whole(latents, run, decode_kwargs)
+            if whole is not None:
+                self._finish(run)
+                yield whole
+                return
+        yield from self._chunks(latents, run, decode_kwargs)
+        self._finish(run)
+
+    def _whole(self, latents: Tensor, run: _Run, decode_kwargs: dict[str, Any]) -> Tensor | None:
+        """The one-call decode; None where it ran out of memory and chunks are to follow."""
+        whole = self._attempt(run, lambda: decode_whole(self._vae, latents, **decode_kwargs))
+        if whole is None:
+            self._after_failure(run, latents, stream=None)
+            to = strategy_of(run.frames_per_chunk, _frames(latents)).value
+            self._tell("fallback", {"from": "batched", "to": to})
+        else:
+            self._note_chunk(run, whole, fed=_frames(latents), position=_frames(latents))
+        return whole
+
+    def _chunks(self, latents: Tensor, run: _Run, decode_kwargs: dict[str, Any]) -> Iterator[Tensor]:
+        with open_decode(self._vae, latents, **decode_kwargs) as stream:
+            while not stream.finished:
+                position = stream.position
+                frames = self._attempt(run, partial(stream.step, run.frames_per_chunk))
+                if frames is None:
+                    self._after_failure(run, latents, stream)
+                    continue
+                self._note_chunk(run, frames, fed=stream.position - position, position=stream.position)
+                if frames.shape[2]:
+                    yield frames
+                del frames  # or it would stay alive through the next step
+                if not stream.finished and not self._policy.forced:
+                    self._look_again(run, latents, stream)
+
+    def _attempt(self, run: _Run, work: Callable[[], Tensor]) -> Tensor | None:
+        """The result, or None after an out-of-memory.
+
+        What follows a failure runs outside the `except` block: inside, the exception's traceback keeps the
+        failed decode's tensors alive.
+        """
+        started = synchronized_seconds(self._device)
+        try:
+            return work()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        finally:
+            run.seconds += synchronized_seconds(self._device) - started
+        return None
+
+    def _after_failure(self, run: _Run, latents: Tensor, stream: DecodeStream | None) -> None:
+        """Choose a smaller chunk after an out-of-memory, or raise `DecodeOutOfMemory` where there is none."""
+        run.retries += 1
+        self._probe.release()
+        reading = self._read()
+        failed = run.frames_per_chunk
+        first_time = failed not in run.failed
+        run.failed[failed] = reading.free_bytes
+        self._tell("oom", {"frames_per_chunk": failed, "free_bytes": reading.free_bytes})
+        smaller = [size for size in self._smaller_sizes(latents, failed) if size not in run.failed]
+        if smaller:
+            limit = smaller[0]
+            run.frames_per_chunk = self._fitting(latents, reading, stream, limit) or smaller[-1]
+            run.smallest = min(run.smallest, run.frames_per_chunk)
+            self._tell_replan(run, failed, "out_of_memory", reading)
+        elif not first_time:
+            raise DecodeOutOfMemory(
+                frames_per_chunk=failed, retries=run.retries, frames_done=run.video_frames
+            )
+
+    def _smaller_sizes(self, latents: Tensor, failed: int) -> list[int]:
+        """Chunk sizes below the failed one, largest first. A forced size may shrink, a forced strategy stays
+        itself.
+        """
+        if self._policy.strategy in (Strategy.BATCHED, Strategy.PER_FRAME) or not self._profile.can_stream:
+            return []
+        sizes = chunk_sizes(self._profile, _frames(latents), Policy(strategy=self._policy.strategy))
+        return [size for size in sizes if size < failed]
+
+    def _look_again(self, run: _Run, latents: Tensor, stream: DecodeStream) -> None:
+        """Fit the chunk size to the memory that is free now."""
+        reading = self._read()
+        now = run.frames_per_chunk
+        fits = self._fitting(latents, reading, stream, limit=now)
+        if fits is None or fits < now:
+            sizes = chunk_sizes(self._profile, _frames(latents), self._policy)
+            run.frames_per_chunk = fits or sizes[-1]  # a bound that is too careful must not end a decode
+            reason = "memory_fell"
+        else:
+            limit = run.largest_allowed(reading.free_bytes)
+            roomy = replace(reading, free_bytes=round(reading.free_bytes * GROWTH_SHARE))
+            run.frames_per_chunk = max(now, self._fitting(latents, roomy, stream, limit) or now)
+            reason = "memory_rose"
+        run.smallest = min(run.smallest, run.frames_per_chunk)
+        self._tell_replan(run, now, reason, reading)
+
+    def _fitting(
+        self, latents: Tensor, reading: MemoryReading, stream: DecodeStream | None, limit: int | None
+    ) -> int | None:
+        """Largest chunk size up to `limit` that fits, or None."""
+        policy = replace(self._policy, frames_per_chunk=None)
+        held = stream.state_bytes if stream is not None else 0
+        largest = _frames(latents) - 1 if limit is None else min(limit, _frames(latents) - 1)
+        inputs = replace(self._inputs, held_bytes=held, largest_chunk=max(1, largest))
+        try:
+            return plan_decode(self._profile, _shape(latents), reading, policy, inputs).frames_per_chunk
+        except DoesNotFit:
+            return None
+
+    def _read(self) -> MemoryReading:
+        """Free memory; weights that an offload hook is about to bring in are counted as taken already."""
+        reading = self._probe.read()
+        coming = sum(
+            parameter.nbytes
+            for parameter in self._vae.parameters()
+            if parameter.device.type == "cpu" and self._device.type != "cpu"
+        )
+        return replace(reading, free_bytes=max(0, reading.free_bytes - coming)) if coming else reading
+
+    def _note_chunk(self, run: _Run, frames: Tensor, *, fed: int, position: int) -> None:
+        if fed:
+            run.chunk_frames.append(fed)
+        run.video_frames += frames.shape[2]
+        data = {
+            "latent_frames": fed,
+            "position": position,
+            "latent_frames_total": run.plan.latent_frames,
+            "video_frames": frames.shape[2],
+            "video_frames_done": run.video_frames,
+            "frames_per_chunk": run.frames_per_chunk,
+            "seconds": run.seconds,
+        }
+        self._tell("chunk", data)
+
+    def _tell_replan(self, run: _Run, before: int, reason: str, reading: MemoryReading) -> None:
+        after = run.frames_per_chunk
+        if after != before:
+            data = {"from": before, "to": after, "reason": reason, "free_bytes": reading.free_bytes}
+            self._tell("replan", data)
+
+    def _tell(self, kind: str, data: Mapping[str, Any]) -> None:
+        if self._on_event is not None:
+            self._on_event(DecodeEvent(kind, data))
+
+    def _finish(self, run: _Run) -> None:
+        self._report = DecodeReport(
+            plan=run.plan,
+            chunk_frames=tuple(run.chunk_frames),
+            frames_per_chunk=run.smallest,
+            video_frames=run.video_frames,
+            exact=run.plan.exact,
+            predicted_peak_bytes=run.plan.predicted.expected_bytes,
+            measured_peak_bytes=self._probe.peak_bytes(),
+            seconds=run.seconds,
+            retries=run.retries,
+        )
+
+
+def _frames(latents: Tensor) -> int:
+    """Latent frames of `[B, C, T, h, w]`."""
+    return latents.shape[2]
+
+
+def _shape(latents: Tensor) -> LatentShape:
+    if latents.dim() != 5:
+        raise ValueError(f"latents must be [B, C, T, h, w], got {tuple(latents.shape)}")
+    return LatentShape(*latents.shape)

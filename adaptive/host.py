@@ -1,0 +1,121 @@
+"""Memory of the host as this process may use it: physical memory, cgroup limits and RLIMIT_AS, whichever is
+least.
+
+Owns: reading /proc, /sys/fs/cgroup and the C library's heap. Must not know: torch, decodes.
+"""
+
+import ctypes
+import gc
+import resource
+from pathlib import Path
+
+import psutil
+
+from adaptive.types import MemoryReading
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+UNLIMITED = 2**60  # cgroup v1 writes "no limit" as a page-rounded 2**63
+
+
+def read_host() -> MemoryReading:
+    """One look at host memory: `free_bytes` is what a new allocation of this process can get."""
+    memory = psutil.virtual_memory()
+    process = psutil.Process().memory_info()
+    total, free = memory.total, memory.available
+    for limit, used in [*_cgroup_limits(), *_address_space(process.vms)]:
+        total = min(total, limit)
+        free = min(free, max(0, limit - used))
+    other = max(0, memory.total - memory.available - process.rss)
+    return MemoryReading("cpu", free, total, 0, process.rss, other, "host")
+
+
+def give_back_heap() -> None:
+    """Collect garbage and return the C library's free heap pages to the system."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim is not None:
+        trim(0)
+
+
+class ResidentPeak:
+    """High-water mark of this process' resident set, as growth above the moment of the last reset (Linux)."""
+
+    def __init__(self) -> None:
+        self._base_bytes = 0
+        self._works = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew from what is resident now."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM to the current resident set
+        except OSError:
+            self._works = False
+            return
+        self._works = True
+        self._base_bytes = _status_bytes("VmRSS")
+
+    def growth_bytes(self) -> int | None:
+        """Peak growth since the reset; None where the kernel does not let it be measured."""
+        return max(0, _status_bytes("VmHWM") - self._base_bytes) if self._works else None
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _address_space(used_bytes: int) -> list[tuple[int, int]]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return [] if soft == resource.RLIM_INFINITY else [(soft, used_bytes)]
+
+
+def _cgroup_limits() -> list[tuple[int, int]]:
+    """(limit, used) of this process' memory cgroup and each of its parents; page cache that can go is not
+    used.
+    """
+    found = []
+    for folder, limit_name, usage_name, cache_name in _cgroup_folders():
+        limit, usage = _number(folder / limit_name), _number(folder / usage_name)
+        if limit is not None and usage is not None and limit < UNLIMITED:
+            found.append((limit, max(0, usage - _stat(folder / "memory.stat", cache_name))))
+    return found
+
+
+def _cgroup_folders() -> list[tuple[Path, str, str, str]]:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, names = CGROUP_ROOT, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = CGROUP_ROOT / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = root / path.lstrip("/")
+        chain = [own, *own.parents]
+        folders += [(folder, *names) for folder in chain if folder == root or root in folder.parents]
+    return folders
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _stat(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[0] == name), 0)
