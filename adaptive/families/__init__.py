@@ -17,6 +17,8 @@ from adaptive.types import VaeTraits
 __all__ = ["Family", "family_of", "family_of_class", "traits_of"]
 
 _REGISTRY = {
+    "AutoencoderKL": "kl",
+    "AutoencoderKLLTX2Video": "ltx2",
     "AutoencoderKLLTXVideo": "ltx",
     "AutoencoderKLWan": "wan",
 }

@@ -27,6 +27,12 @@ class Family:
         """Channels of the decoded video."""
         return int(config.get("out_channels", 3))
 
+    def as_video(self, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:  # noqa: ARG002 - for families
+        """Latents as `[B, C, T, h, w]`, from the layout that `vae.decode` takes (a view)."""
+        if latents.ndim != 5:
+            raise ValueError(f"latents must be [B, C, T, h, w], got shape {tuple(latents.shape)}")
+        return latents
+
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:  # noqa: ARG002 - what families override
         """Engine of one exact streamed decode; `kwargs` are those of `vae.decode`.
 

@@ -35,6 +35,10 @@ class LtxFamily(Family):
 
     name = "ltx"
 
+    def __init__(self, rules: Mapping[str, Rule], pointwise: frozenset[str]) -> None:
+        self.rules = rules
+        self.pointwise = pointwise
+
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """Each scaled block of the decoder doubles time and both sides of space; patching does the rest."""
         scaled = sum(config.get("decoder_spatio_temporal_scaling", (True, True, True, False)))
@@ -58,11 +62,11 @@ class LtxFamily(Family):
             raise UnsupportedVae(type(vae).__name__, "streaming with patches in time")
         return RuledEngine(
             vae.decoder,
-            rules=_RULES,
-            pointwise=_POINTWISE,
+            rules=self.rules,
+            pointwise=self.pointwise,
             sink=vae.decoder.conv_out,
             kwargs=kwargs,
-            seeded=any(vae.config.get("decoder_inject_noise", ())),
+            seeded=_any(vae.config.get("decoder_inject_noise", ())),
         )
 
     def self_test_case(self, vae: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
@@ -73,46 +77,56 @@ class LtxFamily(Family):
         return shape, {"temb": torch.tensor([0.05])} if vae.config.get("timestep_conditioning") else {}
 
 
-def _conv(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:
+def _any(flags: bool | tuple[bool, ...]) -> bool:
+    return flags if isinstance(flags, bool) else any(flags)
+
+
+def conv(tick: Tick, module: Any, forward: Any, frames: Tensor, **options: Any) -> Tensor:
     """Temporal convolution; a kernel of one frame needs no state."""
     if module.kernel_size[0] == 1 and module.conv.stride[0] == 1:
-        mixed = forward(frames) if frames.shape[2] else tick.no_frames(frames, module.conv)
+        mixed = forward(frames, **options) if frames.shape[2] else tick.no_frames(frames, module.conv)
         return tick.as_branch(module, mixed)
-    return tick.convolve(module, frames, module.conv, causal=module.is_causal)
+    return tick.convolve(module, frames, module.conv, causal=_causal(module, options))
 
 
-def _resnet(
-    tick: Tick, module: Any, forward: Any, frames: Tensor, temb: Any = None, generator: Any = None
+def resnet(
+    tick: Tick,
+    module: Any,
+    forward: Any,
+    frames: Tensor,
+    temb: Any = None,
+    generator: Any = None,
+    **options: Any,
 ) -> Tensor:
     """Residual block: without causality the main branch lags behind its input, so the sum waits for it."""
     if tick.idle(frames, (module.conv1, module.conv2)):
         return frames.new_empty(frames.shape[0], module.conv2.out_channels, 0, *frames.shape[3:])
-    if module.conv1.is_causal and module.conv2.is_causal:
-        return forward(frames, temb, generator)  # type: ignore[no-any-return]
+    if _causal(module.conv1, options) and _causal(module.conv2, options):
+        return forward(frames, temb, generator, **options)  # type: ignore[no-any-return]
     if module.conv_shortcut is None:
-        return forward(tick.delayed(module, frames), temb, generator)  # type: ignore[no-any-return]
-    tick.expect_branch(module.conv_shortcut, module)
-    return forward(frames, temb, generator)  # type: ignore[no-any-return]
+        frames = tick.delayed(module, frames)
+    else:
+        tick.expect_branch(module.conv_shortcut, module)
+    return forward(frames, temb, generator, **options)  # type: ignore[no-any-return]
 
 
-def _upsampler(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001
-    """Convolution, then channels to frames and pixels; the very first latent frame loses all but its last
-    frame."""
-    from adaptive.stream.window import Kernel
-
+def upsampler(tick: Tick, module: Any, forward: Any, frames: Tensor, **options: Any) -> Tensor:  # noqa: ARG001
+    """Convolution, then channels to frames and pixels; the very first input frame loses all but one frame."""
     conv, (step, *_) = module.conv, module.stride
-    kernel = Kernel.replicate(conv.kernel_size[0], 1, causal=conv.is_causal)
-    pushed = tick.push(module, frames, kernel)
+    pushed, centre = tick.push_centred(module, frames, conv.kernel_size[0], causal=_causal(conv, options))
     tick.limit *= step
     tick.prepare(conv, pushed.window)
-    out = _channels_to_space(conv(frames), module.stride)
-    if module.residual and pushed.window is not None:
-        centre = _channels_to_space(
-            pushed.window[:, :, kernel.left : kernel.left + pushed.windows], module.stride
-        )
-        out.add_(centre.repeat(1, out.shape[1] // centre.shape[1], 1, 1, 1))
+    out = _channels_to_space(conv(frames, **options), module.stride)
+    if module.residual and centre is not None:
+        shuffled = _channels_to_space(centre, module.stride)
+        out.add_(shuffled.repeat(1, out.shape[1] // shuffled.shape[1], 1, 1, 1))
     is_first = pushed.windows > 0 and pushed.held.emitted == pushed.windows
     return out[:, :, step - 1 :] if is_first else out
+
+
+def _causal(conv: Any, options: Mapping[str, Any]) -> bool:
+    """LTX-Video's convolutions know whether they are causal, LTX-2's are told."""
+    return bool(options.get("causal", getattr(conv, "is_causal", True)))
 
 
 def _channels_to_space(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
@@ -123,10 +137,10 @@ def _channels_to_space(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
     return split.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-_RULES: Mapping[str, Rule] = {
-    "LTXVideoCausalConv3d": _conv,
-    "LTXVideoResnetBlock3d": _resnet,
-    "LTXVideoUpsampler3d": _upsampler,
+RULES: Mapping[str, Rule] = {
+    "LTXVideoCausalConv3d": conv,
+    "LTXVideoResnetBlock3d": resnet,
+    "LTXVideoUpsampler3d": upsampler,
 }
 
-FAMILY = LtxFamily()
+FAMILY = LtxFamily(RULES, _POINTWISE)

@@ -7,7 +7,6 @@ Owns positions, devices, atomicity and parking of one decode. How frames come ab
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +15,9 @@ from torch import Tensor
 
 from adaptive.families import family_of
 from adaptive.stream.engine import Engine, State
-from adaptive.stream.placement import execution_device, wake
+from adaptive.stream.placement import execution_device, wake, whole_calls
 from adaptive.types import VaeTraits
 
-_WHOLE_FLAGS = ("use_slicing", "use_tiling", "use_framewise_decoding", "use_framewise_encoding")
 _MAX_IDLE_STEPS = 4096  # far beyond the delay of any decoder: a stream that idles longer is a bug of ours
 
 
@@ -132,8 +130,9 @@ def open_decode(vae: Any, latents: Tensor, **decode_kwargs: Any) -> DecodeStream
     """
     family = family_of(vae)
     kwargs = _kwargs(decode_kwargs, execution_device(vae))
+    video = family.as_video(latents, kwargs)
     engine = family.decode_engine(vae, kwargs)
-    return DecodeStream(vae, engine, latents, family.traits(type(vae).__name__, vae.config))
+    return DecodeStream(vae, engine, video, family.traits(type(vae).__name__, vae.config))
 
 
 def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
@@ -143,20 +142,8 @@ def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
     Returns `[B, C, F, H, W]` in the VAE's own range. Takes and raises what `vae.decode` does.
     """
     device = execution_device(vae)
-    with torch.no_grad(), _whole(vae):
+    with torch.no_grad(), whole_calls(vae):
         return family_of(vae).decode_whole(vae, latents.to(device), _kwargs(decode_kwargs, device))
-
-
-@contextmanager
-def _whole(vae: Any) -> Iterator[None]:
-    previous = {flag: getattr(vae, flag) for flag in _WHOLE_FLAGS if hasattr(vae, flag)}
-    try:
-        for flag in previous:
-            setattr(vae, flag, False)
-        yield
-    finally:
-        for flag, value in previous.items():
-            setattr(vae, flag, value)
 
 
 def _kwargs(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a VAE computes, and waking it up there.
+"""How a VAE is called: where it computes, waking it up there, and keeping its own splitting out of the way.
 
 Owns the two conventions of offloaded modules: which device inputs must be on, and the hook that diffusers
 fires before `vae.decode` (a method that hooks on `forward` do not see).
@@ -6,9 +6,13 @@ fires before `vae.decode` (a method that hooks on `forward` do not see).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+_SPLITTING = ("use_slicing", "use_tiling", "use_framewise_decoding", "use_framewise_encoding")
 
 
 def wake(vae: Any) -> None:
@@ -32,3 +36,16 @@ def execution_device(vae: Any) -> torch.device:
 
 def _flat(hook: Any) -> tuple[Any, ...]:
     return tuple(hook.hooks) if hasattr(hook, "hooks") else (hook,)
+
+
+@contextmanager
+def whole_calls(vae: Any) -> Iterator[None]:
+    """Within, slicing, tiling and framewise coding are off: a call treats its whole input at once."""
+    previous = {flag: getattr(vae, flag) for flag in _SPLITTING if hasattr(vae, flag)}
+    try:
+        for flag in previous:
+            setattr(vae, flag, False)
+        yield
+    finally:
+        for flag, value in previous.items():
+            setattr(vae, flag, value)

@@ -47,6 +47,16 @@ class Tick:
         self.ended = pushed.held.finished
         return pushed
 
+    def push_centred(
+        self, layer: nn.Module, frames: Tensor, size: int, *, causal: bool
+    ) -> tuple[Pushed, Tensor | None]:
+        """`push` for a layer of stride 1, and the input frame in the middle of each window that is taken."""
+        kernel = Kernel.replicate(size, 1, causal=causal)
+        pushed = self.push(layer, frames, kernel)
+        if pushed.window is None:
+            return pushed, None
+        return pushed, pushed.window[:, :, kernel.left : kernel.left + pushed.windows]
+
     def prepare(self, layer: nn.Module, window: Tensor | None) -> None:
         """Give `layer` its window from outside: its next `convolve` in this tick uses it as it is."""
         self._prepared[layer] = window

@@ -41,6 +41,13 @@ _LTX_095 = {
     "spatial_compression_ratio": 32,
     "temporal_compression_ratio": 8,
 }
+_LTX2 = {
+    "latent_channels": 8,
+    "block_out_channels": (8, 16, 16, 16),
+    "layers_per_block": (1, 1, 1, 1, 1),
+    "decoder_block_out_channels": (8, 16, 32),
+    "decoder_layers_per_block": (1, 2, 1, 1),
+}
 _SHALLOW = {"layers_per_block": (1, 1, 1, 1, 1), "decoder_layers_per_block": (1, 2, 1, 1, 1)}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,6 +80,23 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"base_dim": 4, "decoder_base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1}
         | {"temperal_downsample": [True, True], "is_residual": True, "in_channels": 12, "out_channels": 12}
         | {"latents_mean": (0.0,) * 4, "latents_std": (1.0,) * 4, "scale_factor_spatial": 8, "patch_size": 2},
+    ),
+    "ltx2": ("AutoencoderKLLTX2Video", _LTX2),
+    "ltx2-noncausal": (
+        "AutoencoderKLLTX2Video",
+        _LTX2
+        | {"decoder_causal": False, "decoder_block_out_channels": (8, 8, 16), "upsample_factor": (1, 1, 1)}
+        | {"upsample_residual": False, "upsample_type": ("spatial", "temporal", "spatiotemporal")},
+    ),
+    "kl": (
+        "AutoencoderKL",
+        {
+            "latent_channels": 4,
+            "block_out_channels": (8, 16),
+            "norm_num_groups": 4,
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+        },
     ),
 }
 LTX = tuple(name for name in CONFIGS if name.startswith("ltx-"))

@@ -38,7 +38,7 @@ def check(name: str, dtype: torch.dtype, frames: int, batch: int, schedule: list
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(frames=st.integers(1, 9), batch=st.integers(1, 2), schedule=schedules)
 def test_any_schedule_gives_the_batched_frames_in_single_precision(
     name: str, frames: int, batch: int, schedule: list[int]

@@ -1,0 +1,67 @@
+"""AutoencoderKL, the image VAE that I2VGen-XL, AnimateDiff, PIA and DynamiCrafter use: frames are
+independent.
+
+Pipelines fold the frames into the batch; here `[N, C, h, w]` is one video of N frames. Any grouping is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from adaptive.families.family import Family
+from adaptive.types import VaeTraits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adaptive.stream.engine import Engine, State
+
+
+class KlFamily(Family):
+    """AutoencoderKL."""
+
+    name = "kl"
+
+    def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
+        """Every block but the last doubles both sides."""
+        return VaeTraits(
+            family=self.name,
+            vae_class=vae_class,
+            latent_channels=config.get("latent_channels", 4),
+            spatial_ratio=2 ** (len(config.get("block_out_channels", (64,))) - 1),
+            temporal_ratio=1,
+            first_frame_alone=False,
+            exact_streaming=True,
+            frames_independent=True,
+        )
+
+    def as_video(self, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """`[N, C, h, w]` is one video of N frames."""
+        video = latents.transpose(0, 1).unsqueeze(0) if latents.ndim == 4 else latents
+        return super().as_video(video, kwargs)
+
+    def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+        """Calls of the VAE itself, on some frames each."""
+        from adaptive.stream.engine import CallEngine
+
+        whole = self.decode_whole
+
+        class KlDecode(CallEngine):
+            """Frame by frame or many: the same."""
+
+            def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
+                """No state."""
+                return whole(vae, chunk, kwargs), state
+
+        return KlDecode()
+
+    def decode_whole(self, vae: Any, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """One call on all frames folded into the batch, and unfolded again."""
+        video = self.as_video(latents, kwargs)
+        folded = video.transpose(1, 2).flatten(0, 1)
+        frames: Tensor = vae.decode(folded, **kwargs, return_dict=False)[0]
+        return frames.reshape(video.shape[0], -1, *frames.shape[1:]).transpose(1, 2)
+
+
+FAMILY = KlFamily()
