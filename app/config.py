@@ -5,13 +5,14 @@ named.
 """
 
 import difflib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "FRAMEFIT_"
@@ -82,6 +83,23 @@ class Settings(BaseSettings):
             raise ValueError("every key needs at least 16 characters")
         return keys
 
+    @model_validator(mode="after")
+    def _public_only_with_keys(self) -> "Settings":
+        if not (self.is_loopback or self.api_keys or self.allow_public):
+            raise ValueError(
+                f"{PREFIX}HOST {self.host} can be reached from outside: set {PREFIX}API_KEYS, or "
+                f"{PREFIX}ALLOW_PUBLIC=true if that is meant"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
     @property
     def resolved_database_url(self) -> str:
         """The database URL, with the SQLite file in the data folder as the default."""
@@ -113,12 +131,12 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        lines = (f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors())
+        lines = (": ".join((*_variable(item["loc"]), item["msg"])) for item in error.errors())
         raise ConfigError("; ".join(lines)) from None
 
 
-def _variable(location: tuple[int | str, ...]) -> str:
-    return PREFIX + str(location[0]).upper() if location else "settings"
+def _variable(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    return (PREFIX + str(location[0]).upper(),) if location else ()
 
 
 class _Entry(BaseModel):

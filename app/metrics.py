@@ -62,7 +62,7 @@ class ServiceMetrics:
 
     def __init__(self, models: Mapping[str, str]) -> None:
         """`models`: the VAE class of each model's name."""
-        disable_created_metrics()  # it would be this process' start, not the counters'
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it would be this process' start, not the counters'
         self.registry = CollectorRegistry()
         self._vae_of_model = dict(models)
         self._model_of_job: dict[str, str] = {}

@@ -12,13 +12,14 @@ from fastapi.staticfiles import StaticFiles
 
 from adaptive.version import __version__
 from app.admission import LoadProfile
-from app.api import jobs, problems, submit, system
+from app.api import jobs, problems, session, submit, system
 from app.api.service import build_service
 from app.config import Settings
 from app.profiles import load as load_stored_profile
 
 STATIC = Path(__file__).with_name("static")
 THREADS = 64
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -55,7 +56,7 @@ def create_app(settings: Settings, *, load_profile: LoadProfile | None = None) -
     app.state.service = service
     problems.install(app)
     app.add_exception_handler(jobs.StreamEnded, jobs.no_more_events)
-    for module in (submit, jobs, system):
+    for module in (submit, jobs, system, session):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_api_route("/", _page, include_in_schema=False, response_class=FileResponse)
@@ -69,7 +70,14 @@ def _page() -> FileResponse:
 
 
 async def _add_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
+    # A page of another site may not make a visitor's browser work this service. Only browsers send the
+    # header.
+    foreign = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    if foreign and request.method not in SAFE_METHODS:
+        message = "a page of another site may not do this"
+        response: Response = problems.Problem(403, "cross_site", message).response()
+    else:
+        response = await call_next(request)
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     return response

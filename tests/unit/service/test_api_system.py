@@ -1,5 +1,6 @@
 """Routes about the service, its headers, its keys, and what it must not load."""
 
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from app import api
 from app.config import Settings
 from app.store import JobStore
 
@@ -96,6 +98,32 @@ def guarded(client_of: Callable[..., TestClient], tmp_path: Path) -> TestClient:
 def test_only_known_keys_are_let_in(guarded: TestClient, headers: dict[str, str], status: int) -> None:
     assert guarded.get("/jobs", headers=headers).status_code == status
     assert guarded.get("/healthz").status_code == 200
+
+
+def test_the_page_keeps_a_key_in_a_cookie_that_scripts_cannot_read(guarded: TestClient) -> None:
+    assert guarded.post("/session", json={"key": "wrong"}).status_code == 401
+    opened = guarded.post("/session", json={"key": KEY})
+    assert opened.status_code == 204
+    assert {"HttpOnly", "SameSite=strict"} <= set(opened.headers["set-cookie"].split("; "))
+    assert guarded.get("/jobs").status_code == 200, "the cookie is used from here on"
+    guarded.delete("/session")
+    assert guarded.get("/jobs").status_code == 401
+
+
+def test_pages_of_other_sites_cannot_work_the_service(client: TestClient) -> None:
+    for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+        assert client.post("/plan", json={}, headers={"Sec-Fetch-Site": site}).status_code == status
+    assert client.get("/jobs", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
+
+
+def test_everything_the_page_loads_is_there(client: TestClient) -> None:
+    static = Path(api.__file__).with_name("static")
+    page = (static / "index.html").read_text()
+    scripts = "".join(path.read_text() for path in static.glob("*.js"))
+    wanted = set(re.findall(r'"(/static/[^"]+)"', page + scripts))
+    assert len(wanted) >= 7
+    for path in wanted:
+        assert client.get(path).status_code == 200, path
 
 
 def test_a_key_sees_its_own_jobs_only(guarded: TestClient, picture: bytes) -> None:

@@ -50,6 +50,31 @@ def test_a_bad_variable_stops_the_start_and_is_named(
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("host", "options", "allowed"),
+    [
+        ("127.0.0.1", {}, True),
+        ("127.8.8.8", {}, True),
+        ("::1", {}, True),
+        ("localhost", {}, True),
+        ("0.0.0.0", {}, False),
+        ("::", {}, False),
+        ("192.168.1.5", {}, False),
+        ("example.org", {}, False),
+        ("0.0.0.0", {"api_keys": "k" * 16}, True),
+        ("0.0.0.0", {"allow_public": True}, True),
+    ],
+)
+def test_a_public_address_needs_keys_or_a_clear_yes(
+    host: str, options: dict[str, object], allowed: bool
+) -> None:
+    if allowed:
+        load_settings(host=host, **options)
+        return
+    with pytest.raises(ConfigError, match="FRAMEFIT_API_KEYS"):
+        load_settings(host=host, **options)
+
+
 def with_models(tmp_path: Path, text: str, model: str | None = None) -> Settings:
     path = tmp_path / "mine.toml"
     path.write_text(text)
