@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from starlette.testclient import TestClient
 
@@ -165,14 +166,13 @@ def test_the_api_answers_over_a_real_socket_soon_after_its_start(tmp_path: Path,
         "application = app.api.create_app(app.config.Settings(data_dir=sys.argv[1]));"
         "uvicorn.run(application, port=int(sys.argv[2]), log_level='error')"
     )
-    started = time.monotonic()
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(unused_port)], cwd=ROOT)
     try:
-        answer = _first_answer(f"http://127.0.0.1:{unused_port}/healthz", within_seconds=20)
-        seconds = time.monotonic() - started
+        answer = _first_answer(f"http://127.0.0.1:{unused_port}/healthz", within_seconds=60)
         assert answer["status"] == "ok"
-        # Two seconds on an idle machine; the bound allows for tests that run beside this one.
-        assert seconds < 8
+        used = psutil.Process(process.pid).cpu_times()
+        # Two seconds on an idle machine. Processor time says so on a busy one, too, if not as sharply.
+        assert used.user + used.system < 4
         body = httpx.get(f"http://127.0.0.1:{unused_port}/metrics", follow_redirects=False)
         assert body.status_code == 200
     finally:
