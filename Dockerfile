@@ -45,7 +45,7 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"FRAMEFIT_PORT\"]}/healthz', timeout=4)"]
-ENTRYPOINT ["tini", "-g", "--", "framefit"]
+ENTRYPOINT ["tini", "--", "framefit"]
 # Inside a container loopback reaches nobody: who may come in is decided where the port is published. Without API keys
 # the service wants FRAMEFIT_ALLOW_PUBLIC beside this, so that nobody opens it by accident.
 ENV FRAMEFIT_HOST=0.0.0.0 FRAMEFIT_PORT=8000

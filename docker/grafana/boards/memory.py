@@ -9,6 +9,7 @@ from queries import (
     STRATEGIES,
     WINDOW,
     gained,
+    gained_exactly,
     quantile,
     rate,
     series,
@@ -56,14 +57,14 @@ MEMORY = Board(
                 ),
                 stat(
                     "Decodes",
-                    "Decodes planned in the window.",
-                    f"sum(increase(framefit_decode_strategy_total{{{SITE}}}[$window]))",
+                    "Decodes that ended in the window.",
+                    f"sum(increase(framefit_decode_duration_seconds_count{{{SITE}}}[$window]))",
                 ),
                 stat(
                     "Decoded in one call",
                     "Share of the window's decodes that ran batched, the fastest way.",
-                    f'sum(increase(framefit_decode_strategy_total{{{SITE},strategy="batched"}}[$window]))'
-                    f" / (sum(increase(framefit_decode_strategy_total{{{SITE}}}[$window])) > 0)",
+                    f'sum(increase(framefit_decode_duration_seconds_count{{{SITE},strategy="batched"}}[$window]))'
+                    f" / (sum(increase(framefit_decode_duration_seconds_count{{{SITE}}}[$window])) > 0)",
                     unit="percentunit",
                 ),
                 stat(
@@ -114,7 +115,7 @@ MEMORY = Board(
                 series(
                     "Strategy share",
                     "How the window's decodes ran: with less memory, chunked; with the least, per frame.",
-                    (gained("framefit_decode_strategy_total", "strategy"), "{{strategy}}"),
+                    (gained("framefit_decode_duration_seconds_count", "strategy"), "{{strategy}}"),
                     unit="percentunit",
                     draw=Draw.SHARE,
                     height=11,
@@ -131,7 +132,7 @@ MEMORY = Board(
                     "Decodes in the shown time range, with the planner's reason as in each job's report.",
                     (
                         Query(
-                            gained("framefit_decode_strategy_total", "strategy, reason", span="$__range"),
+                            gained_exactly("framefit_decode_strategy_total", "strategy, reason"),
                             "{{strategy}}: {{reason}}",
                             instant=True,
                         ),

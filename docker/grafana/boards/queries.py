@@ -50,6 +50,16 @@ def gained(metric: str, by: str, matchers: str = SITE, span: str = "$window") ->
     return f"sum by ({by}) (increase({metric}{{{matchers}}}[{span}]))"
 
 
+def gained_exactly(metric: str, by: str, matchers: str = SITE, span: str = "$__range") -> str:
+    """What a counter gained in the span, its first event included.
+
+    `increase` misses what a series was born with. The counters never fall, not even over restarts, so a
+    difference is right; where the series is younger than the span, all of it is new.
+    """
+    series = f"{metric}{{{matchers}}}"
+    return f"sum by ({by}) ({series} - ({series} offset {span} or {series} * 0))"
+
+
 def quantile(share: float, histogram: str, by: str = "", matchers: str = SITE) -> str:
     """Quantile of a histogram over the window."""
     labels = f"le, {by}" if by else "le"

@@ -1,0 +1,230 @@
+"""Draws the boards from a running Prometheus as PNG, in their own layout and colours, without Grafana.
+
+    python tests/integration/draw_boards.py --prometheus http://127.0.0.1:9090 --minutes 10 --out FOLDER
+
+It follows the panels' drawing styles, not Grafana's pixels. Needs matplotlib.
+"""
+
+import argparse
+import re
+import textwrap
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from grafana_boards import Prometheus, Series, Span, answers, boards, panels
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+COLORS = {"green": "#56a64b", "yellow": "#e0b400", "orange": "#ff780a", "red": "#e02f44", "blue": "#3274d9"}
+PALETTE = ("#7eb26d", "#eab839", "#6ed0e0", "#ef843c", "#e24d42", "#1f78c1", "#ba43a9", "#705da0")
+COLUMN_INCHES, ROW_INCHES = 0.72, 0.36
+
+
+def draw(name: str, board: dict[str, Any], prometheus: Prometheus, span: Span, out: Path) -> Path:
+    """Draw one board; returns the file."""
+    rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
+    width, height = 24 * COLUMN_INCHES, (rows + 2) * ROW_INCHES
+    figure = plt.figure(figsize=(width, height), facecolor="#f4f5f5")
+    figure.text(0.01, 1 - 0.9 * ROW_INCHES / height, board["title"], fontsize=15, weight="bold", va="center")
+    for heading in (panel for panel in board["panels"] if panel["type"] == "row"):
+        y = 1 - (heading["gridPos"]["y"] + 2.6) * ROW_INCHES / height
+        figure.text(0.01, y, heading["title"], fontsize=10, weight="bold", va="center", color="#444444")
+    for panel in panels(board):
+        grid = panel["gridPos"]
+        left = (grid["x"] + 0.85) / 24
+        bottom = 1 - (grid["y"] + 2 + grid["h"] - 1.1) * ROW_INCHES / height
+        box = (left, bottom, (grid["w"] - 1.2) / 24, (grid["h"] - 2.1) * ROW_INCHES / height)
+        axes = figure.add_axes(box)
+        axes.set_title(panel["title"], fontsize=9, loc="left", weight="bold")
+        _DRAW[panel["type"]](axes, panel, answers(prometheus, panel, span), span)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.png"
+    figure.savefig(path, dpi=80, facecolor=figure.get_facecolor())
+    plt.close(figure)
+    return path
+
+
+def _color(panel: dict[str, Any], legend: str, index: int) -> str:
+    for override in panel["fieldConfig"]["overrides"]:
+        if re.match(override["matcher"]["options"].strip("/"), legend):
+            fixed: str = override["properties"][0]["value"]["fixedColor"]
+            return COLORS.get(fixed, fixed)
+    return PALETTE[index % len(PALETTE)]
+
+
+def _is_mark(panel: dict[str, Any], legend: str) -> bool:
+    overrides = panel["fieldConfig"]["overrides"]
+    marks = [
+        item for item in overrides if any(prop["id"] == "custom.pointSize" for prop in item["properties"])
+    ]
+    return any(re.match(item["matcher"]["options"].strip("/"), legend) for item in marks)
+
+
+def _timeseries(axes: Axes, panel: dict[str, Any], found: Sequence[Series], span: Span) -> None:
+    custom, unit = panel["fieldConfig"]["defaults"]["custom"], panel["fieldConfig"]["defaults"]["unit"]
+    stacked = custom["stacking"]["mode"] != "none"
+    times = [
+        span.start + index * span.step_seconds
+        for index in range(int((span.end - span.start) / span.step_seconds) + 1)
+    ]
+    clock = [datetime.fromtimestamp(at, UTC) for at in times]
+    areas = [item for item in found if stacked and not _is_mark(panel, item.legend)]
+    floor = [0.0] * len(times)
+    tables = {item.legend: {round(at, 3): value for at, value in item.points} for item in areas}
+    sums = [sum(table.get(round(at, 3), 0.0) for table in tables.values()) for at in times]
+    for index, item in enumerate(found):
+        color = _color(panel, item.legend, index)
+        if item not in areas:
+            at, values = (
+                [datetime.fromtimestamp(t, UTC) for t, _ in item.points],
+                [value for _, value in item.points],
+            )
+            marks = _is_mark(panel, item.legend)
+            axes.plot(
+                at, values, "o" if marks else "-", ms=5, lw=1.6, color=color, label=item.legend, zorder=3
+            )
+            continue
+        shares = [tables[item.legend].get(round(at, 3), 0.0) for at in times]
+        if custom["stacking"]["mode"] == "percent":
+            shares = [share / total if total else 0.0 for share, total in zip(shares, sums, strict=True)]
+        top = [low + share for low, share in zip(floor, shares, strict=True)]
+        axes.fill_between(clock, floor, top, color=color, alpha=0.75, label=item.legend, step="post", lw=0)
+        floor = top
+    for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1:]:
+        if axes.get_ylim()[1] > step["value"] > 0:
+            axes.axhline(step["value"], color=COLORS.get(step["color"], step["color"]), ls="--", lw=1)
+    axes.set_xlim(clock[0], clock[-1])
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda value, _at: _text(value, unit))
+    axes.xaxis.set_major_formatter(mpl.dates.DateFormatter("%H:%M:%S"))
+    axes.xaxis.set_major_locator(mpl.dates.AutoDateLocator(maxticks=5))
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3)
+    if found:
+        axes.legend(fontsize=7, loc="upper left", framealpha=0.8)
+    else:
+        _no_data(axes)
+
+
+def _stat(axes: Axes, panel: dict[str, Any], found: Sequence[Series], _span: Span) -> None:
+    defaults = panel["fieldConfig"]["defaults"]
+    axes.axis("off")
+    if not found:
+        _no_data(axes)
+        return
+    value = found[0].points[-1][1]
+    steps = [
+        step for step in defaults["thresholds"]["steps"] if step["value"] is None or value >= step["value"]
+    ]
+    text = _text(value, defaults["unit"], defaults.get("decimals"))
+    axes.text(0.5, 0.5, text, fontsize=22, ha="center", va="center", color=COLORS[steps[-1]["color"]])
+
+
+def _bars(axes: Axes, panel: dict[str, Any], found: Sequence[Series], _span: Span) -> None:
+    ordered = sorted(found, key=lambda item: item.points[-1][1])
+    axes.axis("off")
+    largest = max((item.points[-1][1] for item in ordered), default=1.0)
+    for index, item in enumerate(ordered):
+        value = item.points[-1][1]
+        axes.barh(index, value, color=_color(panel, item.legend, index), alpha=0.8)
+        axes.text(largest * 0.01, index, f"{item.legend}: {value:.0f}", fontsize=8, va="center")
+    if not ordered:
+        _no_data(axes)
+
+
+def _heatmap(axes: Axes, _panel: dict[str, Any], found: Sequence[Series], _span: Span) -> None:
+    ordered = sorted(found, key=lambda item: float(item.legend))
+    if not ordered:
+        _no_data(axes)
+        return
+    times = sorted({at for item in ordered for at, _ in item.points})
+    rows, below = [], dict.fromkeys(times, 0.0)
+    for item in ordered:
+        level = dict(item.points)
+        rows.append([max(0.0, level.get(at, 0.0) - below[at]) for at in times])
+        below = {at: level.get(at, below[at]) for at in times}
+    axes.pcolormesh(
+        [datetime.fromtimestamp(at, UTC) for at in times],
+        range(len(rows)),
+        rows,
+        cmap="Greens",
+        shading="nearest",
+    )
+    axes.set_yticks(range(len(rows)), [item.legend for item in ordered], fontsize=7)
+    axes.xaxis.set_major_formatter(mpl.dates.DateFormatter("%H:%M:%S"))
+    axes.xaxis.set_major_locator(mpl.dates.AutoDateLocator(maxticks=5))
+    axes.tick_params(labelsize=7)
+
+
+def _states(axes: Axes, panel: dict[str, Any], found: Sequence[Series], span: Span) -> None:
+    options = panel["fieldConfig"]["defaults"]["mappings"]
+    colors = {value: known["color"] for item in options for value, known in item["options"].items()}
+    for index, item in enumerate(found):
+        for at, value in item.points:
+            axes.barh(index, span.step_seconds, left=at, color=COLORS[colors[f"{value:g}"]], alpha=0.8)
+    axes.set_yticks(range(len(found)), [item.legend for item in found], fontsize=7)
+    axes.set_xlim(span.start, span.end)
+    axes.set_xticks([])
+    if not found:
+        _no_data(axes)
+
+
+def _words(axes: Axes, panel: dict[str, Any], _found: Sequence[Series], _span: Span) -> None:
+    axes.axis("off")
+    paragraphs = panel["options"]["content"].replace("*", "").split("\n\n")
+    lines = [
+        textwrap.fill(" ".join(item.split()), 62)
+        for text in paragraphs
+        for item in re.split(r"\n(?=- )", text)
+    ]
+    axes.text(0, 1, "\n".join(lines), fontsize=7.5, va="top", transform=axes.transAxes)
+
+
+def _no_data(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "no data", ha="center", va="center", color="#999999", transform=axes.transAxes)
+
+
+def _text(value: float, unit: str, decimals: int | None = None) -> str:
+    if unit == "bytes":
+        return f"{value / 2**30:.1f} GiB" if abs(value) >= 2**30 else f"{value / 2**20:.0f} MiB"
+    if unit == "percentunit":
+        return f"{value * 100:.{decimals or 0}f} %"
+    return f"{value:.{decimals}f}" + (" s" if unit == "s" else "") if decimals is not None else f"{value:g}"
+
+
+_DRAW = {
+    "timeseries": _timeseries,
+    "stat": _stat,
+    "bargauge": _bars,
+    "heatmap": _heatmap,
+    "state-timeline": _states,
+    "text": _words,
+}
+
+
+def main() -> None:
+    """Draw every board of a running Prometheus."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prometheus", default="http://127.0.0.1:9090")
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--window", type=int, default=300, help="seconds that rates are taken over")
+    parser.add_argument("--scrape", type=float, default=5, help="scrape interval in seconds")
+    parser.add_argument("--out", type=Path, default=Path("boards"))
+    given = parser.parse_args()
+    end = time.time()
+    seconds = given.minutes * 60
+    span = Span(end - seconds, end, max(given.scrape, seconds / 400), given.window, given.scrape)
+    for name, board in boards():
+        draw(name, board, Prometheus(given.prometheus), span, given.out)
+
+
+if __name__ == "__main__":
+    main()

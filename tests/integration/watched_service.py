@@ -1,0 +1,177 @@
+"""The real service on a stub driver, scraped once a second by a real Prometheus with the shipped files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nvml_stub
+import psutil
+import yaml
+from grafana_boards import Prometheus
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "docker" / "prometheus"
+PHOTO = ROOT / "app" / "assets" / "demo.jpg"
+SCRAPE_SECONDS = 1
+START_SECONDS = 240
+JOB_SECONDS = 240
+GIB = 2**30
+
+
+@dataclass
+class Watched:
+    """A running pair: the service with its driver, and the Prometheus that watches it."""
+
+    http: httpx.Client
+    prometheus: Prometheus
+    process: subprocess.Popen[bytes]
+    machine: Path
+    gpu: nvml_stub.StubGpu
+    port: int
+
+    def set_gpu(self, **changes: Any) -> None:
+        """Change what the driver says of the card."""
+        self.gpu = replace(self.gpu, **changes)
+        nvml_stub.write_machine(self.machine, [self.gpu])
+
+    def submit(self, **fields: str) -> str:
+        """Queue a job of the built-in model; returns its id."""
+        form = {"prompt": "a slow pan", "model": "tiny", "num_inference_steps": "2", "seed": "1", **fields}
+        answer = self.http.post("/generate", data=form, files={"image": (PHOTO.name, PHOTO.read_bytes())})
+        assert answer.status_code == 202, answer.text
+        job_id: str = answer.json()["id"]
+        return job_id
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """All jobs, as the service tells them."""
+        listed: list[dict[str, Any]] = self.http.get("/jobs", params={"limit": 100}).json()["jobs"]
+        return listed
+
+    def finish(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Wait for the end of these jobs; returns them."""
+
+        def found() -> list[dict[str, Any]]:
+            return [job for job in self.jobs() if job["id"] in ids]
+
+        until(
+            lambda: all(job["finished_at"] for job in found()),
+            JOB_SECONDS,
+            lambda: json.dumps(found())[:3000],
+        )
+        return found()
+
+    def scraped(self) -> None:
+        """Wait until Prometheus has read the page once more, rules included."""
+        scrape = f'scrape_samples_scraped{{instance="127.0.0.1:{self.port}"}}'
+        asked_at = time.time()
+        time_of_last = f"timestamp({scrape})"
+
+        def newer() -> bool:
+            samples = self.prometheus.now(time_of_last)
+            return bool(samples) and float(samples[0]["value"][1]) > asked_at + SCRAPE_SECONDS
+
+        until(newer, 30, lambda: str(self.prometheus.now(time_of_last)))
+
+    def value(self, expr: str) -> float:
+        """The one value of an expression now."""
+        samples = self.prometheus.now(expr)
+        assert len(samples) == 1, (expr, samples)
+        return float(samples[0]["value"][1])
+
+    def child(self, word: str) -> psutil.Process:
+        """The service's child process with that word on its command line."""
+        children = psutil.Process(self.process.pid).children()
+        return next(child for child in children if word in child.cmdline())
+
+
+def until(condition: Callable[[], bool], seconds: float, explain: Callable[[], str]) -> None:
+    """Wait for a condition, and explain where it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.1)
+
+
+@contextmanager
+def watched_service(folder: Path, library: Path, ports: tuple[int, int]) -> Iterator[Watched]:
+    """Start both, hand them out when the service takes jobs, and stop both."""
+    machine, gpu = folder / "machine", nvml_stub.StubGpu(utilization_percent=40)
+    nvml_stub.write_machine(machine, [gpu])
+    with (
+        _running(_serve(folder, library, machine, ports[0]), folder / "service.log") as process,
+        _running(_prometheus(folder, ports), folder / "prometheus.log"),
+        httpx.Client(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30) as client,
+    ):
+        until(lambda: _takes_jobs(client), START_SECONDS, (folder / "service.log").read_text)
+        until(lambda: _ready(ports[1]), 60, (folder / "prometheus.log").read_text)
+        prometheus = Prometheus(f"http://127.0.0.1:{ports[1]}")
+        yield Watched(client, prometheus, process, machine, gpu, ports[0])
+
+
+def _takes_jobs(client: httpx.Client) -> bool:
+    try:
+        return (
+            client.get("/readyz").status_code == 200
+            and client.post("/plan", json={"model": "tiny"}).is_success
+        )
+    except httpx.TransportError:
+        return False
+
+
+def _ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/-/ready").is_success
+    except httpx.TransportError:
+        return False
+
+
+def _serve(folder: Path, library: Path, machine: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    environ = nvml_stub.environment(library, machine) | {
+        "FRAMEFIT_DATA_DIR": str(folder / "data"),
+        "FRAMEFIT_PORT": str(port),
+        "FRAMEFIT_DEVICES": "cpu",
+        "FRAMEFIT_HEARTBEAT_SECONDS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return [sys.executable, "-m", "app", "serve"], environ
+
+
+def _prometheus(folder: Path, ports: tuple[int, int]) -> tuple[list[str], dict[str, str]]:
+    config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(SHIPPED / pattern) for pattern in config["rule_files"]]
+    config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] == "framefit"]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{ports[0]}"]}]
+    path = folder / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config))
+    options = {
+        "config.file": path,
+        "storage.tsdb.path": folder / "tsdb",
+        "web.listen-address": f"127.0.0.1:{ports[1]}",
+    }
+    return ["prometheus", *(f"--{name}={value}" for name, value in options.items())], dict(os.environ)
+
+
+@contextmanager
+def _running(what: tuple[list[str], dict[str, str]], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command, environ = what
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
