@@ -25,7 +25,7 @@ def read_host() -> MemoryReading:
     for limit, used in [*_cgroup_limits(), *_address_space(process.vms)]:
         total = min(total, limit)
         free = min(free, max(0, limit - used))
-    other = max(0, memory.total - memory.available - process.rss)
+    other = max(0, total - free - process.rss)  # of what is counted here: inside a limit, that limit
     return MemoryReading("cpu", free, total, 0, process.rss, other, "host")
 
 
