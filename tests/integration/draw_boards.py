@@ -10,6 +10,7 @@ import re
 import textwrap
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,9 @@ def main() -> None:
     end = time.time()
     seconds = given.minutes * 60
     span = Span(end - seconds, end, max(given.scrape, seconds / 400), given.window, given.scrape)
-    for name, board in boards():
-        draw(name, board, Prometheus(given.prometheus), span, given.out)
+    with closing(Prometheus(given.prometheus)) as prometheus:
+        for name, board in boards():
+            draw(name, board, prometheus, span, given.out)
 
 
 if __name__ == "__main__":

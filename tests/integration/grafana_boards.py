@@ -52,6 +52,10 @@ class Prometheus:
     def __init__(self, url: str) -> None:
         self._http = httpx.Client(base_url=url, timeout=20)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
     def now(self, expr: str) -> list[dict[str, Any]]:
         """Samples of an instant query at this moment."""
         return self._ask("query", {"query": expr})

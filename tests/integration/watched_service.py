@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,10 @@ def watched_service(folder: Path, library: Path, ports: tuple[int, int]) -> Iter
         _running(_serve(folder, library, machine, ports[0]), folder / "service.log") as process,
         _running(_prometheus(folder, ports), folder / "prometheus.log"),
         httpx.Client(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30) as client,
+        closing(Prometheus(f"http://127.0.0.1:{ports[1]}")) as prometheus,
     ):
         until(lambda: _takes_jobs(client), START_SECONDS, (folder / "service.log").read_text)
         until(lambda: _ready(ports[1]), 60, (folder / "prometheus.log").read_text)
-        prometheus = Prometheus(f"http://127.0.0.1:{ports[1]}")
         yield Watched(client, prometheus, process, machine, gpu, ports[0])
 
 
