@@ -17,6 +17,7 @@ from adaptive.errors import UnsupportedVae
 from app.admission import FitsNowhere, ProfilePending
 from app.media import ImageRejected
 from app.store import IdempotencyConflict, NoSuchJob, QueueFull, StoreUnavailable, WrongState
+from app.webhooks import WebhookRefused
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -93,6 +94,8 @@ def problem_of(error: Exception) -> Problem | None:
         case ImageRejected():
             status = 413 if error.code == "image_too_large" else 422
             return Problem(status, error.code, str(error))
+        case WebhookRefused():
+            return Problem(422, error.code, str(error))
         case ProfilePending():
             detail = f"the memory profile of model {error} is still being made"
             return Problem(503, "profile_pending", detail, headers=retry)
@@ -171,6 +174,7 @@ def install(app: FastAPI) -> None:
         QueueFull,
         StoreUnavailable,
         ImageRejected,
+        WebhookRefused,
         ProfilePending,
         UnsupportedVae,
         FitsNowhere,

@@ -11,12 +11,14 @@ from adaptive.nvml import Nvml
 from app.admission import Admission, LoadProfile
 from app.api.eta import RunTimes
 from app.api.feed import EventFeed
+from app.api.views import job_view
 from app.artifacts import job_artifacts
 from app.config import ModelEntry, Settings, load_models
 from app.jobs import Job, JobStatus, Json, WorkerRow
 from app.media import ImageLimits
 from app.metrics import LiveGauges, ServiceMetrics
 from app.store import JobStore, NoSuchJob, StoreError
+from app.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 2.0
@@ -35,6 +37,7 @@ class Service:
     run_times: RunTimes
     nvml: Nvml
     image_limits: ImageLimits
+    webhooks: Webhooks | None
     stopping: threading.Event
 
     @property
@@ -50,12 +53,16 @@ class Service:
         """Migrate the database and start the background threads."""
         self.store.migrate()
         self.feed.start()
+        if self.webhooks is not None:
+            self.webhooks.start()
         threading.Thread(target=self._maintain, name="maintenance", daemon=True).start()
 
     def stop(self) -> None:
         """Stop the threads and close everything."""
         self.stopping.set()
         self.feed.stop()
+        if self.webhooks is not None:
+            self.webhooks.stop()
         self.store.close()
         self.nvml.close()
 
@@ -112,8 +119,20 @@ def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
         run_times=run_times,
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
+        webhooks=_webhooks(settings, models, store),
         stopping=threading.Event(),
     )
+
+
+def _webhooks(settings: Settings, models: dict[str, ModelEntry], store: JobStore) -> Webhooks | None:
+    if settings.webhook_secret is None:
+        return None
+
+    def view(job_id: str) -> Json:
+        job = store.get(job_id)
+        return job_view(job, models.get(job.spec.model))
+
+    return Webhooks(store, settings.webhook_secret, view, allow_private=settings.webhook_allow_private)
 
 
 def service_of(request: Request) -> Service:

@@ -16,6 +16,7 @@ from app.api.views import job_view
 from app.jobs import Job, JobSpec, Json
 from app.media import check_image
 from app.store import Submission
+from app.webhooks import check_url
 
 router = APIRouter()
 IDEMPOTENCY_KEY_LENGTH = 200
@@ -71,6 +72,8 @@ def submit(
 ) -> tuple[Job, bool]:
     """Everything between a request's fields and a stored job; `(job, whether it is new)`."""
     spec = job_spec(fields, service.models)
+    if spec.webhook_url is not None:
+        _check_webhook(service, spec.webhook_url)
     if image is None:
         raise Problem(422, "missing_image", "the request has no image: send it as the file field 'image'")
     check_image(image, service.image_limits)
@@ -85,6 +88,13 @@ def submit(
         owner=owner,
     )
     return service.store.submit(submission)
+
+
+def _check_webhook(service: Service, url: str) -> None:
+    if service.settings.webhook_secret is None:
+        message = "webhooks are off: the operator has set no FRAMEFIT_WEBHOOK_SECRET to sign them with"
+        raise Problem(422, "webhooks_off", message)
+    check_url(url, allow_private=service.settings.webhook_allow_private)
 
 
 def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes) -> str:

@@ -1,11 +1,14 @@
 """The job table: the only place where a job's state changes, and the only SQL of the service.
 
-database   connections, migrations, the one writer thread
-rows       columns, JSON, the append to the history
-intake     what clients do: hand in, cancel, ask again
-leases     what workers do: claim, report, finish, give back
-workers    who is alive, and on what device
-jobstore   JobStore: all of it, each operation in its transaction
+database    connections, migrations, the one writer thread
+rows        columns, JSON, the append to the history
+errors      what it raises on purpose
+intake      what clients do: hand in, cancel, ask again
+leases      what workers do: claim, report, finish, give back
+workers     who is alive, and on what device
+deliveries  webhooks that are still to be told
+retention   the end of results
+jobstore    JobStore: all of it, each operation in its transaction
 """
 
 from app.store.errors import (

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from app.jobs import Job, JobSpec, JobStatus, Json, Stage
+from app.store import deliveries
 from app.store.errors import IdempotencyConflict, QueueFull, WrongState
 from app.store.rows import append_event, dump, fetch_job, new_id
 
@@ -127,6 +128,7 @@ def cancel(connection: Connection, job_id: str, *, now: float, ttl_seconds: floa
         append_event(connection, job_id, "canceled", {"stage": Stage.QUEUED}, now)
         data = {"outcome": JobStatus.CANCELED, "model": job.spec.model, "queued_only": True}
         append_event(connection, job_id, "finished", data, now)
+        deliveries.enqueue(connection, job_id, job.spec, JobStatus.CANCELED, now)
         return job
     if connection.execute(REQUEST_CANCEL, {"id": job_id}).rowcount:
         append_event(connection, job_id, "cancel_requested", {}, now)

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from app.jobs import Claim, Event, Heartbeat, Job, JobError, JobSpec, JobStatus, Json, Stage, WorkerRow
-from app.store import intake, leases, retention, workers
+from app.store import deliveries, intake, leases, retention, workers
 from app.store.database import Writer, migrate, open_engines
 from app.store.errors import NoSuchJob
 from app.store.rows import JOB_COLUMNS, fetch_events, fetch_job, job_of
@@ -360,6 +360,19 @@ class JobStore:
         marked = self._writer.run(lambda connection: retention.mark_expired(connection, now))
         self._writer.run(lambda connection: retention.remove_expired(connection, now, remove))
         return marked
+
+    def take_delivery(self) -> deliveries.Delivery | None:
+        """The next webhook that is due, held for the caller for a while; None where none is."""
+        now = self._clock()
+        with self._reads.connect() as connection:
+            if connection.execute(deliveries.DUE, {"now": now}).one_or_none() is None:
+                return None
+        return self._writer.run(lambda connection: deliveries.take(connection, now))
+
+    def settle_delivery(self, delivery_id: int, retry_seconds: float | None) -> None:
+        """Remove a webhook from the outbox, or try it again after `retry_seconds`."""
+        retry_at = None if retry_seconds is None else self._clock() + retry_seconds
+        self._writer.run(lambda connection: deliveries.settle(connection, delivery_id, retry_at))
 
     def events_after(self, seq: int, limit: int = 1000, job_id: str | None = None) -> list[Event]:
         """Events with a greater number, oldest first."""

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, bindparam, text
 
 from app.jobs import Claim, JobStatus, Json, Stage
+from app.store import deliveries
 from app.store.rows import append_event, dump, fetch_job
 
 _ELIGIBLE = """
@@ -207,6 +208,7 @@ def finish(
         "error": error,
     }
     append_event(connection, job_id, "finished", data, now)
+    deliveries.enqueue(connection, job_id, job.spec, status, now)
     return True
 
 

@@ -39,6 +39,16 @@ def upgrade() -> None:
         sa.Column("started_at", sa.Double, nullable=False),
         sa.Column("heartbeat_at", sa.Double, nullable=False),
     )
+    op.create_table(
+        "deliveries",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), sa.Identity(), primary_key=True),
+        sa.Column("job_id", sa.Text, nullable=False),
+        sa.Column("url", sa.Text, nullable=False),
+        sa.Column("outcome", sa.Text, nullable=False),
+        sa.Column("due_at", sa.Double, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False),
+    )
+    op.create_index("deliveries_in_turn", "deliveries", ["due_at"])
     op.create_table("paused_devices", sa.Column("device_name", sa.Text, primary_key=True))
 
 

@@ -1,0 +1,201 @@
+"""Telling other servers that a job has ended: signed, retried, and never sent into the operator's own
+network.
+
+A URL from a client is an invitation to make this server call something its firewall trusts it with. So the
+address is looked up here, every answer must be public, the connection goes to exactly that address, and
+redirects are not followed.
+"""
+
+import base64
+import hashlib
+import hmac
+import http.client
+import ipaddress
+import json
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from app.jobs import Json
+from app.store import JobStore, NoSuchJob, StoreError
+from app.store.deliveries import Delivery
+
+log = logging.getLogger(__name__)
+TIMEOUT_SECONDS = 10.0
+IDLE_SECONDS = 1.0
+# Some minutes at first, then hours: a receiver that is down for a night still hears of its jobs.
+RETRY_SECONDS = (5.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 21600.0)
+
+
+class WebhookRefused(ValueError):
+    """The address may not be called; `code` says why in one word."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+def check_url(url: str, *, allow_private: bool) -> None:
+    """Refuse, without looking anything up, a URL that can never be called. Raises `WebhookRefused`."""
+    host, _, _ = _taken_apart(url)
+    literal = _literal(host)
+    inward = (
+        literal is not None or host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
+    )
+    if inward and not allow_private and (literal is None or not _is_public(literal)):
+        raise WebhookRefused(
+            "webhook_address_private", f"webhook_url leads to {host}, which is not a public address"
+        )
+
+
+def resolve(url: str, *, allow_private: bool) -> tuple[str, int]:
+    """Address and port to connect to. Raises `WebhookRefused` where any of the host's addresses is not
+    public.
+    """
+    host, port, _ = _taken_apart(url)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise WebhookRefused("webhook_host_unknown", f"{host} cannot be looked up: {error}") from None
+    addresses = [str(item[4][0]) for item in found]
+    for address in addresses:
+        if not allow_private and not _is_public(ipaddress.ip_address(address.partition("%")[0])):
+            raise WebhookRefused("webhook_address_private", f"{host} leads to {address}, which is not public")
+    return addresses[0], port
+
+
+def _taken_apart(url: str) -> tuple[str, int, bool]:
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError as error:
+        raise WebhookRefused("invalid_webhook_url", f"webhook_url cannot be read: {error}") from None
+    if parts.scheme not in ("http", "https") or not host or not url.isascii() or not url.isprintable():
+        raise WebhookRefused("invalid_webhook_url", "webhook_url must be an http or https URL")
+    if parts.username is not None or " " in url:
+        raise WebhookRefused("invalid_webhook_url", "webhook_url must not contain a user name or spaces")
+    secure = parts.scheme == "https"
+    return host.lower(), port or (443 if secure else 80), secure
+
+
+def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    try:  # 127.1, 0x7f000001 and 2130706433 are addresses, too
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except OSError:
+        return None
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1])
+        if inner:
+            return _is_public(inner)
+        if address in ipaddress.ip_network("64:ff9b::/96"):  # IPv4 behind NAT64
+            return _is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return address.is_global and not address.is_multicast
+
+
+def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
+    """Signature header as in the Standard Webhooks convention: HMAC-SHA256 over `id.timestamp.body`."""
+    content = f"{message_id}.{timestamp}.".encode() + body
+    digest = hmac.new(secret.encode(), content, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def post(url: str, body: bytes, headers: dict[str, str], *, allow_private: bool) -> int:
+    """POST to the URL and return the status. Raises `WebhookRefused`, or `OSError` where the network
+    fails.
+    """
+    address, _ = resolve(url, allow_private=allow_private)
+    host, port, secure = _taken_apart(url)
+    parts = urlsplit(url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+    try:
+        raw = socket.create_connection((address, port), timeout=TIMEOUT_SECONDS)
+        connection.sock = (
+            ssl.create_default_context().wrap_socket(raw, server_hostname=host) if secure else raw
+        )
+        connection.request("POST", target, body, headers)
+        return connection.getresponse().status
+    except http.client.HTTPException as error:
+        raise OSError(f"no HTTP answer: {error!r}") from error
+    finally:
+        connection.close()
+
+
+class Webhooks:
+    """The thread that empties the outbox."""
+
+    def __init__(
+        self, store: JobStore, secret: str, view: Callable[[str], Json], *, allow_private: bool
+    ) -> None:
+        """`view`: the JSON of a job, by its id."""
+        self._store = store
+        self._secret = secret
+        self._view = view
+        self._allow_private = allow_private
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="webhooks", daemon=True)
+
+    def start(self) -> None:
+        """Begin to deliver."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the delivery at hand; what is left waits in the outbox."""
+        self._stopping.set()
+        self._thread.join(timeout=2 * TIMEOUT_SECONDS)
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                delivery = self._store.take_delivery()
+                if delivery is not None:
+                    self._store.settle_delivery(delivery.id, self.deliver(delivery))
+                    continue
+            except StoreError as error:
+                log.warning("webhooks_wait reason=%s", error)
+            self._stopping.wait(IDLE_SECONDS)
+
+    def deliver(self, delivery: Delivery) -> float | None:
+        """Make one attempt; seconds until the next one, None where it is settled, for good or ill."""
+        message_id, timestamp = f"{delivery.job_id}-{delivery.id}", int(time.time())
+        try:
+            job = self._view(delivery.job_id)
+        except NoSuchJob:
+            return None
+        body = json.dumps({"type": f"job.{delivery.outcome}", "timestamp": timestamp, "data": job}).encode()
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "framefit",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": sign(self._secret, message_id, timestamp, body),
+        }
+        try:
+            status = post(delivery.url, body, headers, allow_private=self._allow_private)
+        except WebhookRefused as error:
+            log.warning("webhook_refused job_id=%s code=%s", delivery.job_id, error.code)
+            return None if error.code != "webhook_host_unknown" else _wait(delivery.attempts)
+        except OSError as error:
+            log.info(
+                "webhook_failed job_id=%s attempt=%d reason=%s", delivery.job_id, delivery.attempts, error
+            )
+            return _wait(delivery.attempts)
+        if 200 <= status < 300:
+            return None
+        log.info("webhook_failed job_id=%s attempt=%d status=%d", delivery.job_id, delivery.attempts, status)
+        return _wait(delivery.attempts)
+
+
+def _wait(attempts: int) -> float | None:
+    return RETRY_SECONDS[attempts - 1] if attempts <= len(RETRY_SECONDS) else None
