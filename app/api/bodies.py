@@ -68,17 +68,19 @@ def _too_large(max_bytes: int) -> Problem:
     )
 
 
-def take_apart(content_type: str, body: bytes) -> Parts:
+def take_apart(content_type: str, body: bytes, *, image_field: str = "image") -> Parts:
     """Fields and image of a multipart or JSON body."""
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
         boundary = options.get(b"boundary")
         if not boundary:
             raise Problem(400, "bad_multipart", "the multipart boundary is missing")
-        return _from_multipart(boundary, body)
+        return _from_multipart(boundary, body, image_field)
     if kind == b"application/json":
         fields = from_json(body)
-        image = fields.pop("image", None)
+        image = fields.pop(image_field, None)
+        if isinstance(image, dict):
+            image = image.get("image_url")
         return Parts(fields, None if image is None else _from_data_url(image))
     raise Problem(415, "unsupported_media_type", "send multipart/form-data or application/json")
 
@@ -114,7 +116,8 @@ class _Part:
 class _Collector:
     """Callbacks of the multipart parser."""
 
-    def __init__(self) -> None:
+    def __init__(self, image_field: str) -> None:
+        self._image_field = image_field
         self.parts: list[_Part] = []
         self._header = [bytearray(), bytearray()]
 
@@ -155,13 +158,13 @@ class _Collector:
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self.parts[-1]
         part.data += data[start:end]
-        if part.name != "image" and len(part.data) > MAX_FIELD_BYTES:
+        if part.name != self._image_field and len(part.data) > MAX_FIELD_BYTES:
             message = f"field {part.name[:100]!r} has more than {MAX_FIELD_BYTES:,} bytes"
             raise Problem(422, "field_too_large", message)
 
 
-def _from_multipart(boundary: bytes, body: bytes) -> Parts:
-    collector = _Collector()
+def _from_multipart(boundary: bytes, body: bytes, image_field: str) -> Parts:
+    collector = _Collector(image_field)
     parser = python_multipart.MultipartParser(boundary, collector.callbacks())
     try:
         parser.write(body)
@@ -172,9 +175,9 @@ def _from_multipart(boundary: bytes, body: bytes) -> Parts:
         raise Problem(400, "bad_multipart", "the multipart body is cut short")
     parts = Parts({})
     for part in collector.parts:
-        if part.name in parts.fields or (part.name == "image" and parts.image is not None):
+        if part.name in parts.fields or (part.name == image_field and parts.image is not None):
             raise Problem(422, "duplicate_field", f"field {part.name[:100]!r} comes twice")
-        if part.name == "image":
+        if part.name == image_field:
             parts.image = bytes(part.data)
         elif part.is_file:
             raise Problem(422, "unknown_field", f"no file is expected in {part.name[:100]!r}")

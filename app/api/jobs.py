@@ -31,7 +31,7 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Json:
     """One page; `next_cursor` is null on the last."""
-    jobs = service.store.page(status=status, model=model, owner=owner, before=cursor, limit=limit + 1)
+    jobs = service.store.page(status=status, model=model, owner=owner, after=cursor, limit=limit + 1)
     page = jobs[:limit]
     return {
         "jobs": [view(service, job) for job in page],
@@ -102,6 +102,19 @@ def _video_response(service: Service, job: Job) -> FileResponse:
         stat_result=found,
         headers=headers,
     )
+
+
+@router.delete(
+    "/jobs/{job_id}/video", status_code=204, summary="Delete a result", responses=documented(401, 404, 409)
+)
+def delete_video(job_id: str, service: TheService, owner: Caller) -> None:
+    """Delete the video, the latents and the image of an ended job now; the job itself stays, marked as
+    expired.
+    """
+    job = visible(service, job_id, owner)
+    if not job.status.is_terminal:
+        raise Problem(409, "wrong_state", f"job {job_id} is {job.status}: cancel it first")
+    service.store.discard(job_id)
 
 
 @router.get(

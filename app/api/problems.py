@@ -142,29 +142,38 @@ def _fault_code(kind: str, location: tuple[int | str, ...]) -> str:
     return "missing_field" if kind == "missing" else f"invalid_{field}"
 
 
+def _answer(request: Request, problem: Problem) -> Response:
+    """The problem as a document, or as OpenAI's clients read errors where the path is one of theirs."""
+    if not request.url.path.startswith("/v1/"):
+        return problem.response()
+    kind = "server_error" if problem.status >= 500 else "invalid_request_error"
+    error = {"message": problem.detail, "type": kind, "code": problem.code, "param": None, **problem.data}
+    return JSONResponse({"error": error}, problem.status, headers=problem.headers)
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the app a problem document."""
 
-    def ours(_request: Request, error: Exception) -> Response:
+    def ours(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
         if problem is None:
             raise error
-        return problem.response()
+        return _answer(request, problem)
 
-    def http(_request: Request, error: Exception) -> Response:
+    def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
-        return Problem(error.status_code, code, str(error.detail), headers=error.headers).response()
+        return _answer(request, Problem(error.status_code, code, str(error.detail), headers=error.headers))
 
-    def parameters(_request: Request, error: Exception) -> Response:
+    def parameters(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where, name = str(first["loc"][0]), ".".join(map(str, first["loc"][1:]))
-        return Problem(422, f"invalid_{where}_parameter", f"{name}: {first['msg']}").response()
+        return _answer(request, Problem(422, f"invalid_{where}_parameter", f"{name}: {first['msg']}"))
 
     def unexpected(request: Request, error: Exception) -> Response:
         log.error("request_failed path=%s", request.url.path, exc_info=error)
-        return Problem(500, "internal_error", "the request failed; the log says why").response()
+        return _answer(request, Problem(500, "internal_error", "the request failed; the log says why"))
 
     for kind in (
         Problem,

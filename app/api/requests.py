@@ -34,15 +34,22 @@ def job_spec(fields: Mapping[str, Any], models: Mapping[str, ModelEntry]) -> Job
         for name, value in fields.items()
         if value is not None and not (value == "" and name in _BLANK_MEANS_ABSENT)
     }
-    name = given.setdefault("model", next(iter(models)))
-    entry = models.get(name) if isinstance(name, str) else None
-    if entry is None:
-        message = f"there is no model {str(name)[:100]!r}; there are {', '.join(models)}"
-        raise Problem(422, "unknown_model", message)
+    entry = entry_of(given, models)
+    given["model"] = entry.name
     given.setdefault("seed", secrets.randbelow(2**31))
     spec = JobSpec.model_validate({**entry.defaults.model_dump(), **given})
     check_against_model(spec, entry)
     return spec
+
+
+def entry_of(fields: Mapping[str, Any], models: Mapping[str, ModelEntry]) -> ModelEntry:
+    """The model that a request names, or the default one; problem `unknown_model` where there is none."""
+    name = fields.get("model") or next(iter(models))
+    entry = models.get(name) if isinstance(name, str) else None
+    if entry is None:
+        message = f"there is no model {str(name)[:100]!r}; there are {', '.join(models)}"
+        raise Problem(422, "unknown_model", message)
+    return entry
 
 
 def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:

@@ -59,12 +59,32 @@ def _plan_schema() -> Json:
     return schema
 
 
+def _video_schema(image: Json) -> Json:
+    schema = _spec_schema()
+    own = {
+        "input_reference": image,
+        "seconds": {"type": "string", "example": "4", "description": "Rounded to what the model can make."},
+        "size": {"type": "string", "example": "768x512", "description": "WIDTHxHEIGHT in pixels."},
+    }
+    return {
+        **schema,
+        "properties": {**own, **schema["properties"]},
+        "required": ["input_reference", "prompt"],
+    }
+
+
 GENERATE_BODY = _body(
     {
         **_with_image({"type": "string", "description": "A data URL."}),
         "example": {"image": DATA_URL, **EXAMPLE},
     },
     _with_image({"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."}),
+)
+VIDEO_BODY = _body(
+    _video_schema(
+        {"type": "object", "properties": {"image_url": {"type": "string", "description": "A data URL."}}}
+    ),
+    _video_schema({"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."}),
 )
 PLAN_BODY = _body({**_plan_schema(), "example": EXAMPLE}, _plan_schema())
 REDECODE_BODY = _body({**_redecode_schema(), "example": {"decode_strategy": "per_frame"}}, required=False)

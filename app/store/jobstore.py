@@ -115,19 +115,21 @@ class JobStore:
         status: JobStatus | None = None,
         model: str | None = None,
         owner: str | None = None,
-        before: str | None = None,
+        after: str | None = None,
         limit: int = 50,
+        newest_first: bool = True,
     ) -> list[Job]:
-        """Jobs, newest first; `before` is the id after which the page starts."""
+        """Jobs by age; `after` is the last id of the page before."""
         filters = {"status": status, "model": model, "owner": owner}
         given = {name: value for name, value in filters.items() if value is not None}
         conditions = [f"j.{name} = :{name}" for name in given]
-        if before is not None:
-            conditions.append("j.id < :before")
+        if after is not None:
+            conditions.append(f"j.id {'<' if newest_first else '>'} :after")
+        order = "desc" if newest_first else "asc"
         where = f" where {' and '.join(conditions)}" if conditions else ""
-        query = text(f"select {JOB_COLUMNS} from jobs j{where} order by j.id desc limit :limit")
+        query = text(f"select {JOB_COLUMNS} from jobs j{where} order by j.id {order} limit :limit")
         with self._reads.connect() as connection:
-            rows = connection.execute(query, {**given, "before": before, "limit": limit}).mappings()
+            rows = connection.execute(query, {**given, "after": after, "limit": limit}).mappings()
             return [job_of(row) for row in rows]
 
     def counts(self) -> dict[JobStatus, int]:
@@ -347,6 +349,10 @@ class JobStore:
             return ids
 
         return self._writer.run(run)
+
+    def discard(self, job_id: str) -> bool:
+        """Let an ended job's result expire now; False where the job has not ended."""
+        return self._writer.run(lambda connection: retention.discard(connection, job_id, self._clock()))
 
     def expire_results(self, remove: Callable[[str], None]) -> list[str]:
         """Mark results that are past their time, and `remove(job_id)` the files of those marked a while ago.

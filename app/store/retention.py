@@ -23,6 +23,10 @@ MARKED = text("""
     where expires_at < :before and expired and status in ('succeeded', 'failed', 'canceled')
     order by expires_at limit :limit
 """)
+DISCARD = text("""
+    update jobs set expired = true, latents_path = null, expires_at = :now
+    where id = :id and not expired and status in ('succeeded', 'failed', 'canceled')
+""")
 FORGET_IMAGE = text("delete from images where job_id = :id")
 SETTLE = text("update jobs set expires_at = null where id = :id")
 
@@ -35,6 +39,16 @@ def mark_expired(connection: Connection, now: float) -> list[str]:
         append_event(connection, row.id, "expired", {}, now)
         ids.append(str(row.id))
     return ids
+
+
+def discard(connection: Connection, job_id: str, now: float) -> bool:
+    """Let one result expire before its time; False where the job has not ended or its result is gone
+    already.
+    """
+    if not connection.execute(DISCARD, {"id": job_id, "now": now}).rowcount:
+        return False
+    append_event(connection, job_id, "expired", {}, now)
+    return True
 
 
 def remove_expired(connection: Connection, now: float, remove: Callable[[str], None]) -> list[str]:

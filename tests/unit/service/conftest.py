@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from adaptive.memory import Curve, MemoryProfile
 from adaptive.types import VaeTraits
+from app.admission import LoadProfile
 from app.api import create_app
 from app.config import ModelEntry, Settings
 from app.jobs import JobSpec
@@ -116,6 +117,11 @@ def traced(entry: ModelEntry) -> MemoryProfile:
         batched=Curve((1, 5), (0.25 * MIB, 1.25 * MIB)),
         streamed={1: Curve((1,), (0.25 * MIB,)), 2: Curve((1,), (0.5 * MIB,))},
     )
+
+
+@pytest.fixture
+def load_profile() -> LoadProfile:
+    return traced
 
 
 @pytest.fixture

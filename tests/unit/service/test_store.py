@@ -272,7 +272,7 @@ def test_a_full_queue_takes_no_more(open_store: OpenStore, make_spec: MakeSpec) 
 def test_pages_follow_each_other_without_gap_or_repetition(store: JobStore, make_spec: MakeSpec) -> None:
     ids = [store.add(make_spec(), IMAGE).id for _ in range(5)]
     first = store.page(limit=2)
-    second = store.page(limit=3, before=first[-1].id)
+    second = store.page(limit=3, after=first[-1].id)
     assert sorted(job.id for job in first + second) == sorted(ids)
     assert store.page(status=JobStatus.RUNNING) == []
     assert len(store.page(model="tiny")) == 5

@@ -1,0 +1,163 @@
+"""/v1/videos: the same jobs in the shape that OpenAI's clients speak. A translation, nothing of its own.
+
+`seconds` and `size` become frames and pixels by the model's rules; every field of POST /generate may be given
+beside them.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import FileResponse, Response
+
+from app.api.access import Caller
+from app.api.bodies import take_apart
+from app.api.jobs import get_video
+from app.api.problems import Problem, documented
+from app.api.requests import entry_of
+from app.api.schemas import VIDEO_BODY
+from app.api.service import Service, TheService, visible
+from app.api.submit import Body, IdempotencyKey, submit
+from app.config import ModelEntry
+from app.jobs import Job, JobStatus, Json
+
+router = APIRouter(prefix="/v1/videos", tags=["openai"])
+STATUS = {
+    JobStatus.QUEUED: "queued",
+    JobStatus.RUNNING: "in_progress",
+    JobStatus.SUCCEEDED: "completed",
+    JobStatus.FAILED: "failed",
+    JobStatus.CANCELED: "failed",
+}
+SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+MAX_SECONDS = 3600.0
+
+
+def video_view(job: Job) -> Json:
+    """A job as OpenAI's clients know it."""
+    spec = job.spec
+    error = job.error and {"code": job.error["code"], "message": job.error["message"]}
+    if job.status is JobStatus.CANCELED:
+        error = {"code": "canceled", "message": "the job was canceled"}
+    return {
+        "id": job.id,
+        "object": "video",
+        "model": spec.model,
+        "status": STATUS[job.status],
+        "progress": int(100 * job.progress),
+        "created_at": int(job.created_at),
+        "completed_at": int(job.finished_at)
+        if job.finished_at and job.status is JobStatus.SUCCEEDED
+        else None,
+        "expires_at": int(job.expires_at) if job.expires_at else None,
+        "seconds": f"{spec.num_frames / spec.fps:.4g}",
+        "size": f"{spec.width}x{spec.height}",
+        "prompt": spec.prompt,
+        "remixed_from_video_id": None,
+        "error": error,
+    }
+
+
+@router.post(
+    "",
+    summary="Create a video",
+    responses=documented(400, 401, 408, 413, 415, 422, 429, 503),
+    openapi_extra=VIDEO_BODY,
+)
+def create(
+    request: Request, service: TheService, owner: Caller, body: Body, idempotency_key: IdempotencyKey = None
+) -> Json:
+    """Queue a video from `prompt` and the image in `input_reference`."""
+    parts = take_apart(request.headers.get("content-type", ""), body, image_field="input_reference")
+    fields = _translated(service, parts.fields)
+    job, _ = submit(service, fields, parts.image, owner=owner, idempotency_key=idempotency_key)
+    return video_view(job)
+
+
+def _translated(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+    given = dict(fields)
+    entry = entry_of(given, service.models)
+    size, seconds = given.pop("size", None), given.pop("seconds", None)
+    if size not in (None, ""):
+        _refuse_both(given, "size", "width", "height")
+        match = SIZE.fullmatch(str(size))
+        if match is None:
+            raise Problem(422, "invalid_size", "size must be WIDTHxHEIGHT, in pixels")
+        given |= {"width": int(match[1]), "height": int(match[2])}
+    if seconds not in (None, ""):
+        _refuse_both(given, "seconds", "num_frames")
+        given["num_frames"] = _frames(seconds, given.get("fps") or entry.defaults.fps, entry)
+    return given
+
+
+def _refuse_both(given: dict[str, Any], name: str, *others: str) -> None:
+    if any(other in given for other in others):
+        raise Problem(422, f"invalid_{name}", f"give {name} or {' and '.join(others)}, not both")
+
+
+def _frames(seconds: object, fps: object, entry: ModelEntry) -> int:
+    """The number of frames nearest to the duration that the model can make."""
+    try:
+        duration, rate = float(str(seconds)), float(str(fps))
+    except ValueError:
+        raise Problem(422, "invalid_seconds", "seconds must be a number") from None
+    if not (0 < duration <= MAX_SECONDS and 0 < rate <= 1000):
+        raise Problem(422, "invalid_seconds", f"seconds must be above 0 and at most {MAX_SECONDS:.0f}")
+    first = int(entry.first_frame_alone)
+    steps = round((duration * rate - first) / entry.temporal_ratio)
+    return max(0 if first else 1, steps) * entry.temporal_ratio + first
+
+
+@router.get("", summary="List videos", responses=documented(401, 422))
+def list_videos(
+    service: TheService,
+    owner: Caller,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> Json:
+    """One page, newest first unless `order` is asc."""
+    jobs = service.store.page(owner=owner, after=after, limit=limit + 1, newest_first=order == "desc")
+    page = jobs[:limit]
+    return {
+        "object": "list",
+        "data": [video_view(job) for job in page],
+        "first_id": page[0].id if page else None,
+        "last_id": page[-1].id if page else None,
+        "has_more": len(jobs) > limit,
+    }
+
+
+@router.get("/{video_id}", summary="A video", responses=documented(401, 404))
+def retrieve(video_id: str, service: TheService, owner: Caller) -> Json:
+    """The video as it stands now."""
+    return video_view(visible(service, video_id, owner))
+
+
+@router.get(
+    "/{video_id}/content",
+    summary="The video's file",
+    response_class=FileResponse,
+    responses={200: {"content": {"video/mp4": {}}}, **documented(401, 404, 409, 410, 422)},
+)
+def content(
+    video_id: str,
+    service: TheService,
+    owner: Caller,
+    variant: str = "video",
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The finished video as mp4."""
+    if variant != "video":
+        raise Problem(422, "unknown_variant", "there is only the variant 'video'")
+    return get_video(video_id, service, owner, if_none_match)
+
+
+@router.delete("/{video_id}", summary="Delete a video", responses=documented(401, 404))
+def delete(video_id: str, service: TheService, owner: Caller) -> Json:
+    """Cancel the job if it has not ended, and delete what it made."""
+    job = visible(service, video_id, owner)
+    if not job.status.is_terminal:
+        service.store.cancel(video_id)
+    service.store.discard(video_id)
+    return {"id": video_id, "object": "video.deleted", "deleted": True}
