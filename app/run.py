@@ -73,7 +73,7 @@ class JobRun:
 
     def run(self) -> Json:
         """Do the job; returns what it made. Raises `JobFailure`, or `Interrupted` for what is no failure."""
-        with _failures_named():
+        with _failures_named(), self._exhaustion_told():
             artifacts = job_artifacts(self._settings.jobs_dir, self._job.id).make()
             with self._in_stage(Stage.LOADING):
                 recorded = self._resumed(artifacts)
@@ -203,9 +203,19 @@ class JobRun:
             )
         )
 
+    @contextmanager
+    def _exhaustion_told(self) -> Iterator[None]:
+        """Tell of an out-of-memory that ends the job; the decoder tells of those it goes on from."""
+        try:
+            yield
+        except OutOfMemory as error:
+            self._event("oom", {"stage": error.stage})
+            raise
+
     def _event(self, kind: str, data: Mapping[str, Any]) -> None:
         self._control.check()
-        self._held(self._store.event(self._job.id, self._token, kind, data))
+        told = {"stage": self._stage.value, **data}
+        self._held(self._store.event(self._job.id, self._token, kind, told))
 
     def _held(self, ours: bool) -> None:
         if not ours:
