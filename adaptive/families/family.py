@@ -40,6 +40,18 @@ class Family:
         """
         raise UnsupportedVae(type(vae).__name__, "decoding in chunks")
 
+    def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:  # noqa: ARG002 - for families
+        """Engine of one exact streamed encode, giving the posterior's parameters `[B, 2C, t, h, w]`.
+
+        Raises `UnsupportedVae` where this VAE cannot be streamed.
+        """
+        raise UnsupportedVae(type(vae).__name__, "encoding in chunks")
+
+    def encode_whole(self, vae: Any, video: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """Parameters of the posterior by the VAE's own one call, with slicing and tiling already held off."""
+        parameters: Tensor = vae.encode(video, **kwargs, return_dict=False)[0].parameters
+        return parameters
+
     def decode_whole(self, vae: Any, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         """The VAE's own one call, with slicing and tiling already held off."""
         frames: Tensor = vae.decode(latents, **kwargs, return_dict=False)[0]

@@ -56,6 +56,27 @@ class KlFamily(Family):
 
         return KlDecode()
 
+    def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+        """Calls of the VAE itself, on some frames each."""
+        from adaptive.stream.engine import CallEngine
+
+        whole = self.encode_whole
+
+        class KlEncode(CallEngine):
+            """Frame by frame or many: the same."""
+
+            def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
+                """No state."""
+                return whole(vae, chunk, kwargs), state
+
+        return KlEncode()
+
+    def encode_whole(self, vae: Any, video: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """One call on all frames folded into the batch, and unfolded again."""
+        folded = self.as_video(video, kwargs).transpose(1, 2).flatten(0, 1)
+        parameters: Tensor = vae.encode(folded, **kwargs, return_dict=False)[0].parameters
+        return parameters.reshape(video.shape[0], -1, *parameters.shape[1:]).transpose(1, 2)
+
     def decode_whole(self, vae: Any, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         """One call on all frames folded into the batch, and unfolded again."""
         video = self.as_video(latents, kwargs)

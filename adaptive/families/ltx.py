@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _POINTWISE = frozenset(
     {
-        "LTXVideoDecoder3d", "LTXVideoMidBlock3d", "LTXVideoUpBlock3d", "RMSNorm", "LayerNorm", "Conv3d",
-        "SiLU", "Dropout", "ModuleList", "Linear", "PixArtAlphaCombinedTimestepSizeEmbeddings", "Timesteps",
-        "TimestepEmbedding",
+        "LTXVideoDecoder3d", "LTXVideoMidBlock3d", "LTXVideoUpBlock3d", "LTXVideoEncoder3d",
+        "LTXVideoDownBlock3D", "LTXVideo095DownBlock3D", "RMSNorm", "LayerNorm", "Conv3d", "SiLU", "Dropout",
+        "ModuleList", "Linear", "PixArtAlphaCombinedTimestepSizeEmbeddings", "Timesteps", "TimestepEmbedding",
     }
 )  # fmt: skip
 
@@ -68,6 +68,21 @@ class LtxFamily(Family):
             kwargs=kwargs,
             seeded=_any(vae.config.get("decoder_inject_noise", ())),
         )
+
+    def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+        """The unmodified `vae.encoder` under this module's rules, where it is causal (as published)."""
+        from adaptive.stream.engine import RuledEngine
+
+        if not (self._encoder_causal(vae, kwargs) and vae.config.get("patch_size_t", 1) == 1):
+            raise UnsupportedVae(
+                type(vae).__name__, "encoding in chunks with a non-causal or patched encoder"
+            )
+        return RuledEngine(
+            vae.encoder, rules=self.rules, pointwise=self.pointwise, sink=vae.encoder.conv_out, kwargs=kwargs
+        )
+
+    def _encoder_causal(self, vae: Any, kwargs: Mapping[str, Any]) -> bool:
+        return bool(kwargs.get("causal") or vae.config.get("encoder_causal", True))
 
     def self_test_case(self, vae: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
         """Timestep-conditioned decoders need one timestep a sample."""
@@ -124,6 +139,16 @@ def upsampler(tick: Tick, module: Any, forward: Any, frames: Tensor, **options: 
     return out[:, :, step - 1 :] if is_first else out
 
 
+def downsampler(tick: Tick, module: Any, forward: Any, frames: Tensor, **options: Any) -> Tensor:  # noqa: ARG001
+    """Groups of frames and pixels to channels, after a convolution and, averaged, around it."""
+    grouped = tick.groups(module, frames, module.stride[0])
+    out = _space_to_channels(module.conv(grouped, **options), module.stride)
+    around = _space_to_channels(grouped, module.stride)
+    batch, channels, *sides = around.shape
+    averaged = around.reshape(batch, channels // module.group_size, module.group_size, *sides).mean(dim=2)
+    return out.add_(averaged)
+
+
 def _causal(conv: Any, options: Mapping[str, Any]) -> bool:
     """LTX-Video's convolutions know whether they are causal, LTX-2's are told."""
     return bool(options.get("causal", getattr(conv, "is_causal", True)))
@@ -137,7 +162,16 @@ def _channels_to_space(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
     return split.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
+def _space_to_channels(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
+    """`[B, c, T*p, H*q, W*r]` to `[B, c*p*q*r, T, H, W]`."""
+    p, q, r = stride
+    batch, channels, count, height, width = frames.shape
+    split = frames.reshape(batch, channels, count // p, p, height // q, q, width // r, r)
+    return split.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+
+
 RULES: Mapping[str, Rule] = {
+    "LTXVideoDownsampler3d": downsampler,
     "LTXVideoCausalConv3d": conv,
     "LTXVideoResnetBlock3d": resnet,
     "LTXVideoUpsampler3d": upsampler,

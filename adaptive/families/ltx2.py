@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from adaptive.families.ltx import LtxFamily, conv, resnet, upsampler
+from adaptive.families.ltx import LtxFamily, conv, downsampler, resnet, upsampler
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 _POINTWISE = frozenset(
     {
-        "LTX2VideoDecoder3d", "LTX2VideoMidBlock3d", "LTX2VideoUpBlock3d", "PerChannelRMSNorm", "LayerNorm",
-        "SiLU", "Dropout", "ModuleList", "Linear", "PixArtAlphaCombinedTimestepSizeEmbeddings", "Timesteps",
-        "TimestepEmbedding",
+        "LTX2VideoDecoder3d", "LTX2VideoMidBlock3d", "LTX2VideoUpBlock3d", "LTX2VideoEncoder3d",
+        "LTX2VideoDownBlock3D", "PerChannelRMSNorm", "LayerNorm", "SiLU", "Dropout", "ModuleList", "Linear",
+        "PixArtAlphaCombinedTimestepSizeEmbeddings", "Timesteps", "TimestepEmbedding",
     }
 )  # fmt: skip
 
@@ -60,6 +60,7 @@ FAMILY = Ltx2Family(
         "LTX2VideoCausalConv3d": conv,
         "LTX2VideoResnetBlock3d": resnet,
         "LTX2VideoUpsampler3d": upsampler,
+        "LTX2VideoDownsampler3d": downsampler,
     },
     _POINTWISE,
 )

@@ -47,10 +47,16 @@ class WanFamily(Family):
             raise UnsupportedVae(type(vae).__name__, f"streaming through a {type(vae.decoder).__name__}")
         if kwargs:
             raise UnsupportedVae(type(vae).__name__, f"decoding with {', '.join(kwargs)}")
-        return _engine(vae)
+        return _decode_engine(vae)
+
+    def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+        """The encoder with caches that belong to the stream."""
+        if type(vae.encoder).__name__ != "WanEncoder3d" or kwargs:
+            raise UnsupportedVae(type(vae).__name__, "encoding in chunks like this")
+        return _encode_engine(vae, self.traits(type(vae).__name__, vae.config).temporal_ratio)
 
 
-def _engine(vae: Any) -> Engine:
+def _decode_engine(vae: Any) -> Engine:
     from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
     from adaptive.stream.engine import CallEngine
@@ -72,6 +78,32 @@ def _engine(vae: Any) -> Engine:
             return frames.clamp_(-1.0, 1.0), {"caches": caches}
 
     return WanDecode()
+
+
+def _encode_engine(vae: Any, temporal_ratio: int) -> Engine:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
+
+    from adaptive.stream.engine import CallEngine
+
+    class WanEncode(CallEngine):
+        """What diffusers' `AutoencoderKLWan._encode` does in its loop, with any number of latent frames a
+        call.
+        """
+
+        def take(self, position: int, wanted: int, total: int) -> int:
+            """The first frame goes alone, then whole latent frames."""
+            if position == 0:
+                return 1
+            return min(max(1, wanted // temporal_ratio) * temporal_ratio, total - position)
+
+        def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
+            """The encoder replaces entries of the caches and never changes one."""
+            caches = list(state.get("caches", [None] * vae._cached_conv_counts["encoder"]))
+            if vae.config.patch_size is not None:
+                chunk = patchify(chunk, patch_size=vae.config.patch_size)
+            return vae.quant_conv(vae.encoder(chunk, feat_cache=caches, feat_idx=[0])), {"caches": caches}
+
+    return WanEncode()
 
 
 FAMILY = WanFamily()

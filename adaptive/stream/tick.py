@@ -12,6 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adaptive.stream.residual import Branch
@@ -42,6 +43,7 @@ class Tick:
 
     def push(self, layer: nn.Module, frames: Tensor, kernel: Kernel) -> Pushed:
         """Add frames to the layer's window and take what is complete, within the limit."""
+        self.limit = -(-self.limit // kernel.stride)
         pushed = push(self.cells.get(layer, _NEW), frames, kernel, ended=self.ended, limit=self.limit)
         self.cells[layer] = pushed.held
         self.ended = pushed.held.finished
@@ -56,6 +58,20 @@ class Tick:
         if pushed.window is None:
             return pushed, None
         return pushed, pushed.window[:, :, kernel.left : kernel.left + pushed.windows]
+
+    def groups(self, layer: nn.Module, frames: Tensor, size: int) -> Tensor:
+        """Frames in whole groups of `size`, the stream's first frames repeated so that its first group is
+        full.
+
+        What does not fill a group waits for the next tick.
+        """
+        held: Tensor | None = self.cells.get(layer)
+        lead = frames[:, :, : size - 1] if held is None else held
+        joined = torch.cat([lead, frames], 2) if lead.shape[2] else frames
+        whole = joined.shape[2] // size * size
+        if held is not None or frames.shape[2]:
+            self.cells[layer] = joined[:, :, whole:].clone()
+        return joined[:, :, :whole]
 
     def prepare(self, layer: nn.Module, window: Tensor | None) -> None:
         """Give `layer` its window from outside: its next `convolve` in this tick uses it as it is."""
