@@ -15,7 +15,7 @@ from typing import Any
 
 from app.config import ModelEntry, Settings
 
-_PUBLISHED = Path(__file__).parent / "pipelines" / "published"
+_PUBLISHED = Path(__file__).parent / "pipelines" / "published" / "configurations"
 _CONFIG_NAMES = {"transformers": "config.json", "diffusers": "config.json"}
 
 ReadJson = Callable[[str], dict[str, Any]]

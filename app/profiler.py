@@ -4,10 +4,12 @@ Runs once at start and ends: a trace needs torch, but neither weights nor a devi
 on the way.
 """
 
+import json
 import logging
 import time
 from collections.abc import Mapping
 
+from adaptive.memory import MemoryProfile
 from app import profiles
 from app.components import ModelUnavailable, components_of
 from app.config import ModelEntry, Settings
@@ -21,18 +23,33 @@ def trace_missing(settings: Settings, models: Mapping[str, ModelEntry]) -> bool:
     return all(outcomes)
 
 
+def write_shipped(settings: Settings, models: Mapping[str, ModelEntry]) -> None:
+    """Renew the profiles that come with Framefit; for maintainers, after an update of torch or diffusers."""
+    for entry in models.values():
+        profile = _traced(settings, entry)
+        path = profiles.shipped_path(entry)
+        path.parent.mkdir(exist_ok=True)
+        document = {"versions": profiles.library_versions(), "profile": profile.to_json()}
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        log.info("profile_written path=%s", path)
+
+
+def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:
+    from adaptive.profile import trace_profile
+
+    component = components_of(entry, settings)["vae"]
+    return trace_profile(component.class_name, component.config, entry.dtype)
+
+
 def _trace_one(settings: Settings, entry: ModelEntry) -> bool:
     if profiles.load(settings, entry) is not None:
         return True
-    from adaptive.profile import trace_profile
-
     started = time.monotonic()
     try:
-        component = components_of(entry, settings)["vae"]
+        profile = _traced(settings, entry)
     except ModelUnavailable as error:
         log.error("profile_failed model=%s reason=%s", entry.name, error)
         return False
-    profile = trace_profile(component.class_name, component.config, entry.dtype)
     traits = profile.traits
     told = (entry.vae_class, entry.temporal_ratio, entry.first_frame_alone)
     found = (traits.vae_class, traits.temporal_ratio, traits.first_frame_alone)

@@ -1,12 +1,14 @@
 """Where the memory profiles of the configured models are kept: one JSON file a model in the data folder.
 
-The file's name holds a digest of all that a profile depends on: a changed model, dtype or library version
-asks for a new file instead of trusting an old one. Importing this imports no torch, so that the API process
-plans with it; profiles are made by `app.profiler`.
+The file's name holds a digest of all that a profile depends on: a changed model, dtype or version asks
+for a new file instead of trusting an old one. Profiles of models whose configuration is known beforehand come
+with Framefit, so that a first start need not wait for them. Importing this imports no torch, so that the API
+process plans with it; profiles are made by `app.profiler`.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +17,26 @@ from adaptive.memory import MemoryProfile
 from app.config import ModelEntry, Settings
 
 _LIBRARIES = ("torch", "diffusers")
+_SHIPPED = Path(__file__).parent / "pipelines" / "published" / "profiles"
 
 
 def profile_path(settings: Settings, entry: ModelEntry) -> Path:
     """File of the model's profile, whether it exists or not."""
-    parts = [entry.source, entry.revision, entry.vae_class, entry.dtype, _local_config(entry), _versions()]
+    parts = [
+        entry.source,
+        entry.revision,
+        entry.vae_class,
+        entry.dtype,
+        _local_config(entry),
+        library_versions(),
+    ]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return settings.profiles_dir / f"{entry.name}-{digest}.json"
+
+
+def shipped_path(entry: ModelEntry) -> Path:
+    """File of the profile that comes with Framefit for the model's source, whether it exists or not."""
+    return _SHIPPED / f"{entry.source.replace('/', '--').replace(':', '--')}.{entry.dtype}.json"
 
 
 def load(settings: Settings, entry: ModelEntry) -> MemoryProfile | None:
@@ -30,7 +45,7 @@ def load(settings: Settings, entry: ModelEntry) -> MemoryProfile | None:
     try:
         return _read(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):  # absent, or not what this version writes: traced anew
-        return None
+        return _shipped(shipped_path(entry), entry.vae_class) if entry.revision is None else None
 
 
 def save(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> None:
@@ -40,14 +55,26 @@ def save(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> None:
     profile.save(path)
 
 
+@cache
+def library_versions() -> Mapping[str, str]:
+    """Versions that a trace depends on, without the part that names a build."""
+    return {library: version(library).partition("+")[0] for library in _LIBRARIES}
+
+
 @lru_cache(maxsize=64)
 def _read(path: Path, _modified_ns: int) -> MemoryProfile:
     return MemoryProfile.load(path)
 
 
 @cache
-def _versions() -> list[str]:
-    return [version(library) for library in _LIBRARIES]
+def _shipped(path: Path, vae_class: str) -> MemoryProfile | None:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        profile = MemoryProfile.from_json(document["profile"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    fits = document["versions"] == library_versions() and profile.traits.vae_class == vae_class
+    return profile if fits else None
 
 
 def _local_config(entry: ModelEntry) -> str | None:

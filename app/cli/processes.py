@@ -107,16 +107,22 @@ def worker(
         Worker(settings, load_models(settings), store, engine, identity).run()
 
 
-def profile(data_dir: DataDir = None, supervisor_pid: SupervisorPid = None) -> None:
+def profile(
+    ship: Annotated[bool, typer.Option(help="Renew the profiles that come with Framefit instead.")] = False,
+    data_dir: DataDir = None,
+    supervisor_pid: SupervisorPid = None,
+) -> None:
     """Trace the memory profiles that are missing, then end."""
     _start_process(supervisor_pid)
     settings = settings_with(data_dir=data_dir)
     from app.config import load_models
     from app.logs import configure
-    from app.profiler import trace_missing
+    from app.profiler import trace_missing, write_shipped
 
     configure(settings.log_level)
-    if not trace_missing(settings, load_models(settings)):
+    if ship:
+        write_shipped(settings, load_models(settings))
+    elif not trace_missing(settings, load_models(settings)):
         sys.exit(1)
 
 
