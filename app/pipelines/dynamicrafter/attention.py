@@ -1,21 +1,48 @@
-"""Attention inside one frame: queries are the frame's pixels, keys its pixels, the prompt and the image.
+"""The UNet's transformers in parts: attention inside one frame, and the feed-forward layers.
 
-Owns the attention processors of the UNet's spatial transformers. Knows nothing of time: frames come folded in
-the batch, so a slice of frames is computed exactly as the whole would be, in less memory.
+Owns the attention processors (queries are a frame's pixels, keys its pixels, the prompt and the image) and
+the slicing of what needs the most memory. Frames, or pixels through time, lie in the batch and do not see one
+another here, so any number of parts gives what the whole would.
 """
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
 
+class SlicedFeedForward(nn.Module):
+    """diffusers' feed-forward, in `parts` along the batch. Its eightfold widening is the peak of a whole
+    step.
+    """
+
+    def __init__(self, whole: FeedForward) -> None:
+        super().__init__()
+        self.net: nn.ModuleList = whole.net
+        self.parts = 1
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[rows, tokens, C]` -> the same."""
+        if self.parts == 1:
+            return self._run(hidden_states)
+        result = torch.empty_like(hidden_states)
+        for source, target in zip(hidden_states.chunk(self.parts), result.chunk(self.parts), strict=True):
+            target.copy_(self._run(source))
+        return result
+
+    def _run(self, hidden: torch.Tensor) -> torch.Tensor:
+        for layer in self.net:
+            hidden = layer(hidden)
+        return hidden
+
+
 class FrameAttention(nn.Module):
-    """Scaled dot-product attention, at most `frames_per_slice` frames at a time (None: all at once)."""
+    """Scaled dot-product attention, the frames in `parts`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.frames_per_slice: int | None = None
+        self.parts = 1
 
     def forward(
         self,
@@ -24,22 +51,20 @@ class FrameAttention(nn.Module):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`hidden_states` `[frames, pixels, C]`, `encoder_hidden_states` `[frames, tokens, D]` -> `[frames,
-        pixels, C]`.
+        """`hidden_states` `[frames, pixels, C]`, `encoder_hidden_states` `[frames, tokens, D]` ->
+        `[frames, pixels, C]`.
 
         A mask is never used by this model; one is refused with ValueError rather than ignored.
         """
         if attention_mask is not None:
             raise ValueError("DynamiCrafter's attention takes no mask")
-        frames = len(hidden_states)
-        size = self.frames_per_slice or frames
-        if size >= frames:
+        if self.parts == 1:
             return self._attend(attn, hidden_states, encoder_hidden_states)
         result = torch.empty_like(hidden_states)
-        for start in range(0, frames, size):
-            part = slice(start, start + size)
-            context = None if encoder_hidden_states is None else encoder_hidden_states[part]
-            result[part] = self._attend(attn, hidden_states[part], context)
+        targets, pixels = result.chunk(self.parts), hidden_states.chunk(self.parts)
+        contexts = None if encoder_hidden_states is None else encoder_hidden_states.chunk(self.parts)
+        for index, target in enumerate(targets):
+            target.copy_(self._attend(attn, pixels[index], None if contexts is None else contexts[index]))
         return result
 
     def _attend(self, attn: Attention, pixels: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:

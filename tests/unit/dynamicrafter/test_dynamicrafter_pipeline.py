@@ -131,11 +131,15 @@ def test_attention_slices_give_the_same_frames(tiny: DynamiCrafterPipeline, slic
     whole = _run(tiny)
     tiny.enable_attention_slicing(slices)
     sliced = _run(tiny)
-    tiny.disable_attention_slicing()
     assert _difference(whole, sliced) < 1e-4
+    tiny.disable_attention_slicing()
     assert _difference(whole, _run(tiny)) == 0
-    with pytest.raises(ValueError, match="attention slice is 'most'"):
-        tiny.enable_attention_slicing("most")
+
+
+@pytest.mark.parametrize("slices", ["most", 0, -1])
+def test_impossible_attention_slices_are_refused(tiny: DynamiCrafterPipeline, slices: str | int) -> None:
+    with pytest.raises(ValueError, match=f"attention slice is {slices!r}"):
+        tiny.enable_attention_slicing(slices)
 
 
 def test_guidance_compares_with_no_prompt_and_a_grey_image_but_the_same_image_latent(

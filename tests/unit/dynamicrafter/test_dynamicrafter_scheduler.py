@@ -1,6 +1,5 @@
 """The sampler against a float64 reference of the published equations, at every step count."""
 
-import dataclasses
 import itertools
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -97,7 +96,7 @@ def test_every_coefficient_of_every_step_count_is_finite(resolution: int) -> Non
         grid = scheduler.timesteps.tolist()
         for time, following in itertools.pairwise([*grid, 0]):
             found = step_coefficients(alphas[time], alphas[following], 1.0)
-            values = dataclasses.astuple(found)
+            values = (found.signal, found.noise, found.next_signal, found.direction, found.sigma)
             assert min(values) >= 0, (count, time)
             assert max(values) <= 1, (count, time)
             # Epsilon divides by the signal; only the first step of zero-SNR models has none.
