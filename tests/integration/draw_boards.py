@@ -6,6 +6,7 @@ It follows the panels' drawing styles, not Grafana's pixels. Needs matplotlib.
 """
 
 import argparse
+import math
 import re
 import textwrap
 import time
@@ -19,6 +20,7 @@ import matplotlib as mpl
 from grafana_boards import Prometheus, Series, Span, answers, boards, panels
 
 mpl.use("Agg")
+from matplotlib import dates, ticker
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -68,49 +70,67 @@ def _is_mark(panel: dict[str, Any], legend: str) -> bool:
 
 
 def _timeseries(axes: Axes, panel: dict[str, Any], found: Sequence[Series], span: Span) -> None:
-    custom, unit = panel["fieldConfig"]["defaults"]["custom"], panel["fieldConfig"]["defaults"]["unit"]
-    stacked = custom["stacking"]["mode"] != "none"
-    times = [
-        span.start + index * span.step_seconds
-        for index in range(int((span.end - span.start) / span.step_seconds) + 1)
-    ]
-    clock = [datetime.fromtimestamp(at, UTC) for at in times]
-    areas = [item for item in found if stacked and not _is_mark(panel, item.legend)]
-    floor = [0.0] * len(times)
-    tables = {item.legend: {round(at, 3): value for at, value in item.points} for item in areas}
-    sums = [sum(table.get(round(at, 3), 0.0) for table in tables.values()) for at in times]
+    custom = panel["fieldConfig"]["defaults"]["custom"]
+    stacking = custom["stacking"]["mode"]
+    areas = [item for item in found if stacking != "none" and not _is_mark(panel, item.legend)]
+    _areas(axes, panel, areas, span, in_percent=stacking == "percent")
     for index, item in enumerate(found):
-        color = _color(panel, item.legend, index)
         if item not in areas:
-            at, values = (
-                [datetime.fromtimestamp(t, UTC) for t, _ in item.points],
-                [value for _, value in item.points],
-            )
-            marks = _is_mark(panel, item.legend)
+            clock, values = _clock([at for at, _ in item.points]), [value for _, value in item.points]
+            look = {"marker": "o", "ls": "", "ms": 6} if _is_mark(panel, item.legend) else {"lw": 1.8}
             axes.plot(
-                at, values, "o" if marks else "-", ms=5, lw=1.6, color=color, label=item.legend, zorder=3
+                clock, values, color=_color(panel, item.legend, index), label=item.legend, zorder=3, **look
             )
-            continue
-        shares = [tables[item.legend].get(round(at, 3), 0.0) for at in times]
-        if custom["stacking"]["mode"] == "percent":
-            shares = [share / total if total else 0.0 for share, total in zip(shares, sums, strict=True)]
-        top = [low + share for low, share in zip(floor, shares, strict=True)]
-        axes.fill_between(clock, floor, top, color=color, alpha=0.75, label=item.legend, step="post", lw=0)
-        floor = top
-    for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1:]:
-        if axes.get_ylim()[1] > step["value"] > 0:
-            axes.axhline(step["value"], color=COLORS.get(step["color"], step["color"]), ls="--", lw=1)
-    axes.set_xlim(clock[0], clock[-1])
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(lambda value, _at: _text(value, unit))
-    axes.xaxis.set_major_formatter(mpl.dates.DateFormatter("%H:%M:%S"))
-    axes.xaxis.set_major_locator(mpl.dates.AutoDateLocator(maxticks=5))
-    axes.tick_params(labelsize=7)
-    axes.grid(alpha=0.3)
+    _scales(axes, panel, span)
     if found:
-        axes.legend(fontsize=7, loc="upper left", framealpha=0.8)
+        axes.legend(fontsize=7, loc="upper left", framealpha=0.85)
     else:
         _no_data(axes)
+
+
+def _areas(
+    axes: Axes, panel: dict[str, Any], found: Sequence[Series], span: Span, *, in_percent: bool
+) -> None:
+    """Areas on top of each other on the span's own steps; a missing point counts as nothing."""
+    steps = range(int((span.end - span.start) / span.step_seconds) + 1)
+    clock = _clock([span.start + step * span.step_seconds for step in steps])
+    heights = []
+    for item in found:
+        by_step = {round((at - span.start) / span.step_seconds): value for at, value in item.points}
+        heights.append([by_step.get(step, 0.0) for step in steps])
+    totals = [sum(column) for column in zip(*heights, strict=True)]
+    floor = [0.0] * len(clock)
+    for index, (item, height) in enumerate(zip(found, heights, strict=True)):
+        if in_percent:
+            height = [part / whole if whole else 0.0 for part, whole in zip(height, totals, strict=True)]
+        top = [low + part for low, part in zip(floor, height, strict=True)]
+        color = _color(panel, item.legend, index)
+        axes.fill_between(clock, floor, top, color=color, alpha=0.75, label=item.legend, step="post", lw=0)
+        floor = top
+
+
+def _scales(axes: Axes, panel: dict[str, Any], span: Span) -> None:
+    defaults = panel["fieldConfig"]["defaults"]
+    axes.set_ylim(0, defaults.get("max"))
+    for step in defaults["thresholds"]["steps"][1:]:
+        if axes.get_ylim()[1] > step["value"] > 0:
+            axes.axhline(step["value"], color=COLORS["red"], ls="--", lw=1)
+    if defaults["unit"] == "bytes":
+        axes.yaxis.set_major_locator(ticker.MultipleLocator(2 ** round(math.log2(axes.get_ylim()[1] / 5))))
+    axes.yaxis.set_major_formatter(lambda value, _at: _text(value, defaults["unit"]))
+    axes.set_xlim(*_clock([span.start, span.end]))
+    _time_axis(axes)
+    axes.grid(alpha=0.3)
+
+
+def _time_axis(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S"))
+    axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=5))
+    axes.tick_params(labelsize=7)
+
+
+def _clock(times: Sequence[float]) -> list[datetime]:
+    return [datetime.fromtimestamp(at, UTC) for at in times]
 
 
 def _stat(axes: Axes, panel: dict[str, Any], found: Sequence[Series], _span: Span) -> None:
@@ -133,8 +153,9 @@ def _bars(axes: Axes, panel: dict[str, Any], found: Sequence[Series], _span: Spa
     largest = max((item.points[-1][1] for item in ordered), default=1.0)
     for index, item in enumerate(ordered):
         value = item.points[-1][1]
-        axes.barh(index, value, color=_color(panel, item.legend, index), alpha=0.8)
+        axes.barh(index, value, height=0.6, color=_color(panel, item.legend, index), alpha=0.8)
         axes.text(largest * 0.01, index, f"{item.legend}: {value:.0f}", fontsize=8, va="center")
+    axes.set_ylim(min(-0.5, len(ordered) - 5.5), len(ordered) - 0.5)
     if not ordered:
         _no_data(axes)
 
@@ -150,17 +171,9 @@ def _heatmap(axes: Axes, _panel: dict[str, Any], found: Sequence[Series], _span:
         level = dict(item.points)
         rows.append([max(0.0, level.get(at, 0.0) - below[at]) for at in times])
         below = {at: level.get(at, below[at]) for at in times}
-    axes.pcolormesh(
-        [datetime.fromtimestamp(at, UTC) for at in times],
-        range(len(rows)),
-        rows,
-        cmap="Greens",
-        shading="nearest",
-    )
+    axes.pcolormesh(_clock(times), range(len(rows)), rows, cmap="Greens", shading="nearest")
     axes.set_yticks(range(len(rows)), [item.legend for item in ordered], fontsize=7)
-    axes.xaxis.set_major_formatter(mpl.dates.DateFormatter("%H:%M:%S"))
-    axes.xaxis.set_major_locator(mpl.dates.AutoDateLocator(maxticks=5))
-    axes.tick_params(labelsize=7)
+    _time_axis(axes)
 
 
 def _states(axes: Axes, panel: dict[str, Any], found: Sequence[Series], span: Span) -> None:

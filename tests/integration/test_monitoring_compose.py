@@ -62,7 +62,7 @@ def test_every_combination_of_files_is_valid_and_publishes_ports_on_loopback_onl
 @needs_compose
 def test_the_gpu_is_reserved_unless_the_cpu_file_takes_it_away() -> None:
     device = compose(*BASE)["services"]["framefit"]["deploy"]["resources"]["reservations"]["devices"][0]
-    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu", "utility"])
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu", "compute", "utility"])
     without = compose(*CPU)["services"]["framefit"]
     assert not without.get("deploy")
     assert without["environment"]["FRAMEFIT_DEVICES"] == "cpu"
