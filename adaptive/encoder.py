@@ -6,17 +6,18 @@ one encode's state. How latents come about is the engine's business (see `adapti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adaptive.families import family_of
-from adaptive.stream.engine import State
+from adaptive.stream.engine import Engine, State
 from adaptive.stream.placement import execution_device, wake, whole_calls
 
-_UNKNOWN_LENGTH = 2**62
+_UNKNOWN_LENGTH = 2**62 + 1  # a number of frames of every VAE's usual form, 8k+1
 
 
 def encode(
@@ -62,15 +63,19 @@ def stream_encode(
         raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
     _chosen(torch.empty(1, 2), posterior)
     engine = family_of(vae).encode_engine(vae, encode_kwargs)
+    total = video.shape[2] if isinstance(video, Tensor) else _UNKNOWN_LENGTH
     parts = _Parts([video] if isinstance(video, Tensor) else video)
-    return _encoded(vae, engine, parts, frames_per_chunk, posterior)
+    cut = partial(engine.take, wanted=frames_per_chunk, total=total)
+    return _encoded(vae, engine, parts, cut, posterior)
 
 
-def _encoded(vae: Any, engine: Any, parts: _Parts, frames_per_chunk: int, posterior: str) -> Iterator[Tensor]:
+def _encoded(
+    vae: Any, engine: Engine, parts: _Parts, cut: Callable[[int], int], posterior: str
+) -> Iterator[Tensor]:
     state: State = {}
     position = done = 0
     while True:
-        chunk = parts.take(engine.take(position, frames_per_chunk, _UNKNOWN_LENGTH))
+        chunk = parts.take(cut(position))
         position += chunk.shape[2]
         if parts.ended:
             expected = _traits(vae).latent_frames(position)

@@ -18,6 +18,8 @@ __all__ = ["Family", "family_of", "family_of_class", "traits_of"]
 
 _REGISTRY = {
     "AutoencoderKL": "kl",
+    "AutoencoderKLCogVideoX": "cogvideox",
+    "AutoencoderKLHunyuanVideo15": "hunyuanvideo15",
     "AutoencoderKLLTX2Video": "ltx2",
     "AutoencoderKLLTXVideo": "ltx",
     "AutoencoderKLWan": "wan",

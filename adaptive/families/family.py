@@ -23,6 +23,10 @@ class Family:
         """Shape rules and abilities of a VAE of this family, from its configuration alone."""
         raise NotImplementedError
 
+    def video_frames(self, traits: VaeTraits, latent_frames: int) -> int:
+        """Video frames that a decode of `latent_frames` gives."""
+        return traits.video_frames(latent_frames)
+
     def video_channels(self, config: Mapping[str, Any]) -> int:
         """Channels of the decoded video."""
         return int(config.get("out_channels", 3))

@@ -39,13 +39,14 @@ class DecodeStream:
         self._idle_steps = 0
         self._closed = False
         self.latent_frames: int = latents.shape[2]
+        self._video_frames = family_of(vae).video_frames(traits, self.latent_frames)
         self.position = 0
         self.video_frames_done = 0
 
     @property
     def video_frames(self) -> int:
         """Video frames that the whole stream gives."""
-        return self._traits.video_frames(self.latent_frames)
+        return self._video_frames
 
     @property
     def finished(self) -> bool:
@@ -163,6 +164,8 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_mapped(part, change) for part in value))
+    if isinstance(value, dict):
+        return {key: _mapped(part, change) for key, part in value.items()}
     if isinstance(value, (tuple, list)):
         return type(value)(_mapped(part, change) for part in value)
     return value

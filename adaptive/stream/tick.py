@@ -59,6 +59,18 @@ class Tick:
             return pushed, None
         return pushed, pushed.window[:, :, kernel.left : kernel.left + pushed.windows]
 
+    def push_causal(self, layer: nn.Module, frames: Tensor, size: int) -> Tensor:
+        """Window of a causal layer of stride 1, which holds nothing back: one output frame an input frame."""
+        pushed = self.push(layer, frames, Kernel.replicate(size, 1, causal=True))
+        assert pushed.window is not None, "a causal stream has no empty chunks"
+        return pushed.window
+
+    def first(self, layer: nn.Module) -> bool:
+        """Whether `layer` has not been asked in this stream before."""
+        seen: bool = self.cells.get(layer, False)
+        self.cells[layer] = True
+        return not seen
+
     def groups(self, layer: nn.Module, frames: Tensor, size: int) -> Tensor:
         """Frames in whole groups of `size`, the stream's first frames repeated so that its first group is
         full.

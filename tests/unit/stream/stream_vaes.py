@@ -88,6 +88,19 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"decoder_causal": False, "decoder_block_out_channels": (8, 8, 16), "upsample_factor": (1, 1, 1)}
         | {"upsample_residual": False, "upsample_type": ("spatial", "temporal", "spatiotemporal")},
     ),
+    "cogvideox": (
+        "AutoencoderKLCogVideoX",
+        {
+            "latent_channels": 4,
+            "block_out_channels": (8, 8, 16, 16),
+            "layers_per_block": 1,
+            "norm_num_groups": 2,
+        },
+    ),
+    "hunyuanvideo-1.5": (
+        "AutoencoderKLHunyuanVideo15",
+        {"latent_channels": 4, "block_out_channels": (8, 8, 16, 16, 16), "layers_per_block": 1},
+    ),
     "kl": (
         "AutoencoderKL",
         {
@@ -100,6 +113,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 LTX = tuple(name for name in CONFIGS if name.startswith("ltx-"))
+
+
+# The decoder of this one attends to all earlier frames, which its stream must keep.
+LOOKS_BACK = "hunyuanvideo-1.5"
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> Any:

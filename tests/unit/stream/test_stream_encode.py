@@ -13,7 +13,7 @@ from adaptive.encoder import encode, stream_encode
 from adaptive.errors import UnsupportedVae
 from adaptive.families import traits_of
 
-NAMES = ["ltx-0.9.0", "ltx-0.9.5", "ltx2", "wan-2.1", "wan-2.2", "kl"]
+NAMES = ["ltx-0.9.0", "ltx-0.9.5", "ltx2", "wan-2.1", "wan-2.2", "cogvideox", "kl"]
 
 
 def video_of(name: str, latent_frames: int, batch: int = 1) -> Tensor:

@@ -1,0 +1,120 @@
+"""HunyuanVideo 1.5: causal convolutions with replicate padding, and attention that looks back over all
+frames.
+
+Owns the streaming rules of its temporal layers. The attention's keys and values of past frames are kept, so
+the state grows with the video, by two latent-sized activations a latent frame. Torch is imported only where
+used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from adaptive.errors import UnsupportedVae
+from adaptive.families.family import Family
+from adaptive.types import VaeTraits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adaptive.stream.engine import Engine, Rule
+    from adaptive.stream.tick import Tick
+
+_POINTWISE = frozenset(
+    {
+        "HunyuanVideo15Decoder3D", "HunyuanVideo15MidBlock", "HunyuanVideo15UpBlock3D",
+        "HunyuanVideo15ResnetBlock", "HunyuanVideo15RMS_norm", "Conv3d", "SiLU", "ModuleList",
+    }
+)  # fmt: skip
+
+
+class HunyuanVideo15Family(Family):
+    """AutoencoderKLHunyuanVideo15."""
+
+    name = "hunyuanvideo15"
+
+    def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
+        """The configuration names both ratios."""
+        return VaeTraits(
+            family=self.name,
+            vae_class=vae_class,
+            latent_channels=config.get("latent_channels", 32),
+            spatial_ratio=config.get("spatial_compression_ratio", 16),
+            temporal_ratio=config.get("temporal_compression_ratio", 4),
+            first_frame_alone=True,
+            exact_streaming=True,
+            frames_independent=False,
+        )
+
+    def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+        """The unmodified `vae.decoder` under this module's rules."""
+        from adaptive.stream.engine import RuledEngine
+
+        if kwargs:
+            raise UnsupportedVae(type(vae).__name__, f"decoding with {', '.join(kwargs)}")
+        return RuledEngine(
+            vae.decoder, rules=_RULES, pointwise=_POINTWISE, sink=vae.decoder.conv_out, kwargs={}
+        )
+
+
+def _conv(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001 - replaced
+    """Temporal window first, then the padding in space that the layer does together with it."""
+    import torch.nn.functional as F
+
+    size = module.conv.kernel_size[0]
+    left, right, top, bottom, *_ = module.time_causal_padding
+    window = tick.push_causal(module, frames, size)
+    convolved: Tensor = module.conv(F.pad(window, (left, right, top, bottom, 0, 0), mode=module.pad_mode))
+    return convolved
+
+
+def _upsample(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:
+    """The stream's first frame gives one frame, every later one gives two."""
+    if not module.add_temporal_upsample:
+        return forward(frames)  # type: ignore[no-any-return]
+    tick.limit *= 2
+    if tick.first(module):
+        return forward(frames)  # type: ignore[no-any-return]
+    out: Tensor = module._dcae_upsample_rearrange(module.conv(frames), r1=2)
+    shortcut: Tensor = module._dcae_upsample_rearrange(frames, r1=2)
+    return out.add_(shortcut.repeat_interleave(repeats=module.repeats, dim=1))
+
+
+def _attention(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001 - replaced
+    """Each frame attends to itself and to all before it, which needs no mask when frames are taken one by
+    one.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as attend
+
+    batch, channels, count, height, width = frames.shape
+    normed = module.norm(frames)
+    query, key, value = (_tokens(project(normed)) for project in (module.to_q, module.to_k, module.to_v))
+    past: tuple[tuple[Tensor, Tensor], ...] = tick.cells.get(module, ())
+    tick.cells[module] = (*past, (key, value))
+    keys = torch.cat([*(pair[0] for pair in past), key], 2)
+    values = torch.cat([*(pair[1] for pair in past), value], 2)
+    area = height * width
+    before = keys.shape[2] - count * area
+    looked = [
+        attend(query[:, :, i * area : (i + 1) * area], keys[:, :, :end], values[:, :, :end])
+        for i, end in enumerate(range(before + area, keys.shape[2] + 1, area))
+    ]
+    mixed = torch.cat(looked, 2).squeeze(1).reshape(batch, count, height, width, channels)
+    projected: Tensor = module.proj_out(mixed.permute(0, 4, 1, 2, 3))
+    return projected + frames
+
+
+def _tokens(frames: Tensor) -> Tensor:
+    """`[B, C, T, H, W]` to `[B, 1, T*H*W, C]`."""
+    return frames.flatten(2).permute(0, 2, 1).unsqueeze(1).contiguous()
+
+
+_RULES: Mapping[str, Rule] = {
+    "HunyuanVideo15CausalConv3d": _conv,
+    "HunyuanVideo15Upsample": _upsample,
+    "HunyuanVideo15AttnBlock": _attention,
+}
+
+FAMILY = HunyuanVideo15Family()
