@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
+
+from app.cli import app
+from app.config import Settings
 
 DOCKER = Path(__file__).parents[2] / "docker"
 PROMETHEUS = DOCKER / "prometheus"
@@ -135,6 +139,16 @@ def test_every_alert_has_a_case_where_it_fires_and_one_where_it_does_not(rule: d
         for sample in test["exp_samples"]
     ]
     assert any(f'alertname="{rule["alert"]}"' in labels for labels in expected)
+
+
+def test_runbooks_name_only_settings_and_commands_that_exist() -> None:
+    texts = [text for rule in alert_rules() for text in rule["annotations"].values()]
+    settings = {name for text in texts for name in re.findall(r"FRAMEFIT_[A-Z_]+", text)}
+    commands = {name for text in texts for name in re.findall(r"`framefit (\w+)", text)}
+    assert settings
+    assert commands
+    assert settings <= {f"FRAMEFIT_{name.upper()}" for name in Settings.model_fields}
+    assert commands <= set(typer.main.get_group(app).commands)
 
 
 @needs_promtool
