@@ -1,0 +1,165 @@
+"""A real `framefit serve` in processes of its own, driven over HTTP; it dies with the test run."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+from PIL import Image
+
+from app.config import Settings
+from app.jobs import Event
+from app.service import open_store
+
+T = TypeVar("T")
+START_SECONDS = 120.0
+JOB_SECONDS = 240.0
+POLL_SECONDS = 0.03
+
+
+class RunningService:
+    """One service on a data folder. Restart it by making another one on the same folder."""
+
+    def __init__(self, data_dir: Path, environ: Mapping[str, str] | None = None) -> None:
+        self.data_dir = data_dir
+        self.settings = Settings(data_dir=data_dir)
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self.log_path = data_dir / "serve.log"
+        own = {"FRAMEFIT_DATA_DIR": str(data_dir), "FRAMEFIT_DEVICES": "cpu", "OMP_NUM_THREADS": "2"}
+        command = [sys.executable, "-m", "app", "serve", "--port", "0", "--supervisor-pid", str(os.getpid())]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env={**os.environ, **own, **(environ or {})}, stdout=log, stderr=log, cwd=Path.cwd()
+            )
+        self.http = httpx.Client(base_url=self._url(), timeout=30.0)
+
+    def _url(self) -> str:
+        def announced() -> str | None:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the service ended:\n{self.log()}")
+            try:
+                found = json.loads((self.data_dir / "service.json").read_text())
+            except (OSError, ValueError):
+                return None
+            return str(found["url"]) if found["pid"] == self.process.pid else None
+
+        return wait_for(announced, START_SECONDS, self.log)
+
+    def log(self) -> str:
+        """The service's log so far."""
+        return self.log_path.read_text(errors="replace")[-6000:]
+
+    def processes(self) -> list[psutil.Process]:
+        """The supervisor and everything under it."""
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def worker(self) -> psutil.Process:
+        """The worker's process."""
+        return wait_for(
+            lambda: next((p for p in self.processes() if "worker" in p.cmdline()), None),
+            START_SECONDS,
+            self.log,
+        )
+
+    def submit(self, **fields: Any) -> dict[str, Any]:
+        """Hand in a job; the answer's body. A service that is still getting ready is asked again."""
+        picture = io.BytesIO()
+        Image.linear_gradient("L").convert("RGB").save(picture, "PNG")
+
+        def answered() -> dict[str, Any] | None:
+            files = {"image": ("picture.png", picture.getvalue())}
+            form = {"prompt": "a grey wall", **fields}
+            answer = self.http.post("/generate", data={k: str(v) for k, v in form.items()}, files=files)
+            if answer.status_code == 503:
+                return None
+            assert answer.status_code == 202, answer.text
+            body: dict[str, Any] = answer.json()
+            return body
+
+        return wait_for(answered, START_SECONDS, self.log)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """The job as it is now."""
+        body: dict[str, Any] = self.http.get(f"/jobs/{job_id}").raise_for_status().json()
+        return body
+
+    def wait_until(
+        self, job_id: str, met: Callable[[dict[str, Any]], bool], seconds: float = JOB_SECONDS
+    ) -> dict[str, Any]:
+        """The job as soon as it meets a condition; fails at once where it has ended otherwise."""
+
+        def checked() -> dict[str, Any] | None:
+            job = self.job(job_id)
+            if met(job):
+                return job
+            assert job["status"] in ("queued", "running"), job
+            return None
+
+        return wait_for(checked, seconds, self.log)
+
+    def finished(self, job_id: str, status: str = "succeeded") -> dict[str, Any]:
+        """The job once it has ended that way."""
+        return self.wait_until(job_id, lambda job: job["status"] == status)
+
+    def events(self, job_id: str) -> list[Event]:
+        """The job's history, from the table that everything else reads."""
+        store = open_store(self.settings)
+        try:
+            return store.events_after(0, job_id=job_id)
+        finally:
+            store.close()
+
+    def kinds(self, job_id: str) -> list[str]:
+        """The job's history by kinds."""
+        return [event.kind for event in self.events(job_id)]
+
+    def metric(self, line_start: str) -> float:
+        """Value of the metric's line that starts so; 0 where there is none."""
+        text = self.http.get("/metrics").raise_for_status().text
+        values = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith(line_start)]
+        return sum(float(value) for value in values)
+
+    def kill(self) -> None:
+        """Kill the parent without warning, and see every process of the service go."""
+        everyone = self.processes()
+        self.process.kill()
+        self.process.wait()
+        self.http.close()
+        _, alive = psutil.wait_procs(everyone, timeout=20)
+        assert not alive, f"orphans: {[p.cmdline() for p in alive]}"
+
+    def stop(self) -> None:
+        """Stop in good order."""
+        if self.process.poll() is None:
+            everyone = self.processes()
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise
+            _, alive = psutil.wait_procs(everyone, timeout=20)
+            assert not alive, f"orphans: {[p.cmdline() for p in alive]}"
+        self.http.close()
+
+
+StartService = Callable[..., RunningService]
+
+
+def wait_for(look: Callable[[], T | None], seconds: float, explain: Callable[[], str] = str) -> T:
+    """What `look` gives once it gives something; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while (found := look()) is None:
+        assert time.monotonic() < deadline, f"nothing came within {seconds} s\n{explain()}"
+        time.sleep(POLL_SECONDS)
+    return found

@@ -1,0 +1,109 @@
+"""Nothing that was accepted is lost: processes are killed, and every job still ends with its video."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+from running_service import RunningService, StartService
+
+# Long enough to be caught in each stage on a fast machine.
+LARGE = {"width": 256, "height": 256, "num_frames": 97, "num_inference_steps": 30, "fps": 24}
+
+Moment = Callable[[dict[str, Any]], bool]
+
+
+def denoising(job: dict[str, Any]) -> bool:
+    return bool(job["stage"] == "denoising" and job["progress"] > 0.1)
+
+
+def decoding(job: dict[str, Any]) -> bool:
+    return bool(job["stage"] == "decoding" and job["progress"] > 0.8)
+
+
+def encoding(job: dict[str, Any]) -> bool:
+    return bool(job["stage"] == "encoding")
+
+
+CASES = [
+    pytest.param(denoising, "auto", False, id="denoising"),
+    pytest.param(decoding, "per_frame", True, id="decoding"),
+    pytest.param(encoding, "batched", True, id="encoding"),
+]
+
+
+@pytest.mark.parametrize(("moment", "strategy", "latents_kept"), CASES)
+def test_a_job_whose_worker_is_killed_still_succeeds_and_never_denoises_twice_for_nothing(
+    shared_service: RunningService, moment: Moment, strategy: str, latents_kept: bool
+) -> None:
+    service = shared_service
+    job_id = service.submit(**LARGE, decode_strategy=strategy)["id"]
+    service.wait_until(job_id, moment)
+    killed = service.worker()
+    killed.kill()
+    service.finished(job_id)
+    kinds = service.kinds(job_id)
+    assert kinds.count("requeued") == 1
+    assert kinds.count("claimed") == 2
+    assert kinds.count("denoised") == 1
+    assert kinds.count("resumed_from_latents") == int(latents_kept)
+    assert service.worker().pid != killed.pid
+    assert service.http.get(f"/jobs/{job_id}/video").status_code == 200
+
+
+@pytest.mark.parametrize(("moment", "strategy", "latents_kept"), CASES[:2])
+def test_every_accepted_job_succeeds_after_the_whole_service_was_killed_and_no_process_is_left(
+    start_service: StartService, moment: Moment, strategy: str, latents_kept: bool
+) -> None:
+    first = start_service()
+    running = first.submit(**LARGE, decode_strategy=strategy)["id"]
+    waiting = [first.submit(num_inference_steps=1)["id"] for _ in range(3)]
+    first.wait_until(running, moment)
+    first.kill()
+    second = start_service()
+    for job_id in (running, *waiting):
+        second.finished(job_id)
+    assert second.kinds(running).count("denoised") == 1
+    assert second.kinds(running).count("resumed_from_latents") == int(latents_kept)
+
+
+def test_a_stopped_service_gives_the_running_job_back_and_leaves_no_process(
+    start_service: StartService,
+) -> None:
+    first = start_service()
+    job_id = first.submit(**{**LARGE, "num_inference_steps": 100})["id"]
+    first.wait_until(job_id, denoising)
+    everyone = first.processes()
+    first.stop()
+    assert not [p for p in everyone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    second = start_service()
+    assert second.job(job_id)["status"] in ("queued", "running")
+    assert "requeued" in second.kinds(job_id)
+    second.http.delete(f"/jobs/{job_id}").raise_for_status()
+    second.finished(job_id, "canceled")
+
+
+def test_a_running_job_is_canceled_within_a_step(shared_service: RunningService) -> None:
+    service = shared_service
+    job_id = service.submit(**{**LARGE, "num_inference_steps": 100})["id"]
+    service.wait_until(job_id, denoising)
+    asked_at = time.monotonic()
+    service.http.delete(f"/jobs/{job_id}").raise_for_status()
+    service.finished(job_id, "canceled")
+    # A heartbeat tells the worker, and the step at hand is finished first; all steps would take far longer.
+    assert time.monotonic() - asked_at < 30
+    assert service.kinds(job_id)[-2:] == ["canceled", "finished"]
+    assert service.finished(service.submit(num_inference_steps=1)["id"])
+
+
+def test_a_job_that_kills_its_worker_every_time_is_given_up(start_service: StartService) -> None:
+    service = start_service(FRAMEFIT_MAX_ATTEMPTS="2")
+    job_id = service.submit(**{**LARGE, "num_inference_steps": 100})["id"]
+    for attempt in (1, 2):
+        service.wait_until(
+            job_id, lambda job, n=attempt: denoising(job) and service.kinds(job_id).count("claimed") == n
+        )
+        service.worker().kill()
+    job = service.finished(job_id, "failed")
+    assert job["error"]["code"] == "too_many_attempts"

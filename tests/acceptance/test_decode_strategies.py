@@ -1,0 +1,96 @@
+"""Three memory budgets, three ways to decode, one video: in the job, the events, the metrics, the pixels."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running_service import RunningService
+from typer.testing import CliRunner
+
+from adaptive.recording import load_calls
+from adaptive.types import LatentShape, VideoShape
+from app import profiles
+from app.cli import app as command
+from app.config import load_models
+
+VIDEO = {"width": 256, "height": 256, "num_frames": 33, "num_inference_steps": 1, "seed": 5}
+
+
+def budgets(service: RunningService) -> dict[str, int]:
+    """For each strategy the bytes that are just enough for it and not for the next faster one."""
+    profile = profiles.load(service.settings, load_models(service.settings)["tiny"])
+    assert profile is not None
+    shape: LatentShape = profile.traits.latent_shape(VideoShape(33, 256, 256))
+    sizes = {"batched": 5, "chunked": 2, "per_frame": 1}
+    return {name: profile.estimate(shape, size).upper_bytes for name, size in sizes.items()}
+
+
+@pytest.mark.parametrize("strategy", ["batched", "chunked", "per_frame"])
+def test_a_budget_chooses_the_strategy_and_the_frames_stay_the_same(
+    shared_service: RunningService, strategy: str, tmp_path: Path
+) -> None:
+    service = shared_service
+    budget = budgets(service)[strategy]
+    reason = "fastest" if strategy == "batched" else "fastest_that_fits"
+    line = f'framefit_decode_strategy_total{{reason="{reason}",strategy="{strategy}"'
+    before = service.metric(line)
+    job_id = service.submit(**VIDEO, memory_budget_bytes=budget)["id"]
+    job = service.finished(job_id)
+    assert job["decode"]["strategy"] == strategy
+    assert job["decode"]["exact"] is True
+    (planned,) = [event for event in service.events(job_id) if event.kind == "plan"]
+    assert planned.data["strategy"] == strategy
+    assert planned.data["budget_bytes"] <= budget
+    assert service.metric(line) == before + 1
+
+    latents = service.settings.jobs_dir / job_id / "latents.safetensors"
+    frames = redecoded(service, latents, tmp_path / "frames.safetensors", budget)
+    (call,) = load_calls(latents)
+    with torch.no_grad():
+        expected = load_vae(service).decode(call.latents, *call.args, return_dict=False)[0]
+    assert (frames - expected).abs().max() < 1e-4
+
+
+def redecoded(service: RunningService, latents: Path, out: Path, budget: int) -> torch.Tensor:
+    """The job's latents decoded again by `framefit decode` under the same budget."""
+    from safetensors.torch import load_file
+
+    arguments = ["decode", str(latents), "-o", str(out), "--memory-budget", str(budget)]
+    result = CliRunner().invoke(command, [*arguments, "--data-dir", str(service.data_dir)])
+    assert result.exit_code == 0, result.output
+    return load_file(out)["frames"]
+
+
+def load_vae(service: RunningService) -> Any:
+    from diffusers import AutoencoderKLLTXVideo
+
+    return AutoencoderKLLTXVideo.from_pretrained(service.data_dir / "models" / "tiny", subfolder="vae").eval()
+
+
+def test_a_video_has_exactly_the_frames_size_and_speed_asked_for(shared_service: RunningService) -> None:
+    import io
+
+    import av
+
+    job_id = shared_service.submit(width=192, height=128, num_frames=17, fps=10, num_inference_steps=1)["id"]
+    shared_service.finished(job_id)
+    answer = shared_service.http.get(f"/jobs/{job_id}/video").raise_for_status()
+    assert answer.headers["content-type"] == "video/mp4"
+    with av.open(io.BytesIO(answer.content)) as file:
+        stream = file.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == 10
+    assert len(frames) == 17
+    assert {frame.shape for frame in frames} == {(128, 192, 3)}
+    assert answer.content.find(b"moov") < answer.content.find(b"mdat")
+
+
+def test_the_same_seed_gives_the_same_bytes(shared_service: RunningService) -> None:
+    first, second = (shared_service.submit(**VIDEO)["id"] for _ in range(2))
+    videos = []
+    for job_id in (first, second):
+        shared_service.finished(job_id)
+        videos.append(shared_service.http.get(f"/jobs/{job_id}/video").raise_for_status().content)
+    assert videos[0] == videos[1]
