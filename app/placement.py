@@ -21,7 +21,7 @@ def place(
 
     Returns what to call when the pipeline has run: it brings components that take turns back to the host.
     """
-    if device.type == "cpu" or kind == "resident":
+    if kind == "resident" or _is_host(device):
         pipe.to(device)
         return _nothing
     if kind == "group_offload":
@@ -74,6 +74,11 @@ def _encoders(pipe: Any) -> list[str]:
         for name, component in pipe.components.items()
         if isinstance(component, torch.nn.Module) and name != "vae" and name not in DENOISERS
     ]
+
+
+def _is_host(device: torch.device) -> bool:
+    """Whether there is no device to move weights to and from."""
+    return device.type == "cpu"
 
 
 def _nothing() -> None:
