@@ -2,7 +2,6 @@
 here.
 """
 
-import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -19,7 +18,6 @@ from app.media import ImageRejected
 from app.store import IdempotencyConflict, NoSuchJob, QueueFull, StoreUnavailable, WrongState
 from app.webhooks import WebhookRefused
 
-log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 5
 
@@ -171,8 +169,8 @@ def install(app: FastAPI) -> None:
         where, name = str(first["loc"][0]), ".".join(map(str, first["loc"][1:]))
         return _answer(request, Problem(422, f"invalid_{where}_parameter", f"{name}: {first['msg']}"))
 
-    def unexpected(request: Request, error: Exception) -> Response:
-        log.error("request_failed path=%s", request.url.path, exc_info=error)
+    def unexpected(request: Request, _error: Exception) -> Response:
+        # Starlette raises the error again once this is sent, and the server logs it.
         return _answer(request, Problem(500, "internal_error", "the request failed; the log says why"))
 
     for kind in (

@@ -21,6 +21,7 @@ INSERT_JOB = text("""
 """)
 INSERT_IMAGE = text("insert into images (job_id, data) values (:job_id, :data)")
 COUNT_QUEUED = text("select count(*) from jobs where status = 'queued'")
+COUNT_BEHIND = text("select count(*) from jobs where status = 'queued' and rank > :rank")
 COUNT_QUEUED_OF = text("select count(*) from jobs where status = 'queued' and owner = :owner")
 SELECT_KEY = text("select id, status, fingerprint from jobs where idempotency_key = :key")
 DROP_KEY = text("update jobs set idempotency_key = null where id = :id")
@@ -75,7 +76,7 @@ def add(
     earlier = key and _earlier(connection, key, submission.fingerprint)
     if earlier:
         return fetch_job(connection, earlier), False
-    _check_room(connection, submission.owner, max_queued, max_queued_of_owner)
+    queued = _check_room(connection, submission.owner, max_queued, max_queued_of_owner)
     spec, job_id = submission.spec, new_id()
     row = {
         "id": job_id,
@@ -93,7 +94,37 @@ def add(
     connection.execute(INSERT_JOB, row)
     connection.execute(INSERT_IMAGE, {"job_id": job_id, "data": submission.image})
     append_event(connection, job_id, "accepted", {"model": spec.model, "priority": spec.priority}, now)
-    return fetch_job(connection, job_id), True
+    # Counted from the tail, where new jobs stand: a long queue makes this no slower.
+    behind = connection.execute(COUNT_BEHIND, {"rank": row["rank"]}).scalar_one()
+    return _as_added(job_id, submission, now, queued + 1 - behind), True
+
+
+def _as_added(job_id: str, submission: Submission, now: float, position: int) -> Job:
+    return Job(
+        id=job_id,
+        status=JobStatus.QUEUED,
+        stage=Stage.QUEUED,
+        progress=0.0,
+        spec=submission.spec,
+        plan=submission.plan,
+        needed_bytes=submission.needed_bytes,
+        created_at=now,
+        started_at=None,
+        finished_at=None,
+        expires_at=None,
+        expired=False,
+        attempts=0,
+        token=0,
+        worker_id=None,
+        lease_until=None,
+        cancel_requested=False,
+        latents_path=None,
+        decode=None,
+        result=None,
+        error=None,
+        owner=submission.owner,
+        queue_position=position,
+    )
 
 
 def _earlier(connection: Connection, key: str, fingerprint: str) -> str | None:
@@ -108,14 +139,16 @@ def _earlier(connection: Connection, key: str, fingerprint: str) -> str | None:
     return str(row.id)
 
 
-def _check_room(connection: Connection, owner: str | None, limit: int, owner_limit: int | None) -> None:
-    queued = connection.execute(COUNT_QUEUED).scalar_one()
+def _check_room(connection: Connection, owner: str | None, limit: int, owner_limit: int | None) -> int:
+    """How many jobs are queued; `QueueFull` where one more would be too many."""
+    queued: int = connection.execute(COUNT_QUEUED).scalar_one()
     if queued >= limit:
         raise QueueFull(queued, limit)
     if owner is not None and owner_limit is not None:
         own = connection.execute(COUNT_QUEUED_OF, {"owner": owner}).scalar_one()
         if own >= owner_limit:
             raise QueueFull(own, owner_limit)
+    return queued
 
 
 def cancel(connection: Connection, job_id: str, *, now: float, ttl_seconds: float | None) -> Job:

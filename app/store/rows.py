@@ -15,14 +15,13 @@ from sqlalchemy.sql.elements import TextClause
 from app.jobs import Event, Job, JobSpec, JobStatus, Json, Stage
 from app.store.errors import NoSuchJob
 
-# A queued job's position is how many run before it, itself included.
+# A queued job's position is one more than how many run before it.
 JOB_COLUMNS = """
     j.id, j.status, j.stage, j.progress, j.spec, j.plan, j.needed_bytes, j.created_at, j.started_at,
     j.finished_at, j.expires_at, j.expired, j.attempts, j.token, j.worker_id, j.lease_until,
     j.cancel_requested, j.latents_path, j.decode, j.result, j.error, j.owner,
     case when j.status = 'queued' then (
-        select count(*) from jobs q
-        where q.status = 'queued' and (q.rank < j.rank or (q.rank = j.rank and q.id <= j.id))
+        select count(*) + 1 from jobs q where q.status = 'queued' and q.rank < j.rank
     ) end as queue_position
 """
 

@@ -88,4 +88,5 @@ def _create_jobs() -> None:
     )
     op.create_index("jobs_in_turn", "jobs", ["status", "rank", "id"])
     op.create_index("jobs_of_model_in_turn", "jobs", ["status", "model", "rank", "id"])
+    op.create_index("jobs_by_status", "jobs", ["status"])  # small, so that counting is cheap
     op.create_index("jobs_by_expiry", "jobs", ["expires_at"])

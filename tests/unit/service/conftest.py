@@ -3,13 +3,14 @@
 import io
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from adaptive.memory import Curve, MemoryProfile
+from adaptive.memory import MemoryProfile
 from adaptive.types import VaeTraits
 from app.admission import LoadProfile
 from app.api import create_app
@@ -110,12 +111,15 @@ def picture() -> bytes:
 
 def traced(entry: ModelEntry) -> MemoryProfile:
     """A profile of round numbers: a MiB a latent pixel batched, a quarter of that for one frame."""
-    return MemoryProfile(
-        traits=TRAITS,
-        dtype=entry.dtype,
-        config_digest="0",
-        batched=Curve((1, 5), (0.25 * MIB, 1.25 * MIB)),
-        streamed={1: Curve((1,), (0.25 * MIB,)), 2: Curve((1,), (0.5 * MIB,))},
+    return MemoryProfile.from_json(
+        {
+            "format": 1,
+            "traits": asdict(TRAITS),
+            "dtype": entry.dtype,
+            "config_digest": "0",
+            "batched": [[1, 0.25 * MIB], [5, 1.25 * MIB]],
+            "streamed": {"1": [[1, 0.25 * MIB]], "2": [[1, 0.5 * MIB]]},
+        }
     )
 
 

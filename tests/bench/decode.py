@@ -1,0 +1,226 @@
+"""Decoding measured: diffusers batched, diffusers' own way of saving memory, ours at several chunk sizes.
+
+    python tests/bench/decode.py [--family ltx-0.9.0 ...] [--repeats 5] [--device cpu|cuda] [--out FOLDER]
+
+Published configurations with random weights, at sizes that a small machine holds. For each way: error against
+the batched decode (largest difference over largest value), peak live bytes above weights and input (traced on
+meta tensors, frames given away as they come), seconds (median of interleaved repeats; processor time on the
+CPU), and the share of the decode's time that passes before the first frames exist. Writes `decode.json` and
+`decode.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from adaptive.stream import decode_whole, open_decode
+from adaptive.trace import trace_peak
+
+Way = Callable[[Any, Tensor], Iterator[Tensor]]
+CHUNKS = (1, 2, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A published configuration and a latent shape `[B, C, T, h, w]` for it."""
+
+    vae_class: str
+    config: dict[str, Any]
+    latents: tuple[int, int, int, int, int]
+    frugal: dict[str, Any] | None  # flags of diffusers' best memory-saving setting that applies to the size
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one way of decoding one case gave."""
+
+    family: str
+    way: str
+    relative_error: float
+    peak_live_bytes: int
+    seconds: float
+    time_to_batched: float
+    first_frames_at: float  # share of the seconds gone when the first frames exist
+
+
+_LTX_095 = {
+    "block_out_channels": (128, 256, 512, 1024, 2048),
+    "down_block_types": ("LTXVideo095DownBlock3D",) * 4,
+    "decoder_block_out_channels": (256, 512, 1024),
+    "layers_per_block": (4, 6, 6, 2, 2),
+    "decoder_layers_per_block": (5, 5, 5, 5),
+    "spatio_temporal_scaling": (True, True, True, True),
+    "decoder_spatio_temporal_scaling": (True, True, True),
+    "decoder_inject_noise": (False, False, False, False),
+    "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+    "upsample_residual": (True, True, True),
+    "upsample_factor": (2, 2, 2),
+    "timestep_conditioning": True,
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
+}
+
+CASES = {
+    "ltx-0.9.0": Case("AutoencoderKLLTXVideo", {}, (1, 128, 13, 2, 3), {"use_framewise_decoding": True}, {}),
+    "ltx-0.9.5": Case(
+        "AutoencoderKLLTXVideo",
+        _LTX_095,
+        (1, 128, 7, 2, 2),
+        {"use_framewise_decoding": True},
+        {"temb": torch.tensor([0.05])},
+    ),
+    "wan-2.1": Case("AutoencoderKLWan", {}, (1, 16, 5, 8, 8), None, {}),
+    "cogvideox": Case("AutoencoderKLCogVideoX", {}, (1, 16, 5, 6, 6), None, {}),
+}
+
+
+def _batched(kwargs: dict[str, Any]) -> Way:
+    def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
+        yield decode_whole(vae, latents, **kwargs)
+
+    return way
+
+
+def _frugal(flags: dict[str, Any], kwargs: dict[str, Any]) -> Way:
+    def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
+        for flag in flags:
+            setattr(vae, flag, flags[flag])
+        try:
+            with torch.no_grad():
+                yield vae.decode(latents, **kwargs).sample
+        finally:
+            for flag in flags:
+                setattr(vae, flag, False)
+
+    return way
+
+
+def _chunked(size: int, kwargs: dict[str, Any]) -> Way:
+    def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
+        with open_decode(vae, latents, **kwargs) as stream:
+            while not stream.finished:
+                yield stream.step(size)
+
+    return way
+
+
+def ways_of(case: Case) -> dict[str, Way]:
+    """Every way of decoding the case, batched first."""
+    ways = {"diffusers batched": _batched(case.kwargs)}
+    if case.frugal is not None:
+        ways["diffusers framewise"] = _frugal(case.frugal, case.kwargs)
+    return ways | {f"framefit chunk {size}": _chunked(size, case.kwargs) for size in CHUNKS}
+
+
+def build(case: Case, device: str) -> Any:
+    """The VAE with random weights."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        return getattr(diffusers, case.vae_class)(**case.config).eval()
+
+
+def peak_live_bytes(case: Case, way: Way) -> int:
+    """Traced on meta tensors; frames are dropped as they come."""
+    vae = build(case, "meta")
+    latents = torch.empty(case.latents, device="meta")
+
+    def consume() -> None:
+        for frames in way(vae, latents):
+            del frames
+
+    return trace_peak(consume).peak_bytes
+
+
+def timed(way: Way, vae: Any, latents: Tensor) -> tuple[float, float, Tensor]:
+    """Seconds in all, seconds until the first frames, and the video."""
+    clock = time.process_time if latents.device.type == "cpu" else _device_clock
+    started, first, parts = clock(), None, []
+    for frames in way(vae, latents):
+        if frames.shape[2]:
+            first = clock() if first is None else first
+            parts.append(frames)
+    ended = clock()
+    return ended - started, (first or ended) - started, torch.cat(parts, 2)
+
+
+def _device_clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(family: str, repeats: int, device: str) -> Iterator[Row]:
+    """One row a way; repeats are interleaved so that drifting load falls on all alike."""
+    case = CASES[family]
+    vae = build(case, "cpu").to(device)
+    latents = torch.randn(case.latents, generator=torch.Generator().manual_seed(1)).to(device)
+    ways = ways_of(case)
+    reference = timed(ways["diffusers batched"], vae, latents)[2]
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    errors: dict[str, float] = {}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            seconds, first, video = timed(way, vae, latents)
+            times[name].append((seconds, first))
+            errors[name] = ((video - reference).abs().max() / reference.abs().max()).item()
+    batched = statistics.median(seconds for seconds, _ in times["diffusers batched"])
+    for name, way in ways.items():
+        seconds = statistics.median(seconds for seconds, _ in times[name])
+        share = statistics.median(first / seconds for seconds, first in times[name])
+        peak = peak_live_bytes(case, way)
+        yield Row(family, name, errors[name], peak, seconds, seconds / batched, share)
+
+
+def as_markdown(rows: list[Row], repeats: int, device: str) -> str:
+    """The table, with how it was made."""
+    head = (
+        f"Measured by `tests/bench/decode.py`: {device}, {torch.get_num_threads()} thread(s), "
+        f"torch {torch.__version__}, diffusers {diffusers.__version__}, float32, "
+        f"median of {repeats} interleaved runs.\n\n"
+        "| family | way | error | peak live MB | seconds | of batched | first frames at |\n"
+        "|---|---|---|---|---|---|---|\n"
+    )
+    return head + "".join(
+        f"| {row.family} | {row.way} | {row.relative_error:.1e} | {row.peak_live_bytes / 1e6:.1f} "
+        f"| {row.seconds:.2f} | {row.time_to_batched:.2f} | {row.first_frames_at:.0%} |\n"
+        for row in rows
+    )
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--family", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows: list[Row] = []
+    for family in options.family:
+        for row in measure(family, options.repeats, options.device):
+            rows.append(row)
+            print(f"{row.family:10} {row.way:20} {row.relative_error:.1e} {row.seconds:.2f} s")  # noqa: T201
+    options.out.mkdir(parents=True, exist_ok=True)
+    facts = {"machine": platform.machine(), "torch": torch.__version__, "repeats": options.repeats}
+    name = f"decode-{options.device}"
+    document = json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1)
+    (options.out / f"{name}.json").write_text(document + "\n")
+    (options.out / f"{name}.md").write_text(as_markdown(rows, options.repeats, options.device))
+
+
+if __name__ == "__main__":
+    main()
