@@ -209,7 +209,8 @@ def _text(value: float, unit: str, decimals: int | None = None) -> str:
         return f"{value / 2**30:.1f} GiB" if abs(value) >= 2**30 else f"{value / 2**20:.0f} MiB"
     if unit == "percentunit":
         return f"{value * 100:.{decimals or 0}f} %"
-    return f"{value:.{decimals}f}" + (" s" if unit == "s" else "") if decimals is not None else f"{value:g}"
+    number = f"{value:g}" if decimals is None else f"{value:.{decimals}f}"
+    return f"{number} s" if unit == "s" else number
 
 
 _DRAW = {
