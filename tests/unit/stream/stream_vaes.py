@@ -101,6 +101,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "AutoencoderKLHunyuanVideo15",
         {"latent_channels": 4, "block_out_channels": (8, 8, 16, 16, 16), "layers_per_block": 1},
     ),
+    "svd": (
+        "AutoencoderKLTemporalDecoder",
+        {
+            "latent_channels": 4,
+            "block_out_channels": (32, 32),
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "layers_per_block": 1,
+        },
+    ),
     "kl": (
         "AutoencoderKL",
         {

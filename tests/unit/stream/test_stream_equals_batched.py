@@ -58,6 +58,17 @@ def test_any_schedule_gives_the_batched_frames_to_twelve_digits_in_double_precis
     check(name, torch.float64, frames, batch, schedule)
 
 
+@pytest.mark.parametrize(("name", "kwargs"), [("kl", {}), ("svd", {"num_frames": 3})])
+def test_frames_folded_in_the_batch_are_one_video(name: str, kwargs: dict[str, int]) -> None:
+    vae = shared(name)
+    folded = latents_of(vae, 3)[0].transpose(0, 1)
+    with torch.no_grad():
+        own = vae.decode(folded, **kwargs).sample
+    expected = own.transpose(0, 1)[None]
+    assert relative_error(decode_whole(vae, folded, **kwargs), expected) <= 1e-6
+    assert relative_error(streamed(vae, folded, [2, 1], **kwargs), expected) <= 2e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_adds_no_error_of_its_own(dtype: torch.dtype) -> None:
     exact = shared("ltx-0.9.0")
