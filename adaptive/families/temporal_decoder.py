@@ -67,7 +67,7 @@ def _sweep_engine(vae: Any) -> Engine:
     decoder = vae.decoder
 
     class Sweep:
-        """All latents go in with the first step; its limit is the number of frames on the device at a time."""
+        """All latents go in with the first step, whose limit is how many frames are on the device at once."""
 
         def take(self, position: int, wanted: int, total: int) -> int:  # noqa: ARG002 - all or none
             """Latents are small: all of them at once."""
