@@ -11,6 +11,7 @@ from adaptive.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from adaptive.attach import capture as capture
+    from adaptive.attach import enable as enable
     from adaptive.decoder import AdaptiveDecoder as AdaptiveDecoder
     from adaptive.decoder import DecodeEvent as DecodeEvent
     from adaptive.errors import AdaptiveError as AdaptiveError
@@ -52,6 +53,7 @@ _HOMES = {
     "VideoShape": "types",
     "capture": "attach",
     "decode": "functions",
+    "enable": "attach",
     "plan": "functions",
     "predict_peak": "profile",
     "stream_decode": "functions",

@@ -22,7 +22,8 @@ from app.store import JobStore, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-EXIT_STALLED = 75  # EX_TEMPFAIL of sysexits.h: start me again
+EXIT_BROKEN = 70  # EX_SOFTWARE of sysexits.h
+EXIT_STALLED = 75  # EX_TEMPFAIL of sysexits.h
 BUSY_HEARTBEAT_SECONDS = 1.0  # how soon a running job learns of its cancellation
 
 
@@ -151,6 +152,10 @@ class Worker:
                 log.warning("heartbeat_failed worker_id=%s reason=%s", self._id, error)
                 if current and time.monotonic() - self._lease_seen_at > self._settings.lease_seconds:
                     current[1].interrupt(JobLost)
+            except Exception:  # a lost device, or a fault of ours: a worker that cannot report must not go on
+                log.critical("heartbeat_broke worker_id=%s", self._id, exc_info=True)
+                logging.shutdown()
+                os._exit(EXIT_BROKEN)
             self._exit_when_stalled(current)
             busy = min(BUSY_HEARTBEAT_SECONDS, self._settings.heartbeat_seconds)
             time.sleep(busy if self._current else self._settings.heartbeat_seconds)

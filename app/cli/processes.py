@@ -100,7 +100,8 @@ def worker(
         engine = Engine(settings, device)
     except NoDevice as error:
         typer.secho(f"framefit worker: {error}", err=True, fg=typer.colors.RED)
-        sys.exit(EXIT_DEVICE_UNAVAILABLE)
+        # Only a torch that can never use a GPU gives up its device; a lost card is tried again.
+        sys.exit(EXIT_DEVICE_UNAVAILABLE if "without CUDA" in error.state else 1)
     with closing(open_store(settings)) as store:
         store.migrate()
         identity = worker_id or f"{socket.gethostname()}/{device}"
