@@ -21,6 +21,7 @@ _REGISTRY = {
     "AutoencoderKLCogVideoX": "cogvideox",
     "AutoencoderKLHunyuanVideo15": "hunyuanvideo15",
     "AutoencoderKLLTX2Video": "ltx2",
+    "AutoencoderKLMochi": "mochi",
     "AutoencoderKLTemporalDecoder": "temporal_decoder",
     "AutoencoderKLLTXVideo": "ltx",
     "AutoencoderKLWan": "wan",

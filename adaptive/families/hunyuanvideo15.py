@@ -73,7 +73,6 @@ def _upsample(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:
     """The stream's first frame gives one frame, every later one gives two."""
     if not module.add_temporal_upsample:
         return forward(frames)  # type: ignore[no-any-return]
-    tick.limit *= 2
     if tick.first(module):
         return forward(frames)  # type: ignore[no-any-return]
     out: Tensor = module._dcae_upsample_rearrange(module.conv(frames), r1=2)

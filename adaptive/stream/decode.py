@@ -70,6 +70,8 @@ class DecodeStream:
             raise ValueError(f"latent_frames must be at least 1, got {latent_frames}")
         if self._closed:
             raise RuntimeError("the stream is closed")
+        if self.finished:
+            return self._no_frames(self._latents[:, :, :0].to(execution_device(self._vae)))
         wake(self._vae)
         device = execution_device(self._vae)
         stop = self.position + self._engine.take(self.position, latent_frames, self.latent_frames)

@@ -74,7 +74,8 @@ class RuledEngine:
     `rules` is keyed by class name; every class below `module` must be in `rules` or in `pointwise` (layers
     that treat frames one by one), else `UnsupportedVae` is raised: what is not known is not streamed. `sink`
     is the last temporal layer. `seeded` says that the forward draws random numbers, which every chunk must
-    share.
+    share. `finish` makes frames of what `module` gives, where that is not frames already; it is told whether
+    this is the stream's first chunk.
     """
 
     def __init__(
@@ -86,10 +87,12 @@ class RuledEngine:
         sink: nn.Module,
         kwargs: Mapping[str, Any],
         seeded: bool = False,
+        finish: Callable[[Any, bool], Tensor] | None = None,
     ) -> None:
         self._module = module
         self._kwargs = dict(kwargs)
         self._seeded = seeded
+        self._finish = finish
         self._sink = sink
         self._hooked = any("_diffusers_hook" in child.__dict__ for child in module.modules())
         self._ruled: dict[nn.Module, Rule] = {}
@@ -116,8 +119,10 @@ class RuledEngine:
         )
         rules = {module: functools.partial(_bound, tick, rule) for module, rule in self._ruled.items()}
         with intercepted(rules), self._same_noise(tick, chunk.device):
-            output: Tensor = self._module(chunk, **self._kwargs)
-        return (None if tick.no_output else output), tick.cells
+            output = self._module(chunk, **self._kwargs)
+        if tick.no_output:
+            return None, tick.cells
+        return (output if self._finish is None else self._finish(output, not state)), tick.cells
 
     @contextmanager
     def _same_noise(self, tick: Tick, device: torch.device) -> Iterator[None]:

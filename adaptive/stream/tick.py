@@ -61,8 +61,11 @@ class Tick:
 
     def push_causal(self, layer: nn.Module, frames: Tensor, size: int) -> Tensor:
         """Window of a causal layer of stride 1, which holds nothing back: one output frame an input frame."""
-        pushed = self.push(layer, frames, Kernel.replicate(size, 1, causal=True))
+        kernel = Kernel.replicate(size, 1, causal=True)
+        held = self.cells.get(layer, _NEW)
+        pushed = push(held, frames, kernel, ended=self.ended, limit=frames.shape[2])
         assert pushed.window is not None, "a causal stream has no empty chunks"
+        self.cells[layer] = pushed.held
         return pushed.window
 
     def first(self, layer: nn.Module) -> bool:

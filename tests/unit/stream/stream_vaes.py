@@ -101,6 +101,17 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "AutoencoderKLHunyuanVideo15",
         {"latent_channels": 4, "block_out_channels": (8, 8, 16, 16, 16), "layers_per_block": 1},
     ),
+    "mochi": (
+        "AutoencoderKLMochi",
+        {
+            "latent_channels": 4,
+            "encoder_block_out_channels": (32, 32, 32, 32),
+            "decoder_block_out_channels": (32, 32, 32, 32),
+            "layers_per_block": (1, 1, 1, 1, 1),
+            "latents_mean": (0.0,) * 4,
+            "latents_std": (1.0,) * 4,
+        },
+    ),
     "svd": (
         "AutoencoderKLTemporalDecoder",
         {

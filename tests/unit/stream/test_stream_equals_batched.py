@@ -7,7 +7,18 @@ import torch
 from diffusers.models.normalization import RMSNorm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stream_vaes import CONFIGS, LOOKS_BACK, LTX, kwargs_of, latents_of, relative_error, run, shared, streamed
+from stream_vaes import (
+    CONFIGS,
+    LOOKS_BACK,
+    LTX,
+    build,
+    kwargs_of,
+    latents_of,
+    relative_error,
+    run,
+    shared,
+    streamed,
+)
 from torch import Tensor, nn
 
 from adaptive.errors import UnsupportedVae
@@ -67,6 +78,12 @@ def test_frames_folded_in_the_batch_are_one_video(name: str, kwargs: dict[str, i
     expected = own.transpose(0, 1)[None]
     assert relative_error(decode_whole(vae, folded, **kwargs), expected) <= 1e-6
     assert relative_error(streamed(vae, folded, [2, 1], **kwargs), expected) <= 2e-5
+
+
+def test_channels_last_weights_stream_too() -> None:
+    vae = build("ltx-0.9.0").to(memory_format=torch.channels_last_3d)
+    latents = latents_of(vae, 4).to(memory_format=torch.channels_last_3d)
+    assert relative_error(streamed(vae, latents, [1, 2]), decode_whole(vae, latents)) <= 2e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -154,6 +154,16 @@ def test_gradients_are_neither_needed_nor_kept() -> None:
     assert not streamed(vae, latents, [1]).requires_grad
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_finished_stream_gives_no_more_frames(name: str) -> None:
+    vae = shared(name)
+    with open_decode(vae, latents_of(vae, 2), **kwargs_of(vae)) as stream:
+        last = list(run(stream, [2]))[-1]
+        extra = stream.step(1)
+    assert extra.shape[2] == 0
+    assert extra.shape[3:] == last.shape[3:]
+
+
 def test_a_closed_stream_refuses_to_go_on() -> None:
     vae = shared("ltx-0.9.0")
     with open_decode(vae, latents_of(vae, 2)) as stream:
