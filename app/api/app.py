@@ -44,6 +44,7 @@ def create_app(settings: Settings, *, load_profile: LoadProfile | None = None) -
         version=__version__,
         summary="Image to video, decoded in the memory that is free.",
         lifespan=lifespan,
+        responses=problems.documented(422),
         docs_url=None,
         redoc_url=None,
     )

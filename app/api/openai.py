@@ -5,6 +5,7 @@ beside them.
 """
 
 import re
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
@@ -13,7 +14,7 @@ from fastapi.responses import FileResponse, Response
 from app.api.access import Caller
 from app.api.bodies import take_apart
 from app.api.jobs import get_video
-from app.api.problems import Problem, documented
+from app.api.problems import Problem
 from app.api.requests import entry_of
 from app.api.schemas import VIDEO_BODY
 from app.api.service import Service, TheService, visible
@@ -31,6 +32,16 @@ STATUS = {
 }
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 MAX_SECONDS = 3600.0
+
+
+ERROR = {"type": "object", "properties": {"error": {"type": "object"}}, "required": ["error"]}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route whose errors have OpenAI's form."""
+    content = {"application/json": {"schema": ERROR}}
+    described = {status: HTTPStatus(status).phrase for status in (*statuses, 422)}
+    return {status: {"description": phrase, "content": content} for status, phrase in described.items()}
 
 
 def video_view(job: Job) -> Json:
@@ -61,7 +72,7 @@ def video_view(job: Job) -> Json:
 @router.post(
     "",
     summary="Create a video",
-    responses=documented(400, 401, 408, 413, 415, 422, 429, 503),
+    responses=errors(400, 401, 408, 413, 415, 422, 429, 503),
     openapi_extra=VIDEO_BODY,
 )
 def create(
@@ -108,7 +119,7 @@ def _frames(seconds: object, fps: object, entry: ModelEntry) -> int:
     return max(0 if first else 1, steps) * entry.temporal_ratio + first
 
 
-@router.get("", summary="List videos", responses=documented(401, 422))
+@router.get("", summary="List videos", responses=errors(401, 422))
 def list_videos(
     service: TheService,
     owner: Caller,
@@ -128,7 +139,7 @@ def list_videos(
     }
 
 
-@router.get("/{video_id}", summary="A video", responses=documented(401, 404))
+@router.get("/{video_id}", summary="A video", responses=errors(401, 404))
 def retrieve(video_id: str, service: TheService, owner: Caller) -> Json:
     """The video as it stands now."""
     return video_view(visible(service, video_id, owner))
@@ -138,7 +149,7 @@ def retrieve(video_id: str, service: TheService, owner: Caller) -> Json:
     "/{video_id}/content",
     summary="The video's file",
     response_class=FileResponse,
-    responses={200: {"content": {"video/mp4": {}}}, **documented(401, 404, 409, 410, 422)},
+    responses={200: {"content": {"video/mp4": {}}}, **errors(401, 404, 409, 410, 422)},
 )
 def content(
     video_id: str,
@@ -153,7 +164,7 @@ def content(
     return get_video(video_id, service, owner, if_none_match)
 
 
-@router.delete("/{video_id}", summary="Delete a video", responses=documented(401, 404))
+@router.delete("/{video_id}", summary="Delete a video", responses=errors(401, 404))
 def delete(video_id: str, service: TheService, owner: Caller) -> Json:
     """Cancel the job if it has not ended, and delete what it made."""
     job = visible(service, video_id, owner)

@@ -2,13 +2,14 @@
 here.
 """
 
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -53,7 +54,7 @@ class Problem(Exception):
         self.data = dict(data or {})
         super().__init__(detail)
 
-    def response(self) -> JSONResponse:
+    def response(self) -> Response:
         """The document as a response."""
         body = {
             "type": f"urn:framefit:problem:{self.code}",
@@ -63,7 +64,12 @@ class Problem(Exception):
             "code": self.code,
             **self.data,
         }
-        return JSONResponse(body, self.status, headers=self.headers, media_type=MEDIA_TYPE)
+        return _json(body, self, MEDIA_TYPE)
+
+
+def _json(body: Mapping[str, Any], problem: Problem, media_type: str) -> Response:
+    # In ASCII: a problem may quote what a client sent, and half a surrogate pair has no UTF-8.
+    return Response(json.dumps(body), problem.status, headers=problem.headers, media_type=media_type)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -146,7 +152,7 @@ def _answer(request: Request, problem: Problem) -> Response:
         return problem.response()
     kind = "server_error" if problem.status >= 500 else "invalid_request_error"
     error = {"message": problem.detail, "type": kind, "code": problem.code, "param": None, **problem.data}
-    return JSONResponse({"error": error}, problem.status, headers=problem.headers)
+    return _json({"error": error}, problem, "application/json")
 
 
 def install(app: FastAPI) -> None:

@@ -32,8 +32,18 @@ def _spec_schema() -> Json:
 def _body(json_schema: Json, form_schema: Json | None = None, *, required: bool = True) -> dict[str, Any]:
     content: Json = {"application/json": {"schema": json_schema}}
     if form_schema is not None:
-        content["multipart/form-data"] = {"schema": form_schema}
+        content["multipart/form-data"] = {"schema": _without_null(form_schema)}
     return {"requestBody": {"required": required, "content": content}}
+
+
+def _without_null(schema: Json) -> Json:
+    """A form has no null: a field that is not meant is left out."""
+    properties = {}
+    for name, field in schema["properties"].items():
+        kinds = [kind for kind in field.get("anyOf", []) if kind.get("type") != "null"]
+        rest = {key: value for key, value in field.items() if key != "anyOf" and value is not None}
+        properties[name] = {**rest, **kinds[0]} if kinds else rest
+    return {**schema, "properties": properties}
 
 
 def _with_image(image: Json) -> Json:
