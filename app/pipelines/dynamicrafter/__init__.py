@@ -11,10 +11,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from app.pipelines.dynamicrafter.call import DynamiCrafterPipelineOutput
     from app.pipelines.dynamicrafter.checkpoint import CheckpointMismatch
     from app.pipelines.dynamicrafter.conversion import convert, from_single_file
     from app.pipelines.dynamicrafter.defaults import DEFAULTS, ResolutionDefaults
-    from app.pipelines.dynamicrafter.pipeline import DynamiCrafterPipeline, DynamiCrafterPipelineOutput
+    from app.pipelines.dynamicrafter.pipeline import DynamiCrafterPipeline
     from app.pipelines.dynamicrafter.projector import DynamiCrafterImageProjector
     from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
     from app.pipelines.dynamicrafter.tiny import build_tiny_pipeline
@@ -25,7 +26,7 @@ _HOME = {
     "DEFAULTS": "defaults",
     "DynamiCrafterImageProjector": "projector",
     "DynamiCrafterPipeline": "pipeline",
-    "DynamiCrafterPipelineOutput": "pipeline",
+    "DynamiCrafterPipelineOutput": "call",
     "DynamiCrafterScheduler": "scheduler",
     "DynamiCrafterUNet": "unet",
     "ResolutionDefaults": "defaults",

@@ -5,9 +5,10 @@ Owns the ladder of ways and the choice among them; all give the same result. Byt
 UNet on meta tensors, so nothing is run and no weights are needed.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -62,11 +63,6 @@ class DenoisePlan:
             "reason": self.reason,
         }
 
-    def apply(self, unet: DynamiCrafterUNet) -> dict[str, int]:
-        """Set the UNet's slices; returns what the pipeline is to be called with."""
-        unet.set_attention_slice(self.rung.slices)
-        return {"guidance_passes": self.rung.guidance_passes}
-
 
 def plan_denoise(peak_bytes: Callable[[DenoiseRung], int], *, guided: bool, budget_bytes: int) -> DenoisePlan:
     """The fastest rung whose `peak_bytes` fit the budget; asks for no more rungs than it needs.
@@ -87,28 +83,32 @@ def plan_denoise(peak_bytes: Callable[[DenoiseRung], int], *, guided: bool, budg
 def traced_peaks(
     unet_config: Mapping[str, Any], shape: DenoiseShape, dtype: torch.dtype, *, guided: bool
 ) -> Callable[[DenoiseRung], int]:
-    """For `plan_denoise`: bytes of a step by rung, traced when asked for and kept, margin included.
+    """For `plan_denoise`: bytes of a step by rung, margin included; traced when first asked for, then kept.
 
     `unet_config` is the UNet's configuration. A trace takes seconds for the published models, whatever the
     size.
     """
-    with torch.device("meta"):
-        known = {key: value for key, value in unet_config.items() if not key.startswith("_")}
-        unet = DynamiCrafterUNet(**known).eval().requires_grad_(False)
-        for parameter in unet.parameters():
-            parameter.data = parameter.data.to(dtype)
-    config = unet.config
-    context_tokens = config.text_tokens + shape.frames * config.image_tokens_per_frame
+    settings = {key: value for key, value in unet_config.items() if not key.startswith("_")}
+    key = json.dumps(settings, sort_keys=True)
 
-    @cache
     def peak_bytes(rung: DenoiseRung) -> int:
         batch = shape.videos * (2 if guided and rung.guidance_passes == 1 else 1)
-        unet.set_attention_slice(rung.slices)
-        latents = (batch, config.in_channels, shape.frames, shape.height, shape.width)
-        sample = torch.empty(latents, dtype=dtype, device="meta")
-        context = torch.empty(batch, context_tokens, config.cross_attention_dim, dtype=dtype, device="meta")
-        number = torch.empty((), dtype=torch.int64, device="meta")
-        trace = trace_peak(lambda: unet(sample, number, context, fs=number, return_dict=False))
-        return round(trace.peak_bytes * MARGIN)
+        return round(_traced_bytes(key, shape, batch, rung.slices, dtype) * MARGIN)
 
     return peak_bytes
+
+
+@lru_cache(maxsize=256)
+def _traced_bytes(config: str, shape: DenoiseShape, batch: int, slices: int, dtype: torch.dtype) -> int:
+    settings = json.loads(config)
+    with torch.device("meta"):
+        unet = DynamiCrafterUNet(**settings).eval().requires_grad_(False)
+        for parameter in unet.parameters():
+            parameter.data = parameter.data.to(dtype)
+        unet.set_attention_slice(slices)
+        tokens = unet.config.text_tokens + shape.frames * unet.config.image_tokens_per_frame
+        size = (batch, unet.config.in_channels, shape.frames, shape.height, shape.width)
+        sample = torch.empty(size, dtype=dtype)
+        context = torch.empty(batch, tokens, unet.config.cross_attention_dim, dtype=dtype)
+        number = torch.empty((), dtype=torch.int64)
+    return trace_peak(lambda: unet(sample, number, context, fs=number, return_dict=False)).peak_bytes

@@ -6,41 +6,36 @@ all at once unless told otherwise, so those two calls are where memory is decide
 their size.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
+from app.pipelines.dynamicrafter.call import (
+    DynamiCrafterPipelineOutput,
+    Generators,
+    OutputType,
+    StepCallback,
+    check_call,
+    spread,
+)
 from app.pipelines.dynamicrafter.components import PartialConfigs
-from app.pipelines.dynamicrafter.defaults import SIZE_MULTIPLE, ResolutionDefaults, defaults_for
+from app.pipelines.dynamicrafter.defaults import ResolutionDefaults, defaults_for
+from app.pipelines.dynamicrafter.denoise_plan import (
+    DenoisePlan,
+    DenoiseShape,
+    plan_denoise,
+    traced_peaks,
+)
 from app.pipelines.dynamicrafter.guidance import Conditions, Guidance, conditioning_latents, predict
 from app.pipelines.dynamicrafter.images import ImageInput, clip_pixels, load_images, present
 from app.pipelines.dynamicrafter.projector import DynamiCrafterImageProjector
 from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
 from app.pipelines.dynamicrafter.unet import DynamiCrafterUNet
-
-Generators = torch.Generator | list[torch.Generator] | None
-StepCallback = Callable[["DynamiCrafterPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any]]
-OutputType = Literal["pil", "np", "pt", "latent"]
-
-
-@dataclass
-class DynamiCrafterPipelineOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped
-    """`frames` by output type: lists of PIL images ("pil"), `[B, T, H, W, 3]` ("np") or `[B, T, 3, H, W]`
-    ("pt") in [0, 1], or the scaled latents `[B, 4, T, h, w]` ("latent").
-    """
-
-    frames: list[list[Image.Image]] | npt.NDArray[np.float32] | torch.Tensor
 
 
 class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
@@ -78,6 +73,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self._interrupt = False
         self._num_timesteps = 0
+        self._guidance_passes = 1
 
     @classmethod
     def from_single_file(
@@ -111,6 +107,23 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
     def interrupt(self) -> bool:
         """Set `_interrupt` from a callback to end the denoising early."""
         return self._interrupt
+
+    def fit_denoise(
+        self, budget_bytes: int, *, num_frames: int, height: int, width: int, guidance_scale: float = 7.5
+    ) -> DenoisePlan:
+        """Make coming calls of that shape denoise in `budget_bytes` above the weights, as fast as they allow.
+
+        Sets the UNet's slices and the passes of guidance; what is generated stays the same. The first plan
+        for a shape traces the UNet, which takes seconds. Raises DoesNotFit where no way is small enough.
+        """
+        factor = self.vae_scale_factor
+        shape = DenoiseShape(num_frames, height // factor, width // factor)
+        guided = guidance_scale != 1
+        peaks = traced_peaks(self.unet.config, shape, self.unet.dtype, guided=guided)
+        plan = plan_denoise(peaks, guided=guided, budget_bytes=budget_bytes)
+        self.unet.set_attention_slice(plan.rung.slices)
+        self._guidance_passes = plan.rung.guidance_passes
+        return plan
 
     def encode_prompt(self, prompt: str | list[str]) -> torch.Tensor:
         """Prompts -> `[B, 77, D]`: the tokens of the last-but-one text block, layer norm included."""
@@ -178,7 +191,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
-        guidance_passes: int = 1,
+        guidance_passes: int | None = None,
         encode_chunk_size: int | None = None,
         decode_chunk_size: int | None = None,
         output_type: OutputType = "pil",
@@ -199,11 +212,12 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         defaults = self.defaults
         height, width = height or defaults.height, width or defaults.width
         between = loop or last_image is not None
-        _check(height, width, num_frames, loop and last_image is not None, between, output_type)
+        check_call(height, width, num_frames, loop and last_image is not None, between, output_type)
         if fs is None:
             fs = defaults.interpolation_fs if between else defaults.fs
         rescale = defaults.guidance_rescale if guidance_rescale is None else guidance_rescale
-        guidance = Guidance(guidance_scale, rescale, guidance_passes)
+        passes = self._guidance_passes if guidance_passes is None else guidance_passes
+        guidance = Guidance(guidance_scale, rescale, passes)
 
         text = self.encode_prompt(prompt) if prompt_embeds is None else prompt_embeds
         uncond_text = None
@@ -269,11 +283,11 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Text and image tokens in one context, with and without guidance; a zero image is mid-grey."""
         batch = len(text)
-        context = torch.cat([text, _spread(self.encode_image(first), batch)], dim=1)
+        context = torch.cat([text, spread(self.encode_image(first), batch)], dim=1)
         if uncond_text is None:
             return context, None
         blank = self.encode_image(torch.zeros_like(first[:1]))
-        return context, torch.cat([_spread(uncond_text, batch), _spread(blank, batch)], dim=1)
+        return context, torch.cat([spread(uncond_text, batch), spread(blank, batch)], dim=1)
 
     def _image_latents(
         self,
@@ -285,9 +299,9 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         chunk_size: int | None,
     ) -> torch.Tensor:
         if last is None or last is first:
-            start = end = self.encode_latents(_spread(first, batch), generator, chunk_size)
+            start = end = self.encode_latents(spread(first, batch), generator, chunk_size)
         else:
-            pair = torch.cat([_spread(first, batch), _spread(last, batch)])
+            pair = torch.cat([spread(first, batch), spread(last, batch)])
             generators = generator * 2 if isinstance(generator, list) else generator
             start, end = self.encode_latents(pair, generators, chunk_size).chunk(2)
         return conditioning_latents(start, None if last is None else end, num_frames)
@@ -301,23 +315,3 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
             raise ValueError(f"latents are {tuple(latents.shape)}; this call needs {tuple(like.shape)}")
         initial: torch.Tensor = latents.to(like.device, like.dtype) * self.scheduler.init_noise_sigma
         return initial
-
-
-def _spread(tensor: torch.Tensor, batch: int) -> torch.Tensor:
-    """One entry for each of `batch`, where there is only one for all."""
-    if len(tensor) not in (1, batch):
-        raise ValueError(f"{len(tensor)} images or prompts do not go with {batch} prompts")
-    return tensor.expand(batch, *tensor.shape[1:])
-
-
-def _check(
-    height: int, width: int, num_frames: int, loop_and_last: bool, between: bool, output_type: str
-) -> None:
-    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
-        raise ValueError(f"{width}x{height}: width and height must be multiples of {SIZE_MULTIPLE}")
-    if loop_and_last:
-        raise ValueError("a loop ends where it began: loop and last_image do not go together")
-    if num_frames < 1 + between:
-        raise ValueError(f"num_frames is {num_frames}; it must be at least {1 + between}")
-    if output_type not in get_args(OutputType):
-        raise ValueError(f"output_type is {output_type!r}; it must be one of {get_args(OutputType)}")

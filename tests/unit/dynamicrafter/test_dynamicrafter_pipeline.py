@@ -17,6 +17,8 @@ from app.pipelines.dynamicrafter.attention import ImageCrossAttention
 from app.pipelines.dynamicrafter.defaults import SIZE_MULTIPLE
 
 SIZE = {"height": 64, "width": 64}
+# Of whole runs: untrained weights and a guidance of 7.5 amplify the last bits.
+ROUNDING = 1e-3
 
 
 def _photo(seed: int = 0) -> Image.Image:
@@ -123,7 +125,7 @@ def test_two_guidance_passes_give_the_same_frames(
     contexts.clear()
     twice = _run(tiny, guidance_passes=2)
     assert [len(call["sample"]) for call in contexts] == [1, 1, 1, 1]
-    assert _difference(once, twice) < 1e-4
+    assert _difference(once, twice) < ROUNDING
 
 
 @pytest.mark.parametrize("slices", ["auto", "max", 3, 32, 1000])
@@ -131,7 +133,7 @@ def test_attention_slices_give_the_same_frames(tiny: DynamiCrafterPipeline, slic
     whole = _run(tiny)
     tiny.enable_attention_slicing(slices)
     sliced = _run(tiny)
-    assert _difference(whole, sliced) < 1e-4
+    assert _difference(whole, sliced) < ROUNDING
     tiny.disable_attention_slicing()
     assert _difference(whole, _run(tiny)) == 0
 
@@ -202,7 +204,7 @@ def test_several_prompts_make_several_videos_each_with_its_own_generator(tiny: D
     both = _run(tiny, image=images, prompt=["a bear", "a cat"], generator=generators(5, 6), **settings)
     assert both.shape[:2] == (2, 16)
     second = _run(tiny, image=images[1], prompt="a cat", generator=generators(6), **settings)
-    assert _difference(both[1:], second) < 1e-4
+    assert _difference(both[1:], second) < ROUNDING
 
 
 def test_prompts_can_be_encoded_beforehand(tiny: DynamiCrafterPipeline) -> None:
@@ -368,7 +370,7 @@ def test_a_saved_folder_loads_as_the_same_model(tmp_path: Path) -> None:
     assert loaded.unet.config.learnable_image_scale
     assert loaded.scheduler.config.prediction_type == "epsilon"
     # Loaded weights lie at other addresses, which changes the last bits of CPU convolutions.
-    assert _difference(_run(pipeline), _run(loaded)) < 1e-3
+    assert _difference(_run(pipeline), _run(loaded)) < ROUNDING
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) < 1_000_000
 
 
