@@ -16,7 +16,6 @@ from typing import Any
 from app.config import ModelEntry, Settings
 
 _PUBLISHED = Path(__file__).parent / "pipelines" / "published" / "configurations"
-_CONFIG_NAMES = {"transformers": "config.json", "diffusers": "config.json"}
 
 ReadJson = Callable[[str], dict[str, Any]]
 
@@ -78,9 +77,9 @@ def build_component(component: Component) -> Any:
     """A module of the component's class and configuration, on the default device in force."""
     module_class = getattr(importlib.import_module(component.library), component.class_name)
     config = {key: value for key, value in component.config.items() if not key.startswith("_")}
-    if component.library == "diffusers":
-        return module_class.from_config(config)
-    return module_class(module_class.config_class(**config))
+    if component.library == "transformers":
+        return module_class(module_class.config_class(**config))
+    return module_class.from_config(config)
 
 
 @cache
@@ -99,10 +98,15 @@ def _from_index(read: ReadJson) -> dict[str, Component]:
     """Components with weights: those whose folder has a configuration of a model."""
     components = {}
     for name, value in read("model_index.json").items():
-        if not isinstance(value, list) or value[0] not in _CONFIG_NAMES or _has_no_weights(value[1]):
+        if not isinstance(value, list) or not _is_library(value[0]) or _has_no_weights(value[1]):
             continue
-        components[name] = Component(value[0], value[1], read(f"{name}/{_CONFIG_NAMES[value[0]]}"))
+        components[name] = Component(value[0], value[1], read(f"{name}/config.json"))
     return components
+
+
+def _is_library(name: str | None) -> bool:
+    """Whether components may come from there; pipelines of our own name the module of each class."""
+    return name in ("diffusers", "transformers") or (name or "").startswith("app.pipelines.")
 
 
 def _has_no_weights(class_name: str) -> bool:

@@ -25,6 +25,9 @@ from app.weights import activation_bytes, choose_placement, component_sizes
 
 log = logging.getLogger(__name__)
 
+# Pipelines that diffusers does not have, and where they are.
+_OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
+
 
 @dataclass(frozen=True, slots=True)
 class PlacedPipeline:
@@ -139,7 +142,7 @@ def _silence_progress_bars() -> None:
 
 
 def _pipeline_class(name: str) -> Any:
-    found = getattr(importlib.import_module("diffusers"), name, None)
+    found = getattr(importlib.import_module(_OWN_PIPELINES.get(name, "diffusers")), name, None)
     if found is None:
         raise ModelUnavailable(f"diffusers has no pipeline {name!r}")
     return found

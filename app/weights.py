@@ -117,7 +117,23 @@ def _ltx_inputs(
     }
 
 
-_DENOISER_INPUTS = {"LTXVideoTransformer3DModel": _ltx_inputs}
+def _dynamicrafter_inputs(
+    config: Mapping[str, Any], latent: LatentShape, dtype: torch.dtype, batch: int
+) -> dict[str, Any]:
+    tokens = config["text_tokens"] + latent.frames * config["image_tokens_per_frame"]
+    size = (batch, config["in_channels"], latent.frames, latent.height, latent.width)
+    return {
+        "sample": torch.empty(size, dtype=dtype),
+        "timestep": torch.empty((), dtype=torch.int64),
+        "encoder_hidden_states": torch.empty(batch, tokens, config["cross_attention_dim"], dtype=dtype),
+        "return_dict": False,
+    }
+
+
+_DENOISER_INPUTS = {
+    "DynamiCrafterUNet": _dynamicrafter_inputs,
+    "LTXVideoTransformer3DModel": _ltx_inputs,
+}
 
 
 def _dtype(name: str) -> torch.dtype:
