@@ -1,0 +1,109 @@
+"""The `framefit` command as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import psutil
+import pytest
+from PIL import Image
+
+from app.cli.options import byte_count
+
+TORCH_FREE = ("app.cli", "app.service", "app.supervisor", "app.client", "app.profiles", "app.components")
+
+
+def framefit(*arguments: str, data_dir: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    own = {"FRAMEFIT_DATA_DIR": str(data_dir), "FRAMEFIT_DEVICES": "cpu", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "app", *arguments]
+    return subprocess.run(
+        command,
+        env={**os.environ, **own, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_processes_that_need_no_gpu_import_no_torch(module: str) -> None:
+    code = (
+        f"import sys, {module}; sys.exit(bool({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_generate_starts_a_private_service_and_leaves_only_the_video(
+    built_model: Path, tmp_path: Path
+) -> None:
+    data_dir, out = tmp_path / "data", tmp_path / "out.mp4"
+    (data_dir / "models").mkdir(parents=True)
+    (data_dir / "models" / "tiny").symlink_to(built_model)
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
+    fields = ["--width", "128", "--height", "128", "--frames", "17", "--steps", "1"]
+    # The usual port belongs to nobody here, so that a service of somebody else is not found.
+    result = framefit(
+        "generate",
+        str(tmp_path / "photo.jpg"),
+        "a wall",
+        "-o",
+        str(out),
+        *fields,
+        data_dir=data_dir,
+        FRAMEFIT_PORT="1",
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(out)
+    assert "Decoded all latent frames in one call (exact)" in result.stderr
+    with av.open(str(out)) as file:
+        assert sum(1 for _ in file.decode(video=0)) == 17
+    own = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get("FRAMEFIT_DATA_DIR")]
+    assert str(data_dir) not in {process.info["environ"]["FRAMEFIT_DATA_DIR"] for process in own}
+
+
+def test_plan_works_with_nothing_downloaded(tmp_path: Path) -> None:
+    arguments = ["plan", "--model", "ltx-video", "--gpu", "12GB", "--host-memory", "32GB"]
+    found = framefit(*arguments, "--json", data_dir=tmp_path, HF_HUB_OFFLINE="1")
+    assert found.returncode == 0, found.stderr
+    plan = json.loads(found.stdout)
+    assert plan["placement"]["kind"] == "drop_text_encoder"
+    assert plan["decode"]["strategy"] == "batched"
+    too_small = framefit(
+        "plan", "--model", "ltx-video", "--gpu", "2GB", data_dir=tmp_path, HF_HUB_OFFLINE="1"
+    )
+    assert too_small.returncode == 1
+    assert "needs" in too_small.stdout
+
+
+def test_doctor_finds_nothing_wrong_here_and_says_what_is_wrong_elsewhere(tmp_path: Path) -> None:
+    assert framefit("doctor", data_dir=tmp_path / "data").returncode == 0
+    (tmp_path / "file").touch()
+    broken = framefit("doctor", data_dir=tmp_path / "file" / "data")
+    assert broken.returncode == 1
+    assert "FRAMEFIT_DATA_DIR" in broken.stdout
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [({"FRAMEFIT_PORT": "x"}, "FRAMEFIT_PORT"), ({"FRAMEFIT_PROT": "1"}, "FRAMEFIT_PORT")],
+)
+def test_a_bad_setting_stops_the_start_with_its_name(
+    tmp_path: Path, environ: dict[str, str], named: str
+) -> None:
+    result = framefit("serve", data_dir=tmp_path, **environ)
+    assert result.returncode == 2
+    assert named in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("12GB", 12 * 2**30), ("12 GiB", 12 * 2**30), ("1.5g", 3 * 2**29), ("512m", 2**29), ("7", 7)],
+)
+def test_memory_sizes_are_read_as_people_write_them(text: str, count: int) -> None:
+    assert byte_count(text) == count
