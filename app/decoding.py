@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adaptive.attach import decode_kwargs
 from adaptive.decoder import AdaptiveDecoder, DecodeEvent
-from adaptive.families import traits_of
+from adaptive.families import family_of, traits_of
 from adaptive.memory import MemoryProfile, Residuals
 from adaptive.planner import Policy
 from adaptive.probe import MemoryProbe, is_out_of_memory
@@ -68,13 +68,16 @@ class Decoding:
             residuals=around.residuals,
             on_event=self._tell,
         )
-        self.plan: DecodePlan = self._decoder.plan(recorded.latents)
+        # Pipelines of image VAEs fold a video's frames into the batch.
+        self._kwargs = decode_kwargs(type(vae), recorded.args, recorded.kwargs)
+        self._latents = family_of(vae).as_video(recorded.latents, self._kwargs)
+        self.plan: DecodePlan = self._decoder.plan(self._latents)
 
     @property
     def video_shape(self) -> VideoShape:
         """The video that comes out."""
         traits = traits_of(type(self._vae).__name__, self._vae.config)
-        _, _, frames, height, width = self._recorded.latents.shape
+        _, _, frames, height, width = self._latents.shape
         return VideoShape(
             traits.video_frames(frames), height * traits.spatial_ratio, width * traits.spatial_ratio
         )
@@ -83,10 +86,8 @@ class Decoding:
         """Finished frames `[1, 3, f, H, W]` in the VAE's range, in order. Raises `OutOfMemory`,
         `DeviceFault`.
         """
-        recorded = self._recorded
-        kwargs = decode_kwargs(type(self._vae), recorded.args, recorded.kwargs)
-        with torch.no_grad(), recorded.replaying_noise(), faults_named("decoding"):
-            yield from self._decoder.frames(recorded.latents, **kwargs)
+        with torch.no_grad(), self._recorded.replaying_noise(), faults_named("decoding"):
+            yield from self._decoder.frames(self._latents, **self._kwargs)
 
     def report(self) -> Json:
         """What the decode did, for the job's row; once the frames were read to their end."""

@@ -21,6 +21,7 @@ from app.decoding import Decoding, OnEvent, Surroundings, faults_named
 from app.jobs import JobSpec
 from app.loading import PlacedPipeline
 from app.media import open_image
+from app.placement import DENOISERS
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,31 @@ class LoadedModel:
             log.warning("streaming_self_test_failed model=%s reason=%s", self.entry.name, error)
             on_event("self_test_failed", {"model": self.entry.name, "reason": str(error)})
 
+    def fit_denoise(self, spec: JobSpec, on_event: OnEvent) -> None:
+        """Let a pipeline that can denoise in less memory choose how, by what is free now.
+
+        Raises `DoesNotFit` where no way fits.
+        """
+        if not hasattr(self._pipe, "fit_denoise"):
+            return
+        reading = self._around.probe.read()
+        plan = self._pipe.fit_denoise(
+            max(0, reading.free_bytes - self._settings.reserve_bytes - self._denoiser_bytes_to_come()),
+            num_frames=spec.num_frames,
+            height=spec.height,
+            width=spec.width,
+            guidance_scale=spec.guidance_scale,
+        )
+        on_event("denoise_plan", plan.as_json())
+
+    def _denoiser_bytes_to_come(self) -> int:
+        """Weights of the denoiser that offloading brings to the device only when it runs."""
+        parts = [
+            part for name, part in self._pipe.components.items() if name in DENOISERS and part is not None
+        ]
+        weights = [weight for part in parts for weight in part.parameters()]
+        return sum(weight.nbytes for weight in weights if weight.device.type != self.device.type)
+
     def denoise(self, spec: JobSpec, image: bytes, *, on_step: OnStep) -> RecordedDecode:
         """Run the pipeline up to its decode call and return that call.
 
@@ -80,7 +106,10 @@ class LoadedModel:
         arguments = _call_arguments(pipe, spec, _picture(image, spec), self.device)
 
         def after_step(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            on_step(index + 1, spec.num_inference_steps)
+            # A scheduler may take more steps than it was asked for.
+            on_step(
+                index + 1, max(index + 1, getattr(pipe, "num_timesteps", None) or spec.num_inference_steps)
+            )
             return tensors
 
         torch.manual_seed(spec.seed)

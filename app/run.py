@@ -107,6 +107,13 @@ class JobRun:
     def _denoise(self, model: LoadedModel, artifacts: JobArtifacts) -> RecordedDecode:
         spec = self._job.spec
         started = time.monotonic()
+        wait_for_memory(
+            lambda: model.fit_denoise(spec, self._event),
+            self._control,
+            limit_seconds=self._settings.memory_wait_seconds,
+            may_fit_later=self._engine.may_fit_later,
+            on_wait=self._wait_for_memory,
+        )
         with self._in_stage(Stage.DENOISING):
             recorded = model.denoise(spec, self._store.image(self._job.id), on_step=self._step)
             save_calls([recorded], artifacts.latents)
