@@ -5,13 +5,15 @@ made (`adaptive.stream`) or how a rung is chosen (`adaptive.planner`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit
+from adaptive.events import GROWTH_SHARE, DecodeRun, plan_data
+from adaptive.events import DecodeEvent as DecodeEvent
 from adaptive.memory import MemoryProfile
 from adaptive.planner import PlanInputs, Policy, chunk_sizes, plan_decode
 from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
@@ -20,54 +22,6 @@ from adaptive.residuals import Residuals
 from adaptive.stream import DecodeStream, decode_whole, open_decode
 from adaptive.stream.placement import execution_device
 from adaptive.types import DecodePlan, DecodeReport, LatentShape, MemoryReading, Strategy, strategy_of
-
-# A larger chunk is taken in the middle of a decode only if it would fit into this share of the budget: a
-# neighbour whose use swings a little must not make the chunk size swing with it.
-GROWTH_SHARE = 0.8
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeEvent:
-    """Something that happened in a decode; `data` is JSON. Kinds: plan, chunk, replan, oom, fallback."""
-
-    kind: str
-    data: Mapping[str, Any]
-
-
-def plan_data(plan: DecodePlan) -> dict[str, Any]:
-    """A plan as the data of its event."""
-    return {
-        "strategy": plan.strategy.value,
-        "frames_per_chunk": plan.frames_per_chunk,
-        "exact": plan.exact,
-        "reason": plan.reason,
-        "detail": plan.detail,
-        "predicted_peak_bytes": plan.predicted.expected_bytes,
-        "upper_peak_bytes": plan.predicted.upper_bytes,
-        "free_bytes": plan.free_bytes,
-        "budget_bytes": plan.budget_bytes,
-        "predicted_seconds": plan.predicted_seconds,
-    }
-
-
-@dataclass(slots=True)
-class _Run:
-    """What has happened so far in one decode."""
-
-    plan: DecodePlan
-    frames_per_chunk: int
-    smallest: int
-    retries: int = 0
-    seconds: float = 0.0
-    video_frames: int = 0
-    chunk_frames: list[int] = field(default_factory=list)
-    # Free bytes when a chunk size failed: that size is tried again only once clearly more is free.
-    failed: dict[int, int] = field(default_factory=dict)
-
-    def largest_allowed(self, free_bytes: int) -> int | None:
-        """Largest chunk that has not failed with about this much memory; None where nothing has failed."""
-        failed = [size for size, free in self.failed.items() if free_bytes <= free / GROWTH_SHARE]
-        return min(failed) - 1 if failed else None
 
 
 class AdaptiveDecoder:
@@ -95,7 +49,9 @@ class AdaptiveDecoder:
         self._device = execution_device(vae)
         self._probe = probe or open_probe(str(self._device))
         self._policy = policy or Policy()
-        self._inputs = inputs or PlanInputs(residuals=residuals or Residuals(str(self._device)))
+        self._inputs = inputs or PlanInputs(
+            residuals=Residuals(str(self._device)) if residuals is None else residuals
+        )
         self._on_event = on_event
         self._keeps_output = keeps_output
         self._report: DecodeReport | None = None
@@ -135,7 +91,7 @@ class AdaptiveDecoder:
         """
         plan = resume_plan or self.plan(latents)
         self._tell("plan", plan_data(plan))
-        run = _Run(plan, plan.frames_per_chunk, plan.frames_per_chunk)
+        run = DecodeRun(plan, plan.frames_per_chunk, plan.frames_per_chunk)
         self._probe.reset_peak()
         if plan.frames_per_chunk >= plan.latent_frames:
             whole = self._whole(latents, run, decode_kwargs)
@@ -146,7 +102,7 @@ class AdaptiveDecoder:
         yield from self._chunks(latents, run, decode_kwargs)
         self._finish(run)
 
-    def _whole(self, latents: Tensor, run: _Run, decode_kwargs: dict[str, Any]) -> Tensor | None:
+    def _whole(self, latents: Tensor, run: DecodeRun, decode_kwargs: dict[str, Any]) -> Tensor | None:
         """The one-call decode; None where it ran out of memory and chunks are to follow."""
         whole = self._attempt(run, lambda: decode_whole(self._vae, latents, **decode_kwargs))
         if whole is None:
@@ -157,7 +113,7 @@ class AdaptiveDecoder:
             self._note_chunk(run, whole, fed=_frames(latents), position=_frames(latents))
         return whole
 
-    def _chunks(self, latents: Tensor, run: _Run, decode_kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    def _chunks(self, latents: Tensor, run: DecodeRun, decode_kwargs: dict[str, Any]) -> Iterator[Tensor]:
         with open_decode(self._vae, latents, **decode_kwargs) as stream:
             while not stream.finished:
                 position = stream.position
@@ -172,7 +128,7 @@ class AdaptiveDecoder:
                 if not stream.finished and not self._policy.forced:
                     self._look_again(run, latents, stream)
 
-    def _attempt(self, run: _Run, work: Callable[[], Tensor]) -> Tensor | None:
+    def _attempt(self, run: DecodeRun, work: Callable[[], Tensor]) -> Tensor | None:
         """The result, or None after an out-of-memory.
 
         What follows a failure runs outside the `except` block: inside, the exception's traceback keeps the
@@ -184,11 +140,12 @@ class AdaptiveDecoder:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            run.failure = str(error)[:200]
         finally:
             run.seconds += synchronized_seconds(self._device) - started
         return None
 
-    def _after_failure(self, run: _Run, latents: Tensor, stream: DecodeStream | None) -> None:
+    def _after_failure(self, run: DecodeRun, latents: Tensor, stream: DecodeStream | None) -> None:
         """Choose a smaller chunk after an out-of-memory, or raise `DecodeOutOfMemory` where there is none."""
         run.retries += 1
         self._probe.release()
@@ -196,7 +153,9 @@ class AdaptiveDecoder:
         failed = run.frames_per_chunk
         first_time = failed not in run.failed
         run.failed[failed] = reading.free_bytes
-        self._tell("oom", {"frames_per_chunk": failed, "free_bytes": reading.free_bytes})
+        self._learn_failure(latents, failed, reading, stream)
+        data = {"frames_per_chunk": failed, "free_bytes": reading.free_bytes, "message": run.failure}
+        self._tell("oom", data)
         smaller = [size for size in self._smaller_sizes(latents, failed) if size not in run.failed]
         if smaller:
             limit = smaller[0]
@@ -208,6 +167,20 @@ class AdaptiveDecoder:
                 frames_per_chunk=failed, retries=run.retries, frames_done=run.video_frames
             )
 
+    def _learn_failure(
+        self, latents: Tensor, failed: int, reading: MemoryReading, stream: DecodeStream | None
+    ) -> None:
+        """What was free, and the state that is held, were not enough."""
+        if self._inputs.residuals is not None:
+            shape = _shape(latents)
+            self._inputs.residuals.out_of_memory(
+                self._profile.traits.family,
+                self._profile.dtype,
+                strategy_of(failed, shape.frames),
+                live_bytes=self._profile.live_bytes(shape, failed),
+                free_bytes=reading.free_bytes + (stream.state_bytes if stream is not None else 0),
+            )
+
     def _smaller_sizes(self, latents: Tensor, failed: int) -> list[int]:
         """Chunk sizes below the failed one, largest first. A forced size may shrink, a forced strategy stays
         itself.
@@ -217,7 +190,7 @@ class AdaptiveDecoder:
         sizes = chunk_sizes(self._profile, _frames(latents), Policy(strategy=self._policy.strategy))
         return [size for size in sizes if size < failed]
 
-    def _look_again(self, run: _Run, latents: Tensor, stream: DecodeStream) -> None:
+    def _look_again(self, run: DecodeRun, latents: Tensor, stream: DecodeStream) -> None:
         """Fit the chunk size to the memory that is free now."""
         reading = self._read()
         now = run.frames_per_chunk
@@ -257,7 +230,7 @@ class AdaptiveDecoder:
         )
         return replace(reading, free_bytes=max(0, reading.free_bytes - coming)) if coming else reading
 
-    def _note_chunk(self, run: _Run, frames: Tensor, *, fed: int, position: int) -> None:
+    def _note_chunk(self, run: DecodeRun, frames: Tensor, *, fed: int, position: int) -> None:
         if fed:
             run.chunk_frames.append(fed)
         run.video_frames += frames.shape[2]
@@ -272,7 +245,7 @@ class AdaptiveDecoder:
         }
         self._tell("chunk", data)
 
-    def _tell_replan(self, run: _Run, before: int, reason: str, reading: MemoryReading) -> None:
+    def _tell_replan(self, run: DecodeRun, before: int, reason: str, reading: MemoryReading) -> None:
         after = run.frames_per_chunk
         if after != before:
             data = {"from": before, "to": after, "reason": reason, "free_bytes": reading.free_bytes}
@@ -282,7 +255,24 @@ class AdaptiveDecoder:
         if self._on_event is not None:
             self._on_event(DecodeEvent(kind, data))
 
-    def _finish(self, run: _Run) -> None:
+    def _learn(self, run: DecodeRun, measured_bytes: int | None) -> None:
+        """A decode that ran as planned tells what this device needs beyond live bytes."""
+        residuals, plan = self._inputs.residuals, run.plan
+        undisturbed = run.retries == 0 and run.smallest == plan.frames_per_chunk and not self._keeps_output
+        if residuals is None or not measured_bytes or not undisturbed:
+            return
+        traits = self._profile.traits
+        residuals.observe(
+            traits.family,
+            self._profile.dtype,
+            plan.strategy,
+            live_bytes=plan.predicted.live_bytes,
+            needed_bytes=measured_bytes,
+        )
+
+    def _finish(self, run: DecodeRun) -> None:
+        measured_bytes = self._probe.peak_bytes()
+        self._learn(run, measured_bytes)
         self._report = DecodeReport(
             plan=run.plan,
             chunk_frames=tuple(run.chunk_frames),
@@ -290,7 +280,7 @@ class AdaptiveDecoder:
             video_frames=run.video_frames,
             exact=run.plan.exact,
             predicted_peak_bytes=run.plan.predicted.expected_bytes,
-            measured_peak_bytes=self._probe.peak_bytes(),
+            measured_peak_bytes=measured_bytes,
             seconds=run.seconds,
             retries=run.retries,
         )

@@ -1,10 +1,10 @@
 """Every error the library raises on purpose. Errors carry the numbers a caller needs to act on them.
 
-    AdaptiveError
-    ├── DoesNotFit          no allowed plan fits the memory budget          (needed_bytes, budget_bytes)
-    ├── DecodeOutOfMemory   the smallest allowed chunk ran out of memory    (frames_per_chunk, retries)
-    ├── UnsupportedVae      this VAE cannot do what was asked               (vae_class, wanted)
-    └── NoDevice            the device is absent, lost, or cannot be read   (device, state)
+AdaptiveError
+├── DoesNotFit          no allowed plan fits the memory budget          (needed_bytes, budget_bytes)
+├── DecodeOutOfMemory   the smallest allowed chunk ran out of memory    (frames_per_chunk, retries)
+├── UnsupportedVae      this VAE cannot do what was asked               (vae_class, wanted)
+└── NoDevice            the device is absent, lost, or cannot be read   (device, state)
 """
 
 

@@ -48,8 +48,7 @@ class Curve:
         return _line(low, self.values[right - 1], high, self.values[right], frames)
 
     def step(self, frames: float) -> float:
-        """Value of the next point at or above `frames`, the last one beyond: never less than a rising truth.
-        """
+        """Value of the next point at or above `frames`, or of the last: never less than a rising truth."""
         return self.values[min(bisect_left(self.frames, frames), len(self.frames) - 1)]
 
 
@@ -114,8 +113,7 @@ class MemoryProfile:
     def estimate(
         self, latent_shape: LatentShape, frames_per_chunk: int, residuals: Residuals | None = None
     ) -> PeakEstimate:
-        """Live, expected and upper bytes; without `residuals` the margins of a CPU where nothing was learned.
-        """
+        """Live, expected and upper bytes; without `residuals`, with the margins of a CPU unmeasured."""
         live = self.live_bytes(latent_shape, frames_per_chunk)
         strategy = strategy_of(frames_per_chunk, latent_shape.frames)
         return (residuals or Residuals()).estimate(self.traits.family, self.dtype, strategy, live)

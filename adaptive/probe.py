@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from adaptive.errors import NoDevice
-from adaptive.host import ResidentPeak, give_back_heap, read_host
+from adaptive.host import ResidentPeak, give_back_heap, keep_heap_tight, read_host
 from adaptive.nvml import GpuInfo, Nvml, NvmlState, cuda_visible_uuid
 from adaptive.types import MemoryReading
 
@@ -50,6 +50,7 @@ class CpuProbe:
     """Host memory; the peak is the resident set's high-water mark."""
 
     def __init__(self) -> None:
+        keep_heap_tight()
         self._peak = ResidentPeak()
 
     def read(self) -> MemoryReading:
@@ -146,8 +147,7 @@ class CudaProbe:
 
 
 def _uuid_of(ordinal: int) -> str | None:
-    """The driver's UUID of a CUDA ordinal: from the runtime itself where it tells, else from the environment.
-    """
+    """The driver's UUID of a CUDA ordinal: from the runtime where it tells, else from the environment."""
     told = getattr(torch.cuda.get_device_properties(ordinal), "uuid", None)
     if told is None:
         return cuda_visible_uuid(ordinal)
@@ -164,6 +164,8 @@ _OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "std::bad_alloc",
+    "could not create a primitive",  # oneDNN, when its own scratch or code buffer cannot be had
+    "could not execute a primitive",
 )
 
 

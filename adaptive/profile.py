@@ -39,8 +39,7 @@ STEADY_STEPS = 3
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """Identity of a VAE's configuration; keys that start with an underscore (paths, versions) do not count.
-    """
+    """Identity of a VAE's configuration; keys with a leading underscore (paths, versions) do not count."""
     own = {key: value for key, value in config.items() if not key.startswith("_")}
     return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

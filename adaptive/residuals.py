@@ -15,6 +15,7 @@ from adaptive.types import PeakEstimate, Strategy
 
 MIB = 2**20
 KEPT_OBSERVATIONS = 64
+MOST_BELIEVED = 3  # times the cold bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +77,23 @@ class Residuals:
     ) -> None:
         """Learn from a decode that finished: it needed `needed_bytes` where its tensors took `live_bytes`."""
         learned = self._learned.setdefault(_key(family, dtype, strategy), Learned())
-        learned.ratios = [*learned.ratios, needed_bytes / live_bytes][-KEPT_OBSERVATIONS:]
-        learned.too_little_age += 1
+        above = needed_bytes - self._cold.constant_bytes // 2  # what does not grow with the decode
+        learned.ratios = [*learned.ratios, max(1.0, above / live_bytes)][-KEPT_OBSERVATIONS:]
+        # Any strategy's success ages every failure: a strategy that is no longer chosen could not clear
+        # itself.
+        for each in self._learned.values():
+            each.too_little_age += 1
 
     def out_of_memory(
         self, family: str, dtype: str, strategy: Strategy, *, live_bytes: int, free_bytes: int
     ) -> None:
-        """Learn that `free_bytes` were not enough: a hard lower bound until successes have proved otherwise.
+        """Learn that `free_bytes` were not enough: a lower bound until later successes, of any strategy, age
+        it.
         """
         learned = self._learned.setdefault(_key(family, dtype, strategy), Learned())
-        learned.too_little = max(learned.too_little, free_bytes / live_bytes)
+        # What failed with plenty free failed for another reason, and must not count as needing all of that.
+        most = MOST_BELIEVED * self._cold.upper_ratio
+        learned.too_little = max(learned.too_little, min(free_bytes / live_bytes, most))
         learned.too_little_age = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -112,8 +120,7 @@ class Residuals:
 
     @classmethod
     def load(cls, path: Path, *, device: str, build: str) -> Self:
-        """What was learned on this device and build; empty where there is nothing, or it is of another build.
-        """
+        """What was learned on this device and build; empty where that is nothing, or of another build."""
         if path.exists():
             residuals = cls.from_json(json.loads(path.read_text()))
             if (residuals.device, residuals.build) == (device, build):

@@ -22,8 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Live bytes of one call, above everything that existed before it (weights and inputs are not counted).
-    """
+    """Live bytes of one call, above everything that existed before it: weights and inputs do not count."""
 
     peak_bytes: int
     left_bytes: int  # still alive after the call, its result included

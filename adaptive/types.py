@@ -36,8 +36,7 @@ class VideoShape:
 
 @dataclass(frozen=True, slots=True)
 class LatentShape:
-    """Shape `[batch, channels, frames, height, width]` of a video latent, in latent frames and latent pixels.
-    """
+    """Shape `[batch, channels, frames, height, width]` of a video latent, in latent frames and pixels."""
 
     batch: int
     channels: int

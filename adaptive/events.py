@@ -1,0 +1,60 @@
+"""What happens in one adaptive decode: its events, and its state while it runs.
+
+Owns: the shape of events' data and the memory of what has failed. Must not know: streams, probes, how to
+decide.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from adaptive.types import DecodePlan
+
+# A larger chunk is taken in the middle of a decode only if it would fit into this share of the budget: a
+# neighbour whose use swings a little must not make the chunk size swing with it.
+GROWTH_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeEvent:
+    """Something that happened in a decode; `data` is JSON. Kinds: plan, chunk, replan, oom, fallback."""
+
+    kind: str
+    data: Mapping[str, Any]
+
+
+def plan_data(plan: DecodePlan) -> dict[str, Any]:
+    """A plan as the data of its event."""
+    return {
+        "strategy": plan.strategy.value,
+        "frames_per_chunk": plan.frames_per_chunk,
+        "exact": plan.exact,
+        "reason": plan.reason,
+        "detail": plan.detail,
+        "predicted_peak_bytes": plan.predicted.expected_bytes,
+        "upper_peak_bytes": plan.predicted.upper_bytes,
+        "free_bytes": plan.free_bytes,
+        "budget_bytes": plan.budget_bytes,
+        "predicted_seconds": plan.predicted_seconds,
+    }
+
+
+@dataclass(slots=True)
+class DecodeRun:
+    """What has happened so far in one decode."""
+
+    plan: DecodePlan
+    frames_per_chunk: int
+    smallest: int
+    retries: int = 0
+    seconds: float = 0.0
+    video_frames: int = 0
+    failure: str = ""  # what the last out-of-memory said
+    chunk_frames: list[int] = field(default_factory=list)
+    # Free bytes when a chunk size failed: that size is tried again only once clearly more is free.
+    failed: dict[int, int] = field(default_factory=dict)
+
+    def largest_allowed(self, free_bytes: int) -> int | None:
+        """Largest chunk that has not failed with about this much memory; None where nothing has failed."""
+        failed = [size for size, free in self.failed.items() if free_bytes <= free / GROWTH_SHARE]
+        return min(failed) - 1 if failed else None
