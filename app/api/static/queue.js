@@ -134,7 +134,8 @@ function fillMedia(media, job) {
   media.style.aspectRatio = `${job.request.width} / ${job.request.height}`;
   const element = document.createElement(job.links.video ? "video" : "img");
   if (job.links.video) {
-    Object.assign(element, { controls: true, loop: true, muted: true, playsInline: true, preload: "metadata" });
+    // Not preloaded: a browser opens few connections to one host, and the queue needs them for news.
+    Object.assign(element, { controls: true, loop: true, muted: true, playsInline: true, preload: "none" });
     element.poster = job.links.image;
     element.src = `${job.links.video}?made=${encodeURIComponent(job.finished_at)}`;
     element.setAttribute("aria-label", `Video: ${job.request.prompt}`);
