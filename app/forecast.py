@@ -12,7 +12,7 @@ from adaptive.types import MemoryReading, VideoShape
 from app import profiles
 from app.components import components_of
 from app.config import ModelEntry, Settings
-from app.weights import activation_bytes, choose_placement, component_sizes
+from app.weights import choose_placement, component_sizes
 
 
 class Unfeasible(Exception):
@@ -31,8 +31,11 @@ def forecast(
     sizes = component_sizes(components, entry.dtype)
     try:
         placement = choose_placement(
+            components,
             sizes,
-            activation_bytes(components, entry, profile, video),
+            entry,
+            profile,
+            video,
             device_budget_bytes=device_bytes - settings.reserve_bytes,
             host_budget_bytes=host_bytes,
         )

@@ -21,7 +21,7 @@ from app.components import ModelUnavailable, components_of, local_folder
 from app.config import ModelEntry, Settings
 from app.jobs import Json
 from app.placement import place
-from app.weights import activation_bytes, choose_placement, component_sizes
+from app.weights import choose_placement, component_sizes
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,11 @@ def _placement(entry: ModelEntry, settings: Settings, reading: MemoryReading) ->
     given = entry.defaults
     video = VideoShape(given.num_frames, given.height, given.width)
     return choose_placement(
+        components,
         component_sizes(components, entry.dtype),
-        activation_bytes(components, entry, profile, video),
+        entry,
+        profile,
+        video,
         device_budget_bytes=max(0, reading.free_bytes - settings.reserve_bytes),
         host_budget_bytes=read_host().free_bytes,
     )

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from adaptive.memory import MemoryProfile
+from adaptive.errors import DoesNotFit
+from adaptive.memory import MemoryProfile, Residuals
 from adaptive.placement import Stage
 from adaptive.planner import ComponentSize, Placement, plan_weights
 from adaptive.trace import trace_peak
@@ -26,6 +27,8 @@ PROMPT_ACTIVATION_BYTES = 256 * MIB
 UNKNOWN_DENOISE_ACTIVATION_BYTES = 3072 * MIB
 # Workspace of attention and matrix kernels, and fragmentation, beyond the traced tensors.
 DENOISE_MARGIN = 1.3
+# Latent frames a chunk from which on chunks take no longer than one call (tests/bench/decode.py).
+FULL_SPEED_CHUNK = 4
 
 
 def component_sizes(components: Mapping[str, Component], dtype: str) -> list[ComponentSize]:
@@ -33,36 +36,46 @@ def component_sizes(components: Mapping[str, Component], dtype: str) -> list[Com
     return [_size(name, component, _dtype(dtype)) for name, component in components.items()]
 
 
-def activation_bytes(
-    components: Mapping[str, Component], entry: ModelEntry, profile: MemoryProfile, video: VideoShape
-) -> dict[Stage, int]:
-    """Peak above the weights in each stage of making that video; decoding on its smallest rung."""
-    latent = profile.traits.latent_shape(video)
-    smallest = 1 if profile.can_stream else latent.frames
-    guided = 2 if entry.defaults.guidance_scale > 1 else 1
-    return {
-        Stage.PROMPT: PROMPT_ACTIVATION_BYTES,
-        Stage.DENOISE: max(
-            _denoise_bytes(part, latent, entry.dtype, guided) for part in _denoisers(components)
-        ),
-        Stage.DECODE: profile.estimate(latent, smallest).upper_bytes,
-    }
-
-
 def choose_placement(
+    components: Mapping[str, Component],
     sizes: list[ComponentSize],
-    activations: Mapping[Stage, int],
+    entry: ModelEntry,
+    profile: MemoryProfile,
+    video: VideoShape,
     *,
     device_budget_bytes: int,
     host_budget_bytes: int,
 ) -> Placement:
-    """The fastest placement that fits; raises `DoesNotFit`."""
-    return plan_weights(
-        sizes,
-        activation_bytes=activations,
-        device_budget_bytes=device_budget_bytes,
-        host_budget_bytes=host_budget_bytes,
-    )
+    """The fastest placement for making that video; raises `DoesNotFit`.
+
+    Weights that leave no room for a decode at full speed make way first: a text encoder is soon back, and a
+    card that is filled to the brim leaves nothing to its other users. Only where no placement has that room
+    is the decode planned at its smallest.
+    """
+    latent = profile.traits.latent_shape(video)
+    guided = 2 if entry.defaults.guidance_scale > 1 else 1
+    activations = {
+        Stage.PROMPT: PROMPT_ACTIVATION_BYTES,
+        Stage.DENOISE: max(
+            _denoise_bytes(part, latent, entry.dtype, guided) for part in _denoisers(components)
+        ),
+    }
+
+    def placed(frames_per_chunk: int) -> Placement:
+        decode_bytes = profile.estimate(latent, frames_per_chunk, Residuals("cuda")).upper_bytes
+        return plan_weights(
+            sizes,
+            activation_bytes={**activations, Stage.DECODE: decode_bytes},
+            device_budget_bytes=device_budget_bytes,
+            host_budget_bytes=host_budget_bytes,
+        )
+
+    if not profile.can_stream:
+        return placed(latent.frames)
+    try:
+        return placed(min(FULL_SPEED_CHUNK, latent.frames))
+    except DoesNotFit:
+        return placed(1)
 
 
 def _size(name: str, component: Component, dtype: torch.dtype) -> ComponentSize:
