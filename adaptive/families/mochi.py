@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _POINTWISE = frozenset(
     {
         "MochiDecoder3D", "MochiMidBlock3D", "MochiUpBlock3D", "MochiResnetBlock3D",
-        "MochiChunkedGroupNorm3D", "GroupNorm", "CogVideoXSafeConv3d", "Conv3d", "Linear", "SiLU", "ModuleList",
+        "MochiChunkedGroupNorm3D", "GroupNorm", "CogVideoXSafeConv3d",
+        "Conv3d", "Linear", "SiLU", "ModuleList",
     }
 )  # fmt: skip
 

@@ -5,8 +5,8 @@
 Published configurations with random weights, at sizes that a small machine holds. For each way: error against
 the batched decode (largest difference over largest value), peak live bytes above weights and input (traced on
 meta tensors, frames given away as they come), seconds (median of interleaved repeats; processor time on the
-CPU), and the share of the decode's time that passes before the first frames exist. Writes `decode.json` and
-`decode.md`.
+CPU), and the share of the decode's time that passes before the first frames exist. Writes
+`decode-DEVICE.json` and `decode-DEVICE.md`.
 """
 
 from __future__ import annotations
@@ -199,6 +199,16 @@ def as_markdown(rows: list[Row], repeats: int, device: str) -> str:
     )
 
 
+def write(rows: list[Row], options: argparse.Namespace) -> None:
+    """Both documents, after each family: a run that is cut short keeps what it has."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    facts = {"machine": platform.machine(), "torch": torch.__version__, "repeats": options.repeats}
+    document = json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1)
+    (options.out / f"decode-{options.device}.json").write_text(document + "\n")
+    table = as_markdown(rows, options.repeats, options.device)
+    (options.out / f"decode-{options.device}.md").write_text(table)
+
+
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -214,12 +224,7 @@ def main() -> None:
         for row in measure(family, options.repeats, options.device):
             rows.append(row)
             print(f"{row.family:10} {row.way:20} {row.relative_error:.1e} {row.seconds:.2f} s")  # noqa: T201
-    options.out.mkdir(parents=True, exist_ok=True)
-    facts = {"machine": platform.machine(), "torch": torch.__version__, "repeats": options.repeats}
-    name = f"decode-{options.device}"
-    document = json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1)
-    (options.out / f"{name}.json").write_text(document + "\n")
-    (options.out / f"{name}.md").write_text(as_markdown(rows, options.repeats, options.device))
+        write(rows, options)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from stream_vaes import (
 from torch import Tensor, nn
 
 from adaptive.stream import DecodeStream, decode_whole, open_decode
+from adaptive.trace import LiveBytes
 
 CAUSAL_AND_NOT = ["ltx-0.9.0", "ltx-causal", "ltx-0.9.1", "ltx-noise"]
 
@@ -63,6 +64,24 @@ def test_a_step_that_fails_anywhere_leaves_the_stream_as_it_was_and_smaller_step
                 pieces.append(stream.step(1))
     assert failures >= 3
     assert relative_error(torch.cat(pieces, 2), expected) <= 2e-5
+
+
+def test_a_failed_step_leaves_no_bytes_behind() -> None:
+    vae = build("ltx-causal")
+    flaky = Flaky(vae)
+    live = LiveBytes()
+    gc.disable()
+    try:
+        with live.active(), open_decode(vae, latents_of(vae, 4)) as stream:
+            stream.step(1)
+            before = live.live_bytes
+            for depth in (4, 12, 20):
+                flaky.calls_left = depth
+                with pytest.raises(torch.OutOfMemoryError):
+                    stream.step(2)
+                assert live.live_bytes == before
+    finally:
+        gc.enable()
 
 
 def test_streams_take_turns_on_one_vae_and_a_whole_decode_comes_between() -> None:
