@@ -50,6 +50,9 @@ test: $(VENV)/.dev ## every test that needs no GPU and no container engine
 test-gpu: $(VENV)/.dev ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest tests/gpu $(ARGS)
 
+test-docker: $(VENV)/.dev ## build the image and run it in a container engine
+	$(BIN)/python -m pytest tests/docker $(ARGS)
+
 bench: $(VENV)/.dev ## decode beside diffusers' own ways; writes tests/bench/results/
 	$(BIN)/python tests/bench/decode.py $(ARGS)
 
