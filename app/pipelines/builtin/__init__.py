@@ -23,7 +23,7 @@ class Defaults:
     width: int = 256
     frames: int = 17
     fps: int = 8
-    steps: int = 4
+    steps: int = 2
     guidance_scale: float = 1.0
 
 

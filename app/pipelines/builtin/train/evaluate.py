@@ -36,13 +36,17 @@ from app.pipelines.builtin.train.photos import HELD_OUT, square
 log = logging.getLogger(__name__)
 
 UNMOVED_PROMPT = "a nice photo"
+UNMOVED_PHOTOS = 4
 DEFAULT_MOTION = Motion(UNMOVED_PROMPT, -2, 0)
 ASKED = (STILL, *PANS, DEFAULT_MOTION)
 
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """One clip measured. Shifts are of content, in pixels, first frame to last; nominal is what was asked."""
+    """One clip measured. Shifts are of content, in pixels, first frame to last; nominal is what was asked.
+
+    Seconds are of processor time, which a busy machine does not stretch.
+    """
 
     photo: str
     prompt: str
@@ -107,7 +111,7 @@ def measure(photo: torch.Tensor, clip: torch.Tensor, motion: Motion, name: str, 
         first_frame_db=psnr_db(clip[0], photo),
         psnr_db=psnr_db(clip, whole),
         block_psnr_db=block_psnr_db(clip, whole),
-        grid=grid_ratio(clip[-1]),
+        grid=grid_ratio(clip[-1]) / grid_ratio(photo),
         shift_x=shift_x,
         shift_y=shift_y,
         nominal_x=motion.x * steps,
@@ -136,14 +140,17 @@ def bars(rows: Sequence[ClipRow], chroma: tuple[float, float], same_bytes: bool)
         least("still: worst PSNR of 16-pixel block means (dB)", [row.block_psnr_db for row in still], 28),
         least("still: chroma kept, worse axis (r2)", chroma, 0.9),
         most("still: shift of the last frame (px)", [row.miss_px for row in still], 1),
-        most("still: 8-pixel grid, worst (ratio)", [row.grid for row in still], 1.1),
+        most("still: 8-pixel grid against the photo's, worst", [row.grid for row in still], 1.1),
         most("pans: worst miss of the last frame (px)", [row.miss_px for row in pans], 4),
         least("pans: worst correlation after moving back", [row.correlation for row in pans], 0.9),
+        least(
+            "pans: mean sharpness against the photo", [statistics.fmean(row.sharpness for row in pans)], 0.6
+        ),
         least("pans: worst sharpness against the photo", [row.sharpness for row in pans], 0.6),
         least("pans: worst PSNR of frame 0 (dB)", [row.first_frame_db for row in pans], 26),
         least("pans: mean PSNR of frame 0 (dB)", [statistics.fmean(row.first_frame_db for row in pans)], 26),
         least("no motion words: least shift (px)", [far], 16),
-        most("seconds a clip, median", [statistics.median(row.seconds for row in rows)], 15),
+        most("CPU seconds a clip, median", [statistics.median(row.seconds for row in rows)], 15),
         least("same seed, same bytes (1 = yes)", [float(same_bytes)], 1),
     ]
 
@@ -151,17 +158,21 @@ def bars(rows: Sequence[ClipRow], chroma: tuple[float, float], same_bytes: bool)
 def evaluate(model: Path, backgrounds: Path, out: Path, side_px: int, frames: int, limit: int) -> list[Bar]:
     """Run every photo and prompt; write `table.md`, `rows.json` and `sheet.png` under `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    rows, lines, made_still, photos = [], [], [], []
+    rows: list[ClipRow] = []
+    lines: list[tuple[str, list[Image.Image]]] = []
+    made_still, photos = [], []
     for photo in HELD_OUT[:limit]:
         image = square(photo, backgrounds, side_px)
         pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
         tiles = [image]
         for motion in ASKED:
-            started = time.perf_counter()
+            if motion is DEFAULT_MOTION and len(lines) >= UNMOVED_PHOTOS:
+                continue
+            started = time.process_time()
             clip = make_clip(pipe, image, motion.name, side_px, frames)
-            row = measure(pixels, clip, motion, photo.name, round(time.perf_counter() - started, 2))
+            row = measure(pixels, clip, motion, photo.name, round(time.process_time() - started, 2))
             log.info("%s", asdict(row))
             rows.append(row)
             tiles += [_tile(clip[frames // 2]), _tile(clip[-1])]
@@ -169,7 +180,7 @@ def evaluate(model: Path, backgrounds: Path, out: Path, side_px: int, frames: in
                 made_still.append(clip[-1])
                 photos.append(pixels)
         lines.append((photo.name, tiles))
-    again = make_clip(pipe, lines[-1][1][0], ASKED[-1].name, side_px, frames)
+    again = make_clip(pipe, image, row.prompt, side_px, frames)
     verdict = bars(
         rows, chroma_r2(torch.stack(made_still), torch.stack(photos)), bool(torch.equal(again, clip))
     )

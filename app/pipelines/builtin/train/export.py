@@ -21,7 +21,7 @@ SCHEDULER_SHIFT = 3.0  # few steps: spend them where the motion is decided
 
 
 def export(vae: AutoencoderKLLTXVideo, denoiser: Denoiser, folder: Path) -> None:
-    """Write the pipeline to `folder` in float16."""
+    """Write the pipeline to `folder`: float16, but for the tiny text encoder."""
     if folder.exists():
         shutil.rmtree(folder)
     silence_posterior(vae)
@@ -34,7 +34,12 @@ def export(vae: AutoencoderKLLTXVideo, denoiser: Denoiser, folder: Path) -> None
         tokenizer=denoiser.tokenizer,
         transformer=denoiser.transformer,
     )
-    pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    pipe.to(torch.float16)
+    # Left to itself transformers loads in the stored type and diffusers in float32: stored alike, they agree.
+    pipe.text_encoder.to(torch.float32)
+    pipe.save_pretrained(folder, safe_serialization=True)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
 
 
 @torch.no_grad()

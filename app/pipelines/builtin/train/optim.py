@@ -19,6 +19,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.95
 BLOCK_ROWS = 64
+WARM_UP_STEPS = 60
 
 
 class Muon:
@@ -64,9 +65,9 @@ class Trainer(Generic[ModelT]):
     """Takes gradients to weights: Muon for `hidden`, AdamW for the rest, a moving average beside them."""
 
     def __init__(
-        self, model: ModelT, hidden: list[nn.Parameter], *, peak: float, steps: int, warm_up: int = 60
+        self, model: ModelT, hidden: list[nn.Parameter], *, peak: float, steps: int, hold_steps: int
     ) -> None:
-        self._model, self._peak, self._steps, self._warm_up = model, peak, steps, warm_up
+        self._model, self._peak, self._steps, self._hold = model, peak, steps, hold_steps
         held = {id(p) for p in hidden}
         self._rest = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
         self._muon = Muon(hidden)
@@ -76,10 +77,10 @@ class Trainer(Generic[ModelT]):
 
     @property
     def learning_rate(self) -> float:
-        """Warm up, hold for three tenths, then a cosine down to one fiftieth of the peak."""
-        part = self.step_index / self._steps
-        fall = 1.0 if part < 0.3 else 0.5 * (1 + math.cos(math.pi * min(1.0, (part - 0.3) / 0.7)))
-        return self._peak * min(1.0, (self.step_index + 1) / self._warm_up) * (0.02 + 0.98 * fall)
+        """Warm up, hold, then a cosine down to one fiftieth of the peak."""
+        past = min(1.0, max(0.0, (self.step_index - self._hold) / (self._steps - self._hold)))
+        fall = 0.5 * (1 + math.cos(math.pi * past))
+        return self._peak * min(1.0, (self.step_index + 1) / WARM_UP_STEPS) * (0.02 + 0.98 * fall)
 
     def step(self, loss: torch.Tensor) -> None:
         """Backward, clip, update, average."""

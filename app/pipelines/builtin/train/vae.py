@@ -9,6 +9,9 @@ import functools
 import logging
 import random
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +26,7 @@ from app.pipelines.builtin.train.optim import Trainer
 log = logging.getLogger(__name__)
 
 LATENT_CHANNELS = 48
-KEY_FRAME_EVERY = 4
+SPATIAL_PX, KEY_FRAME_EVERY = 8, 4
 CONFIG = {
     "latent_channels": LATENT_CHANNELS,
     "patch_size": 2,
@@ -43,9 +46,25 @@ CONFIG = {
 }
 
 KL_WEIGHT = 2e-5
-TEXTURE_WEIGHT = 0.4
 PEAK_LEARNING_RATE = 3e-3
-CLIP_LEARNING_RATE = 2e-3
+
+
+@dataclass(frozen=True, slots=True)
+class ClipCycle:
+    """One rise and fall of the decoder's learning rate.
+
+    `texture_weight` is how much the amount of detail counts; `carried` the part of the batches that is
+    decoded from what the denoiser hands over, instead of from encoded key frames.
+    """
+
+    steps: int
+    hold_steps: int
+    peak: float
+    texture_weight: float
+    carried: float
+
+
+CLIP_CYCLES = (ClipCycle(620, 330, 2e-3, 0.4, 0.0), ClipCycle(110, 50, 8e-4, 0.6, 0.5))
 
 
 def train_on_images(
@@ -59,7 +78,7 @@ def train_on_images(
     rng = random.Random(seed)
     vae = AutoencoderKLLTXVideo(**CONFIG)
     fold_single_frames(vae)
-    trainer = _trainer(vae, PEAK_LEARNING_RATE, steps)
+    trainer = _trainer(vae, PEAK_LEARNING_RATE, steps, 3 * steps // 10)
     _run(trainer, steps, functools.partial(_image_loss, vae, train, rng), held_out, "images")
     return trainer.average
 
@@ -77,15 +96,23 @@ def turn_to_clips(vae: AutoencoderKLLTXVideo, train: ClipSource, seed: int) -> N
     set_latent_statistics(vae, train, random.Random(seed))
 
 
+def load_clip_vae(folder: Path) -> AutoencoderKLLTXVideo:
+    """A VAE already turned to clips, ready to be used or trained further."""
+    vae = AutoencoderKLLTXVideo.from_pretrained(folder)
+    fold_single_frames(vae)
+    return vae.requires_grad_(False)
+
+
 def train_on_clips(
-    vae: AutoencoderKLLTXVideo, train: ClipSource, held_out: torch.Tensor, steps: int, seed: int
+    vae: AutoencoderKLLTXVideo, train: ClipSource, held_out: torch.Tensor, cycle: ClipCycle, seed: int
 ) -> AutoencoderKLLTXVideo:
     """Teach the decoder of a VAE turned to clips to fill in the frames between key frames."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     vae.decoder.requires_grad_(True)
-    trainer = _trainer(vae, CLIP_LEARNING_RATE, steps)
-    _run(trainer, steps, functools.partial(_clip_loss, vae, train, rng), held_out, "clips")
+    trainer = _trainer(vae, cycle.peak, cycle.steps, cycle.hold_steps)
+    loss_of = functools.partial(_clip_loss, vae, train, rng, cycle)
+    _run(trainer, cycle.steps, loss_of, held_out, "clips")
     return trainer.average
 
 
@@ -198,11 +225,41 @@ def _image_loss(vae: AutoencoderKLLTXVideo, train: ClipSource, rng: random.Rando
     return reconstruction_loss(images, made) + KL_WEIGHT * _kl(posterior)
 
 
-def _clip_loss(vae: AutoencoderKLLTXVideo, train: ClipSource, rng: random.Random) -> torch.Tensor:
-    size, count = (ClipSize(9, 64, 64), 4) if rng.random() < 0.8 else (ClipSize(17, 48, 48), 4)
-    clips = torch.stack([train.clip(rng, _any_motion(rng), size) for _ in range(count)])
+def _clip_loss(
+    vae: AutoencoderKLLTXVideo, train: ClipSource, rng: random.Random, cycle: ClipCycle
+) -> torch.Tensor:
+    size = ClipSize(9, 64, 64) if rng.random() < 0.8 else ClipSize(17, 48, 48)
+    if cycle.carried and rng.random() < cycle.carried:
+        motions = rng.choices(MOTIONS, k=4)
+        clips = torch.stack([train.clip(rng, motion, size) for motion in motions])
+        first = encode_key_frames(vae, clips[:, :, :1])
+        made = vae.decode(carry(first, motions, 1 + size.frames // KEY_FRAME_EVERY), return_dict=False)[0]
+        return reconstruction_loss(clips, made)
+    clips = torch.stack([train.clip(rng, _any_motion(rng), size) for _ in range(4)])
     made = vae.decode(encode_key_frames(vae, clips), return_dict=False)[0]
-    return reconstruction_loss(clips, made) + TEXTURE_WEIGHT * texture_loss(clips, made)
+    return reconstruction_loss(clips, made) + cycle.texture_weight * texture_loss(clips, made)
+
+
+def carry(first: torch.Tensor, motions: Sequence[Motion], count: int) -> torch.Tensor:
+    """What the denoiser makes, `count` latent frames, of the first one [b, c, 1, height, width].
+
+    Every latent frame moves one latent pixel further; what comes into view is the edge, repeated.
+    """
+    height, width = first.shape[-2:]
+    rows, columns = torch.arange(height), torch.arange(width)
+    clips = []
+    for latent, motion in zip(first[:, :, 0], motions, strict=True):
+        moved = []
+        for step in range(count):
+            row = (rows - step * _sign(motion.y)).clamp(0, height - 1)
+            column = (columns - step * _sign(motion.x)).clamp(0, width - 1)
+            moved.append(latent[:, row][:, :, column])
+        clips.append(torch.stack(moved, 1))
+    return torch.stack(clips)
+
+
+def _sign(value: int) -> int:
+    return (value > 0) - (value < 0)
 
 
 def _any_motion(rng: random.Random) -> Motion:
@@ -212,11 +269,13 @@ def _any_motion(rng: random.Random) -> Motion:
     return Motion("other", rng.randint(-3, 3), rng.randint(-3, 3))
 
 
-def _trainer(vae: AutoencoderKLLTXVideo, peak: float, steps: int) -> Trainer[AutoencoderKLLTXVideo]:
+def _trainer(
+    vae: AutoencoderKLLTXVideo, peak: float, steps: int, hold_steps: int
+) -> Trainer[AutoencoderKLLTXVideo]:
     ends = ("encoder.conv_in", "decoder.conv_out")
     learning = ((name, p) for name, p in vae.named_parameters() if p.requires_grad)
     hidden = [p for name, p in learning if p.ndim >= 4 and not name.startswith(ends)]
-    return Trainer(vae, hidden, peak=peak, steps=steps)
+    return Trainer(vae, hidden, peak=peak, steps=steps, hold_steps=hold_steps)
 
 
 def _run(

@@ -1,0 +1,248 @@
+"""The denoiser's weights: attention wired to carry the first frame's latents along the asked motion.
+
+A pan by one latent pixel a latent frame is a shift, and a shift is something attention can do exactly:
+every frame looks at the frame before it, one latent pixel away, and takes what it carries. Four blocks carry
+the first frame to the fourth after it. Written down, this is sharper than what hours of training find.
+
+Owns the layout of the hidden state and the closed-form weights. Knows nothing of losses or data. The two
+models are `Any` here, for their classes type every submodule as a tensor too.
+
+Hidden state (120): the noisy latent | the carried content | one-hot motion | constants | spare.
+Constants far larger than the rest keep RMSNorm from dividing the picture's own contrast away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from app.pipelines.builtin.train.clips import MOTIONS, Motion
+
+CONSTANT_COUNT, CONSTANT = 16, 20.0
+CLASS_SIZE = 10.0
+SELF_GAIN = 25.0
+HOP_GAINS = (2.0, 2.0, 4.0, 6.0, 10.0, 14.0, 20.0, 24.0, 32.0, 32.0)
+CLEAN_SIGNAL = 8.0
+ROPE_THETA, ROPE_FRAMES, ROPE_SIDE_PX = 10000.0, 20, 2048
+SIGMA_FLOOR = 0.12
+
+
+class Layout:
+    """Which channels of the hidden state hold what."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        self.noisy = slice(0, channels)
+        self.carried = slice(channels, 2 * channels)
+        self.motion = slice(2 * channels, 2 * channels + len(MOTIONS))
+        self.constants = slice(self.motion.stop, self.motion.stop + CONSTANT_COUNT)
+        self.clean = self.constants.stop
+        self.width = width
+        energy = CONSTANT_COUNT * CONSTANT**2 + CLASS_SIZE**2 + 2 * channels
+        self.rms = math.sqrt(energy / width)
+
+
+@torch.no_grad()
+def wire(
+    transformer: Any,
+    text_encoder: Any,
+    words: Sequence[tuple[Motion, Sequence[int]]],
+    default: tuple[Motion, int],
+    seconds_per_latent_frame: float,
+    latent_pixel_px: int,
+) -> None:
+    """Write the weights of both, in place. Motions are one latent pixel a latent frame.
+
+    `words`: for each motion the ids of the words that ask for it. `default`: the motion when none does, and
+    the id of the token that ends every prompt.
+    """
+    layout = Layout(transformer.config.in_channels, transformer.proj_in.out_features)
+    _wire_words(text_encoder, words, default[1])
+    _wire_ends(transformer, layout)
+    _wire_time(transformer, layout)
+    _wire_captions(transformer, layout, MOTIONS.index(default[0]))
+    frequencies = _rope_frequencies(layout.width, seconds_per_latent_frame, latent_pixel_px)
+    for index, block in enumerate(transformer.transformer_blocks):
+        block.ff.net[2].weight.mul_(0)
+        block.ff.net[2].bias.zero_()
+        if index == 0:
+            _silence(block.attn1)
+        else:
+            _silence(block.attn2)
+            _wire_hop(block.attn1, layout, frequencies)
+
+
+def _wire_words(text_encoder: Any, words: Sequence[tuple[Motion, Sequence[int]]], end_id: int) -> None:
+    """A word's embedding says which motion it asks for; attention and feed-forward begin silent."""
+    table = text_encoder.get_input_embeddings().weight
+    nothing, end = len(MOTIONS), len(MOTIONS) + 1
+    table.mul_(0.02)
+    table[:, nothing] += 1
+    table[end_id] = 0
+    table[end_id, end] = 1
+    for motion, ids in words:
+        for token in ids:
+            table[token] = 0
+            table[token, MOTIONS.index(motion)] = 1
+    for block in text_encoder.encoder.block:
+        block.layer[0].SelfAttention.o.weight.zero_()
+        block.layer[1].DenseReluDense.wo.weight.zero_()
+
+
+def _wire_ends(transformer: Any, layout: Layout) -> None:
+    """In: the latent beside constants. Out: noisy minus carried, the velocity once scaled by 1 / sigma."""
+    channels = layout.noisy.stop
+    transformer.proj_in.weight.zero_()
+    transformer.proj_in.weight[layout.noisy] = torch.eye(channels)
+    transformer.proj_in.bias.zero_()
+    signs = torch.tensor([1.0, -1.0]).repeat(CONSTANT_COUNT // 2)
+    transformer.proj_in.bias[layout.constants] = CONSTANT * signs
+    transformer.proj_out.weight.zero_()
+    transformer.proj_out.weight[:, layout.noisy] = layout.rms * torch.eye(channels)
+    transformer.proj_out.weight[:, layout.carried] = -layout.rms * torch.eye(channels)
+    transformer.proj_out.bias.zero_()
+    transformer.scale_shift_table.zero_()
+
+
+def _wire_time(transformer: Any, layout: Layout) -> None:
+    """Scale the output by 1 / sigma, and tell the clean first frame (time 0) from the noisy ones.
+
+    The embedder's last layer is fitted by ridge regression on its own random features of time. Its output is
+    both scale and shift of the last norm; the shift cancels between noisy and carried.
+    """
+    embed, width = transformer.time_embed, layout.width
+    embedder = embed.emb.timestep_embedder
+    times = torch.cat([torch.zeros(60), torch.arange(40.0, 1001.0, 4.0)])
+    slow = torch.arange(256) % 128 >= 32
+    embedder.linear_1.weight.normal_(std=1.0).mul_(slow)
+    embedder.linear_1.bias.normal_(std=1.0)
+    features = embedder.act(embedder.linear_1(embed.emb.time_proj(times)))
+    features = torch.cat([features, torch.ones(len(times), 1)], 1).double()
+    sigma = (times / 1000).clamp(min=SIGMA_FLOOR)
+    clean = (times == 0).double()
+    targets = torch.zeros(len(times), width, dtype=torch.float64)
+    targets[:, : layout.carried.stop] = ((1 / sigma - 1) * (1 - clean))[:, None]
+    targets[:, layout.clean] = CLEAN_SIGNAL * (2 * clean - 1)
+    ridge = 1e-4 * torch.eye(features.shape[1], dtype=torch.float64)
+    solved = torch.linalg.solve(features.T @ features + ridge, features.T @ targets).float()
+    embedder.linear_2.weight.copy_(solved[:-1].T)
+    embedder.linear_2.bias.copy_(solved[-1])
+    _wire_modulation(transformer, layout)
+
+
+def _wire_modulation(transformer: Any, layout: Layout) -> None:
+    """Attention reads the latent of clean tokens and what noisy ones carry; it writes to noisy ones.
+
+    The six modulations of a block are shift, scale, gate of attention, then those of the feed-forward.
+    """
+    linear = transformer.time_embed.linear
+    linear.weight.zero_()
+    linear.bias.zero_()
+    modulation = linear.weight.view(6, layout.width, layout.width)
+    modulation[1, layout.noisy, layout.clean] = 1 / CLEAN_SIGNAL
+    modulation[2, :, layout.clean] = -1 / CLEAN_SIGNAL
+    for block in transformer.transformer_blocks:
+        block.scale_shift_table.zero_()
+        block.scale_shift_table[1, layout.noisy] = -1
+        block.scale_shift_table[2] = 1
+        block.scale_shift_table[5] = 1
+
+
+def _wire_captions(transformer: Any, layout: Layout, default: int) -> None:
+    """The first block's text attention writes the motion: its word beats the end, the end beats the rest."""
+    nothing, end, size = len(MOTIONS), len(MOTIONS) + 1, len(MOTIONS) + 2
+    projection = transformer.caption_projection
+    for layer in (projection.linear_1, projection.linear_2):
+        layer.weight.mul_(0.02)
+        layer.bias.zero_()
+    projection.linear_1.weight[:size] = 0
+    projection.linear_1.weight[:size, :size] = torch.eye(size)
+    projection.linear_2.weight[:size] = 0
+    projection.linear_2.weight[:size, :size] = torch.eye(size)
+    attention = transformer.transformer_blocks[0].attn2
+    attention.to_q.weight.zero_()
+    attention.to_q.bias.fill_(1.0)
+    attention.to_k.weight.zero_()
+    attention.to_k.bias.zero_()
+    halves = torch.tensor([1.0, -1.0]).repeat(layout.width // 2)
+    attention.to_k.weight[:, : len(MOTIONS)] = 1.0
+    attention.to_k.weight[:, nothing] = -1.0
+    attention.to_k.weight[:, end] = halves
+    attention.to_v.weight.zero_()
+    attention.to_v.bias.zero_()
+    for index in range(len(MOTIONS)):
+        attention.to_v.weight[index, index] = 1.0
+    attention.to_v.weight[default, end] = 1.0
+    strength = math.sqrt(text_width(projection))
+    out = attention.to_out[0]
+    out.weight.zero_()
+    out.bias.zero_()
+    for index in range(len(MOTIONS)):
+        out.weight[layout.motion.start + index, index] = CLASS_SIZE / strength
+
+
+def text_width(projection: Any) -> int:
+    """Channels of a caption embedding; the text encoder's last norm makes a one-hot embedding its root."""
+    width: int = projection.linear_1.in_features
+    return width
+
+
+def _silence(attention: Any) -> None:
+    attention.to_out[0].weight.zero_()
+    attention.to_out[0].bias.zero_()
+
+
+def _rope_frequencies(width: int, seconds_per_latent_frame: float, latent_pixel_px: int) -> torch.Tensor:
+    """Radians a latent frame, row, column for each of `width` / 6 rotary frequencies, as [frequencies, 3].
+
+    The transformer turns by frequency * pi / 2 * (2 position / base - 1).
+    """
+    powers = ROPE_THETA ** torch.linspace(0, 1, width // 6)
+    steps = torch.tensor([seconds_per_latent_frame / ROPE_FRAMES, *[latent_pixel_px / ROPE_SIDE_PX] * 2])
+    return powers[:, None] * math.pi * steps
+
+
+def _wire_hop(attention: Any, layout: Layout, frequencies: torch.Tensor) -> None:
+    """Two heads: one takes what the frame before carries, a step away; one removes what is carried already.
+
+    A constant key under rotary embedding and a query turned by frequency * step score the sum of
+    gain * cos(frequency * (distance - step)). Head 0 has the low frequencies: its score falls off smoothly,
+    so where the step leads outside the picture the nearest edge is taken. Head 1 has the high ones.
+    """
+    low = len(frequencies) // 2
+    gains = torch.full((len(frequencies),), SELF_GAIN)
+    gains[:low] = torch.tensor(HOP_GAINS)
+    attention.to_k.weight.zero_()
+    attention.to_k.bias.copy_(torch.tensor([1.0, 0.0]).repeat(layout.width // 2))
+    attention.to_q.weight.zero_()
+    attention.to_q.bias.zero_()
+    for index, motion in enumerate(MOTIONS):
+        step = torch.tensor([1.0, _sign(motion.y), _sign(motion.x)])
+        turn = frequencies * step
+        turn[low:] = 0
+        query = torch.stack([turn.cos(), -turn.sin()], -1)
+        attention.to_q.weight[:, layout.motion.start + index] = query.flatten()
+    attention.norm_q.weight.copy_(gains[:, None, None].expand(-1, 3, 2).flatten())
+    attention.norm_k.weight.fill_(1.0)
+    _wire_values(attention, layout)
+
+
+def _wire_values(attention: Any, layout: Layout) -> None:
+    channels, head = layout.noisy.stop, layout.width // 2
+    eye = torch.eye(channels)
+    attention.to_v.weight.zero_()
+    attention.to_v.bias.zero_()
+    attention.to_v.weight[:channels, layout.noisy] = eye
+    attention.to_v.weight[:channels, layout.carried] = eye
+    attention.to_v.weight[head : head + channels, layout.carried] = eye
+    out = attention.to_out[0]
+    out.weight.zero_()
+    out.bias.zero_()
+    out.weight[layout.carried, :channels] = layout.rms * eye
+    out.weight[layout.carried, head : head + channels] = -layout.rms * eye
+
+
+def _sign(value: int) -> float:
+    return float((value > 0) - (value < 0))
