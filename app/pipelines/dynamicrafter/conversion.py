@@ -4,6 +4,7 @@ Owns the joining of file, architecture and vocabulary. `convert` is what the com
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -94,7 +95,9 @@ def convert(
     if out_dir.exists():
         raise FileExistsError(f"{out_dir} exists already")
     pipeline = from_single_file(path, resolution, tokenizer, config, torch_dtype)
-    partial = out_dir.with_name(f"{out_dir.name}.partial")
-    pipeline.save_pretrained(partial)
-    partial.rename(out_dir)
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as partial:
+        folder = Path(partial) / out_dir.name
+        pipeline.save_pretrained(folder)
+        folder.rename(out_dir)
     return out_dir

@@ -300,6 +300,26 @@ def test_a_converted_folder_makes_the_same_video(
         convert(golden_checkpoint, folder, 512)
 
 
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(_random_checkpoint(256), tmp_path / "model.safetensors")
+
+    def fail_halfway(_self: Any, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "model_index.json").touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(DynamiCrafterPipeline, "save_pretrained", fail_halfway)
+    with pytest.raises(OSError, match="No space left"):
+        convert(
+            tmp_path / "model.safetensors",
+            tmp_path / "models" / "dynamicrafter",
+            256,
+            tokenizer_from_merges([]),
+            tiny_configs(),
+        )
+    assert not list((tmp_path / "models").iterdir())
+
+
 def test_half_precision_components_do_not_hold_on_to_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file(_random_checkpoint(256), path)

@@ -128,7 +128,7 @@ def test_two_guidance_passes_give_the_same_frames(
     assert _difference(once, twice) < ROUNDING
 
 
-@pytest.mark.parametrize("slices", ["auto", "max", 3, 32, 1000])
+@pytest.mark.parametrize("slices", ["auto", "max", 3, 1000])
 def test_attention_slices_give_the_same_frames(tiny: DynamiCrafterPipeline, slices: str | int) -> None:
     whole = _run(tiny)
     tiny.enable_attention_slicing(slices)
