@@ -102,7 +102,10 @@ class MemoryProfile:
             return self.streamed[nearest].step(frames)
         right = min(max(bisect_left(sizes, chunk), 1), len(sizes) - 1)
         low, high = sizes[right - 1], sizes[right]
-        below, above = self.streamed[low].step(frames), self.streamed[high].step(frames * high / chunk)
+        # Bytes jump when the first full chunk comes out, at a length that depends on the chunk size: look
+        # beyond it.
+        below = self.streamed[low].step(1.25 * frames + 1)
+        above = self.streamed[high].step(1.25 * frames * high / chunk + 1)
         return _line(low, below, high, above, chunk)
 
     def output_bytes(self, shape: LatentShape) -> int:

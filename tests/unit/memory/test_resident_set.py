@@ -1,0 +1,59 @@
+"""Predictions against the outside world: the resident set of real decodes in processes of their own.
+
+What lies above the live bytes is oneDNN's scratch: copies of a convolution's input and output in its layout.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+# Layers wide and tall enough for oneDNN's direct convolutions; below, torch unfolds every window (27 copies).
+MEASURE = """
+import json, sys
+from collections import deque
+import torch
+import adaptive
+from adaptive.probe import open_probe
+from adaptive.testing import small_ltx_vae
+from adaptive.trace import LiveBytes
+
+torch.set_num_threads(1)
+frames_per_chunk, *shape = map(int, sys.argv[1:])
+vae = small_ltx_vae(decoder_block_out_channels=(32, 64, 64, 64))
+latents = torch.randn(1, 8, *shape)
+predicted = adaptive.predict_peak(vae, tuple(latents.shape), frames_per_chunk=frames_per_chunk)
+
+def decode(z):
+    deque(adaptive.stream_decode(vae, z, frames_per_chunk=frames_per_chunk), maxlen=0)
+
+decode(latents[:, :, :2, :2, :2])  # libraries load their code at first use
+probe = open_probe("cpu")
+probe.release()
+probe.reset_peak()
+decode(latents)
+grown = probe.peak_bytes()
+live = LiveBytes()
+with live.active():
+    decode(latents)
+print(json.dumps({"predicted": predicted.live_bytes, "counted": live.peak_bytes, "grown": grown}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("frames_per_chunk", "frames", "height", "width"),
+    [(9, 5, 24, 8), (9, 4, 32, 8), (9, 6, 20, 8), (3, 5, 24, 4), (4, 6, 16, 6), (4, 5, 24, 4)],
+)
+def test_the_resident_set_grows_by_one_to_one_point_four_times_the_predicted_live_bytes(
+    frames_per_chunk: int, frames: int, height: int, width: int
+) -> None:
+    arguments = [str(number) for number in (frames_per_chunk, frames, height, width)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert measured["predicted"] == pytest.approx(measured["counted"], rel=0.02)
+    assert 1.0 <= measured["grown"] / measured["predicted"] <= 1.4
