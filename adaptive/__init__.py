@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from adaptive.attach import enable as enable
     from adaptive.decoder import AdaptiveDecoder as AdaptiveDecoder
     from adaptive.decoder import DecodeEvent as DecodeEvent
+    from adaptive.encoder import encode as encode
+    from adaptive.encoder import stream_encode as stream_encode
     from adaptive.errors import AdaptiveError as AdaptiveError
     from adaptive.errors import DecodeOutOfMemory as DecodeOutOfMemory
     from adaptive.errors import DoesNotFit as DoesNotFit
@@ -54,9 +56,11 @@ _HOMES = {
     "capture": "attach",
     "decode": "functions",
     "enable": "attach",
+    "encode": "encoder",
     "plan": "functions",
     "predict_peak": "profile",
     "stream_decode": "functions",
+    "stream_encode": "encoder",
     "trace_profile": "profile",
 }
 
