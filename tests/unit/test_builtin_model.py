@@ -104,7 +104,7 @@ def test_a_pan_moves_the_photo_as_told(pipe: DiffusionPipeline, photo: Image.Ima
     assert measure.correlation(before, after) >= 0.9
 
 
-@pytest.mark.parametrize("prompt", ["", "a cat", "A nice photo of my cat, cinematic."])
+@pytest.mark.parametrize("prompt", ["", "A nice photo of my cat, cinematic."])
 def test_a_prompt_without_motion_words_gets_a_gentle_pan(
     pipe: DiffusionPipeline, photo: Image.Image, prompt: str
 ) -> None:
@@ -241,7 +241,7 @@ def _interior_error(denoiser: Denoiser, prompt: str, motion: Motion, sigma: floa
     return float((guess - wanted)[:, :, 1:, 4:-4, 4:-4].square().mean().sqrt())
 
 
-@pytest.mark.parametrize("sigma", [1.0, 0.75, 0.5])
+@pytest.mark.parametrize("sigma", [1.0, 0.5])
 @pytest.mark.parametrize("motion", MOTIONS, ids=lambda motion: motion.name)
 def test_the_wired_denoiser_carries_the_first_frame_along(
     denoiser: Denoiser, motion: Motion, sigma: float

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+SOURCE = "builtin:builtin"
 MODEL_FOLDER = Path(__file__).with_name("model")
 NOTICE = (
     "The built-in model is a demonstration, not a film studio: it pans over your photo or holds it still."
@@ -28,9 +29,16 @@ class Defaults:
 
 
 DEFAULTS = Defaults()
+
+
+def build(_folder: Path) -> Path:
+    """Folder of the model; it comes with Framefit, so nothing is made."""
+    return MODEL_FOLDER
+
+
 FRAME_COUNTS = (9, 17)
 SIDE_RANGE_PX = (128, 512)
-SIDE_STEP_PX = 8
+SIDE_STEP_PX = 32
 _BEYOND = re.compile(r"\b(zoom\w*|dolly\w*|orbit\w*|rotat\w*|spin\w*)\b", re.IGNORECASE)
 
 
