@@ -181,6 +181,9 @@ class ModelEntry(_Entry):
     first_frame_alone: bool
     defaults: ModelDefaults
     limits: ModelLimits
+    call: dict[str, int | float | str | bool] = Field(
+        default_factory=dict, description="Arguments that the pipeline is always called with."
+    )
     description: str = ""
     notice: str | None = None
 

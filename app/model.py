@@ -103,7 +103,10 @@ class LoadedModel:
         `UnsuitablePipeline` for a pipeline that decodes in several calls.
         """
         pipe = self._pipe
-        arguments = _call_arguments(pipe, spec, _picture(image, spec), self.device)
+        arguments = {
+            **_call_arguments(pipe, spec, _picture(image, spec), self.device),
+            **self.entry.call,
+        }
 
         def after_step(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             # A scheduler may take more steps than it was asked for.

@@ -9,6 +9,7 @@ from typing import Any
 from app.api.problems import Problem
 from app.config import ModelEntry
 from app.jobs import JobSpec
+from app.pipelines import builtin
 
 _BLANK_MEANS_ABSENT = frozenset(
     {"frames_per_chunk", "memory_budget_bytes", "webhook_url", "seed", "model", "priority", "fps"}
@@ -34,12 +35,30 @@ def job_spec(fields: Mapping[str, Any], models: Mapping[str, ModelEntry]) -> Job
         for name, value in fields.items()
         if value is not None and not (value == "" and name in _BLANK_MEANS_ABSENT)
     }
-    entry = entry_of(given, models)
-    given["model"] = entry.name
     given.setdefault("seed", secrets.randbelow(2**31))
-    spec = JobSpec.model_validate({**entry.defaults.model_dump(), **given})
+    entry = entry_of(given, models)
+    try:
+        return _spec_for(entry, given)
+    except Problem as problem:
+        stand_in = None if given.get("model") else _stand_in(entry, models)
+        if stand_in is None or problem.code != "over_model_limit":
+            raise
+        return _spec_for(stand_in, given)
+
+
+def _spec_for(entry: ModelEntry, given: Mapping[str, Any]) -> JobSpec:
+    spec = JobSpec.model_validate({**entry.defaults.model_dump(), **given, "model": entry.name})
     check_against_model(spec, entry)
     return spec
+
+
+def _stand_in(entry: ModelEntry, models: Mapping[str, ModelEntry]) -> ModelEntry | None:
+    """The other built-in model, where a request named none and is too large for the first.
+
+    So that every size can be tried without a download; what it makes says of itself that it is noise.
+    """
+    others = (other for other in models.values() if other.is_builtin and other != entry)
+    return next(others, None) if entry.is_builtin else None
 
 
 def entry_of(fields: Mapping[str, Any], models: Mapping[str, ModelEntry]) -> ModelEntry:
@@ -76,6 +95,12 @@ def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
             data={"field": "num_frames", "rule": entry.frame_rule, "nearest": nearest},
         )
     _check_limits(spec, entry)
+    if entry.source == builtin.SOURCE:
+        reason = builtin.refusal(
+            prompt=spec.prompt, height=spec.height, width=spec.width, frames=spec.num_frames
+        )
+        if reason is not None:
+            raise Problem(422, "beyond_model", reason)
 
 
 def _check_limits(spec: JobSpec, entry: ModelEntry) -> None:

@@ -33,7 +33,12 @@ class RunningService:
         self.settings = Settings(data_dir=data_dir)
         data_dir.mkdir(parents=True, exist_ok=True)
         self.log_path = data_dir / "serve.log"
-        own = {"FRAMEFIT_DATA_DIR": str(data_dir), "FRAMEFIT_DEVICES": "cpu", "OMP_NUM_THREADS": "2"}
+        own = {
+            "FRAMEFIT_DATA_DIR": str(data_dir),
+            "FRAMEFIT_DEVICES": "cpu",
+            "FRAMEFIT_MODEL": "tiny",
+            "OMP_NUM_THREADS": "2",
+        }
         command = [sys.executable, "-m", "app", "serve", "--port", "0", "--supervisor-pid", str(os.getpid())]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(

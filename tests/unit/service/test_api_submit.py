@@ -28,7 +28,7 @@ def test_a_multipart_request_is_accepted_with_its_provisional_plan(submit: Post,
     assert job["request"]["seed"] == 11
     assert job["plan"]["needed_bytes"] > 0
     assert app_store.get(job["id"]).status is JobStatus.QUEUED
-    assert "noise" in job["notice"]
+    assert "demonstration" in job["notice"]
 
 
 def test_json_with_a_data_url_is_the_same_request(
@@ -277,7 +277,7 @@ def test_a_plan_needs_no_image_and_queues_nothing(client: TestClient, app_store:
     app_store.register_worker("w", device)
     body = client.post("/plan", json={"width": 512, "height": 512}).json()
     assert body["plan"]["strategy"] == "batched"
-    assert [rung["frames_per_chunk"] for rung in body["rungs"]] == [4, 2, 1]
+    assert [rung["frames_per_chunk"] for rung in body["rungs"]] == [3, 2, 1]
     assert body["rungs"][0]["predicted_peak_bytes"] > body["rungs"][-1]["predicted_peak_bytes"]
     assert app_store.page() == []
 

@@ -25,12 +25,13 @@ def test_readiness_follows_the_workers(client: TestClient, app_store: JobStore) 
     app_store.register_worker("w", {"name": "cpu", "models": ["tiny"]})
     ready = client.get("/readyz")
     assert ready.status_code == 200
-    assert ready.json()["models"] == {"tiny": True, "ltx-video": False}
+    assert ready.json()["models"] == {"photo-pan": False, "tiny": True, "ltx-video": False}
 
 
 def test_models_tell_their_rules_and_what_is_noise(client: TestClient) -> None:
     models = {model["name"]: model for model in client.get("/models").json()["models"]}
-    assert models["tiny"]["is_default"]
+    assert models["photo-pan"]["is_default"]
+    assert not models["tiny"]["is_default"]
     assert "noise" in models["tiny"]["notice"]
     assert (models["ltx-video"]["frame_rule"], models["ltx-video"]["size_multiple"]) == ("8k+1", 32)
     assert models["ltx-video"]["source"] == "Lightricks/LTX-Video"

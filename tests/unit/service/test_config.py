@@ -83,7 +83,7 @@ def with_models(tmp_path: Path, text: str, model: str | None = None) -> Settings
 
 def test_built_in_models_are_there_and_the_first_is_the_default() -> None:
     models = load_models(Settings())
-    assert next(iter(models)) == "tiny"
+    assert next(iter(models)) == "photo-pan"
     assert models["ltx-video"].source == "Lightricks/LTX-Video"
     assert (models["ltx-video"].dtype, models["ltx-video"].placement) == ("bfloat16", "auto")
 
