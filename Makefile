@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev run demo check format test acceptance bench test-gpu test-docker clean
+.PHONY: help env dev run demo check format test bench test-docker clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,10 +45,7 @@ format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 test: $(VENV)/.dev ## every test that needs no GPU and no container engine
-	$(BIN)/python -m pytest $(ARGS)
-
-test-gpu: $(VENV)/.dev ## the tests that need an NVIDIA GPU
-	$(BIN)/python -m pytest tests/gpu $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-docker: $(VENV)/.dev ## build the image and run it in a container engine
 	$(BIN)/python -m pytest tests/docker $(ARGS)

@@ -261,6 +261,8 @@ class AdaptiveDecoder:
         undisturbed = run.retries == 0 and run.smallest == plan.frames_per_chunk and not self._keeps_output
         if residuals is None or not measured_bytes or not undisturbed:
             return
+        if plan.predicted.live_bytes < self._probe.noise_bytes:
+            return
         traits = self._profile.traits
         residuals.observe(
             traits.family,

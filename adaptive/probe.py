@@ -19,7 +19,12 @@ from adaptive.types import MemoryReading
 
 
 class MemoryProbe(Protocol):
-    """What a decoder asks of a device."""
+    """What a decoder asks of a device.
+
+    `noise_bytes`: how much a peak may hold that is not the decode's own; smaller decodes teach nothing.
+    """
+
+    noise_bytes: int
 
     def read(self) -> MemoryReading:
         """Memory as it is now. `NoDevice` where the device is gone."""
@@ -49,6 +54,9 @@ def open_probe(device: str) -> MemoryProbe:
 class CpuProbe:
     """Host memory; the peak is the resident set's high-water mark."""
 
+    # The resident set also holds what the video encoder and the heap take meanwhile: 300 MB in a service.
+    noise_bytes = 300_000_000
+
     def __init__(self) -> None:
         keep_heap_tight()
         self._peak = ResidentPeak()
@@ -76,6 +84,8 @@ class CudaProbe:
     Free is what the driver says plus what torch's allocator holds and can hand out: reserved less allocated,
     without the unused parts of split blocks, which serve small requests only.
     """
+
+    noise_bytes = 0
 
     def __init__(self, ordinal: int) -> None:
         self._device = torch.device("cuda", ordinal)

@@ -16,6 +16,8 @@ class ScriptedProbe:
     A callable is asked at every read with the number of reads before. It measures no peak.
     """
 
+    noise_bytes = 0
+
     def __init__(self, free_bytes: Sequence[int] | Callable[[int], int], *, device: str = "cpu") -> None:
         self._free_bytes = free_bytes
         self._device = device

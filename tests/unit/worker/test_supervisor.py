@@ -49,13 +49,14 @@ class Stand:
     def __init__(self, *children: ChildSpec, stop_after: float) -> None:
         self.deaths: list[str] = []
         self.children: set[int] = set()
+        self.strangers = {process.pid for process in psutil.Process().children()}  # of earlier tests
         self.stop_at = time.monotonic() + stop_after
         self.supervisor = Supervisor(
             children, drain_seconds=5, on_worker_death=self.deaths.append, on_tick=self.tick
         )
 
     def tick(self) -> None:
-        self.children |= {process.pid for process in psutil.Process().children()}
+        self.children |= {process.pid for process in psutil.Process().children()} - self.strangers
         if time.monotonic() > self.stop_at:
             signal.raise_signal(signal.SIGTERM)
             self.stop_at = float("inf")
