@@ -48,7 +48,9 @@ class Settings(BaseSettings):
     )
     priority_seconds: float = Field(600, gt=0, description="How much waiting one step of priority is worth.")
     reserve_bytes: int = Field(GIB // 2, ge=0, description="Device memory that is left alone.")
-    allow_cpu: bool = Field(False, description="Let a decode that fits no GPU run on the CPU.")
+    allow_cpu: bool = Field(
+        False, description="Reserved; decoding on the CPU instead of a GPU is not built yet."
+    )
     memory_wait_seconds: float = Field(
         60, ge=0, description="How long a decode waits for a neighbour's memory."
     )
