@@ -44,8 +44,8 @@ format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.dev ## every test that needs no GPU and no container engine
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.dev ## every test that needs no GPU and no container engine (ARGS="-n 2 --dist loadfile": two at a time)
+	$(BIN)/python -m pytest $(ARGS)
 
 test-docker: $(VENV)/.dev ## build the image and run it in a container engine
 	$(BIN)/python -m pytest tests/docker $(ARGS)
