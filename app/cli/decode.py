@@ -80,9 +80,14 @@ def _decode(
     around = Surroundings(
         open_probe(device), profiles.load(settings, entry), load_residuals(settings, torch.device(device))
     )
-    decoding = Decoding(
-        load_vae(entry, settings).to(device), recorded, policy, around, lambda _kind, _data: None
-    )
+    vae = load_vae(entry, settings).to(device)
+    found, wanted = recorded.latents.shape[1], vae.config.get("latent_channels", recorded.latents.shape[1])
+    if found != wanted:
+        raise ValueError(
+            f"{path.name} has {found} latent channels, the VAE of {entry.name} takes {wanted}: "
+            "say with --model whose latents they are"
+        )
+    decoding = Decoding(vae, recorded, policy, around, lambda _kind, _data: None)
     _write(decoding, out, fps, device)
     return decoding.report()
 

@@ -56,7 +56,7 @@ def redecoded(service: RunningService, latents: Path, out: Path, budget: int) ->
     """The job's latents decoded again by `framefit decode` under the same budget."""
     from safetensors.torch import load_file
 
-    arguments = ["decode", str(latents), "-o", str(out), "--memory-budget", str(budget)]
+    arguments = ["decode", str(latents), "-o", str(out), "--memory-budget", str(budget), "--model", "tiny"]
     result = CliRunner().invoke(command, [*arguments, "--data-dir", str(service.data_dir)])
     assert result.exit_code == 0, result.output
     return load_file(out)["frames"]
