@@ -87,7 +87,7 @@ class Decoding:
         `DeviceFault`.
         """
         with torch.no_grad(), self._recorded.replaying_noise(), faults_named("decoding"):
-            yield from self._decoder.frames(self._latents, **self._kwargs)
+            yield from self._decoder.frames(self._latents, resume_plan=self.plan, **self._kwargs)
 
     def report(self) -> Json:
         """What the decode did, for the job's row; once the frames were read to their end."""
