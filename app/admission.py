@@ -116,7 +116,7 @@ class Admission:
         profile = self._load_profile(entry)
         if profile is None:
             raise ProfilePending(spec.model)
-        video = VideoShape(spec.num_frames, spec.height, spec.width)
+        video = VideoShape(spec.video_frames, spec.height, spec.width)
         shape = profile.traits.latent_shape(video)
         return _Question(profile, video, shape, policy_of(spec, self._reserve_bytes), entry.size_multiple)
 

@@ -37,16 +37,16 @@ class Client:
         self._http.close()
 
     def submit(
-        self, image: Path, fields: Mapping[str, Any], on_wait: Callable[[str], None]
+        self, images: Mapping[str, Path], fields: Mapping[str, Any], on_wait: Callable[[str], None]
     ) -> dict[str, Any]:
-        """Hand in a job; waits while the service is still preparing the model. The job as the service
-        answers.
+        """Hand in a job with its images by field name; waits while the service is still preparing the model.
+        The job as the service answers.
         """
-        content = image.read_bytes()
+        files = {name: (path.name, path.read_bytes()) for name, path in images.items()}
         told = False
         form = {name: str(value) for name, value in fields.items() if value is not None}
         while True:
-            answer = self._http.post("/generate", data=form, files={"image": (image.name, content)})
+            answer = self._http.post("/generate", data=form, files=files)
             if answer.status_code != 503 or "Retry-After" not in answer.headers:
                 return self._checked(answer)
             if not told:

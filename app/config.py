@@ -154,6 +154,7 @@ class ModelDefaults(_Entry):
     fps: int = Field(ge=1)
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
+    fs: int | None = Field(None, ge=1)
 
 
 class ModelLimits(_Entry):
@@ -183,6 +184,9 @@ class ModelEntry(_Entry):
     first_frame_alone: bool
     defaults: ModelDefaults
     limits: ModelLimits
+    inputs: frozenset[Literal["last_image", "loop", "fs"]] = Field(
+        frozenset(), description="What a request may give beside an image and a prompt."
+    )
     call: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="Arguments that the pipeline is always called with."
     )

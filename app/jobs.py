@@ -93,6 +93,13 @@ class JobSpec(BaseModel):
     num_inference_steps: int = Field(ge=1, le=1000)
     guidance_scale: float = Field(ge=0, le=100)
     seed: int = Field(ge=0, lt=2**63, description="Chosen at random and reported where none is given.")
+    fs: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Motion, where the model takes it: a frame stride or frames a second.",
+    )
+    loop: bool = Field(False, description="End where it began, where the model takes it: one frame less.")
     priority: int = Field(
         0, ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT, description="Higher runs earlier; waiting counts too."
     )
@@ -111,10 +118,16 @@ class JobSpec(BaseModel):
             raise ValueError(f"frames_per_chunk contradicts decode_strategy {self.decode_strategy}")
         return self
 
-    def fingerprint(self, image: bytes) -> str:
+    @property
+    def video_frames(self) -> int:
+        """Frames of the finished video: a loop does not show its first frame again at the end."""
+        return self.num_frames - self.loop
+
+    def fingerprint(self, image: bytes, last_image: bytes | None = None) -> str:
         """Digest of the request as a whole; two requests with equal digests ask for the same work."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(hashlib.sha256(image).digest() + canonical.encode()).hexdigest()
+        images = b"".join(hashlib.sha256(data).digest() for data in (image, last_image) if data is not None)
+        return hashlib.sha256(images + canonical.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +148,8 @@ class Job:
     """One row of the job table. Times are seconds since the epoch, `progress` goes from 0 to 1.
 
     `token` counts claims: a worker that holds an older one is fenced out. `latents_path` is set once
-    denoising is done and its result is safe on disk, so that only the decode has to be run again.
+    denoising is done and its result is safe on disk, so that only the decode has to be run again; `denoise`
+    says how it was done.
     """
 
     id: str
@@ -156,10 +170,12 @@ class Job:
     lease_until: float | None
     cancel_requested: bool
     latents_path: str | None
+    denoise: Json | None
     decode: Json | None
     result: Json | None
     error: Json | None
     owner: str | None
+    has_last_image: bool
     queue_position: int | None
 
 

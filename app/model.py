@@ -18,7 +18,7 @@ from adaptive.recording import RecordedDecode
 from adaptive.stream import self_test
 from app.config import ModelEntry, Settings
 from app.decoding import Decoding, OnEvent, Surroundings, faults_named
-from app.jobs import JobSpec
+from app.jobs import JobSpec, Json
 from app.loading import PlacedPipeline
 from app.media import open_image
 from app.placement import DENOISERS
@@ -71,13 +71,13 @@ class LoadedModel:
             log.warning("streaming_self_test_failed model=%s reason=%s", self.entry.name, error)
             on_event("self_test_failed", {"model": self.entry.name, "reason": str(error)})
 
-    def fit_denoise(self, spec: JobSpec, on_event: OnEvent) -> None:
-        """Let a pipeline that can denoise in less memory choose how, by what is free now.
+    def fit_denoise(self, spec: JobSpec, on_event: OnEvent) -> Json:
+        """Let a pipeline that can denoise in less memory choose how, by what is free now; the plan, if any.
 
         Raises `DoesNotFit` where no way fits.
         """
         if not hasattr(self._pipe, "fit_denoise"):
-            return
+            return {}
         reading = self._around.probe.read()
         plan = self._pipe.fit_denoise(
             max(0, reading.free_bytes - self._settings.reserve_bytes - self._denoiser_bytes_to_come()),
@@ -86,7 +86,9 @@ class LoadedModel:
             width=spec.width,
             guidance_scale=spec.guidance_scale,
         )
-        on_event("denoise_plan", plan.as_json())
+        told: Json = plan.as_json()
+        on_event("denoise_plan", told)
+        return told
 
     def _denoiser_bytes_to_come(self) -> int:
         """Weights of the denoiser that offloading brings to the device only when it runs."""
@@ -96,15 +98,18 @@ class LoadedModel:
         weights = [weight for part in parts for weight in part.parameters()]
         return sum(weight.nbytes for weight in weights if weight.device.type != self.device.type)
 
-    def denoise(self, spec: JobSpec, image: bytes, *, on_step: OnStep) -> RecordedDecode:
+    def denoise(
+        self, spec: JobSpec, image: bytes, *, on_step: OnStep, last_image: bytes | None = None
+    ) -> RecordedDecode:
         """Run the pipeline up to its decode call and return that call.
 
-        `on_step(done, total)` may raise to stop. Raises `OutOfMemory`, `DeviceFault`, and
-        `UnsuitablePipeline` for a pipeline that decodes in several calls.
+        `last_image`: the video ends with it. `on_step(done, total)` may raise to stop. Raises `OutOfMemory`,
+        `DeviceFault`, and `UnsuitablePipeline` for a pipeline that decodes in several calls.
         """
         pipe = self._pipe
         arguments = {
             **_call_arguments(pipe, spec, _picture(image, spec), self.device),
+            **_optional_arguments(pipe, spec, last_image),
             **self.entry.call,
         }
 
@@ -143,6 +148,17 @@ class LoadedModel:
 def _picture(image: bytes, spec: JobSpec) -> Image.Image:
     """The request's image, cut to the video's aspect ratio and size."""
     return ImageOps.fit(open_image(image), (spec.width, spec.height), Image.Resampling.LANCZOS)
+
+
+def _optional_arguments(pipe: Any, spec: JobSpec, last_image: bytes | None) -> dict[str, Any]:
+    """What the request gives beside an image and a prompt; nothing of it may be left out."""
+    last = None if last_image is None else _picture(last_image, spec)
+    given = {"last_image": last, "loop": spec.loop or None, "fs": spec.fs}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    missing = arguments.keys() - inspect.signature(pipe.__call__).parameters.keys()
+    if missing:
+        raise UnsuitablePipeline(f"{type(pipe).__name__} takes no {', '.join(sorted(missing))}")
+    return arguments
 
 
 def _call_arguments(pipe: Any, spec: JobSpec, picture: Image.Image, device: torch.device) -> dict[str, Any]:

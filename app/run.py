@@ -107,7 +107,7 @@ class JobRun:
     def _denoise(self, model: LoadedModel, artifacts: JobArtifacts) -> RecordedDecode:
         spec = self._job.spec
         started = time.monotonic()
-        wait_for_memory(
+        plan = wait_for_memory(
             lambda: model.fit_denoise(spec, self._event),
             self._control,
             limit_seconds=self._settings.memory_wait_seconds,
@@ -115,10 +115,12 @@ class JobRun:
             on_wait=self._wait_for_memory,
         )
         with self._in_stage(Stage.DENOISING):
-            recorded = model.denoise(spec, self._store.image(self._job.id), on_step=self._step)
+            image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
+            recorded = model.denoise(spec, image, last_image=last_image, on_step=self._step)
             save_calls([recorded], artifacts.latents)
         path = str(artifacts.latents.relative_to(self._settings.data_dir))
-        data = {"steps": spec.num_inference_steps, "seconds": round(time.monotonic() - started, 3)}
+        seconds = round(time.monotonic() - started, 3)
+        data = {"steps": spec.num_inference_steps, "seconds": seconds, **plan}
         self._held(self._store.checkpoint(self._job.id, self._token, path, data))
         return recorded
 
@@ -133,7 +135,7 @@ class JobRun:
                 on_wait=self._wait_for_memory,
             )
             self._tell(0.0, kind="stage", stage=Stage.DECODING)
-            shape = VideoShape(spec.num_frames, spec.height, spec.width)
+            shape = VideoShape(spec.video_frames, spec.height, spec.width)
             with VideoWriter(artifacts.video, shape, spec.fps) as writer:
                 transfer = FrameTransfer(writer, model.device)
                 done = 0
@@ -141,11 +143,11 @@ class JobRun:
                     transfer.send(frames)
                     done += frames.shape[2]
                     self._control.check()
-                    self._tell(done / spec.num_frames)
+                    self._tell(done / spec.video_frames)
                 self.decode = {**decoding.report(), "vae": self._entry.vae_class}
                 self._encode_rest(writer)
         return {
-            "frames": spec.num_frames,
+            "frames": spec.video_frames,
             "width": spec.width,
             "height": spec.height,
             "fps": spec.fps,

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,10 @@ DRAIN_FACTOR = 4
 
 @dataclass(slots=True)
 class Parts:
-    """A body taken apart: fields by name, and the image's bytes where there was one."""
+    """A body taken apart: fields by name, and the images' bytes by name."""
 
     fields: dict[str, Any]
-    image: bytes | None = None
+    images: dict[str, bytes] = field(default_factory=dict)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -68,20 +69,22 @@ def _too_large(max_bytes: int) -> Problem:
     )
 
 
-def take_apart(content_type: str, body: bytes, *, image_field: str = "image") -> Parts:
-    """Fields and image of a multipart or JSON body."""
+def take_apart(
+    content_type: str, body: bytes, image_fields: Collection[str] = ("image", "last_image")
+) -> Parts:
+    """Fields and images of a multipart or JSON body."""
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
         boundary = options.get(b"boundary")
         if not boundary:
             raise Problem(400, "bad_multipart", "the multipart boundary is missing")
-        return _from_multipart(boundary, body, image_field)
+        return _from_multipart(boundary, body, image_fields)
     if kind == b"application/json":
         fields = from_json(body)
-        image = fields.pop(image_field, None)
-        if isinstance(image, dict):
-            image = image.get("image_url")
-        return Parts(fields, None if image is None else _from_data_url(image))
+        given = {name: fields.pop(name) for name in image_fields if name in fields}
+        return Parts(
+            fields, {name: _from_data_url(name, url) for name, url in given.items() if url is not None}
+        )
     raise Problem(415, "unsupported_media_type", "send multipart/form-data or application/json")
 
 
@@ -96,13 +99,15 @@ def from_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _from_data_url(value: object) -> bytes:
+def _from_data_url(name: str, value: object) -> bytes:
+    if isinstance(value, dict):
+        value = value.get("image_url")
     if not isinstance(value, str) or not value.startswith("data:") or ";base64," not in value[:200]:
-        raise Problem(422, "bad_data_url", "image must be a data URL: data:image/jpeg;base64,...")
+        raise Problem(422, "bad_data_url", f"{name} must be a data URL: data:image/jpeg;base64,...")
     try:
         return base64.b64decode(value.partition(";base64,")[2], validate=True)
     except (binascii.Error, ValueError):
-        raise Problem(422, "bad_data_url", "the image's data URL is not valid base64") from None
+        raise Problem(422, "bad_data_url", f"the data URL in {name} is not valid base64") from None
 
 
 @dataclass(slots=True)
@@ -116,8 +121,8 @@ class _Part:
 class _Collector:
     """Callbacks of the multipart parser."""
 
-    def __init__(self, image_field: str) -> None:
-        self._image_field = image_field
+    def __init__(self, image_fields: Collection[str]) -> None:
+        self._image_fields = image_fields
         self.parts: list[_Part] = []
         self._header = [bytearray(), bytearray()]
 
@@ -158,13 +163,13 @@ class _Collector:
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self.parts[-1]
         part.data += data[start:end]
-        if part.name != self._image_field and len(part.data) > MAX_FIELD_BYTES:
+        if part.name not in self._image_fields and len(part.data) > MAX_FIELD_BYTES:
             message = f"field {part.name[:100]!r} has more than {MAX_FIELD_BYTES:,} bytes"
             raise Problem(422, "field_too_large", message)
 
 
-def _from_multipart(boundary: bytes, body: bytes, image_field: str) -> Parts:
-    collector = _Collector(image_field)
+def _from_multipart(boundary: bytes, body: bytes, image_fields: Collection[str]) -> Parts:
+    collector = _Collector(image_fields)
     parser = python_multipart.MultipartParser(boundary, collector.callbacks())
     try:
         parser.write(body)
@@ -175,10 +180,10 @@ def _from_multipart(boundary: bytes, body: bytes, image_field: str) -> Parts:
         raise Problem(400, "bad_multipart", "the multipart body is cut short")
     parts = Parts({})
     for part in collector.parts:
-        if part.name in parts.fields or (part.name == image_field and parts.image is not None):
+        if part.name in parts.fields or part.name in parts.images:
             raise Problem(422, "duplicate_field", f"field {part.name[:100]!r} comes twice")
-        if part.name == image_field:
-            parts.image = bytes(part.data)
+        if part.name in image_fields:
+            parts.images[part.name] = bytes(part.data)
         elif part.is_file:
             raise Problem(422, "unknown_field", f"no file is expected in {part.name[:100]!r}")
         else:

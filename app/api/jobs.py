@@ -126,7 +126,25 @@ def delete_video(job_id: str, service: TheService, owner: Caller) -> None:
 def get_image(job_id: str, service: TheService, owner: Caller) -> Response:
     """The image as it was sent."""
     visible(service, job_id, owner)
-    data = service.store.image(job_id)
+    return _image_response(service.store.image(job_id))
+
+
+@router.get(
+    "/jobs/{job_id}/last_image",
+    summary="The image a job ends with",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {}}}, **documented(401, 404)},
+)
+def get_last_image(job_id: str, service: TheService, owner: Caller) -> Response:
+    """The image as it was sent."""
+    visible(service, job_id, owner)
+    data = service.store.last_image(job_id)
+    if data is None:
+        raise Problem(404, "no_last_image", f"job {job_id} has no last image")
+    return _image_response(data)
+
+
+def _image_response(data: bytes) -> Response:
     kind = "image/png" if data[:4] == b"\x89PNG" else "image/webp" if data[:4] == b"RIFF" else "image/jpeg"
     return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=86400, immutable"})
 

@@ -61,7 +61,7 @@ def video_view(job: Job) -> Json:
         if job.finished_at and job.status is JobStatus.SUCCEEDED
         else None,
         "expires_at": int(job.expires_at) if job.expires_at else None,
-        "seconds": f"{spec.num_frames / spec.fps:.4g}",
+        "seconds": f"{spec.video_frames / spec.fps:.4g}",
         "size": f"{spec.width}x{spec.height}",
         "prompt": spec.prompt,
         "remixed_from_video_id": None,
@@ -79,9 +79,11 @@ def create(
     request: Request, service: TheService, owner: Caller, body: Body, idempotency_key: IdempotencyKey = None
 ) -> Json:
     """Queue a video from `prompt` and the image in `input_reference`."""
-    parts = take_apart(request.headers.get("content-type", ""), body, image_field="input_reference")
-    fields = _translated(service, parts.fields)
-    job, _ = submit(service, fields, parts.image, owner=owner, idempotency_key=idempotency_key)
+    parts = take_apart(request.headers.get("content-type", ""), body, ("input_reference", "last_image"))
+    parts.fields = _translated(service, parts.fields)
+    if (image := parts.images.pop("input_reference", None)) is not None:
+        parts.images["image"] = image
+    job, _ = submit(service, parts, owner=owner, idempotency_key=idempotency_key)
     return video_view(job)
 
 

@@ -12,7 +12,17 @@ from app.jobs import JobSpec
 from app.pipelines import builtin
 
 _BLANK_MEANS_ABSENT = frozenset(
-    {"frames_per_chunk", "memory_budget_bytes", "webhook_url", "seed", "model", "priority", "fps"}
+    {
+        "frames_per_chunk",
+        "memory_budget_bytes",
+        "webhook_url",
+        "seed",
+        "model",
+        "priority",
+        "fps",
+        "fs",
+        "loop",
+    }
     | {
         "width",
         "height",
@@ -25,10 +35,13 @@ _BLANK_MEANS_ABSENT = frozenset(
 )
 
 
-def job_spec(fields: Mapping[str, Any], models: Mapping[str, ModelEntry]) -> JobSpec:
+def job_spec(
+    fields: Mapping[str, Any], models: Mapping[str, ModelEntry], *, between: bool = False
+) -> JobSpec:
     """The specification in a request's fields, with the model's defaults filled in.
 
-    Raises `Problem` or pydantic's `ValidationError`, each with a code of its own.
+    `between`: a last image came with them. Raises `Problem` or pydantic's `ValidationError`, each with a code
+    of its own.
     """
     given = {
         name: value
@@ -38,17 +51,18 @@ def job_spec(fields: Mapping[str, Any], models: Mapping[str, ModelEntry]) -> Job
     given.setdefault("seed", secrets.randbelow(2**31))
     entry = entry_of(given, models)
     try:
-        return _spec_for(entry, given)
+        return _spec_for(entry, given, between)
     except Problem as problem:
         stand_in = None if given.get("model") else _stand_in(entry, models)
         if stand_in is None or problem.code != "over_model_limit":
             raise
-        return _spec_for(stand_in, given)
+        return _spec_for(stand_in, given, between)
 
 
-def _spec_for(entry: ModelEntry, given: Mapping[str, Any]) -> JobSpec:
+def _spec_for(entry: ModelEntry, given: Mapping[str, Any], between: bool) -> JobSpec:
     spec = JobSpec.model_validate({**entry.defaults.model_dump(), **given, "model": entry.name})
     check_against_model(spec, entry)
+    _check_inputs(spec, entry, between)
     return spec
 
 
@@ -101,6 +115,21 @@ def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
         )
         if reason is not None:
             raise Problem(422, "beyond_model", reason)
+
+
+def _check_inputs(spec: JobSpec, entry: ModelEntry, between: bool) -> None:
+    """Refuse what the model does not take, and what contradicts itself."""
+    asked = {"last_image": between, "loop": spec.loop, "fs": spec.fs is not None}
+    for name in (name for name, given in asked.items() if given and name not in entry.inputs):
+        message = f"model {entry.name} takes no {name}"
+        taken = sorted(entry.inputs)
+        raise Problem(422, "input_not_taken", message, data={"field": name, "inputs": taken})
+    if spec.loop and between:
+        message = "a loop ends where it began: loop and last_image do not go together"
+        raise Problem(422, "contradicting_inputs", message, data={"field": "loop"})
+    if (spec.loop or between) and spec.num_frames < 2:
+        message = f"between two images there are at least 2 frames, not {spec.num_frames}"
+        raise Problem(422, "bad_frame_count", message, data={"field": "num_frames", "nearest": 2})
 
 
 def _check_limits(spec: JobSpec, entry: ModelEntry) -> None:

@@ -48,9 +48,14 @@ def _without_null(schema: Json) -> Json:
 
 def _with_image(image: Json) -> Json:
     schema = _spec_schema()
-    schema["properties"] = {"image": image, **schema["properties"]}
+    schema["properties"] = {"image": image, "last_image": _last(image), **schema["properties"]}
     schema["required"] = ["image", "prompt"]
     return schema
+
+
+def _last(image: Json) -> Json:
+    words = "What the video ends with, for models whose inputs name it."
+    return {**image, "description": f"{words} {image.get('description', '')}".strip()}
 
 
 def _redecode_schema() -> Json:
@@ -76,6 +81,7 @@ def _video_schema(image: Json) -> Json:
         "seconds": {"type": "string", "example": "4", "description": "Rounded to what the model can make."},
         "size": {"type": "string", "example": "768x512", "description": "WIDTHxHEIGHT in pixels."},
     }
+    own["last_image"] = _last(image)
     return {
         **schema,
         "properties": {**own, **schema["properties"]},

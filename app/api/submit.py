@@ -1,12 +1,14 @@
 """Routes that take work in: POST /generate, POST /plan, POST /jobs/{id}/redecode."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 
 from app.admission import rung_json
 from app.api.access import Caller
-from app.api.bodies import from_json, read_body, take_apart
+from app.api.bodies import Parts, from_json, read_body, take_apart
 from app.api.eta import eta_seconds
 from app.api.problems import Problem, documented
 from app.api.requests import job_spec
@@ -14,7 +16,7 @@ from app.api.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
 from app.api.service import Service, TheService, visible
 from app.api.views import job_view
 from app.jobs import Job, JobSpec, Json
-from app.media import check_image
+from app.media import ImageRejected, check_image
 from app.store import Submission
 from app.webhooks import check_url
 
@@ -55,7 +57,7 @@ def generate(
 ) -> Json:
     """Check the request, plan it, and store it durably; the answer comes before the work."""
     parts = take_apart(request.headers.get("content-type", ""), body)
-    job, created = submit(service, parts.fields, parts.image, owner=owner, idempotency_key=idempotency_key)
+    job, created = submit(service, parts, owner=owner, idempotency_key=idempotency_key)
     response.headers["Location"] = f"/jobs/{job.id}"
     if not created:
         response.headers["Idempotent-Replayed"] = "true"
@@ -63,25 +65,25 @@ def generate(
 
 
 def submit(
-    service: Service,
-    fields: dict[str, Any],
-    image: bytes | None,
-    *,
-    owner: str | None,
-    idempotency_key: str | None,
+    service: Service, parts: Parts, *, owner: str | None, idempotency_key: str | None
 ) -> tuple[Job, bool]:
-    """Everything between a request's fields and a stored job; `(job, whether it is new)`."""
-    spec = job_spec(fields, service.models)
+    """Everything between a request's parts and a stored job; `(job, whether it is new)`."""
+    image, last_image = parts.images.get("image"), parts.images.get("last_image")
+    spec = job_spec(parts.fields, service.models, between=last_image is not None)
     if spec.webhook_url is not None:
         _check_webhook(service, spec.webhook_url)
     if image is None:
         raise Problem(422, "missing_image", "the request has no image: send it as the file field 'image'")
     check_image(image, service.image_limits)
+    if last_image is not None:
+        with _named("last_image"):
+            check_image(last_image, service.image_limits)
     verdict = service.admission.judge(spec)
     submission = Submission(
         spec=spec,
         image=image,
-        fingerprint=_fingerprint(spec, fields, image),
+        fingerprint=_fingerprint(spec, parts.fields, image, last_image),
+        last_image=last_image,
         plan=verdict.plan,
         needed_bytes=verdict.needed_bytes,
         idempotency_key=idempotency_key,
@@ -97,10 +99,19 @@ def _check_webhook(service: Service, url: str) -> None:
     check_url(url, allow_private=service.settings.webhook_allow_private)
 
 
-def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes) -> str:
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say of which image a refusal speaks."""
+    try:
+        yield
+    except ImageRejected as error:
+        raise ImageRejected(error.code, f"{name}: {error}") from None
+
+
+def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes, last_image: bytes | None) -> str:
     # A seed that was drawn here is no part of what the client asked for.
     asked = spec if fields.get("seed") not in (None, "") else spec.model_copy(update={"seed": 0})
-    return asked.fingerprint(image)
+    return asked.fingerprint(image, last_image)
 
 
 @router.post(
@@ -114,9 +125,9 @@ def plan(request: Request, service: TheService, _owner: Caller, body: Body) -> J
     """A dry run of POST /generate: same checks, same plan, and the memory of each way to decode. No image is
     needed.
     """
-    fields = take_apart(request.headers.get("content-type", ""), body).fields
-    fields["prompt"] = fields.get("prompt") or "plan"
-    spec = job_spec(fields, service.models)
+    parts = take_apart(request.headers.get("content-type", ""), body)
+    parts.fields["prompt"] = parts.fields.get("prompt") or "plan"
+    spec = job_spec(parts.fields, service.models, between="last_image" in parts.images)
     verdict = service.admission.judge(spec)
     return {
         "model": spec.model,

@@ -20,6 +20,8 @@ def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = 
     """A job as clients see it."""
     base = f"/jobs/{job.id}"
     links = {"self": base, "events": f"{base}/events", "image": f"{base}/image"}
+    if job.has_last_image:
+        links["last_image"] = f"{base}/last_image"
     if has_video(job):
         links["video"] = f"{base}/video"
     if job.status.is_terminal:
@@ -36,6 +38,7 @@ def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = 
         "notice": entry.notice if entry else None,
         "request": job.spec.model_dump(mode="json"),
         "plan": job.plan,
+        "denoise": job.denoise,
         "decode": job.decode,
         "result": _result(job),
         "error": job.error,
@@ -89,7 +92,8 @@ def model_view(entry: ModelEntry, *, is_default: bool) -> Json:
         "frame_rule": entry.frame_rule,
         "temporal_ratio": entry.temporal_ratio,
         "first_frame_alone": entry.first_frame_alone,
-        "defaults": entry.defaults.model_dump(),
+        "inputs": sorted(entry.inputs),
+        "defaults": entry.defaults.model_dump(exclude_none=True),
         "limits": entry.limits.model_dump(),
         "is_default": is_default,
     }

@@ -28,6 +28,12 @@ def register(app: typer.Typer) -> None:
 def generate(
     image: Annotated[Path, typer.Argument(help="The picture to start from.", exists=True, dir_okay=False)],
     prompt: Annotated[str, typer.Argument(help="What should happen in the video.")],
+    last_image: Annotated[
+        Path | None,
+        typer.Option(help="The picture to end with, where the model takes one.", exists=True, dir_okay=False),
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="End where it began, where the model can.")] = False,
+    fs: Annotated[int | None, typer.Option("--fs", help="Motion, where the model takes it.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the mp4 goes.")] = Path("out.mp4"),
     negative_prompt: Annotated[str | None, typer.Option(help="What should not be seen.")] = None,
     model: Annotated[str | None, typer.Option(help="See `framefit models`.")] = None,
@@ -62,6 +68,8 @@ def generate(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "seed": seed,
+        "fs": fs,
+        "loop": loop or None,
         "decode_strategy": decode_strategy,
         "frames_per_chunk": frames_per_chunk,
         "memory_budget_bytes": None if memory_budget is None else byte_count(memory_budget),
@@ -69,13 +77,16 @@ def generate(
     from app.client import ClientError
 
     try:
-        _generate(image, fields, out, url, settings_with(data_dir=data_dir))
+        images = {"image": image} if last_image is None else {"image": image, "last_image": last_image}
+        _generate(images, fields, out, url, settings_with(data_dir=data_dir))
     except ClientError as error:
         typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
 
 
-def _generate(image: Path, fields: dict[str, Any], out: Path, url: str | None, settings: Any) -> None:
+def _generate(
+    images: dict[str, Path], fields: dict[str, Any], out: Path, url: str | None, settings: Any
+) -> None:
     from contextlib import closing
 
     import httpx
@@ -91,7 +102,7 @@ def _generate(image: Path, fields: dict[str, Any], out: Path, url: str | None, s
             service_url(settings, url, lambda: say("Starting a private service …")) as found,
             closing(Client(found, key)) as client,
         ):
-            job = _followed(client, client.submit(image, fields, say), console)
+            job = _followed(client, client.submit(images, fields, say), console)
             if job["status"] != "succeeded":
                 error = job.get("error") or {}
                 raise ClientError(f"the job {job['status']}: {error.get('message', 'no reason given')}")

@@ -22,7 +22,7 @@ from app.store.errors import StoreUnavailable
 T = TypeVar("T")
 BUSY_TIMEOUT_SECONDS = 15.0
 MAX_BATCH = 128
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 
 
 def open_engines(url: str) -> tuple[Engine, Engine]:

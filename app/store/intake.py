@@ -19,7 +19,7 @@ INSERT_JOB = text("""
     values (:id, 'queued', 'queued', 0, :spec, :model, :priority, :rank, 0, :needed_bytes, :plan, :owner,
         :idempotency_key, :fingerprint, :now, :now, false, 0, 0, false)
 """)
-INSERT_IMAGE = text("insert into images (job_id, data) values (:job_id, :data)")
+INSERT_IMAGE = text("insert into images (job_id, data, last_data) values (:job_id, :data, :last_data)")
 COUNT_QUEUED = text("select count(*) from jobs where status = 'queued'")
 COUNT_BEHIND = text("select count(*) from jobs where status = 'queued' and rank > :rank")
 COUNT_QUEUED_OF = text("select count(*) from jobs where status = 'queued' and owner = :owner")
@@ -49,6 +49,7 @@ class Submission:
     spec: JobSpec
     image: bytes
     fingerprint: str
+    last_image: bytes | None = None
     plan: Json | None = None
     needed_bytes: int | None = None
     idempotency_key: str | None = None
@@ -92,7 +93,8 @@ def add(
         "now": now,
     }
     connection.execute(INSERT_JOB, row)
-    connection.execute(INSERT_IMAGE, {"job_id": job_id, "data": submission.image})
+    images = {"data": submission.image, "last_data": submission.last_image}
+    connection.execute(INSERT_IMAGE, {"job_id": job_id, **images})
     append_event(connection, job_id, "accepted", {"model": spec.model, "priority": spec.priority}, now)
     # Counted from the tail, where new jobs stand: a long queue makes this no slower.
     behind = connection.execute(COUNT_BEHIND, {"rank": row["rank"]}).scalar_one()
@@ -119,10 +121,12 @@ def _as_added(job_id: str, submission: Submission, now: float, position: int) ->
         lease_until=None,
         cancel_requested=False,
         latents_path=None,
+        denoise=None,
         decode=None,
         result=None,
         error=None,
         owner=submission.owner,
+        has_last_image=submission.last_image is not None,
         queue_position=position,
     )
 

@@ -15,6 +15,7 @@ from app.store.errors import NoSuchJob
 from app.store.rows import JOB_COLUMNS, fetch_events, fetch_job, job_of
 
 _IMAGE = text("select data from images where job_id = :id")
+_LAST_IMAGE = text("select last_data from images where job_id = :id")
 _COUNTS = text("select status, count(*) from jobs group by status")
 _ANY_DUE = text("select 1 from jobs where expires_at < :now limit 1")
 _LAST_EVENT = text("select coalesce(max(seq), 0) from events")
@@ -73,7 +74,13 @@ class JobStore:
         request.
         """
         submission = intake.Submission(
-            spec, image, spec.fingerprint(image), plan, needed_bytes, idempotency_key, owner
+            spec,
+            image,
+            spec.fingerprint(image),
+            plan=plan,
+            needed_bytes=needed_bytes,
+            idempotency_key=idempotency_key,
+            owner=owner,
         )
         return self.submit(submission)[0]
 
@@ -104,6 +111,12 @@ class JobStore:
         if data is None:
             raise NoSuchJob(job_id)
         return bytes(data)
+
+    def last_image(self, job_id: str) -> bytes | None:
+        """The image the job's video ends with, as it was stored; None where it has none."""
+        with self._reads.connect() as connection:
+            data = connection.execute(_LAST_IMAGE, {"id": job_id}).scalar()
+        return None if data is None else bytes(data)
 
     def queue_position(self, job_id: str) -> int | None:
         """How many queued jobs run before this one, itself included; None where it is not queued."""
@@ -273,8 +286,8 @@ class JobStore:
         )
 
     def checkpoint(self, job_id: str, token: int, latents_path: str, data: Mapping[str, Any]) -> bool:
-        """Note that denoising is done and its latents are on disk, synced; False: the job is no longer the
-        caller's.
+        """Note that denoising is done and its latents are on disk, synced; `data` says how. False: the job is
+        no longer the caller's.
         """
         return self._writer.run(
             lambda connection: leases.checkpoint(connection, job_id, token, latents_path, data, self._clock())

@@ -57,7 +57,8 @@ REPORT = text("""
     where id = :id and token = :token and status = 'running'
 """)
 SAVE_LATENTS = text("""
-    update jobs set latents_path = :path where id = :id and token = :token and status = 'running'
+    update jobs set latents_path = :path, denoise = :denoise
+    where id = :id and token = :token and status = 'running'
 """)
 FINISH = text("""
     update jobs set status = :status, stage = 'finished', progress = :progress, finished_at = :now,
@@ -160,8 +161,11 @@ def add_event(
 def checkpoint(
     connection: Connection, job_id: str, token: int, path: str, data: Mapping[str, Any], now: float
 ) -> bool:
-    """Note that the job's latents are safe on disk; from here on only the decode can be lost."""
-    if not connection.execute(SAVE_LATENTS, {"id": job_id, "token": token, "path": path}).rowcount:
+    """Note that the job's latents are safe on disk, and how they were made; from here on only the decode can
+    be lost.
+    """
+    row = {"id": job_id, "token": token, "path": path, "denoise": dump(data)}
+    if not connection.execute(SAVE_LATENTS, row).rowcount:
         return False
     append_event(connection, job_id, "denoised", data, now)
     return True

@@ -19,7 +19,8 @@ from app.store.errors import NoSuchJob
 JOB_COLUMNS = """
     j.id, j.status, j.stage, j.progress, j.spec, j.plan, j.needed_bytes, j.created_at, j.started_at,
     j.finished_at, j.expires_at, j.expired, j.attempts, j.token, j.worker_id, j.lease_until,
-    j.cancel_requested, j.latents_path, j.decode, j.result, j.error, j.owner,
+    j.cancel_requested, j.latents_path, j.denoise, j.decode, j.result, j.error, j.owner,
+    exists (select 1 from images i where i.job_id = j.id and i.last_data is not null) as has_last_image,
     case when j.status = 'queued' then (
         select count(*) + 1 from jobs q where q.status = 'queued' and q.rank < j.rank
     ) end as queue_position
@@ -50,13 +51,14 @@ def load(value: str | None) -> Json | None:
 def job_of(row: RowMapping) -> Job:
     """The job in a row that was selected with `JOB_COLUMNS`."""
     columns = dict(row)
-    for name in ("plan", "decode", "result", "error"):
+    for name in ("plan", "denoise", "decode", "result", "error"):
         columns[name] = load(columns[name])
     columns["status"] = JobStatus(columns["status"])
     columns["stage"] = Stage(columns["stage"])
     columns["spec"] = JobSpec.model_validate_json(columns["spec"])
     columns["expired"] = bool(columns["expired"])
     columns["cancel_requested"] = bool(columns["cancel_requested"])
+    columns["has_last_image"] = bool(columns["has_last_image"])
     return Job(**columns)
 
 

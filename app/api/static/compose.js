@@ -7,17 +7,17 @@ import { STRATEGY, bytes, planned } from "/static/words.js";
 const MIB = 2 ** 20;
 const form = document.getElementById("form");
 const input = document.getElementById("image");
-const drop = document.getElementById("drop");
-const preview = document.getElementById("preview");
+const optional = document.querySelectorAll("[data-input]");
 const planBox = document.getElementById("plan");
 const lead = document.getElementById("plan-lead");
 const errorBox = document.getElementById("form-error");
+const images = {};
 let models = [];
-let image = null;
 
 export async function start(onSubmitted) {
   await loadModels();
-  acceptImages();
+  for (const name of ["image", "last_image"]) acceptImage(name);
+  document.addEventListener("paste", (event) => setImage("image", pictureIn(event.clipboardData.files)));
   form.elements.model.addEventListener("change", () => { applyModel(); plan(); });
   form.addEventListener("input", debounced(plan, 300));
   form.addEventListener("submit", (event) => { event.preventDefault(); submit(onSubmitted); });
@@ -40,32 +40,40 @@ function applyModel() {
   }
   form.elements.num_frames.step = model.temporal_ratio;
   form.elements.num_frames.min = model.first_frame_alone ? 1 : model.temporal_ratio;
+  for (const part of optional) {
+    part.hidden = !model.inputs.includes(part.dataset.input);
+    form.elements[part.dataset.input].disabled = part.hidden;
+  }
   const notice = document.getElementById("notice");
   notice.textContent = model.notice || "";
   notice.hidden = !model.notice;
 }
 
-function acceptImages() {
-  input.addEventListener("change", () => setImage(input.files[0]));
+function acceptImage(name) {
+  const field = form.elements[name];
+  const drop = field.closest(".drop");
+  field.addEventListener("change", () => setImage(name, field.files[0]));
   drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
   drop.addEventListener("dragleave", () => drop.classList.remove("over"));
   drop.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
-    setImage(event.dataTransfer.files[0]);
-  });
-  document.addEventListener("paste", (event) => {
-    const pasted = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
-    if (pasted) setImage(pasted);
+    setImage(name, event.dataTransfer.files[0]);
   });
 }
 
-function setImage(file) {
+function pictureIn(files) {
+  return [...files].find((file) => file.type.startsWith("image/"));
+}
+
+function setImage(name, file) {
   if (!file) return;
-  if (image) URL.revokeObjectURL(preview.src);
-  image = file;
+  const drop = form.elements[name].closest(".drop");
+  const preview = drop.querySelector("img");
+  if (images[name]) URL.revokeObjectURL(preview.src);
+  images[name] = file;
   preview.src = URL.createObjectURL(file);
-  preview.alt = `The chosen image, ${file.name || "pasted"}`;
+  preview.alt = `The chosen ${name.replace("_", " ")}, ${file.name || "pasted"}`;
   preview.hidden = false;
   drop.classList.add("filled");
   fail(null);
@@ -74,7 +82,8 @@ function setImage(file) {
 function fields() {
   const given = {};
   for (const element of form.elements) {
-    if (element.name && element.name !== "image" && element.value !== "") given[element.name] = element.value;
+    const counts = element.name && element.type !== "file" && !element.disabled;
+    if (counts && element.value !== "") given[element.name] = element.value;
   }
   if (given.memory_budget_mib) given.memory_budget_bytes = Math.round(given.memory_budget_mib * MIB);
   delete given.memory_budget_mib;
@@ -147,10 +156,12 @@ function say(sentence, isError) {
 }
 
 async function submit(onSubmitted) {
-  if (!image) { fail("Choose an image first."); input.focus(); return; }
+  if (!images.image) { fail("Choose an image first."); input.focus(); return; }
   if (!form.elements.prompt.value.trim()) { fail("Write a prompt first."); form.elements.prompt.focus(); return; }
   const body = new FormData();
-  body.append("image", image);
+  for (const [name, image] of Object.entries(images)) {
+    if (!form.elements[name].disabled) body.append(name, image);
+  }
   for (const [name, value] of Object.entries(fields())) body.append(name, value);
   const button = document.getElementById("submit");
   button.disabled = true;

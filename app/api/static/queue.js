@@ -119,7 +119,8 @@ function set(element, content) {
 
 function meta(job) {
   const asked = job.request;
-  const told = [job.model, `${asked.width} × ${asked.height}`, `${asked.num_frames} frames, ${seconds(asked.num_frames / asked.fps)}`];
+  const frames = asked.num_frames - asked.loop;
+  const told = [job.model, `${asked.width} × ${asked.height}`, `${frames} frames, ${seconds(frames / asked.fps)}`];
   told.push(`seed ${asked.seed}`);
   if (job.started_at && job.finished_at) told.push(`made in ${seconds((new Date(job.finished_at) - new Date(job.started_at)) / 1000)}`);
   if (job.attempts > 1) told.push(`attempt ${job.attempts}`);
