@@ -7,6 +7,7 @@ named.
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "FRAMEFIT_"
 GIB = 2**30
+HASH_PREFIX = "sha256:"
 BUILT_IN_MODELS = Path(__file__).with_name("models.toml")
 
 
@@ -38,7 +40,11 @@ class Settings(BaseSettings):
     model: str | None = Field(None, description="Default model; the first of the list by default.")
     models_file: Path | None = None
     devices: str = Field("auto", description='"auto", "cpu", or a list such as "cuda:0,cuda:1" or GPU UUIDs.')
-    api_keys: Annotated[tuple[str, ...], NoDecode] = Field((), repr=False, description="Separated by commas.")
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), repr=False, description="Keys or their hashes (framefit key new), separated by commas."
+    )
+    keys_file: Path | None = Field(None, description="Hashes of keys, each with its own limits.")
+    client_key: str | None = Field(None, repr=False, description="What `framefit generate` calls with.")
     allow_public: bool = Field(False, description="Allow a non-loopback host without API keys.")
     max_queued: int = Field(10_000, ge=1)
     max_queued_per_key: int | None = Field(None, ge=1)
@@ -81,16 +87,19 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _long_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        if any(len(key) < 16 for key in keys):
-            raise ValueError("every key needs at least 16 characters")
+        for key in keys:
+            if key.startswith(HASH_PREFIX) and not re.fullmatch(r"sha256:[0-9a-f]{64}", key):
+                raise ValueError("a hash is written sha256: and 64 digits of 0-9a-f")
+            if len(key) < 16:
+                raise ValueError("every key needs at least 16 characters")
         return keys
 
     @model_validator(mode="after")
     def _public_only_with_keys(self) -> "Settings":
-        if not (self.is_loopback or self.api_keys or self.allow_public):
+        if not (self.is_loopback or self.api_keys or self.keys_file or self.allow_public):
             raise ValueError(
-                f"{PREFIX}HOST {self.host} can be reached from outside: set {PREFIX}API_KEYS, or "
-                f"{PREFIX}ALLOW_PUBLIC=true if that is meant"
+                f"{PREFIX}HOST {self.host} can be reached from outside: set {PREFIX}API_KEYS or "
+                f"{PREFIX}KEYS_FILE, or {PREFIX}ALLOW_PUBLIC=true if that is meant"
             )
         return self
 

@@ -1,32 +1,19 @@
-"""API keys: who may call, and whose jobs are whose. Keys are compared by digest, in constant time, and never
-stored.
+"""Who may call, and whose jobs are whose.
 
 Without keys in the settings everyone may call. A browser, which cannot put headers on a video or an event
 stream, hands its key in once and gets it back as a cookie that scripts and other sites cannot read.
 """
 
-import hashlib
-import hmac
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from app.api.problems import Problem
-from app.api.service import TheService
+from app.api.service import Service, TheService
+from app.jobs import JobSpec
+from app.keys import ApiKey
 
 COOKIE = "framefit_key"
-
-
-def owner_of_key(key: str) -> str:
-    """The name under which a key's jobs are kept: a digest that does not lead back to the key."""
-    return hashlib.sha256(key.encode()).hexdigest()[:32]
-
-
-def is_known(key: str, keys: tuple[str, ...]) -> bool:
-    """Whether `key` is one of `keys`; takes the same time whichever it is."""
-    digest = hashlib.sha256(key.encode()).digest()
-    matches = [hmac.compare_digest(digest, hashlib.sha256(known.encode()).digest()) for known in keys]
-    return any(matches)
 
 
 def key_in(request: Request) -> str | None:
@@ -37,16 +24,40 @@ def key_in(request: Request) -> str | None:
     return request.headers.get("x-api-key") or request.cookies.get(COOKIE)
 
 
-def caller(request: Request, service: TheService) -> str | None:
-    """The caller's owner name, None where no keys are set; problem 401 for a missing or wrong key."""
-    keys = service.settings.api_keys
-    if not keys:
+def _known_key(request: Request, service: TheService) -> ApiKey | None:
+    if not service.keys:
         return None
-    key = key_in(request)
-    if key is None or not is_known(key, keys):
+    given = key_in(request)
+    found = None if given is None else service.keys.find(given)
+    if found is None:
         message = "an API key is needed: send it as Authorization: Bearer KEY"
         raise Problem(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
-    return owner_of_key(key)
+    return found
+
+
+def caller(request: Request, service: TheService) -> str | None:
+    """The caller's owner name, None where no keys are set; problem 401 for a missing or wrong key."""
+    key = _known_key(request, service)
+    return None if key is None else key.owner
+
+
+def administrator(request: Request, service: TheService) -> None:
+    """Problem 401 or 403 unless the caller may do what concerns everyone."""
+    key = _known_key(request, service)
+    if key is not None and not key.admin:
+        raise Problem(403, "not_allowed", f"key {key.name} may not do this; a key with admin = true may")
 
 
 Caller = Annotated[str | None, Depends(caller)]
+Administrator = Annotated[None, Depends(administrator)]
+
+
+def check_key_limits(service: Service, owner: str | None, spec: JobSpec) -> None:
+    """Refuse a video that is larger than the caller's key allows."""
+    key = service.keys.of_owner(owner)
+    asked = spec.width * spec.height * spec.num_frames
+    if key is not None and key.max_pixels is not None and asked > key.max_pixels:
+        message = (
+            f"width x height x num_frames is {asked:,}; key {key.name} may ask for at most {key.max_pixels:,}"
+        )
+        raise Problem(422, "over_key_limit", message, data={"pixels": asked, "limit": key.max_pixels})

@@ -15,6 +15,7 @@ from app.api.views import job_view
 from app.artifacts import job_artifacts
 from app.config import ModelEntry, Settings, load_models
 from app.jobs import Job, JobStatus, Json, WorkerRow
+from app.keys import KeyRing, load_keys
 from app.media import ImageLimits
 from app.metrics import LiveGauges, ServiceMetrics
 from app.store import JobStore, NoSuchJob, StoreError
@@ -30,6 +31,7 @@ class Service:
 
     settings: Settings
     models: dict[str, ModelEntry]
+    keys: KeyRing
     store: JobStore
     admission: Admission
     metrics: ServiceMetrics
@@ -112,6 +114,7 @@ def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
     return Service(
         settings=settings,
         models=models,
+        keys=load_keys(settings),
         store=store,
         admission=admission,
         metrics=metrics,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from app.api.access import COOKIE, is_known
+from app.api.access import COOKIE
 from app.api.problems import Problem, documented
 from app.api.service import TheService
 
@@ -16,7 +16,7 @@ Key = Annotated[str, Body(embed=True, max_length=500)]
 @router.post("/session", status_code=204, summary="Keep a key as a cookie", responses=documented(401, 422))
 def open_session(key: Key, request: Request, response: Response, service: TheService) -> None:
     """Answers with a cookie that holds the key, out of the reach of scripts and of other sites."""
-    if not is_known(key, service.settings.api_keys):
+    if service.keys.find(key) is None:
         raise Problem(401, "unauthorized", "the key is not known")
     response.set_cookie(
         COOKIE,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Request, Response
 
 from app.admission import rung_json
-from app.api.access import Caller
+from app.api.access import Caller, check_key_limits
 from app.api.bodies import Parts, from_json, read_body, take_apart
 from app.api.eta import eta_seconds
 from app.api.problems import Problem, documented
@@ -70,6 +70,7 @@ def submit(
     """Everything between a request's parts and a stored job; `(job, whether it is new)`."""
     image, last_image = parts.images.get("image"), parts.images.get("last_image")
     spec = job_spec(parts.fields, service.models, between=last_image is not None)
+    check_key_limits(service, owner, spec)
     if spec.webhook_url is not None:
         _check_webhook(service, spec.webhook_url)
     if image is None:
@@ -79,6 +80,7 @@ def submit(
         with _named("last_image"):
             check_image(last_image, service.image_limits)
     verdict = service.admission.judge(spec)
+    key = service.keys.of_owner(owner)
     submission = Submission(
         spec=spec,
         image=image,
@@ -88,6 +90,7 @@ def submit(
         needed_bytes=verdict.needed_bytes,
         idempotency_key=idempotency_key,
         owner=owner,
+        max_queued_of_owner=None if key is None else key.max_queued,
     )
     return service.store.submit(submission)
 
@@ -121,13 +124,14 @@ def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes, last_image
     responses=documented(400, 401, 408, 413, 415, 422, 503),
     openapi_extra=PLAN_BODY,
 )
-def plan(request: Request, service: TheService, _owner: Caller, body: Body) -> Json:
+def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Json:
     """A dry run of POST /generate: same checks, same plan, and the memory of each way to decode. No image is
     needed.
     """
     parts = take_apart(request.headers.get("content-type", ""), body)
     parts.fields["prompt"] = parts.fields.get("prompt") or "plan"
     spec = job_spec(parts.fields, service.models, between="last_image" in parts.images)
+    check_key_limits(service, owner, spec)
     verdict = service.admission.judge(spec)
     return {
         "model": spec.model,

@@ -9,11 +9,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from adaptive.nvml import GpuInfo
 from adaptive.version import __version__
-from app.api.access import Caller
+from app.api.access import Administrator, Caller
 from app.api.problems import Problem, documented
-from app.api.service import TheService, readiness
+from app.api.service import Service, TheService, readiness, visible
 from app.api.views import device_view, model_view
 from app.jobs import Json
+from app.store import NoSuchJob
 
 router = APIRouter()
 REMEMBER_SECONDS = 24 * 3600.0
@@ -23,16 +24,30 @@ DeviceName = Annotated[str, Path(max_length=200)]
 @router.get(
     "/devices", tags=["service"], summary="Devices, their memory and workers", responses=documented(401)
 )
-def devices(service: TheService, _owner: Caller) -> Json:
-    """Each worker's last report, and what the driver says of every GPU right now."""
+def devices(service: TheService, owner: Caller) -> Json:
+    """Each worker's last report, and what the driver says of every GPU right now. Jobs of other keys are not
+    named.
+    """
     workers = service.store.workers(within_seconds=REMEMBER_SECONDS)
     now = time.time()
+    views = [device_view(worker, now=now, alive_seconds=service.alive_seconds) for worker in workers]
+    for one in views:
+        one["job_id"] = _if_visible(service, one["job_id"], owner)
     return {
-        "devices": [device_view(worker, now=now, alive_seconds=service.alive_seconds) for worker in workers],
+        "devices": views,
         "gpus": [_gpu_view(gpu) for gpu in service.nvml.devices()],
         "driver_state": service.nvml.state,
         "reserve_bytes": service.settings.reserve_bytes,
     }
+
+
+def _if_visible(service: Service, job_id: str | None, owner: str | None) -> str | None:
+    if job_id is None or owner is None:
+        return job_id
+    try:
+        return visible(service, job_id, owner).id
+    except NoSuchJob:
+        return None
 
 
 def _gpu_view(gpu: GpuInfo) -> dict[str, Any]:
@@ -48,14 +63,14 @@ def _gpu_view(gpu: GpuInfo) -> dict[str, Any]:
     }
 
 
-@router.post("/devices/{name}/pause", status_code=204, tags=["service"], responses=documented(401, 404))
-def pause_device(name: DeviceName, service: TheService, _owner: Caller) -> None:
+@router.post("/devices/{name}/pause", status_code=204, tags=["service"], responses=documented(401, 403, 404))
+def pause_device(name: DeviceName, service: TheService, _allowed: Administrator) -> None:
     """Let a device finish its job and take no other."""
     _set_paused(service, name, paused=True)
 
 
-@router.post("/devices/{name}/resume", status_code=204, tags=["service"], responses=documented(401, 404))
-def resume_device(name: DeviceName, service: TheService, _owner: Caller) -> None:
+@router.post("/devices/{name}/resume", status_code=204, tags=["service"], responses=documented(401, 403, 404))
+def resume_device(name: DeviceName, service: TheService, _allowed: Administrator) -> None:
     """Let a paused device take jobs again."""
     _set_paused(service, name, paused=False)
 

@@ -6,13 +6,14 @@ generate   the client: one image in, one video out
 plan       what would run where, computed without weights
 decode     a latents file to a video
 inspect    doctor, models
+keys       key new, key hash
 """
 
 import sys
 
 import typer
 
-from app.cli import decode, generate, inspect, plan, processes
+from app.cli import decode, generate, inspect, keys, plan, processes
 from app.config import ConfigError
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (processes, generate, plan, decode, inspect):
+for group in (processes, generate, plan, decode, inspect, keys):
     group.register(app)
 
 

@@ -1,6 +1,5 @@
 """`framefit generate`: one image in, one video out, with the decode decision told in words."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,12 +94,11 @@ def _generate(
     from app.client import Client, ClientError, service_url
 
     console = Console(stderr=True)
-    key = os.environ.get("FRAMEFIT_API_KEYS", "").split(",")[0].strip() or None
     say = console.print
     try:
         with (
             service_url(settings, url, lambda: say("Starting a private service …")) as found,
-            closing(Client(found, key)) as client,
+            closing(Client(found, settings.client_key)) as client,
         ):
             job = _followed(client, client.submit(images, fields, say), console)
             if job["status"] != "succeeded":

@@ -31,11 +31,13 @@ def serve(
     _start_process(supervisor_pid)
     settings = settings_with(host=host, port=port, devices=devices, data_dir=data_dir)
     from app.config import load_models
+    from app.keys import load_keys
     from app.logs import configure
     from app.service import AlreadyRunning, run_service
 
     configure(settings.log_level)
-    load_models(settings)  # a mistake in the model list is told here, once, not by every child
+    load_models(settings)  # a mistake in a file is told here, once, not by every child
+    load_keys(settings)
 
     def ready(url: str) -> None:
         typer.echo(f"Framefit is ready at {url}", err=True)
@@ -57,22 +59,15 @@ def api(
     settings = settings_with(data_dir=data_dir)
     import socket
 
-    import uvicorn
-
     from app.api import create_app
+    from app.api.server import build_server
     from app.logs import configure
 
     configure(settings.log_level)
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=settings.log_level == "debug",
-        timeout_graceful_shutdown=3,
-    )
+    debug = settings.log_level == "debug"
+    server = build_server(create_app(settings), host=settings.host, port=settings.port, access_log=debug)
     sockets = None if listen_fd is None else [socket.socket(fileno=listen_fd)]
-    uvicorn.Server(config).run(sockets)
+    server.run(sockets)
 
 
 def worker(

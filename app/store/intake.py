@@ -44,7 +44,10 @@ QUEUE_AGAIN = text("""
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A validated request, ready to be stored. `owner` names the API key, `fingerprint` the payload."""
+    """A validated request, ready to be stored. `owner` names the API key, `fingerprint` the payload.
+
+    `max_queued_of_owner`: the key's own limit, in place of the store's.
+    """
 
     spec: JobSpec
     image: bytes
@@ -54,6 +57,7 @@ class Submission:
     needed_bytes: int | None = None
     idempotency_key: str | None = None
     owner: str | None = None
+    max_queued_of_owner: int | None = None
 
 
 def rank_of(now: float, priority: int, priority_seconds: float) -> float:
@@ -77,7 +81,8 @@ def add(
     earlier = key and _earlier(connection, key, submission.fingerprint)
     if earlier:
         return fetch_job(connection, earlier), False
-    queued = _check_room(connection, submission.owner, max_queued, max_queued_of_owner)
+    owner_limit = submission.max_queued_of_owner or max_queued_of_owner
+    queued = _check_room(connection, submission.owner, max_queued, owner_limit)
     spec, job_id = submission.spec, new_id()
     row = {
         "id": job_id,

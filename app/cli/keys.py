@@ -1,0 +1,32 @@
+"""`framefit key new`: a key for a caller, and its hash for the settings."""
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    group = typer.Typer(help="API keys.", no_args_is_help=True)
+    group.command("new")(new)
+    group.command("hash")(hash_of)
+    app.add_typer(group, name="key")
+
+
+def new(
+    name: Annotated[str, typer.Option(help="What the key file calls it.")] = "caller",
+) -> None:
+    """Draw a key. It is shown this once; the service only ever needs its hash."""
+    from app.keys import new_key, shown_hash
+
+    key = new_key()
+    typer.echo(f"key for the caller    {key}")
+    typer.echo(f"FRAMEFIT_API_KEYS     {shown_hash(key)}")
+    typer.echo(f'FRAMEFIT_KEYS_FILE    [keys.{name}]\n{"":21} hash = "{shown_hash(key)}"')
+
+
+def hash_of() -> None:
+    """Print the hash of a key that exists; it is asked for, so that no shell keeps it in its history."""
+    from app.keys import shown_hash
+
+    typer.echo(shown_hash(typer.prompt("key", hide_input=True)))

@@ -1,0 +1,120 @@
+"""Clients that hold on: each gets an answer and the door, over a real socket."""
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from served import served
+
+from app.api import bodies, create_app, server
+from app.config import Settings
+
+Connect = Callable[[], socket.socket]
+SECONDS = 0.3
+
+
+@pytest.fixture
+def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
+    """Opens connections to a service that waits much shorter than it usually does."""
+    monkeypatch.setattr(server, "HEAD_SECONDS", SECONDS)
+    monkeypatch.setattr(bodies, "READ_SECONDS", SECONDS)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 20)
+    opened: list[socket.socket] = []
+    with served(create_app(Settings(data_dir=tmp_path))) as address:
+
+        def one() -> socket.socket:
+            opened.append(socket.create_connection(address, timeout=20))
+            return opened[-1]
+
+        yield one
+        for connection in opened:
+            connection.close()
+
+
+def answer_of(connection: socket.socket) -> tuple[int, dict[str, object]]:
+    """Status and body of an answer after which the server closes."""
+    received = b""
+    while data := connection.recv(65536):
+        received += data
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+def dribble(connection: socket.socket, pieces: Iterator[bytes]) -> None:
+    """Send a little at a time until the server has had enough."""
+    started = time.monotonic()
+    for piece in pieces:
+        try:
+            connection.sendall(piece)
+        except OSError:
+            break
+        if time.monotonic() - started > 20 * SECONDS:
+            raise AssertionError("the server goes on listening")
+        time.sleep(SECONDS / 10)
+
+
+def endless(first: bytes, then: bytes) -> Iterator[bytes]:
+    yield first
+    while True:
+        yield then
+
+
+def test_a_head_that_does_not_end_is_cut_off(connect: Connect) -> None:
+    silent, slow = connect(), connect()
+    dribble(slow, endless(b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"X-A: b\r\n"))
+    assert answer_of(silent)[1]["code"] == "head_too_slow"
+
+
+def test_a_body_that_does_not_end_is_cut_off(connect: Connect) -> None:
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n"
+    slow = connect()
+    slow.sendall(head + b"{")
+    status, body = answer_of(slow)
+    assert (status, body["code"]) == (408, "body_too_slow")
+    dribble(connect(), endless(head, b" "))
+
+
+def test_a_body_for_a_route_that_takes_none_does_not_keep_the_connection(connect: Connect) -> None:
+    dribble(connect(), endless(b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n", b"x"))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-Flood: y\r\n" * 20_000,
+        b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"z" * 200_000,
+        b"\x16\x03\x01 this is TLS\r\n\r\n",
+        b"POST /plan HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /plan HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+    ],
+    ids=["many headers", "long path", "long header", "no HTTP", "negative length", "unknown coding"],
+)
+def test_a_head_that_is_none_is_refused_with_a_document(connect: Connect, head: bytes) -> None:
+    connection = connect()
+    with contextlib.suppress(OSError):  # refused before all of it was sent
+        connection.sendall(head)
+    status, body = answer_of(connection)
+    assert (status, body["status"]) == (400, 400)
+    assert body["code"] == "bad_request"
+
+
+def test_a_connection_too_many_is_told_so(connect: Connect) -> None:
+    connections = [connect() for _ in range(24)]
+    status, body = answer_of(connections[-1])
+    assert (status, body["code"]) == (503, "too_many_connections")
+
+
+def test_one_that_keeps_to_the_rules_is_served_again_on_its_connection(connect: Connect) -> None:
+    connection = connect()
+    for _ in range(3):
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        received = b""
+        while not received.endswith(b"}"):
+            received += connection.recv(65536)
+        assert received.startswith(b"HTTP/1.1 200")
+        time.sleep(SECONDS / 2)
