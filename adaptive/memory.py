@@ -13,14 +13,15 @@ import json
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from adaptive.residuals import Residuals as Residuals
-from adaptive.types import LatentShape, PeakEstimate, VaeTraits, VideoShape, strategy_of
+from adaptive.tiles import largest_tile, strips
+from adaptive.types import Cut, LatentShape, PeakEstimate, VaeTraits
 
-FORMAT = 1
+FORMAT = 2
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -57,11 +58,35 @@ def _line(x0: float, y0: float, x1: float, y1: float, x: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class TileCosts:
+    """Bytes of a decode of one latent frame at a time whose later layers see the picture in strips.
+
+    `head`: peak while the earlier layers see all of it, a latent pixel; `base`: what is held while strips are
+    made, a latent pixel; `strip`: what a strip takes beside, a latent pixel of the strip with the `halo`
+    latent rows that it needs of each neighbour.
+    """
+
+    halo: float
+    head: Curve
+    base: Curve
+    strip: Curve
+
+    def live_bytes(self, shape: LatentShape, rows: int) -> int:
+        """Peak of live bytes in `rows` strips."""
+        cut = strips(shape.height, rows)
+        extent = min(shape.height, cut[0].size + self.halo * min(2, len(cut) - 1))
+        frames = shape.frames
+        strip = self.base.step(frames) * shape.height + self.strip.step(frames) * extent
+        return math.ceil(max(self.head.step(frames) * shape.height, strip) * shape.width * shape.batch)
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryProfile:
     """Traced memory of one VAE configuration in one dtype ("float32", "float16" or "bfloat16").
 
     `batched` is the one-call decode with its output; `streamed` maps a chunk size in latent frames to the
     peak of a streamed decode whose consumer keeps no frame. Empty where the VAE cannot stream exactly.
+    `tiled` is there where it can even in strips of a picture.
     """
 
     traits: VaeTraits
@@ -69,6 +94,7 @@ class MemoryProfile:
     config_digest: str
     batched: Curve
     streamed: Mapping[int, Curve]
+    tiled: TileCosts | None = None
 
     @property
     def item_bytes(self) -> int:
@@ -91,6 +117,23 @@ class MemoryProfile:
         if not self.can_stream:
             raise ValueError(f"{self.traits.vae_class} cannot be decoded in chunks")
         return math.ceil(self._streamed_at(shape.frames, frames_per_chunk) * shape.area)
+
+    def cut_bytes(self, shape: LatentShape, cut: Cut) -> int:
+        """`live_bytes` of any cut. `ValueError` where this VAE cannot be cut so."""
+        if cut.tiles.count == 1:
+            frames = shape.frames if cut.exact else min(cut.frames_per_chunk, shape.frames)
+            return self.live_bytes(replace(shape, frames=frames), cut.frames_per_chunk)
+        if not cut.exact:
+            return self._approximate_bytes(shape, cut)
+        if self.tiled is None:
+            raise ValueError(f"{self.traits.vae_class} cannot be decoded in exact tiles")
+        return self.tiled.live_bytes(shape, cut.tiles.rows)
+
+    def _approximate_bytes(self, shape: LatentShape, cut: Cut) -> int:
+        """Tiles are decoded one after another, each as a smaller video, into the whole video."""
+        height, width = largest_tile(shape, cut.tiles, self.traits.spatial_ratio)
+        tile = replace(shape, height=height, width=width)
+        return self.output_bytes(shape) + self.live_bytes(tile, cut.frames_per_chunk)
 
     def _streamed_at(self, frames: int, chunk: int) -> float:
         """Between traced chunk sizes: on the line from the smaller one, at this length, to the larger one, at
@@ -117,35 +160,15 @@ class MemoryProfile:
         self, latent_shape: LatentShape, frames_per_chunk: int, residuals: Residuals | None = None
     ) -> PeakEstimate:
         """Live, expected and upper bytes; without `residuals`, with the margins of a CPU unmeasured."""
-        live = self.live_bytes(latent_shape, frames_per_chunk)
-        strategy = strategy_of(frames_per_chunk, latent_shape.frames)
+        return self.estimate_cut(latent_shape, Cut(frames_per_chunk), residuals)
+
+    def estimate_cut(
+        self, latent_shape: LatentShape, cut: Cut, residuals: Residuals | None = None
+    ) -> PeakEstimate:
+        """`estimate` of any cut."""
+        live = self.cut_bytes(latent_shape, cut)
+        strategy = cut.strategy(latent_shape.frames)
         return (residuals or Residuals()).estimate(self.traits.family, self.dtype, strategy, live)
-
-    def largest_shape(
-        self,
-        budget_bytes: int,
-        like: VideoShape,
-        *,
-        residuals: Residuals | None = None,
-        size_multiple: int | None = None,
-        frames_per_chunk: int | None = None,
-    ) -> VideoShape | None:
-        """Largest size of the same frame count and about the same aspect that fits; None where not even one
-        block does.
-
-        At the smallest chunk unless `frames_per_chunk` is given. Sizes are multiples of `size_multiple` (the
-        VAE's own spatial ratio unless the pipeline asks for more).
-        """
-        step = size_multiple or self.traits.spatial_ratio
-        chunk = frames_per_chunk or (1 if self.can_stream else self.traits.latent_frames(like.frames))
-
-        def fits(height: int, width: int) -> bool:
-            shape = self.traits.latent_shape(VideoShape(like.frames, height, width))
-            return self.estimate(shape, chunk, residuals).upper_bytes <= budget_bytes
-
-        sizes = list(_sizes_below(like, step))
-        first = bisect_left(sizes, True, key=lambda size: fits(*size))
-        return VideoShape(like.frames, *sizes[first]) if first < len(sizes) else None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; the inverse is `from_json`."""
@@ -156,6 +179,7 @@ class MemoryProfile:
             "config_digest": self.config_digest,
             "batched": _points(self.batched),
             "streamed": {str(size): _points(curve) for size, curve in self.streamed.items()},
+            "tiled": self.tiled and _tiled_json(self.tiled),
         }
 
     @classmethod
@@ -169,6 +193,7 @@ class MemoryProfile:
             config_digest=data["config_digest"],
             batched=_curve(data["batched"]),
             streamed={int(n): _curve(points) for n, points in data["streamed"].items()},
+            tiled=_tiled(data["tiled"]),
         )
 
     def save(self, path: Path) -> None:
@@ -192,11 +217,11 @@ def _curve(points: Iterable[Iterable[float]]) -> Curve:
     return Curve(tuple(map(int, frames)), tuple(map(float, values)))
 
 
-def _sizes_below(like: VideoShape, step: int) -> Iterable[tuple[int, int]]:
-    """Sizes of about `like`'s aspect, largest first, each smaller in area than the one before."""
-    longer, shorter = max(like.height, like.width), min(like.height, like.width)
-    for blocks in range(longer // step, 0, -1):
-        other = min(max(1, round(blocks * shorter / longer)), shorter // step)
-        long_side, short_side = blocks * step, other * step
-        if short_side:
-            yield (long_side, short_side) if like.height >= like.width else (short_side, long_side)
+def _tiled_json(costs: TileCosts) -> dict[str, Any]:
+    return {"halo": costs.halo, **{name: _points(getattr(costs, name)) for name in ("head", "base", "strip")}}
+
+
+def _tiled(data: Mapping[str, Any] | None) -> TileCosts | None:
+    if data is None:
+        return None
+    return TileCosts(data["halo"], *(_curve(data[name]) for name in ("head", "base", "strip")))

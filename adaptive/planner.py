@@ -1,11 +1,14 @@
 """Deciding how a decode runs: bytes in, plan and reason out. Pure arithmetic.
 
-Owns: the policy, the ladder of rungs (chunk sizes) and the choice among them. Must not know: torch, devices,
-jobs. The choice is the fastest rung that fits, by predicted seconds; among rungs of the same speed the
-smallest.
+Owns: the ladder of rungs, what each needs, and the choice among them. Must not know: torch, devices, jobs.
+The choice is the fastest rung that fits, by predicted seconds; among rungs of the same speed the smallest.
+Tiles come after all that see whole pictures, and what changes pixels after all that does not: an approximate
+rung is never chosen where an exact one fits, however fast, unless it is asked for by name.
 """
 
 import math
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from adaptive.errors import DoesNotFit, UnsupportedVae
@@ -13,54 +16,25 @@ from adaptive.memory import MemoryProfile
 from adaptive.placement import ComponentSize as ComponentSize
 from adaptive.placement import Placement as Placement
 from adaptive.placement import plan_weights as plan_weights
+from adaptive.policy import RESERVE_BYTES as RESERVE_BYTES
+from adaptive.policy import Policy as Policy
+from adaptive.policy import chunk_sizes as chunk_sizes
+from adaptive.policy import cuts
 from adaptive.residuals import Residuals
 from adaptive.types import (
+    WHOLE_PICTURE,
+    Cut,
     DecodePlan,
     LatentShape,
     MemoryReading,
     PeakEstimate,
+    SpatialTiles,
     Strategy,
     VideoShape,
-    strategy_of,
 )
 
 MIB = 2**20
-RESERVE_BYTES = 256 * MIB
 SAME_SPEED = 1.01
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What a caller allows. A forced strategy or chunk size is used or refused, never ignored.
-
-    `budget_bytes` caps what the decode may take even if more is free; `reserve_bytes` of the free memory are
-    left to others.
-    """
-
-    strategy: str = "auto"  # or batched, chunked, per_frame
-    frames_per_chunk: int | None = None
-    exact_only: bool = True
-    budget_bytes: int | None = None
-    reserve_bytes: int = RESERVE_BYTES
-    allow_cpu: bool = False
-
-    def __post_init__(self) -> None:
-        if self.strategy != "auto" and self.strategy not in set(Strategy):
-            raise ValueError(f"strategy must be auto, batched, chunked or per_frame, got {self.strategy!r}")
-        size = self.frames_per_chunk
-        if size is not None and size < 1:
-            raise ValueError(f"frames_per_chunk must be at least 1, got {size}")
-        per_frame = self.strategy == Strategy.PER_FRAME
-        if size is not None and (self.strategy == Strategy.BATCHED or (per_frame and size != 1)):
-            raise ValueError(f"strategy {self.strategy} excludes frames_per_chunk {size}")
-        for name, value in (("budget_bytes", self.budget_bytes), ("reserve_bytes", self.reserve_bytes)):
-            if value is not None and value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
-
-    @property
-    def forced(self) -> bool:
-        """Whether the rung is the caller's choice."""
-        return self.strategy != "auto" or self.frames_per_chunk is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +66,18 @@ class Rung:
     predicted: PeakEstimate
     fits: bool
     predicted_seconds: float | None
+    tiles: SpatialTiles = WHOLE_PICTURE
+    exact: bool = True
+
+    @property
+    def cut(self) -> Cut:
+        """How the decode is cut up."""
+        return Cut(self.frames_per_chunk, self.tiles, self.exact)
 
     @property
     def strategy(self) -> Strategy:
         """The rung's name."""
-        return strategy_of(self.frames_per_chunk, self.latent_frames)
+        return self.cut.strategy(self.latent_frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,28 +104,6 @@ def budget_of(reading: MemoryReading, policy: Policy, held_bytes: int = 0) -> in
     return available if policy.budget_bytes is None else min(available, policy.budget_bytes)
 
 
-def chunk_sizes(profile: MemoryProfile, latent_frames: int, policy: Policy) -> tuple[int, ...]:
-    """Chunk sizes worth considering, largest first: for each number of chunks the smallest that gets along
-    with it.
-
-    With seven latent frames, chunks of five and of four both make two passes; five would only take more
-    memory. `UnsupportedVae` where the policy forces what this VAE cannot do.
-    """
-    sizes = {math.ceil(latent_frames / chunks) for chunks in range(1, latent_frames + 1)}
-    if policy.frames_per_chunk is not None:
-        sizes = {min(policy.frames_per_chunk, latent_frames)}
-    elif policy.strategy == Strategy.BATCHED or not profile.can_stream:
-        sizes = {latent_frames}
-    elif policy.strategy == Strategy.PER_FRAME:
-        sizes = {1}
-    elif policy.strategy == Strategy.CHUNKED:
-        sizes = {size for size in sizes if 1 < size < latent_frames} or {min(2, latent_frames)}
-    streams = policy.strategy in (Strategy.CHUNKED, Strategy.PER_FRAME) or min(sizes) < latent_frames
-    if streams and not profile.can_stream and latent_frames > 1:
-        raise UnsupportedVae(profile.traits.vae_class, "exact decoding in chunks")
-    return tuple(sorted(sizes, reverse=True))
-
-
 def rungs(
     profile: MemoryProfile,
     shape: LatentShape,
@@ -152,21 +111,44 @@ def rungs(
     policy: Policy,
     inputs: PlanInputs | None = None,
 ) -> tuple[Rung, ...]:
-    """Every rung that the policy allows, fastest first, fitting or not."""
+    """Every rung that the policy allows, fastest first, fitting or not: see `cuts` for the kinds' order.
+
+    Tiles that need no less memory than fewer tiles are left out.
+    """
     inputs = inputs or PlanInputs()
-    found = []
-    for size in chunk_sizes(profile, shape.frames, policy):
-        if inputs.largest_chunk is not None and size > inputs.largest_chunk:
+    found: list[Rung] = []
+    for cut in cuts(profile, shape, policy):
+        if inputs.largest_chunk is not None and cut.frames_per_chunk > inputs.largest_chunk:
             continue
-        predicted = profile.estimate(shape, size, inputs.residuals)
-        if size < shape.frames and inputs.kept_output_bytes:
-            kept = inputs.kept_output_bytes
-            predicted = PeakEstimate(
-                predicted.live_bytes + kept, predicted.expected_bytes + kept, predicted.upper_bytes + kept
-            )
-        seconds = inputs.speed.seconds(shape, size) if inputs.speed else None
-        found.append(Rung(shape.frames, size, predicted, predicted.upper_bytes <= budget_bytes, seconds))
-    return tuple(sorted(found, key=lambda rung: (_rounded(rung.predicted_seconds), -rung.frames_per_chunk)))
+        rung = _rung(profile, shape, cut, budget_bytes, inputs)
+        if cut.tiles.count > 1 and not _smaller_than_all(rung, found, policy):
+            continue
+        found.append(rung)
+    return tuple(sorted(found, key=_order))
+
+
+def _rung(
+    profile: MemoryProfile, shape: LatentShape, cut: Cut, budget_bytes: int, inputs: PlanInputs
+) -> Rung:
+    predicted = profile.estimate_cut(shape, cut, inputs.residuals)
+    kept = 0 if cut.strategy(shape.frames) is Strategy.BATCHED else inputs.kept_output_bytes
+    predicted = PeakEstimate(
+        predicted.live_bytes + kept, predicted.expected_bytes + kept, predicted.upper_bytes + kept
+    )
+    plain = cut.tiles.count == 1 and cut.exact
+    seconds = inputs.speed.seconds(shape, cut.frames_per_chunk) if inputs.speed and plain else None
+    fits = predicted.upper_bytes <= budget_bytes
+    return Rung(shape.frames, cut.frames_per_chunk, predicted, fits, seconds, cut.tiles, cut.exact)
+
+
+def _smaller_than_all(rung: Rung, before: list[Rung], policy: Policy) -> bool:
+    """Whether a rung of tiles is worth having: one that was asked for by name always is."""
+    rivals = [each for each in before if not policy.forced or each.tiles.count > 1]
+    return all(rung.predicted.upper_bytes < each.predicted.upper_bytes for each in rivals)
+
+
+def _order(rung: Rung) -> tuple[bool, int, float, int]:
+    return not rung.exact, rung.tiles.count, _rounded(rung.predicted_seconds), -rung.frames_per_chunk
 
 
 def _rounded(seconds: float | None) -> float:
@@ -196,19 +178,22 @@ def plan_decode(
     return DecodePlan(
         latent_frames=shape.frames,
         frames_per_chunk=chosen.frames_per_chunk,
-        exact=True,
+        exact=chosen.exact,
         reason=_reason(profile, policy, chosen, ladder),
         detail=_detail(chosen, ladder, budget, reading.free_bytes),
         predicted=chosen.predicted,
         budget_bytes=budget,
         free_bytes=reading.free_bytes,
         predicted_seconds=chosen.predicted_seconds,
+        tiles=chosen.tiles,
     )
 
 
 def _reason(profile: MemoryProfile, policy: Policy, chosen: Rung, ladder: tuple[Rung, ...]) -> str:
     if policy.forced:
         return "requested"
+    if not chosen.exact:
+        return "nothing_exact_fits"
     if not profile.can_stream:
         return "only_strategy"
     return "fastest" if chosen is ladder[0] else "fastest_that_fits"
@@ -226,7 +211,9 @@ def _detail(chosen: Rung, ladder: tuple[Rung, ...], budget_bytes: int, free_byte
 
 
 def _name(rung: Rung) -> str:
-    chunked = rung.strategy is Strategy.CHUNKED
+    if rung.tiles.count > 1:
+        return f"{rung.strategy} ({rung.tiles.rows} x {rung.tiles.columns} tiles)"
+    chunked = rung.strategy in (Strategy.CHUNKED, Strategy.APPROXIMATE_CHUNKED)
     return f"{rung.strategy} ({rung.frames_per_chunk} latent frames)" if chunked else str(rung.strategy)
 
 
@@ -244,13 +231,30 @@ def largest_shape_that_fits(
     size_multiple: int | None = None,
 ) -> VideoShape | None:
     """Largest video of `like`'s frame count and about its aspect that some allowed rung decodes in
-    `budget_bytes`.
+    `budget_bytes`; None where not even one block does.
+
+    Sizes are multiples of `size_multiple` (the VAE's own spatial ratio unless the pipeline asks for more).
     """
-    sizes = chunk_sizes(profile, profile.traits.latent_frames(like.frames), policy or Policy())
-    return profile.largest_shape(
-        budget_bytes,
-        like,
-        residuals=residuals,
-        size_multiple=size_multiple,
-        frames_per_chunk=min(sizes),
-    )
+    policy, step = policy or Policy(), size_multiple or profile.traits.spatial_ratio
+
+    def fits(height: int, width: int) -> bool:
+        shape = profile.traits.latent_shape(VideoShape(like.frames, height, width))
+        inputs = PlanInputs(residuals=residuals)
+        try:
+            return any(rung.fits for rung in rungs(profile, shape, budget_bytes, policy, inputs))
+        except UnsupportedVae:
+            return False  # too small to be tiled, and tiles are forced
+
+    sizes = list(_sizes_below(like, step))
+    first = bisect_left(sizes, True, key=lambda size: fits(*size))
+    return VideoShape(like.frames, *sizes[first]) if first < len(sizes) else None
+
+
+def _sizes_below(like: VideoShape, step: int) -> Iterable[tuple[int, int]]:
+    """Sizes of about `like`'s aspect, largest first, each smaller in area than the one before."""
+    longer, shorter = max(like.height, like.width), min(like.height, like.width)
+    for blocks in range(longer // step, 0, -1):
+        other = min(max(1, round(blocks * shorter / longer)), shorter // step)
+        long_side, short_side = blocks * step, other * step
+        if short_side:
+            yield (long_side, short_side) if like.height >= like.width else (short_side, long_side)

@@ -9,17 +9,63 @@ from enum import StrEnum
 
 
 class Strategy(StrEnum):
-    """Name of a decode plan's rung; derived from `frames_per_chunk`, never stored beside it."""
+    """Name of a decode plan's rung; derived from its `Cut`, never stored beside it."""
 
     BATCHED = "batched"
     CHUNKED = "chunked"
     PER_FRAME = "per_frame"
+    TILED = "tiled"  # one latent frame at a time, its picture in strips that are joined exactly
+    APPROXIMATE_CHUNKED = "approximate_chunked"  # each chunk decoded as if it were a video of its own
+    APPROXIMATE_TILED = "approximate_tiled"  # overlapping parts of the picture, decoded apart and blended
+
+    @property
+    def exact(self) -> bool:
+        """Whether the pixels are those of one call."""
+        return not self.value.startswith("approximate")
 
 
 def _positive(owner: object, **values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{type(owner).__name__}.{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class SpatialTiles:
+    """A picture cut into `rows` times `columns` parts; exact tiles are strips: one column."""
+
+    rows: int = 1
+    columns: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(self, rows=self.rows, columns=self.columns)
+
+    @property
+    def count(self) -> int:
+        """Number of parts."""
+        return self.rows * self.columns
+
+
+WHOLE_PICTURE = SpatialTiles()
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a decode is cut up: latent frames a chunk, parts of the picture, and whether they join exactly."""
+
+    frames_per_chunk: int
+    tiles: SpatialTiles = WHOLE_PICTURE
+    exact: bool = True
+
+    def strategy(self, latent_frames: int) -> Strategy:
+        """Name of the rung for a video of `latent_frames`."""
+        if self.tiles.count > 1:
+            return Strategy.TILED if self.exact else Strategy.APPROXIMATE_TILED
+        if self.frames_per_chunk >= latent_frames:
+            return Strategy.BATCHED
+        if not self.exact:
+            return Strategy.APPROXIMATE_CHUNKED
+        return Strategy.PER_FRAME if self.frames_per_chunk == 1 else Strategy.CHUNKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +122,7 @@ class VaeTraits:
     first_frame_alone: bool
     exact_streaming: bool
     frames_independent: bool
+    chunks_apart: bool = False  # some frames alone decode to about what they are within the video
 
     def video_frames(self, latent_frames: int) -> int:
         """Video frames that `latent_frames` decode to."""
@@ -141,7 +188,8 @@ class PeakEstimate:
 class DecodePlan:
     """How one decode will run, and why.
 
-    The whole strategy is one integer: `frames_per_chunk` latent frames travel through the decoder at a time.
+    `frames_per_chunk` latent frames travel through the decoder at a time; where even one is too large, its
+    picture does so in `tiles`.
     """
 
     latent_frames: int
@@ -153,22 +201,26 @@ class DecodePlan:
     budget_bytes: int
     free_bytes: int
     predicted_seconds: float | None = None
+    tiles: SpatialTiles = WHOLE_PICTURE
 
     def __post_init__(self) -> None:
         if not 1 <= self.frames_per_chunk <= self.latent_frames:
             raise ValueError(f"frames_per_chunk must be 1..{self.latent_frames}, got {self.frames_per_chunk}")
 
     @property
+    def cut(self) -> Cut:
+        """How the decode is cut up."""
+        return Cut(self.frames_per_chunk, self.tiles, self.exact)
+
+    @property
     def strategy(self) -> Strategy:
         """The rung's name; a single latent frame is batched."""
-        return strategy_of(self.frames_per_chunk, self.latent_frames)
+        return self.cut.strategy(self.latent_frames)
 
 
 def strategy_of(frames_per_chunk: int, latent_frames: int) -> Strategy:
-    """Name of the rung: all frames at once, one at a time, or several."""
-    if frames_per_chunk >= latent_frames:
-        return Strategy.BATCHED
-    return Strategy.PER_FRAME if frames_per_chunk == 1 else Strategy.CHUNKED
+    """Name of an exact rung of whole pictures: all frames at once, one at a time, or several."""
+    return Cut(frames_per_chunk).strategy(latent_frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +238,10 @@ class DecodeReport:
     )  # above what was held when decoding began; None where the device cannot tell
     seconds: float  # decoding only: time spent by the consumer of the frames is not counted
     retries: int  # chunks run again after an out-of-memory
+    tiles: SpatialTiles = WHOLE_PICTURE  # the most parts of a picture at any time
+    seam_score: float | None = None  # see `adaptive.seams`; None where every pixel is exact
 
     @property
     def strategy(self) -> Strategy:
-        """The rung the decode really ran on: the smallest chunk decides."""
-        return strategy_of(self.frames_per_chunk, self.plan.latent_frames)
+        """The rung the decode really ran on: the smallest cut decides."""
+        return Cut(self.frames_per_chunk, self.tiles, self.exact).strategy(self.plan.latent_frames)

@@ -175,7 +175,9 @@ def test_no_shape_fits_into_nothing(ltx_profile: MemoryProfile) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"strategy": "tiled"},
+        {"strategy": "whole"},
+        {"strategy": "approximate_tiled"},
+        {"strategy": "tiled", "frames_per_chunk": 1},
         {"frames_per_chunk": 0},
         {"strategy": "batched", "frames_per_chunk": 4},
         {"strategy": "per_frame", "frames_per_chunk": 2},

@@ -1,0 +1,82 @@
+"""Pictures in parts: where tiles lie, how they overlap, and which numbers of them are worth trying.
+
+Owns the geometry in latent pixels, of exact strips and of overlapping approximate tiles. Pure arithmetic;
+must not know tensors, memory or policies.
+"""
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+from adaptive.types import LatentShape, SpatialTiles
+
+# Approximate tiles share about this many pixels of video with each neighbour, over which they are faded.
+OVERLAP_PIXELS = 128
+# Numbers of parts worth trying: each about halves the one before.
+DIVISIONS = (2, 4, 8, 16, 32, 64)
+
+
+class Span(NamedTuple):
+    """Rows or columns `start` to `stop`, in latent pixels."""
+
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Rows or columns."""
+        return self.stop - self.start
+
+
+def strips(height: int, rows: int) -> tuple[Span, ...]:
+    """`height` rows in at most `rows` strips of equal height, but for a smaller last one."""
+    size = math.ceil(height / rows)
+    return tuple(Span(start, min(start + size, height)) for start in range(0, height, size))
+
+
+def strip_numbers(height: int) -> tuple[int, ...]:
+    """Numbers of strips worth trying, fewest first, up to one latent row a strip."""
+    return tuple(sorted({len(strips(height, rows)) for rows in DIVISIONS if rows < 2 * height} - {1}))
+
+
+def overlap_of(spatial_ratio: int) -> int:
+    """Latent pixels that neighbouring approximate tiles share: even, at least two."""
+    return max(2, OVERLAP_PIXELS // spatial_ratio // 2 * 2)
+
+
+def overlapping(length: int, parts: int, overlap: int) -> tuple[Span, ...]:
+    """`length` latent pixels in `parts` of about equal size, each reaching `overlap / 2` over its borders.
+
+    `ValueError` where parts are smaller than the overlap: more than two would meet in one place.
+    """
+    edges = [round(part * length / parts) for part in range(parts + 1)]
+    if parts > 1 and min(b - a for a, b in pairwise(edges)) < overlap:
+        raise ValueError(f"{length} latent pixels cannot be cut into {parts} parts that overlap by {overlap}")
+    half = overlap // 2
+    return tuple(Span(max(0, start - half), min(length, stop + half)) for start, stop in pairwise(edges))
+
+
+def grids(shape: LatentShape, spatial_ratio: int) -> tuple[SpatialTiles, ...]:
+    """Grids of approximate tiles worth trying, fewest first: about square, no smaller than their overlap.
+
+    A side that is too short for even two tiles stays whole.
+    """
+    overlap = overlap_of(spatial_ratio)
+    found = []
+    for parts in (2, 3, 4, 6, 8, 12, 16, 24, 32):
+        tile = max(shape.height, shape.width) / parts
+        rows, columns = (
+            max(1, min(round(side / tile), side // overlap)) for side in (shape.height, shape.width)
+        )
+        grid = SpatialTiles(rows, columns)
+        if grid.count > 1 and grid not in found:
+            found.append(grid)
+    return tuple(found)
+
+
+def largest_tile(shape: LatentShape, tiles: SpatialTiles, spatial_ratio: int) -> tuple[int, int]:
+    """Height and width of the largest approximate tile, its overlaps included, in latent pixels."""
+    overlap = overlap_of(spatial_ratio)
+    height = max(span.size for span in overlapping(shape.height, tiles.rows, overlap))
+    width = max(span.size for span in overlapping(shape.width, tiles.columns, overlap))
+    return height, width
