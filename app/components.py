@@ -15,13 +15,16 @@ from typing import Any
 
 from app.config import ModelEntry, Settings
 
+# Pipelines that diffusers does not have, and where they are.
+OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
+CHECKPOINTS = ("model.ckpt", "model.safetensors")
 _PUBLISHED = Path(__file__).parent / "pipelines" / "published" / "configurations"
 
 ReadJson = Callable[[str], dict[str, Any]]
 
 
 class ModelUnavailable(Exception):
-    """The model's description cannot be read: no such folder, no network, no such repository."""
+    """The model cannot be had: no such folder, no network, no such repository."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +43,58 @@ def components_of(entry: ModelEntry, settings: Settings) -> dict[str, Component]
 
     Published numbers come before the hub, so that planning works with nothing downloaded.
     """
-    if entry.source.startswith("builtin:") or Path(entry.source).expanduser().is_dir():
-        return _from_index(_folder_reader(local_folder(entry, settings)))
+    files = local_files(entry, settings)
+    if files is not None and files.is_dir():
+        return _from_index(_folder_reader(files))
+    if entry.resolution is not None:
+        return _described(entry.pipeline, entry.resolution)
     published = _published().get(entry.source)
     if published is not None and entry.revision is None:
         return published
     return _from_index(_hub_reader(entry))
 
 
-def local_folder(entry: ModelEntry, settings: Settings) -> Path:
-    """Folder of a built-in or local model; a built-in one is made if it is not there yet."""
-    if not entry.is_builtin:
-        return Path(entry.source).expanduser()
+def local_files(entry: ModelEntry, settings: Settings) -> Path | None:
+    """The model's folder or its checkpoint file on this machine, None where neither is here.
+
+    A built-in model is made if it is not there yet. One that is published as a single file may also have been
+    converted to, or laid into, the data folder under its name.
+    """
+    if entry.is_builtin:
+        return _built(entry, settings)
+    named = Path(entry.source).expanduser()
+    if named.exists():
+        return named
+    if entry.resolution is None:
+        return None
+    folder = settings.models_dir / entry.name
+    if (folder / "model_index.json").is_file():
+        return folder
+    return next((folder / name for name in CHECKPOINTS if (folder / name).is_file()), None)
+
+
+def demanded_files(entry: ModelEntry, settings: Settings) -> Path | None:
+    """As `local_files`; raises `ModelUnavailable`, saying what to do, where they cannot come from the hub."""
+    files = local_files(entry, settings)
+    if files is not None and files.is_file() and entry.resolution is None:
+        raise ModelUnavailable(f"model {entry.name} is the file {files.name}: its entry needs a resolution")
+    if files is None and entry.resolution is not None:
+        raise ModelUnavailable(
+            f"model {entry.name} is not on this machine. Download model.ckpt of {entry.source} from the "
+            "Hugging Face hub, lay the folder `tokenizer` of any CLIP model (vocab.json, merges.txt) beside "
+            f"it, and run: framefit convert model.ckpt --resolution {entry.resolution} "
+            f"-o {settings.models_dir / entry.name}"
+        )
+    return files
+
+
+def _built(entry: ModelEntry, settings: Settings) -> Path:
     name = entry.source.removeprefix("builtin:")
     try:
         builder = importlib.import_module(f"app.pipelines.{name}")
     except ModuleNotFoundError:
         raise ModelUnavailable(f"there is no built-in model {name!r}") from None
-    folder: Path = builder.build(settings.data_dir / "models" / name)
+    folder: Path = builder.build(settings.models_dir / name)
     return folder
 
 
@@ -80,6 +117,15 @@ def build_component(component: Component) -> Any:
     if component.library == "transformers":
         return module_class(module_class.config_class(**config))
     return module_class.from_config(config)
+
+
+def _described(pipeline: str, resolution: int) -> dict[str, Component]:
+    """Components by the published numbers that a pipeline of our own knows of its models."""
+    try:
+        parts = importlib.import_module(OWN_PIPELINES[pipeline]).described_components(resolution)
+    except (KeyError, ValueError) as error:
+        raise ModelUnavailable(f"{pipeline} has no model of resolution {resolution}") from error
+    return {name: Component(*part) for name, part in parts.items()}
 
 
 @cache

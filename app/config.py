@@ -122,6 +122,11 @@ class Settings(BaseSettings):
         return self.data_dir / "jobs"
 
     @property
+    def models_dir(self) -> Path:
+        """Folder of built-in and converted models, one folder a model."""
+        return self.data_dir / "models"
+
+    @property
     def profiles_dir(self) -> Path:
         """Folder of the stored memory profiles."""
         return self.data_dir / "profiles"
@@ -182,7 +187,10 @@ class ModelEntry(_Entry):
 
     name: str
     pipeline: str
-    source: str = Field(description="builtin:NAME, a local folder, or a hub id.")
+    source: str = Field(description="builtin:NAME, a local folder or checkpoint file, or a hub id.")
+    resolution: int | None = Field(
+        None, description="Which model it is, of those that are published as one checkpoint file each."
+    )
     revision: str | None = None
     variant: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"

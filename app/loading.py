@@ -17,16 +17,13 @@ from adaptive.host import read_host
 from adaptive.planner import Placement
 from adaptive.types import MemoryReading, VideoShape
 from app import profiles
-from app.components import ModelUnavailable, components_of, local_folder
+from app.components import OWN_PIPELINES, ModelUnavailable, components_of, demanded_files, local_files
 from app.config import ModelEntry, Settings
 from app.jobs import Json
 from app.placement import place
 from app.weights import choose_placement, component_sizes
 
 log = logging.getLogger(__name__)
-
-# Pipelines that diffusers does not have, and where they are.
-_OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +55,7 @@ def load_pipeline(
     """Load and place a model. Raises `DoesNotFit` before any weight is read, `ModelUnavailable` for missing
     files.
     """
+    demanded_files(entry, settings)
     placement = None if device.type == "cpu" else _placement(entry, settings, reading)
     _silence_progress_bars()
     pipe = _pretrained(_pipeline_class(entry.pipeline), entry, settings)
@@ -102,17 +100,21 @@ def _grouped(entry: ModelEntry, pipe: Any, placement: Placement | None) -> tuple
 
 
 def load_vae(entry: ModelEntry, settings: Settings) -> Any:
-    """The model's VAE alone, on the CPU. Raises `ModelUnavailable`."""
+    """The model's VAE, on the CPU. Raises `ModelUnavailable`."""
+    files = demanded_files(entry, settings)
+    if files is not None and files.is_file():
+        return _pretrained(_pipeline_class(entry.pipeline), entry, settings).vae
     vae_class = getattr(importlib.import_module("diffusers"), entry.vae_class)
     return _pretrained(vae_class, entry, settings, subfolder="vae")
 
 
-def where_weights_are(entry: ModelEntry) -> str | None:
-    """Folder of the model's files on this machine; None where they are still to be downloaded."""
+def where_weights_are(entry: ModelEntry, settings: Settings) -> str | None:
+    """The model's files on this machine; None where they are still to be downloaded."""
     if entry.is_builtin:
         return "built in"
-    if Path(entry.source).expanduser().is_dir():
-        return str(Path(entry.source).expanduser())
+    files = local_files(entry, settings)
+    if files is not None or entry.resolution is not None:
+        return None if files is None else str(files)
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(entry.source, "model_index.json", revision=entry.revision)
@@ -120,15 +122,17 @@ def where_weights_are(entry: ModelEntry) -> str | None:
 
 
 def _pretrained(loaded_class: Any, entry: ModelEntry, settings: Settings, **options: Any) -> Any:
-    is_local = entry.is_builtin or Path(entry.source).expanduser().is_dir()
-    source = str(local_folder(entry, settings)) if is_local else entry.source
+    files = demanded_files(entry, settings)
+    dtype = getattr(torch, entry.dtype)
     try:
+        if files is not None and files.is_file():
+            return loaded_class.from_single_file(files, entry.resolution, torch_dtype=dtype)
         return loaded_class.from_pretrained(
-            source,
-            dtype=getattr(torch, entry.dtype),
+            entry.source if files is None else str(files),
+            dtype=dtype,
             revision=entry.revision,
             variant=entry.variant,
-            local_files_only=is_local,
+            local_files_only=files is not None,
             **options,
         )
     except (OSError, ValueError) as error:  # diffusers and the hub client raise these for anything missing
@@ -145,7 +149,7 @@ def _silence_progress_bars() -> None:
 
 
 def _pipeline_class(name: str) -> Any:
-    found = getattr(importlib.import_module(_OWN_PIPELINES.get(name, "diffusers")), name, None)
+    found = getattr(importlib.import_module(OWN_PIPELINES.get(name, "diffusers")), name, None)
     if found is None:
         raise ModelUnavailable(f"diffusers has no pipeline {name!r}")
     return found

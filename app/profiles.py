@@ -35,8 +35,13 @@ def profile_path(settings: Settings, entry: ModelEntry) -> Path:
 
 
 def shipped_path(entry: ModelEntry) -> Path:
-    """File of the profile that comes with Framefit for the model's source, whether it exists or not."""
-    return _SHIPPED / f"{entry.source.replace('/', '--').replace(':', '--')}.{entry.dtype}.json"
+    """File of the profile that comes with Framefit for the model's source, whether it exists or not.
+
+    Models that are published as one file each share the VAE of their pipeline, and its profile.
+    """
+    published = entry.resolution is not None and not Path(entry.source).expanduser().exists()
+    name = entry.pipeline if published else entry.source.replace("/", "--").replace(":", "--")
+    return _SHIPPED / f"{name}.{entry.dtype}.json"
 
 
 def load(settings: Settings, entry: ModelEntry) -> MemoryProfile | None:

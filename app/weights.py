@@ -109,7 +109,7 @@ def _denoise_bytes(component: Component, latent: LatentShape, dtype: str, batch:
         module = build_component(component).eval()
         for parameter in module.parameters():
             parameter.data = parameter.data.to(_dtype(dtype))
-        arguments = inputs(component.config, latent, _dtype(dtype), batch)
+        arguments = inputs(module.config, latent, _dtype(dtype), batch)
     return round(trace_peak(lambda: module(**arguments)).peak_bytes * DENOISE_MARGIN)
 
 

@@ -52,15 +52,17 @@ def models(data_dir: DataDir = None) -> None:
     """List the models that the service offers, the default first."""
     from app.config import load_models
 
-    for entry in load_models(settings_with(data_dir=data_dir)).values():
+    entries = load_models(settings_with(data_dir=data_dir))
+    names, sources = (max(map(len, column)) for column in (entries, [e.source for e in entries.values()]))
+    for entry in entries.values():
         given = entry.defaults
         shape = (
             f"{given.num_frames} frames of {given.width}x{given.height}, {given.num_inference_steps} steps"
         )
-        typer.echo(f"{entry.name:14} {entry.source:24} {entry.dtype:9} {shape}")
+        typer.echo(f"{entry.name:{names}} {entry.source:{sources}} {entry.dtype:9} {shape}")
         for line in (entry.description, entry.notice):
             if line:
-                typer.echo(f"{'':14} {line}")
+                typer.echo(f"{'':{names}} {line}")
 
 
 def _findings(settings: Any) -> Iterator[Finding]:
@@ -147,6 +149,7 @@ def _models(settings: Any) -> Iterator[Finding]:
     from app.loading import where_weights_are
 
     for entry in load_models(settings).values():
-        here = where_weights_are(entry)
-        detail = f"{entry.name}: {here}" if here else f"{entry.name}: {entry.source} is not downloaded yet"
+        here = where_weights_are(entry, settings)
+        missing = "is not converted yet" if entry.resolution else "is not downloaded yet"
+        detail = f"{entry.name}: {here}" if here else f"{entry.name}: {entry.source} {missing}"
         yield Finding("model", True, detail)

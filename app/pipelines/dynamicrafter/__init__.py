@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from app.pipelines.dynamicrafter.call import DynamiCrafterPipelineOutput
     from app.pipelines.dynamicrafter.checkpoint import CheckpointMismatch
+    from app.pipelines.dynamicrafter.components import described_components
     from app.pipelines.dynamicrafter.conversion import convert, from_single_file
     from app.pipelines.dynamicrafter.defaults import DEFAULTS, ResolutionDefaults
     from app.pipelines.dynamicrafter.pipeline import DynamiCrafterPipeline
@@ -32,6 +33,7 @@ _HOME = {
     "ResolutionDefaults": "defaults",
     "build_tiny_pipeline": "tiny",
     "convert": "conversion",
+    "described_components": "components",
     "from_single_file": "conversion",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "ResolutionDefaults",
     "build_tiny_pipeline",
     "convert",
+    "described_components",
     "from_single_file",
 ]
 

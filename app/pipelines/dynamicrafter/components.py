@@ -85,6 +85,22 @@ def component_configs(resolution: int, overrides: PartialConfigs | None = None) 
     return configs
 
 
+def described_components(resolution: int) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """(library, class, configuration) of each component that holds weights, of the published model.
+
+    Raises ValueError for an unknown resolution.
+    """
+    configs = component_configs(resolution)
+    classes = {
+        "unet": ("app.pipelines.dynamicrafter", "DynamiCrafterUNet"),
+        "vae": ("diffusers", "AutoencoderKL"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+        "image_encoder": ("transformers", "CLIPVisionModel"),
+        "image_projector": ("app.pipelines.dynamicrafter", "DynamiCrafterImageProjector"),
+    }
+    return {name: (*place, configs[name]) for name, place in classes.items()}
+
+
 def empty_components(configs: ComponentConfigs) -> dict[str, nn.Module]:
     """The components that hold weights, every parameter on the meta device. ValueError for an unknown
     setting.

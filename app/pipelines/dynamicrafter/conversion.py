@@ -3,6 +3,7 @@
 Owns the joining of file, architecture and vocabulary. `convert` is what the command line calls.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +24,15 @@ from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
 from app.pipelines.dynamicrafter.tokenizer import find_tokenizer, load_tokenizer
 
 _RESCALE_TOLERANCE = 1e-3
+# Share of a conversion that reading is; writing the folder is the rest.
+_READING = 0.6
+
+OnProgress = Callable[[float, str], None]
+"""Told the share that is done, 0 to 1, and what comes next."""
+
+
+def _untold(_share: float, _what: str) -> None:
+    """Nobody listens."""
 
 
 def load_components(
@@ -31,6 +41,7 @@ def load_components(
     tokenizer: str | Path | CLIPTokenizer | None = None,
     config: PartialConfigs | None = None,
     torch_dtype: torch.dtype = torch.float32,
+    on_progress: OnProgress = _untold,
 ) -> dict[str, Any]:
     """Every component of the pipeline, from the checkpoint at `path` (`model.ckpt` or safetensors).
 
@@ -44,12 +55,17 @@ def load_components(
     configs = component_configs(resolution, config)
     components: dict[str, Any] = dict(empty_components(configs))
     scheduler = build_scheduler(configs)
+    on_progress(0.0, f"reading {path.name}")
     tensors = read_tensors(path)
     sources = check(path, tensors, components, layout_of(components))
     _check_rescale(path, tensors, scheduler)
     words = load_tokenizer(find_tokenizer(path) if tokenizer is None else tokenizer)
+    sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in components.items()}
+    done = 0
     for name, component in components.items():
+        on_progress(done / sum(sizes.values()), f"reading {name}")
         fill(component, sources[name], tensors, torch_dtype)
+        done += sizes[name]
     return {**components, "tokenizer": words, "scheduler": scheduler}
 
 
@@ -84,20 +100,41 @@ def convert(
     tokenizer: str | Path | CLIPTokenizer | None = None,
     config: PartialConfigs | None = None,
     torch_dtype: torch.dtype = torch.float16,
+    *,
+    overwrite: bool = False,
+    on_progress: OnProgress = _untold,
 ) -> Path:
     """Write the checkpoint at `path` as a folder that `DynamiCrafterPipeline.from_pretrained` loads; returns
     it.
 
-    The folder appears only when it is complete. Raises FileExistsError where `out_dir` exists, and what
-    `load_components` raises.
+    The folder appears only when it is complete; one that is replaced stays until then. Raises FileExistsError
+    where `out_dir` exists, even with `overwrite` if it is no pipeline's folder, and what `load_components`
+    raises.
     """
     out_dir = Path(out_dir)
-    if out_dir.exists():
-        raise FileExistsError(f"{out_dir} exists already")
-    pipeline = from_single_file(path, resolution, tokenizer, config, torch_dtype)
+    _check_free(out_dir, overwrite)
+
+    def reading(share: float, what: str) -> None:
+        on_progress(share * _READING, what)
+
+    components = load_components(path, resolution, tokenizer, config, torch_dtype, reading)
+    pipeline = DynamiCrafterPipeline(**components, resolution=resolution)
+    on_progress(_READING, f"writing {out_dir.name}")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as partial:
         folder = Path(partial) / out_dir.name
         pipeline.save_pretrained(folder)
+        if out_dir.exists():
+            out_dir.rename(Path(partial) / "replaced")
         folder.rename(out_dir)
+    on_progress(1.0, "done")
     return out_dir
+
+
+def _check_free(out_dir: Path, overwrite: bool) -> None:
+    if not out_dir.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{out_dir} exists already; it is replaced only if that is asked for")
+    if not (out_dir / "model_index.json").is_file():
+        raise FileExistsError(f"{out_dir} is no pipeline's folder, so it is not replaced")

@@ -7,6 +7,8 @@ nothing of the code under test: the key maps are checked against this.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 Shape = tuple[int, ...]
 Entry = tuple[str, Shape]
 
@@ -252,3 +254,37 @@ def checkpoint(resolution: int, widths: Widths | None = None) -> dict[str, Shape
 def _join(*parts: Iterator[Entry]) -> Iterator[Entry]:
     for part in parts:
         yield from part
+
+
+# Those of `app.pipelines.dynamicrafter.tiny`.
+TINY_WIDTHS = Widths(
+    model_channels=8,
+    channel_mult=(1, 1, 1, 1),
+    res_blocks=1,
+    head=4,
+    context=16,
+    vae_channels=8,
+    vae_mult=(1, 1, 1, 1),
+    vae_blocks=1,
+    resampler=16,
+    resampler_depth=1,
+    resampler_inner=16,
+    text_vocabulary=514,
+    text_layers=3,
+    vision=16,
+    vision_layers=2,
+    vision_patch=16,
+    vision_tokens=5,
+)
+
+
+def random_checkpoint(resolution: int) -> dict[str, torch.Tensor]:
+    """A file of random tensors as `from_single_file` with the tiny configurations takes it."""
+    generator = torch.Generator().manual_seed(resolution)
+    tensors = {
+        key: torch.randn(shape, generator=generator) * 0.1
+        for key, shape in checkpoint(resolution, TINY_WIDTHS).items()
+    }
+    if "scale_arr" in tensors:
+        tensors["scale_arr"] = torch.full((1400,), {512: 0.7, 1024: 0.3}[resolution])
+    return tensors

@@ -29,37 +29,7 @@ from app.pipelines.dynamicrafter.tokenizer import tokenizer_from_merges
 UNET_KEYS = {256: 1532, 512: 1516, 1024: 1516}
 BUFFERS = {256: 12, 512: 13, 1024: 13}
 
-TINY_WIDTHS = original_layout.Widths(
-    model_channels=8,
-    channel_mult=(1, 1, 1, 1),
-    res_blocks=1,
-    head=4,
-    context=16,
-    vae_channels=8,
-    vae_mult=(1, 1, 1, 1),
-    vae_blocks=1,
-    resampler=16,
-    resampler_depth=1,
-    resampler_inner=16,
-    text_vocabulary=514,
-    text_layers=3,
-    vision=16,
-    vision_layers=2,
-    vision_patch=16,
-    vision_tokens=5,
-)
 Tensors = dict[str, torch.Tensor]
-
-
-def _random_checkpoint(resolution: int) -> Tensors:
-    generator = torch.Generator().manual_seed(resolution)
-    tensors = {
-        key: torch.randn(shape, generator=generator) * 0.1
-        for key, shape in original_layout.checkpoint(resolution, TINY_WIDTHS).items()
-    }
-    if "scale_arr" in tensors:
-        tensors["scale_arr"] = torch.full((1400,), {512: 0.7, 1024: 0.3}[resolution])
-    return tensors
 
 
 def _load(path: Path, resolution: int) -> DynamiCrafterPipeline:
@@ -89,7 +59,7 @@ def test_the_key_maps_of_the_published_models_are_complete_both_ways(resolution:
 
 @pytest.mark.parametrize("resolution", UNET_KEYS)
 def test_every_element_of_the_file_lands_in_exactly_one_place(resolution: int, tmp_path: Path) -> None:
-    tensors = _random_checkpoint(resolution)
+    tensors = original_layout.random_checkpoint(resolution)
     save_file(tensors, tmp_path / "model.safetensors")
     pipeline = _load(tmp_path / "model.safetensors", resolution)
     layout = layout_of(pipeline.components)
@@ -157,7 +127,7 @@ def _one_block_too_many(tensors: Tensors) -> str:
 def test_a_file_that_does_not_fit_is_refused_naming_the_key(
     spoil: Callable[[Tensors], str], tmp_path: Path
 ) -> None:
-    tensors = _random_checkpoint(512)
+    tensors = original_layout.random_checkpoint(512)
     message = spoil(tensors)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointMismatch) as caught:
@@ -178,7 +148,7 @@ def test_a_file_that_does_not_fit_is_refused_naming_the_key(
 def test_a_file_of_another_resolution_is_refused(in_file: int, asked: int, part: str, tmp_path: Path) -> None:
     # One residual block a level in the tiny model: 3 + 1 + 6 spatial transformers.
     part = part.replace("16 ", "10 ")
-    save_file(_random_checkpoint(in_file), tmp_path / "model.safetensors")
+    save_file(original_layout.random_checkpoint(in_file), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=part.replace(".", r"\.")):
         _load(tmp_path / "model.safetensors", asked)
 
@@ -301,7 +271,7 @@ def test_a_converted_folder_makes_the_same_video(
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_file(_random_checkpoint(256), tmp_path / "model.safetensors")
+    save_file(original_layout.random_checkpoint(256), tmp_path / "model.safetensors")
 
     def fail_halfway(_self: Any, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -322,7 +292,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 def test_half_precision_components_do_not_hold_on_to_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_file(_random_checkpoint(256), path)
+    save_file(original_layout.random_checkpoint(256), path)
     pipeline = from_single_file(path, 256, tokenizer_from_merges([]), tiny_configs(), torch.float16)
     before = pipeline.unet.conv_in.weight.clone()
     path.write_bytes(b"\0" * path.stat().st_size)

@@ -113,12 +113,13 @@ def traced(entry: ModelEntry) -> MemoryProfile:
     """A profile of round numbers: a MiB a latent pixel batched, a quarter of that for one frame."""
     return MemoryProfile.from_json(
         {
-            "format": 1,
+            "format": 2,
             "traits": asdict(TRAITS),
             "dtype": entry.dtype,
             "config_digest": "0",
             "batched": [[1, 0.25 * MIB], [5, 1.25 * MIB]],
             "streamed": {"1": [[1, 0.25 * MIB]], "2": [[1, 0.5 * MIB]]},
+            "tiled": None,
         }
     )
 
