@@ -32,7 +32,8 @@ def encode(
 
     `frames_per_chunk` video frames are encoded at a time; None is the VAE's own one call. `posterior`: "mode"
     gives the most likely latents, "parameters" the mean and log-variance as `[B, 2C, T, h, w]` (what
-    diffusers' `DiagonalGaussianDistribution` takes). Raises `ValueError` for a number of frames the VAE
+    diffusers' `DiagonalGaussianDistribution` takes; VAEs without variance, as Cosmos, give the same for
+    both). Raises `ValueError` for a number of frames the VAE
     cannot encode and `UnsupportedVae` where chunks are asked of a VAE that cannot stream.
     """
     if frames_per_chunk is not None and frames_per_chunk < video.shape[2]:
@@ -43,7 +44,7 @@ def encode(
     _traits(vae).latent_frames(video.shape[2])
     with torch.no_grad(), whole_calls(vae):
         parameters = family_of(vae).encode_whole(vae, video.to(execution_device(vae)), encode_kwargs)
-    return _chosen(parameters, posterior)
+    return _chosen(vae, parameters, posterior)
 
 
 def stream_encode(
@@ -61,7 +62,7 @@ def stream_encode(
     """
     if frames_per_chunk < 1:
         raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
-    _chosen(torch.empty(1, 2), posterior)
+    _chosen(vae, torch.empty(1, 2), posterior)
     engine = family_of(vae).encode_engine(vae, encode_kwargs)
     total = video.shape[2] if isinstance(video, Tensor) else _UNKNOWN_LENGTH
     parts = _Parts([video] if isinstance(video, Tensor) else video)
@@ -88,7 +89,7 @@ def _encoded(
         del chunk
         if latents is not None and latents.shape[2]:
             done += latents.shape[2]
-            yield _chosen(latents, posterior)
+            yield _chosen(vae, latents, posterior)
         del latents
         if parts.ended and done == expected:
             return
@@ -124,8 +125,8 @@ class _Parts:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
 
 
-def _chosen(parameters: Tensor, posterior: str) -> Tensor:
-    if posterior == "parameters":
+def _chosen(vae: Any, parameters: Tensor, posterior: str) -> Tensor:
+    if posterior == "parameters" or (posterior == "mode" and not family_of(vae).has_variance):
         return parameters
     if posterior == "mode":
         return parameters.chunk(2, dim=1)[0].clone()

@@ -4,9 +4,10 @@ Owns: `MemoryProfile`, made once a VAE configuration and dtype by `adaptive.prof
 that a process without torch plans in microseconds. Must not know: torch, devices, policies.
 
 The traced quantities behave as follows for decoders without attention over space (measured on real
-configurations): bytes are exactly proportional to latent height x width x batch; batched bytes are affine in
-latent frames once there are a few; streamed bytes grow with latent frames until every layer's state is full,
-then stay; and once full they are affine in the chunk size.
+configurations; a mask over all pairs of positions, which two families make, is counted beside them):
+bytes are exactly proportional to latent height x width x batch; batched bytes are affine in latent frames
+once there are a few; streamed bytes grow with latent frames until every layer's state is full, then stay;
+and once full they are affine in the chunk size.
 """
 
 import json
@@ -113,7 +114,8 @@ class MemoryProfile:
         if frames_per_chunk < 1:
             raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
         if frames_per_chunk >= shape.frames:
-            return math.ceil(self.batched.line(shape.frames) * shape.area)
+            mask_bytes = self.traits.mask_bytes(shape, self.item_bytes)
+            return max(math.ceil(self.batched.line(shape.frames) * shape.area), mask_bytes)
         if not self.can_stream:
             raise ValueError(f"{self.traits.vae_class} cannot be decoded in chunks")
         return math.ceil(self._streamed_at(shape.frames, frames_per_chunk) * shape.area)

@@ -91,6 +91,8 @@ def predict_peak(
     strategy = strategy_of(frames_per_chunk, frames)
     residuals = residuals or Residuals(str(vae.device))
     live_bytes = round(per_pixel * latent_shape.area)
+    if frames_per_chunk >= frames:
+        live_bytes = max(live_bytes, traced.traits.mask_bytes(latent_shape, ITEM_BYTES[traced.dtype]))
     return residuals.estimate(traced.traits.family, traced.dtype, strategy, live_bytes)
 
 

@@ -6,6 +6,7 @@ process can plan. Sizes are bytes, times are seconds, and every field says its u
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import ceil
 
 
 class Strategy(StrEnum):
@@ -111,7 +112,9 @@ class VaeTraits:
     """What the planner must know of one VAE, without holding it.
 
     `temporal_ratio` video frames come from one latent frame; where `first_frame_alone`, the first latent
-    frame gives a single video frame, so `frames = 1 + temporal_ratio * (latent_frames - 1)`.
+    frame gives a single video frame, so `frames = 1 + temporal_ratio * (latent_frames - 1)`. Where one call
+    makes an attention mask over all pairs of latent positions, `mask_numbers` is how many numbers a pair
+    takes.
     """
 
     family: str
@@ -123,12 +126,18 @@ class VaeTraits:
     exact_streaming: bool
     frames_independent: bool
     chunks_apart: bool = False  # some frames alone decode to about what they are within the video
+    mask_numbers: float = 0.0
 
     def video_frames(self, latent_frames: int) -> int:
         """Video frames that `latent_frames` decode to."""
         if self.first_frame_alone:
             return 1 + self.temporal_ratio * (latent_frames - 1)
         return self.temporal_ratio * latent_frames
+
+    def mask_bytes(self, shape: LatentShape, item_bytes: int) -> int:
+        """Bytes of the attention mask that decoding latents of this shape in one call makes."""
+        positions = shape.frames * shape.height * shape.width
+        return ceil(shape.batch * positions**2 * self.mask_numbers * item_bytes)
 
     def latent_frames(self, video_frames: int) -> int:
         """Latent frames of a video; `ValueError` where the frame count is not one the VAE can make."""
@@ -182,25 +191,6 @@ class PeakEstimate:
     live_bytes: int
     expected_bytes: int
     upper_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredPeak:
-    """What a decode really took above what was held when it began, in the parts that behave differently.
-
-    `allocated_bytes`: tensors and operators' workspace. `fragmentation_bytes`: held by the allocator beyond
-    them. `outside_bytes`: what the process grew by that the allocator cannot explain: kernels loaded lazily,
-    on the CPU also what other threads hold.
-    """
-
-    allocated_bytes: int
-    fragmentation_bytes: int = 0
-    outside_bytes: int = 0
-
-    @property
-    def total_bytes(self) -> int:
-        """All that must be free for a decode like this."""
-        return self.allocated_bytes + self.fragmentation_bytes + self.outside_bytes
 
 
 @dataclass(frozen=True, slots=True)

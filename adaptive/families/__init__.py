@@ -19,9 +19,13 @@ __all__ = ["Family", "family_of", "family_of_class", "traits_of"]
 _REGISTRY = {
     "AutoencoderKL": "kl",
     "AutoencoderKLCogVideoX": "cogvideox",
+    "AutoencoderKLCosmos": "cosmos",
+    "AutoencoderKLHunyuanVideo": "hunyuanvideo",
     "AutoencoderKLHunyuanVideo15": "hunyuanvideo15",
     "AutoencoderKLLTX2Video": "ltx2",
+    "AutoencoderKLMagvit": "magvit",
     "AutoencoderKLMochi": "mochi",
+    "AutoencoderKLQwenImage": "qwenimage",
     "AutoencoderKLTemporalDecoder": "temporal_decoder",
     "AutoencoderKLLTXVideo": "ltx",
     "AutoencoderKLWan": "wan",

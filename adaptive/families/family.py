@@ -18,6 +18,7 @@ class Family:
     """Base of all families; what it does not override is what holds for a VAE nothing is known of."""
 
     name = "unknown"
+    has_variance = True  # whether the posterior's parameters are means and log-variances, or means alone
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """Shape rules and abilities of a VAE of this family, from its configuration alone."""
@@ -45,7 +46,8 @@ class Family:
         raise UnsupportedVae(type(vae).__name__, "decoding in chunks")
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:  # noqa: ARG002 - for families
-        """Engine of one exact streamed encode, giving the posterior's parameters `[B, 2C, t, h, w]`.
+        """Engine of one exact streamed encode, giving the posterior's parameters `[B, 2C, t, h, w]` (`[B, C,
+        t, h, w]` without `has_variance`).
 
         Raises `UnsupportedVae` where this VAE cannot be streamed.
         """

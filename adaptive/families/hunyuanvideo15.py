@@ -1,5 +1,5 @@
 """HunyuanVideo 1.5: causal convolutions with replicate padding, and attention that looks back over all
-frames.
+frames, in decoder and encoder alike.
 
 Owns the streaming rules of its temporal layers. The attention's keys and values of past frames are kept, so
 the state grows with the video, by two latent-sized activations a latent frame. Torch is imported only where
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _POINTWISE = frozenset(
     {
         "HunyuanVideo15Decoder3D", "HunyuanVideo15MidBlock", "HunyuanVideo15UpBlock3D",
-        "HunyuanVideo15ResnetBlock", "HunyuanVideo15RMS_norm", "Conv3d", "SiLU", "ModuleList",
+        "HunyuanVideo15Encoder3D", "HunyuanVideo15DownBlock3D", "HunyuanVideo15ResnetBlock",
+        "HunyuanVideo15RMS_norm", "Conv3d", "SiLU", "ModuleList",
     }
 )  # fmt: skip
 
@@ -45,6 +46,7 @@ class HunyuanVideo15Family(Family):
             first_frame_alone=True,
             exact_streaming=True,
             frames_independent=False,
+            mask_numbers=1,
         )
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
@@ -56,6 +58,35 @@ class HunyuanVideo15Family(Family):
         return RuledEngine(
             vae.decoder, rules=_RULES, pointwise=_POINTWISE, sink=vae.decoder.conv_out, kwargs={}
         )
+
+    def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+        """The unmodified `vae.encoder` under this module's rules: the first frame, then whole latent
+        frames.
+        """
+        from adaptive.stream.engine import RuledEngine
+
+        if kwargs:
+            raise UnsupportedVae(type(vae).__name__, f"encoding with {', '.join(kwargs)}")
+        return RuledEngine(
+            vae.encoder,
+            rules=_RULES,
+            pointwise=_POINTWISE,
+            sink=vae.encoder.conv_out,
+            kwargs={},
+            group=self.traits(type(vae).__name__, vae.config).temporal_ratio,
+        )
+
+    def decode_whole(self, vae: Any, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """One call a sample: diffusers' attention mask does not fit a batch of two."""
+        import torch
+
+        return torch.cat([Family.decode_whole(self, vae, one, kwargs) for one in torch.split(latents, 1)])
+
+    def encode_whole(self, vae: Any, video: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """One call a sample, as in decoding."""
+        import torch
+
+        return torch.cat([Family.encode_whole(self, vae, one, kwargs) for one in torch.split(video, 1)])
 
 
 def _conv(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001 - replaced
@@ -80,6 +111,18 @@ def _upsample(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:
     return out.add_(shortcut.repeat_interleave(repeats=module.repeats, dim=1))
 
 
+def _downsample(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:
+    """The stream's first frame gives one frame, every later pair gives one."""
+    if not module.add_temporal_downsample or tick.first(module):
+        return forward(frames)  # type: ignore[no-any-return]
+    out: Tensor = module._dcae_downsample_rearrange(module.conv(frames), r1=2)
+    packed: Tensor = module._dcae_downsample_rearrange(frames, r1=2)
+    batch, channels, *sides = packed.shape
+    return out.add_(
+        packed.reshape(batch, channels // module.group_size, module.group_size, *sides).mean(dim=2)
+    )
+
+
 def _attention(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001 - replaced
     """Each frame attends to itself and to all before it, which needs no mask when frames are taken one by
     one.
@@ -90,10 +133,7 @@ def _attention(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:
     batch, channels, count, height, width = frames.shape
     normed = module.norm(frames)
     query, key, value = (_tokens(project(normed)) for project in (module.to_q, module.to_k, module.to_v))
-    past: tuple[tuple[Tensor, Tensor], ...] = tick.cells.get(module, ())
-    tick.cells[module] = (*past, (key, value))
-    keys = torch.cat([*(pair[0] for pair in past), key], 2)
-    values = torch.cat([*(pair[1] for pair in past), value], 2)
+    keys, values = tick.remember(module, key, value, dim=2)
     area = height * width
     before = keys.shape[2] - count * area
     looked = [
@@ -113,6 +153,7 @@ def _tokens(frames: Tensor) -> Tensor:
 _RULES: Mapping[str, Rule] = {
     "HunyuanVideo15CausalConv3d": _conv,
     "HunyuanVideo15Upsample": _upsample,
+    "HunyuanVideo15Downsample": _downsample,
     "HunyuanVideo15AttnBlock": _attention,
 }
 

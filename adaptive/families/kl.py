@@ -58,24 +58,11 @@ class KlFamily(Family):
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """Calls of the VAE itself, on some frames each."""
-        from adaptive.stream.engine import CallEngine
-
-        whole = self.encode_whole
-
-        class KlEncode(CallEngine):
-            """Frame by frame or many: the same."""
-
-            def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
-                """No state."""
-                return whole(vae, chunk, kwargs), state
-
-        return KlEncode()
+        return frames_encode_engine(vae, kwargs)
 
     def encode_whole(self, vae: Any, video: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         """One call on all frames folded into the batch, and unfolded again."""
-        folded = self.as_video(video, kwargs).transpose(1, 2).flatten(0, 1)
-        parameters: Tensor = vae.encode(folded, **kwargs, return_dict=False)[0].parameters
-        return parameters.reshape(video.shape[0], -1, *parameters.shape[1:]).transpose(1, 2)
+        return encode_frames(vae, self.as_video(video, kwargs), kwargs)
 
     def decode_whole(self, vae: Any, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
         """One call on all frames folded into the batch, and unfolded again."""
@@ -83,6 +70,27 @@ class KlFamily(Family):
         folded = video.transpose(1, 2).flatten(0, 1)
         frames: Tensor = vae.decode(folded, **kwargs, return_dict=False)[0]
         return frames.reshape(video.shape[0], -1, *frames.shape[1:]).transpose(1, 2)
+
+
+def encode_frames(vae: Any, video: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    """Parameters of the posterior of each frame, by one call on `[B*F, C, H, W]`, as `[B, 2C, F, h, w]`."""
+    folded = video.transpose(1, 2).flatten(0, 1)
+    parameters: Tensor = vae.encode(folded, **kwargs, return_dict=False)[0].parameters
+    return parameters.reshape(video.shape[0], -1, *parameters.shape[1:]).transpose(1, 2)
+
+
+def frames_encode_engine(vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+    """Engine of an encoder that sees single frames: any grouping is exact."""
+    from adaptive.stream.engine import CallEngine
+
+    class FramesEncode(CallEngine):
+        """Frame by frame or many: the same."""
+
+        def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
+            """No state."""
+            return encode_frames(vae, chunk, kwargs), state
+
+    return FramesEncode()
 
 
 FAMILY = KlFamily()

@@ -131,9 +131,9 @@ def upsampler(tick: Tick, module: Any, forward: Any, frames: Tensor, **options: 
     pushed, centre = tick.push_centred(module, frames, conv.kernel_size[0], causal=_causal(conv, options))
     tick.limit *= step
     tick.prepare(conv, pushed.window)
-    out = _channels_to_space(conv(frames, **options), module.stride)
+    out = channels_to_space(conv(frames, **options), module.stride)
     if module.residual and centre is not None:
-        shuffled = _channels_to_space(centre, module.stride)
+        shuffled = channels_to_space(centre, module.stride)
         out.add_(shuffled.repeat(1, out.shape[1] // shuffled.shape[1], 1, 1, 1))
     is_first = pushed.windows > 0 and pushed.held.emitted == pushed.windows
     return out[:, :, step - 1 :] if is_first else out
@@ -142,8 +142,8 @@ def upsampler(tick: Tick, module: Any, forward: Any, frames: Tensor, **options: 
 def downsampler(tick: Tick, module: Any, forward: Any, frames: Tensor, **options: Any) -> Tensor:  # noqa: ARG001
     """Groups of frames and pixels to channels, after a convolution and, averaged, around it."""
     grouped = tick.groups(module, frames, module.stride[0])
-    out = _space_to_channels(module.conv(grouped, **options), module.stride)
-    around = _space_to_channels(grouped, module.stride)
+    out = space_to_channels(module.conv(grouped, **options), module.stride)
+    around = space_to_channels(grouped, module.stride)
     batch, channels, *sides = around.shape
     averaged = around.reshape(batch, channels // module.group_size, module.group_size, *sides).mean(dim=2)
     return out.add_(averaged)
@@ -154,7 +154,7 @@ def _causal(conv: Any, options: Mapping[str, Any]) -> bool:
     return bool(options.get("causal", getattr(conv, "is_causal", True)))
 
 
-def _channels_to_space(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
+def channels_to_space(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
     """`[B, c*p*q*r, T, H, W]` to `[B, c, T*p, H*q, W*r]`."""
     p, q, r = stride
     batch, channels, count, height, width = frames.shape
@@ -162,7 +162,7 @@ def _channels_to_space(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
     return split.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _space_to_channels(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
+def space_to_channels(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
     """`[B, c, T*p, H*q, W*r]` to `[B, c*p*q*r, T, H, W]`."""
     p, q, r = stride
     batch, channels, count, height, width = frames.shape

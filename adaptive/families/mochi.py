@@ -1,6 +1,8 @@
 """Mochi 1: causal convolutions with replicate padding, norms within each frame, no attention in its decoder.
 
 Its own framewise decoding pads chunks with zeros where the whole decode replicates; here the padding is kept.
+Its encoder attends, within each position, to all earlier frames at several resolutions: their keys and values
+are kept, so an encode's state grows with the video, by less than the activations of encoding it in one call.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine
+    from adaptive.stream.engine import Engine, Rule
     from adaptive.stream.tick import Tick
 
 _POINTWISE = frozenset(
     {
         "MochiDecoder3D", "MochiMidBlock3D", "MochiUpBlock3D", "MochiResnetBlock3D",
         "MochiChunkedGroupNorm3D", "GroupNorm", "CogVideoXSafeConv3d",
+        "MochiEncoder3D", "MochiDownBlock3D", "FourierFeatures", "LpNorm", "Dropout",
         "Conv3d", "Linear", "SiLU", "ModuleList",
     }
 )  # fmt: skip
@@ -59,11 +62,29 @@ class MochiFamily(Family):
 
         return RuledEngine(
             vae.decoder,
-            rules={"CogVideoXCausalConv3d": _conv},
+            rules=_RULES,
             pointwise=_POINTWISE,
             sink=vae.decoder.proj_out,
             kwargs={},
             finish=finish,
+        )
+
+    def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+        """The unmodified `vae.encoder` under this module's rules: the first frame, then whole latent
+        frames.
+        """
+        from adaptive.stream.engine import RuledEngine
+
+        if kwargs:
+            raise UnsupportedVae(type(vae).__name__, f"encoding with {', '.join(kwargs)}")
+        return RuledEngine(
+            vae.encoder,
+            rules=_RULES,
+            pointwise=_POINTWISE,
+            sink=vae.encoder.proj_out,
+            kwargs={},
+            finish=lambda output, first: output[0],  # noqa: ARG005 - the second part is an unused cache
+            group=self.traits(type(vae).__name__, vae.config).temporal_ratio,
         )
 
 
@@ -77,9 +98,30 @@ def _conv(
     """Temporal window first, then the padding in space that the layer does together with it."""
     import torch.nn.functional as F
 
-    window = tick.push_causal(module, frames, module.time_kernel_size)
+    size, stride = module.time_kernel_size, module.conv.stride[0]
+    window = tick.push_causal(module, frames, size, stride=stride)
     sides = (module.width_pad, module.width_pad, module.height_pad, module.height_pad, 0, 0)
     return module.conv(F.pad(window, sides, mode="replicate")), None
 
+
+def _attention(tick: Tick, module: Any, forward: Any, tokens: Tensor) -> Tensor:  # noqa: ARG001 - replaced
+    """Attention over time, `[B*H*W, T, C]`: what `MochiVaeAttnProcessor2_0` computes, with earlier frames
+    remembered.
+    """
+    from adaptive.stream.tick import attend_back
+
+    if not module.is_causal or module.residual_connection:
+        raise UnsupportedVae("MochiEncoder3D", "encoding in chunks through attention that looks ahead")
+    query, key, value = (
+        project(tokens).unflatten(-1, (module.heads, -1)).transpose(1, 2).contiguous()
+        for project in (module.to_q, module.to_k, module.to_v)
+    )
+    keys, values = tick.remember(module, module.norm_k(key), value, dim=2)
+    mixed = attend_back(module.norm_q(query), keys, values).transpose(1, 2).flatten(2)
+    out: Tensor = module.to_out[1](module.to_out[0](mixed)) / module.rescale_output_factor
+    return out
+
+
+_RULES: Mapping[str, Rule] = {"CogVideoXCausalConv3d": _conv, "Attention": _attention}
 
 FAMILY = MochiFamily()

@@ -3,7 +3,8 @@ sweep.
 
 Pipelines decode `decode_chunk_size` frames at a time as if each chunk were a video of its own, which changes
 the result. Here the whole video is one: layer by layer, with activations in host memory, a few frames on the
-device. Latents are `[B*F, C, h, w]` with `num_frames`, as the VAE takes them, or `[B, C, F, h, w]`.
+device. Encoding looks at one frame at a time. Latents are `[B*F, C, h, w]` with `num_frames`, as the VAE
+takes them, or `[B, C, F, h, w]`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
 from adaptive.families.family import Family
+from adaptive.families.kl import encode_frames, frames_encode_engine
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:
@@ -61,6 +63,14 @@ class TemporalDecoderFamily(Family):
         if unknown or any(offloaded & vars(module).keys() for module in vae.decoder.modules()):
             raise UnsupportedVae(type(vae).__name__, "layer sweeps with these arguments or offloaded layers")
         return _sweep_engine(vae)
+
+    def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+        """Calls of the VAE itself, on some frames each."""
+        return frames_encode_engine(vae, kwargs)
+
+    def encode_whole(self, vae: Any, video: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """One call on all frames folded into the batch, and unfolded again."""
+        return encode_frames(vae, video, kwargs)
 
 
 def _sweep_engine(vae: Any) -> Engine:

@@ -83,7 +83,7 @@ def _decode_engine(vae: Any) -> Engine:
 def _encode_engine(vae: Any, temporal_ratio: int) -> Engine:
     from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 
-    from adaptive.stream.engine import CallEngine
+    from adaptive.stream.engine import CallEngine, whole_groups
 
     class WanEncode(CallEngine):
         """What diffusers' `AutoencoderKLWan._encode` does in its loop, with any number of latent frames a
@@ -92,9 +92,7 @@ def _encode_engine(vae: Any, temporal_ratio: int) -> Engine:
 
         def take(self, position: int, wanted: int, total: int) -> int:
             """The first frame goes alone, then whole latent frames."""
-            if position == 0:
-                return 1
-            return min(max(1, wanted // temporal_ratio) * temporal_ratio, total - position)
+            return whole_groups(position, wanted, total, temporal_ratio)
 
         def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
             """The encoder replaces entries of the caches and never changes one."""

@@ -45,6 +45,13 @@ class Engine(Protocol):
         ...
 
 
+def whole_groups(position: int, wanted: int, total: int, size: int) -> int:
+    """Frames of the next chunk where the first frame goes alone and groups of `size` follow, never cut."""
+    if position == 0:
+        return 1
+    return min(max(1, wanted // size) * size, total - position)
+
+
 class CallEngine(ABC):
     """Base of engines whose every call finishes all the frames it is given: nothing waits, nothing drains."""
 
@@ -74,8 +81,9 @@ class RuledEngine:
     `rules` is keyed by class name; every class below `module` must be in `rules` or in `pointwise` (layers
     that treat frames one by one), else `UnsupportedVae` is raised: what is not known is not streamed. `sink`
     is the last temporal layer. `seeded` says that the forward draws random numbers, which every chunk must
-    share. `finish` makes frames of what `module` gives, where that is not frames already; it is told whether
-    this is the stream's first chunk.
+    share. `begin` makes what `module` takes of a chunk, `finish` makes frames of what it gives, where they
+    are not that already; `finish` is told whether this is the stream's first chunk. `group`: chunks are cut
+    by `whole_groups` of this size.
     """
 
     def __init__(
@@ -87,12 +95,16 @@ class RuledEngine:
         sink: nn.Module,
         kwargs: Mapping[str, Any],
         seeded: bool = False,
+        begin: Callable[[Tensor], Tensor] | None = None,
         finish: Callable[[Any, bool], Tensor] | None = None,
+        group: int | None = None,
     ) -> None:
         self._module = module
         self._kwargs = dict(kwargs)
         self._seeded = seeded
+        self._begin = begin
         self._finish = finish
+        self._group = group
         self._sink = sink
         self._hooked = any("_diffusers_hook" in child.__dict__ for child in module.modules())
         self._ruled: dict[nn.Module, Rule] = {}
@@ -104,11 +116,15 @@ class RuledEngine:
                 raise UnsupportedVae(type(module).__name__, f"streaming through {name or 'itself'} ({kind})")
 
     def take(self, position: int, wanted: int, total: int) -> int:
-        """See `Engine.take`: any cut is right."""
+        """See `Engine.take`: any cut is right, unless frames go in groups."""
+        if self._group is not None:
+            return whole_groups(position, wanted, total, self._group)
         return min(wanted, total - position)
 
     def advance(self, state: State, chunk: Tensor, *, limit: int, ended: bool) -> tuple[Tensor | None, State]:
         """See `Engine.advance`."""
+        if self._begin is not None:
+            chunk = self._begin(chunk)
         tick = Tick(
             cells=dict(state),
             limit=limit,

@@ -47,6 +47,22 @@ class Reel:
         """Frames start to stop, on the device."""
         return torch.stack([self._fetched(frame) for frame in self._frames[start:stop]], 2)
 
+    def take(self, count: int) -> Tensor:
+        """The first `count` frames, on the device; the reel lets go of them."""
+        frames = self.frames(0, count)
+        del self._frames[:count]
+        return frames
+
+    def pieces(self, size: int) -> Iterator[Tensor]:
+        """All frames, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.frames(start, start + size)
+
+    def drained(self, size: int) -> Iterator[Tensor]:
+        """All frames, `size` at a time; the reel lets go of each."""
+        while self._frames:
+            yield self.take(size)
+
     def windows(self, size: int) -> Iterator[tuple[Tensor, slice, range]]:
         """Pieces of `size` frames with one neighbour on either side where there is one.
 
@@ -101,9 +117,29 @@ class GroupStatistics:
         share = channels // self.norm.num_groups
         inverse = torch.rsqrt(self.deviation / self.count + self.norm.eps)
         scale = inverse.repeat_interleave(share, 1) * _wide(self.norm.weight)
-        offset = _wide(self.norm.bias) - self.mean.repeat_interleave(share, 1) * scale
         sides = (batch, channels, 1, 1, 1)
-        return (_wide(chunk) * scale.reshape(sides)).add_(offset.reshape(sides)).to(chunk.dtype)
+        # The mean goes first: folding it into the offset would lose digits where it outweighs the deviation.
+        centred = _wide(chunk) - self.mean.repeat_interleave(share, 1).reshape(sides)
+        scaled = centred.mul_(scale.reshape(sides)).add_(_wide(self.norm.bias).reshape(1, -1, 1, 1, 1))
+        return scaled.to(chunk.dtype)
+
+
+def replicated(window: Tensor, frames: int) -> Tensor:
+    """`window` with its first frame repeated in front until there are `frames`: a causal layer's padding."""
+    missing = frames - window.shape[2]
+    if not missing:
+        return window
+    return torch.cat([window[:, :, :1].expand(-1, -1, missing, -1, -1), window], 2)
+
+
+def gathered(chunks: Iterable[Tensor], norm: Any, device: torch.device) -> tuple[Reel, GroupStatistics]:
+    """All frames parked, and what `norm` must know of them."""
+    reel, statistics = Reel(device), GroupStatistics(norm)
+    for chunk in chunks:
+        statistics.add(chunk)
+        reel.append(chunk)
+        del chunk
+    return reel, statistics
 
 
 def _wide(tensor: Tensor) -> Tensor:

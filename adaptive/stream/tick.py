@@ -59,9 +59,15 @@ class Tick:
             return pushed, None
         return pushed, pushed.window[:, :, kernel.left : kernel.left + pushed.windows]
 
-    def push_causal(self, layer: nn.Module, frames: Tensor, size: int) -> Tensor:
-        """Window of a causal layer of stride 1, which holds nothing back: one output frame an input frame."""
-        kernel = Kernel.replicate(size, 1, causal=True)
+    def push_causal(
+        self, layer: nn.Module, frames: Tensor, size: int, *, stride: int = 1, left: int | None = None
+    ) -> Tensor:
+        """Window of a causal layer, which holds nothing back: one output frame for every `stride` input
+        frames.
+
+        `left`: frames replicated before the first one, `size - 1` unless the layer pads less.
+        """
+        kernel = Kernel(size, stride, size - 1 if left is None else left, 0)
         held = self.cells.get(layer, _NEW)
         pushed = push(held, frames, kernel, ended=self.ended, limit=frames.shape[2])
         assert pushed.window is not None, "a causal stream has no empty chunks"
@@ -73,6 +79,16 @@ class Tick:
         seen: bool = self.cells.get(layer, False)
         self.cells[layer] = True
         return not seen
+
+    def remember(self, layer: nn.Module, *tensors: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Each of `tensors` behind what the layer was given in this stream before, along `dim`: for attention
+        that looks back, whose keys and values must stay.
+        """
+        past: tuple[tuple[Tensor, ...], ...] = self.cells.get(layer, ())
+        self.cells[layer] = (*past, tensors)
+        if not past:
+            return tensors
+        return tuple(torch.cat(pieces, dim) for pieces in zip(*past, tensors, strict=True))
 
     def groups(self, layer: nn.Module, frames: Tensor, size: int) -> Tensor:
         """Frames in whole groups of `size`, the stream's first frames repeated so that its first group is
@@ -137,6 +153,13 @@ class Tick:
     def _merge(self, block: nn.Module, hidden: Tensor, branch: Tensor) -> Tensor:
         total, self.cells[block] = add_delayed(self.cells.get(block), hidden, branch)
         return total
+
+
+def attend_back(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of the newest `[B, heads, n, C]` frames to all `[B, heads, N, C]` frames up to each."""
+    count, total = query.shape[-2], keys.shape[-2]
+    seen = query.new_ones(count, total, dtype=torch.bool).tril(total - count) if count > 1 else None
+    return torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen)
 
 
 def _blank_output(inputs: Tensor, conv: Any, count: int) -> Tensor:

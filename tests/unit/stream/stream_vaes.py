@@ -112,6 +112,51 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "latents_std": (1.0,) * 4,
         },
     ),
+    "cosmos": (
+        "AutoencoderKLCosmos",
+        {
+            "latent_channels": 4,
+            "encoder_block_out_channels": (8, 8, 16, 16),
+            "decode_block_out_channels": (8, 8, 16, 16),
+            "num_layers": 1,
+            "patch_size": 2,
+            "spatial_compression_ratio": 4,
+            "temporal_compression_ratio": 4,
+        },
+    ),
+    "cosmos-rearrange": (
+        "AutoencoderKLCosmos",
+        {
+            "latent_channels": 4,
+            "encoder_block_out_channels": (8, 16, 16, 16),
+            "decode_block_out_channels": (8, 16, 16, 16),
+            "num_layers": 1,
+            "patch_type": "rearrange",
+            "attention_resolutions": (64,),
+            "resolution": 256,
+        },
+    ),
+    "qwenimage": (
+        "AutoencoderKLQwenImage",
+        {
+            "base_dim": 4,
+            "z_dim": 4,
+            "dim_mult": [1, 2, 2],
+            "num_res_blocks": 1,
+            "temperal_downsample": [True, True],
+        }
+        | {"latents_mean": (0.0,) * 4, "latents_std": (1.0,) * 4},
+    ),
+    "magvit": (
+        "AutoencoderKLMagvit",
+        {"latent_channels": 4, "block_out_channels": (8, 8, 16, 16), "layers_per_block": 1}
+        | {"norm_num_groups": 2},
+    ),
+    "hunyuanvideo-1.0": (
+        "AutoencoderKLHunyuanVideo",
+        {"latent_channels": 4, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 1}
+        | {"norm_num_groups": 1},
+    ),
     "svd": (
         "AutoencoderKLTemporalDecoder",
         {
@@ -135,8 +180,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 LTX = tuple(name for name in CONFIGS if name.startswith("ltx-"))
 
 
-# The decoder of this one attends to all earlier frames, which its stream must keep.
-LOOKS_BACK = "hunyuanvideo-1.5"
+# The decoders of these attend to all earlier frames, which their streams must keep.
+LOOKS_BACK = ("hunyuanvideo-1.5", "cosmos", "cosmos-rearrange")
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
