@@ -19,9 +19,19 @@ from adaptive.planner import PlanInputs, Policy, chunk_sizes, plan_decode
 from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
 from adaptive.profile import profile_of
 from adaptive.residuals import Residuals
+from adaptive.speed import Speeds
 from adaptive.stream import DecodeStream, decode_whole, open_decode
 from adaptive.stream.placement import execution_device
-from adaptive.types import DecodePlan, DecodeReport, LatentShape, MemoryReading, Strategy, strategy_of
+from adaptive.types import (
+    WHOLE_PICTURE,
+    DecodePlan,
+    DecodeReport,
+    LatentShape,
+    MeasuredPeak,
+    MemoryReading,
+    Strategy,
+    strategy_of,
+)
 
 
 class AdaptiveDecoder:
@@ -29,7 +39,7 @@ class AdaptiveDecoder:
 
     `profile` is traced from the VAE where it is not given, `probe` opened on the VAE's device.
     `keeps_output`: the caller gathers the frames on that device, which must stay free for them. Learned
-    margins come from, and go into, `residuals`.
+    margins come from, and go into, `residuals`; times `speeds`.
     """
 
     def __init__(
@@ -40,6 +50,7 @@ class AdaptiveDecoder:
         probe: MemoryProbe | None = None,
         policy: Policy | None = None,
         residuals: Residuals | None = None,
+        speeds: Speeds | None = None,
         on_event: Callable[[DecodeEvent], None] | None = None,
         inputs: PlanInputs | None = None,
         keeps_output: bool = False,
@@ -52,6 +63,7 @@ class AdaptiveDecoder:
         self._inputs = inputs or PlanInputs(
             residuals=Residuals(str(self._device)) if residuals is None else residuals
         )
+        self._speeds = speeds or Speeds()
         self._on_event = on_event
         self._keeps_output = keeps_output
         self._report: DecodeReport | None = None
@@ -77,7 +89,8 @@ class AdaptiveDecoder:
         self._probe.release()
         shape = _shape(latents)
         kept = self._profile.output_bytes(shape) if self._keeps_output else 0
-        inputs = replace(self._inputs, kept_output_bytes=kept)
+        speed = self._inputs.speed or self._speeds.model(self._profile)
+        inputs = replace(self._inputs, kept_output_bytes=kept, speed=speed)
         return plan_decode(self._profile, shape, self._read(), self._policy, inputs)
 
     def frames(
@@ -96,11 +109,11 @@ class AdaptiveDecoder:
         if plan.frames_per_chunk >= plan.latent_frames:
             whole = self._whole(latents, run, decode_kwargs)
             if whole is not None:
-                self._finish(run)
+                self._finish(run, _shape(latents), held_bytes=whole.nbytes)
                 yield whole
                 return
         yield from self._chunks(latents, run, decode_kwargs)
-        self._finish(run)
+        self._finish(run, _shape(latents))
 
     def _whole(self, latents: Tensor, run: DecodeRun, decode_kwargs: dict[str, Any]) -> Tensor | None:
         """The one-call decode; None where it ran out of memory and chunks are to follow."""
@@ -255,11 +268,15 @@ class AdaptiveDecoder:
         if self._on_event is not None:
             self._on_event(DecodeEvent(kind, data))
 
-    def _learn(self, run: DecodeRun, measured_bytes: int | None) -> None:
-        """A decode that ran as planned tells what this device needs beyond live bytes."""
+    def _learn(self, run: DecodeRun, shape: LatentShape, measured: MeasuredPeak | None) -> None:
+        """A decode that ran as planned tells what this device needs beyond live bytes, and how fast it is."""
         residuals, plan = self._inputs.residuals, run.plan
-        undisturbed = run.retries == 0 and run.smallest == plan.frames_per_chunk and not self._keeps_output
-        if residuals is None or not measured_bytes or not undisturbed:
+        sizes = {run.smallest, max([plan.frames_per_chunk, *run.chunk_frames])}
+        if run.retries or sizes != {plan.frames_per_chunk}:
+            return
+        if plan.tiles == WHOLE_PICTURE and plan.exact:
+            self._speeds.observe(self._profile, shape, plan.frames_per_chunk, run.seconds)
+        if residuals is None or measured is None or self._keeps_output:
             return
         if plan.predicted.live_bytes < self._probe.noise_bytes:
             return
@@ -269,12 +286,12 @@ class AdaptiveDecoder:
             self._profile.dtype,
             plan.strategy,
             live_bytes=plan.predicted.live_bytes,
-            needed_bytes=measured_bytes,
+            measured=measured,
         )
 
-    def _finish(self, run: DecodeRun) -> None:
-        measured_bytes = self._probe.peak_bytes()
-        self._learn(run, measured_bytes)
+    def _finish(self, run: DecodeRun, shape: LatentShape, *, held_bytes: int = 0) -> None:
+        measured = self._probe.peak(held_bytes)
+        self._learn(run, shape, measured)
         self._report = DecodeReport(
             plan=run.plan,
             chunk_frames=tuple(run.chunk_frames),
@@ -282,7 +299,7 @@ class AdaptiveDecoder:
             video_frames=run.video_frames,
             exact=run.plan.exact,
             predicted_peak_bytes=run.plan.predicted.expected_bytes,
-            measured_peak_bytes=measured_bytes,
+            measured_peak_bytes=None if measured is None else measured.total_bytes,
             seconds=run.seconds,
             retries=run.retries,
         )

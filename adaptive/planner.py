@@ -21,6 +21,7 @@ from adaptive.policy import Policy as Policy
 from adaptive.policy import chunk_sizes as chunk_sizes
 from adaptive.policy import cuts
 from adaptive.residuals import Residuals
+from adaptive.speed import SpeedModel as SpeedModel
 from adaptive.types import (
     WHOLE_PICTURE,
     Cut,
@@ -35,26 +36,6 @@ from adaptive.types import (
 
 MIB = 2**20
 SAME_SPEED = 1.01
-
-
-@dataclass(frozen=True, slots=True)
-class SpeedModel:
-    """Seconds of a decode: `work` a latent pixel and frame, plus `step` for each pass through the decoder.
-
-    A pass costs kernel launches and, for chunk sizes below two, convolutions that no longer fill the device;
-    a batched decode is one pass. `warmup_frames` latent frames enter before the first comes out, and are
-    drained in as many extra.
-    """
-
-    work_seconds: float
-    step_seconds: float
-    drain_steps: int = 0
-
-    def seconds(self, shape: LatentShape, frames_per_chunk: int) -> float:
-        """Predicted seconds of one decode."""
-        steps = math.ceil(shape.frames / frames_per_chunk)
-        drain = 0 if steps == 1 else self.drain_steps
-        return self.work_seconds * shape.area * shape.frames + self.step_seconds * (steps + drain)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,16 @@ import torch
 from adaptive.errors import NoDevice
 from adaptive.host import ResidentPeak, give_back_heap, keep_heap_tight, read_host
 from adaptive.nvml import GpuInfo, Nvml, NvmlState, cuda_visible_uuid
-from adaptive.types import MemoryReading
+from adaptive.types import MeasuredPeak, MemoryReading
+
+# A context's kernels and handles are some hundred MB; a larger move of the driver's figure is a neighbour's.
+MOST_OUTSIDE_BYTES = 512 * 2**20
 
 
 class MemoryProbe(Protocol):
     """What a decoder asks of a device.
 
-    `noise_bytes`: how much a peak may hold that is not the decode's own; smaller decodes teach nothing.
+    `noise_bytes`: how far a peak may be off; decodes with fewer live bytes teach nothing of memory.
     """
 
     noise_bytes: int
@@ -32,8 +35,11 @@ class MemoryProbe(Protocol):
     def reset_peak(self) -> None:
         """Count the peak from here."""
 
-    def peak_bytes(self) -> int | None:
-        """Highest memory since the reset, above what was held then; None where the device cannot tell."""
+    def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:
+        """Highest memory since the reset, above what was held then; None where the device cannot tell.
+
+        `held_bytes`: the caller's results that are still alive.
+        """
 
     def release(self) -> None:
         """Give cached memory back to the device, so that a reading shows what is really free."""
@@ -54,8 +60,7 @@ def open_probe(device: str) -> MemoryProbe:
 class CpuProbe:
     """Host memory; the peak is the resident set's high-water mark."""
 
-    # The resident set also holds what the video encoder and the heap take meanwhile: 300 MB in a service.
-    noise_bytes = 300_000_000
+    noise_bytes = 16_000_000  # pages of code and small objects take a MB or two
 
     def __init__(self) -> None:
         keep_heap_tight()
@@ -69,9 +74,9 @@ class CpuProbe:
         """Reset the high-water mark."""
         self._peak.reset()
 
-    def peak_bytes(self) -> int | None:
+    def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:
         """Growth of the resident set."""
-        return self._peak.growth_bytes()
+        return self._peak.growth(held_bytes)
 
     def release(self) -> None:
         """Trim the heap."""
@@ -91,7 +96,7 @@ class CudaProbe:
         self._device = torch.device("cuda", ordinal)
         self._nvml = Nvml()
         self._uuid = _uuid_of(ordinal)
-        self._base_allocated = 0
+        self._base_allocated = self._base_reserved = self._base_outside = 0
         self._context_bytes = self._create_context()
         self.reset_peak()
 
@@ -144,11 +149,25 @@ class CudaProbe:
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         self._base_allocated = torch.cuda.memory_allocated(self._device)
+        self._base_reserved = torch.cuda.memory_reserved(self._device)
+        self._base_outside = self._outside()
 
-    def peak_bytes(self) -> int | None:
-        """Allocated peak above the reset."""
+    def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:  # noqa: ARG002 - torch counts allocations itself
+        """Allocated peak above the reset; what was reserved beyond it; what the driver saw beyond that."""
         torch.cuda.synchronize(self._device)
-        return max(0, torch.cuda.max_memory_allocated(self._device) - self._base_allocated)
+        allocated = max(0, torch.cuda.max_memory_allocated(self._device) - self._base_allocated)
+        reserved = max(0, torch.cuda.max_memory_reserved(self._device) - self._base_reserved)
+        outside = min(max(0, self._outside() - self._base_outside), MOST_OUTSIDE_BYTES)
+        return MeasuredPeak(allocated, max(0, reserved - allocated), outside)
+
+    def _outside(self) -> int:
+        """Used bytes that torch did not reserve: of this process where the driver tells, else of all."""
+        gpu = self._gpu()
+        if gpu is None:
+            return 0
+        own = next((p.used_bytes for p in gpu.processes if p.pid == os.getpid() and p.used_bytes), None)
+        used = gpu.total_bytes - gpu.free_bytes if own is None else own
+        return used - torch.cuda.memory_reserved(self._device)
 
     def release(self) -> None:
         """Collect garbage and empty torch's cache."""

@@ -7,7 +7,7 @@ Owns nothing else; imports diffusers only where the VAE is made.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adaptive.types import MemoryReading
+from adaptive.types import MeasuredPeak, MemoryReading
 
 
 class ScriptedProbe:
@@ -34,7 +34,7 @@ class ScriptedProbe:
     def reset_peak(self) -> None:
         """Nothing to reset."""
 
-    def peak_bytes(self) -> int | None:
+    def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:  # noqa: ARG002 - as of a probe that measures
         """Not measured."""
         return None
 

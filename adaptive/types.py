@@ -194,6 +194,25 @@ class PeakEstimate:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredPeak:
+    """What a decode really took above what was held when it began, in the parts that behave differently.
+
+    `allocated_bytes`: tensors and operators' workspace. `fragmentation_bytes`: held by the allocator beyond
+    them. `outside_bytes`: what the process grew by that the allocator cannot explain: kernels loaded lazily,
+    on the CPU also what other threads hold.
+    """
+
+    allocated_bytes: int
+    fragmentation_bytes: int = 0
+    outside_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """All that must be free for a decode like this."""
+        return self.allocated_bytes + self.fragmentation_bytes + self.outside_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class DecodePlan:
     """How one decode will run, and why.
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from adaptive.attach import decode_kwargs
 from adaptive.decoder import AdaptiveDecoder, DecodeEvent
+from adaptive.experience import Experience
 from adaptive.families import family_of, traits_of
-from adaptive.memory import MemoryProfile, Residuals
+from adaptive.memory import MemoryProfile
 from adaptive.planner import Policy
 from adaptive.probe import MemoryProbe, is_out_of_memory
 from adaptive.recording import RecordedDecode
@@ -47,7 +48,7 @@ class Surroundings:
 
     probe: MemoryProbe
     profile: MemoryProfile | None
-    residuals: Residuals
+    experience: Experience
 
 
 class Decoding:
@@ -65,7 +66,8 @@ class Decoding:
             profile=around.profile,
             probe=around.probe,
             policy=policy,
-            residuals=around.residuals,
+            residuals=around.experience.residuals,
+            speeds=around.experience.speeds,
             on_event=self._tell,
         )
         # Pipelines of image VAEs fold a video's frames into the batch.
@@ -133,21 +135,21 @@ def faults_named(stage: str) -> Iterator[None]:
         raise OutOfMemory(stage)
 
 
-def load_residuals(settings: Settings, device: torch.device) -> Residuals:
+def load_experience(settings: Settings, device: torch.device) -> Experience:
     """What earlier runs learned about this kind of device, under this build of torch."""
     name, build = _device_name(device), _build()
-    return Residuals.load(_residuals_path(settings, name), device=name, build=build)
+    return Experience.load(_experience_path(settings, name), device=name, build=build)
 
 
-def save_residuals(settings: Settings, residuals: Residuals) -> None:
+def save_experience(settings: Settings, experience: Experience) -> None:
     """Keep what was learned."""
-    path = _residuals_path(settings, residuals.device)
+    path = _experience_path(settings, experience.device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    residuals.save(path)
+    experience.save(path)
 
 
-def _residuals_path(settings: Settings, device_name: str) -> Path:
-    return settings.profiles_dir / f"residuals-{re.sub('[^a-z0-9]+', '-', device_name.lower())}.json"
+def _experience_path(settings: Settings, device_name: str) -> Path:
+    return settings.profiles_dir / f"learned-{re.sub('[^a-z0-9]+', '-', device_name.lower())}.json"
 
 
 def _device_name(device: torch.device) -> str:

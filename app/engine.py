@@ -14,7 +14,7 @@ from adaptive.nvml import Nvml, cuda_visible_uuid
 from adaptive.probe import open_probe
 from app import profiles
 from app.config import ModelEntry, Settings
-from app.decoding import OnEvent, Surroundings, load_residuals, save_residuals
+from app.decoding import OnEvent, Surroundings, load_experience, save_experience
 from app.loading import load_pipeline
 from app.model import LoadedModel
 
@@ -33,7 +33,7 @@ class Engine:
         self._probe = open_probe(device)
         self._nvml = Nvml()
         self._uuid = cuda_visible_uuid(self.device.index or 0) if self.device.type == "cuda" else None
-        self._residuals = load_residuals(settings, self.device)
+        self._experience = load_experience(settings, self.device)
         self._model: LoadedModel | None = None
 
     @property
@@ -63,7 +63,7 @@ class Engine:
         self._model = None
         self.clean_up()
         placed = load_pipeline(entry, self._settings, self.device, self._probe.read())
-        around = Surroundings(self._probe, profiles.load(self._settings, entry), self._residuals)
+        around = Surroundings(self._probe, profiles.load(self._settings, entry), self._experience)
         model = LoadedModel(entry, placed, self._settings, self.device, around)
         on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
         model.check_streaming(on_event)
@@ -80,7 +80,7 @@ class Engine:
 
     def clean_up(self) -> None:
         """Keep what the last job taught; give back what it left in caches."""
-        save_residuals(self._settings, self._residuals)
+        save_experience(self._settings, self._experience)
         self._probe.release()
 
     def device_report(self) -> dict[str, Any]:
@@ -96,6 +96,7 @@ class Engine:
             "capacity_bytes": self.capacity_bytes,
             "loaded_model": self.loaded_model,
             "state": "ok",
+            "learned": self._experience.summary(),
         }
         if self._uuid is not None:
             gpu = self._nvml.read(self._uuid)

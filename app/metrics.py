@@ -196,6 +196,7 @@ class LiveGauges(Collector):
         alive = self._source.workers(within_seconds=self._alive_seconds)
         yield _worker_up(workers, alive)
         yield from _memory_gauges(self._gpus(), alive)
+        yield _margin_gauge(alive)
         yield from _disk_gauges(self._data_dir)
 
 
@@ -232,6 +233,22 @@ def _memory_gauges(found: Sequence[GpuInfo], alive: list[WorkerRow]) -> Iterator
     )
     yield _by_gpu("memory_other_bytes", "Memory others hold.", other)
     yield _by_gpu("utilization_ratio", "Share of time the GPU was busy, 0 to 1.", busy)
+
+
+def _margin_gauge(alive: list[WorkerRow]) -> Metric:
+    """What decodes were learned to need over their live bytes, as each worker last reported it."""
+    family = GaugeMetricFamily(
+        "framefit_decode_margin_ratio",
+        "Learned share of a decode's live bytes: workspace, fragmentation, and the bound that plans use.",
+        labels=["device", "family", "dtype", "strategy", "part"],
+    )
+    for report in (worker.device for worker in alive):
+        for key, margin in (report.get("learned") or {}).get("margins", {}).items():
+            labels = [str(report.get("name")), *key.split("/")]
+            family.add_metric([*labels, "workspace"], margin["workspace_ratio"])
+            family.add_metric([*labels, "fragmentation"], margin["fragmentation_ratio"])
+            family.add_metric([*labels, "upper"], margin["upper_ratio"])
+    return family
 
 
 def _by_gpu(name: str, text: str, values: Mapping[str, float]) -> Metric:

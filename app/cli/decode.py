@@ -73,12 +73,12 @@ def _decode(
     from adaptive.probe import open_probe
     from adaptive.recording import load_calls
     from app import profiles
-    from app.decoding import Decoding, Surroundings, load_residuals
+    from app.decoding import Decoding, Surroundings, load_experience
     from app.loading import load_vae
 
     (recorded,) = load_calls(path)
     around = Surroundings(
-        open_probe(device), profiles.load(settings, entry), load_residuals(settings, torch.device(device))
+        open_probe(device), profiles.load(settings, entry), load_experience(settings, torch.device(device))
     )
     vae = load_vae(entry, settings).to(device)
     found, wanted = recorded.latents.shape[1], vae.config.get("latent_channels", recorded.latents.shape[1])

@@ -175,10 +175,10 @@ def test_a_failure_and_a_success_are_both_learned(
     assert after > before
     working = AdaptiveDecoder(vae, policy=FREE, residuals=residuals)  # on the real device, which measures
     run(working, latents)
-    assert not residuals.to_json()["learned"]["ltx/float32/batched"]["ratios"], "so small a decode is noise"
+    assert not residuals.to_json()["ltx/float32/batched"]["observations"], "so small a decode is noise"
     monkeypatch.setattr(CpuProbe, "noise_bytes", 0)
     run(working, latents)
-    assert residuals.to_json()["learned"]["ltx/float32/batched"]["ratios"]
+    assert residuals.to_json()["ltx/float32/batched"]["observations"]
 
 
 @pytest.mark.parametrize("strategy", ["auto", "batched", "per_frame"])

@@ -25,14 +25,15 @@ def test_the_peak_is_what_was_touched_since_the_reset_even_after_it_is_gone() ->
     probe.reset_peak()
     touched = torch.ones(64 * MIB // 4)
     del touched
-    grown = probe.peak_bytes()
+    grown = probe.peak()
     assert grown is not None
-    assert 60 * MIB <= grown <= 80 * MIB
+    assert 60 * MIB <= grown.allocated_bytes <= 80 * MIB
+    assert grown.outside_bytes < 8 * MIB
     probe.release()
     probe.reset_peak()
-    again = probe.peak_bytes()
+    again = probe.peak()
     assert again is not None
-    assert again < 10 * MIB
+    assert again.total_bytes < 10 * MIB
 
 
 def test_an_address_space_limit_is_all_the_memory_there_is() -> None:
@@ -76,3 +77,18 @@ def test_a_real_failed_allocation_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as failed:
         torch.empty(2**60)
     assert is_out_of_memory(failed.value)
+
+
+def test_what_others_keep_in_the_process_is_told_from_what_a_decode_took() -> None:
+    probe = CpuProbe()
+    probe.release()
+    probe.reset_peak()
+    neighbour = torch.ones(96 * MIB // 4)  # as a video encoder keeps frames
+    touched = torch.ones(64 * MIB // 4)
+    result = touched[:MIB].clone()
+    del touched
+    grown = probe.peak(held_bytes=result.nbytes)
+    assert grown is not None
+    assert 56 * MIB <= grown.allocated_bytes <= 80 * MIB
+    assert 88 * MIB <= grown.outside_bytes <= 104 * MIB
+    assert neighbour.nbytes == 96 * MIB

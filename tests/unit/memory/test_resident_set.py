@@ -33,7 +33,7 @@ probe = open_probe("cpu")
 probe.release()
 probe.reset_peak()
 decode(latents)
-grown = probe.peak_bytes()
+grown = probe.peak().total_bytes
 live = LiveBytes()
 with live.active():
     decode(latents)

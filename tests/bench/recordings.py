@@ -1,0 +1,189 @@
+"""Real decodes recorded: resident-set peaks and seconds of every rung, for `prediction.py` and `regret.py`.
+
+    python tests/bench/recordings.py [--shapes 12] [--model NAME ...] [--processes 2] [--quick]
+
+Each model runs in a process of its own (one thread), random shapes first, then every chunk size that the
+planner would consider. A decode's need is the growth of the resident set's high-water mark (`clear_refs`), in
+the parts that `adaptive.probe` tells; its time is processor time. Layers are wide and frames tall enough for
+oneDNN's own convolutions, as in any published model: below that torch unfolds every window. Rows are appended
+to `results/recordings-cpu.jsonl` as they come, and what is there already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RECORDINGS = HERE / "results" / "recordings-cpu.jsonl"
+MB = 10**6
+LEAST_BYTES, MOST_BYTES = 16 * MB, 48 * MB  # live bytes of the batched decode
+
+# Depths and switches of the published configurations as in the unit tests, with channels wide enough for
+# oneDNN.
+WIDER: dict[str, dict[str, Any]] = {
+    "cogvideox": {"block_out_channels": (16, 16, 32, 32), "norm_num_groups": 8},
+    "hunyuanvideo-1.5": {"block_out_channels": (16, 16, 32, 32, 32)},
+    "kl": {"block_out_channels": (32, 32), "norm_num_groups": 16},
+    "ltx-0.9.0": {"decoder_block_out_channels": (16, 32, 32, 32)},
+    "ltx2": {"decoder_block_out_channels": (16, 32, 64)},
+    "mochi": {},
+    "svd": {"block_out_channels": (32, 32)},
+    "wan-2.1": {"base_dim": 16},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One rung of one decode: latent shape, bytes and seconds."""
+
+    model: str
+    family: str
+    shape: tuple[int, int, int, int, int]
+    frames_per_chunk: int
+    live_bytes: int
+    allocated_bytes: int
+    fragmentation_bytes: int
+    outside_bytes: int
+    seconds: float
+
+    @property
+    def needed_bytes(self) -> int:
+        """All that must have been free."""
+        return self.allocated_bytes + self.fragmentation_bytes + self.outside_bytes
+
+
+def load(path: Path = RECORDINGS) -> list[Row]:
+    """All rows recorded so far."""
+    if not path.exists():
+        return []
+    rows = (json.loads(line) for line in path.read_text().splitlines())
+    return [Row(**{**row, "shape": tuple(row["shape"])}) for row in rows]
+
+
+def build(name: str) -> Any:
+    """The wide VAE, random weights."""
+    import diffusers
+    import torch
+
+    sys.path.insert(0, str(HERE.parent / "unit" / "stream"))
+    from stream_vaes import CONFIGS
+
+    vae_class, config = CONFIGS[name]
+    torch.manual_seed(0)
+    return getattr(diffusers, vae_class)(**{**config, **WIDER[name]}).eval()
+
+
+def random_shape(profile: Any, draw: random.Random) -> tuple[int, int, int, int, int]:
+    """Three to six latent frames, a batched decode of `LEAST` to `MOST` bytes, as tall as real frames are.
+
+    torch chooses its convolution by channels x frames x rows: few rows are unfolded window by window.
+    """
+    from adaptive.types import LatentShape
+
+    frames = draw.randint(3, 6)
+    wanted = math.exp(draw.uniform(math.log(LEAST_BYTES), math.log(MOST_BYTES)))
+    channels = profile.traits.latent_channels
+    area = wanted / profile.live_bytes(LatentShape(1, channels, frames, 1, 1), frames)
+    height = draw.randint(16, 32)
+    return 1, channels, frames, height, max(2, round(area / height))
+
+
+def measure(name: str, shapes: int, done: set[tuple[Any, ...]]) -> Iterator[Row]:
+    """Every rung of `shapes` random decodes that is not among the `done` ones."""
+    import torch
+
+    from adaptive.planner import Policy, chunk_sizes
+    from adaptive.probe import open_probe
+    from adaptive.profile import profile_of
+    from adaptive.types import LatentShape
+
+    torch.set_num_threads(1)
+    vae = build(name)
+    profile, probe, draw = profile_of(vae), open_probe("cpu"), random.Random(name)
+    _decode(vae, torch.randn(1, profile.traits.latent_channels, 3, 4, 4), 1)  # code is loaded at first use
+    for _ in range(shapes):
+        shape = random_shape(profile, draw)
+        latents = torch.randn(shape)
+        for chunk in chunk_sizes(profile, shape[2], Policy()):
+            if (name, shape, chunk) in done:
+                continue
+            peak, seconds = _run(vae, latents, chunk, probe)
+            live = profile.live_bytes(LatentShape(*shape), chunk)
+            parts = (peak.allocated_bytes, peak.fragmentation_bytes, peak.outside_bytes)
+            yield Row(name, profile.traits.family, shape, chunk, live, *parts, seconds)
+
+
+def _run(vae: Any, latents: Any, chunk: int, probe: Any) -> tuple[Any, float]:
+    probe.release()
+    probe.reset_peak()
+    started = time.process_time()
+    _decode(vae, latents, chunk)
+    return probe.peak(), round(time.process_time() - started, 4)
+
+
+def _decode(vae: Any, latents: Any, chunk: int) -> None:
+    from adaptive.functions import stream_decode
+
+    kwargs = {}
+    if vae.config.get("timestep_conditioning"):
+        import torch
+
+        kwargs = {"temb": torch.tensor([0.05])}
+    deque(stream_decode(vae, latents, frames_per_chunk=chunk, **kwargs), maxlen=0)
+
+
+def _record(name: str, shapes: int, path: Path) -> str:
+    """Measure one model in a process of its own; the text of what went wrong, if anything."""
+    command = [sys.executable, __file__, "--worker", name, "--shapes", str(shapes), "--out", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                with path.open("a") as file:
+                    file.write(line)
+        return "" if process.wait() == 0 else process.stderr.read()[-2000:]
+
+
+def record(models: list[str], shapes: int, processes: int, path: Path = RECORDINGS) -> None:
+    """Measure what is missing; raises `RuntimeError` with a process' last words."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(processes) as pool:
+        for failure in pool.map(lambda name: _record(name, shapes, path), models):
+            if failure:
+                raise RuntimeError(failure)
+
+
+def main() -> None:
+    """Parse and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", nargs="*", default=list(WIDER), choices=list(WIDER))
+    parser.add_argument("--shapes", type=int, default=12)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="three shapes a model")
+    parser.add_argument("--out", type=Path, default=RECORDINGS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    shapes = 3 if options.quick else options.shapes
+    if options.worker is None:
+        record(options.model, shapes, options.processes, options.out)
+        return
+    done = {(row.model, row.shape, row.frames_per_chunk) for row in load(options.out)}
+    for row in measure(options.worker, shapes, done):
+        print(json.dumps(asdict(row)), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
