@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit
-from adaptive.events import GROWTH_SHARE, DecodeRun, plan_data
+from adaptive.events import GROWTH_SHARE, DecodeRun, plan_data, spill_data
 from adaptive.events import DecodeEvent as DecodeEvent
 from adaptive.memory import MemoryProfile
 from adaptive.planner import PlanInputs, Policy, chunk_sizes, plan_decode
@@ -20,6 +20,7 @@ from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe, synchroniz
 from adaptive.profile import profile_of
 from adaptive.residuals import Residuals
 from adaptive.speed import Speeds
+from adaptive.spill import SpillWatch
 from adaptive.stream import DecodeStream, decode_whole, open_decode
 from adaptive.stream.placement import execution_device
 from adaptive.types import (
@@ -67,6 +68,7 @@ class AdaptiveDecoder:
         self._on_event = on_event
         self._keeps_output = keeps_output
         self._report: DecodeReport | None = None
+        self._reading: MemoryReading | None = None
 
     @property
     def profile(self) -> MemoryProfile:
@@ -104,7 +106,9 @@ class AdaptiveDecoder:
         """
         plan = resume_plan or self.plan(latents)
         self._tell("plan", plan_data(plan))
-        run = DecodeRun(plan, plan.frames_per_chunk, plan.frames_per_chunk)
+        usual = plan.predicted_seconds and plan.predicted_seconds / plan.latent_frames
+        watch = SpillWatch(self._reading, usual)
+        run = DecodeRun(plan, plan.frames_per_chunk, plan.frames_per_chunk, watch)
         self._probe.reset_peak()
         if plan.frames_per_chunk >= plan.latent_frames:
             whole = self._whole(latents, run, decode_kwargs)
@@ -124,12 +128,13 @@ class AdaptiveDecoder:
             self._tell("fallback", {"from": "batched", "to": to})
         else:
             self._note_chunk(run, whole, fed=_frames(latents), position=_frames(latents))
+            self._note_spill(run, latents, self._read(), run.seconds)
         return whole
 
     def _chunks(self, latents: Tensor, run: DecodeRun, decode_kwargs: dict[str, Any]) -> Iterator[Tensor]:
         with open_decode(self._vae, latents, **decode_kwargs) as stream:
             while not stream.finished:
-                position = stream.position
+                position, seconds = stream.position, run.seconds
                 frames = self._attempt(run, partial(stream.step, run.frames_per_chunk))
                 if frames is None:
                     self._after_failure(run, latents, stream)
@@ -138,8 +143,8 @@ class AdaptiveDecoder:
                 if frames.shape[2]:
                     yield frames
                 del frames  # or it would stay alive through the next step
-                if not stream.finished and not self._policy.forced:
-                    self._look_again(run, latents, stream)
+                if not stream.finished:
+                    self._look_again(run, latents, stream, run.seconds - seconds)
 
     def _attempt(self, run: DecodeRun, work: Callable[[], Tensor]) -> Tensor | None:
         """The result, or None after an out-of-memory.
@@ -166,7 +171,8 @@ class AdaptiveDecoder:
         failed = run.frames_per_chunk
         first_time = failed not in run.failed
         run.failed[failed] = reading.free_bytes
-        self._learn_failure(latents, failed, reading, stream)
+        held = stream.state_bytes if stream is not None else 0
+        self._learn_failure(latents, failed, reading.free_bytes + held)
         data = {"frames_per_chunk": failed, "free_bytes": reading.free_bytes, "message": run.failure}
         self._tell("oom", data)
         smaller = [size for size in self._smaller_sizes(latents, failed) if size not in run.failed]
@@ -180,10 +186,32 @@ class AdaptiveDecoder:
                 frames_per_chunk=failed, retries=run.retries, frames_done=run.video_frames
             )
 
-    def _learn_failure(
-        self, latents: Tensor, failed: int, reading: MemoryReading, stream: DecodeStream | None
-    ) -> None:
-        """What was free, and the state that is held, were not enough."""
+    def _note_spill(self, run: DecodeRun, latents: Tensor, reading: MemoryReading, seconds: float) -> bool:
+        """Whether the last chunk overflowed into host memory: then the next one is smaller, where it may be.
+
+        To the learned margins a spill is what an out-of-memory is: what was free was not enough.
+        """
+        found = run.watch.after_chunk(reading, seconds, run.frames_per_chunk)
+        if found is None:
+            return False
+        sign, free_bytes = found
+        spilled, done = run.frames_per_chunk, run.video_frames == self._video_frames(latents)
+        run.spills += 1
+        run.failed[spilled] = reading.free_bytes
+        self._learn_failure(latents, spilled, free_bytes)
+        smaller = [] if done else self._smaller_sizes(latents, spilled)
+        if smaller:
+            self._probe.release()
+            run.frames_per_chunk = smaller[0]
+            run.smallest = min(run.smallest, smaller[0])
+        self._tell("spill", spill_data(sign, spilled, run.frames_per_chunk, reading, seconds))
+        return True
+
+    def _video_frames(self, latents: Tensor) -> int:
+        return self._profile.traits.video_frames(_frames(latents))
+
+    def _learn_failure(self, latents: Tensor, failed: int, free_bytes: int) -> None:
+        """What was free, with the state that was held, was not enough."""
         if self._inputs.residuals is not None:
             shape = _shape(latents)
             self._inputs.residuals.out_of_memory(
@@ -191,7 +219,7 @@ class AdaptiveDecoder:
                 self._profile.dtype,
                 strategy_of(failed, shape.frames),
                 live_bytes=self._profile.live_bytes(shape, failed),
-                free_bytes=reading.free_bytes + (stream.state_bytes if stream is not None else 0),
+                free_bytes=free_bytes,
             )
 
     def _smaller_sizes(self, latents: Tensor, failed: int) -> list[int]:
@@ -203,9 +231,11 @@ class AdaptiveDecoder:
         sizes = chunk_sizes(self._profile, _frames(latents), Policy(strategy=self._policy.strategy))
         return [size for size in sizes if size < failed]
 
-    def _look_again(self, run: DecodeRun, latents: Tensor, stream: DecodeStream) -> None:
-        """Fit the chunk size to the memory that is free now."""
+    def _look_again(self, run: DecodeRun, latents: Tensor, stream: DecodeStream, seconds: float) -> None:
+        """Fit the chunk size to the memory that is free now; `seconds` were spent on the chunk before."""
         reading = self._read()
+        if self._note_spill(run, latents, reading, seconds) or self._policy.forced:
+            return
         now = run.frames_per_chunk
         fits = self._fitting(latents, reading, stream, limit=now)
         if fits is None or fits < now:
@@ -241,7 +271,10 @@ class AdaptiveDecoder:
             for parameter in self._vae.parameters()
             if parameter.device.type == "cpu" and self._device.type != "cpu"
         )
-        return replace(reading, free_bytes=max(0, reading.free_bytes - coming)) if coming else reading
+        if coming:
+            reading = replace(reading, free_bytes=max(0, reading.free_bytes - coming))
+        self._reading = reading
+        return reading
 
     def _note_chunk(self, run: DecodeRun, frames: Tensor, *, fed: int, position: int) -> None:
         if fed:
@@ -272,7 +305,7 @@ class AdaptiveDecoder:
         """A decode that ran as planned tells what this device needs beyond live bytes, and how fast it is."""
         residuals, plan = self._inputs.residuals, run.plan
         sizes = {run.smallest, max([plan.frames_per_chunk, *run.chunk_frames])}
-        if run.retries or sizes != {plan.frames_per_chunk}:
+        if run.retries or run.spills or sizes != {plan.frames_per_chunk}:
             return
         if plan.tiles == WHOLE_PICTURE and plan.exact:
             self._speeds.observe(self._profile, shape, plan.frames_per_chunk, run.seconds)
@@ -302,6 +335,7 @@ class AdaptiveDecoder:
             measured_peak_bytes=None if measured is None else measured.total_bytes,
             seconds=run.seconds,
             retries=run.retries,
+            spills=run.spills,
         )
 
 

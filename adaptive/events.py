@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adaptive.types import DecodePlan
+from adaptive.spill import SpillSign, SpillWatch
+from adaptive.types import DecodePlan, MemoryReading
 
 # A larger chunk is taken in the middle of a decode only if it would fit into this share of the budget: a
 # neighbour whose use swings a little must not make the chunk size swing with it.
@@ -17,7 +18,8 @@ GROWTH_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class DecodeEvent:
-    """Something that happened in a decode; `data` is JSON. Kinds: plan, chunk, replan, oom, fallback."""
+    """Something that happened in a decode; `data` is JSON. Kinds: plan, chunk, replan, oom,
+    spill, fallback."""
 
     kind: str
     data: Mapping[str, Any]
@@ -39,6 +41,23 @@ def plan_data(plan: DecodePlan) -> dict[str, Any]:
     }
 
 
+def spill_data(
+    sign: SpillSign, before: int, after: int, reading: MemoryReading, seconds: float
+) -> dict[str, Any]:
+    """An overflow into host memory as the data of its event; `before` and `after` are latent frames a
+    chunk.
+    """
+    return {
+        "from": before,
+        "to": after,
+        "sign": sign.value,
+        "own_bytes": reading.own_bytes,
+        "free_bytes": reading.free_bytes,
+        "total_bytes": reading.total_bytes,
+        "seconds": seconds,
+    }
+
+
 @dataclass(slots=True)
 class DecodeRun:
     """What has happened so far in one decode."""
@@ -46,7 +65,9 @@ class DecodeRun:
     plan: DecodePlan
     frames_per_chunk: int
     smallest: int
+    watch: SpillWatch
     retries: int = 0
+    spills: int = 0
     seconds: float = 0.0
     video_frames: int = 0
     failure: str = ""  # what the last out-of-memory said

@@ -127,8 +127,9 @@ class TracedVae:
         if self._module is None:
             with torch.device("meta"):
                 module = self.vae_class.from_config(dict(self.config))  # type: ignore[attr-defined]
-            # diffusers' own `to` warns of casts that its `torch_dtype` does as well
-            self._module = nn.Module.to(module.eval(), getattr(torch, self.dtype))
+            # diffusers' own `to` warns of casts that its `torch_dtype` does as well. Some parameters ignore
+            # the default device (`torch.Tensor([...])` in its AlphaBlender).
+            self._module = nn.Module.to(module.eval(), "meta", getattr(torch, self.dtype))
         return self._module
 
     def decode_kwargs(self) -> dict[str, Any]:

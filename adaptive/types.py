@@ -266,6 +266,7 @@ class DecodeReport:
     )  # above what was held when decoding began; None where the device cannot tell
     seconds: float  # decoding only: time spent by the consumer of the frames is not counted
     retries: int  # chunks run again after an out-of-memory
+    spills: int = 0  # chunks seen to overflow into host memory
     tiles: SpatialTiles = WHOLE_PICTURE  # the most parts of a picture at any time
     seam_score: float | None = None  # see `adaptive.seams`; None where every pixel is exact
 

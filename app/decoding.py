@@ -107,6 +107,7 @@ class Decoding:
             "budget_bytes": done.plan.budget_bytes,
             "seconds": round(done.seconds, 4),
             "retries": done.retries,
+            "spills": done.spills,
             "chunks": list(done.chunk_frames),
         }
 

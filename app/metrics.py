@@ -27,6 +27,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from adaptive.nvml import GpuInfo, NvmlState
+from adaptive.spill import SpillSign
 from adaptive.types import Strategy
 from app.jobs import Event, JobStatus, Stage, WorkerRow
 
@@ -91,6 +92,9 @@ class ServiceMetrics:
             "decode_strategy", "Decode plans made, by VAE, strategy and reason.", "vae", "strategy", "reason"
         )
         self.fallback = self._counter("decode_fallback", "Changes of strategy inside a decode.", "from", "to")
+        self.spill = self._counter(
+            "decode_spill", "Chunks that overflowed into host memory, by what gave it away.", "sign"
+        )
         self.regret = self._counter(
             "decode_regret_seconds", "Time a faster plan would have saved, seen after the decode."
         )
@@ -109,6 +113,8 @@ class ServiceMetrics:
             self.stage_seconds.labels(stage)
         for stage in OOM_STAGES:
             self.oom.labels(stage)
+        for sign in SpillSign:
+            self.spill.labels(sign)
         for strategy in Strategy:
             self.decode_seconds.labels(strategy)
         for before, after in combinations(RUNGS, 2):
@@ -142,6 +148,8 @@ class ServiceMetrics:
                 self.fallback.labels(data["from"], data["to"]).inc()
             case "oom":
                 self.oom.labels(data["stage"]).inc()
+            case "spill":
+                self.spill.labels(data["sign"]).inc()
             case "finished":
                 self._model_of_job.pop(event.job_id, None)
                 self._apply_finished(data)
