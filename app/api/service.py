@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from adaptive.nvml import Nvml
 from app.admission import Admission, LoadProfile
+from app.api.bodies import BodyMemory
 from app.api.eta import RunTimes
 from app.api.feed import EventFeed
 from app.api.views import job_view
@@ -23,6 +24,7 @@ from app.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 2.0
+BODIES_AT_ONCE = 8  # of the largest size; thousands of usual ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Service:
     run_times: RunTimes
     nvml: Nvml
     image_limits: ImageLimits
+    body_memory: BodyMemory
     webhooks: Webhooks | None
     stopping: threading.Event
 
@@ -122,6 +125,7 @@ def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
         run_times=run_times,
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
+        body_memory=BodyMemory(BODIES_AT_ONCE * settings.max_body_bytes),
         webhooks=_webhooks(settings, models, store),
         stopping=threading.Event(),
     )

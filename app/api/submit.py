@@ -1,6 +1,6 @@
 """Routes that take work in: POST /generate, POST /plan, POST /jobs/{id}/redecode."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -24,9 +24,10 @@ router = APIRouter()
 IDEMPOTENCY_KEY_LENGTH = 200
 
 
-async def _body(request: Request, service: TheService) -> bytes:
+async def _body(request: Request, service: TheService) -> AsyncIterator[bytes]:
     # The one thing a request needs an event loop for: everything after it runs in a thread.
-    return await read_body(request, service.settings.max_body_bytes)
+    with service.body_memory.share() as share:
+        yield await read_body(request, service.settings.max_body_bytes, share)
 
 
 Body = Annotated[bytes, Depends(_body)]
