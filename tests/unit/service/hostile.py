@@ -90,7 +90,7 @@ CASES: dict[str, tuple[Callable[[], Request], int, str]] = {
     "a picture of 1 x 100,000": (lambda: form(png(1, 100_000)), 413, "image_too_large"),
     "a picture of 100,000 x 1": (lambda: form(png(100_000, 1)), 413, "image_too_large"),
     "a picture of 1 x 1": (lambda: form(saved("PNG", (1, 1))), 422, "image_too_small"),
-    "a picture of no size": (lambda: form(png(0, 0)), 422, "image_too_small"),
+    "a picture of no size": (lambda: form(png(0, 0)), 422, "not_an_image"),
     "an SVG with an entity": (lambda: form(SVG), 422, "not_an_image"),
     "a script that says it is a GIF": (lambda: form(b"GIF89a=1;alert(1)//"), 422, "not_an_image"),
     "a PDF": (lambda: form(b"%PDF-1.7\n" + saved("PNG")), 422, "not_an_image"),
