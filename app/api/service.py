@@ -19,7 +19,7 @@ from app.jobs import Job, JobStatus, Json, WorkerRow
 from app.keys import KeyRing, load_keys
 from app.media import ImageLimits
 from app.metrics import LiveGauges, ServiceMetrics
-from app.store import JobStore, NoSuchJob, StoreError
+from app.store import JobStore, NoSuchJob, StoreError, open_store
 from app.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
@@ -92,15 +92,7 @@ class Service:
 def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
     """All parts, nothing started."""
     models = load_models(settings)
-    store = JobStore(
-        settings.resolved_database_url,
-        max_queued=settings.max_queued,
-        max_queued_of_owner=settings.max_queued_per_key,
-        max_attempts=settings.max_attempts,
-        max_skips=settings.max_skips,
-        priority_seconds=settings.priority_seconds,
-        result_ttl_seconds=settings.result_ttl_seconds,
-    )
+    store = open_store(settings)
     alive_seconds = 3 * settings.heartbeat_seconds
     metrics = ServiceMetrics({name: entry.vae_class for name, entry in models.items()})
     nvml = Nvml()

@@ -148,7 +148,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
     status_code=202,
     tags=["jobs"],
     summary="Decode an ended job again",
-    responses=documented(400, 401, 404, 408, 409, 413, 422, 503),
+    responses=documented(400, 401, 404, 408, 409, 410, 413, 422, 503),
     openapi_extra=REDECODE_BODY,
 )
 def redecode(job_id: str, service: TheService, owner: Caller, body: Body) -> Json:
