@@ -45,6 +45,13 @@ class Family:
         """
         raise UnsupportedVae(type(vae).__name__, "decoding in chunks")
 
+    def strip_halo(self, vae: Any) -> float | None:  # noqa: ARG002 - for families
+        """Latent rows beside a strip that its pixels depend on; None where there are no exact strips.
+
+        Where there are, `decode_engine` gives a `StripwiseEngine`.
+        """
+        return None
+
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:  # noqa: ARG002 - for families
         """Engine of one exact streamed encode, giving the posterior's parameters `[B, 2C, t, h, w]` (`[B, C,
         t, h, w]` without `has_variance`).

@@ -57,17 +57,32 @@ class LtxFamily(Family):
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The unmodified `vae.decoder` under this module's rules."""
         from adaptive.stream.engine import RuledEngine
+        from adaptive.stream.strips import StripEngine, Tail
 
         if not self.traits(type(vae).__name__, vae.config).exact_streaming:
             raise UnsupportedVae(type(vae).__name__, "streaming with patches in time")
-        return RuledEngine(
-            vae.decoder,
-            rules=self.rules,
-            pointwise=self.pointwise,
-            sink=vae.decoder.conv_out,
-            kwargs=kwargs,
-            seeded=_any(vae.config.get("decoder_inject_noise", ())),
+        decoder = vae.decoder
+        options: dict[str, Any] = {
+            "rules": self.rules,
+            "pointwise": self.pointwise,
+            "sink": decoder.conv_out,
+            "kwargs": kwargs,
+        }
+        if _seeded(vae):  # noise is drawn for whole pictures
+            return RuledEngine(decoder, seeded=True, **options)
+        *before, entry = decoder.up_blocks
+        tail = Tail(
+            (decoder.conv_in, decoder.mid_block, *before), entry, (decoder.conv_out,), _halo(decoder)[0]
         )
+        return StripEngine(decoder, tail=tail, **options)
+
+    def strip_halo(self, vae: Any) -> float | None:
+        """Strips go through the last block, which works at half or all of the last upsampling."""
+        if _seeded(vae):
+            return None
+        rows, scale = _halo(vae.decoder)
+        ratio = self.traits(type(vae).__name__, vae.config).spatial_ratio
+        return float(rows * scale * vae.config.get("patch_size", 4) / ratio)
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The unmodified `vae.encoder` under this module's rules, where it is causal (as published)."""
@@ -90,6 +105,23 @@ class LtxFamily(Family):
 
         shape, _ = super().self_test_case(vae)
         return shape, {"temb": torch.tensor([0.05])} if vae.config.get("timestep_conditioning") else {}
+
+
+def _seeded(vae: Any) -> bool:
+    return _any(vae.config.get("decoder_inject_noise", ()))
+
+
+def _halo(decoder: Any) -> tuple[int, int]:
+    """Rows of the last block's input that a row of the result depends on to either side; rows made of one."""
+    entry = decoder.up_blocks[-1]
+    scale = entry.upsamplers[0].stride[1] if entry.upsamplers else 1
+    late = _reach(entry.resnets) + _reach(decoder.conv_out)
+    return _reach(entry) - _reach(entry.resnets) + -(-late // scale), scale
+
+
+def _reach(module: Any) -> int:
+    """Rows on either side that a row depends on, through every convolution of the module in turn."""
+    return sum(layer.kernel_size[1] // 2 for layer in module.modules() if type(layer).__name__ == "Conv3d")
 
 
 def _any(flags: bool | tuple[bool, ...]) -> bool:

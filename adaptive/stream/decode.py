@@ -6,16 +6,18 @@ Owns positions, devices, atomicity and parking of one decode. How frames come ab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
-from adaptive.stream.engine import Engine, State
+from adaptive.stream.engine import PICTURE, Engine, State, StripwiseEngine
 from adaptive.stream.placement import execution_device, wake, whole_calls
+from adaptive.stream.state import moved, tensors
 from adaptive.types import VaeTraits
 
 _MAX_IDLE_STEPS = 4096  # far beyond the delay of any decoder: a stream that idles longer is a bug of ours
@@ -56,15 +58,19 @@ class DecodeStream:
     @property
     def state_bytes(self) -> int:
         """Bytes of the tensors kept between steps; they do not grow with the length of the video."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self._state))
+        distinct = {id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors(self._state)}
+        return sum(distinct.values())
 
-    def step(self, latent_frames: int) -> Tensor:
+    def step(self, latent_frames: int, strips: int = 1) -> Tensor:
         """Feed up to `latent_frames` more latent frames; once all are fed, drain at the same rate.
 
-        Fewer (or, for VAEs whose chunks are part of their arithmetic, more) are fed where the family says so.
+        With more than one of `strips`, the later layers see each picture in that many parts, for less memory
+        and the same result; a step that then fails has kept the strips that were done, and the next one goes
+        on from there. Fewer frames (or, for VAEs whose chunks are part of their arithmetic, more) are fed
+        where the family says so.
         Returns the video frames that became final, `[B, C, f, H, W]` with f >= 0, in order, in the VAE's own
         range and on its device. Raises whatever the decoder raises, with the stream left as it was before the
-        call.
+        call; `UnsupportedVae` where this VAE has no strips.
         """
         if latent_frames < 1:
             raise ValueError(f"latent_frames must be at least 1, got {latent_frames}")
@@ -73,11 +79,12 @@ class DecodeStream:
         if self.finished:
             return self._no_frames(self._latents[:, :, :0].to(execution_device(self._vae)))
         wake(self._vae)
+        if strips > 1 or PICTURE in self._state:
+            return self._step_in_strips(latent_frames, strips)
         device = execution_device(self._vae)
-        stop = self.position + self._engine.take(self.position, latent_frames, self.latent_frames)
-        chunk = self._latents[:, :, self.position : stop].to(device)
+        chunk, stop = self._next_chunk(latent_frames)
         with torch.no_grad():
-            state = _moved(self._state, device)
+            state = moved(self._state, device)
             ended = stop == self.latent_frames
             frames, state = self._engine.advance(state, chunk, limit=latent_frames, ended=ended)
         if frames is None:
@@ -86,13 +93,49 @@ class DecodeStream:
         self._state = state
         return frames
 
+    def _next_chunk(self, latent_frames: int) -> tuple[Tensor, int]:
+        """The next latent frames on the VAE's device, and where they stop."""
+        stop = self.position + self._engine.take(self.position, latent_frames, self.latent_frames)
+        return self._latents[:, :, self.position : stop].to(execution_device(self._vae)), stop
+
+    def begin(self, latent_frames: int) -> None:
+        """First part of a step in strips: feed, through the earlier layers only. The next step ends it."""
+        engine = self._stripwise_engine()
+        chunk, stop = self._next_chunk(latent_frames)
+        ended = stop == self.latent_frames
+        with torch.no_grad():
+            state = moved(self._state, chunk.device)
+            self._state = engine.begin(state, chunk, limit=latent_frames, ended=ended)
+        self._count(stop, 0)
+
+    def _step_in_strips(self, latent_frames: int, strips: int) -> Tensor:
+        engine = self._stripwise_engine()
+        if PICTURE not in self._state:
+            self.begin(latent_frames)
+        rows = -(-self._latents.shape[3] // strips)
+        device = execution_device(self._vae)
+        frames: Tensor | None = None
+        with torch.no_grad():
+            for part, state in engine.finish(moved(self._state, device), rows):
+                frames, self._state = part, state
+                del part, state  # what the engine lets go of must not be kept here
+        if frames is None:
+            return self._no_frames(self._latents[:, :, :0].to(device))
+        self._count(self.position, frames.shape[2])
+        return frames
+
+    def _stripwise_engine(self) -> StripwiseEngine:
+        if not isinstance(self._engine, StripwiseEngine):
+            raise UnsupportedVae(type(self._vae).__name__, "exact decoding in strips of a picture")
+        return self._engine
+
     def park(self, device: str | torch.device = "cpu") -> None:
         """Move the state off the VAE's device; the next step (or `resume`) brings it back."""
-        self._state = _moved(self._state, torch.device(device))
+        self._state = moved(self._state, torch.device(device))
 
     def resume(self) -> None:
         """Bring a parked state back to the VAE's device."""
-        self._state = _moved(self._state, execution_device(self._vae))
+        self._state = moved(self._state, execution_device(self._vae))
 
     def close(self) -> None:
         """Let go of the VAE, the latents and the state. Calling it again does nothing."""
@@ -154,31 +197,3 @@ def _kwargs(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in kwargs.items()}
     moved.pop("return_dict", None)
     return moved
-
-
-def _moved(state: State, device: torch.device) -> State:
-    return {key: _mapped(value, lambda tensor: tensor.to(device)) for key, value in state.items()}
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with every tensor in it changed: tuples, named tuples and lists are followed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_mapped(part, change) for part in value))
-    if isinstance(value, dict):
-        return {key: _mapped(part, change) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_mapped(part, change) for part in value)
-    return value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)

@@ -12,7 +12,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ Rule = Callable[
     ..., Any
 ]  # rule(tick, module, forward, *args, **kwargs), in place of forward(*args, **kwargs)
 _RNG = "rng"
+PICTURE = "picture"  # key of a state in which a picture is begun
 
 
 class Engine(Protocol):
@@ -50,6 +51,23 @@ def whole_groups(position: int, wanted: int, total: int, size: int) -> int:
     if position == 0:
         return 1
     return min(max(1, wanted // size) * size, total - position)
+
+
+@runtime_checkable
+class StripwiseEngine(Engine, Protocol):
+    """An engine that can also take a chunk's pictures through its later layers in strips."""
+
+    def begin(self, state: State, chunk: Tensor, *, limit: int, ended: bool) -> State:
+        """Feed a chunk, like `advance`, but through the earlier layers only. Gives a state with `PICTURE`."""
+        ...
+
+    def finish(self, state: State, rows: int) -> Iterator[tuple[Tensor | None, State]]:
+        """The later layers for what was begun, in strips of at most `rows` latent rows.
+
+        Yields after each part that is done for good; the last brings the frames, and a state without
+        `PICTURE`. `state` is the engine's own: it may be written to.
+        """
+        ...
 
 
 class CallEngine(ABC):
@@ -125,20 +143,29 @@ class RuledEngine:
         """See `Engine.advance`."""
         if self._begin is not None:
             chunk = self._begin(chunk)
-        tick = Tick(
-            cells=dict(state),
+        tick = self._tick(state, limit=limit, ended=ended)
+        output = self._run(tick, chunk, {})
+        if output is not None and self._finish is not None:
+            output = self._finish(output, not state)
+        return output, tick.cells
+
+    def _tick(self, cells: State, *, limit: int, ended: bool) -> Tick:
+        return Tick(
+            cells=dict(cells),
             limit=limit,
             ended=ended,
             sink=self._sink,
             may_skip=not (self._seeded or self._hooked),
             touch=self._hooked,
         )
+
+    def _run(self, tick: Tick, chunk: Tensor, instead: Mapping[nn.Module, Forward]) -> Any:
+        """What `module` gives for this tick, or None; modules in `instead` run that and not their rule."""
         rules = {module: functools.partial(_bound, tick, rule) for module, rule in self._ruled.items()}
+        rules |= {module: functools.partial(_given, forward) for module, forward in instead.items()}
         with intercepted(rules), self._same_noise(tick, chunk.device):
             output = self._module(chunk, **self._kwargs)
-        if tick.no_output:
-            return None, tick.cells
-        return (output if self._finish is None else self._finish(output, not state)), tick.cells
+        return None if tick.no_output else output
 
     @contextmanager
     def _same_noise(self, tick: Tick, device: torch.device) -> Iterator[None]:
@@ -164,6 +191,10 @@ class RuledEngine:
 
 def _bound(tick: Tick, rule: Rule, module: nn.Module, forward: Forward) -> Forward:
     return functools.partial(rule, tick, module, forward)
+
+
+def _given(instead: Forward, module: nn.Module, forward: Forward) -> Forward:
+    return functools.partial(instead, module, forward)
 
 
 def _rng_state(device: torch.device) -> Tensor:

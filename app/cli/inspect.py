@@ -90,7 +90,8 @@ def _disk(settings: Any) -> Finding:
 
 
 def _database(settings: Any) -> Finding:
-    from app.store import StoreError, open_store
+    from app.service import open_store
+    from app.store import StoreError
 
     url = settings.resolved_database_url
     try:
