@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from adaptive.attach import enable as enable
     from adaptive.decoder import AdaptiveDecoder as AdaptiveDecoder
     from adaptive.decoder import DecodeEvent as DecodeEvent
+    from adaptive.encoder import AdaptiveEncoder as AdaptiveEncoder
+    from adaptive.encoder import EncodePlan as EncodePlan
     from adaptive.encoder import encode as encode
     from adaptive.encoder import stream_encode as stream_encode
     from adaptive.errors import AdaptiveError as AdaptiveError
@@ -38,12 +40,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdaptiveDecoder": "decoder",
+    "AdaptiveEncoder": "encoder",
     "AdaptiveError": "errors",
     "DecodeEvent": "decoder",
     "DecodeOutOfMemory": "errors",
     "DecodePlan": "types",
     "DecodeReport": "types",
     "DoesNotFit": "errors",
+    "EncodePlan": "encoder",
     "LatentShape": "types",
     "MemoryProfile": "memory",
     "MemoryReading": "types",

@@ -90,6 +90,12 @@ class LoadedModel:
         on_event("denoise_plan", told)
         return told
 
+    @property
+    def encode_plan(self) -> Json:
+        """How the last request's images were encoded, where that was to be decided."""
+        plan = getattr(self._pipe, "encode_plan", None)
+        return {} if plan is None else {"encode": plan.as_json()}
+
     def _denoiser_bytes_to_come(self) -> int:
         """Weights of the denoiser that offloading brings to the device only when it runs."""
         parts = [

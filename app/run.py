@@ -120,7 +120,7 @@ class JobRun:
             save_calls([recorded], artifacts.latents)
         path = str(artifacts.latents.relative_to(self._settings.data_dir))
         seconds = round(time.monotonic() - started, 3)
-        data = {"steps": spec.num_inference_steps, "seconds": seconds, **plan}
+        data = {"steps": spec.num_inference_steps, "seconds": seconds, **plan, **model.encode_plan}
         self._held(self._store.checkpoint(self._job.id, self._token, path, data))
         return recorded
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from app.pipelines.dynamicrafter.defaults import SIZE_MULTIPLE
@@ -34,6 +35,18 @@ def spread(tensor: torch.Tensor, batch: int) -> torch.Tensor:
     if len(tensor) not in (1, batch):
         raise ValueError(f"{len(tensor)} images or prompts do not go with {batch} prompts")
     return tensor.expand(batch, *tensor.shape[1:])
+
+
+def initial_latents(latents: torch.Tensor | None, like: torch.Tensor, generator: Generators) -> torch.Tensor:
+    """The noise that denoising starts from, drawn unless given, of the shape, dtype and device of `like`."""
+    if latents is None:
+        drawn: torch.Tensor = randn_tensor(
+            like.shape, generator=generator, device=like.device, dtype=like.dtype
+        )
+        return drawn
+    if latents.shape != like.shape:
+        raise ValueError(f"latents are {tuple(latents.shape)}; this call needs {tuple(like.shape)}")
+    return latents.to(like.device, like.dtype)
 
 
 def check_call(

@@ -1,9 +1,9 @@
 """The DynamiCrafter pipeline: an image and a prompt -> sixteen frames.
 
-Owns the order of the work. Encodes and decodes frames folded in the batch of `vae.encode` and `vae.decode`,
-all at once unless told otherwise, so those two calls are where memory is decided from outside. Whatever
-`vae.decode` returns is only reshaped and scaled afterwards: nothing else depends on the decoded frames or on
-their size.
+Owns the order of the work. Encodes as many images at a time as fit the memory that is free. Decodes frames
+folded in the batch of `vae.decode`, all at once unless told otherwise, so that call is where memory is
+decided from outside. Whatever it returns is only reshaped and scaled afterwards: nothing else depends on the
+decoded frames or on their size.
 """
 
 from pathlib import Path
@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
+from adaptive.encoder import AdaptiveEncoder, EncodePlan
+from adaptive.policy import Policy
 from app.pipelines.dynamicrafter.call import (
     DynamiCrafterPipelineOutput,
     Generators,
     OutputType,
     StepCallback,
     check_call,
+    initial_latents,
     spread,
 )
 from app.pipelines.dynamicrafter.components import PartialConfigs
@@ -74,6 +76,8 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         self._interrupt = False
         self._num_timesteps = 0
         self._guidance_passes = 1
+        self._encode_policy = Policy()
+        self.encode_plan: EncodePlan | None = None
 
     @classmethod
     def from_single_file(
@@ -113,8 +117,9 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
     ) -> DenoisePlan:
         """Make coming calls of that shape denoise in `budget_bytes` above the weights, as fast as they allow.
 
-        Sets the UNet's slices and the passes of guidance; what is generated stays the same. The first plan
-        for a shape traces the UNet, which takes seconds. Raises DoesNotFit where no way is small enough.
+        Sets the UNet's slices and the passes of guidance, and what encoding images may take; what is
+        generated stays the same. The first plan for a shape traces the UNet, which takes seconds. Raises
+        DoesNotFit where no way is small enough.
         """
         factor = self.vae_scale_factor
         shape = DenoiseShape(num_frames, height // factor, width // factor)
@@ -123,6 +128,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         plan = plan_denoise(peaks, guided=guided, budget_bytes=budget_bytes)
         self.unet.set_attention_slice(plan.rung.slices)
         self._guidance_passes = plan.rung.guidance_passes
+        self._encode_policy = Policy(budget_bytes=budget_bytes, reserve_bytes=0)
         return plan
 
     def encode_prompt(self, prompt: str | list[str]) -> torch.Tensor:
@@ -152,13 +158,23 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         """Images `[N, 3, H, W]` in [-1, 1] -> scaled latents `[N, 4, h, w]`, drawn from the VAE's
         distribution.
 
-        The noise is drawn once for all images, so any `chunk_size` gives the same latents.
+        Without a `chunk_size` the memory that is free decides, and `encode_plan` says how. The noise is drawn
+        once for all images, so any `chunk_size` gives the same latents. Raises DoesNotFit where no way fits.
         """
         images = images.to(self._execution_device, self.vae.dtype)
-        parts = [self.vae.encode(part).latent_dist for part in torch.split(images, chunk_size or len(images))]
-        if len(parts) > 1:
-            parts = [DiagonalGaussianDistribution(torch.cat([part.parameters for part in parts]))]
-        latents: torch.Tensor = parts[0].sample(generator).float() * self.vae.config.scaling_factor
+        self.encode_plan = None
+        if chunk_size is None and len(images) > 1:
+            encoder = AdaptiveEncoder(self.vae, policy=self._encode_policy)
+            parameters, self.encode_plan = encoder.encode(
+                images.transpose(0, 1)[None], posterior="parameters"
+            )
+            posterior = DiagonalGaussianDistribution(parameters[0].transpose(0, 1))
+        elif chunk_size is None or chunk_size >= len(images):
+            posterior = self.vae.encode(images).latent_dist
+        else:
+            parts = [self.vae.encode(part).latent_dist.parameters for part in torch.split(images, chunk_size)]
+            posterior = DiagonalGaussianDistribution(torch.cat(parts))
+        latents: torch.Tensor = posterior.sample(generator).float() * self.vae.config.scaling_factor
         return latents
 
     def decode_latents(self, latents: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
@@ -206,7 +222,8 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         per second. `latents`: the initial noise `[B, 4, T, h, w]`. `prompt_embeds`, `negative_prompt_embeds`:
         results of `encode_prompt`, in place of prompts. `guidance_passes`: 2 runs the guided and the unguided
         prediction one after the other, in half the memory. `encode_chunk_size`, `decode_chunk_size`: images a
-        VAE call (default all). Values left None are the published ones of this model.
+        VAE call; None is as many as fit for encoding and all for decoding. Other values left None are the
+        published ones of this model.
         Raises ValueError for sizes that are no multiple of 64 and for arguments that contradict each other.
         """
         defaults = self.defaults
@@ -232,7 +249,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
             self._image_latents(first, last, len(text), num_frames, generator, encode_chunk_size),
             torch.full((len(text),), fs, device=self._execution_device),
         )
-        latents = self._initial_latents(latents, conditions.image_latents, generator)
+        latents = initial_latents(latents, conditions.image_latents, generator)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         latents = self._denoise(
             latents,
@@ -305,13 +322,3 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
             generators = generator * 2 if isinstance(generator, list) else generator
             start, end = self.encode_latents(pair, generators, chunk_size).chunk(2)
         return conditioning_latents(start, None if last is None else end, num_frames)
-
-    def _initial_latents(
-        self, latents: torch.Tensor | None, like: torch.Tensor, generator: Generators
-    ) -> torch.Tensor:
-        if latents is None:
-            latents = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-        if latents.shape != like.shape:
-            raise ValueError(f"latents are {tuple(latents.shape)}; this call needs {tuple(like.shape)}")
-        initial: torch.Tensor = latents.to(like.device, like.dtype) * self.scheduler.init_noise_sigma
-        return initial

@@ -12,6 +12,7 @@ import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 from PIL import Image
 
+from adaptive import AdaptiveEncoder, Policy
 from app.pipelines.dynamicrafter import DEFAULTS, DynamiCrafterPipeline, build_tiny_pipeline
 from app.pipelines.dynamicrafter.attention import ImageCrossAttention
 from app.pipelines.dynamicrafter.defaults import SIZE_MULTIPLE
@@ -115,6 +116,32 @@ def test_chunk_sizes_reach_every_call_of_the_vae(
     _run(tiny, last_image=_photo(1), decode_chunk_size=chunk, encode_chunk_size=chunk)
     expected = {1: ([1, 1], [1] * 16), 5: ([2], [5, 5, 5, 1])}[chunk]
     assert (sizes["encode"], sizes["decode"]) == expected
+
+
+def test_how_many_images_are_encoded_at_a_time_follows_the_memory_that_is_free(
+    tiny: DynamiCrafterPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    original = tiny.vae.encode
+
+    def note(frames: torch.Tensor, **named: Any) -> Any:
+        sizes.append(len(frames))
+        return original(frames, **named)
+
+    monkeypatch.setattr(tiny.vae, "encode", note)
+    images = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    encoder = AdaptiveEncoder(tiny.vae, policy=Policy(budget_bytes=2**40))
+    latents = {}
+    for strategy, below in (("batched", 17), ("chunked", 6), ("per_frame", 2)):
+        needed = encoder.plan((1, 3, 16, 64, 64), below=below).predicted_peak_bytes
+        monkeypatch.setattr(tiny, "_encode_policy", Policy(budget_bytes=needed))
+        with torch.no_grad():
+            latents[strategy] = tiny.encode_latents(images, torch.Generator().manual_seed(2))
+        assert tiny.encode_plan is not None
+        assert tiny.encode_plan.as_json()["strategy"] == strategy
+    assert sizes == [16, 4, 4, 4, 4, *[1] * 16]
+    assert _difference(latents["batched"], latents["chunked"]) < 1e-5
+    assert _difference(latents["batched"], latents["per_frame"]) < 1e-5
 
 
 def test_two_guidance_passes_give_the_same_frames(

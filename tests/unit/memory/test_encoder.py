@@ -1,0 +1,98 @@
+"""Encoding in the memory that is free: the most frames at a time that fit, the same latents at every size."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from adaptive import AdaptiveEncoder, DoesNotFit, Policy, encode
+from adaptive.residuals import Residuals
+from adaptive.testing import ScriptedProbe
+from adaptive.trace import trace_peak
+
+SHAPE = (1, 3, 16, 32, 48)
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    sizes = {"block_out_channels": [8, 16], "norm_num_groups": 4, "latent_channels": 4}
+    return AutoencoderKL(**blocks, **sizes).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def video() -> torch.Tensor:
+    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def encoder(vae: AutoencoderKL, free_bytes: int, **policy: Any) -> AdaptiveEncoder:
+    return AdaptiveEncoder(vae, probe=ScriptedProbe([free_bytes]), policy=Policy(reserve_bytes=0, **policy))
+
+
+def needs(vae: AutoencoderKL, frames_per_chunk: int) -> int:
+    """What a plan says of the chunk size, from the plan that was refused everything larger."""
+    return encoder(vae, 2**40).plan(SHAPE, below=frames_per_chunk + 1).predicted_peak_bytes
+
+
+@pytest.mark.parametrize("frames_per_chunk", [16, 8, 4, 1])
+def test_the_most_frames_that_fit_are_encoded_at_a_time(vae: AutoencoderKL, frames_per_chunk: int) -> None:
+    just_enough = needs(vae, frames_per_chunk)
+    plan = encoder(vae, just_enough).plan(SHAPE)
+    assert (plan.frames_per_chunk, plan.predicted_peak_bytes) == (frames_per_chunk, just_enough)
+    strategy = {16: "batched", 1: "per_frame"}.get(frames_per_chunk, "chunked")
+    assert plan.as_json()["strategy"] == strategy
+    capped = encoder(vae, 2**40, budget_bytes=just_enough).plan(SHAPE)
+    assert capped.frames_per_chunk == frames_per_chunk
+
+
+def test_what_cannot_be_encoded_frame_by_frame_is_refused_with_its_bytes(vae: AutoencoderKL) -> None:
+    least = needs(vae, 1)
+    with pytest.raises(DoesNotFit) as caught:
+        encoder(vae, least - 1).plan(SHAPE)
+    assert (caught.value.needed_bytes, caught.value.budget_bytes) == (least, least - 1)
+
+
+@pytest.mark.parametrize("frames_per_chunk", [16, 3, 1])
+def test_prediction_is_what_a_real_encode_holds(
+    vae: AutoencoderKL, video: torch.Tensor, frames_per_chunk: int
+) -> None:
+    chunk = None if frames_per_chunk == 16 else frames_per_chunk
+    real = trace_peak(lambda: encode(vae, video, frames_per_chunk=chunk, posterior="parameters")).peak_bytes
+    strategy = {16: "batched", 1: "per_frame"}.get(frames_per_chunk, "chunked")
+    predicted = Residuals("cpu").estimate("kl", "float32", strategy, real).upper_bytes
+    assert needs(vae, frames_per_chunk) == predicted
+
+
+@pytest.mark.parametrize("frames_per_chunk", [16, 5, 1])
+def test_latents_are_the_same_whatever_fits(
+    vae: AutoencoderKL, video: torch.Tensor, frames_per_chunk: int
+) -> None:
+    expected = encode(vae, video, posterior="parameters")
+    found, plan = encoder(vae, needs(vae, frames_per_chunk)).encode(video, posterior="parameters")
+    assert plan.frames_per_chunk == {5: 4}.get(frames_per_chunk, frames_per_chunk)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_running_out_of_memory_leads_to_smaller_chunks(
+    vae: AutoencoderKL, video: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    original = vae.encode
+
+    def scarce(frames: torch.Tensor, **named: Any) -> Any:
+        sizes.append(len(frames))
+        if len(frames) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(frames, **named)
+
+    expected = encode(vae, video)
+    monkeypatch.setattr(vae, "encode", scarce)
+    found, plan = encoder(vae, 2**40).encode(video)
+    assert sizes == [16, 8, 6, 4, 4, 4, 4]
+    assert plan.frames_per_chunk == 4
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    monkeypatch.setattr(vae, "encode", lambda *_, **__: scarce(torch.zeros(5)))
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder(vae, 2**40).encode(video)
