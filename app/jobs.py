@@ -124,8 +124,12 @@ class JobSpec(BaseModel):
         return self.num_frames - self.loop
 
     def fingerprint(self, image: bytes, last_image: bytes | None = None) -> str:
-        """Digest of the request as a whole; two requests with equal digests ask for the same work."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Digest of the request as a whole; two requests with equal digests ask for the same work.
+
+        A field at its default is left out: a version with more fields knows an earlier one's requests again.
+        """
+        asked = self.model_dump(mode="json", exclude_defaults=True)
+        canonical = json.dumps(asked, sort_keys=True, separators=(",", ":"))
         images = b"".join(hashlib.sha256(data).digest() for data in (image, last_image) if data is not None)
         return hashlib.sha256(images + canonical.encode()).hexdigest()
 

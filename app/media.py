@@ -15,6 +15,8 @@ from typing import Final
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from app import pieces
+
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
 ORIENTATION: Final = 0x0112  # the EXIF tag
 MIN_SIDE: Final = 8
@@ -80,6 +82,9 @@ def open_image(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
 def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
     if not data:
         raise ImageRejected("missing_image", "the image is empty")
+    excess = pieces.too_many(data)
+    if excess is not None:
+        raise ImageRejected("image_too_complex", f"the image has {excess}")
     _check_size(_webp_canvas(data), limits)
     with _damage_named():
         try:
@@ -123,10 +128,19 @@ def _check_size(size: tuple[int, int] | None, limits: ImageLimits) -> None:
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:
-    """Size in an extended WebP header: the decoder allocates the canvas as soon as it opens the file."""
-    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or len(data) < 30:
+    """Size in a WebP header of any kind: the decoder allocates the canvas as soon as it opens the file."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return None
-    return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    match data[12:16]:
+        case b"VP8X":
+            return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+        case b"VP8L":  # a signature byte, then 14 bits each, less one
+            bits = int.from_bytes(data[21:25], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":  # after the key frame's tag and start code, 14 bits each and 2 of scaling
+            width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+            return width, height
+    return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from adaptive.nvml import Nvml, NvmlState, cuda_visible_uuid
 from app.config import ConfigError, Settings
-from app.store import JobStore, StoreError
+from app.store import JobStore, StoreError, open_store
 from app.supervisor import ChildSpec, Supervisor
 
 log = logging.getLogger(__name__)
@@ -54,19 +54,6 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
             supervisor.run()
         finally:
             (settings.data_dir / SERVICE_FILE).unlink(missing_ok=True)
-
-
-def open_store(settings: Settings) -> JobStore:
-    """The job table as the settings describe it."""
-    return JobStore(
-        settings.resolved_database_url,
-        max_queued=settings.max_queued,
-        max_queued_of_owner=settings.max_queued_per_key,
-        max_attempts=settings.max_attempts,
-        max_skips=settings.max_skips,
-        priority_seconds=settings.priority_seconds,
-        result_ttl_seconds=settings.result_ttl_seconds,
-    )
 
 
 def child_specs(settings: Settings, listener_fd: int) -> list[ChildSpec]:

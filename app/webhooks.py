@@ -13,11 +13,13 @@ import http.client
 import ipaddress
 import json
 import logging
+import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 from app.jobs import Json
@@ -27,6 +29,8 @@ from app.store.deliveries import Delivery
 log = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 10.0
 IDLE_SECONDS = 1.0
+# IPv6 whose last 32 bits are an IPv4 address: NAT64, and the old IPv4-compatible form.
+IPV4_WITHIN = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
 # Some minutes at first, then hours: a receiver that is down for a night still hears of its jobs.
 RETRY_SECONDS = (5.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 21600.0)
 
@@ -98,7 +102,7 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1])
         if inner:
             return _is_public(inner)
-        if address in ipaddress.ip_network("64:ff9b::/96"):  # IPv4 behind NAT64
+        if any(address in network for network in IPV4_WITHIN):
             return _is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return address.is_global and not address.is_multicast
 
@@ -120,16 +124,45 @@ def post(url: str, body: bytes, headers: dict[str, str], *, allow_private: bool)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
     try:
-        raw = socket.create_connection((address, port), timeout=TIMEOUT_SECONDS)
-        connection.sock = (
-            ssl.create_default_context().wrap_socket(raw, server_hostname=host) if secure else raw
-        )
-        connection.request("POST", target, body, headers)
-        return connection.getresponse().status
+        connection.sock = _connected(address, port, host if secure else None)
+        with _ended_after(TIMEOUT_SECONDS, connection.sock):
+            connection.request("POST", target, body, headers)
+            return connection.getresponse().status
     except http.client.HTTPException as error:
         raise OSError(f"no HTTP answer: {error!r}") from error
     finally:
         connection.close()
+
+
+def _connected(address: str, port: int, name: str | None) -> socket.socket:
+    """A connection to exactly that address; over TLS, for the host of that name, where one is given."""
+    raw = socket.create_connection((address, port), timeout=TIMEOUT_SECONDS)
+    if name is None:
+        return raw
+    with _ended_after(TIMEOUT_SECONDS, raw):
+        return ssl.create_default_context().wrap_socket(raw, server_hostname=name)
+
+
+@contextmanager
+def _ended_after(seconds: float, connection: socket.socket) -> Iterator[None]:
+    """Cut the connection when the block takes longer.
+
+    A socket's own timeout starts anew with every byte; a receiver that dribbles would keep others waiting.
+    """
+    # A TLS socket takes over the plain one, and cannot be duplicated itself.
+    handle = socket.socket(fileno=os.dup(connection.fileno()))
+    cut = threading.Timer(seconds, _shut, [handle])
+    cut.start()
+    try:
+        yield
+    finally:
+        cut.cancel()
+        handle.close()
+
+
+def _shut(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class Webhooks:

@@ -4,7 +4,8 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_PARTS = 64
 MAX_FIELD_BYTES = 64 * 1024
+# Python makes some 70 bytes of every value, however short: 30 MB of "[]," would become 800.
+MAX_JSON_VALUES = 100_000
 READ_SECONDS = 60.0
 # A client that is still sending cannot read our answer: what is over the limit is thrown away for a while
 # before it comes.
@@ -34,8 +37,45 @@ class Parts:
     images: dict[str, bytes] = field(default_factory=dict)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, while it stays within `max_bytes` and comes within a minute; problems 413 and 408
+class BodyMemory:
+    """How much the bodies of all requests together may take. Lives in one event loop, so needs no lock."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._taken_bytes = 0
+
+    @contextmanager
+    def share(self) -> Iterator["BodyShare"]:
+        """One request's share; given back at the end of the block."""
+        share = BodyShare(self)
+        try:
+            yield share
+        finally:
+            self._taken_bytes -= share.taken_bytes
+
+    def take(self, count: int) -> None:
+        """Problem 503 where that is more than is left."""
+        if self._taken_bytes + count > self._limit_bytes:
+            headers = {"Retry-After": "2", "Connection": "close"}
+            raise Problem(503, "busy", "too many large requests are being taken in", headers=headers)
+        self._taken_bytes += count
+
+
+@dataclass(slots=True)
+class BodyShare:
+    """What one request has taken of the memory for bodies."""
+
+    memory: BodyMemory
+    taken_bytes: int = 0
+
+    def take(self, count: int) -> None:
+        """As `BodyMemory.take`."""
+        self.memory.take(count)
+        self.taken_bytes += count
+
+
+async def read_body(request: Request, max_bytes: int, share: BodyShare) -> bytes:
+    """The body, while it stays within `max_bytes` and comes within a minute; problems 413, 408 and 503
     otherwise.
     """
     received = bytearray()
@@ -47,6 +87,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             async for chunk in request.stream():
                 total += len(chunk)
                 if total <= max_bytes:
+                    share.take(len(chunk))
                     received += chunk
                 else:
                     received.clear()
@@ -90,6 +131,9 @@ def take_apart(
 
 def from_json(body: bytes) -> dict[str, Any]:
     """A JSON object."""
+    values = sum(body.count(mark) for mark in (b",", b"[", b"{"))
+    if values > MAX_JSON_VALUES:
+        raise Problem(400, "json_too_complex", f"the body has more than {MAX_JSON_VALUES:,} values")
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -170,8 +214,8 @@ class _Collector:
 
 def _from_multipart(boundary: bytes, body: bytes, image_fields: Collection[str]) -> Parts:
     collector = _Collector(image_fields)
-    parser = python_multipart.MultipartParser(boundary, collector.callbacks())
     try:
+        parser = python_multipart.MultipartParser(boundary, collector.callbacks())
         parser.write(body)
         parser.finalize()
     except FormParserError as error:

@@ -10,6 +10,8 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
+    # The page sets its own. Anything else, such as a picture that is opened by itself, may run nothing.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 

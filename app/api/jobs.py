@@ -121,7 +121,7 @@ def delete_video(job_id: str, service: TheService, owner: Caller) -> None:
     "/jobs/{job_id}/image",
     summary="The image a job starts from",
     response_class=Response,
-    responses={200: {"content": {"image/*": {}}}, **documented(401, 404)},
+    responses={200: {"content": {"image/*": {}}}, **documented(401, 404, 410)},
 )
 def get_image(job_id: str, service: TheService, owner: Caller) -> Response:
     """The image as it was sent."""

@@ -16,7 +16,14 @@ from starlette.exceptions import HTTPException
 from adaptive.errors import UnsupportedVae
 from app.admission import FitsNowhere, ProfilePending
 from app.media import ImageRejected
-from app.store import IdempotencyConflict, NoSuchJob, QueueFull, StoreUnavailable, WrongState
+from app.store import (
+    IdempotencyConflict,
+    NoSuchJob,
+    QueueFull,
+    ResultExpired,
+    StoreUnavailable,
+    WrongState,
+)
 from app.webhooks import WebhookRefused
 
 MEDIA_TYPE = "application/problem+json"
@@ -86,6 +93,8 @@ def problem_of(error: Exception) -> Problem | None:
             return error
         case NoSuchJob():
             return Problem(404, "no_such_job", str(error))
+        case ResultExpired():
+            return Problem(410, "result_expired", str(error))
         case WrongState():
             return Problem(409, "wrong_state", str(error), data={"job_status": error.job.status})
         case IdempotencyConflict():
@@ -182,6 +191,7 @@ def install(app: FastAPI) -> None:
     for kind in (
         Problem,
         NoSuchJob,
+        ResultExpired,
         WrongState,
         IdempotencyConflict,
         QueueFull,

@@ -104,3 +104,11 @@ VIDEO_BODY = _body(
 )
 PLAN_BODY = _body({**_plan_schema(), "example": EXAMPLE}, _plan_schema())
 REDECODE_BODY = _body({**_redecode_schema(), "example": {"decode_strategy": "per_frame"}}, required=False)
+SESSION_BODY = _body(
+    {
+        "type": "object",
+        "properties": {"key": {"type": "string"}},
+        "required": ["key"],
+        "example": {"key": "ff_..."},
+    }
+)

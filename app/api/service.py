@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from adaptive.nvml import Nvml
 from app.admission import Admission, LoadProfile
+from app.api.bodies import BodyMemory
 from app.api.eta import RunTimes
 from app.api.feed import EventFeed
 from app.api.views import job_view
@@ -18,11 +19,12 @@ from app.jobs import Job, JobStatus, Json, WorkerRow
 from app.keys import KeyRing, load_keys
 from app.media import ImageLimits
 from app.metrics import LiveGauges, ServiceMetrics
-from app.store import JobStore, NoSuchJob, StoreError
+from app.store import JobStore, NoSuchJob, StoreError, open_store
 from app.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 2.0
+BODIES_AT_ONCE = 8  # of the largest size; thousands of usual ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Service:
     run_times: RunTimes
     nvml: Nvml
     image_limits: ImageLimits
+    body_memory: BodyMemory
     webhooks: Webhooks | None
     stopping: threading.Event
 
@@ -89,15 +92,7 @@ class Service:
 def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
     """All parts, nothing started."""
     models = load_models(settings)
-    store = JobStore(
-        settings.resolved_database_url,
-        max_queued=settings.max_queued,
-        max_queued_of_owner=settings.max_queued_per_key,
-        max_attempts=settings.max_attempts,
-        max_skips=settings.max_skips,
-        priority_seconds=settings.priority_seconds,
-        result_ttl_seconds=settings.result_ttl_seconds,
-    )
+    store = open_store(settings)
     alive_seconds = 3 * settings.heartbeat_seconds
     metrics = ServiceMetrics({name: entry.vae_class for name, entry in models.items()})
     nvml = Nvml()
@@ -122,6 +117,7 @@ def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
         run_times=run_times,
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
+        body_memory=BodyMemory(BODIES_AT_ONCE * settings.max_body_bytes),
         webhooks=_webhooks(settings, models, store),
         stopping=threading.Event(),
     )

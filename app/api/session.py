@@ -1,21 +1,43 @@
 """POST /session and DELETE /session: the page's way to use an API key without scripts ever holding it."""
 
-from typing import Annotated
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.access import COOKIE
+from app.api.bodies import from_json, read_body
 from app.api.problems import Problem, documented
+from app.api.schemas import SESSION_BODY
 from app.api.service import TheService
 
 router = APIRouter(tags=["service"])
 LIFETIME_SECONDS = 30 * 24 * 3600
-Key = Annotated[str, Body(embed=True, max_length=500)]
+MAX_BODY_BYTES = 4096
 
 
-@router.post("/session", status_code=204, summary="Keep a key as a cookie", responses=documented(401, 422))
-def open_session(key: Key, request: Request, response: Response, service: TheService) -> None:
+async def _fields(request: Request, service: TheService) -> AsyncIterator[dict[str, Any]]:
+    with service.body_memory.share() as share:
+        yield from_json(await read_body(request, MAX_BODY_BYTES, share))
+
+
+@router.post(
+    "/session",
+    status_code=204,
+    summary="Keep a key as a cookie",
+    responses=documented(400, 401, 408, 413, 422, 503),
+    openapi_extra=SESSION_BODY,
+)
+def open_session(
+    request: Request,
+    response: Response,
+    service: TheService,
+    fields: Annotated[dict[str, Any], Depends(_fields)],
+) -> None:
     """Answers with a cookie that holds the key, out of the reach of scripts and of other sites."""
+    key = fields.get("key")
+    if not isinstance(key, str):
+        raise Problem(422, "missing_field", 'send the key as {"key": "..."}')
     if service.keys.find(key) is None:
         raise Problem(401, "unauthorized", "the key is not known")
     response.set_cookie(

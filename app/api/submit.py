@@ -1,6 +1,6 @@
 """Routes that take work in: POST /generate, POST /plan, POST /jobs/{id}/redecode."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -24,9 +24,10 @@ router = APIRouter()
 IDEMPOTENCY_KEY_LENGTH = 200
 
 
-async def _body(request: Request, service: TheService) -> bytes:
+async def _body(request: Request, service: TheService) -> AsyncIterator[bytes]:
     # The one thing a request needs an event loop for: everything after it runs in a thread.
-    return await read_body(request, service.settings.max_body_bytes)
+    with service.body_memory.share() as share:
+        yield await read_body(request, service.settings.max_body_bytes, share)
 
 
 Body = Annotated[bytes, Depends(_body)]
@@ -147,7 +148,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
     status_code=202,
     tags=["jobs"],
     summary="Decode an ended job again",
-    responses=documented(400, 401, 404, 408, 409, 413, 422, 503),
+    responses=documented(400, 401, 404, 408, 409, 410, 413, 422, 503),
     openapi_extra=REDECODE_BODY,
 )
 def redecode(job_id: str, service: TheService, owner: Caller, body: Body) -> Json:

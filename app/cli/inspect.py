@@ -90,8 +90,7 @@ def _disk(settings: Any) -> Finding:
 
 
 def _database(settings: Any) -> Finding:
-    from app.service import open_store
-    from app.store import StoreError
+    from app.store import StoreError, open_store
 
     url = settings.resolved_database_url
     try:

@@ -87,7 +87,7 @@ def worker(
     from app.engine import Engine
     from app.lifeline import EXIT_DEVICE_UNAVAILABLE
     from app.logs import configure
-    from app.service import open_store
+    from app.store import open_store
     from app.worker import Worker
 
     configure(settings.log_level)

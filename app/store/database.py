@@ -2,34 +2,41 @@
 
 Every write of a process goes through `Writer`: many callers, one transaction. While one commit waits for the
 disk the next operations gather, so that a single fsync makes many of them durable. Other processes open the
-same SQLite file; they wait for each other in `BEGIN IMMEDIATE`, never half-way through a transaction.
+same database; a transaction that writes takes the one write lock as it begins (SQLite: `BEGIN IMMEDIATE`,
+PostgreSQL: an advisory lock), never half-way through. So events are committed in the order of their numbers,
+and whoever has read up to a number has missed none below it.
 """
 
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.store.errors import StoreUnavailable
+from app.store.transaction import Rules, Transaction
 
 T = TypeVar("T")
+Operation = Callable[[Transaction], Any]
 BUSY_TIMEOUT_SECONDS = 15.0
 MAX_BATCH = 128
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
+# Any number that other users of the same PostgreSQL database do not lock: "framefit" in ASCII, less the sign.
+_WRITE_LOCK = int.from_bytes(b"framefit") >> 1
 
 
 def open_engines(url: str) -> tuple[Engine, Engine]:
     """An engine for writes (each transaction takes the write lock at once) and one for reads."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed), create_engine(parsed, isolation_level="AUTOCOMMIT", pool_size=40)
+        return _open_postgresql(parsed)
     if parsed.database in (None, "", ":memory:"):
         raise ValueError("the job store needs a database file: jobs are shared between processes")
     Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +47,19 @@ def open_engines(url: str) -> tuple[Engine, Engine]:
         event.listen(engine, "connect", _set_pragmas)
     event.listen(writes, "connect", _leave_transactions_to_us)
     event.listen(writes, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return writes, reads
+
+
+def _open_postgresql(url: URL) -> tuple[Engine, Engine]:
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    try:
+        writes = create_engine(url, pool_pre_ping=True)
+        reads = create_engine(url, pool_pre_ping=True, isolation_level="AUTOCOMMIT", pool_size=40)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}: for PostgreSQL install framefit[postgres]") from None
+    lock = text("select pg_advisory_xact_lock(:key)").bindparams(key=_WRITE_LOCK)
+    event.listen(writes, "begin", lambda connection: connection.execute(lock))
     return writes, reads
 
 
@@ -78,20 +98,30 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text("select version_num from alembic_version")).scalar()
 
 
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A connection for reads, outside any transaction; `StoreUnavailable` where the database refuses."""
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except DBAPIError as error:
+        raise _translated(error) from error
+
+
 class Writer:
     """Runs write operations, in order, on one thread; a call returns when its effects are durable."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, rules: Rules, clock: Callable[[], float]) -> None:
         self._engine = engine
-        self._inbox: queue.SimpleQueue[tuple[Callable[[Connection], Any], Future[Any]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._rules = rules
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[tuple[Operation, Future[Any]] | None] = queue.SimpleQueue()
         self._closed = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="store-writer", daemon=True)
         self._thread.start()
 
-    def run(self, operation: Callable[[Connection], T]) -> T:
+    def run(self, operation: Callable[[Transaction], T]) -> T:
         """Run `operation` inside a savepoint of the next transaction and return its result once that is
         committed.
 
@@ -122,7 +152,7 @@ class Writer:
             if last:
                 return
 
-    def _next_batch(self) -> tuple[list[tuple[Callable[[Connection], Any], Future[Any]]], bool]:
+    def _next_batch(self) -> tuple[list[tuple[Operation, Future[Any]]], bool]:
         batch = []
         item = self._inbox.get()
         while item is not None:
@@ -135,12 +165,14 @@ class Writer:
                 return batch, False
         return batch, True
 
-    def _commit(self, batch: list[tuple[Callable[[Connection], Any], Future[Any]]]) -> None:
+    def _commit(self, batch: list[tuple[Operation, Future[Any]]]) -> None:
         outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
+        queued: dict[str, int] = {}
         try:
             with self._engine.begin() as connection:
                 for operation, future in batch:
-                    outcomes.append((future, *_attempt(connection, operation)))
+                    transaction = Transaction(connection, self._clock(), self._rules, queued)
+                    outcomes.append((future, *_attempt(transaction, operation)))
         except Exception as error:
             refusal = _translated(error)
             for _, future in batch:
@@ -153,26 +185,26 @@ class Writer:
                 future.set_exception(problem)
 
 
-def _attempt(
-    connection: Connection, operation: Callable[[Connection], Any]
-) -> tuple[Any, BaseException | None]:
-    savepoint = connection.begin_nested()
+def _attempt(transaction: Transaction, operation: Operation) -> tuple[Any, BaseException | None]:
+    savepoint = transaction.connection.begin_nested()
     try:
-        result = operation(connection)
+        result = operation(transaction)
         savepoint.commit()
         return result, None
     except DBAPIError as error:
         if not savepoint.is_active or _is_refusal(error):
             raise  # the whole transaction is lost: a full disk, a lost connection
-        savepoint.rollback()
-        return None, error
+        problem: BaseException = error
     except Exception as error:
-        savepoint.rollback()
-        return None, error
+        problem = error
+    transaction.queued.clear()
+    savepoint.rollback()
+    return None, problem
 
 
 def _is_refusal(error: DBAPIError) -> bool:
-    return isinstance(error.orig, sqlite3.OperationalError) or error.connection_invalidated
+    # Locked, gone, out of space: both drivers call these operational.
+    return isinstance(error, OperationalError) or error.connection_invalidated
 
 
 def _translated(error: Exception) -> Exception:

@@ -5,7 +5,8 @@ StoreError
 ├── StoreUnavailable      the database refuses: locked, gone, disk full; nothing was written
 ├── QueueFull             the limit of waiting jobs is reached      (queued, limit)
 ├── IdempotencyConflict   the key belongs to another request        (job_id)
-└── WrongState            the job's status does not allow it        (job)
+├── WrongState            the job's status does not allow it        (job)
+└── ResultExpired         the job's image and result are gone       (job_id)
 """
 
 from app.jobs import Job
@@ -50,3 +51,11 @@ class WrongState(StoreError):
     def __init__(self, job: Job, wanted: str) -> None:
         self.job = job
         super().__init__(f"job {job.id} is {job.status}: it cannot be {wanted}")
+
+
+class ResultExpired(StoreError):
+    """The job's time is over: its image, latents and video are gone or about to go."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"what job {job_id} was made from and made was deleted when its time was over")

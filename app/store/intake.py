@@ -1,15 +1,16 @@
-"""What clients do to the job table: hand in, cancel, ask again. Runs inside the caller's transaction."""
+"""What clients do to the job table: hand in, cancel, ask again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from app.jobs import Job, JobSpec, JobStatus, Json, Stage
 from app.store import deliveries
-from app.store.errors import IdempotencyConflict, QueueFull, WrongState
+from app.store.errors import IdempotencyConflict, QueueFull, ResultExpired, WrongState
 from app.store.rows import append_event, dump, fetch_job, new_id
+from app.store.transaction import Transaction
 
 INSERT_JOB = text("""
     insert into jobs (id, status, stage, progress, spec, model, priority, rank, skips, needed_bytes, plan,
@@ -40,6 +41,11 @@ QUEUE_AGAIN = text("""
         cancel_requested = false, error = null, decode = null
     where id = :id and status in ('succeeded', 'failed', 'canceled')
 """)
+FAIL_QUEUED = text("""
+    update jobs set status = 'failed', stage = 'finished', finished_at = :now, expires_at = :expires_at,
+        error = :error
+    where id = :id and status = 'queued'
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,50 +66,65 @@ class Submission:
     max_queued_of_owner: int | None = None
 
 
+# Jobs that are handed in together keep their order: each ranks this much behind the one before.
+STEP_SECONDS = 1e-6
+
+
 def rank_of(now: float, priority: int, priority_seconds: float) -> float:
     """Sort key of the queue: the time of arrival, moved back by what the priority is worth in waiting."""
     return now - priority * priority_seconds
 
 
-def add(
-    connection: Connection,
-    submission: Submission,
-    *,
-    now: float,
-    max_queued: int,
-    max_queued_of_owner: int | None,
-    priority_seconds: float,
-) -> tuple[Job, bool]:
-    """Queue a job; `(job, False)` where its idempotency key already had the same one, which has not
-    failed.
+def submit(tx: Transaction, submission: Submission) -> tuple[Job, bool]:
+    """Queue a job; `(job, False)` where its idempotency key already had the same one, which has not failed.
+    Raises `QueueFull`, or `IdempotencyConflict` where the key was used for another request.
     """
-    key = submission.idempotency_key and f"{submission.owner or ''}:{submission.idempotency_key}"
-    earlier = key and _earlier(connection, key, submission.fingerprint)
-    if earlier:
-        return fetch_job(connection, earlier), False
-    owner_limit = submission.max_queued_of_owner or max_queued_of_owner
-    queued = _check_room(connection, submission.owner, max_queued, owner_limit)
-    spec, job_id = submission.spec, new_id()
+    return submit_all(tx, [submission])[0]
+
+
+def submit_all(tx: Transaction, submissions: Sequence[Submission]) -> list[tuple[Job, bool]]:
+    """As `submit`, for several jobs that are queued in this order, all of them or none."""
+    ids = sorted(new_id() for _ in submissions)
+    earlier = [_earlier(tx, each) for each in submissions]
+    new = [each for each, job_id in zip(submissions, earlier, strict=True) if job_id is None]
+    _check_room(tx, new)
+    return [
+        (_insert(tx, ids[n], each, tx.now + n * STEP_SECONDS), True)
+        if earlier[n] is None
+        else (fetch_job(tx.connection, str(earlier[n])), False)
+        for n, each in enumerate(submissions)
+    ]
+
+
+def _insert(tx: Transaction, job_id: str, submission: Submission, arrived_at: float) -> Job:
+    spec = submission.spec
     row = {
         "id": job_id,
         "spec": spec.model_dump_json(),
         "model": spec.model,
         "priority": spec.priority,
-        "rank": rank_of(now, spec.priority, priority_seconds),
+        "rank": rank_of(arrived_at, spec.priority, tx.rules.priority_seconds),
         "needed_bytes": submission.needed_bytes,
         "plan": dump(submission.plan),
         "owner": submission.owner,
-        "idempotency_key": key,
+        "idempotency_key": _scoped_key(submission),
         "fingerprint": submission.fingerprint,
-        "now": now,
+        "now": tx.now,
     }
-    connection.execute(INSERT_JOB, row)
+    tx.execute(INSERT_JOB, row)
     images = {"data": submission.image, "last_data": submission.last_image}
-    connection.execute(INSERT_IMAGE, {"job_id": job_id, **images})
-    append_event(connection, job_id, "accepted", {"model": spec.model, "priority": spec.priority}, now)
+    tx.execute(INSERT_IMAGE, {"job_id": job_id, **images})
+    append_event(tx, job_id, "accepted", {"model": spec.model, "priority": spec.priority})
+    queued = _queued(tx) + 1
+    tx.queued["all"] = queued
     # Counted from the tail, where new jobs stand: a long queue makes this no slower.
-    behind = connection.execute(COUNT_BEHIND, {"rank": row["rank"]}).scalar_one()
-    return _as_added(job_id, submission, now, queued + 1 - behind), True
+    behind = tx.execute(COUNT_BEHIND, {"rank": row["rank"]}).scalar_one()
+    return _as_added(job_id, submission, tx.now, queued - behind)
+
+
+def _scoped_key(submission: Submission) -> str | None:
+    key = submission.idempotency_key
+    return None if key is None else f"{submission.owner or ''}:{key}"
 
 
 def _as_added(job_id: str, submission: Submission, now: float, position: int) -> Job:
@@ -136,74 +157,102 @@ def _as_added(job_id: str, submission: Submission, now: float, position: int) ->
     )
 
 
-def _earlier(connection: Connection, key: str, fingerprint: str) -> str | None:
-    row = connection.execute(SELECT_KEY, {"key": key}).one_or_none()
+def _earlier(tx: Transaction, submission: Submission) -> str | None:
+    key = _scoped_key(submission)
+    row = None if key is None else tx.execute(SELECT_KEY, {"key": key}).one_or_none()
     if row is None:
         return None
-    if row.fingerprint != fingerprint:
+    if row.fingerprint != submission.fingerprint:
         raise IdempotencyConflict(row.id)
     if row.status in (JobStatus.FAILED, JobStatus.CANCELED):
-        connection.execute(DROP_KEY, {"id": row.id})  # a failed job may be tried again under its key
+        tx.execute(DROP_KEY, {"id": row.id})  # a failed job may be tried again under its key
         return None
     return str(row.id)
 
 
-def _check_room(connection: Connection, owner: str | None, limit: int, owner_limit: int | None) -> int:
-    """How many jobs are queued; `QueueFull` where one more would be too many."""
-    queued: int = connection.execute(COUNT_QUEUED).scalar_one()
-    if queued >= limit:
-        raise QueueFull(queued, limit)
+def _queued(tx: Transaction) -> int:
+    if "all" not in tx.queued:
+        tx.queued["all"] = tx.execute(COUNT_QUEUED).scalar_one()
+    return tx.queued["all"]
+
+
+def _check_room(tx: Transaction, new: Sequence[Submission]) -> None:
+    if not new:
+        return
+    limit = tx.rules.max_queued
+    if _queued(tx) + len(new) > limit:
+        raise QueueFull(_queued(tx), limit)
+    owner = new[0].owner
+    owner_limit = new[0].max_queued_of_owner or tx.rules.max_queued_of_owner
     if owner is not None and owner_limit is not None:
-        own = connection.execute(COUNT_QUEUED_OF, {"owner": owner}).scalar_one()
-        if own >= owner_limit:
+        own = tx.execute(COUNT_QUEUED_OF, {"owner": owner}).scalar_one()
+        if own + len(new) > owner_limit:
             raise QueueFull(own, owner_limit)
-    return queued
 
 
-def cancel(connection: Connection, job_id: str, *, now: float, ttl_seconds: float | None) -> Job:
+def cancel(tx: Transaction, job_id: str) -> Job:
     """Cancel a queued job at once, ask the worker of a running one; `WrongState` where the job has ended
     otherwise.
     """
-    expires_at = None if ttl_seconds is None else now + ttl_seconds
-    if connection.execute(CANCEL_QUEUED, {"id": job_id, "now": now, "expires_at": expires_at}).rowcount:
-        job = fetch_job(connection, job_id)
-        append_event(connection, job_id, "canceled", {"stage": Stage.QUEUED}, now)
-        data = {"outcome": JobStatus.CANCELED, "model": job.spec.model, "queued_only": True}
-        append_event(connection, job_id, "finished", data, now)
-        deliveries.enqueue(connection, job_id, job.spec, JobStatus.CANCELED, now)
+    row = {"id": job_id, "now": tx.now, "expires_at": tx.expires_at}
+    if tx.execute(CANCEL_QUEUED, row).rowcount:
+        job = fetch_job(tx.connection, job_id)
+        append_event(tx, job_id, "canceled", {"stage": Stage.QUEUED})
+        _tell_end_of_queued(tx, job, None)
         return job
-    if connection.execute(REQUEST_CANCEL, {"id": job_id}).rowcount:
-        append_event(connection, job_id, "cancel_requested", {}, now)
-    job = fetch_job(connection, job_id)
+    if tx.execute(REQUEST_CANCEL, {"id": job_id}).rowcount:
+        append_event(tx, job_id, "cancel_requested", {})
+    job = fetch_job(tx.connection, job_id)
     if job.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
         raise WrongState(job, "canceled")
     return job
 
 
+def fail_queued(tx: Transaction, job_id: str, error: Json) -> bool:
+    """End a queued job that can never run; False where it is not queued any more."""
+    row = {"id": job_id, "now": tx.now, "expires_at": tx.expires_at, "error": dump(error)}
+    if not tx.execute(FAIL_QUEUED, row).rowcount:
+        return False
+    _tell_end_of_queued(tx, fetch_job(tx.connection, job_id), error)
+    return True
+
+
+def _tell_end_of_queued(tx: Transaction, job: Job, error: Json | None) -> None:
+    tx.queued.clear()
+    data: Json = {"outcome": job.status, "model": job.spec.model, "queued_only": True}
+    append_event(tx, job.id, "finished", data if error is None else {**data, "error": error})
+    deliveries.enqueue(tx, job.id, job.spec, job.status)
+
+
 def queue_again(
-    connection: Connection,
+    tx: Transaction,
     job_id: str,
     *,
-    changes: Mapping[str, Any],
-    plan: Json | None,
-    needed_bytes: int | None,
-    why: str,
-    now: float,
-    priority_seconds: float,
+    changes: Mapping[str, Any] | None = None,
+    plan: Json | None = None,
+    needed_bytes: int | None = None,
+    why: str = "redecode",
 ) -> Job:
-    """Put an ended job back into the queue with changed decode fields; latents it has are used again."""
-    job = fetch_job(connection, job_id)
-    if not job.status.is_terminal:
-        raise WrongState(job, "queued again")
-    spec = JobSpec.model_validate({**job.spec.model_dump(), **changes})
+    """Queue an ended job once more with changed decode fields, from its latents where it has them.
+
+    Raises `WrongState` where it has not ended, or succeeded and is to be retried (`why="retry"`);
+    `ResultExpired` where its image and latents are gone.
+    """
+    job = fetch_job(tx.connection, job_id)
+    if not job.status.is_terminal or (why == "retry" and job.status is JobStatus.SUCCEEDED):
+        raise WrongState(job, "retried" if why == "retry" else "queued again")
+    if job.expired:
+        raise ResultExpired(job_id)
+    spec = JobSpec.model_validate({**job.spec.model_dump(), **(changes or {})})
     row = {
         "id": job_id,
         "spec": spec.model_dump_json(),
         "needed_bytes": needed_bytes,
         "plan": dump(plan),
-        "rank": rank_of(now, spec.priority, priority_seconds),
-        "now": now,
+        "rank": rank_of(tx.now, spec.priority, tx.rules.priority_seconds),
+        "now": tx.now,
     }
-    connection.execute(QUEUE_AGAIN, row)
-    append_event(connection, job_id, "queued_again", {"reason": why, "model": spec.model}, now)
-    return fetch_job(connection, job_id)
+    tx.execute(QUEUE_AGAIN, row)
+    tx.queued.clear()
+    append_event(tx, job_id, "queued_again", {"reason": why, "model": spec.model})
+    return fetch_job(tx.connection, job_id)

@@ -1,4 +1,4 @@
-"""What workers do to the job table: claim, report, finish, give back. Runs inside the caller's transaction.
+"""What workers do to the job table: claim, report, finish, give back.
 
 A claim raises the job's token. Every later report names its token, and one that is no longer the job's
 changes nothing: a worker that was thought dead cannot finish what another one runs now.
@@ -7,11 +7,12 @@ changes nothing: a worker that was thought dead cannot finish what another one r
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, text
+from sqlalchemy import Executable, RowMapping, bindparam, text
 
-from app.jobs import Claim, JobStatus, Json, Stage
+from app.jobs import Claim, JobError, JobStatus, Json, Stage
 from app.store import deliveries
 from app.store.rows import append_event, dump, fetch_job
+from app.store.transaction import Transaction
 
 _ELIGIBLE = """
     status = 'queued'
@@ -20,25 +21,24 @@ _ELIGIBLE = """
 _IN_TURN = "order by rank, id limit 1"
 
 
-def _candidate(extra: str, *, some_models: bool, lock: str) -> Any:
+def _candidate(extra: str, *, some_models: bool) -> Any:
     models = " and model in :models" if some_models else ""
     columns = "id, model, priority, skips, queued_at"
-    query = text(f"select {columns} from jobs where {_ELIGIBLE}{models}{extra} {_IN_TURN}{lock}")
+    query = text(f"select {columns} from jobs where {_ELIGIBLE}{models}{extra} {_IN_TURN}")
     return query.bindparams(bindparam("models", expanding=True)) if some_models else query
 
 
-# The only text that differs between databases: where several writers run at once, a row another one took is
-# passed by.
-_LOCK = {"postgresql": " for update skip locked"}
 _SAME_MODEL = " and model = :loaded and priority >= :priority"
 _QUERIES = {
-    (dialect, some_models): (
-        _candidate("", some_models=some_models, lock=lock),
-        _candidate(_SAME_MODEL, some_models=some_models, lock=lock),
+    some_models: (
+        _candidate("", some_models=some_models),
+        _candidate(_SAME_MODEL, some_models=some_models),
     )
-    for dialect, lock in {"sqlite": "", **_LOCK}.items()
     for some_models in (False, True)
 }
+IS_PAUSED = text("""
+    select 1 from workers w join paused_devices p on p.device_name = w.device_name where w.id = :id
+""")
 ANY_QUEUED = text("select 1 from jobs where status = 'queued' limit 1")
 PASS_OVER = text("update jobs set skips = skips + 1 where id = :id")
 TAKE = text("""
@@ -71,189 +71,178 @@ GIVE_BACK = text("""
         attempts = :attempts, token = token + 1, queued_at = :now
     where id = :id and token = :token and status = 'running'
 """)
-EXPIRED = text("select id from jobs where status = 'running' and lease_until < :now")
-RUNNING_OF = text("select id from jobs where status = 'running' and worker_id = :worker_id")
+EXPIRED = text("select id, token from jobs where status = 'running' and lease_until < :now")
+RUNNING_OF = text("select id, token from jobs where status = 'running' and worker_id = :worker_id")
 
 
 def claim(
-    connection: Connection,
+    tx: Transaction,
     worker_id: str,
     *,
-    models: Sequence[str] | None,
-    loaded_model: str | None,
-    capacity_bytes: int | None,
-    now: float,
-    lease_seconds: float,
-    max_skips: int,
+    models: Sequence[str] | None = None,
+    loaded_model: str | None = None,
+    capacity_bytes: int | None = None,
+    lease_seconds: float = 30.0,
 ) -> Claim | None:
-    """Take the best job the device can hold: by rank, but a job of the loaded model and no lower priority
-    goes first, until the one it passes over has been passed over `max_skips` times."""
+    """The best job for this worker, now leased to it, or None; `capacity_bytes`: only jobs that need no more.
+
+    By rank, but a job of the loaded model and no lower priority goes first, until the one it passes over has
+    been passed over `max_skips` times. A paused device gets nothing.
+    """
     if models is not None and not models:
         return None
-    in_turn, of_loaded = _QUERIES[connection.dialect.name, models is not None]
+    if tx.execute(IS_PAUSED, {"id": worker_id}).one_or_none() is not None:
+        return None
+    in_turn, of_loaded = _QUERIES[models is not None]
     parameters: dict[str, Any] = {"capacity": capacity_bytes}
     if models is not None:
         parameters["models"] = list(models)
-    chosen = connection.execute(in_turn, parameters).mappings().one_or_none()
+    chosen = tx.execute(in_turn, parameters).mappings().one_or_none()
     if chosen is None:
         return None
-    if loaded_model is not None and chosen["model"] != loaded_model and chosen["skips"] < max_skips:
+    if loaded_model is not None and chosen["model"] != loaded_model and chosen["skips"] < tx.rules.max_skips:
         wanted = {**parameters, "loaded": loaded_model, "priority": chosen["priority"]}
-        preferred = connection.execute(of_loaded, wanted).mappings().one_or_none()
+        preferred = tx.execute(of_loaded, wanted).mappings().one_or_none()
         if preferred is not None:
-            connection.execute(PASS_OVER, {"id": chosen["id"]})
+            tx.execute(PASS_OVER, {"id": chosen["id"]})
             chosen = preferred
-    return _take(connection, chosen, worker_id, now, lease_seconds)
+    return _take(tx, chosen, worker_id, lease_seconds)
 
 
-def _take(connection: Connection, row: RowMapping, worker_id: str, now: float, lease_seconds: float) -> Claim:
+def _take(tx: Transaction, row: RowMapping, worker_id: str, lease_seconds: float) -> Claim:
     job_id = row["id"]
-    connection.execute(
-        TAKE, {"id": job_id, "worker_id": worker_id, "lease_until": now + lease_seconds, "now": now}
-    )
-    job = fetch_job(connection, job_id)
+    lease_until = tx.now + lease_seconds
+    tx.execute(TAKE, {"id": job_id, "worker_id": worker_id, "lease_until": lease_until, "now": tx.now})
+    tx.queued.clear()
+    job = fetch_job(tx.connection, job_id)
     data = {
         "worker_id": worker_id,
         "attempt": job.attempts,
-        "queued_seconds": max(0.0, now - row["queued_at"]),
+        "queued_seconds": max(0.0, tx.now - row["queued_at"]),
     }
-    append_event(connection, job_id, "claimed", {**data, "model": row["model"]}, now)
+    append_event(tx, job_id, "claimed", {**data, "model": row["model"]})
     return Claim(job, job.token)
 
 
-def extend(connection: Connection, job_id: str, token: int, lease_until: float) -> tuple[bool, bool]:
+def extend(tx: Transaction, job_id: str, token: int, lease_seconds: float) -> tuple[bool, bool]:
     """Prolong a lease; `(cancel requested, job lost)`."""
     key = {"id": job_id, "token": token}
-    if not connection.execute(EXTEND, {**key, "lease_until": lease_until}).rowcount:
+    if not tx.execute(EXTEND, {**key, "lease_until": tx.now + lease_seconds}).rowcount:
         return False, True
-    return bool(connection.execute(CANCEL_WANTED, key).scalar()), False
+    return bool(tx.execute(CANCEL_WANTED, key).scalar()), False
 
 
-def report(
-    connection: Connection,
+def progress(
+    tx: Transaction,
     job_id: str,
     token: int,
     *,
     stage: Stage,
     progress: float,
-    kind: str,
-    data: Mapping[str, Any],
-    now: float,
+    kind: str = "progress",
+    data: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Set stage and progress and add the event; False where the token is no longer the job's."""
+    """Set a job's stage and progress (0 to 1) and add an event; False: the job is no longer the caller's."""
     row = {"id": job_id, "token": token, "stage": stage, "progress": min(1.0, max(0.0, progress))}
-    if not connection.execute(REPORT, row).rowcount:
+    if not tx.execute(REPORT, row).rowcount:
         return False
-    append_event(connection, job_id, kind, {"stage": stage, "progress": row["progress"], **data}, now)
+    append_event(tx, job_id, kind, {"stage": stage, "progress": row["progress"], **(data or {})})
     return True
 
 
-def add_event(
-    connection: Connection, job_id: str, token: int, kind: str, data: Mapping[str, Any], now: float
-) -> bool:
-    """Add an event to a job that the caller still holds."""
-    if connection.execute(CANCEL_WANTED, {"id": job_id, "token": token}).one_or_none() is None:
+def event(tx: Transaction, job_id: str, token: int, kind: str, data: Mapping[str, Any]) -> bool:
+    """Add an event to a running job; False: it is no longer the caller's."""
+    if tx.execute(CANCEL_WANTED, {"id": job_id, "token": token}).one_or_none() is None:
         return False
-    append_event(connection, job_id, kind, data, now)
+    append_event(tx, job_id, kind, data)
     return True
 
 
-def checkpoint(
-    connection: Connection, job_id: str, token: int, path: str, data: Mapping[str, Any], now: float
-) -> bool:
-    """Note that the job's latents are safe on disk, and how they were made; from here on only the decode can
-    be lost.
+def checkpoint(tx: Transaction, job_id: str, token: int, latents_path: str, data: Mapping[str, Any]) -> bool:
+    """Note that denoising is done and its latents are on disk, synced; `data` says how. From here on only
+    the decode can be lost. False: the job is no longer the caller's.
     """
-    row = {"id": job_id, "token": token, "path": path, "denoise": dump(data)}
-    if not connection.execute(SAVE_LATENTS, row).rowcount:
+    row = {"id": job_id, "token": token, "path": latents_path, "denoise": dump(data)}
+    if not tx.execute(SAVE_LATENTS, row).rowcount:
         return False
-    append_event(connection, job_id, "denoised", data, now)
+    append_event(tx, job_id, "denoised", data)
     return True
 
 
 def finish(
-    connection: Connection,
+    tx: Transaction,
     job_id: str,
     token: int,
     *,
     status: JobStatus,
-    error: Json | None,
-    decode: Json | None,
-    result: Json | None,
-    durations: Mapping[str, float],
-    now: float,
-    ttl_seconds: float | None,
+    error: JobError | None = None,
+    decode: Json | None = None,
+    result: Json | None = None,
+    durations: Mapping[str, float] | None = None,
 ) -> bool:
-    """End a job; False where the token is no longer the job's."""
+    """End a job; `durations` are seconds by stage. False: the job is no longer the caller's."""
     if not status.is_terminal:
         raise ValueError(f"{status} does not end a job")
-    job = fetch_job(connection, job_id)
+    job = fetch_job(tx.connection, job_id)
+    told = None if error is None else error.as_json()
     row = {
         "id": job_id,
         "token": token,
         "status": status,
         "progress": 1.0 if status is JobStatus.SUCCEEDED else job.progress,
-        "now": now,
-        "expires_at": None if ttl_seconds is None else now + ttl_seconds,
+        "now": tx.now,
+        "expires_at": tx.expires_at,
         "decode": dump(decode),
         "result": dump(result),
-        "error": dump(error),
+        "error": dump(told),
     }
-    if not connection.execute(FINISH, row).rowcount:
+    if not tx.execute(FINISH, row).rowcount:
         return False
     if status is JobStatus.CANCELED:
-        append_event(connection, job_id, "canceled", {"stage": job.stage}, now)
+        append_event(tx, job_id, "canceled", {"stage": job.stage})
     data: Json = {
         "outcome": status,
         "model": job.spec.model,
-        "duration_seconds": max(0.0, now - job.created_at),
-        "durations": dict(durations),
+        "duration_seconds": max(0.0, tx.now - job.created_at),
+        "durations": dict(durations or {}),
         "decode": decode,
-        "error": error,
+        "error": told,
     }
-    append_event(connection, job_id, "finished", data, now)
-    deliveries.enqueue(connection, job_id, job.spec, status, now)
+    append_event(tx, job_id, "finished", data)
+    deliveries.enqueue(tx, job_id, job.spec, status)
     return True
 
 
-def give_back(
-    connection: Connection,
-    job_id: str,
-    token: int,
-    reason: str,
-    *,
-    refund: bool,
-    now: float,
-    max_attempts: int,
-    ttl_seconds: float | None,
-) -> bool:
-    """Return a running job to the queue, or end it where it was to be canceled or has used up its attempts.
+def release(tx: Transaction, job_id: str, token: int, reason: str, *, refund: bool = False) -> bool:
+    """Give a running job back to the queue, or end it where it was to be canceled or has used up its attempts
+    (`too_many_attempts`). False: the job is no longer the caller's.
 
     `refund`: the attempt does not count, as the worker stops in good order.
     """
-    job = fetch_job(connection, job_id)
+    job = fetch_job(tx.connection, job_id)
     if job.token != token or job.status is not JobStatus.RUNNING:
         return False
-    ending: tuple[JobStatus, Json | None] | None = None
     if job.cancel_requested:
-        ending = (JobStatus.CANCELED, None)
-    elif job.attempts >= max_attempts and not refund:
+        return finish(tx, job_id, token, status=JobStatus.CANCELED)
+    if job.attempts >= tx.rules.max_attempts and not refund:
         message = f"the job was started {job.attempts} times and its worker was lost each time ({reason})"
-        ending = (JobStatus.FAILED, {"code": "too_many_attempts", "message": message})
-    if ending is not None:
-        return finish(
-            connection,
-            job_id,
-            token,
-            status=ending[0],
-            error=ending[1],
-            decode=None,
-            result=None,
-            durations={},
-            now=now,
-            ttl_seconds=ttl_seconds,
-        )
+        error = JobError("too_many_attempts", message)
+        return finish(tx, job_id, token, status=JobStatus.FAILED, error=error)
     attempts = job.attempts - 1 if refund else job.attempts
-    connection.execute(GIVE_BACK, {"id": job_id, "token": token, "attempts": attempts, "now": now})
-    append_event(connection, job_id, "requeued", {"reason": reason, "attempt": job.attempts}, now)
+    tx.execute(GIVE_BACK, {"id": job_id, "token": token, "attempts": attempts, "now": tx.now})
+    tx.queued.clear()
+    append_event(tx, job_id, "requeued", {"reason": reason, "attempt": job.attempts})
     return True
+
+
+def give_back_all(tx: Transaction, query: Executable, parameters: Json, reason: str) -> list[str]:
+    """Release every job that the query names (columns id, token); their ids."""
+    rows = tx.execute(query, parameters).all()
+    for row in rows:
+        release(tx, row.id, row.token, reason)
+    return [str(row.id) for row in rows]
+
+
+def requeue_expired(tx: Transaction) -> list[str]:
+    """Give back every job whose lease has ended; their ids."""
+    return give_back_all(tx, EXPIRED, {"now": tx.now}, "lease_expired")

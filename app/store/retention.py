@@ -1,26 +1,27 @@
-"""The end of results: marked first, deleted later, so that nobody is handed a file that is about to go.
-
-Runs inside the caller's transaction.
-"""
+"""The end of results: marked first, deleted later, so that nobody is handed a file that is about to go."""
 
 from collections.abc import Callable
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from app.store.rows import append_event
+from app.store.transaction import Transaction
 
 GRACE_SECONDS = 60.0
 LIMIT = 100
 
 DUE = text("""
     select id from jobs
-    where expires_at < :now and not expired and status in ('succeeded', 'failed', 'canceled')
+    where swept_at is null and expires_at < :now and not expired
+        and status in ('succeeded', 'failed', 'canceled')
     order by expires_at limit :limit
 """)
+ANY_DUE = text("select 1 from jobs where swept_at is null and expires_at < :now limit 1")
 MARK = text("update jobs set expired = true, latents_path = null where id = :id")
 MARKED = text("""
     select id from jobs
-    where expires_at < :before and expired and status in ('succeeded', 'failed', 'canceled')
+    where swept_at is null and expires_at < :before and expired
+        and status in ('succeeded', 'failed', 'canceled')
     order by expires_at limit :limit
 """)
 DISCARD = text("""
@@ -28,39 +29,35 @@ DISCARD = text("""
     where id = :id and not expired and status in ('succeeded', 'failed', 'canceled')
 """)
 FORGET_IMAGE = text("delete from images where job_id = :id")
-SETTLE = text("update jobs set expires_at = null where id = :id")
+SETTLE = text("update jobs set swept_at = :now where id = :id")
 
 
-def mark_expired(connection: Connection, now: float) -> list[str]:
+def mark_expired(tx: Transaction) -> list[str]:
     """Say of every result that is past its time that it has expired; from then on it is not handed out."""
     ids = []
-    for row in connection.execute(DUE, {"now": now, "limit": LIMIT}).all():
-        connection.execute(MARK, {"id": row.id})
-        append_event(connection, row.id, "expired", {}, now)
+    for row in tx.execute(DUE, {"now": tx.now, "limit": LIMIT}).all():
+        tx.execute(MARK, {"id": row.id})
+        append_event(tx, row.id, "expired", {})
         ids.append(str(row.id))
     return ids
 
 
-def discard(connection: Connection, job_id: str, now: float) -> bool:
-    """Let one result expire before its time; False where the job has not ended or its result is gone
-    already.
-    """
-    if not connection.execute(DISCARD, {"id": job_id, "now": now}).rowcount:
+def discard(tx: Transaction, job_id: str) -> bool:
+    """Let an ended job's result expire now; False where it has not ended or its result is gone already."""
+    if not tx.execute(DISCARD, {"id": job_id, "now": tx.now}).rowcount:
         return False
-    append_event(connection, job_id, "expired", {}, now)
+    append_event(tx, job_id, "expired", {})
     return True
 
 
-def remove_expired(connection: Connection, now: float, remove: Callable[[str], None]) -> list[str]:
+def remove_expired(tx: Transaction, remove: Callable[[str], None]) -> list[str]:
     """Delete what was marked a while ago. The transaction holds off anyone who would queue the job again
     meanwhile.
     """
-    ids = [
-        str(row.id)
-        for row in connection.execute(MARKED, {"before": now - GRACE_SECONDS, "limit": LIMIT}).all()
-    ]
+    marked = tx.execute(MARKED, {"before": tx.now - GRACE_SECONDS, "limit": LIMIT}).all()
+    ids = [str(row.id) for row in marked]
     for job_id in ids:
         remove(job_id)
-        connection.execute(FORGET_IMAGE, {"id": job_id})
-        connection.execute(SETTLE, {"id": job_id})
+        tx.execute(FORGET_IMAGE, {"id": job_id})
+        tx.execute(SETTLE, {"id": job_id, "now": tx.now})
     return ids

@@ -1,7 +1,4 @@
-"""How jobs, events and workers look in the database: columns, JSON, and the append to the history.
-
-Functions here run inside a transaction that the caller owns.
-"""
+"""How jobs and events look in the database: columns, JSON, and the append to the history."""
 
 import json
 import secrets
@@ -14,6 +11,7 @@ from sqlalchemy.sql.elements import TextClause
 
 from app.jobs import Event, Job, JobSpec, JobStatus, Json, Stage
 from app.store.errors import NoSuchJob
+from app.store.transaction import Transaction
 
 # A queued job's position is one more than how many run before it.
 JOB_COLUMNS = """
@@ -64,22 +62,26 @@ def job_of(row: RowMapping) -> Job:
 
 def fetch_job(connection: Connection, job_id: str) -> Job:
     """The job of that id, or `NoSuchJob`."""
+    if not (job_id.isascii() and job_id.isalnum()):  # PostgreSQL takes no NUL, not even in a question
+        raise NoSuchJob(job_id)
     row = connection.execute(SELECT_JOB, {"id": job_id}).mappings().one_or_none()
     if row is None:
         raise NoSuchJob(job_id)
     return job_of(row)
 
 
-def fetch_events(connection: Connection, after: int, limit: int, job_id: str | None) -> list[Event]:
-    """Events with a greater `seq`, oldest first, of one job or of all."""
+def fetch_events(
+    connection: Connection, seq: int, limit: int = 1000, job_id: str | None = None
+) -> list[Event]:
+    """Events with a greater number, oldest first, of one job or of all."""
     query: TextClause = SELECT_EVENTS if job_id is None else SELECT_JOB_EVENTS
-    parameters = {"after": after, "limit": limit, **({} if job_id is None else {"job_id": job_id})}
+    parameters = {"after": seq, "limit": limit, **({} if job_id is None else {"job_id": job_id})}
     return [
         Event(row.seq, row.job_id, row.kind, row.at, json.loads(row.data))
         for row in connection.execute(query, parameters)
     ]
 
 
-def append_event(connection: Connection, job_id: str, kind: str, data: Mapping[str, Any], now: float) -> None:
+def append_event(tx: Transaction, job_id: str, kind: str, data: Mapping[str, Any]) -> None:
     """Add a line to the history."""
-    connection.execute(INSERT_EVENT, {"job_id": job_id, "kind": kind, "at": now, "data": dump(data)})
+    tx.execute(INSERT_EVENT, {"job_id": job_id, "kind": kind, "at": tx.now, "data": dump(data)})

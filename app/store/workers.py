@@ -1,4 +1,4 @@
-"""What the job table knows of workers. Runs inside the caller's transaction.
+"""What the job table knows of workers.
 
 A worker's `device` is JSON: name, kind ("cuda" or "cpu"), uuid, index, total_bytes, free_bytes, own_bytes,
 other_bytes, capacity_bytes (the most a decode could use with everything else gone, less the reserve),
@@ -7,8 +7,10 @@ utilization (0 to 1), state, models, loaded_model. All but `name` may be absent.
 
 from sqlalchemy import Connection, text
 
-from app.jobs import Json, WorkerRow
+from app.jobs import Heartbeat, Json, WorkerRow
+from app.store import leases
 from app.store.rows import dump, load
+from app.store.transaction import Transaction
 
 REGISTER = text("""
     insert into workers (id, device, device_name, started_at, heartbeat_at)
@@ -17,9 +19,6 @@ REGISTER = text("""
 FORGET_OLD = text("delete from workers where heartbeat_at < :before")
 FORGET = text("delete from workers where id = :id")
 BEAT = text("update workers set device = :device, job_id = :job_id, heartbeat_at = :now where id = :id")
-IS_PAUSED = text("""
-    select 1 from workers w join paused_devices p on p.device_name = w.device_name where w.id = :id
-""")
 SELECT_WORKERS = text("""
     select w.id, w.device, w.job_id, w.started_at, w.heartbeat_at, p.device_name as paused
     from workers w left join paused_devices p on p.device_name = w.device_name
@@ -30,38 +29,46 @@ PAUSE_DEVICE = text("insert into paused_devices (device_name) values (:name)")
 OLD_AFTER_SECONDS = 24 * 3600.0
 
 
-def register(connection: Connection, worker_id: str, device: Json, now: float) -> None:
+def register_worker(tx: Transaction, worker_id: str, device: Json) -> None:
     """Add a worker, or add it again after it was forgotten; rows of workers long gone are dropped."""
-    connection.execute(FORGET_OLD, {"before": now - OLD_AFTER_SECONDS})
-    connection.execute(FORGET, {"id": worker_id})
-    row = {
-        "id": worker_id,
-        "device": dump(device),
-        "device_name": str(device.get("name", worker_id)),
-        "now": now,
-    }
-    connection.execute(REGISTER, row)
+    tx.execute(FORGET_OLD, {"before": tx.now - OLD_AFTER_SECONDS})
+    tx.execute(FORGET, {"id": worker_id})
+    name = str(device.get("name", worker_id))
+    tx.execute(REGISTER, {"id": worker_id, "device": dump(device), "device_name": name, "now": tx.now})
 
 
-def beat(connection: Connection, worker_id: str, device: Json, job_id: str | None, now: float) -> bool:
-    """Note that a worker lives; returns whether its device is paused."""
-    row = {"id": worker_id, "device": dump(device), "job_id": job_id, "now": now}
-    if not connection.execute(BEAT, row).rowcount:
-        register(connection, worker_id, device, now)
-        connection.execute(BEAT, row)
-    return connection.execute(IS_PAUSED, {"id": worker_id}).one_or_none() is not None
+def heartbeat(
+    tx: Transaction,
+    worker_id: str,
+    *,
+    device: Json,
+    job_id: str | None = None,
+    token: int | None = None,
+    lease_seconds: float = 30.0,
+) -> Heartbeat:
+    """Say that a worker lives and prolong its job's lease; learn what is to become of that job."""
+    row = {"id": worker_id, "device": dump(device), "job_id": job_id, "now": tx.now}
+    if not tx.execute(BEAT, row).rowcount:
+        register_worker(tx, worker_id, device)
+        tx.execute(BEAT, row)
+    paused = tx.execute(leases.IS_PAUSED, {"id": worker_id}).one_or_none() is not None
+    if job_id is None or token is None:
+        return Heartbeat(False, False, paused)
+    return Heartbeat(*leases.extend(tx, job_id, token, lease_seconds), paused)
 
 
-def forget(connection: Connection, worker_id: str) -> None:
-    """Drop a worker that has ended."""
-    connection.execute(FORGET, {"id": worker_id})
+def forget_worker(tx: Transaction, worker_id: str, reason: str = "worker_lost") -> list[str]:
+    """Drop a worker that has ended, and put what it was running back into the queue; the jobs' ids."""
+    returned = leases.give_back_all(tx, leases.RUNNING_OF, {"worker_id": worker_id}, reason)
+    tx.execute(FORGET, {"id": worker_id})
+    return returned
 
 
-def pause(connection: Connection, device_name: str, *, paused: bool) -> None:
-    """Stop a device from claiming jobs, or let it again; a running job goes on."""
-    connection.execute(RESUME_DEVICE, {"name": device_name})
+def pause_device(tx: Transaction, device_name: str, *, paused: bool) -> None:
+    """Stop a device from claiming jobs, or let it again; a running job goes on. Outlives every restart."""
+    tx.execute(RESUME_DEVICE, {"name": device_name})
     if paused:
-        connection.execute(PAUSE_DEVICE, {"name": device_name})
+        tx.execute(PAUSE_DEVICE, {"name": device_name})
 
 
 def select_workers(connection: Connection, since: float) -> list[WorkerRow]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from app.config import Settings
 from app.jobs import Event
-from app.service import open_store
+from app.store import open_store
 
 T = TypeVar("T")
 START_SECONDS = 120.0

@@ -1,13 +1,18 @@
 """What the service's tests share: a store on a real SQLite file, an app over it, pictures, a profile."""
 
 import io
+import secrets
+import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import postgres_server as postgres_server_process
 import pytest
 from PIL import Image
+from sqlalchemy import create_engine, make_url, text
 from starlette.testclient import TestClient
 
 from adaptive.memory import MemoryProfile
@@ -16,7 +21,7 @@ from app.admission import LoadProfile
 from app.api import create_app
 from app.config import ModelEntry, Settings
 from app.jobs import JobSpec
-from app.store import JobStore
+from app.store import JobStore, Rules
 
 MIB = 2**20
 
@@ -47,9 +52,65 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    try:
+        with postgres_server_process.running() as url:
+            yield url
+    except postgres_server_process.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
+def empty_postgres(postgres_server: str) -> Iterator[str]:
+    """URL of an empty database of its own on the private server."""
+    with _new_database(postgres_server, "template0") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: str) -> Iterator[tuple[str, str]]:
+    """The server, and the name of a database with the newest schema, to be copied."""
+    with _new_database(postgres_server, "template0") as url:
+        _migrate(url)
+        yield postgres_server, str(make_url(url).database)
+
+
+@contextmanager
+def _new_database(server_url: str, template: str) -> Iterator[str]:
+    name = f"t{secrets.token_hex(6)}"
+    admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"create database {name} template {template}"))
+    yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    with admin.connect() as connection:
+        connection.execute(text(f"drop database {name} with (force)"))
+    admin.dispose()
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database file with the newest schema, to be copied."""
+    path = tmp_path_factory.mktemp("schema") / "jobs.sqlite3"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+def _migrate(url: str) -> None:
+    store = JobStore(url)
+    store.migrate()
+    store.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database with the newest schema; every test of the store runs over both kinds."""
+    if request.param == "sqlite":
+        path = shutil.copy(request.getfixturevalue("migrated_sqlite"), tmp_path / "jobs.sqlite3")
+        yield f"sqlite:///{path}"
+    else:
+        with _new_database(*request.getfixturevalue("migrated_postgres")) as url:
+            yield url
 
 
 @pytest.fixture
@@ -57,8 +118,8 @@ def open_store(database_url: str, clock: Clock) -> Iterator[Callable[..., JobSto
     """Opens stores over one database; more than one stand for several processes."""
     opened: list[JobStore] = []
 
-    def open_one(**options: object) -> JobStore:
-        store = JobStore(database_url, clock=clock, **options)  # type: ignore[arg-type]
+    def open_one(**rules: object) -> JobStore:
+        store = JobStore(database_url, clock=clock, rules=Rules(**rules))  # type: ignore[arg-type]
         opened.append(store)
         store.migrate()
         return store

@@ -1,8 +1,14 @@
 """Whatever bytes come in, the answer is a refusal with a code, never a crash."""
 
 import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import hostile
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,12 +16,14 @@ from PIL import Image
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from app.api.bodies import take_apart
+from app.api.bodies import BodyMemory, take_apart
 from app.api.problems import Problem, problem_of
 from app.api.requests import job_spec
 from app.config import Settings, load_models
 from app.media import ImageLimits, ImageRejected, check_image, open_image
 
+MODELS = load_models(Settings())
+ROOT = Path(__file__).parents[3]
 LIMITS = ImageLimits(max_pixels=1_000_000, max_side=4096)
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -69,6 +77,7 @@ HEADER = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--b-
             "multipart/form-data; boundary*=utf-8''b",
             "",
             "x" * 5000,
+            "multipart/form-data; boundary=" + "b" * 300,
         ]
     ),
 )
@@ -109,9 +118,8 @@ FIELDS = [
     )
 )
 def test_fields_make_a_job_or_a_problem(fields: dict[str, Any]) -> None:
-    models = load_models(Settings())
     try:
-        answer: Any = job_spec({"prompt": "x", **fields}, models).model in models
+        answer: Any = job_spec({"prompt": "x", **fields}, MODELS).model in MODELS
     except (Problem, ValidationError) as error:
         problem = problem_of(error)
         answer = problem and problem.response().body
@@ -121,3 +129,81 @@ def test_fields_make_a_job_or_a_problem(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("count", [10, 2000])
 def test_many_headers_do_no_harm(client: TestClient, count: int) -> None:
     assert client.get("/healthz", headers={f"x-{n}": "v" * 50 for n in range(count)}).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, float]]:
+    """What a process with little memory answers to each case: status, code, processor seconds."""
+    command = [sys.executable, str(Path(hostile.__file__)), str(tmp_path_factory.mktemp("hostile"))]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=300,
+        check=True,
+    )
+    found: dict[str, tuple[int, str, float]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", hostile.CASES)
+def test_what_wants_to_hurt_is_refused_in_bounded_memory_and_time(
+    answers: dict[str, tuple[int, str, float]], name: str
+) -> None:
+    _, status, code = hostile.CASES[name]
+    assert answers[name][:2] == [status, code]
+    assert answers[name][2] < 5, "seconds of a processor"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../../etc/passwd", "/etc/passwd", "..\\..\\x", "a\x00b", "\u202egpj.exe", "n" * 5000, "CON", ""],
+)
+def test_the_name_of_a_file_means_nothing(client: TestClient, settings: Settings, name: str) -> None:
+    kind, body = hostile.form(hostile.saved("PNG"), name)
+    before = sorted(settings.data_dir.rglob("*"))
+    answer = client.post("/generate", content=body, headers={"Content-Type": kind})
+    if answer.status_code != 202:
+        assert answer.json()["code"] == "bad_multipart"
+    assert [path for path in sorted(settings.data_dir.rglob("*")) if path not in before] == []
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "\u05e9\u05dc\u05d5\u05dd",
+        "\U0001f3ac" * 1000,
+        "a\u0300" * 500,
+        "\u202eevil",
+        "a\x00b",
+        "<script>",
+        "'; drop table jobs",
+    ],
+)
+def test_any_text_is_a_prompt_and_comes_back_as_it_was(client: TestClient, prompt: str) -> None:
+    kind, body = hostile.form(hostile.saved("PNG"), prompt=prompt, model="tiny")
+    answer = client.post("/generate", content=body, headers={"Content-Type": kind})
+    assert answer.status_code == 202
+    assert client.get(f"/jobs/{answer.json()['id']}").json()["request"]["prompt"] == prompt
+
+
+def test_a_picture_that_is_also_a_page_is_served_as_a_picture_only(client: TestClient) -> None:
+    both = hostile.saved("PNG") + b"<html><script>alert(1)</script></html>PK\x05\x06" + bytes(18)
+    kind, body = hostile.form(both)
+    job = client.post("/generate", content=body, headers={"Content-Type": kind}).json()
+    served = client.get(f"/jobs/{job['id']}/image")
+    assert served.headers["content-type"] == "image/png"
+    assert served.headers["x-content-type-options"] == "nosniff"
+    assert served.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_large_bodies_share_a_bounded_memory() -> None:
+    memory = BodyMemory(100)
+    with memory.share() as first:
+        first.take(60)
+        with memory.share() as second, pytest.raises(Problem) as refusal:
+            second.take(41)
+        assert (refusal.value.status, refusal.value.code) == (503, "busy")
+    with memory.share() as third:
+        third.take(100)

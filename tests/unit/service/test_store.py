@@ -13,10 +13,13 @@ from app.store import (
     JobStore,
     NoSuchJob,
     QueueFull,
+    ResultExpired,
     StoreUnavailable,
     Submission,
     WrongState,
 )
+from app.store.rows import append_event
+from app.store.transaction import Transaction
 
 IMAGE = b"\xff\xd8 a picture"
 MakeSpec = Callable[..., JobSpec]
@@ -278,6 +281,25 @@ def test_pages_follow_each_other_without_gap_or_repetition(store: JobStore, make
     assert len(store.page(model="tiny")) == 5
 
 
+def test_a_paused_device_gets_no_job_not_even_right_after_a_restart(
+    open_store: OpenStore, make_spec: MakeSpec
+) -> None:
+    store = open_store()
+    for _ in range(2):
+        store.add(make_spec(), IMAGE)
+    store.register_worker("w", {"name": "cuda:0"})
+    claim = store.claim("w")
+    assert claim is not None
+    store.pause_device("cuda:0", paused=True)
+    assert store.finish(claim.job.id, claim.token, status=JobStatus.SUCCEEDED), "running work ends"
+    store.forget_worker("w")
+    store.close()
+    restarted = open_store()
+    restarted.register_worker("w", {"name": "cuda:0"})
+    assert restarted.claim("w") is None, "before its first heartbeat"
+    assert restarted.claim("of another device") is not None
+
+
 def test_a_paused_device_is_told_so(store: JobStore) -> None:
     store.register_worker("w", {"name": "cuda:0"})
     store.pause_device("cuda:0", paused=True)
@@ -332,6 +354,89 @@ def test_a_failing_write_does_not_harm_its_neighbours_in_the_same_commit(
     assert store.counts()[JobStatus.QUEUED] == 20
 
 
+def test_an_event_is_never_seen_before_one_with_a_lower_number(
+    open_store: OpenStore, make_spec: MakeSpec
+) -> None:
+    slow, quick = open_store(), open_store()
+    entered, leave = threading.Event(), threading.Event()
+
+    def hesitate(tx: Transaction) -> None:
+        append_event(tx, "a job", "accepted", {})
+        entered.set()
+        assert leave.wait(30)
+
+    hesitating = threading.Thread(target=slow._writer.run, args=(hesitate,))
+    hesitating.start()
+    assert entered.wait(30)
+    adding = threading.Thread(target=quick.add, args=(make_spec(), IMAGE))
+    adding.start()
+    adding.join(0.3)
+    seen = [event.seq for event in quick.events_after(0)]
+    leave.set()
+    hesitating.join(30)
+    adding.join(30)
+    seen += [event.seq for event in quick.events_after(max(seen, default=0))]
+    assert seen == [event.seq for event in quick.events_after(0)]
+    assert len(seen) == 2
+
+
+def test_jobs_that_are_handed_in_together_are_queued_in_order_or_not_at_all(
+    open_store: OpenStore, make_spec: MakeSpec
+) -> None:
+    store = open_store(max_queued=5)
+
+    def together(*prompts: str) -> list[Submission]:
+        specs = [make_spec(prompt=prompt) for prompt in prompts]
+        return [Submission(s, IMAGE, s.fingerprint(IMAGE), idempotency_key=s.prompt) for s in specs]
+
+    added = store.submit_all(together("a", "b", "c"))
+    assert [(job.spec.prompt, job.queue_position, new) for job, new in added] == [
+        ("a", 1, True),
+        ("b", 2, True),
+        ("c", 3, True),
+    ]
+    assert [store.get(job.id).queue_position for job, _ in added] == [1, 2, 3]
+    assert [job.id for job in store.page(newest_first=False)] == [job.id for job, _ in added]
+    with pytest.raises(QueueFull):
+        store.submit_all(together("d", "e", "f"))
+    assert [new for _, new in store.submit_all(together("a", "b", "c", "d", "e"))] == [
+        *[False] * 3,
+        *[True] * 2,
+    ]
+    assert [claim.job.spec.prompt for claim in [store.claim("w") for _ in range(5)] if claim] == list("abcde")
+
+
+def test_a_queued_job_that_can_never_run_is_ended_saying_why(store: JobStore, make_spec: MakeSpec) -> None:
+    job = store.add(make_spec(), IMAGE, needed_bytes=10)
+    small = store.add(make_spec(), IMAGE, needed_bytes=5)
+    assert store.queued_models() == ["tiny"]
+    assert store.queued_beyond("tiny", 5) == {job.id: 10}
+    error = {"code": "does_not_fit", "message": "no device"}
+    assert store.fail_queued(job.id, error)
+    assert (store.get(job.id).status, store.get(job.id).error) == (JobStatus.FAILED, error)
+    assert kinds(store, job.id) == ["accepted", "finished"]
+    store.claim("w")
+    assert not store.fail_queued(small.id, error), "it runs"
+
+
+def test_an_expired_job_is_not_queued_again(store: JobStore, make_spec: MakeSpec) -> None:
+    job = store.add(make_spec(), IMAGE)
+    store.cancel(job.id)
+    store.discard(job.id)
+    for why in ("retry", "redecode"):
+        with pytest.raises(ResultExpired):
+            store.queue_again(job.id, why=why)
+
+
+def test_jobs_can_be_listed_since_a_time(
+    store: JobStore, make_spec: MakeSpec, clock: Callable[[], float]
+) -> None:
+    store.add(make_spec(), IMAGE)
+    clock.now += 10  # type: ignore[attr-defined]
+    later = store.add(make_spec(), IMAGE)
+    assert [job.id for job in store.page(since=clock() - 5)] == [later.id]
+
+
 def _claim_all(database_url: str, worker: str, results: "multiprocessing.Queue[str]") -> None:
     store = JobStore(database_url)
     while claim := store.claim(worker):
@@ -372,7 +477,7 @@ def test_a_store_in_memory_is_refused() -> None:
         JobStore("sqlite://")
 
 
-def test_the_schema_of_a_fresh_database_is_at_the_newest_revision(store: JobStore, tmp_path: Path) -> None:
+def test_the_schema_of_a_fresh_database_is_at_the_newest_revision(store: JobStore) -> None:
     from alembic.script import ScriptDirectory
 
     from app.store import database
@@ -380,4 +485,3 @@ def test_the_schema_of_a_fresh_database_is_at_the_newest_revision(store: JobStor
     folder = Path(database.__file__).parents[1] / "migrations"
     assert ScriptDirectory(str(folder)).get_heads() == [database.HEAD_REVISION]
     store.migrate()
-    assert (tmp_path / "jobs.sqlite3").exists()

@@ -5,9 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from app.jobs import JobSpec, JobStatus
 from app.store import JobStore, StoreUnavailable, database
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'jobs.sqlite3'}"
 
 
 def test_commits_reach_the_disk_before_they_are_reported(store: JobStore) -> None:
@@ -44,7 +50,7 @@ def test_a_full_disk_is_a_refusal_and_the_store_recovers(
 
     def limit(pages: int) -> None:
         # The writer's own connection: a page limit is SQLite's picture of a full disk.
-        store._writer.run(lambda connection: connection.exec_driver_sql(f"pragma max_page_count = {pages}"))
+        store._writer.run(lambda tx: tx.execute(text(f"pragma max_page_count = {pages}")))
 
     limit(1)
     with pytest.raises(StoreUnavailable, match="full"):

@@ -4,6 +4,7 @@ import http.server
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,12 @@ INWARD = [
     "http://127.1/",
     "http://2130706433/",
     "http://0x7f.1/",
+    "http://0177.0.0.1/",
+    "http://017700000001/",
+    "http://[::]/",
+    "http://[::127.0.0.1]/",
+    "http://[fe80::1%25eth0]/",
+    "http://[::ffff:169.254.169.254]/",
     "http://0.0.0.0/",
     "http://localhost:8000/generate",
     "http://LOCALHOST./",
@@ -208,3 +215,48 @@ def test_a_request_with_a_webhook_needs_a_secret_and_a_public_address(
     assert code(signed, "http://169.254.169.254/") == "webhook_address_private"
     assert code(signed, "javascript:alert(1)") == "invalid_webhook_url"
     assert code(signed, "https://example.org/") == 202
+
+
+def test_a_host_that_changes_its_address_is_called_where_it_was_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [["93.184.216.34"], ["127.0.0.1"]]
+    called: list[tuple[str, int]] = []
+
+    def look_up(*_args: Any, **_more: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 80)) for one in answers.pop(0)]
+
+    def connect(address: tuple[str, int], **_more: Any) -> socket.socket:
+        called.append(address)
+        raise OSError("far enough")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(OSError, match="far enough"):
+        post("http://rebound.example/", b"", {}, allow_private=False)
+    assert called == [("93.184.216.34", 80)]
+    assert answers == [["127.0.0.1"]], "looked up once"
+
+
+def test_a_receiver_that_dribbles_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 0.5)
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def dribble() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                while not done.wait(0.05):
+                    try:
+                        connection.sendall(b"X")
+                    except OSError:
+                        return
+
+        receiver = threading.Thread(target=dribble)
+        receiver.start()
+        started = time.monotonic()
+        with pytest.raises(OSError):  # noqa: PT011 - which one depends on where it was cut
+            post(f"http://127.0.0.1:{listener.getsockname()[1]}/", b"", {}, allow_private=True)
+        assert time.monotonic() - started < 5
+        done.set()
+        receiver.join()

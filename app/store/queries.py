@@ -1,0 +1,84 @@
+"""What is asked of the job table without changing it."""
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, text
+
+from app.jobs import Job, JobStatus
+from app.store.errors import ResultExpired
+from app.store.rows import JOB_COLUMNS, fetch_job, job_of
+
+IMAGE = text("select data from images where job_id = :id")
+LAST_IMAGE = text("select last_data from images where job_id = :id")
+COUNTS = text("select status, count(*) from jobs group by status")
+LAST_EVENT = text("select coalesce(max(seq), 0) from events")
+QUEUED_MODELS = text("select distinct model from jobs where status = 'queued'")
+QUEUED_BEYOND = text("""
+    select id, needed_bytes from jobs
+    where status = 'queued' and model = :model and needed_bytes > :capacity limit :limit
+""")
+
+
+def image(connection: Connection, job_id: str) -> bytes:
+    """The job's image, as it was stored. Raises `NoSuchJob`, or `ResultExpired` where it was deleted."""
+    data = connection.execute(IMAGE, {"id": job_id}).scalar()
+    if data is None:
+        raise ResultExpired(fetch_job(connection, job_id).id)
+    return bytes(data)
+
+
+def last_image(connection: Connection, job_id: str) -> bytes | None:
+    """The image the job's video ends with, as it was stored; None where it has none."""
+    data = connection.execute(LAST_IMAGE, {"id": job_id}).scalar()
+    return None if data is None else bytes(data)
+
+
+def page(
+    connection: Connection,
+    *,
+    status: JobStatus | None = None,
+    model: str | None = None,
+    owner: str | None = None,
+    since: float | None = None,
+    after: str | None = None,
+    limit: int = 50,
+    newest_first: bool = True,
+) -> list[Job]:
+    """Jobs by age; `since`: created at or after (seconds since the epoch); `after`: last id of the page
+    before.
+    """
+    equal = {"status": status, "model": model, "owner": owner}
+    conditions = [f"j.{name} = :{name}" for name, value in equal.items() if value is not None]
+    if since is not None:
+        conditions.append("j.created_at >= :since")
+    if after is not None:
+        conditions.append(f"j.id {'<' if newest_first else '>'} :after")
+    order = "desc" if newest_first else "asc"
+    where = f" where {' and '.join(conditions)}" if conditions else ""
+    query = text(f"select {JOB_COLUMNS} from jobs j{where} order by j.id {order} limit :limit")
+    rows = connection.execute(query, {**equal, "since": since, "after": after, "limit": limit}).mappings()
+    return [job_of(row) for row in rows]
+
+
+def counts(connection: Connection) -> dict[JobStatus, int]:
+    """How many jobs there are in each status."""
+    found = {JobStatus(row[0]): int(row[1]) for row in connection.execute(COUNTS)}
+    return {status: found.get(status, 0) for status in JobStatus}
+
+
+def last_event(connection: Connection) -> int:
+    """The highest event number so far; 0 where there is none."""
+    return int(connection.execute(LAST_EVENT).scalar_one())
+
+
+def queued_models(connection: Connection) -> list[str]:
+    """Models that queued jobs wait for."""
+    return [str(row.model) for row in connection.execute(QUEUED_MODELS)]
+
+
+def queued_beyond(
+    connection: Connection, model: str, capacity_bytes: int, limit: int = 1000
+) -> Mapping[str, int]:
+    """Queued jobs of a model whose decode needs more than `capacity_bytes`: what each needs, by id."""
+    row = {"model": model, "capacity": capacity_bytes, "limit": limit}
+    return {str(one.id): int(one.needed_bytes) for one in connection.execute(QUEUED_BEYOND, row)}
