@@ -66,6 +66,9 @@ class Settings(BaseSettings):
         0.2, gt=0, description="How often workers look for jobs and the API for events."
     )
     progress_timeout_seconds: float = Field(1800, gt=0)
+    fit_grace_seconds: float = Field(
+        120, ge=0, description="How long a queued job that no live device can hold waits for one that can."
+    )
     drain_seconds: float = Field(60, ge=0)
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
     max_image_pixels: int = Field(64_000_000, ge=1)

@@ -24,7 +24,7 @@ def key_in(request: Request) -> str | None:
     return request.headers.get("x-api-key") or request.cookies.get(COOKIE)
 
 
-def _known_key(request: Request, service: TheService) -> ApiKey | None:
+def _known_key(request: Request, service: Service) -> ApiKey | None:
     if not service.keys:
         return None
     given = key_in(request)
@@ -35,13 +35,13 @@ def _known_key(request: Request, service: TheService) -> ApiKey | None:
     return found
 
 
-def caller(request: Request, service: TheService) -> str | None:
+async def caller(request: Request, service: TheService) -> str | None:
     """The caller's owner name, None where no keys are set; problem 401 for a missing or wrong key."""
     key = _known_key(request, service)
     return None if key is None else key.owner
 
 
-def administrator(request: Request, service: TheService) -> None:
+async def administrator(request: Request, service: TheService) -> None:
     """Problem 401 or 403 unless the caller may do what concerns everyone."""
     key = _known_key(request, service)
     if key is not None and not key.admin:

@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 
 from adaptive.version import __version__
 from app.admission import LoadProfile
-from app.api import jobs, openai, problems, session, submit, system
+from app.api import batch, jobs, openai, problems, session, submit, system
 from app.api.guard import Guard
 from app.api.service import build_service
 from app.config import Settings
@@ -51,7 +51,7 @@ def create_app(settings: Settings, *, load_profile: LoadProfile | None = None) -
     app.state.service = service
     problems.install(app)
     app.add_exception_handler(jobs.StreamEnded, jobs.no_more_events)
-    for module in (submit, jobs, openai, system, session):
+    for module in (submit, batch, jobs, openai, system, session):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_api_route("/", _page, include_in_schema=False, response_class=FileResponse)

@@ -116,17 +116,54 @@ def take_apart(
     """Fields and images of a multipart or JSON body."""
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
-        boundary = options.get(b"boundary")
-        if not boundary:
-            raise Problem(400, "bad_multipart", "the multipart boundary is missing")
-        return _from_multipart(boundary, body, image_fields)
+        return _named_parts(_multipart(options.get(b"boundary"), body, image_fields), image_fields)
     if kind == b"application/json":
-        fields = from_json(body)
-        given = {name: fields.pop(name) for name in image_fields if name in fields}
-        return Parts(
-            fields, {name: _from_data_url(name, url) for name, url in given.items() if url is not None}
+        return _from_object(from_json(body), image_fields)
+    raise _unsupported()
+
+
+def take_apart_many(
+    content_type: str, body: bytes, image_fields: Collection[str] = ("image", "last_image")
+) -> list[Parts]:
+    """The jobs of one body. JSON: each object in `jobs`, over the fields beside it. Multipart: a field that
+    comes n times has a value for each of n jobs, one that comes once is for all.
+    """
+    kind, options = parse_options_header(content_type)
+    if kind == b"multipart/form-data":
+        parts = _multipart(options.get(b"boundary"), body, image_fields)
+        return _dealt_out(parts, image_fields)
+    if kind != b"application/json":
+        raise _unsupported()
+    shared = from_json(body)
+    jobs = shared.pop("jobs", None)
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        raise Problem(422, "missing_jobs", "jobs must be a list of objects, each as for POST /generate")
+    return [_from_object({**shared, **job}, image_fields) for job in jobs]
+
+
+def _unsupported() -> Problem:
+    return Problem(415, "unsupported_media_type", "send multipart/form-data or application/json")
+
+
+def _from_object(fields: dict[str, Any], image_fields: Collection[str]) -> Parts:
+    given = {name: fields.pop(name) for name in image_fields if name in fields}
+    return Parts(fields, {name: _from_data_url(name, url) for name, url in given.items() if url is not None})
+
+
+def _dealt_out(parts: "list[_Part]", image_fields: Collection[str]) -> list[Parts]:
+    values: dict[str, list[_Part]] = {}
+    for part in parts:
+        values.setdefault(part.name, []).append(part)
+    counts = {len(several) for several in values.values()} - {1}
+    if len(counts) > 1:
+        told = ", ".join(f"{len(several)} of {name[:100]!r}" for name, several in values.items())
+        raise Problem(
+            422, "uneven_fields", f"fields that come repeatedly must come equally often, not {told}"
         )
-    raise Problem(415, "unsupported_media_type", "send multipart/form-data or application/json")
+    return [
+        _named_parts([several[n if len(several) > 1 else 0] for several in values.values()], image_fields)
+        for n in range(max(counts, default=1))
+    ]
 
 
 def from_json(body: bytes) -> dict[str, Any]:
@@ -212,7 +249,9 @@ class _Collector:
             raise Problem(422, "field_too_large", message)
 
 
-def _from_multipart(boundary: bytes, body: bytes, image_fields: Collection[str]) -> Parts:
+def _multipart(boundary: bytes | None, body: bytes, image_fields: Collection[str]) -> list[_Part]:
+    if not boundary:
+        raise Problem(400, "bad_multipart", "the multipart boundary is missing")
     collector = _Collector(image_fields)
     try:
         parser = python_multipart.MultipartParser(boundary, collector.callbacks())
@@ -222,8 +261,12 @@ def _from_multipart(boundary: bytes, body: bytes, image_fields: Collection[str])
         raise Problem(400, "bad_multipart", f"the multipart body cannot be read: {error}") from None
     if collector.parts and not body.rstrip(b"\r\n").endswith(b"--" + boundary + b"--"):
         raise Problem(400, "bad_multipart", "the multipart body is cut short")
+    return collector.parts
+
+
+def _named_parts(given: list[_Part], image_fields: Collection[str]) -> Parts:
     parts = Parts({})
-    for part in collector.parts:
+    for part in given:
         if part.name in parts.fields or part.name in parts.images:
             raise Problem(422, "duplicate_field", f"field {part.name[:100]!r} comes twice")
         if part.name in image_fields:

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import FileResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import AwareDatetime
 
 from app.api.access import Caller
 from app.api.problems import Problem, documented
@@ -19,6 +20,8 @@ from app.store import NoSuchJob
 
 router = APIRouter(tags=["jobs"])
 PAGE = 1000
+# What neither database chokes on.
+PLAIN = r"^[^\x00]*$"
 
 
 @router.get("/jobs", summary="List jobs, newest first", responses=documented(401, 422))
@@ -26,12 +29,24 @@ def list_jobs(
     service: TheService,
     owner: Caller,
     status: JobStatus | None = None,
-    model: Annotated[str | None, Query(max_length=100)] = None,
-    cursor: Annotated[str | None, Query(max_length=64, description="next_cursor of the page before.")] = None,
+    model: Annotated[str | None, Query(max_length=100, pattern=PLAIN)] = None,
+    since: Annotated[
+        AwareDatetime | None, Query(description="Only jobs that came in at or after this time (RFC 3339).")
+    ] = None,
+    cursor: Annotated[
+        str | None, Query(max_length=64, pattern=PLAIN, description="next_cursor of the page before.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Json:
     """One page; `next_cursor` is null on the last."""
-    jobs = service.store.page(status=status, model=model, owner=owner, after=cursor, limit=limit + 1)
+    jobs = service.store.page(
+        status=status,
+        model=model,
+        owner=owner,
+        since=None if since is None else since.timestamp(),
+        after=cursor,
+        limit=limit + 1,
+    )
     page = jobs[:limit]
     return {
         "jobs": [view(service, job) for job in page],

@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, Response
 
 from app.api.access import Caller
 from app.api.bodies import take_apart
-from app.api.jobs import get_video
+from app.api.jobs import PLAIN, get_video
 from app.api.problems import Problem
 from app.api.requests import entry_of
 from app.api.schemas import VIDEO_BODY
@@ -50,6 +50,8 @@ def video_view(job: Job) -> Json:
     error = job.error and {"code": job.error["code"], "message": job.error["message"]}
     if job.status is JobStatus.CANCELED:
         error = {"code": "canceled", "message": "the job was canceled"}
+    if job.expired:
+        error = {"code": "result_expired", "message": "the video was deleted when its time was over"}
     return {
         "id": job.id,
         "object": "video",
@@ -66,6 +68,7 @@ def video_view(job: Job) -> Json:
         "prompt": spec.prompt,
         "remixed_from_video_id": None,
         "error": error,
+        "expired": job.expired,
     }
 
 
@@ -125,7 +128,7 @@ def _frames(seconds: object, fps: object, entry: ModelEntry) -> int:
 def list_videos(
     service: TheService,
     owner: Caller,
-    after: Annotated[str | None, Query(max_length=64)] = None,
+    after: Annotated[str | None, Query(max_length=64, pattern=PLAIN)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> Json:

@@ -11,6 +11,7 @@ EXAMPLE: Json = {
     "width": 256,
     "height": 256,
 }
+MAX_JOBS = 32
 DATA_URL = "data:image/jpeg;base64,..."
 
 
@@ -89,12 +90,32 @@ def _video_schema(image: Json) -> Json:
     }
 
 
+def _several() -> Json:
+    """Jobs in a list; what stands beside the list holds for every job that does not say otherwise."""
+    one = {**_with_image({"type": "string", "description": "A data URL."}), "required": []}
+    jobs = {"type": "array", "minItems": 1, "maxItems": MAX_JOBS, "items": one}
+    return {**one, "properties": {"jobs": jobs, **one["properties"]}, "required": ["jobs"]}
+
+
+def _repeated(schema: Json) -> Json:
+    """Every field may come several times: a value for each job."""
+    properties = {
+        name: {"type": "array", "items": field, "maxItems": MAX_JOBS}
+        for name, field in _without_null(schema)["properties"].items()
+    }
+    return {**schema, "properties": properties}
+
+
 GENERATE_BODY = _body(
     {
         **_with_image({"type": "string", "description": "A data URL."}),
         "example": {"image": DATA_URL, **EXAMPLE},
     },
     _with_image({"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."}),
+)
+BATCH_BODY = _body(
+    {**_several(), "example": {"prompt": "a slow pan to the left", "jobs": [{"image": DATA_URL}] * 2}},
+    _repeated(_with_image({"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."})),
 )
 VIDEO_BODY = _body(
     _video_schema(

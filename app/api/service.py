@@ -3,6 +3,7 @@
 import logging
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -12,6 +13,7 @@ from app.admission import Admission, LoadProfile
 from app.api.bodies import BodyMemory
 from app.api.eta import RunTimes
 from app.api.feed import EventFeed
+from app.api.stranded import Stranded
 from app.api.views import job_view
 from app.artifacts import job_artifacts
 from app.config import ModelEntry, Settings, load_models
@@ -42,6 +44,7 @@ class Service:
     nvml: Nvml
     image_limits: ImageLimits
     body_memory: BodyMemory
+    stranded: Stranded
     webhooks: Webhooks | None
     stopping: threading.Event
 
@@ -77,6 +80,8 @@ class Service:
                 for job_id in self.store.requeue_expired():
                     log.warning("lease_expired job_id=%s", job_id)
                 self._remove_expired()
+                for job_id in self.stranded.fail():
+                    log.warning("job_fits_nowhere job_id=%s", job_id)
             except StoreError as error:
                 log.warning("maintenance_waits reason=%s", error)
 
@@ -94,6 +99,7 @@ def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
     models = load_models(settings)
     store = open_store(settings)
     alive_seconds = 3 * settings.heartbeat_seconds
+    alive_workers = partial(store.workers, within_seconds=alive_seconds)
     metrics = ServiceMetrics({name: entry.vae_class for name, entry in models.items()})
     nvml = Nvml()
     run_times = RunTimes()
@@ -103,7 +109,7 @@ def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
     admission = Admission(
         models,
         load_profile,
-        lambda: store.workers(within_seconds=alive_seconds),
+        alive_workers,
         reserve_bytes=settings.reserve_bytes,
     )
     return Service(
@@ -118,6 +124,7 @@ def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
         body_memory=BodyMemory(BODIES_AT_ONCE * settings.max_body_bytes),
+        stranded=Stranded(store, models, alive_workers, grace_seconds=settings.fit_grace_seconds),
         webhooks=_webhooks(settings, models, store),
         stopping=threading.Event(),
     )
@@ -134,8 +141,10 @@ def _webhooks(settings: Settings, models: dict[str, ModelEntry], store: JobStore
     return Webhooks(store, settings.webhook_secret, view, allow_private=settings.webhook_allow_private)
 
 
-def service_of(request: Request) -> Service:
-    """The service behind a request."""
+async def service_of(request: Request) -> Service:
+    """The service behind a request. A coroutine, as are those beside it: a plain function would cost every
+    request the way to a thread and back.
+    """
     service: Service = request.app.state.service
     return service
 

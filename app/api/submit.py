@@ -1,6 +1,6 @@
-"""Routes that take work in: POST /generate, POST /plan, POST /jobs/{id}/redecode."""
+"""Routes that take work in: POST /generate, POST /plan, POST /jobs/{id}/redecode and /retry."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -69,6 +69,11 @@ def submit(
     service: Service, parts: Parts, *, owner: str | None, idempotency_key: str | None
 ) -> tuple[Job, bool]:
     """Everything between a request's parts and a stored job; `(job, whether it is new)`."""
+    return service.store.submit(checked(service, parts, owner=owner, idempotency_key=idempotency_key))
+
+
+def checked(service: Service, parts: Parts, *, owner: str | None, idempotency_key: str | None) -> Submission:
+    """A request's parts as a job that can run, planned, ready to store; raises what `problem_of` names."""
     image, last_image = parts.images.get("image"), parts.images.get("last_image")
     spec = job_spec(parts.fields, service.models, between=last_image is not None)
     check_key_limits(service, owner, spec)
@@ -82,7 +87,7 @@ def submit(
             check_image(last_image, service.image_limits)
     verdict = service.admission.judge(spec)
     key = service.keys.of_owner(owner)
-    submission = Submission(
+    return Submission(
         spec=spec,
         image=image,
         fingerprint=_fingerprint(spec, parts.fields, image, last_image),
@@ -93,7 +98,6 @@ def submit(
         owner=owner,
         max_queued_of_owner=None if key is None else key.max_queued,
     )
-    return service.store.submit(submission)
 
 
 def _check_webhook(service: Service, url: str) -> None:
@@ -162,12 +166,30 @@ def redecode(job_id: str, service: TheService, owner: Caller, body: Body) -> Jso
             422, "unknown_field", f"{name[:100]!r} cannot be changed; {', '.join(sorted(DECODE_FIELDS))} can"
         )
     given = {"frames_per_chunk": None, **changes} if "decode_strategy" in changes else changes
-    spec = JobSpec.model_validate({**job.spec.model_dump(), **given})
+    return _queue_again(service, job, given, "redecode")
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=202,
+    tags=["jobs"],
+    summary="Run a failed or canceled job again",
+    responses=documented(401, 404, 409, 410, 422, 503),
+)
+def retry(job_id: str, service: TheService, owner: Caller) -> Json:
+    """Queue a failed or canceled job once more as it was asked for, with all its attempts. It goes on from
+    its latents where it had got so far. One that succeeded answers 409: POST /jobs/{id}/redecode is for it.
+    """
+    return _queue_again(service, visible(service, job_id, owner), {}, "retry")
+
+
+def _queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: str) -> Json:
+    spec = JobSpec.model_validate({**job.spec.model_dump(), **changes})
     if spec.model not in service.models:
         raise Problem(409, "model_gone", f"model {spec.model} is no longer offered")
     verdict = service.admission.judge(spec)
-    changed = {name: getattr(spec, name) for name in given}
+    changed = {name: getattr(spec, name) for name in changes}
     again = service.store.queue_again(
-        job_id, changes=changed, plan=verdict.plan, needed_bytes=verdict.needed_bytes
+        job.id, changes=changed, plan=verdict.plan, needed_bytes=verdict.needed_bytes, why=why
     )
     return view(service, again)

@@ -19,13 +19,17 @@ def timestamp(seconds: float | None) -> str | None:
 def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = None) -> Json:
     """A job as clients see it."""
     base = f"/jobs/{job.id}"
-    links = {"self": base, "events": f"{base}/events", "image": f"{base}/image"}
-    if job.has_last_image:
+    links = {"self": base, "events": f"{base}/events"}
+    if not job.expired:
+        links["image"] = f"{base}/image"
+    if job.has_last_image and not job.expired:
         links["last_image"] = f"{base}/last_image"
     if has_video(job):
         links["video"] = f"{base}/video"
-    if job.status.is_terminal:
+    if job.status.is_terminal and not job.expired:
         links["redecode"] = f"{base}/redecode"
+    if job.status in (JobStatus.FAILED, JobStatus.CANCELED) and not job.expired:
+        links["retry"] = f"{base}/retry"
     return {
         "id": job.id,
         "status": job.status,
@@ -74,9 +78,14 @@ def device_view(worker: WorkerRow, *, now: float, alive_seconds: float) -> Json:
         **worker.device,
         "worker_id": worker.id,
         "job_id": worker.job_id,
-        "worker_state": worker.state if now - worker.heartbeat_at <= alive_seconds else "lost",
+        "worker_state": _state(worker) if now - worker.heartbeat_at <= alive_seconds else "lost",
         "heartbeat_at": timestamp(worker.heartbeat_at),
     }
+
+
+def _state(worker: WorkerRow) -> str:
+    """A paused device whose job still runs is draining."""
+    return "draining" if worker.state == "paused" and worker.job_id is not None else worker.state
 
 
 def model_view(entry: ModelEntry, *, is_default: bool) -> Json:

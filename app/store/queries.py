@@ -14,8 +14,8 @@ COUNTS = text("select status, count(*) from jobs group by status")
 LAST_EVENT = text("select coalesce(max(seq), 0) from events")
 QUEUED_MODELS = text("select distinct model from jobs where status = 'queued'")
 QUEUED_BEYOND = text("""
-    select id, needed_bytes from jobs
-    where status = 'queued' and model = :model and needed_bytes > :capacity limit :limit
+    select id, coalesce(needed_bytes, 0) as needed_bytes from jobs
+    where status = 'queued' and model = :model and coalesce(needed_bytes, 0) > :capacity limit :limit
 """)
 
 
@@ -79,6 +79,8 @@ def queued_models(connection: Connection) -> list[str]:
 def queued_beyond(
     connection: Connection, model: str, capacity_bytes: int, limit: int = 1000
 ) -> Mapping[str, int]:
-    """Queued jobs of a model whose decode needs more than `capacity_bytes`: what each needs, by id."""
+    """Queued jobs of a model whose decode needs more than `capacity_bytes`: what each needs, by id; 0 where
+    that is not known.
+    """
     row = {"model": model, "capacity": capacity_bytes, "limit": limit}
     return {str(one.id): int(one.needed_bytes) for one in connection.execute(QUEUED_BEYOND, row)}

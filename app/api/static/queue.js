@@ -137,14 +137,14 @@ function fillMedia(media, job) {
   if (job.links.video) {
     // Not preloaded: a browser opens few connections to one host, and the queue needs them for news.
     Object.assign(element, { controls: true, loop: true, muted: true, playsInline: true, preload: "none" });
-    element.poster = job.links.image;
+    element.poster = job.links.image ?? "";
     element.src = `${job.links.video}?made=${encodeURIComponent(job.finished_at)}`;
     element.setAttribute("aria-label", `Video: ${job.request.prompt}`);
   } else {
     element.loading = "lazy";
     element.alt = `Image: ${job.request.prompt}`;
     element.addEventListener("error", () => element.remove());
-    element.src = job.links.image;
+    if (job.links.image) element.src = job.links.image;
   }
   media.replaceChildren(element);
 }

@@ -1,0 +1,76 @@
+"""POST /generate/batch: several jobs in one request, all of them queued or none."""
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from app.api.access import Caller
+from app.api.bodies import Parts, take_apart_many
+from app.api.problems import Problem, documented, problem_of
+from app.api.schemas import BATCH_BODY, MAX_JOBS
+from app.api.service import Service, TheService
+from app.api.submit import Body, IdempotencyKey, checked, view
+from app.jobs import Json
+from app.store import Submission
+
+router = APIRouter()
+
+
+@router.post(
+    "/generate/batch",
+    status_code=202,
+    tags=["jobs"],
+    summary="Queue several videos at once",
+    responses=documented(400, 401, 408, 413, 415, 422, 429, 503),
+    openapi_extra=BATCH_BODY,
+)
+def generate_batch(
+    request: Request, service: TheService, owner: Caller, body: Body, idempotency_key: IdempotencyKey = None
+) -> Json:
+    """As POST /generate for up to 32 jobs, which are queued together and in order. Where one of them is
+    refused none is queued, and `errors` says for each refused job what POST /generate would have said.
+    """
+    jobs = take_apart_many(request.headers.get("content-type", ""), body)
+    if not 1 <= len(jobs) <= MAX_JOBS:
+        raise Problem(422, "bad_batch_size", f"a batch has 1 to {MAX_JOBS} jobs, not {len(jobs)}")
+    submissions = _all_checked(service, jobs, owner, idempotency_key)
+    added = service.store.submit_all(submissions)
+    return {"jobs": [view(service, job) for job, _ in added]}
+
+
+def _all_checked(
+    service: Service, jobs: list[Parts], owner: str | None, idempotency_key: str | None
+) -> list[Submission]:
+    submissions, problems = [], {}
+    for index, parts in enumerate(jobs):
+        key = None if idempotency_key is None else f"{idempotency_key}#{index}"
+        try:
+            submissions.append(checked(service, parts, owner=owner, idempotency_key=key))
+        except Exception as error:
+            problem = problem_of(error)
+            if problem is None:
+                raise
+            problems[index] = problem
+    if problems:
+        raise _refusal(problems, len(jobs))
+    # Under one key the batch is one request: a job of it is not the same job in a batch of others.
+    together = hashlib.sha256("".join(each.fingerprint for each in submissions).encode()).hexdigest()
+    return [replace(each, fingerprint=f"{together}-{each.fingerprint}") for each in submissions]
+
+
+def _refusal(problems: dict[int, Problem], jobs: int) -> Problem:
+    errors: list[dict[str, Any]] = [
+        {"index": index, "status": each.status, "code": each.code, "detail": each.detail, **each.data}
+        for index, each in problems.items()
+    ]
+    first = min(problems)
+    detail = (
+        f"{len(errors)} of {jobs} jobs are refused and none is queued; job {first}: {problems[first].detail}"
+    )
+    only_busy = all(each.status == 503 for each in problems.values())
+    headers = problems[first].headers if only_busy else {}
+    return Problem(
+        503 if only_busy else 422, "batch_refused", detail, headers=headers, data={"errors": errors}
+    )
