@@ -170,10 +170,12 @@ class Writer:
         queued: dict[str, int] = {}
         try:
             with self._engine.begin() as connection:
+                queued = _what_was_counted(connection)
                 for operation, future in batch:
                     transaction = Transaction(connection, self._clock(), self._rules, queued)
                     outcomes.append((future, *_attempt(transaction, operation)))
         except Exception as error:
+            queued.clear()
             refusal = _translated(error)
             for _, future in batch:
                 future.set_exception(refusal)
@@ -183,6 +185,18 @@ class Writer:
                 future.set_result(result)
             else:
                 future.set_exception(problem)
+
+
+def _what_was_counted(connection: Connection) -> dict[str, int]:
+    """What this connection counted in earlier transactions, while nobody else has written since."""
+    if connection.dialect.name != "sqlite":
+        return {}
+    # https://sqlite.org/pragma.html#pragma_data_version: changed by the commits of others, not by one's own.
+    version = connection.exec_driver_sql("pragma data_version").scalar_one()
+    if connection.info.get("data_version") != version:
+        connection.info.update(data_version=version, queued={})
+    counted: dict[str, int] = connection.info["queued"]
+    return counted
 
 
 def _attempt(transaction: Transaction, operation: Operation) -> tuple[Any, BaseException | None]:

@@ -26,7 +26,7 @@ class Transaction:
     """An open transaction under the write lock, the time now, and the rules.
 
     `queued` holds the number of queued jobs once it was counted: nobody else can change it before the commit,
-    so many submissions that are committed together count once.
+    so that many submissions count once. Whatever changes that number must correct it or clear it.
     """
 
     connection: Connection

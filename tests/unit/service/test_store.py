@@ -485,3 +485,20 @@ def test_the_schema_of_a_fresh_database_is_at_the_newest_revision(store: JobStor
     folder = Path(database.__file__).parents[1] / "migrations"
     assert ScriptDirectory(str(folder)).get_heads() == [database.HEAD_REVISION]
     store.migrate()
+
+
+def test_what_another_process_does_is_counted_at_once(open_store: OpenStore, make_spec: MakeSpec) -> None:
+    one, other = open_store(max_queued=2), open_store(max_queued=2)
+    first = one.add(make_spec(), IMAGE)
+    other.add(make_spec(), IMAGE)
+    for store in (one, other):
+        with pytest.raises(QueueFull):
+            store.add(make_spec(), IMAGE)
+    other.cancel(first.id)
+    assert one.add(make_spec(), IMAGE).queue_position == 2
+    claim = other.claim("w")
+    assert claim is not None
+    assert one.add(make_spec(), IMAGE).queue_position == 2
+    other.release(claim.job.id, claim.token, "test")
+    with pytest.raises(QueueFull):
+        one.add(make_spec(), IMAGE)
