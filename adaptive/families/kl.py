@@ -6,7 +6,7 @@ Pipelines fold the frames into the batch; here `[N, C, h, w]` is one video of N 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptive.families.family import Family
@@ -42,19 +42,15 @@ class KlFamily(Family):
         return super().as_video(video, kwargs)
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
-        """Calls of the VAE itself, on some frames each."""
-        from adaptive.stream.engine import CallEngine
+        """Calls of the VAE itself, on some frames each; or its upper layers in strips."""
+        return _decode_engine(self, vae, kwargs)
 
-        whole = self.decode_whole
+    def strip_halo(self, vae: Any) -> float | None:
+        """An upsampler and the residual block behind it reach three rows of the video."""
+        from adaptive.stream.planes import strippable
 
-        class KlDecode(CallEngine):
-            """Frame by frame or many: the same."""
-
-            def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
-                """No state."""
-                return whole(vae, chunk, kwargs), state
-
-        return KlDecode()
+        ratio = self.traits(type(vae).__name__, vae.config).spatial_ratio
+        return 3 / ratio if strippable(vae.decoder) else None
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """Calls of the VAE itself, on some frames each."""
@@ -70,6 +66,39 @@ class KlFamily(Family):
         folded = video.transpose(1, 2).flatten(0, 1)
         frames: Tensor = vae.decode(folded, **kwargs, return_dict=False)[0]
         return frames.reshape(video.shape[0], -1, *frames.shape[1:]).transpose(1, 2)
+
+
+def _decode_engine(family: KlFamily, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
+    from adaptive.stream.engine import PICTURE, CallEngine
+    from adaptive.stream.planes import strippable, upper_layers
+
+    class KlDecode(CallEngine):
+        """Frame by frame or many: the same."""
+
+        def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
+            """No state."""
+            return family.decode_whole(vae, chunk, kwargs), state
+
+    class KlStrips(KlDecode):
+        """What diffusers' `AutoencoderKL.decode` and `Decoder` do, the upper layers in strips."""
+
+        def begin(self, state: State, chunk: Tensor, *, limit: int, ended: bool) -> State:  # noqa: ARG002 - stateless
+            """Up to the middle block, whose attention sees the whole picture."""
+            folded = chunk.transpose(1, 2).flatten(0, 1)
+            if vae.post_quant_conv is not None:
+                folded = vae.post_quant_conv(folded)
+            decoder = vae.decoder
+            hidden = decoder.mid_block(decoder.conv_in(folded), None)
+            hidden = hidden.to(next(decoder.up_blocks.parameters()).dtype)
+            return {PICTURE: hidden, "batch": chunk.shape[0]}
+
+        def finish(self, state: State, rows: int) -> Iterator[tuple[Tensor | None, State]]:
+            """All strips of all layers at once: what fails is begun again from the middle block's result."""
+            hidden = state[PICTURE]
+            frames = upper_layers(vae.decoder, hidden, -(-hidden.shape[2] // rows))
+            yield frames.reshape(state["batch"], -1, *frames.shape[1:]).transpose(1, 2), {}
+
+    return KlDecode() if kwargs or not strippable(vae.decoder) else KlStrips()
 
 
 def encode_frames(vae: Any, video: Tensor, kwargs: Mapping[str, Any]) -> Tensor:

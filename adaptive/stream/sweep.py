@@ -86,7 +86,7 @@ class GroupStatistics:
     """Mean and squared deviation of each group of channels over all frames, gathered chunk by chunk.
 
     Chunks are merged by Chan's formula (Chan, Golub and LeVeque, 1979), which keeps the accuracy of a
-    two-pass computation. `norm` is a `GroupNorm`; chunks are `[B, C, n, H, W]`.
+    two-pass computation. `norm` is a `GroupNorm`; chunks are `[B, C, n, H, W]` or rows `[B, C, n, W]`.
     """
 
     norm: Any
@@ -117,10 +117,10 @@ class GroupStatistics:
         share = channels // self.norm.num_groups
         inverse = torch.rsqrt(self.deviation / self.count + self.norm.eps)
         scale = inverse.repeat_interleave(share, 1) * _wide(self.norm.weight)
-        sides = (batch, channels, 1, 1, 1)
+        sides = (batch, channels, *(1,) * (chunk.ndim - 2))
         # The mean goes first: folding it into the offset would lose digits where it outweighs the deviation.
         centred = _wide(chunk) - self.mean.repeat_interleave(share, 1).reshape(sides)
-        scaled = centred.mul_(scale.reshape(sides)).add_(_wide(self.norm.bias).reshape(1, -1, 1, 1, 1))
+        scaled = centred.mul_(scale.reshape(sides)).add_(_wide(self.norm.bias).reshape(1, -1, *sides[2:]))
         return scaled.to(chunk.dtype)
 
 
