@@ -5,34 +5,38 @@ made (`adaptive.stream`) or how a rung is chosen (`adaptive.planner`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from adaptive.errors import DecodeOutOfMemory, DoesNotFit
+from adaptive.errors import DecodeOutOfMemory
 from adaptive.events import GROWTH_SHARE, DecodeRun, plan_data, spill_data
 from adaptive.events import DecodeEvent as DecodeEvent
+from adaptive.ladder import Ladder
 from adaptive.memory import MemoryProfile
-from adaptive.planner import PlanInputs, Policy, chunk_sizes, plan_decode
+from adaptive.planner import PlanInputs, Policy, plan_decode
 from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
 from adaptive.profile import profile_of
 from adaptive.residuals import Residuals
 from adaptive.speed import Speeds
 from adaptive.spill import SpillWatch
-from adaptive.stream import DecodeStream, decode_whole, open_decode
+from adaptive.stream import BlendedTiles, ChunksApart, DecodeStream, decode_whole, open_decode
 from adaptive.stream.placement import execution_device
 from adaptive.types import (
     WHOLE_PICTURE,
+    Cut,
     DecodePlan,
     DecodeReport,
     LatentShape,
     MeasuredPeak,
     MemoryReading,
     Strategy,
-    strategy_of,
 )
+
+Stream = DecodeStream | ChunksApart | BlendedTiles
 
 
 class AdaptiveDecoder:
@@ -108,9 +112,9 @@ class AdaptiveDecoder:
         self._tell("plan", plan_data(plan))
         usual = plan.predicted_seconds and plan.predicted_seconds / plan.latent_frames
         watch = SpillWatch(self._reading, usual)
-        run = DecodeRun(plan, plan.frames_per_chunk, plan.frames_per_chunk, watch)
+        run = DecodeRun(plan, plan.cut, plan.cut, watch)
         self._probe.reset_peak()
-        if plan.frames_per_chunk >= plan.latent_frames:
+        if plan.strategy is Strategy.BATCHED:
             whole = self._whole(latents, run, decode_kwargs)
             if whole is not None:
                 self._finish(run, _shape(latents), held_bytes=whole.nbytes)
@@ -123,28 +127,48 @@ class AdaptiveDecoder:
         """The one-call decode; None where it ran out of memory and chunks are to follow."""
         whole = self._attempt(run, lambda: decode_whole(self._vae, latents, **decode_kwargs))
         if whole is None:
-            self._after_failure(run, latents, stream=None)
-            to = strategy_of(run.frames_per_chunk, _frames(latents)).value
-            self._tell("fallback", {"from": "batched", "to": to})
+            self._after_failure(run, latents, held_bytes=0)
         else:
             self._note_chunk(run, whole, fed=_frames(latents), position=_frames(latents))
             self._note_spill(run, latents, self._read(), run.seconds)
         return whole
 
     def _chunks(self, latents: Tensor, run: DecodeRun, decode_kwargs: dict[str, Any]) -> Iterator[Tensor]:
-        with open_decode(self._vae, latents, **decode_kwargs) as stream:
-            while not stream.finished:
-                position, seconds = stream.position, run.seconds
-                frames = self._attempt(run, partial(stream.step, run.frames_per_chunk))
-                if frames is None:
-                    self._after_failure(run, latents, stream)
-                    continue
-                self._note_chunk(run, frames, fed=stream.position - position, position=stream.position)
-                if frames.shape[2]:
-                    yield frames
-                del frames  # or it would stay alive through the next step
-                if not stream.finished:
-                    self._look_again(run, latents, stream, run.seconds - seconds)
+        """Streams one after another: an exact one to the end, or to where only approximate ones go on."""
+        finished = False
+        while not finished:
+            with closing(self._open(latents, run, decode_kwargs)) as stream:
+                yield from self._steps(latents, run, stream)
+                finished = stream.finished
+                if not run.cut.exact and finished:
+                    run.seam_score = getattr(stream, "seam_score", None)
+
+    def _open(self, latents: Tensor, run: DecodeRun, decode_kwargs: dict[str, Any]) -> Stream:
+        if run.cut.exact:
+            return open_decode(self._vae, latents, **decode_kwargs)
+        run.exact = False
+        if run.cut.tiles == WHOLE_PICTURE:
+            return ChunksApart(self._vae, latents, **decode_kwargs)
+        return BlendedTiles(self._vae, latents, run.cut.tiles, done=run.video_frames, **decode_kwargs)
+
+    def _steps(self, latents: Tensor, run: DecodeRun, stream: Stream) -> Iterator[Tensor]:
+        """Frames of one stream, until it ends or the cut calls for another one."""
+        opened = run.cut
+        while not stream.finished:
+            position, seconds = stream.position, run.seconds
+            step = partial(stream.step, run.cut.frames_per_chunk, run.cut.tiles.rows if opened.exact else 1)
+            frames = self._attempt(run, step)
+            if frames is None:
+                self._after_failure(run, latents, stream.state_bytes)
+                if run.cut.exact != opened.exact or (not opened.exact and run.cut.tiles != opened.tiles):
+                    return
+                continue
+            self._note_chunk(run, frames, fed=stream.position - position, position=stream.position)
+            if frames.shape[2]:
+                yield frames
+            del frames  # or it would stay alive through the next step
+            if not stream.finished and opened.exact:
+                self._look_again(run, latents, stream, run.seconds - seconds)
 
     def _attempt(self, run: DecodeRun, work: Callable[[], Tensor]) -> Tensor | None:
         """The result, or None after an out-of-memory.
@@ -163,27 +187,30 @@ class AdaptiveDecoder:
             run.seconds += synchronized_seconds(self._device) - started
         return None
 
-    def _after_failure(self, run: DecodeRun, latents: Tensor, stream: DecodeStream | None) -> None:
-        """Choose a smaller chunk after an out-of-memory, or raise `DecodeOutOfMemory` where there is none."""
+    def _after_failure(self, run: DecodeRun, latents: Tensor, held_bytes: int) -> None:
+        """Choose a smaller cut after an out-of-memory, or raise `DecodeOutOfMemory` where there is none.
+
+        `held_bytes` are the state that the decode keeps.
+        """
         run.retries += 1
         self._probe.release()
         reading = self._read()
-        failed = run.frames_per_chunk
+        failed = run.cut
         first_time = failed not in run.failed
         run.failed[failed] = reading.free_bytes
-        held = stream.state_bytes if stream is not None else 0
-        self._learn_failure(latents, failed, reading.free_bytes + held)
-        data = {"frames_per_chunk": failed, "free_bytes": reading.free_bytes, "message": run.failure}
-        self._tell("oom", data)
-        smaller = [size for size in self._smaller_sizes(latents, failed) if size not in run.failed]
-        if smaller:
-            limit = smaller[0]
-            run.frames_per_chunk = self._fitting(latents, reading, stream, limit) or smaller[-1]
-            run.smallest = min(run.smallest, run.frames_per_chunk)
+        self._learn_failure(latents, failed, reading.free_bytes + held_bytes)
+        data = {"frames_per_chunk": failed.frames_per_chunk, "free_bytes": reading.free_bytes}
+        self._tell("oom", {**data, "message": run.failure})
+        after = self._ladder(latents).after(failed, run.may_follow, reading, held_bytes)
+        if after is not None:
+            run.go_on_with(after)
             self._tell_replan(run, failed, "out_of_memory", reading)
+            names = [cut.strategy(_frames(latents)).value for cut in (failed, after)]
+            if names[0] != names[1]:
+                self._tell("fallback", {"from": names[0], "to": names[1]})
         elif not first_time:
             raise DecodeOutOfMemory(
-                frames_per_chunk=failed, retries=run.retries, frames_done=run.video_frames
+                frames_per_chunk=failed.frames_per_chunk, retries=run.retries, frames_done=run.video_frames
             )
 
     def _note_spill(self, run: DecodeRun, latents: Tensor, reading: MemoryReading, seconds: float) -> bool:
@@ -191,77 +218,59 @@ class AdaptiveDecoder:
 
         To the learned margins a spill is what an out-of-memory is: what was free was not enough.
         """
-        found = run.watch.after_chunk(reading, seconds, run.frames_per_chunk)
+        found = run.watch.after_chunk(reading, seconds, run.cut.frames_per_chunk)
         if found is None:
             return False
         sign, free_bytes = found
-        spilled, done = run.frames_per_chunk, run.video_frames == self._video_frames(latents)
+        spilled, done = run.cut, run.video_frames == self._video_frames(latents)
         run.spills += 1
         run.failed[spilled] = reading.free_bytes
         self._learn_failure(latents, spilled, free_bytes)
-        smaller = [] if done else self._smaller_sizes(latents, spilled)
-        if smaller:
+        below = [] if done else [cut for cut in self._ladder(latents).below(spilled) if cut.exact]
+        if below:
             self._probe.release()
-            run.frames_per_chunk = smaller[0]
-            run.smallest = min(run.smallest, smaller[0])
-        self._tell("spill", spill_data(sign, spilled, run.frames_per_chunk, reading, seconds))
+            run.go_on_with(below[0])
+        sizes = spilled.frames_per_chunk, run.cut.frames_per_chunk
+        self._tell("spill", spill_data(sign, *sizes, reading, seconds))
         return True
 
     def _video_frames(self, latents: Tensor) -> int:
         return self._profile.traits.video_frames(_frames(latents))
 
-    def _learn_failure(self, latents: Tensor, failed: int, free_bytes: int) -> None:
+    def _learn_failure(self, latents: Tensor, failed: Cut, free_bytes: int) -> None:
         """What was free, with the state that was held, was not enough."""
         if self._inputs.residuals is not None:
             shape = _shape(latents)
             self._inputs.residuals.out_of_memory(
                 self._profile.traits.family,
                 self._profile.dtype,
-                strategy_of(failed, shape.frames),
-                live_bytes=self._profile.live_bytes(shape, failed),
+                failed.strategy(shape.frames),
+                live_bytes=self._profile.cut_bytes(shape, failed),
                 free_bytes=free_bytes,
             )
 
-    def _smaller_sizes(self, latents: Tensor, failed: int) -> list[int]:
-        """Chunk sizes below the failed one, largest first. A forced size may shrink, a forced strategy stays
-        itself.
-        """
-        if self._policy.strategy in (Strategy.BATCHED, Strategy.PER_FRAME) or not self._profile.can_stream:
-            return []
-        sizes = chunk_sizes(self._profile, _frames(latents), Policy(strategy=self._policy.strategy))
-        return [size for size in sizes if size < failed]
+    def _ladder(self, latents: Tensor) -> Ladder:
+        return Ladder(self._profile, _shape(latents), self._policy, self._inputs)
 
-    def _look_again(self, run: DecodeRun, latents: Tensor, stream: DecodeStream, seconds: float) -> None:
-        """Fit the chunk size to the memory that is free now; `seconds` were spent on the chunk before."""
+    def _look_again(self, run: DecodeRun, latents: Tensor, stream: Stream, seconds: float) -> None:
+        """Fit the next chunk to the memory that is free now; `seconds` were spent on the one before."""
         reading = self._read()
         if self._note_spill(run, latents, reading, seconds) or self._policy.forced:
             return
-        now = run.frames_per_chunk
-        fits = self._fitting(latents, reading, stream, limit=now)
-        if fits is None or fits < now:
-            sizes = chunk_sizes(self._profile, _frames(latents), self._policy)
-            run.frames_per_chunk = fits or sizes[-1]  # a bound that is too careful must not end a decode
+        ladder, now, held = self._ladder(latents), run.cut, stream.state_bytes
+        fits = ladder.fitting(reading, held, at_most=now)
+        if fits is None or fits.order > now.order:
+            run.go_on_with(fits or ladder.least())  # a bound that is too careful must not end a decode
             reason = "memory_fell"
         else:
-            limit = run.largest_allowed(reading.free_bytes)
             roomy = replace(reading, free_bytes=round(reading.free_bytes * GROWTH_SHARE))
-            run.frames_per_chunk = max(now, self._fitting(latents, roomy, stream, limit) or now)
+            failed = run.failed_lately(reading.free_bytes)
+            most = ladder.below(failed)[:1] if failed else [Cut(max(1, _frames(latents) - 1))]
+            larger = ladder.fitting(roomy, held, at_most=most[0]) if most else None
+            if larger is not None and larger.order < now.order:
+                run.go_on_with(larger)
             reason = "memory_rose"
-        run.smallest = min(run.smallest, run.frames_per_chunk)
         self._tell_replan(run, now, reason, reading)
-
-    def _fitting(
-        self, latents: Tensor, reading: MemoryReading, stream: DecodeStream | None, limit: int | None
-    ) -> int | None:
-        """Largest chunk size up to `limit` that fits, or None."""
-        policy = replace(self._policy, frames_per_chunk=None)
-        held = stream.state_bytes if stream is not None else 0
-        largest = _frames(latents) - 1 if limit is None else min(limit, _frames(latents) - 1)
-        inputs = replace(self._inputs, held_bytes=held, largest_chunk=max(1, largest))
-        try:
-            return plan_decode(self._profile, _shape(latents), reading, policy, inputs).frames_per_chunk
-        except DoesNotFit:
-            return None
 
     def _read(self) -> MemoryReading:
         """Free memory; weights that an offload hook is about to bring in are counted as taken already."""
@@ -286,16 +295,18 @@ class AdaptiveDecoder:
             "latent_frames_total": run.plan.latent_frames,
             "video_frames": frames.shape[2],
             "video_frames_done": run.video_frames,
-            "frames_per_chunk": run.frames_per_chunk,
+            "frames_per_chunk": run.cut.frames_per_chunk,
+            "tiles": run.cut.tiles.count,
             "seconds": run.seconds,
         }
         self._tell("chunk", data)
 
-    def _tell_replan(self, run: DecodeRun, before: int, reason: str, reading: MemoryReading) -> None:
-        after = run.frames_per_chunk
+    def _tell_replan(self, run: DecodeRun, before: Cut, reason: str, reading: MemoryReading) -> None:
+        after = run.cut
         if after != before:
-            data = {"from": before, "to": after, "reason": reason, "free_bytes": reading.free_bytes}
-            self._tell("replan", data)
+            sizes = {"from": before.frames_per_chunk, "to": after.frames_per_chunk}
+            tiles = {"from_tiles": before.tiles.count, "to_tiles": after.tiles.count}
+            self._tell("replan", {**sizes, **tiles, "reason": reason, "free_bytes": reading.free_bytes})
 
     def _tell(self, kind: str, data: Mapping[str, Any]) -> None:
         if self._on_event is not None:
@@ -304,8 +315,8 @@ class AdaptiveDecoder:
     def _learn(self, run: DecodeRun, shape: LatentShape, measured: MeasuredPeak | None) -> None:
         """A decode that ran as planned tells what this device needs beyond live bytes, and how fast it is."""
         residuals, plan = self._inputs.residuals, run.plan
-        sizes = {run.smallest, max([plan.frames_per_chunk, *run.chunk_frames])}
-        if run.retries or run.spills or sizes != {plan.frames_per_chunk}:
+        undisturbed = run.smallest == plan.cut and max(run.chunk_frames) <= plan.frames_per_chunk
+        if run.retries or run.spills or not (undisturbed or plan.tiles != WHOLE_PICTURE):
             return
         if plan.tiles == WHOLE_PICTURE and plan.exact:
             self._speeds.observe(self._profile, shape, plan.frames_per_chunk, run.seconds)
@@ -328,14 +339,16 @@ class AdaptiveDecoder:
         self._report = DecodeReport(
             plan=run.plan,
             chunk_frames=tuple(run.chunk_frames),
-            frames_per_chunk=run.smallest,
+            frames_per_chunk=run.smallest.frames_per_chunk,
             video_frames=run.video_frames,
-            exact=run.plan.exact,
+            exact=run.exact,
             predicted_peak_bytes=run.plan.predicted.expected_bytes,
             measured_peak_bytes=None if measured is None else measured.total_bytes,
             seconds=run.seconds,
             retries=run.retries,
             spills=run.spills,
+            tiles=run.smallest.tiles,
+            seam_score=run.seam_score,
         )
 
 

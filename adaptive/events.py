@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adaptive.spill import SpillSign, SpillWatch
-from adaptive.types import DecodePlan, MemoryReading
+from adaptive.types import WHOLE_PICTURE, Cut, DecodePlan, MemoryReading
 
 # A larger chunk is taken in the middle of a decode only if it would fit into this share of the budget: a
 # neighbour whose use swings a little must not make the chunk size swing with it.
@@ -30,6 +30,7 @@ def plan_data(plan: DecodePlan) -> dict[str, Any]:
     return {
         "strategy": plan.strategy.value,
         "frames_per_chunk": plan.frames_per_chunk,
+        "tiles": {"rows": plan.tiles.rows, "columns": plan.tiles.columns},
         "exact": plan.exact,
         "reason": plan.reason,
         "detail": plan.detail,
@@ -63,8 +64,8 @@ class DecodeRun:
     """What has happened so far in one decode."""
 
     plan: DecodePlan
-    frames_per_chunk: int
-    smallest: int
+    cut: Cut
+    smallest: Cut  # the last of all cuts so far, in the order of falling back
     watch: SpillWatch
     retries: int = 0
     spills: int = 0
@@ -72,10 +73,22 @@ class DecodeRun:
     video_frames: int = 0
     failure: str = ""  # what the last out-of-memory said
     chunk_frames: list[int] = field(default_factory=list)
-    # Free bytes when a chunk size failed: that size is tried again only once clearly more is free.
-    failed: dict[int, int] = field(default_factory=dict)
+    # Free bytes when a cut failed: it is tried again only once clearly more is free.
+    failed: dict[Cut, int] = field(default_factory=dict)
+    exact: bool = True  # every pixel so far
+    seam_score: float | None = None
 
-    def largest_allowed(self, free_bytes: int) -> int | None:
-        """Largest chunk that has not failed with about this much memory; None where nothing has failed."""
-        failed = [size for size, free in self.failed.items() if free_bytes <= free / GROWTH_SHARE]
-        return min(failed) - 1 if failed else None
+    def go_on_with(self, cut: Cut) -> None:
+        """Cut the next chunk so."""
+        self.cut = cut
+        self.smallest = max(self.smallest, cut, key=lambda each: each.order)
+
+    def may_follow(self, cut: Cut) -> bool:
+        """Whether the decode may go on with a cut: chunks apart can only be had from the first frame on."""
+        apart = not cut.exact and cut.tiles == WHOLE_PICTURE
+        return cut not in self.failed and (not apart or not self.cut.exact or self.video_frames == 0)
+
+    def failed_lately(self, free_bytes: int) -> Cut | None:
+        """The smallest cut that has failed with about this much memory; None where nothing has failed."""
+        failed = [cut for cut, free in self.failed.items() if free_bytes <= free / GROWTH_SHARE]
+        return max(failed, key=lambda cut: cut.order) if failed else None

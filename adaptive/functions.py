@@ -22,18 +22,25 @@ def decode(
     strategy: str = "auto",
     frames_per_chunk: int | None = None,
     budget_bytes: int | None = None,
+    exact_only: bool = True,
     **decode_kwargs: Any,
 ) -> Tensor:
     """Decode `latents` (`[B, C, T, h, w]`, on any device) to `[B, C, F, H, W]` in the VAE's range, on its
     device.
 
-    `strategy` is auto, batched, chunked or per_frame; `frames_per_chunk` forces a chunk size in latent
-    frames; `budget_bytes` caps the memory taken above weights, latents included in neither. `decode_kwargs`
-    are the VAE's own (`temb`, ...). The pixels are the same on every rung. Raises `DoesNotFit` where no
-    allowed rung fits, `DecodeOutOfMemory` where even the smallest failed, and `UnsupportedVae` where chunks
-    are forced on a VAE that cannot stream.
+    `strategy` is auto or the name of an `adaptive.types.Strategy`; `frames_per_chunk` forces a chunk size in
+    latent frames; `budget_bytes` caps the memory taken above weights, latents included in neither.
+    `decode_kwargs` are the VAE's own (`temb`, ...). The pixels are the same on every rung, unless
+    `exact_only=False` lets an approximate one be taken where no exact one fits, or one is asked for. Raises
+    `DoesNotFit` where no allowed rung fits, `DecodeOutOfMemory` where even the smallest failed, and
+    `UnsupportedVae` where chunks are forced on a VAE that cannot stream.
     """
-    policy = Policy(strategy=strategy, frames_per_chunk=frames_per_chunk, budget_bytes=budget_bytes)
+    policy = Policy(
+        strategy=strategy,
+        frames_per_chunk=frames_per_chunk,
+        budget_bytes=budget_bytes,
+        exact_only=exact_only,
+    )
     decoder = AdaptiveDecoder(vae, policy=policy, keeps_output=True)
     plan = decoder.plan(latents)
     total = decoder.profile.traits.video_frames(latents.shape[2])
@@ -91,11 +98,17 @@ def plan(
     strategy: str = "auto",
     frames_per_chunk: int | None = None,
     budget_bytes: int | None = None,
+    exact_only: bool = True,
 ) -> DecodePlan:
     """The plan that `decode` would make now for latents of this shape (`[B, C, T, h, w]`); raises as `decode`
     does.
     """
-    policy = Policy(strategy=strategy, frames_per_chunk=frames_per_chunk, budget_bytes=budget_bytes)
+    policy = Policy(
+        strategy=strategy,
+        frames_per_chunk=frames_per_chunk,
+        budget_bytes=budget_bytes,
+        exact_only=exact_only,
+    )
     probe = open_probe(str(execution_device(vae)))
     probe.release()
     return plan_decode(profile_of(vae), LatentShape(*latent_shape), probe.read(), policy)

@@ -67,14 +67,15 @@ class PlanInputs:
 
     `speed` is a calibrated model (without one, larger chunks count as faster). `held_bytes` are the decode's
     own live bytes while it runs, already missing from the free memory. `kept_output_bytes` must stay free of
-    streamed rungs for the video that the caller gathers.
+    streamed rungs for the video that the caller gathers. No cut before `at_most`, in the order of falling
+    back, is looked at.
     """
 
     residuals: Residuals | None = None
     speed: SpeedModel | None = None
     held_bytes: int = 0
     kept_output_bytes: int = 0
-    largest_chunk: int | None = None
+    at_most: Cut | None = None
 
 
 def budget_of(reading: MemoryReading, policy: Policy, held_bytes: int = 0) -> int:
@@ -91,15 +92,20 @@ def rungs(
     budget_bytes: int,
     policy: Policy,
     inputs: PlanInputs | None = None,
+    *,
+    whole_pictures: bool = False,
 ) -> tuple[Rung, ...]:
     """Every rung that the policy allows, fastest first, fitting or not: see `cuts` for the kinds' order.
 
-    Tiles that need no less memory than fewer tiles are left out.
+    Tiles that need no less memory than fewer tiles are left out. With `whole_pictures` only exact rungs
+    without tiles are looked at: the costs of tiles need not be known, which may have to be traced first.
     """
     inputs = inputs or PlanInputs()
     found: list[Rung] = []
     for cut in cuts(profile, shape, policy):
-        if inputs.largest_chunk is not None and cut.frames_per_chunk > inputs.largest_chunk:
+        if whole_pictures and (cut.tiles.count > 1 or not cut.exact):
+            continue
+        if inputs.at_most is not None and cut.order < inputs.at_most.order:
             continue
         rung = _rung(profile, shape, cut, budget_bytes, inputs)
         if cut.tiles.count > 1 and not _smaller_than_all(rung, found, policy):
@@ -149,8 +155,11 @@ def plan_decode(
     residuals = inputs.residuals or Residuals(reading.device)
     inputs = replace(inputs, residuals=residuals)
     budget = budget_of(reading, policy, inputs.held_bytes)
-    ladder = rungs(profile, shape, budget, policy, inputs)
+    ladder = rungs(profile, shape, budget, policy, inputs, whole_pictures=True)
     chosen = next((rung for rung in ladder if rung.fits), None)
+    if chosen is None:
+        ladder = rungs(profile, shape, budget, policy, inputs)
+        chosen = next((rung for rung in ladder if rung.fits), None)
     if chosen is None:
         smallest = min(ladder, key=lambda rung: rung.predicted.upper_bytes, default=None)
         needed = smallest.predicted.upper_bytes if smallest else budget + 1

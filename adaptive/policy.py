@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from adaptive.errors import UnsupportedVae
 from adaptive.memory import MemoryProfile
-from adaptive.tiles import strip_numbers
+from adaptive.tiles import grids, strip_numbers
 from adaptive.types import Cut, LatentShape, SpatialTiles, Strategy
 
 RESERVE_BYTES = 256 * 2**20
@@ -88,6 +88,22 @@ def cuts(profile: MemoryProfile, shape: LatentShape, policy: Policy) -> tuple[Cu
     anything = not policy.forced
     if (anything or named is Strategy.TILED) and profile.tiled is not None:
         found += [Cut(1, SpatialTiles(rows)) for rows in strip_numbers(shape.height)]
+    if not policy.exact_only:
+        if anything or named is Strategy.APPROXIMATE_CHUNKED:
+            found += _apart(profile, shape, policy)
+        if anything or named is Strategy.APPROXIMATE_TILED:
+            size = 1 if profile.can_stream else shape.frames
+            found += [Cut(size, tiles, exact=False) for tiles in grids(shape, profile.traits.spatial_ratio)]
     if not found:
         raise UnsupportedVae(profile.traits.vae_class, f"{policy.strategy} decoding of this shape")
     return tuple(found)
+
+
+def _apart(profile: MemoryProfile, shape: LatentShape, policy: Policy) -> list[Cut]:
+    """Chunks that are decoded as videos of their own."""
+    if not profile.traits.chunks_apart:
+        return []
+    sizes = {math.ceil(shape.frames / chunks) for chunks in range(2, shape.frames + 1)}
+    if policy.frames_per_chunk is not None:
+        sizes = {policy.frames_per_chunk} if policy.frames_per_chunk < shape.frames else set()
+    return [Cut(size, exact=False) for size in sorted(sizes, reverse=True)]

@@ -6,7 +6,7 @@ policies.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, overload
 
@@ -16,11 +16,11 @@ from torch import nn
 
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of, traits_of
-from adaptive.memory import ITEM_BYTES, Curve, MemoryProfile
+from adaptive.memory import ITEM_BYTES, Curve, MemoryProfile, TileCosts
 from adaptive.residuals import Residuals
 from adaptive.stream import decode_whole, open_decode
 from adaptive.trace import LiveBytes, trace_peak
-from adaptive.types import LatentShape, PeakEstimate, VaeTraits, strategy_of
+from adaptive.types import Cut, LatentShape, PeakEstimate, SpatialTiles, VaeTraits, strategy_of
 
 # Latent pixels of the traced frames. Meta tensors cost nothing, and a real size keeps small constants in
 # proportion.
@@ -35,6 +35,8 @@ STREAMED_FRAMES = {
     4: (5, 6, 8, 12, 16, 32),
     8: (9, 12, 16, 24, 32, 48),
 }
+TILED_FRAMES = (2, 4, 32)
+TILED_STRIPS = (2, 4)  # of the traced height: eight and four latent rows
 STEADY_STEPS = 3
 
 
@@ -74,18 +76,22 @@ def predict_peak(
     *,
     dtype: torch.dtype | str | None = None,
     frames_per_chunk: int,
+    strips: int = 1,
     residuals: Residuals | None = None,
 ) -> PeakEstimate:
     """Memory that decoding latents of this shape (`[B, C, T, h, w]`) will need above weights and input.
 
     `live_bytes`: tensors alive at the worst moment while `stream_decode` runs and its consumer keeps no
-    frame; `frames_per_chunk >= T` is the one-call decode with its output. Traced at this length and chunk
-    size on a copy of the VAE without weights, so `vae` may be on any device. `UnsupportedVae` where it cannot
-    stream and must.
+    frame; `frames_per_chunk >= T` is the one-call decode with its output. With more than one of `strips`, of
+    a decode of one latent frame at a time whose pictures are cut so. Traced at this length and chunk size on
+    a copy of the VAE without weights, so `vae` may be on any device. `UnsupportedVae` where it cannot stream
+    and must.
     """
     if not isinstance(latent_shape, LatentShape):
         latent_shape = LatentShape(*latent_shape)
     traced = _traced_copy(vae, dtype)
+    if strips > 1:
+        return _profile(traced).estimate_cut(latent_shape, Cut(1, SpatialTiles(strips)), residuals)
     frames = latent_shape.frames
     per_pixel = _per_pixel(traced, frames, min(frames_per_chunk, frames))
     strategy = strategy_of(frames_per_chunk, frames)
@@ -154,22 +160,33 @@ def _profile(traced: TracedVae) -> MemoryProfile:
     if traced.traits.exact_streaming:
         streamed = {size: _curve(traced, frames, size) for size, frames in STREAMED_FRAMES.items()}
     batched = _curve(traced, BATCHED_FRAMES, None)
-    return MemoryProfile(traced.traits, traced.dtype, traced.digest, batched, streamed)
+    return MemoryProfile(traced.traits, traced.dtype, traced.digest, batched, streamed, _tile_costs(traced))
 
 
 def _curve(traced: TracedVae, frames: tuple[int, ...], frames_per_chunk: int | None) -> Curve:
-    return Curve(frames, _TracedValues(traced, frames, frames_per_chunk))
+    return Curve(
+        frames, _TracedValues(frames, lambda count: _per_pixel(traced, count, frames_per_chunk or count))
+    )
+
+
+def _tile_costs(traced: TracedVae) -> TileCosts | None:
+    halo = family_of(traced.module).strip_halo(traced.module)
+    if halo is None:
+        return None
+    frames = TILED_FRAMES[:1] if traced.traits.frames_independent else TILED_FRAMES
+
+    def curve(part: int) -> Curve:
+        return Curve(frames, _TracedValues(frames, lambda count: _strip_costs(traced, count, halo)[part]))
+
+    return TileCosts(halo, curve(0), curve(1), curve(2))
 
 
 class _TracedValues(Sequence[float]):
-    """Values of a curve, each traced when it is first asked for: a plan needs few of them. No chunk size:
-    batched.
-    """
+    """Values of a curve, each traced when it is first asked for: a plan needs few of them."""
 
-    def __init__(self, traced: TracedVae, frames: tuple[int, ...], frames_per_chunk: int | None) -> None:
-        self._traced = traced
+    def __init__(self, frames: tuple[int, ...], value: Callable[[int], float]) -> None:
         self._frames = frames
-        self._frames_per_chunk = frames_per_chunk
+        self._value = value
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -181,8 +198,7 @@ class _TracedValues(Sequence[float]):
     def __getitem__(self, index: int | slice) -> float | Sequence[float]:
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
-        frames = self._frames[index]
-        return _per_pixel(self._traced, frames, self._frames_per_chunk or frames)
+        return self._value(self._frames[index])
 
 
 @cache
@@ -216,3 +232,39 @@ def _streamed_peak(
             came_out = stream.video_frames_done - done
             steady = steady + 1 if came_out == full and live.peak_bytes == before else 0
     return live.peak_bytes
+
+
+@cache
+def _strip_costs(traced: TracedVae, frames: int, halo: float) -> tuple[float, float, float]:
+    """The numbers of `TileCosts` at a length: strips of two heights tell what grows with them and what does
+    not.
+    """
+    few, many = (_strip_peaks(traced, frames, strips) for strips in TILED_STRIPS)
+    height = TRACED_HEIGHT / TILED_STRIPS[0] + halo, TRACED_HEIGHT / TILED_STRIPS[1] + 2 * halo
+    strip = max(0.0, few[1] - many[1]) / (height[0] - height[1]) / TRACED_WIDTH
+    base = few[1] / TRACED_AREA - strip * height[0] / TRACED_HEIGHT
+    return max(few[0], many[0]) / TRACED_AREA, base, strip
+
+
+def _strip_peaks(traced: TracedVae, frames: int, strips: int) -> tuple[int, int]:
+    """Peaks of decoding one latent frame at a time in strips: before the strips, and while they are made."""
+    shape = (1, traced.traits.latent_channels, frames, TRACED_HEIGHT, TRACED_WIDTH)
+    latents = torch.empty(shape, device="meta", dtype=getattr(torch, traced.dtype))
+    live, head, tail, steady = LiveBytes(), 0, 0, 0
+    with (
+        torch.inference_mode(False),
+        live.active(),
+        open_decode(traced.module, latents, **traced.decode_kwargs()) as stream,
+    ):
+        while not stream.finished and steady < STEADY_STEPS:
+            before, done = (head, tail), stream.video_frames_done
+            live.reset_peak()
+            stream.begin(1)
+            head = max(head, live.peak_bytes)
+            live.reset_peak()
+            stream.step(1, strips)
+            tail = max(tail, live.peak_bytes)
+            came_out = stream.video_frames_done - done
+            full = came_out == traced.traits.temporal_ratio
+            steady = steady + 1 if full and (head, tail) == before else 0
+    return head, tail

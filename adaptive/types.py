@@ -58,6 +58,11 @@ class Cut:
     tiles: SpatialTiles = WHOLE_PICTURE
     exact: bool = True
 
+    @property
+    def order(self) -> tuple[bool, int, int]:
+        """Sorts cuts as a decode falls back: smaller chunks, then more tiles, then what changes pixels."""
+        return not self.exact, self.tiles.count, -self.frames_per_chunk
+
     def strategy(self, latent_frames: int) -> Strategy:
         """Name of the rung for a video of `latent_frames`."""
         if self.tiles.count > 1:

@@ -7,13 +7,13 @@ everything else gone.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adaptive.errors import AdaptiveError, DoesNotFit
 from adaptive.memory import MemoryProfile
 from adaptive.planner import PlanInputs, Policy, Rung, largest_shape_that_fits, plan_decode, rungs
 from adaptive.residuals import Residuals
-from adaptive.types import DecodePlan, LatentShape, MemoryReading, VideoShape
+from adaptive.types import DecodePlan, LatentShape, MemoryReading, SpatialTiles, VideoShape
 from app.config import ModelEntry
 from app.jobs import JobSpec, Json, WorkerRow
 
@@ -25,17 +25,28 @@ class ProfilePending(AdaptiveError):
 
 
 class FitsNowhere(AdaptiveError):
-    """No known device could hold the job, or the request's own budget cannot. Bytes; `largest` would fit."""
+    """No known device could hold the job, or the request's own budget cannot. Bytes; `largest` would fit.
+
+    `fits_approximately`: it would fit as it is, if the request allowed pixels to change.
+    """
 
     def __init__(
-        self, needed_bytes: int, available_bytes: int, largest: VideoShape | None, limit: str
+        self,
+        needed_bytes: int,
+        available_bytes: int,
+        largest: VideoShape | None,
+        limit: str,
+        *,
+        fits_approximately: bool = False,
     ) -> None:
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
         self.largest = largest
+        self.fits_approximately = fits_approximately
+        hint = "; with exact_only=false it would fit, approximately" if fits_approximately else ""
         super().__init__(
             f"decoding needs {needed_bytes:,} bytes in its smallest allowed chunk; "
-            f"{limit} is {available_bytes:,} bytes"
+            f"{limit} is {available_bytes:,} bytes{hint}"
         )
 
 
@@ -158,6 +169,7 @@ def plan_json(plan: DecodePlan) -> Json:
         "strategy": plan.strategy,
         "frames_per_chunk": plan.frames_per_chunk,
         "latent_frames": plan.latent_frames,
+        "tiles": tiles_json(plan.tiles),
         "exact": plan.exact,
         "reason": plan.reason,
         "detail": plan.detail,
@@ -169,11 +181,18 @@ def plan_json(plan: DecodePlan) -> Json:
     }
 
 
+def tiles_json(tiles: SpatialTiles) -> Json:
+    """Into how many parts each picture is cut, as clients see it."""
+    return {"rows": tiles.rows, "columns": tiles.columns}
+
+
 def rung_json(rung: Rung) -> Json:
     """One way to decode, as clients see it."""
     return {
         "strategy": rung.strategy,
         "frames_per_chunk": rung.frames_per_chunk,
+        "tiles": tiles_json(rung.tiles),
+        "exact": rung.exact,
         "predicted_peak_bytes": rung.predicted.upper_bytes,
         "fits_now": rung.fits,
     }
@@ -224,4 +243,6 @@ def _refusal(question: _Question, needed_bytes: int, room: _Room) -> FitsNowhere
         residuals=room.residuals,
         size_multiple=question.size_multiple,
     )
-    return FitsNowhere(needed_bytes, room.available_bytes, largest, room.limit)
+    approximately = replace(question, policy=replace(question.policy, exact_only=False))
+    fits = approximately.needed_bytes(room.residuals) <= room.available_bytes
+    return FitsNowhere(needed_bytes, room.available_bytes, largest, room.limit, fits_approximately=fits)

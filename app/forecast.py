@@ -95,6 +95,7 @@ def _decode(
             {
                 "strategy": rung.strategy.value,
                 "frames_per_chunk": rung.frames_per_chunk,
+                "strips": rung.tiles.rows,
                 "upper_bytes": rung.predicted.upper_bytes,
                 "live_bytes": rung.predicted.live_bytes,
                 "fits": rung.fits,

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 PROMPT_MAX_CHARACTERS = 4000
 PRIORITY_LIMIT = 10
@@ -66,6 +67,9 @@ class DecodeStrategy(StrEnum):
     BATCHED = "batched"
     CHUNKED = "chunked"
     PER_FRAME = "per_frame"
+    TILED = "tiled"
+    APPROXIMATE_CHUNKED = "approximate_chunked"
+    APPROXIMATE_TILED = "approximate_tiled"
 
 
 Prompt = Annotated[str, StringConstraints(max_length=PROMPT_MAX_CHARACTERS)]
@@ -105,17 +109,31 @@ class JobSpec(BaseModel):
     )
     decode_strategy: DecodeStrategy = DecodeStrategy.AUTO
     frames_per_chunk: int | None = Field(
-        None, ge=1, description="Latent frames a chunk, with chunked or auto."
+        None, ge=1, description="Latent frames a chunk, with chunked, approximate_chunked or auto."
     )
-    exact_only: bool = Field(True, description="Refuse decode plans that are not pixel-exact.")
+    exact_only: bool = Field(
+        True,
+        description="Refuse decode plans that are not pixel-exact. False lets an approximate one be taken "
+        "where no exact one fits, and approximate strategies be asked for.",
+    )
     memory_budget_bytes: int | None = Field(None, ge=1, lt=2**63)
     webhook_url: str | None = Field(None, max_length=2000)
 
     @model_validator(mode="after")
     def _chunk_size_needs_chunks(self) -> "JobSpec":
-        forced_whole = self.decode_strategy in (DecodeStrategy.BATCHED, DecodeStrategy.PER_FRAME)
-        if self.frames_per_chunk is not None and forced_whole:
+        sized = (DecodeStrategy.AUTO, DecodeStrategy.CHUNKED, DecodeStrategy.APPROXIMATE_CHUNKED)
+        if self.frames_per_chunk is not None and self.decode_strategy not in sized:
             raise ValueError(f"frames_per_chunk contradicts decode_strategy {self.decode_strategy}")
+        return self
+
+    @model_validator(mode="after")
+    def _approximate_is_agreed_to(self) -> "JobSpec":
+        if self.exact_only and self.decode_strategy.startswith("approximate"):
+            raise PydanticCustomError(
+                "approximate_not_allowed",
+                "decode_strategy {strategy} changes pixels: it must come with exact_only=false",
+                {"strategy": self.decode_strategy.value},
+            )
         return self
 
     @property

@@ -37,6 +37,7 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200,
 MIB = 2**20
 BYTES = tuple(float(MIB * 2**power) for power in range(4, 18))
 RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2, 3)
+SEAMS = (-0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2)
 FRAMES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 OUTCOMES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
 STAGES = (Stage.LOADING, Stage.DENOISING, Stage.WAITING_FOR_MEMORY, Stage.DECODING, Stage.ENCODING)
@@ -102,6 +103,7 @@ class ServiceMetrics:
         self.decode_seconds = histogram("duration_seconds", "Time in the VAE's decoder.", SECONDS, "strategy")
         self.predicted = histogram("predicted_peak_bytes", "Peak memory a decode was planned with.", BYTES)
         self.measured = histogram("measured_peak_bytes", "Peak memory a decode was seen to use.", BYTES)
+        self.seam = histogram("seam_score", "How much seams show in approximate decodes; 0: not.", SEAMS)
         self.ratio = histogram("prediction_ratio", "Measured peak divided by the predicted one.", RATIOS)
 
     def _begin_at_zero(self, models: Iterable[str]) -> None:
@@ -174,6 +176,8 @@ class ServiceMetrics:
             self.predicted.observe(predicted)
         if measured is not None:
             self.measured.observe(measured)
+        if decode.get("seam_score") is not None:
+            self.seam.observe(decode["seam_score"])
         if predicted and measured is not None:
             self.ratio.observe(measured / predicted)
 

@@ -40,6 +40,7 @@ class TemporalDecoderFamily(Family):
             first_frame_alone=False,
             exact_streaming=True,
             frames_independent=False,
+            chunks_apart=True,  # as pipelines do with their `decode_chunk_size`
         )
 
     def as_video(self, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:

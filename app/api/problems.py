@@ -128,6 +128,7 @@ def _fit_data(error: FitsNowhere) -> dict[str, Any]:
         "needed_bytes": error.needed_bytes,
         "available_bytes": error.available_bytes,
         "largest_shape_that_fits": shape,
+        "fits_with_exact_only_false": error.fits_approximately,
     }
 
 
@@ -148,6 +149,8 @@ def problem_of_validation(error: ValidationError) -> Problem:
 
 def _fault_code(kind: str, location: tuple[int | str, ...]) -> str:
     field = str(location[0]) if location else "request"
+    if kind == "approximate_not_allowed":
+        return kind
     if kind == "extra_forbidden":
         return "unknown_field"
     if field == "prompt" and kind in ("missing", "string_too_short"):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import DataDir, byte_count, settings_with
+from app.cli.options import STRATEGIES, DataDir, byte_count, settings_with
 
 FRAMES_SUFFIX = ".safetensors"
 
@@ -28,7 +28,10 @@ def decode(
     ] = None,
     fps: Annotated[int | None, typer.Option(help="Frames a second; the model's own otherwise.")] = None,
     device: Annotated[str, typer.Option(help="cuda:N or cpu.")] = "cpu",
-    strategy: Annotated[str, typer.Option(help="auto, batched, chunked or per_frame.")] = "auto",
+    strategy: Annotated[str, typer.Option(help=STRATEGIES)] = "auto",
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Let pixels change where no exact way fits.")
+    ] = False,
     frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames a chunk.")] = None,
     memory_budget: Annotated[str | None, typer.Option(help="At most this much, such as 2GB.")] = None,
     data_dir: DataDir = None,
@@ -51,6 +54,7 @@ def decode(
     try:
         policy = Policy(
             strategy=strategy,
+            exact_only=not approximate,
             frames_per_chunk=frames_per_chunk,
             budget_bytes=budget,
             reserve_bytes=settings.reserve_bytes,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import DataDir, byte_count, settings_with, shown_bytes
+from app.cli.options import STRATEGIES, DataDir, byte_count, settings_with, shown_bytes
 
 _STAGES = {
     "queued": "waiting in the queue",
@@ -43,7 +43,10 @@ def generate(
     steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
-    decode_strategy: Annotated[str | None, typer.Option(help="auto, batched, chunked or per_frame.")] = None,
+    decode_strategy: Annotated[str | None, typer.Option(help=STRATEGIES)] = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Let pixels change where no exact way fits.")
+    ] = False,
     frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames a chunk.")] = None,
     memory_budget: Annotated[
         str | None, typer.Option(help="At most this much for decoding, such as 2GB.")
@@ -70,6 +73,7 @@ def generate(
         "fs": fs,
         "loop": loop or None,
         "decode_strategy": decode_strategy,
+        "exact_only": "false" if approximate else None,
         "frames_per_chunk": frames_per_chunk,
         "memory_budget_bytes": None if memory_budget is None else byte_count(memory_budget),
     }
@@ -135,9 +139,14 @@ def decision_in_words(decode: dict[str, Any]) -> str:
         "batched": "all latent frames in one call",
         "chunked": f"{decode['frames_per_chunk']} latent frames at a time",
         "per_frame": "one latent frame at a time",
+        "tiled": f"one latent frame at a time, its picture in {decode['tiles']['rows']} strips",
+        "approximate_chunked": f"{decode['frames_per_chunk']} latent frames at a time, each chunk on its own",
+        "approximate_tiled": "in {rows} x {columns} blended tiles".format(**decode["tiles"]),
     }[decode["strategy"]]
     exactness = "exact" if decode["exact"] else "approximate"
     text = f"Decoded {how} ({exactness}) in {decode['seconds']:.1f} s: {decode['detail']}."
+    if decode.get("seam_score") is not None:
+        text += f" Seam score {decode['seam_score']:.2f} (0: no seam shows)."
     measured = decode.get("measured_peak_bytes")
     if measured is not None:
         text += f" Measured peak {shown_bytes(measured)}."

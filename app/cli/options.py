@@ -12,6 +12,12 @@ from app.config import PREFIX, Settings, load_settings
 SupervisorPid = Annotated[int | None, typer.Option(hidden=True)]
 DataDir = Annotated[Path | None, typer.Option(help="Data folder; FRAMEFIT_DATA_DIR, or ./data.")]
 
+# The names of adaptive.types.Strategy, without importing it for a help text.
+STRATEGIES = (
+    "auto, batched, chunked, per_frame or tiled; with --approximate also approximate_chunked and "
+    "approximate_tiled."
+)
+
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 

@@ -75,5 +75,6 @@ def _show(found: dict[str, Any], title: str) -> None:
     table = Table("rung", "latent frames a chunk", "needs at most", "fits")
     for rung in found["rungs"]:
         fits = "yes" if rung["fits"] else "no"
-        table.add_row(rung["strategy"], str(rung["frames_per_chunk"]), shown_bytes(rung["upper_bytes"]), fits)
+        name = rung["strategy"] + (f" x {rung['strips']}" if rung["strips"] > 1 else "")
+        table.add_row(name, str(rung["frames_per_chunk"]), shown_bytes(rung["upper_bytes"]), fits)
     console.print(table)

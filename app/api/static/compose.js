@@ -112,10 +112,11 @@ function showPlan({ plan: now, rungs }) {
   list.className = "rungs";
   for (const rung of shortened(rungs, now)) {
     const item = document.createElement("li");
-    const chosen = now.fits_now && rung.frames_per_chunk === now.frames_per_chunk;
+    const chosen = now.fits_now && same(rung, now);
     item.className = `rung${rung.fits_now ? " fits" : ""}${chosen ? " chosen" : ""}`;
-    const label = STRATEGY[rung.strategy] + (rung.strategy === "chunked" ? ` × ${rung.frames_per_chunk}` : "");
+    const label = STRATEGY[rung.strategy] + size(rung);
     item.append(text("span", label), bar(rung.predicted_peak_bytes / largest), text("span", bytes(rung.predicted_peak_bytes), "size"));
+    if (!rung.exact) item.append(text("span", "approximate", "size"));
     if (!rung.fits_now) item.append(text("span", "does not fit now", "visually-hidden"));
     if (chosen) item.append(text("span", "would be chosen", "visually-hidden"));
     list.append(item);
@@ -126,10 +127,21 @@ function showPlan({ plan: now, rungs }) {
   planBox.replaceChildren(...parts);
 }
 
+function size(rung) {
+  if (rung.strategy.endsWith("chunked")) return ` × ${rung.frames_per_chunk}`;
+  if (rung.strategy === "tiled") return ` × ${rung.tiles.rows}`;
+  return rung.strategy === "approximate_tiled" ? ` ${rung.tiles.rows} × ${rung.tiles.columns}` : "";
+}
+
+function same(rung, plan) {
+  if (!plan.tiles || rung.strategy !== plan.strategy || rung.frames_per_chunk !== plan.frames_per_chunk) return false;
+  return rung.tiles.rows === plan.tiles.rows && rung.tiles.columns === plan.tiles.columns;
+}
+
 function shortened(rungs, now) {
   if (rungs.length <= 5) return rungs;
   const keep = new Set([0, Math.floor(rungs.length / 3), Math.floor((2 * rungs.length) / 3), rungs.length - 1]);
-  return rungs.filter((rung, index) => keep.has(index) || rung.frames_per_chunk === now.frames_per_chunk);
+  return rungs.filter((rung, index) => keep.has(index) || same(rung, now));
 }
 
 function showProblem(error) {

@@ -16,11 +16,17 @@ export function seconds(count) {
   return `${(count / 3600).toFixed(1)} h`;
 }
 
-export const STRATEGY = { batched: "Batched", chunked: "Chunked", per_frame: "Per frame" };
+export const STRATEGY = {
+  batched: "Batched", chunked: "Chunked", per_frame: "Per frame", tiled: "Strips",
+  approximate_chunked: "Chunks apart", approximate_tiled: "Blended tiles",
+};
 
 export function way(plan) {
   if (plan.strategy === "batched") return "all frames in one call";
   if (plan.strategy === "per_frame") return "one latent frame at a time";
+  if (plan.strategy === "tiled") return `one latent frame at a time, its picture in ${plan.tiles.rows} strips`;
+  if (plan.strategy === "approximate_tiled") return `in ${plan.tiles.rows} × ${plan.tiles.columns} blended tiles`;
+  if (plan.strategy === "approximate_chunked") return `${plan.frames_per_chunk} latent frames at a time, each chunk on its own`;
   return `${plan.frames_per_chunk} latent frames at a time`;
 }
 
@@ -28,6 +34,7 @@ const REASONS = {
   fastest: "the fastest way, and it fits",
   fastest_that_fits: "the fastest way that fits",
   requested: "as requested",
+  nothing_exact_fits: "no exact way fits",
   only_strategy: "the only way this model allows",
 };
 
@@ -36,7 +43,7 @@ export function planned(plan, verb) {
   if (plan.fits_now === false) return `Does not fit right now (${plan.detail}).`;
   if (plan.fits_now == null) return "No device has reported yet; the plan follows.";
   const reason = REASONS[plan.reason] || plan.reason.replaceAll("_", " ");
-  return `${verb} ${way(plan)}: ${reason}.`;
+  return `${verb} ${way(plan)}: ${reason}.${plan.exact === false ? " Approximate." : ""}`;
 }
 
 export function decided(decode) {
@@ -50,6 +57,7 @@ export function decided(decode) {
   if (told.length) text += ` Peak memory: ${told.join(", ")}.`;
   if (decode.retries) text += ` Ran out of memory ${decode.retries === 1 ? "once" : `${decode.retries} times`} and went on with smaller chunks.`;
   text += decode.exact === false ? " Approximate." : " Pixel-exact.";
+  if (decode.seam_score != null) text += ` Seam score ${decode.seam_score.toFixed(2)}, 0 where none shows.`;
   return text;
 }
 

@@ -36,6 +36,9 @@ STRATEGIES = (
     Style("batched", "green"),
     Style("chunked", "yellow"),
     Style("per_frame", "orange"),
+    Style("tiled", "red"),
+    Style("approximate_chunked", "light-purple"),
+    Style("approximate_tiled", "purple"),
 )
 UP_DOWN = (("1", "up", "green"), ("0", "down", "red"))
 

@@ -1,0 +1,178 @@
+"""Approximate decoding, for what fits in no exact way: parts that do not know of each other.
+
+Owns two streams with the interface of `DecodeStream`. `ChunksApart` decodes some frames at a time as if they
+were a video of their own, as diffusers' pipelines do by `decode_chunk_size`. `BlendedTiles` decodes
+overlapping tiles of the picture one after another, each over the whole length (exactly in time where the VAE
+can stream), and fades them into each other. Both know how much their seams show.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptive.families import family_of
+from adaptive.stream.decode import DecodeStream, decode_whole, open_decode
+from adaptive.stream.placement import execution_device
+from adaptive.stream.seams import SeamScore
+from adaptive.tiles import Span, overlap_of, overlapping
+from adaptive.types import SpatialTiles
+
+
+class ChunksApart:
+    """Chunks of any size, each one call of the VAE; nothing is kept between them."""
+
+    def __init__(self, vae: Any, latents: Tensor, **decode_kwargs: Any) -> None:
+        self._vae = vae
+        self._latents = latents
+        self._kwargs = decode_kwargs
+        self._seams = SeamScore()
+        self.position = 0
+
+    state_bytes = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether every frame has been handed out."""
+        return self.position == self._latents.shape[2]
+
+    @property
+    def seam_score(self) -> float | None:
+        """See `adaptive.stream.seams`."""
+        return self._seams.value
+
+    def step(self, latent_frames: int, strips: int = 1) -> Tensor:  # noqa: ARG002 - pictures are whole
+        """The next frames, `[B, C, f, H, W]`; a step that raises may be repeated."""
+        chunk = self._latents[:, :, self.position : self.position + latent_frames]
+        frames = decode_whole(self._vae, chunk, **self._kwargs)
+        self._seams.add_chunk(frames)
+        self.position += chunk.shape[2]
+        return frames
+
+    def close(self) -> None:
+        """Let go of the VAE and the latents."""
+        self._vae = self._latents = None  # type: ignore[assignment]
+
+
+class BlendedTiles:
+    """A grid of overlapping tiles; frames come when the last one is done, without the first `done`."""
+
+    def __init__(
+        self, vae: Any, latents: Tensor, tiles: SpatialTiles, *, done: int = 0, **decode_kwargs: Any
+    ) -> None:
+        family = family_of(vae)
+        traits = family.traits(type(vae).__name__, vae.config)
+        self._vae = vae
+        self._latents = latents
+        self._kwargs = decode_kwargs
+        self._ratio = traits.spatial_ratio
+        self._streams = traits.exact_streaming
+        self._total = family.video_frames(traits, latents.shape[2])
+        self._overlap = overlap_of(self._ratio)
+        rows = overlapping(latents.shape[3], tiles.rows, self._overlap)
+        columns = overlapping(latents.shape[4], tiles.columns, self._overlap)
+        self._tiles = [(row, column) for row in rows for column in columns]
+        self._seams = SeamScore(self._lines(rows), self._lines(columns), self._overlap * self._ratio // 2)
+        self._stream: DecodeStream | None = None
+        self._canvas: Tensor | None = None
+        self._tile = 0
+        self._time = 0  # frames of the present tile that are in the canvas, or passed over
+        self._skipped = done
+        self._given = done
+
+    @property
+    def finished(self) -> bool:
+        """Whether every frame has been handed out."""
+        return self._given == self._total
+
+    @property
+    def position(self) -> int:
+        """Latent frames' worth of work that is done."""
+        whole: int = self._latents.shape[2]
+        if self._tile == len(self._tiles):
+            return whole
+        share = (self._tile + self._time / self._total) / len(self._tiles)
+        return min(whole - 1, int(whole * share))
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the canvas and of the present tile's state."""
+        canvas = 0 if self._canvas is None else self._canvas.nbytes
+        return canvas + (0 if self._stream is None else self._stream.state_bytes)
+
+    @property
+    def seam_score(self) -> float | None:
+        """See `adaptive.stream.seams`."""
+        return self._seams.value
+
+    def step(self, latent_frames: int, strips: int = 1) -> Tensor:  # noqa: ARG002 - tiles are whole
+        """One chunk of one tile, and no frames; once all tiles are there, frames. May be repeated if it
+        raises.
+        """
+        if self._tile < len(self._tiles):
+            self._advance(latent_frames)
+            assert self._canvas is not None
+            return self._canvas[:, :, :0]
+        assert self._canvas is not None
+        start = self._given - self._skipped
+        piece = self._canvas[:, :, start : start + max(8, latent_frames)]
+        self._seams.add_picture(piece)
+        self._given += piece.shape[2]
+        return piece
+
+    def close(self) -> None:
+        """Let go of the VAE, the latents and the canvas."""
+        if self._stream is not None:
+            self._stream.close()
+        self._vae = self._latents = self._stream = self._canvas = None  # type: ignore[assignment]
+
+    def _advance(self, latent_frames: int) -> None:
+        if self._canvas is None:  # before anything is decoded: a step that fails must have done nothing
+            self._canvas = self._blank()
+        row, column = self._tiles[self._tile]
+        frames = self._decoded(self._latents[:, :, :, slice(*row), slice(*column)], latent_frames)
+        fresh = frames[:, :, max(0, self._skipped - self._time) :]
+        if fresh.shape[2]:
+            self._blend(fresh, row, column, max(self._time, self._skipped) - self._skipped)
+        self._time += frames.shape[2]
+        if self._time == self._total:
+            self._tile, self._time, self._stream = self._tile + 1, 0, None
+
+    def _blank(self) -> Tensor:
+        batch, _, _, height, width = self._latents.shape
+        channels = family_of(self._vae).video_channels(self._vae.config)
+        sides = self._total - self._skipped, height * self._ratio, width * self._ratio
+        device = execution_device(self._vae)
+        return torch.zeros(batch, channels, *sides, dtype=self._vae.dtype, device=device)
+
+    def _decoded(self, latents: Tensor, latent_frames: int) -> Tensor:
+        if self._stream is None and (not self._streams or latent_frames >= latents.shape[2]):
+            return decode_whole(self._vae, latents, **self._kwargs)
+        if self._stream is None:
+            self._stream = open_decode(self._vae, latents, **self._kwargs)
+        return self._stream.step(latent_frames)
+
+    def _blend(self, frames: Tensor, row: Span, column: Span, start: int) -> None:
+        """Add a tile's frames, faded over each overlap so that all weights at a pixel add up to one."""
+        assert self._canvas is not None
+        rows, columns = self._weights(row, 3, frames), self._weights(column, 4, frames)
+        frames.mul_(rows[:, None]).mul_(columns)
+        ratio = self._ratio
+        place = self._canvas[:, :, start : start + frames.shape[2]]
+        place[..., row.start * ratio : row.stop * ratio, column.start * ratio : column.stop * ratio] += frames
+
+    def _weights(self, span: Span, dim: int, frames: Tensor) -> Tensor:
+        width = self._overlap * self._ratio
+        weights = frames.new_ones(span.size * self._ratio)
+        ramp = (torch.arange(width, device=frames.device, dtype=torch.float32) + 0.5) / width
+        if span.start > 0:
+            weights[:width] = ramp.to(weights.dtype)
+        if span.stop < self._latents.shape[dim]:
+            weights[-width:] = (1 - ramp).to(weights.dtype)
+        return weights
+
+    def _lines(self, spans: tuple[Span, ...]) -> list[int]:
+        """Pixels at the middle of each overlap."""
+        return [(span.start + self._overlap // 2) * self._ratio for span in spans[1:]]

@@ -1,0 +1,97 @@
+"""Approximate parts are laid where they belong, are honest about their seams, and can be taken up again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from stream_vaes import build, latents_of, relative_error, shared
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from adaptive.stream import BlendedTiles, ChunksApart, decode_whole
+from adaptive.stream.seams import SeamScore
+from adaptive.types import SpatialTiles
+
+
+def drained(stream: BlendedTiles | ChunksApart, latent_frames: int = 1) -> Tensor:
+    pieces = []
+    while not stream.finished:
+        pieces.append(stream.step(latent_frames).clone())
+    return torch.cat(pieces, 2)
+
+
+@pytest.fixture
+def enlarging_vae() -> Any:
+    """A VAE whose decode only enlarges: every tile is right, so any error is one of place or weight."""
+    vae = build("kl")
+
+    def decode(latents: Tensor, *, return_dict: bool) -> tuple[Tensor]:
+        assert not return_dict
+        return (interpolate(latents[:, :3], scale_factor=2.0),)
+
+    vae.decode = decode
+    return vae
+
+
+def test_tiles_that_agree_are_blended_into_exactly_the_whole(enlarging_vae: Any) -> None:
+    latents = latents_of(enlarging_vae, 3, sides=(131, 70))
+    expected = decode_whole(enlarging_vae, latents)
+    stream = BlendedTiles(enlarging_vae, latents, SpatialTiles(2, 1))
+    assert relative_error(drained(stream), expected) <= 1e-6
+    assert stream.seam_score == pytest.approx(0, abs=0.1)
+
+
+def test_frames_that_were_given_already_are_not_given_again(enlarging_vae: Any) -> None:
+    latents = latents_of(enlarging_vae, 4, sides=(128, 8))
+    expected = decode_whole(enlarging_vae, latents)[:, :, 3:]
+    stream = BlendedTiles(enlarging_vae, latents, SpatialTiles(2, 1), done=3)
+    assert relative_error(drained(stream, 2), expected) <= 1e-6
+
+
+def test_tiles_of_a_real_decoder_are_close_to_the_whole_away_from_their_borders() -> None:
+    vae = shared("ltx-causal")
+    latents = latents_of(vae, 2, sides=(8, 4))
+    expected = decode_whole(vae, latents)
+    stream = BlendedTiles(vae, latents, SpatialTiles(2, 1))
+    frames = drained(stream)
+    rows = ((frames - expected).abs().amax((0, 1, 2, 4)) / expected.abs().max()).tolist()
+    assert max(rows) > 1e-3, "approximate, and not by chance exact"
+    assert max(rows[:16] + rows[-16:]) < 0.5 * max(rows)
+    assert stream.seam_score is not None
+
+
+def test_chunks_apart_are_each_what_they_are_alone() -> None:
+    vae = shared("svd")
+    latents = latents_of(vae, 4)
+    stream = ChunksApart(vae, latents)
+    frames = drained(stream, 2)
+    alone = torch.cat([decode_whole(vae, latents[:, :, :2]), decode_whole(vae, latents[:, :, 2:])], 2)
+    assert torch.equal(frames, alone)
+    assert relative_error(frames, decode_whole(vae, latents)) > 1e-3
+    assert stream.seam_score is not None
+
+
+def test_the_score_tells_edges_from_blur_and_from_nothing() -> None:
+    noise = torch.rand(1, 3, 2, 64, 16, generator=torch.Generator().manual_seed(0))
+    edge, blurred = noise.clone(), noise.clone()
+    edge[:, :, :, 32:] += 3
+    blurred[:, :, :, 28:36] = blurred[:, :, :, 28:36].mean()
+    scores = []
+    for frames in (noise, edge, blurred):
+        score = SeamScore(rows=[32], half_width=4)
+        assert score.value is None
+        score.add_picture(frames)
+        scores.append(score.value or 0)
+    assert scores[0] == pytest.approx(0, abs=0.15)
+    assert scores[1] > 0.5
+    assert scores[2] < -0.5
+
+
+def test_a_jump_between_chunks_shows_in_the_score() -> None:
+    ramp = torch.arange(4.0).reshape(1, 1, 4, 1, 1).expand(1, 3, 4, 8, 8)
+    score = SeamScore()
+    score.add_chunk(ramp[:, :, :2])
+    score.add_chunk(ramp[:, :, 2:] + 2)
+    assert score.value == pytest.approx(2)
