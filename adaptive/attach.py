@@ -1,72 +1,27 @@
 """Where the library meets a diffusers pipeline: its VAE's `decode` is caught, or replaced.
 
-`capture(pipe)` records what the pipeline asks of its VAE and decodes nothing: every pipeline's own
-de-normalisation, timestep and noise handling stays in force, and the memory-hungry part can run later,
-elsewhere, or again after a crash. `enable(pipe)` makes the pipeline decode through `AdaptiveDecoder` in
-place. Both set one attribute on the VAE object and take it off again; modules, their `forward` and
-accelerate's hooks are not touched. Knows nothing of jobs or files.
+`capture(pipe)` (see `adaptive.capture`) records what the pipeline asks of its VAE and decodes nothing.
+`enable(pipe)` makes the pipeline decode through `AdaptiveDecoder` in place. Both set attributes on the VAE
+object and take them off again; modules, their `forward` and accelerate's hooks are not touched. Knows nothing
+of jobs or files.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from adaptive.errors import UnsupportedVae
-from adaptive.families import traits_of
-from adaptive.recording import RecordedDecode, load_calls, rng_states, save_calls
+from adaptive.capture import capture, decoder_output
+from adaptive.families import family_of
+from adaptive.recording import RecordedDecode, load_calls, save_calls
 from adaptive.types import DecodeReport
 
 if TYPE_CHECKING:
     from adaptive.decoder import AdaptiveDecoder
 
 __all__ = ["Attachment", "RecordedDecode", "capture", "enable", "load_calls", "save_calls"]
-
-# Pipelines that need the decoded frames themselves before they end; what each does with them is the reason it
-# is refused.
-_NEEDS_REAL_FRAMES = {
-    "ChronoEditPipeline": "selects among decoded frames",
-    "Cosmos2VideoToWorldPipeline": "runs a safety checker on the decoded frames",
-    "Cosmos2_5_PredictBasePipeline": "runs a safety checker on the decoded frames",
-    "Cosmos2_5_TransferPipeline": "runs a safety checker on the decoded frames",
-    "CosmosVideoToWorldPipeline": "runs a safety checker on the decoded frames",
-    "HeliosPipeline": "joins and trims decoded sections",
-    "HeliosPyramidPipeline": "joins and trims decoded sections",
-    "HunyuanVideoFramepackPipeline": "joins decoded sections inside its denoising loop",
-    "LTX2ConditionPipeline": "makes audio beside the video",
-    "LTX2ImageToVideoPipeline": "makes audio beside the video",
-    "LTX2InContextPipeline": "makes audio beside the video",
-    "LTXI2VLongMultiPromptPipeline": "blends decoded tiles itself",
-    "WanAnimatePipeline": "feeds decoded frames back into its denoising loop",
-}
-
-
-@contextmanager
-def capture(pipe: Any) -> Iterator[list[RecordedDecode]]:
-    """Record the pipeline's decode calls instead of running them.
-
-    Yields the list that fills up while the pipeline runs inside the block. The pipeline gets a placeholder
-    `[B, C, F, 1, 1]` of zeros on the CPU per call (`[N, C, 1, 1]` for VAEs that decode single frames), with
-    the right number of frames, which its post-processing accepts; the pipeline's own output is meaningless.
-    The recorded latents stay where they are. Raises `UnsupportedVae`, naming the pipeline, where frames are
-    needed before the pipeline ends.
-    """
-    name = type(pipe).__name__
-    if name in _NEEDS_REAL_FRAMES:
-        raise UnsupportedVae(name, f"captured decoding: it {_NEEDS_REAL_FRAMES[name]}")
-    vae = pipe.vae
-    calls: list[RecordedDecode] = []
-
-    def record(z: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        calls.append(RecordedDecode(z.detach(), args, kwargs, rng_states(z.device)))
-        return _output(_placeholder(vae, z), return_dict)
-
-    with _decode_replaced(vae, record):
-        yield calls
 
 
 class Attachment:
@@ -90,14 +45,19 @@ class Attachment:
             del self._vae.decode
 
     def _decode(self, z: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        # The batched rung calls the VAE's own decode; single frames `[N, C, h, w]` are no video to cut.
-        if self._inside or z.ndim != 5:
+        family = family_of(self._vae)
+        named = decode_kwargs(type(self._vae), args, kwargs)
+        # The batched rung calls the VAE's own decode; frames of a VAE not known may be no video.
+        if self._inside or (z.ndim != 5 and not family.folds_frames):
             return self._original(z, *args, return_dict=return_dict, **kwargs)
         self._inside = True
         try:
-            kwargs = decode_kwargs(type(self._vae), args, kwargs)
-            chunks = self._decoder.frames(z, **kwargs)
-            return _output(_joined(chunks, _video_frames(self._vae, z)), return_dict)
+            latents = family.as_video(z, named)
+            traits = family.traits(type(self._vae).__name__, self._vae.config)
+            total = family.video_frames(traits, latents.shape[2])
+            video = _joined(self._decoder.frames(latents, **named), total)
+            folded = video.transpose(1, 2).flatten(0, 1) if z.ndim == 4 else video
+            return decoder_output(folded, return_dict)
         finally:
             self._inside = False
 
@@ -143,34 +103,3 @@ def _joined(chunks: Iterator[Tensor], total_frames: int) -> Tensor:
         done += chunk.shape[2]
     assert done == total_frames, f"{done} frames decoded, {total_frames} expected"
     return whole
-
-
-@contextmanager
-def _decode_replaced(vae: Any, decode: Callable[..., Any]) -> Iterator[None]:
-    absent = object()
-    before = vae.__dict__.get("decode", absent)
-    vae.decode = decode
-    try:
-        yield
-    finally:
-        if before is absent:
-            del vae.decode
-        else:
-            vae.decode = before
-
-
-def _placeholder(vae: Any, z: Tensor) -> Tensor:
-    channels = getattr(vae.config, "out_channels", 3)
-    if z.ndim == 4:
-        return torch.zeros(z.shape[0], channels, 1, 1)
-    return torch.zeros(z.shape[0], channels, _video_frames(vae, z), 1, 1)
-
-
-def _video_frames(vae: Any, z: Tensor) -> int:
-    return traits_of(type(vae).__name__, vae.config).video_frames(z.shape[2])
-
-
-def _output(sample: Tensor, return_dict: bool) -> Any:
-    from diffusers.models.autoencoders.vae import DecoderOutput
-
-    return DecoderOutput(sample=sample) if return_dict else (sample,)

@@ -20,20 +20,23 @@ from torch import Tensor
 
 FORMAT = "framefit-decode-calls"
 FORMAT_VERSION = 1
+_SOUND = "sound"
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedDecode:
     """One `vae.decode(latents, *args, **kwargs)`.
 
-    `rng` holds the default generators' states at the moment of the call, by device: a decoder that injects
-    noise draws it from there, so the same call gives the same pixels later, in another process.
+    `keep` is the range of the decoded frames that the pipeline kept, all where it is None. `rng` holds the
+    default generators' states at the moment of the call, by device: a decoder that injects noise draws it
+    from there, so the same call gives the same pixels later, in another process.
     """
 
     latents: Tensor
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     rng: Mapping[str, Tensor] = field(default_factory=dict)
+    keep: tuple[int, int] | None = None
 
     @contextmanager
     def replaying_noise(self) -> Iterator[None]:
@@ -48,6 +51,28 @@ class RecordedDecode:
             yield
 
 
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """What is heard beside a video: `[channels, samples]` of float32 in -1..1, on the CPU."""
+
+    waveform: Tensor
+    sample_rate: int
+
+    def as_json(self) -> dict[str, int]:
+        """What it is, for people."""
+        return {"channels": self.waveform.shape[0], "sample_rate": self.sample_rate}
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedClip:
+    """All that a pipeline made of one request: its decode calls, whose frames follow each other, and its
+    sound.
+    """
+
+    calls: tuple[RecordedDecode, ...]
+    sound: Sound | None = None
+
+
 def rng_states(device: torch.device) -> dict[str, Tensor]:
     """States of the default generators that work on `device` may draw from."""
     states = {"cpu": torch.get_rng_state()}
@@ -56,8 +81,9 @@ def rng_states(device: torch.device) -> dict[str, Tensor]:
     return states
 
 
-def save_calls(calls: Sequence[RecordedDecode], path: Path) -> None:
-    """Write the calls to `path`, durably and atomically: after the return they survive a power cut.
+def save_calls(calls: Sequence[RecordedDecode], path: Path, sound: Sound | None = None) -> None:
+    """Write the calls, and the sound where there is one, to `path`, durably and atomically: after the return
+    they survive a power cut.
 
     Raises `TypeError`, naming the argument, for a value that is neither a tensor, a generator, a plain number
     or string, nor a container of those; `OSError` where the disk refuses (full, read-only).
@@ -66,11 +92,14 @@ def save_calls(calls: Sequence[RecordedDecode], path: Path) -> None:
     tree = [
         {
             name: _flatten(getattr(call, name), f"{index}.{name}", tensors)
-            for name in ("latents", "args", "kwargs", "rng")
+            for name in ("latents", "args", "kwargs", "rng", "keep")
         }
         for index, call in enumerate(calls)
     ]
     header = {"format": FORMAT, "version": str(FORMAT_VERSION), "calls": json.dumps(tree)}
+    if sound is not None:
+        tensors[_SOUND] = sound.waveform.detach().to("cpu", torch.float32, copy=True).contiguous()
+        header["sample_rate"] = str(sound.sample_rate)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         file.write(save(tensors, metadata=header))
@@ -81,16 +110,23 @@ def save_calls(calls: Sequence[RecordedDecode], path: Path) -> None:
 
 
 def load_calls(path: Path) -> list[RecordedDecode]:
-    """Read what `save_calls` wrote, bit for bit, on the CPU. `ValueError` for any other file."""
+    """The calls that `save_calls` wrote, bit for bit, on the CPU. `ValueError` for any other file."""
+    return list(load_clip(path).calls)
+
+
+def load_clip(path: Path) -> RecordedClip:
+    """Read all that `save_calls` wrote, bit for bit, on the CPU. `ValueError` for any other file."""
     with safe_open(path, framework="pt", device="cpu") as file:
         header = file.metadata() or {}
         if header.get("format") != FORMAT or header.get("version") != str(FORMAT_VERSION):
             raise ValueError(f"{path} holds no recorded decode calls of version {FORMAT_VERSION}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    return [
+    calls = tuple(
         RecordedDecode(**{name: _restore(value, tensors) for name, value in call.items()})
         for call in json.loads(header["calls"])
-    ]
+    )
+    sound = Sound(tensors[_SOUND], int(header["sample_rate"])) if _SOUND in tensors else None
+    return RecordedClip(calls, sound)
 
 
 def sync_directory(path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from app.config import ModelEntry, Settings
 
@@ -19,6 +19,10 @@ from app.config import ModelEntry, Settings
 OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
 CHECKPOINTS = ("model.ckpt", "model.safetensors")
 _PUBLISHED = Path(__file__).parent / "pipelines" / "published" / "configurations"
+
+# Components that diffusers defines beside a pipeline are indexed under the name of its folder.
+_PIPELINE_MODULES = {"ltx2": "diffusers.pipelines.ltx2"}
+_WITHOUT_WEIGHTS = ("Tokenizer", "Scheduler", "Processor", "Extractor", "Guidance")
 
 ReadJson = Callable[[str], dict[str, Any]]
 
@@ -146,17 +150,19 @@ def _from_index(read: ReadJson) -> dict[str, Component]:
     for name, value in read("model_index.json").items():
         if not isinstance(value, list) or not _is_library(value[0]) or _has_no_weights(value[1]):
             continue
-        components[name] = Component(value[0], value[1], read(f"{name}/config.json"))
+        library = _PIPELINE_MODULES.get(value[0], value[0])
+        components[name] = Component(library, value[1], read(f"{name}/config.json"))
     return components
 
 
-def _is_library(name: str | None) -> bool:
+def _is_library(name: str | None) -> TypeGuard[str]:
     """Whether components may come from there; pipelines of our own name the module of each class."""
-    return name in ("diffusers", "transformers") or (name or "").startswith("app.pipelines.")
+    known = name in ("diffusers", "transformers") or name in _PIPELINE_MODULES
+    return known or (name or "").startswith("app.pipelines.")
 
 
 def _has_no_weights(class_name: str) -> bool:
-    return any(part in class_name for part in ("Tokenizer", "Scheduler", "Processor", "Extractor"))
+    return any(part in class_name for part in _WITHOUT_WEIGHTS)
 
 
 def _folder_reader(folder: Path) -> ReadJson:

@@ -185,7 +185,8 @@ class ModelLimits(_Entry):
 class ModelEntry(_Entry):
     """One model the service offers: where its weights are, and which requests it can take.
 
-    `size_multiple` is in pixels. A clip has `temporal_ratio * k` frames, plus one where `first_frame_alone`.
+    `size_multiple` is in pixels. A clip has `frame_step * k` frames, plus one where `first_frame_alone`;
+    `frame_step` is the VAE's `temporal_ratio` unless the pipeline asks for more.
     """
 
     name: str
@@ -201,7 +202,9 @@ class ModelEntry(_Entry):
     vae_class: str
     size_multiple: int = Field(ge=1)
     temporal_ratio: int = Field(ge=1)
+    frame_step: int | None = Field(None, ge=1)
     first_frame_alone: bool
+    uses_prompt: bool = True
     defaults: ModelDefaults
     limits: ModelLimits
     inputs: frozenset[Literal["last_image", "loop", "fs"]] = Field(
@@ -219,13 +222,18 @@ class ModelEntry(_Entry):
         return self.source.startswith("builtin:")
 
     @property
+    def frames_step(self) -> int:
+        """Between one legal frame count and the next."""
+        return self.frame_step or self.temporal_ratio
+
+    @property
     def frame_rule(self) -> str:
         """The legal frame counts, as people write them: `8k+1`."""
-        return f"{self.temporal_ratio}k{'+1' if self.first_frame_alone else ''}"
+        return f"{self.frames_step}k{'+1' if self.first_frame_alone else ''}"
 
     def allows_frames(self, num_frames: int) -> bool:
         """Whether the model can make a clip of that many frames."""
-        return num_frames >= 1 and (num_frames - self.first_frame_alone) % self.temporal_ratio == 0
+        return num_frames >= 1 and (num_frames - self.first_frame_alone) % self.frames_step == 0
 
 
 def load_models(settings: Settings) -> dict[str, ModelEntry]:

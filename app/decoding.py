@@ -5,9 +5,10 @@ device is kept between runs. Knows neither jobs nor where frames go.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from torch import Tensor
 from adaptive.attach import decode_kwargs
 from adaptive.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.experience import Experience
-from adaptive.families import family_of, traits_of
+from adaptive.families import family_of
 from adaptive.memory import MemoryProfile
 from adaptive.planner import Policy
 from adaptive.probe import MemoryProbe, is_out_of_memory
-from adaptive.recording import RecordedDecode
+from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream.placement import wake
 from adaptive.types import DecodePlan, VideoShape
 from app.config import Settings
@@ -75,21 +76,20 @@ class Decoding:
         self._latents = family_of(vae).as_video(recorded.latents, self._kwargs)
         self.plan: DecodePlan = self._decoder.plan(self._latents)
 
-    @property
-    def video_shape(self) -> VideoShape:
-        """The video that comes out."""
-        traits = traits_of(type(self._vae).__name__, self._vae.config)
-        _, _, frames, height, width = self._latents.shape
-        return VideoShape(
-            traits.video_frames(frames), height * traits.spatial_ratio, width * traits.spatial_ratio
-        )
-
     def frames(self) -> Iterator[Tensor]:
-        """Finished frames `[1, 3, f, H, W]` in the VAE's range, in order. Raises `OutOfMemory`,
-        `DeviceFault`.
+        """Finished frames `[1, 3, f, H, W]` in the VAE's range, in order; those that the pipeline dropped are
+        left out. Raises `OutOfMemory`, `DeviceFault`.
         """
+        start, stop = self._recorded.keep or (0, None)
+        position = 0
         with torch.no_grad(), self._recorded.replaying_noise(), faults_named("decoding"):
-            yield from self._decoder.frames(self._latents, resume_plan=self.plan, **self._kwargs)
+            for frames in self._decoder.frames(self._latents, resume_plan=self.plan, **self._kwargs):
+                ends = None if stop is None else max(0, stop - position)
+                kept = frames[:, :, max(0, start - position) : ends]
+                position += frames.shape[2]
+                if kept.shape[2]:
+                    yield kept
+                del frames, kept  # or they would stay alive through the next step
 
     def report(self) -> Json:
         """What the decode did, for the job's row; once the frames were read to their end."""
@@ -116,6 +116,59 @@ class Decoding:
     def _tell(self, event: DecodeEvent) -> None:
         data = {**event.data, "stage": "decoding"} if event.kind == "oom" else event.data
         self._on_event(event.kind, data)
+
+
+class ClipDecoding:
+    """All decodes of a recorded clip, one after another, each planned when its turn comes."""
+
+    def __init__(self, vae: Any, clip: RecordedClip, policy: Policy, around: Surroundings) -> None:
+        self.video_shape = video_shape(vae, clip)
+        self.dtype: torch.dtype = vae.dtype
+        self.sound = clip.sound
+        self._open = partial(Decoding, vae, policy=policy, around=around, on_event=lambda _kind, _data: None)
+        self._calls = clip.calls
+        self._reports: list[Json] = []
+
+    def frames(self) -> Iterator[Tensor]:
+        """See `Decoding.frames`. Raises `DoesNotFit`, too."""
+        for call in self._calls:
+            decoding = self._open(call)
+            yield from decoding.frames()
+            self._reports.append(decoding.report())
+
+    def report(self) -> Json:
+        """See `Decoding.report`."""
+        return whole_report(self._reports)
+
+
+def video_shape(vae: Any, clip: RecordedClip) -> VideoShape:
+    """The video that comes of the clip's calls, one after another."""
+    family = family_of(vae)
+    traits = family.traits(type(vae).__name__, vae.config)
+    frames = height = width = 0
+    for call in clip.calls:
+        latents = family.as_video(call.latents, decode_kwargs(type(vae), call.args, call.kwargs))
+        _, _, count, height, width = latents.shape
+        start, stop = call.keep or (0, family.video_frames(traits, count))
+        frames += stop - start
+    return VideoShape(frames, height * traits.spatial_ratio, width * traits.spatial_ratio)
+
+
+def whole_report(reports: Sequence[Json]) -> Json:
+    """One report of a clip's decodes: the slowest rung, the highest peaks, the sums of time and retries."""
+    if len(reports) == 1:
+        return reports[0]
+    slowest = min(reports, key=lambda report: int(report["frames_per_chunk"]))
+    measured = [report["measured_peak_bytes"] for report in reports]
+    return {
+        **slowest,
+        "exact": all(report["exact"] for report in reports),
+        "predicted_peak_bytes": max(report["predicted_peak_bytes"] for report in reports),
+        "measured_peak_bytes": None if None in measured else max(measured),
+        "seconds": round(sum(report["seconds"] for report in reports), 4),
+        "retries": sum(report["retries"] for report in reports),
+        "chunks": [size for report in reports for size in report["chunks"]],
+    }
 
 
 @contextmanager

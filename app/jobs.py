@@ -85,8 +85,10 @@ class JobSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    prompt: Annotated[Prompt, StringConstraints(strip_whitespace=True, min_length=1)] = Field(
-        description="What should happen in the video.", examples=["the camera pans slowly to the left"]
+    prompt: Annotated[Prompt, StringConstraints(strip_whitespace=True)] = Field(
+        "",
+        description="What should happen in the video; most models need it.",
+        examples=["the camera pans slowly to the left"],
     )
     negative_prompt: Prompt = Field("", description="What should not be seen.")
     model: str = Field(description="Name from GET /models.", max_length=100)

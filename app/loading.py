@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from adaptive.capture import check_capturable
 from adaptive.host import read_host
 from adaptive.planner import Placement
 from adaptive.types import MemoryReading, VideoShape
@@ -20,6 +21,7 @@ from app import profiles
 from app.components import OWN_PIPELINES, ModelUnavailable, components_of, demanded_files, local_files
 from app.config import ModelEntry, Settings
 from app.jobs import Json
+from app.pipelines.calls import call_form
 from app.placement import place
 from app.weights import choose_placement, component_sizes
 
@@ -52,14 +54,16 @@ class PlacedPipeline:
 def load_pipeline(
     entry: ModelEntry, settings: Settings, device: torch.device, reading: MemoryReading
 ) -> PlacedPipeline:
-    """Load and place a model. Raises `DoesNotFit` before any weight is read, `ModelUnavailable` for missing
-    files.
+    """Load and place a model. Raises `UnsupportedVae` for a pipeline that cannot be served faithfully and
+    `DoesNotFit` before any weight is read, `ModelUnavailable` for missing files.
     """
+    check_capturable(entry.pipeline)
     demanded_files(entry, settings)
     placement = None if device.type == "cpu" else _placement(entry, settings, reading)
     _silence_progress_bars()
     pipe = _pretrained(_pipeline_class(entry.pipeline), entry, settings)
     pipe.set_progress_bar_config(disable=True)
+    call_form(pipe).prepare(pipe)
     kind = "resident" if placement is None else placement.kind.value
     if entry.placement != "auto":
         kind = entry.placement

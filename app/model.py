@@ -4,38 +4,30 @@ Owns what is done with one diffusers pipeline. Knows the request as a `JobSpec`;
 files.
 """
 
-import inspect
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 
-from adaptive.attach import capture
+from adaptive.capture import as_kept, capture
 from adaptive.planner import Policy
-from adaptive.recording import RecordedDecode
+from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream import self_test
+from adaptive.types import VideoShape
+from app.calling import OnStep, check_call, run_pipeline, sound_of
 from app.config import ModelEntry, Settings
-from app.decoding import Decoding, OnEvent, Surroundings, faults_named
+from app.decoding import Decoding, OnEvent, Surroundings, faults_named, video_shape
 from app.jobs import JobSpec, Json
 from app.loading import PlacedPipeline
-from app.media import open_image
 from app.placement import DENOISERS
 
 log = logging.getLogger(__name__)
 
-OnStep = Callable[[int, int], None]
-
-_NEEDED = {"image", "prompt", "num_frames", "callback_on_step_end"}
-
-
-class UnsuitablePipeline(Exception):
-    """The pipeline does something that Framefit cannot carry out, named in the message."""
-
 
 class LoadedModel:
-    """A placed pipeline. Its VAE decodes exactly in chunks unless `check_streaming` found otherwise."""
+    """A placed pipeline. Its VAE decodes exactly in chunks unless `check_streaming` found otherwise.
+
+    `UnsuitablePipeline` for one that does not take what requests give.
+    """
 
     def __init__(
         self,
@@ -47,6 +39,7 @@ class LoadedModel:
     ) -> None:
         self.entry = entry
         self.device = device
+        check_call(placed.pipe, entry)
         self._pipe = placed.pipe
         self._vacate = placed.vacate
         self._settings = settings
@@ -106,35 +99,27 @@ class LoadedModel:
 
     def denoise(
         self, spec: JobSpec, image: bytes, *, on_step: OnStep, last_image: bytes | None = None
-    ) -> RecordedDecode:
-        """Run the pipeline up to its decode call and return that call.
+    ) -> RecordedClip:
+        """Run the pipeline up to its decode calls and return those, with its sound.
 
         `last_image`: the video ends with it. `on_step(done, total)` may raise to stop. Raises `OutOfMemory`,
-        `DeviceFault`, and `UnsuitablePipeline` for a pipeline that decodes in several calls.
+        `DeviceFault`, `UnsuitablePipeline` for what the pipeline does not take, and `UnsupportedVae` for one
+        that changes frames after decoding them.
         """
         pipe = self._pipe
-        arguments = {
-            **_call_arguments(pipe, spec, _picture(image, spec), self.device),
-            **_optional_arguments(pipe, spec, last_image),
-            **self.entry.call,
-        }
-
-        def after_step(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            # A scheduler may take more steps than it was asked for.
-            on_step(
-                index + 1, max(index + 1, getattr(pipe, "num_timesteps", None) or spec.num_inference_steps)
-            )
-            return tensors
-
+        images = {"image": image} | ({} if last_image is None else {"last_image": last_image})
         torch.manual_seed(spec.seed)
         with faults_named("denoising"), capture(pipe) as calls:
             try:
-                pipe(**arguments, callback_on_step_end=after_step)
+                output = run_pipeline(pipe, self.entry, spec, images, self.device, on_step)
             finally:
                 self._vacate()  # also where a step raised: components that take turns leave the device
-        if len(calls) != 1:
-            raise UnsuitablePipeline(f"{type(pipe).__name__} decodes in {len(calls)} calls, one is supported")
-        return calls[0]
+        kept = as_kept(calls, output.frames, type(pipe).__name__)
+        return RecordedClip(tuple(kept), sound_of(pipe, output))
+
+    def video_shape(self, clip: RecordedClip) -> VideoShape:
+        """The video that the clip's calls decode to."""
+        return video_shape(self._pipe.vae, clip)
 
     def open_decode(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
         """Plan the decode in the memory that is free now. Raises `DoesNotFit`."""
@@ -149,43 +134,3 @@ class LoadedModel:
             reserve_bytes=self._settings.reserve_bytes,
             allow_cpu=self._settings.allow_cpu,
         )
-
-
-def _picture(image: bytes, spec: JobSpec) -> Image.Image:
-    """The request's image, cut to the video's aspect ratio and size."""
-    return ImageOps.fit(open_image(image), (spec.width, spec.height), Image.Resampling.LANCZOS)
-
-
-def _optional_arguments(pipe: Any, spec: JobSpec, last_image: bytes | None) -> dict[str, Any]:
-    """What the request gives beside an image and a prompt; nothing of it may be left out."""
-    last = None if last_image is None else _picture(last_image, spec)
-    given = {"last_image": last, "loop": spec.loop or None, "fs": spec.fs}
-    arguments = {name: value for name, value in given.items() if value is not None}
-    missing = arguments.keys() - inspect.signature(pipe.__call__).parameters.keys()
-    if missing:
-        raise UnsuitablePipeline(f"{type(pipe).__name__} takes no {', '.join(sorted(missing))}")
-    return arguments
-
-
-def _call_arguments(pipe: Any, spec: JobSpec, picture: Image.Image, device: torch.device) -> dict[str, Any]:
-    """The request in the pipeline's own words; optional parts that it does not take are left out."""
-    takes = inspect.signature(pipe.__call__).parameters
-    missing = _NEEDED - set(takes)
-    if missing:
-        raise UnsuitablePipeline(f"{type(pipe).__name__} takes no {', '.join(sorted(missing))}")
-    wanted = {
-        "image": picture,
-        "prompt": spec.prompt,
-        "negative_prompt": spec.negative_prompt or None,
-        "width": spec.width,
-        "height": spec.height,
-        "num_frames": spec.num_frames,
-        "num_inference_steps": spec.num_inference_steps,
-        "guidance_scale": spec.guidance_scale,
-        "generator": torch.Generator(device).manual_seed(spec.seed),
-        "output_type": "pt",
-        "frame_rate": spec.fps,
-        "fps": spec.fps,
-        "decode_chunk_size": spec.num_frames,  # decoding in chunks is not the pipeline's business
-    }
-    return {name: value for name, value in wanted.items() if name in takes and value is not None}

@@ -13,18 +13,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from adaptive.errors import AdaptiveError, DecodeOutOfMemory, DoesNotFit
-from adaptive.recording import RecordedDecode, load_calls, save_calls
-from adaptive.types import VideoShape
+from adaptive.recording import RecordedClip, RecordedDecode, load_clip, save_calls
 from app.artifacts import JobArtifacts, job_artifacts
+from app.calling import UnsuitablePipeline
 from app.components import ModelUnavailable
 from app.config import ModelEntry, Settings
 from app.control import Interrupted, JobControl, JobLost, wait_for_memory
-from app.decoding import DeviceFault, OutOfMemory
+from app.decoding import Decoding, DeviceFault, OutOfMemory, whole_report
 from app.engine import Engine
 from app.jobs import Claim, JobError, Json, Stage
-from app.model import LoadedModel, UnsuitablePipeline
+from app.model import LoadedModel
 from app.store import JobStore, StoreError
-from app.transfer import FrameTransfer
+from app.transfer import FrameTransfer, samples_of
 from app.video import NO_SPACE, VideoWriteError, VideoWriter
 
 log = logging.getLogger(__name__)
@@ -82,12 +82,12 @@ class JobRun:
                 recorded = self._denoise(model, artifacts)
             return self._decode(model, recorded, artifacts)
 
-    def _resumed(self, artifacts: JobArtifacts) -> RecordedDecode | None:
+    def _resumed(self, artifacts: JobArtifacts) -> RecordedClip | None:
         """The latents of an earlier attempt, where they are whole."""
         if self._job.latents_path is None:
             return None
         try:
-            (recorded,) = load_calls(artifacts.latents)
+            recorded = load_clip(artifacts.latents)
         except Exception as error:  # whatever is wrong with the file, denoising again puts it right
             log.warning("latents_unreadable job_id=%s reason=%s", self._job.id, error)
             self._event("latents_unreadable", {"reason": str(error)})
@@ -104,7 +104,7 @@ class JobRun:
             on_wait=self._wait_for_memory,
         )
 
-    def _denoise(self, model: LoadedModel, artifacts: JobArtifacts) -> RecordedDecode:
+    def _denoise(self, model: LoadedModel, artifacts: JobArtifacts) -> RecordedClip:
         spec = self._job.spec
         started = time.monotonic()
         plan = wait_for_memory(
@@ -117,44 +117,54 @@ class JobRun:
         with self._in_stage(Stage.DENOISING):
             image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
             recorded = model.denoise(spec, image, last_image=last_image, on_step=self._step)
-            save_calls([recorded], artifacts.latents)
+            save_calls(recorded.calls, artifacts.latents, recorded.sound)
         path = str(artifacts.latents.relative_to(self._settings.data_dir))
         seconds = round(time.monotonic() - started, 3)
         data = {"steps": spec.num_inference_steps, "seconds": seconds, **plan, **model.encode_plan}
         self._held(self._store.checkpoint(self._job.id, self._token, path, data))
         return recorded
 
-    def _decode(self, model: LoadedModel, recorded: RecordedDecode, artifacts: JobArtifacts) -> Json:
+    def _decode(self, model: LoadedModel, recorded: RecordedClip, artifacts: JobArtifacts) -> Json:
         spec = self._job.spec
-        with self._in_stage(Stage.DECODING):
-            decoding = wait_for_memory(
-                lambda: model.open_decode(recorded, spec, self._event),
-                self._control,
-                limit_seconds=self._settings.memory_wait_seconds,
-                may_fit_later=lambda refusal: self._engine.may_fit_later(refusal, spec.memory_budget_bytes),
-                on_wait=self._wait_for_memory,
-            )
-            self._tell(0.0, kind="stage", stage=Stage.DECODING)
-            shape = VideoShape(spec.video_frames, spec.height, spec.width)
-            with VideoWriter(artifacts.video, shape, spec.fps) as writer:
-                transfer = FrameTransfer(writer, model.device)
-                done = 0
+        shape = model.video_shape(recorded)
+        reports: list[Json] = []
+        done = 0
+        with (
+            self._in_stage(Stage.DECODING),
+            VideoWriter(artifacts.video, shape, spec.fps, samples_of(recorded.sound)) as writer,
+        ):
+            transfer = FrameTransfer(writer, model.device)
+            for call in recorded.calls:
+                decoding = self._open_decode(model, call)
+                self._tell(done / shape.frames, kind="stage", stage=Stage.DECODING)
                 for frames in decoding.frames():
                     transfer.send(frames)
                     done += frames.shape[2]
                     self._control.check()
-                    self._tell(done / spec.video_frames)
-                self.decode = {**decoding.report(), "vae": self._entry.vae_class}
-                self._encode_rest(writer)
+                    self._tell(done / shape.frames)
+                reports.append(decoding.report())
+            self.decode = {**whole_report(reports), "vae": self._entry.vae_class}
+            self._encode_rest(writer)
         return {
-            "frames": spec.video_frames,
-            "width": spec.width,
-            "height": spec.height,
+            "frames": shape.frames,
+            "width": shape.width,
+            "height": shape.height,
             "fps": spec.fps,
             "seed": spec.seed,
+            "audio": None if recorded.sound is None else recorded.sound.as_json(),
             "bytes": artifacts.video.stat().st_size,
             "video_path": str(artifacts.video.relative_to(self._settings.data_dir)),
         }
+
+    def _open_decode(self, model: LoadedModel, call: RecordedDecode) -> Decoding:
+        spec = self._job.spec
+        return wait_for_memory(
+            lambda: model.open_decode(call, spec, self._event),
+            self._control,
+            limit_seconds=self._settings.memory_wait_seconds,
+            may_fit_later=lambda refusal: self._engine.may_fit_later(refusal, spec.memory_budget_bytes),
+            on_wait=self._wait_for_memory,
+        )
 
     def _encode_rest(self, writer: VideoWriter) -> None:
         with self._in_stage(Stage.ENCODING):

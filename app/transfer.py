@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adaptive.recording import Sound
+from app.audio import AudioSamples
 from app.video import VideoWriter
 
 # Frames converted at a time: bounds the conversion's scratch memory, whatever the chunk size.
@@ -32,6 +34,11 @@ def to_pixels(frames: Tensor) -> Tensor:
         for part in torch.split(frames, _FRAMES_AT_A_TIME, dim=1)
     ]
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+
+
+def samples_of(sound: Sound | None) -> AudioSamples | None:
+    """Sound as the video's writer takes it."""
+    return None if sound is None else AudioSamples(sound.waveform.numpy(), sound.sample_rate)
 
 
 class FrameTransfer:

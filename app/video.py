@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from adaptive.types import VideoShape
 from app.artifacts import part_of, publish
+from app.audio import AudioSamples, AudioTrack
 
 # x264's constant quality: 18 is near transparent. BT.709 is what players assume for untagged video of these
 # sizes.
@@ -49,18 +50,29 @@ class _Chunk:
 class VideoWriter:
     """Writes exactly `shape.frames` frames to `path` as faststart mp4; a context manager.
 
+    `sound` is heard beside them: cut, or followed by silence, to the length of the video.
+
     `write` returns as soon as there is room in the queue, so at most `queue_chunks` chunks lie between the
     decoder and the encoder. An error of the encoder's thread is raised by the next `write` or by `finish`.
     Leaving the block without `finish` throws the unfinished file away.
     """
 
-    def __init__(self, path: Path, shape: VideoShape, fps: int | Fraction, *, queue_chunks: int = 2) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shape: VideoShape,
+        fps: int | Fraction,
+        sound: AudioSamples | None = None,
+        *,
+        queue_chunks: int = 2,
+    ) -> None:
         if shape.height % 2 or shape.width % 2:
             raise ValueError(f"yuv420p needs even sizes, got {shape.width}x{shape.height}")
         self.frames_written = 0
         self._path = path
         self._shape = shape
         self._fps = Fraction(fps)
+        self._sound = sound
         self._queue: queue.Queue[_Chunk | None] = queue.Queue(queue_chunks)
         self._error: BaseException | None = None
         self._discard = threading.Event()
@@ -137,6 +149,7 @@ class VideoWriter:
         context.time_base = 1 / self._fps
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
+        sound = None if self._sound is None else AudioTrack(file, self._sound, self._shape.frames / self._fps)
         while (chunk := self._queue.get()) is not None and not self._discard.is_set():
             for frame in chunk.frames():
                 picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
@@ -145,5 +158,9 @@ class VideoWriter:
                 picture.time_base = context.time_base
                 file.mux(stream.encode(picture))
                 self.frames_written += 1
+                if sound is not None:
+                    sound.write_until(self.frames_written / self._fps)
             chunk.done()
         file.mux(stream.encode(None))
+        if sound is not None:
+            sound.finish()

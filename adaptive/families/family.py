@@ -19,6 +19,7 @@ class Family:
 
     name = "unknown"
     has_variance = True  # whether the posterior's parameters are means and log-variances, or means alone
+    folds_frames = False  # whether `vae.decode` takes a video's frames in the batch, `[N, C, h, w]`
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """Shape rules and abilities of a VAE of this family, from its configuration alone."""

@@ -22,6 +22,7 @@ class KlFamily(Family):
     """AutoencoderKL."""
 
     name = "kl"
+    folds_frames = True
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """Every block but the last doubles both sides."""

@@ -28,6 +28,7 @@ class TemporalDecoderFamily(Family):
     """AutoencoderKLTemporalDecoder."""
 
     name = "temporal_decoder"
+    folds_frames = True
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """Every block but the last doubles both sides; time is left as it is."""

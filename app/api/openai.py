@@ -120,8 +120,8 @@ def _frames(seconds: object, fps: object, entry: ModelEntry) -> int:
     if not (0 < duration <= MAX_SECONDS and 0 < rate <= 1000):
         raise Problem(422, "invalid_seconds", f"seconds must be above 0 and at most {MAX_SECONDS:.0f}")
     first = int(entry.first_frame_alone)
-    steps = round((duration * rate - first) / entry.temporal_ratio)
-    return max(0 if first else 1, steps) * entry.temporal_ratio + first
+    steps = round((duration * rate - first) / entry.frames_step)
+    return max(0 if first else 1, steps) * entry.frames_step + first
 
 
 @router.get("", summary="List videos", responses=errors(401, 422))

@@ -153,8 +153,6 @@ def _fault_code(kind: str, location: tuple[int | str, ...]) -> str:
         return kind
     if kind == "extra_forbidden":
         return "unknown_field"
-    if field == "prompt" and kind in ("missing", "string_too_short"):
-        return "empty_prompt"
     return "missing_field" if kind == "missing" else f"invalid_{field}"
 
 

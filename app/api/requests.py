@@ -87,6 +87,8 @@ def entry_of(fields: Mapping[str, Any], models: Mapping[str, ModelEntry]) -> Mod
 
 def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
     """Refuse what the model cannot make, naming the rule and the nearest value that keeps it."""
+    if entry.uses_prompt and not spec.prompt:
+        raise Problem(422, "empty_prompt", f"prompt: model {entry.name} needs one")
     for name in ("width", "height"):
         size = getattr(spec, name)
         if size % entry.size_multiple:
@@ -99,7 +101,7 @@ def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
                 data={"field": name, "multiple": entry.size_multiple, "nearest": nearest},
             )
     if not entry.allows_frames(spec.num_frames):
-        step, first = entry.temporal_ratio, int(entry.first_frame_alone)
+        step, first = entry.frames_step, int(entry.first_frame_alone)
         nearest = max(1, round((spec.num_frames - first) / step)) * step + first
         raise Problem(
             422,

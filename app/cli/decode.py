@@ -75,40 +75,46 @@ def _decode(
     import torch
 
     from adaptive.probe import open_probe
-    from adaptive.recording import load_calls
+    from adaptive.recording import load_clip
     from app import profiles
-    from app.decoding import Decoding, Surroundings, load_experience
+    from app.decoding import ClipDecoding, Surroundings, load_experience
     from app.loading import load_vae
 
-    (recorded,) = load_calls(path)
+    clip = load_clip(path)
     around = Surroundings(
         open_probe(device), profiles.load(settings, entry), load_experience(settings, torch.device(device))
     )
     vae = load_vae(entry, settings).to(device)
-    found, wanted = recorded.latents.shape[1], vae.config.get("latent_channels", recorded.latents.shape[1])
+    found = clip.calls[0].latents.shape[1]
+    wanted = vae.config.get("latent_channels", found)
     if found != wanted:
         raise ValueError(
             f"{path.name} has {found} latent channels, the VAE of {entry.name} takes {wanted}: "
             "say with --model whose latents they are"
         )
-    decoding = Decoding(vae, recorded, policy, around, lambda _kind, _data: None)
+    decoding = ClipDecoding(vae, clip, policy, around)
     _write(decoding, out, fps, device)
     return decoding.report()
 
 
 def _write(decoding: Any, out: Path, fps: int, device: str) -> None:
+    """Frames go to the file as they come: memory does not grow with the length of the video."""
     import torch
 
+    shape = decoding.video_shape
     if out.suffix == FRAMES_SUFFIX:
-        from safetensors.torch import save_file
+        from app.tensorfile import TensorFile, TensorSpec
 
-        frames = torch.cat([chunk.cpu() for chunk in decoding.frames()], dim=2)
-        save_file({"frames": frames.contiguous()}, out)
+        frames = TensorSpec((1, 3, shape.frames, shape.height, shape.width), decoding.dtype)
+        with TensorFile(out, {"frames": frames}, {}) as file:
+            for chunk in decoding.frames():
+                file.write("frames", chunk)
+            file.finish()
         return
-    from app.transfer import FrameTransfer
+    from app.transfer import FrameTransfer, samples_of
     from app.video import VideoWriter
 
-    with VideoWriter(out, decoding.video_shape, fps) as writer:
+    with VideoWriter(out, shape, fps, samples_of(decoding.sound)) as writer:
         transfer = FrameTransfer(writer, torch.device(device))
         for chunk in decoding.frames():
             transfer.send(chunk)

@@ -38,8 +38,9 @@ function applyModel() {
     form.elements[name].step = model.size_multiple;
     form.elements[name].min = model.size_multiple;
   }
-  form.elements.num_frames.step = model.temporal_ratio;
-  form.elements.num_frames.min = model.first_frame_alone ? 1 : model.temporal_ratio;
+  form.elements.num_frames.step = model.frames_step;
+  form.elements.num_frames.min = model.first_frame_alone ? 1 : model.frames_step;
+  form.elements.prompt.required = model.uses_prompt;
   for (const part of optional) {
     part.hidden = !model.inputs.includes(part.dataset.input);
     form.elements[part.dataset.input].disabled = part.hidden;

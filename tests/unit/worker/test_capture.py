@@ -11,6 +11,7 @@ from accelerate.hooks import CpuOffload, SequentialHook
 from torch import Tensor
 
 from adaptive.attach import capture
+from adaptive.capture import as_kept
 from adaptive.errors import UnsupportedVae
 from adaptive.recording import RecordedDecode, load_calls, save_calls
 
@@ -99,6 +100,52 @@ def test_a_pipeline_that_needs_real_frames_is_refused_by_name() -> None:
         capture(CosmosVideoToWorldPipeline()),
     ):
         pass
+
+
+def shown(pipe: Any, change: Callable[[Tensor], Tensor]) -> tuple[list[RecordedDecode], Any]:
+    """Two decode calls of 9 and 17 frames, and what a pipeline returns that puts them together and changes
+    them.
+    """
+    with capture(pipe) as calls, torch.no_grad():
+        parts = [pipe.vae.decode(torch.zeros(1, 16, count, 2, 2)).sample for count in (2, 3)]
+    video = change(torch.cat(parts, 2))
+    return calls, pipe.video_processor.postprocess_video(video, output_type="pt")
+
+
+KEPT: list[tuple[Callable[[Tensor], Tensor], list[tuple[int, int]]]] = [
+    (lambda video: video, [(0, 9), (0, 17)]),
+    (lambda video: video[:, :, 4:], [(4, 9), (0, 17)]),
+    (lambda video: video[:, :, 9:-2], [(0, 15)]),
+    (lambda video: video[:, :, 2:12], [(2, 9), (0, 3)]),
+]
+
+
+@pytest.mark.parametrize(("change", "kept"), KEPT)
+def test_frames_that_the_pipeline_drops_are_known(
+    pipe: Any, change: Callable[[Tensor], Tensor], kept: list[tuple[int, int]]
+) -> None:
+    calls, frames = shown(pipe, change)
+    found = as_kept(calls, frames, "SomePipeline")
+    assert [call.keep for call in found] == kept
+    assert found[-1].latents is calls[1].latents
+
+
+CHANGES: list[tuple[Callable[[Tensor], Tensor], str]] = [
+    (lambda video: video.flip(2), "reorders"),
+    (lambda video: torch.cat([video[:, :, :3], video[:, :, 5:]], 2), "reorders"),
+    (lambda video: torch.cat([video[:, :, 9:], video[:, :, :9]], 2), "reorders"),
+    (lambda video: (video[:, :, 1:] + video[:, :, :-1]) / 2, "changes"),
+    (lambda video: video * 0.9, "changes"),
+]
+
+
+@pytest.mark.parametrize(("change", "verb"), CHANGES)
+def test_a_pipeline_that_changes_decoded_frames_is_found_out(
+    pipe: Any, change: Callable[[Tensor], Tensor], verb: str
+) -> None:
+    calls, frames = shown(pipe, change)
+    with pytest.raises(UnsupportedVae, match=f"SomePipeline.*{verb} frames"):
+        as_kept(calls, frames, "SomePipeline")
 
 
 def model_offload(pipe: Any) -> None:

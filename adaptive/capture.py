@@ -1,0 +1,134 @@
+"""Recording what a pipeline asks of its VAE, in place of decoding it.
+
+`capture(pipe)` hands the pipeline placeholders instead of frames: every pipeline's own de-normalisation,
+timestep and noise handling stays in force, and the memory-hungry part can run later, elsewhere, or again
+after a crash. A placeholder's values say which frame they stand for, so that `as_kept` can read from the
+pipeline's output what it did with them: frames that it drops are dropped from the real video too, and a
+pipeline that changes them is found out. Sets one attribute on the VAE object and takes it off again; modules,
+their `forward` and accelerate's hooks are not touched. Knows nothing of jobs or files.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptive.errors import UnsupportedVae
+from adaptive.families import family_of
+from adaptive.recording import RecordedDecode, rng_states
+
+# Pipelines that need the decoded frames themselves before they end; what each does with them is the reason it
+# is refused.
+_NEEDS_REAL_FRAMES = {
+    "ChronoEditPipeline": "selects among decoded frames",
+    "Cosmos2VideoToWorldPipeline": "runs a safety checker on the decoded frames",
+    "Cosmos2_5_PredictBasePipeline": "runs a safety checker on the decoded frames",
+    "Cosmos2_5_TransferPipeline": "runs a safety checker on the decoded frames",
+    "CosmosVideoToWorldPipeline": "runs a safety checker on the decoded frames",
+    "HeliosPipeline": "joins and trims decoded sections",
+    "HeliosPyramidPipeline": "joins and trims decoded sections",
+    "HunyuanVideoFramepackPipeline": "joins decoded sections inside its denoising loop",
+    "LTXI2VLongMultiPromptPipeline": "blends decoded tiles itself",
+    "WanAnimatePipeline": "feeds decoded frames back into its denoising loop",
+}
+
+# Frames and calls are counted in steps of this on the placeholder's way from -1 to 1: exact in float32, and
+# through the pipeline's `x / 2 + 0.5`.
+_STEPS = 2**16
+_TOLERANCE = 0.01
+
+
+def check_capturable(pipe_class: str) -> None:
+    """Raises `UnsupportedVae`, naming the pipeline class, where frames are needed before the pipeline
+    ends.
+    """
+    if pipe_class in _NEEDS_REAL_FRAMES:
+        raise UnsupportedVae(pipe_class, f"captured decoding: it {_NEEDS_REAL_FRAMES[pipe_class]}")
+
+
+@contextmanager
+def capture(pipe: Any) -> Iterator[list[RecordedDecode]]:
+    """Record the pipeline's decode calls instead of running them.
+
+    Yields the list that fills up, in order, while the pipeline runs inside the block. The pipeline gets a
+    placeholder `[B, C, F, 1, 1]` on the CPU per call (`[N, C, 1, 1]` for VAEs that decode single frames),
+    with the right number of frames, which its post-processing accepts; `as_kept` reads from the pipeline's
+    output what became of them. The recorded latents stay where they are. Raises `UnsupportedVae`, naming the
+    pipeline, where frames are needed before the pipeline ends.
+    """
+    check_capturable(type(pipe).__name__)
+    vae = pipe.vae
+    calls: list[RecordedDecode] = []
+
+    def record(z: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        calls.append(RecordedDecode(z.detach(), args, kwargs, rng_states(z.device)))
+        return decoder_output(_placeholder(vae, z, len(calls) - 1), return_dict)
+
+    with replaced(vae, "decode", record):
+        yield calls
+
+
+def as_kept(calls: Sequence[RecordedDecode], output: Any, pipe_class: str) -> list[RecordedDecode]:
+    """The calls, each with the frames of it that the pipeline kept (`RecordedDecode.keep`).
+
+    `output` is what the pipeline returned as frames under `capture` with `output_type="pt"`:
+    `[B, F, C, 1, 1]` or a list of `[F, C, 1, 1]`. Raises `UnsupportedVae`, naming the pipeline, where they
+    are not decoded frames in order: then it does something with them that a placeholder cannot show.
+    """
+    counts = torch.stack(list(output)).float()[0, :, :, 0, 0] * _STEPS - 1
+    numbers = counts.round().int()
+    if not calls or (counts - numbers).abs().max() > _TOLERANCE:
+        raise UnsupportedVae(pipe_class, "captured decoding: it changes frames after decoding them")
+    frames = numbers[:, 0].tolist()
+    owners = numbers[:, 1].tolist() if numbers.shape[1] > 1 else [0] * len(frames)
+    runs = [
+        (owner, [frame for _, frame in run])
+        for owner, run in groupby(zip(owners, frames, strict=True), lambda one: one[0])
+    ]
+    follow = all(run == list(range(run[0], run[0] + len(run))) for _, run in runs)
+    if not follow or any(first[0] >= second[0] for first, second in pairwise(runs)):
+        raise UnsupportedVae(pipe_class, "captured decoding: it reorders frames after decoding them")
+    return [replace(calls[owner], keep=(run[0], run[-1] + 1)) for owner, run in runs]
+
+
+def _placeholder(vae: Any, z: Tensor, call: int) -> Tensor:
+    """Frames that carry their own number in the first channel and the call's in the second."""
+    family = family_of(vae)
+    folded = z.ndim == 4
+    traits = family.traits(type(vae).__name__, vae.config)
+    count = z.shape[0] if folded else family.video_frames(traits, z.shape[2])
+    batch = 1 if folded else z.shape[0]
+    frames = torch.zeros(batch, family.video_channels(vae.config), count, 1, 1)
+    frames[:, 0, :, 0, 0] = _coded(torch.arange(count))
+    frames[:, 1:2] = _coded(torch.tensor(call))
+    return frames[0].transpose(0, 1) if folded else frames
+
+
+def _coded(number: Tensor) -> Tensor:
+    return (number + 1) / _STEPS * 2 - 1
+
+
+@contextmanager
+def replaced(vae: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Within, the VAE object's method is another one."""
+    absent = object()
+    before = vae.__dict__.get(name, absent)
+    setattr(vae, name, method)
+    try:
+        yield
+    finally:
+        if before is absent:
+            delattr(vae, name)
+        else:
+            setattr(vae, name, before)
+
+
+def decoder_output(sample: Tensor, return_dict: bool) -> Any:
+    """What `vae.decode` returns."""
+    from diffusers.models.autoencoders.vae import DecoderOutput
+
+    return DecoderOutput(sample=sample) if return_dict else (sample,)
