@@ -1,6 +1,6 @@
 """Where the library meets a diffusers pipeline: its VAE's `decode` is caught, or replaced.
 
-`capture(pipe)` (see `adaptive.capture`) records what the pipeline asks of its VAE and decodes nothing.
+`capture(pipe)` (see `adaptive.capturing`) records what the pipeline asks of its VAE and decodes nothing.
 `enable(pipe)` makes the pipeline decode through `AdaptiveDecoder` in place. Both set attributes on the VAE
 object and take them off again; modules, their `forward` and accelerate's hooks are not touched. Knows nothing
 of jobs or files.
@@ -13,36 +13,47 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from adaptive.capture import capture, decoder_output
+from adaptive.capturing import capture, decoder_output
 from adaptive.families import family_of
 from adaptive.recording import RecordedDecode, load_calls, save_calls
 from adaptive.types import DecodeReport
 
 if TYPE_CHECKING:
     from adaptive.decoder import AdaptiveDecoder
+    from adaptive.encode_call import AdaptiveEncodeCall
+    from adaptive.encoder import EncodePlan
 
 __all__ = ["Attachment", "RecordedDecode", "capture", "enable", "load_calls", "save_calls"]
 
 
 class Attachment:
-    """What `enable` left on a pipeline: the last decode's report, and the way back."""
+    """What `enable` left on a pipeline: the last decode's report, the last clip's encode plan, and the way
+    back.
+    """
 
-    def __init__(self, vae: Any, decoder: "AdaptiveDecoder") -> None:
+    def __init__(self, vae: Any, decoder: "AdaptiveDecoder", encode: "AdaptiveEncodeCall") -> None:
         self._vae = vae
         self._decoder = decoder
+        self._encode = encode
         self._original = vae.decode
         self._inside = False
         vae.decode = self._decode
+        vae.encode = encode
 
     @property
     def report(self) -> DecodeReport:
         """What the last decode did. `RuntimeError` before the first."""
         return self._decoder.report
 
+    @property
+    def encode_plan(self) -> "EncodePlan | None":
+        """How the last clip that the pipeline encoded was encoded; None where it encoded none."""
+        return self._encode.plan
+
     def detach(self) -> None:
-        """Give the VAE its own `decode` back."""
+        """Give the VAE its own `decode` and `encode` back."""
         if self._vae.__dict__.get("decode") == self._decode:
-            del self._vae.decode
+            del self._vae.decode, self._vae.encode
 
     def _decode(self, z: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         family = family_of(self._vae)
@@ -63,19 +74,24 @@ class Attachment:
 
 
 def enable(pipe: Any, **policy: Any) -> Attachment:
-    """Make any diffusers pipeline decode in the memory that is free: `adaptive.enable(pipe)`.
+    """Make any diffusers pipeline decode, and encode clips, in the memory that is free:
+    `adaptive.enable(pipe)`.
 
     `policy` are the fields of `adaptive.planner.Policy` (`strategy`, `frames_per_chunk`, `exact_only`,
     `budget_bytes`, `reserve_bytes`, ...); an unknown one raises `TypeError`. Enabling again replaces the
     policy. diffusers' slicing and tiling flags of the VAE no longer matter: the plan decides.
     """
     from adaptive.decoder import AdaptiveDecoder
+    from adaptive.encode_call import AdaptiveEncodeCall
+    from adaptive.encoder import AdaptiveEncoder
     from adaptive.planner import Policy
 
     previous = getattr(pipe.vae.__dict__.get("decode"), "__self__", None)
     if isinstance(previous, Attachment):
         previous.detach()
-    return Attachment(pipe.vae, AdaptiveDecoder(pipe.vae, policy=Policy(**policy), keeps_output=True))
+    allowed = Policy(**policy)
+    encode = AdaptiveEncodeCall(pipe.vae, AdaptiveEncoder(pipe.vae, policy=allowed))
+    return Attachment(pipe.vae, AdaptiveDecoder(pipe.vae, policy=allowed, keeps_output=True), encode)
 
 
 def decode_kwargs(vae_class: type, args: tuple[Any, ...], kwargs: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from adaptive.capture import check_capturable
+from adaptive.capturing import check_capturable
 from adaptive.host import read_host
 from adaptive.planner import Placement
 from adaptive.types import MemoryReading, VideoShape

@@ -8,7 +8,9 @@ import logging
 
 import torch
 
-from adaptive.capture import as_kept, capture
+from adaptive.capturing import as_kept, capture
+from adaptive.encode_call import AdaptiveEncodeCall
+from adaptive.encoder import AdaptiveEncoder
 from adaptive.planner import Policy
 from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream import self_test
@@ -45,6 +47,9 @@ class LoadedModel:
         self._settings = settings
         self._around = around
         self._streams = True
+        policy = Policy(reserve_bytes=settings.reserve_bytes)
+        vae = placed.pipe.vae
+        self._encode = AdaptiveEncodeCall(vae, AdaptiveEncoder(vae, probe=around.probe, policy=policy))
 
     @property
     def vae_weight_bytes(self) -> int:
@@ -85,8 +90,8 @@ class LoadedModel:
 
     @property
     def encode_plan(self) -> Json:
-        """How the last request's images were encoded, where that was to be decided."""
-        plan = getattr(self._pipe, "encode_plan", None)
+        """How the last request's images, or the clip of them, were encoded, where that was to be decided."""
+        plan = getattr(self._pipe, "encode_plan", None) or self._encode.plan
         return {} if plan is None else {"encode": plan.as_json()}
 
     def _denoiser_bytes_to_come(self) -> int:
@@ -109,7 +114,7 @@ class LoadedModel:
         pipe = self._pipe
         images = {"image": image} | ({} if last_image is None else {"last_image": last_image})
         torch.manual_seed(spec.seed)
-        with faults_named("denoising"), capture(pipe) as calls:
+        with faults_named("denoising"), capture(pipe, self._encode) as calls:
             try:
                 output = run_pipeline(pipe, self.entry, spec, images, self.device, on_step)
             finally:

@@ -11,7 +11,7 @@ from accelerate.hooks import CpuOffload, SequentialHook
 from torch import Tensor
 
 from adaptive.attach import capture
-from adaptive.capture import as_kept
+from adaptive.capturing import as_kept
 from adaptive.errors import UnsupportedVae
 from adaptive.recording import RecordedDecode, load_calls, save_calls
 

@@ -9,7 +9,7 @@ their `forward` and accelerate's hooks are not touched. Knows nothing of jobs or
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import Any
@@ -51,8 +51,9 @@ def check_capturable(pipe_class: str) -> None:
 
 
 @contextmanager
-def capture(pipe: Any) -> Iterator[list[RecordedDecode]]:
-    """Record the pipeline's decode calls instead of running them.
+def capture(pipe: Any, encode: Callable[..., Any] | None = None) -> Iterator[list[RecordedDecode]]:
+    """Record the pipeline's decode calls instead of running them; `encode` stands in for `vae.encode` where
+    it is given.
 
     Yields the list that fills up, in order, while the pipeline runs inside the block. The pipeline gets a
     placeholder `[B, C, F, 1, 1]` on the CPU per call (`[N, C, 1, 1]` for VAEs that decode single frames),
@@ -68,7 +69,8 @@ def capture(pipe: Any) -> Iterator[list[RecordedDecode]]:
         calls.append(RecordedDecode(z.detach(), args, kwargs, rng_states(z.device)))
         return decoder_output(_placeholder(vae, z, len(calls) - 1), return_dict)
 
-    with replaced(vae, "decode", record):
+    encoding = nullcontext() if encode is None else replaced(vae, "encode", encode)
+    with replaced(vae, "decode", record), encoding:
         yield calls
 
 
