@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev run demo check format test bench test-docker clean
+.PHONY: help env dev run demo check format test bench test-docker acceptance clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ test-docker: $(VENV)/.dev ## build the image and run it in a container engine
 
 bench: $(VENV)/.dev ## decode beside diffusers' own ways; writes tests/bench/results/
 	$(BIN)/python tests/bench/decode.py $(ARGS)
+
+acceptance: $(VENV)/.dev ## kill, lock and fill everything while 200 jobs run; writes tests/bench/results/faults.md
+	$(BIN)/python tests/bench/faults.py $(ARGS)
 
 clean: ## remove the environment and caches, keep data/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

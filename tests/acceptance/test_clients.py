@@ -1,0 +1,84 @@
+"""What clients run: the README's script as it stands there, OpenAI's own client, many listeners at once."""
+
+import io
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import av
+import httpx
+import openai
+import pytest
+from PIL import Image
+from running_service import RunningService
+
+README = Path(__file__).parents[2] / "README.md"
+LISTENERS = 20
+
+
+def frames_in(video: bytes) -> int:
+    with av.open(io.BytesIO(video)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_the_script_in_the_readme_makes_a_video(shared_service: RunningService, tmp_path: Path) -> None:
+    scripts = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    script = next(text for text in scripts if "import time, requests" in text)
+    assert len(script.splitlines()) <= 12
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
+    shared_service.finished(shared_service.submit(num_inference_steps=1)["id"])  # the service is ready
+    script = script.replace("http://127.0.0.1:8000", str(shared_service.http.base_url).rstrip("/"))
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("succeeded {'strategy': 'batched'"), done.stdout
+    assert frames_in((tmp_path / "out.mp4").read_bytes()) > 1
+
+
+# OpenAI ends its own service of this form; its client goes on speaking it to others.
+@pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+def test_openais_client_makes_a_video_and_learns_of_a_failure(shared_service: RunningService) -> None:
+    client = openai.OpenAI(base_url=f"{shared_service.http.base_url}/v1", api_key="none", max_retries=0)
+    picture = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(picture, "PNG")
+    shared_service.finished(shared_service.submit(num_inference_steps=1)["id"])
+    video = client.videos.create_and_poll(
+        prompt="a grey wall",
+        input_reference=("photo.png", picture.getvalue()),
+        size="64x64",  # type: ignore[arg-type]
+        extra_body={"num_inference_steps": "1", "num_frames": "9"},
+        poll_interval_ms=100,
+    )
+    assert (video.status, video.progress, video.size) == ("completed", 100, "64x64")
+    assert frames_in(client.videos.download_content(video.id).content) == 9
+    with pytest.raises(openai.UnprocessableEntityError) as refusal:
+        client.videos.create(prompt="x", size="63x64", input_reference=("p.png", picture.getvalue()))  # type: ignore[arg-type]
+    assert refusal.value.code == "size_not_a_multiple"
+    assert client.videos.delete(video.id).deleted
+    with pytest.raises(openai.APIStatusError) as gone:
+        client.videos.download_content(video.id)
+    assert (gone.value.status_code, gone.value.code) == (410, "result_expired")
+
+
+def test_every_one_of_many_listeners_hears_the_end(shared_service: RunningService) -> None:
+    job_ids = [shared_service.submit(num_inference_steps=2)["id"] for _ in range(2)]
+    heard: list[str] = []
+
+    def listen(job_id: str) -> None:
+        url = f"{shared_service.http.base_url}/jobs/{job_id}/events"
+        with httpx.stream("GET", url, timeout=120) as answer:
+            kinds = [line[7:] for line in answer.iter_lines() if line.startswith("event: ")]
+        heard.append(kinds[-1])
+        assert kinds[0] == "accepted"
+
+    threads = [
+        threading.Thread(target=listen, args=(job_ids[number % len(job_ids)],)) for number in range(LISTENERS)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(240)
+    assert heard == ["finished"] * LISTENERS

@@ -1,0 +1,18 @@
+"""The fault campaign of `tests/bench/faults.py`, in small: one fault of each kind while ten jobs run."""
+
+from pathlib import Path
+
+from tests.bench import faults
+
+
+def test_nothing_is_lost_or_done_twice_while_everything_breaks(built_model: Path) -> None:
+    report = faults.campaign(jobs=10, faults=5, model=built_model)
+    assert report.jobs >= 10
+    assert report.clean, report
+    assert set(report.faults) | set(report.skipped) == {
+        "kill_worker",
+        "kill_api",
+        "kill_supervisor",
+        "lock_database",
+        "fill_disk",
+    }

@@ -1,0 +1,405 @@
+"""Break everything while jobs run, and count what was lost: `make acceptance`, or
+`python tests/bench/faults.py --jobs 200`.
+
+Clients hand in jobs of the built-in tiny model and follow each to its end, by event stream or by asking.
+Meanwhile worker, API and supervisor are killed with SIGKILL, another process locks the database, the disk (a
+small tmpfs, which takes root to mount) is filled, and half of the webhook receivers never answer. In the end
+every job must have succeeded once, every video must decode to its last frame, and every client must have seen
+the end.
+"""
+
+import argparse
+import http.server
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "acceptance")]
+
+from running_service import RunningService  # noqa: E402
+
+from app.store import open_store  # noqa: E402
+
+RESULTS = Path(__file__).with_name("results")
+FIELDS = {"model": "tiny", "width": 64, "height": 64, "num_frames": 9, "num_inference_steps": 2, "fps": 8}
+TMPFS_MIB = 192
+CLIENTS = 10
+JOB_SECONDS = 900.0
+ENVIRONMENT = {
+    "FRAMEFIT_WEBHOOK_SECRET": "a secret for this run",
+    "FRAMEFIT_WEBHOOK_ALLOW_PRIVATE": "true",
+    "FRAMEFIT_LEASE_SECONDS": "6",
+    "FRAMEFIT_HEARTBEAT_SECONDS": "1",
+    # Ours is the fault, not the job's: what would end a job that kills its workers must not end these.
+    "FRAMEFIT_MAX_ATTEMPTS": "1000",
+    "OMP_NUM_THREADS": "1",
+}
+LOCK = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+connection.execute("begin exclusive"); time.sleep(float(sys.argv[2])); connection.execute("rollback")
+"""
+
+
+@dataclass(slots=True)
+class Report:
+    """What was done and what came of it."""
+
+    jobs: int = 0
+    seconds: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    finished_twice: list[str] = field(default_factory=list)
+    corrupt: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    retried: dict[str, int] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    webhooks_answered: int = 0
+    webhooks_left_hanging: int = 0
+    load_average: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost, doubled, corrupted or left unsaid."""
+        return not (self.lost or self.finished_twice or self.corrupt or self.unseen)
+
+
+class World:
+    """The service under attack; started again whenever its parent process is gone."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.over = threading.Event()
+        self.service = self._start()
+
+    def _start(self) -> RunningService:
+        while True:
+            try:
+                return RunningService(self.data_dir, ENVIRONMENT)
+            except (AssertionError, OSError):  # a start on a full disk or a locked database: as systemd would
+                time.sleep(0.5)
+
+    @property
+    def url(self) -> str:
+        return str(self.service.http.base_url)
+
+    def kill_worker(self) -> None:
+        self._kill("worker")
+
+    def kill_api(self) -> None:
+        self._kill("api")
+
+    def _kill(self, command: str) -> None:
+        for process in self.service.processes():
+            with suppress(Exception):
+                if command in process.cmdline():
+                    process.kill()
+
+    def kill_supervisor(self) -> None:
+        self.service.kill()
+        self.service = self._start()
+
+    def lock_database(self) -> None:
+        seconds = str(random.uniform(1, 4))
+        path = str(self.data_dir / "framefit.sqlite3")
+        subprocess.run([sys.executable, "-c", LOCK, path, seconds], check=True)
+
+    def fill_disk(self) -> None:
+        filler = self.data_dir / "filler"
+        try:
+            with filler.open("wb", buffering=0) as file:
+                for size in (2**20, 4096):
+                    with suppress(OSError):
+                        while True:
+                            file.write(bytes(size))
+            time.sleep(random.uniform(1, 4))
+        finally:
+            filler.unlink(missing_ok=True)
+
+    def see_to_it(self) -> None:
+        """Start the service again where it ended by itself."""
+        if self.service.process.poll() is not None:
+            self.service.http.close()
+            self.service = self._start()
+
+
+class Work:
+    """Numbers of jobs to hand in: at least so many, and on until the last fault is done."""
+
+    def __init__(self, jobs: int) -> None:
+        self.attacked = threading.Event()
+        self.handed_in = 0
+        self._jobs = jobs
+        self._lock = threading.Lock()
+
+    def next(self) -> int | None:
+        """The next number; None where it is enough."""
+        with self._lock:
+            if self.handed_in >= self._jobs and self.attacked.is_set():
+                return None
+            self.handed_in += 1
+            return self.handed_in
+
+
+def attack(world: World, work: Work, faults: int, report: Report, weights: dict[str, int]) -> None:
+    """Do `faults` faults at random moments: each kind once, then about as often as it weighs."""
+    more = random.choices(list(weights), list(weights.values()), k=max(0, faults - len(weights)))
+    order = [*weights, *more][:faults]
+    random.shuffle(order)
+    done: Counter[str] = Counter()
+    for kind in order:
+        time.sleep(random.uniform(1, 6))
+        world.see_to_it()
+        getattr(world, kind)()
+        done[kind] += 1
+        report.faults = dict(done)
+    work.attacked.set()
+    while not world.over.wait(1):
+        world.see_to_it()
+
+
+class Client:
+    """Hands in one job after another and follows each to its end; keeps trying, as a client must."""
+
+    def __init__(self, world: World, work: Work, report: Report, hook: str) -> None:
+        self._world, self._work, self._report, self._hook = world, work, report, hook
+        self._image = _picture()
+
+    def work(self) -> None:
+        while (number := self._work.next()) is not None:
+            job_id = self._submit(number)
+            deadline = time.monotonic() + JOB_SECONDS
+            while (status := self._followed(job_id, number % 2 == 0, deadline)) == "failed":
+                code = self._retry(job_id)
+                self._report.retried[code] = self._report.retried.get(code, 0) + 1
+            if status is None:
+                self._report.unseen.append(job_id)
+
+    def _submit(self, number: int) -> str:
+        form = {"prompt": f"job {number}", "seed": str(number), "webhook_url": f"{self._hook}/{number}"}
+        form |= {name: str(value) for name, value in FIELDS.items()}
+
+        def post() -> httpx.Response:
+            return httpx.post(
+                f"{self._world.url}/generate",
+                data=form,
+                files={"image": ("photo.png", self._image)},
+                headers={"Idempotency-Key": str(number)},
+                timeout=40,
+            )
+
+        return str(self._insisted(post)["id"])
+
+    def _retry(self, job_id: str) -> str:
+        job = self._insisted(lambda: httpx.get(f"{self._world.url}/jobs/{job_id}", timeout=40))
+        code = str((job["error"] or {"code": "none"})["code"])
+        self._insisted(lambda: httpx.post(f"{self._world.url}/jobs/{job_id}/retry", timeout=40), (409,))
+        return code
+
+    def _insisted(self, ask: Callable[[], httpx.Response], also: tuple[int, ...] = ()) -> dict[str, Any]:
+        deadline = time.monotonic() + JOB_SECONDS
+        while True:
+            with suppress(httpx.HTTPError):
+                answer = ask()
+                if answer.is_success or answer.status_code in also:
+                    found: dict[str, Any] = answer.json()
+                    return found
+                assert answer.status_code in (429, 503), answer.text
+            assert time.monotonic() < deadline, "the service did not come back"
+            time.sleep(0.3)
+
+    def _followed(self, job_id: str, by_stream: bool, deadline: float) -> str | None:
+        """The status that the client sees in the end; None where it sees none in time."""
+        seen = ""
+        while time.monotonic() < deadline:
+            with suppress(httpx.HTTPError):
+                if by_stream:
+                    outcome, seen = self._streamed(job_id, seen)
+                else:
+                    status = httpx.get(f"{self._world.url}/jobs/{job_id}", timeout=40).json().get("status")
+                    outcome = status if status in ("succeeded", "failed", "canceled") else None
+                if outcome is not None:
+                    return outcome
+            time.sleep(0.3)
+        return None
+
+    def _streamed(self, job_id: str, seen: str) -> tuple[str | None, str]:
+        headers = {"Last-Event-ID": seen} if seen else {}
+        url, kind, outcome = f"{self._world.url}/jobs/{job_id}/events", "", None
+        with suppress(httpx.HTTPError), httpx.stream("GET", url, headers=headers, timeout=40) as answer:
+            if answer.status_code == 200:
+                for line in answer.iter_lines():
+                    name, _, value = line.partition(": ")
+                    if name == "event":
+                        kind = value
+                    elif name == "data" and kind == "finished":
+                        outcome = json.loads(value)["outcome"]
+                    elif name == "id":
+                        seen = value
+        return outcome, seen
+
+
+def _picture() -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+@contextmanager
+def receivers(report: Report) -> Iterator[str]:
+    """A server for webhooks that answers every second one and lets the others wait until they give up."""
+    stopping = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            if int(self.path.rsplit("/", 1)[1]) % 2:
+                report.webhooks_left_hanging += 1
+                stopping.wait(15)
+                return
+            self.rfile.read(int(self.headers["Content-Length"]))
+            report.webhooks_answered += 1
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    stopping.set()
+    server.shutdown()
+    server.server_close()
+
+
+@contextmanager
+def folder(report: Report, model: Path) -> Iterator[Path]:
+    """A data folder on a small tmpfs of its own, or an ordinary one where that cannot be mounted."""
+    with tempfile.TemporaryDirectory(prefix="framefit-faults-") as name:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS_MIB}m", "tmpfs", name]
+        mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+        if not mounted:
+            report.skipped["fill_disk"] = "a tmpfs can only be mounted by root"
+        try:
+            data = Path(name) / "data"
+            (data / "models").mkdir(parents=True)
+            (data / "models" / "tiny").symlink_to(model)
+            yield data
+        finally:
+            if mounted:
+                subprocess.run(["umount", "-l", name], check=True)
+
+
+def judge(data_dir: Path, expected: int, report: Report) -> None:
+    """Look at what is in the table and on the disk now that the dust has settled."""
+    from app.config import Settings
+
+    store = open_store(Settings(data_dir=data_dir))
+    jobs = store.page(limit=expected + 100)
+    report.jobs = len(jobs)
+    report.lost += [job.id for job in jobs if job.status != "succeeded"]
+    report.lost += ["never accepted, or accepted twice"] * abs(expected - len(jobs))
+    attempts: Counter[str] = Counter()
+    for job in jobs:
+        events = store.events_after(0, 100_000, job.id)
+        ends = [event.data["outcome"] for event in events if event.kind == "finished"]
+        if ends.count("succeeded") > 1:
+            report.finished_twice.append(job.id)
+        attempts[str(sum(event.kind == "claimed" for event in events))] += 1
+        if job.status == "succeeded" and not _whole(data_dir / "jobs" / job.id / "video.mp4"):
+            report.corrupt.append(job.id)
+    report.attempts = dict(sorted(attempts.items()))
+    store.close()
+
+
+def _whole(path: Path) -> bool:
+    try:
+        with av.open(path) as container:
+            return sum(1 for _ in container.decode(video=0)) == FIELDS["num_frames"]
+    except (OSError, av.FFmpegError):
+        return False
+
+
+def campaign(jobs: int, faults: int, model: Path) -> Report:
+    """Run `jobs` jobs through `faults` faults."""
+    report = Report(load_average=os.getloadavg()[0])
+    started = time.monotonic()
+    with folder(report, model) as data_dir, receivers(report) as hook:
+        world = World(data_dir)
+        weights = {"kill_worker": 3, "kill_api": 2, "lock_database": 2, "fill_disk": 2, "kill_supervisor": 1}
+        for kind in report.skipped:
+            weights.pop(kind)
+        work = Work(jobs)
+        attacker = threading.Thread(target=attack, args=(world, work, faults, report, weights))
+        clients = [threading.Thread(target=Client(world, work, report, hook).work) for _ in range(CLIENTS)]
+        for thread in (attacker, *clients):
+            thread.start()
+        for thread in clients:
+            thread.join()
+        world.over.set()
+        attacker.join()
+        world.see_to_it()
+        judge(data_dir, work.handed_in, report)
+        world.service.stop()
+    report.seconds = round(time.monotonic() - started, 1)
+    return report
+
+
+def as_markdown(report: Report) -> str:
+    """The report for people."""
+    rows = [
+        ("jobs handed in, each followed by a client", report.jobs),
+        *((f"fault: {kind.replace('_', ' ')}", count) for kind, count in sorted(report.faults.items())),
+        *((f"skipped: {kind.replace('_', ' ')}", why) for kind, why in report.skipped.items()),
+        ("webhooks answered / left hanging", f"{report.webhooks_answered} / {report.webhooks_left_hanging}"),
+        ("jobs by number of attempts", ", ".join(f"{n} of {k}" for k, n in report.attempts.items())),
+        ("failures with a code that the client retried", json.dumps(report.retried)),
+        ("**jobs lost**", len(report.lost)),
+        ("**jobs finished twice**", len(report.finished_twice)),
+        ("**videos corrupt**", len(report.corrupt)),
+        ("**clients that saw no end**", len(report.unseen)),
+        ("seconds", report.seconds),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    head = "# Faults while jobs run\n\n`make acceptance`; model `tiny` on the CPU.\n\n| | |\n|---|---|"
+    return f"{head}\n{table}\n"
+
+
+def main() -> None:
+    """Run the campaign, write its results, and fail where anything was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--faults", type=int, default=40)
+    options = parser.parse_args()
+    from app.pipelines import tiny
+
+    with tempfile.TemporaryDirectory() as name:
+        report = campaign(options.jobs, options.faults, tiny.build(Path(name) / "tiny"))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "faults.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
+    (RESULTS / "faults.md").write_text(as_markdown(report))
+    sys.stdout.write(as_markdown(report))
+    sys.exit(not report.clean)
+
+
+if __name__ == "__main__":
+    main()
