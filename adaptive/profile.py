@@ -158,7 +158,9 @@ def _traced_copy(vae: Any, dtype: torch.dtype | str | None) -> TracedVae:
 def _profile(traced: TracedVae) -> MemoryProfile:
     streamed = {}
     if traced.traits.exact_streaming:
-        streamed = {size: _curve(traced, frames, size) for size, frames in STREAMED_FRAMES.items()}
+        # Frames that know nothing of one another leave no state behind: every length is like the shortest.
+        lengths = 1 if traced.traits.frames_independent else None
+        streamed = {size: _curve(traced, frames[:lengths], size) for size, frames in STREAMED_FRAMES.items()}
     batched = _curve(traced, BATCHED_FRAMES, None)
     return MemoryProfile(traced.traits, traced.dtype, traced.digest, batched, streamed, _tile_costs(traced))
 
