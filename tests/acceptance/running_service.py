@@ -75,13 +75,16 @@ class RunningService:
             self.log,
         )
 
-    def submit(self, **fields: Any) -> dict[str, Any]:
-        """Hand in a job; the answer's body. A service that is still getting ready is asked again."""
+    def submit(self, images: Mapping[str, bytes] | None = None, **fields: Any) -> dict[str, Any]:
+        """Hand in a job; the answer's body. A service that is still getting ready is asked again.
+
+        `images`: by field name, beside the picture that is always sent.
+        """
         picture = io.BytesIO()
         Image.linear_gradient("L").convert("RGB").save(picture, "PNG")
 
         def answered() -> dict[str, Any] | None:
-            files = {"image": ("picture.png", picture.getvalue())}
+            files = {"image": picture.getvalue(), **(images or {})}
             form = {"prompt": "a grey wall", **fields}
             answer = self.http.post("/generate", data={k: str(v) for k, v in form.items()}, files=files)
             if answer.status_code == 503:
