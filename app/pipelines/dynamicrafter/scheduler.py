@@ -177,16 +177,17 @@ class DynamiCrafterScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         timestep: int | torch.Tensor,
         sample: torch.Tensor,
         eta: float = 0.0,
+        use_clipped_model_output: bool = False,  # noqa: ARG002 - nothing is clipped here
         generator: torch.Generator | list[torch.Generator] | None = None,
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> DynamiCrafterSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """One reverse step from `timestep` to the next entry of the grid.
+        """One reverse step from `timestep` to the next entry of the grid; arguments are DDIMScheduler's.
 
         `model_output`, `sample` and `variance_noise` have one shape. `eta` scales the noise: 0 is
-        deterministic DDIM, 1 (what DynamiCrafter uses) has the variance of DDPM. The result has the sample's
-        dtype. Raises ValueError for a time step that is not in the grid, and for both a generator and ready
-        noise.
+        deterministic DDIM, 1 (what DynamiCrafter uses) has the variance of DDPM. `use_clipped_model_output`
+        changes nothing: no estimate is clipped. The result has the sample's dtype. Raises ValueError for a
+        time step that is not in the grid, and for both a generator and ready noise.
         """
         if variance_noise is not None and generator is not None:
             raise ValueError("give either a generator or variance_noise, not both")

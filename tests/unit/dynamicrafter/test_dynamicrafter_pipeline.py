@@ -212,6 +212,20 @@ def test_interpolation_shows_the_model_the_two_images_in_the_outer_frames_only(
     torch.testing.assert_close(contexts[0]["context"][1, 77:], first[0])
 
 
+@pytest.mark.parametrize(("resolution", "alone", "between"), [(256, 3, 3), (512, 24, 5), (1024, 10, 10)])
+def test_every_model_is_told_its_own_frame_rate(resolution: int, alone: int, between: int) -> None:
+    pipeline = build_tiny_pipeline(resolution)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.unet.config.default_fs == alone
+    told: list[list[int]] = []
+    pipeline.unet.register_forward_pre_hook(
+        lambda _module, _inputs, named: told.append(named["fs"].tolist()), with_kwargs=True
+    )
+    _run(pipeline, num_inference_steps=1, guidance_scale=1.0)
+    _run(pipeline, num_inference_steps=1, guidance_scale=1.0, last_image=_photo(1))
+    assert told == [[alone], [between]]
+
+
 def test_a_loop_ends_where_it_began_and_shows_that_once(
     tiny: DynamiCrafterPipeline, contexts: list[dict[str, Any]]
 ) -> None:

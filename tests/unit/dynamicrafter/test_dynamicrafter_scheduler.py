@@ -1,5 +1,6 @@
 """The sampler against a float64 reference of the published equations, at every step count."""
 
+import inspect
 import itertools
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from app.pipelines.dynamicrafter import DynamiCrafterScheduler
 from app.pipelines.dynamicrafter.components import build_scheduler, component_configs
@@ -191,6 +193,27 @@ def test_eta_shares_the_noise_between_drawn_and_predicted(eta: float) -> None:
     sigma = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)) ** 0.5
     rest = (1 - alpha_next - sigma**2) ** 0.5
     torch.testing.assert_close(found, alpha_next**0.5 * clean + rest * epsilon + sigma * noise)
+
+
+def test_a_step_takes_what_ddims_takes_in_the_same_order() -> None:
+    ours, theirs = (
+        inspect.signature(kind.step).parameters for kind in (DynamiCrafterScheduler, DDIMScheduler)
+    )
+    assert list(ours) == list(theirs)
+    assert all(ours[name].default == theirs[name].default for name in theirs)
+
+
+@pytest.mark.parametrize("count", [1, 7, 50])
+def test_the_1024_model_moves_its_estimate_towards_its_own_base_scale(count: int) -> None:
+    scheduler = _scheduler(1024)
+    assert scheduler.config.rescale_base == 0.3
+    scheduler.set_timesteps(count)
+    product = 1.0
+    for time in scheduler.timesteps:
+        product *= scheduler.coefficients(time, 1.0)[1]
+    first, last = scheduler.timesteps[[0, -1]].tolist()
+    scales = _rescale_table(0.3)
+    assert product == pytest.approx(scales[last] / scales[first], rel=1e-9)
 
 
 def test_a_generator_makes_the_noise_repeatable() -> None:
