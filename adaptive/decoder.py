@@ -17,9 +17,10 @@ from adaptive.events import GROWTH_SHARE, DecodeRun, plan_data, spill_data
 from adaptive.events import DecodeEvent as DecodeEvent
 from adaptive.ladder import Ladder
 from adaptive.memory import MemoryProfile
-from adaptive.planner import PlanInputs, Policy, plan_decode
+from adaptive.planner import PlanInputs, Policy, plan_decode, rungs
 from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
 from adaptive.profile import profile_of
+from adaptive.regret import Regret, regret_of
 from adaptive.residuals import Residuals
 from adaptive.speed import Speeds
 from adaptive.spill import SpillWatch
@@ -71,6 +72,7 @@ class AdaptiveDecoder:
         self._speeds = speeds or Speeds()
         self._on_event = on_event
         self._keeps_output = keeps_output
+        self._planned_with = self._inputs
         self._report: DecodeReport | None = None
         self._reading: MemoryReading | None = None
 
@@ -96,8 +98,8 @@ class AdaptiveDecoder:
         shape = _shape(latents)
         kept = self._profile.output_bytes(shape) if self._keeps_output else 0
         speed = self._inputs.speed or self._speeds.model(self._profile)
-        inputs = replace(self._inputs, kept_output_bytes=kept, speed=speed)
-        return plan_decode(self._profile, shape, self._read(), self._policy, inputs)
+        self._planned_with = replace(self._inputs, kept_output_bytes=kept, speed=speed)
+        return plan_decode(self._profile, shape, self._read(), self._policy, self._planned_with)
 
     def frames(
         self, latents: Tensor, *, resume_plan: DecodePlan | None = None, **decode_kwargs: Any
@@ -335,6 +337,7 @@ class AdaptiveDecoder:
 
     def _finish(self, run: DecodeRun, shape: LatentShape, *, held_bytes: int = 0) -> None:
         measured = self._probe.peak(held_bytes)
+        regret = self._regret(run, shape, measured)
         self._learn(run, shape, measured)
         self._report = DecodeReport(
             plan=run.plan,
@@ -349,7 +352,19 @@ class AdaptiveDecoder:
             spills=run.spills,
             tiles=run.smallest.tiles,
             seam_score=run.seam_score,
+            regret_seconds=regret.seconds,
+            regret_detail=regret.detail,
         )
+
+    def _regret(self, run: DecodeRun, shape: LatentShape, measured: MeasuredPeak | None) -> Regret:
+        plan = run.plan
+        if self._policy.forced:
+            return Regret(0.0, "none: the way was asked for")
+        if run.retries or run.spills or run.smallest != plan.cut:
+            return Regret(0.0, "not known: memory changed while it ran")
+        ladder = rungs(self._profile, shape, plan.budget_bytes, self._policy, self._planned_with)
+        total = None if measured is None else measured.total_bytes
+        return regret_of(plan, ladder, measured_bytes=total, seconds=run.seconds)
 
 
 def _frames(latents: Tensor) -> int:

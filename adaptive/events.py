@@ -39,6 +39,7 @@ def plan_data(plan: DecodePlan) -> dict[str, Any]:
         "free_bytes": plan.free_bytes,
         "budget_bytes": plan.budget_bytes,
         "predicted_seconds": plan.predicted_seconds,
+        "dropped_bytes": plan.dropped_bytes,
     }
 
 

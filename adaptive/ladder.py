@@ -23,7 +23,7 @@ class Ladder:
         self._profile = profile
         self._shape = shape
         self._policy = replace(policy, frames_per_chunk=None)  # a forced size may shrink
-        self._inputs = inputs
+        self._inputs = replace(inputs, droppable_bytes=0)  # what the plan dropped is gone by now
 
     def below(self, failed: Cut) -> list[Cut]:
         """Cuts to try after `failed`, next first. A forced strategy stays itself."""

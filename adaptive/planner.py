@@ -49,6 +49,7 @@ class Rung:
     predicted_seconds: float | None
     tiles: SpatialTiles = WHOLE_PICTURE
     exact: bool = True
+    dropped_bytes: int = 0  # idle weights that leave the device first; see `PlanInputs.droppable_bytes`
 
     @property
     def cut(self) -> Cut:
@@ -68,7 +69,8 @@ class PlanInputs:
     `speed` is a calibrated model (without one, larger chunks count as faster). `held_bytes` are the decode's
     own live bytes while it runs, already missing from the free memory. `kept_output_bytes` must stay free of
     streamed rungs for the video that the caller gathers. No cut before `at_most`, in the order of falling
-    back, is looked at.
+    back, is looked at. `droppable_bytes` of weights on the device are idle while decoding and can leave it, a
+    host copy kept: bringing them back costs `reload_seconds`.
     """
 
     residuals: Residuals | None = None
@@ -76,6 +78,8 @@ class PlanInputs:
     held_bytes: int = 0
     kept_output_bytes: int = 0
     at_most: Cut | None = None
+    droppable_bytes: int = 0
+    reload_seconds: float = 0.0
 
 
 def budget_of(reading: MemoryReading, policy: Policy, held_bytes: int = 0) -> int:
@@ -111,7 +115,22 @@ def rungs(
         if cut.tiles.count > 1 and not _smaller_than_all(rung, found, policy):
             continue
         found.append(rung)
+        if inputs.droppable_bytes and not rung.fits and rung.exact and rung.tiles.count == 1:
+            found.append(_after_dropping(rung, budget_bytes, policy, inputs))
     return tuple(sorted(found, key=_order))
+
+
+def _after_dropping(rung: Rung, budget_bytes: int, policy: Policy, inputs: PlanInputs) -> Rung:
+    """The same, with idle weights off the device: room that the policy's own cap still bounds."""
+    budget = budget_bytes + inputs.droppable_bytes
+    budget = budget if policy.budget_bytes is None else min(budget, policy.budget_bytes)
+    seconds = None if rung.predicted_seconds is None else rung.predicted_seconds + inputs.reload_seconds
+    return replace(
+        rung,
+        fits=rung.predicted.upper_bytes <= budget,
+        predicted_seconds=seconds,
+        dropped_bytes=inputs.droppable_bytes,
+    )
 
 
 def _rung(
@@ -134,8 +153,9 @@ def _smaller_than_all(rung: Rung, before: list[Rung], policy: Policy) -> bool:
     return all(rung.predicted.upper_bytes < each.predicted.upper_bytes for each in rivals)
 
 
-def _order(rung: Rung) -> tuple[bool, int, float, int]:
-    return not rung.exact, rung.tiles.count, _rounded(rung.predicted_seconds), -rung.frames_per_chunk
+def _order(rung: Rung) -> tuple[bool, int, float, int, int]:
+    seconds = _rounded(rung.predicted_seconds)
+    return not rung.exact, rung.tiles.count, seconds, -rung.frames_per_chunk, rung.dropped_bytes
 
 
 def _rounded(seconds: float | None) -> float:
@@ -176,6 +196,7 @@ def plan_decode(
         free_bytes=reading.free_bytes,
         predicted_seconds=chosen.predicted_seconds,
         tiles=chosen.tiles,
+        dropped_bytes=chosen.dropped_bytes,
     )
 
 
@@ -184,6 +205,8 @@ def _reason(profile: MemoryProfile, policy: Policy, chosen: Rung, ladder: tuple[
         return "requested"
     if not chosen.exact:
         return "nothing_exact_fits"
+    if chosen.dropped_bytes:
+        return "fits_without_idle_weights"
     if not profile.can_stream:
         return "only_strategy"
     return "fastest" if chosen is ladder[0] else "fastest_that_fits"
@@ -191,23 +214,34 @@ def _reason(profile: MemoryProfile, policy: Policy, chosen: Rung, ladder: tuple[
 
 def _detail(chosen: Rung, ladder: tuple[Rung, ...], budget_bytes: int, free_bytes: int) -> str:
     text = (
-        f"{_name(chosen)} needs at most {_mib(chosen.predicted.upper_bytes)} of {_mib(budget_bytes)} "
-        f"({_mib(free_bytes)} free)"
+        f"{rung_named(chosen)} needs at most {bytes_named(chosen.predicted.upper_bytes)} of "
+        f"{bytes_named(budget_bytes + chosen.dropped_bytes)} ({bytes_named(free_bytes)} free)"
     )
     faster = ladder[: ladder.index(chosen)]
     if faster:
-        text += f"; {_name(faster[-1])} would need {_mib(faster[-1].predicted.upper_bytes)}"
+        text += f"; {rung_named(faster[-1])} would need {bytes_named(faster[-1].predicted.upper_bytes)}"
     return text
 
 
-def _name(rung: Rung) -> str:
+def rung_named(rung: Rung) -> str:
+    """A rung's name for people."""
+    text = _cut_named(rung)
+    return (
+        f"{text} after dropping {bytes_named(rung.dropped_bytes)} of idle weights"
+        if rung.dropped_bytes
+        else text
+    )
+
+
+def _cut_named(rung: Rung) -> str:
     if rung.tiles.count > 1:
         return f"{rung.strategy} ({rung.tiles.rows} x {rung.tiles.columns} tiles)"
     chunked = rung.strategy in (Strategy.CHUNKED, Strategy.APPROXIMATE_CHUNKED)
     return f"{rung.strategy} ({rung.frames_per_chunk} latent frames)" if chunked else str(rung.strategy)
 
 
-def _mib(size_bytes: int) -> str:
+def bytes_named(size_bytes: int) -> str:
+    """A byte count for people."""
     return f"{size_bytes / MIB:,.0f} MiB"
 
 

@@ -38,6 +38,20 @@ class RecordedDecode:
     rng: Mapping[str, Tensor] = field(default_factory=dict)
     keep: tuple[int, int] | None = None
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> "RecordedDecode":
+        """The same call with its tensors on `device`, those of real numbers in `dtype`."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, dtype if value.is_floating_point() else None)
+            if isinstance(value, list | tuple):
+                return type(value)(moved(each) for each in value)
+            return value
+
+        kwargs = {name: moved(value) for name, value in self.kwargs.items()}
+        latents, args = moved(self.latents), moved(tuple(self.args))
+        return RecordedDecode(latents, args, kwargs, self.rng, self.keep)
+
     @contextmanager
     def replaying_noise(self) -> Iterator[None]:
         """Within the block the default generators continue from where the recorded call found them."""

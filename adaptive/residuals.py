@@ -22,8 +22,8 @@ TRUSTED_OBSERVATIONS = 5
 MOST_BELIEVED = 3  # times the cold bound
 # Above the highest of few observations, in units of their spread and as a share of the whole: with five, one
 # in six new ones is higher than all before. From recorded decodes (tests/bench/prediction.py).
-SPREAD_SHARE = 0.5
-LEAST_SHARE = 0.04
+SPREAD_SHARE = 1.5
+LEAST_SHARE = 0.08
 QUANTILE = 0.98
 
 
@@ -54,7 +54,7 @@ COLD_MARGINS = {
     "cuda": Margin(1.25, 1.6, 128 * MIB, 256 * MIB),
 }
 # What the constant never falls below once learned: pages and blocks are handed out whole.
-LEAST_CONSTANT_BYTES = {"cpu": 4 * MIB, "cuda": 32 * MIB}
+LEAST_CONSTANT_BYTES = {"cpu": 8 * MIB, "cuda": 32 * MIB}
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,7 @@ class DecodePlan:
     free_bytes: int
     predicted_seconds: float | None = None
     tiles: SpatialTiles = WHOLE_PICTURE
+    dropped_bytes: int = 0  # idle weights that must leave the device before decoding begins
 
     def __post_init__(self) -> None:
         if not 1 <= self.frames_per_chunk <= self.latent_frames:
@@ -273,6 +274,8 @@ class DecodeReport:
     retries: int  # chunks run again after an out-of-memory
     spills: int = 0  # chunks seen to overflow into host memory
     tiles: SpatialTiles = WHOLE_PICTURE  # the most parts of a picture at any time
+    regret_seconds: float = 0.0  # what the best way that would have fitted had saved
+    regret_detail: str = ""
     seam_score: float | None = None  # see `adaptive.seams`; None where every pixel is exact
 
     @property

@@ -6,12 +6,23 @@ final is a refusal: a job is only refused when no known device could hold its sm
 everything else gone.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from adaptive.errors import AdaptiveError, DoesNotFit
+from adaptive.experience import Experience
 from adaptive.memory import MemoryProfile
-from adaptive.planner import PlanInputs, Policy, Rung, largest_shape_that_fits, plan_decode, rungs
+from adaptive.planner import (
+    PlanInputs,
+    Policy,
+    Rung,
+    budget_of,
+    bytes_named,
+    largest_shape_that_fits,
+    plan_decode,
+    rungs,
+)
 from adaptive.residuals import Residuals
 from adaptive.types import DecodePlan, LatentShape, MemoryReading, SpatialTiles, VideoShape
 from app.config import ModelEntry
@@ -52,13 +63,14 @@ class FitsNowhere(AdaptiveError):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A job that can run: the least memory its decode needs, the plan as of now, and every allowed way to
-    decode.
+    """A job that can run: the least memory its decode needs, the plan as of now, every allowed way to decode,
+    and the largest video of its length that would fit now.
     """
 
     needed_bytes: int
     plan: Json
     rungs: tuple[Rung, ...]
+    largest: VideoShape | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +91,28 @@ class _Question:
     shape: LatentShape
     policy: Policy
     size_multiple: int
+    max_pixels: int
 
-    def ladder(self, budget_bytes: int, residuals: Residuals) -> tuple[Rung, ...]:
-        inputs = PlanInputs(residuals=residuals)
+    def ladder(self, budget_bytes: int, inputs: PlanInputs) -> tuple[Rung, ...]:
         return rungs(self.profile, self.shape, budget_bytes, self.policy, inputs)
 
     def needed_bytes(self, residuals: Residuals) -> int:
-        return min(rung.predicted.upper_bytes for rung in self.ladder(0, residuals))
+        ladder = self.ladder(0, PlanInputs(residuals=residuals))
+        return min(rung.predicted.upper_bytes for rung in ladder)
+
+    def largest(self, budget_bytes: int, residuals: Residuals) -> VideoShape | None:
+        """Of this length and aspect, up to what the model takes at all."""
+        factor = max(1.0, math.sqrt(self.max_pixels / (self.video.height * self.video.width)))
+        step = self.size_multiple
+        height, width = (int(side * factor) // step * step for side in (self.video.height, self.video.width))
+        return largest_shape_that_fits(
+            self.profile,
+            VideoShape(self.video.frames, height, width),
+            budget_bytes,
+            self.policy,
+            residuals=residuals,
+            size_multiple=self.size_multiple,
+        )
 
 
 class Admission:
@@ -118,9 +145,8 @@ class Admission:
         if not fitting:
             widest = max(range(len(rooms)), key=lambda index: rooms[index].available_bytes)
             raise _refusal(question, needed[widest], rooms[widest])
-        plan = self._provisional_plan(question, devices)
-        ladder = question.ladder(int(plan.get("budget_bytes") or 0), rooms[0].residuals)
-        return Verdict(min(fitting), {**plan, "needed_bytes": min(fitting)}, ladder)
+        least = min(fitting)
+        return _verdict(question, devices, least)
 
     def _question(self, spec: JobSpec) -> _Question:
         entry = self._models[spec.model]
@@ -129,26 +155,58 @@ class Admission:
             raise ProfilePending(spec.model)
         video = VideoShape(spec.video_frames, spec.height, spec.width)
         shape = profile.traits.latent_shape(video)
-        return _Question(profile, video, shape, policy_of(spec, self._reserve_bytes), entry.size_multiple)
+        return _Question(
+            profile,
+            video,
+            shape,
+            policy_of(spec, self._reserve_bytes),
+            entry.size_multiple,
+            entry.limits.max_pixels,
+        )
 
-    def _provisional_plan(self, question: _Question, devices: list[Json]) -> Json:
-        readings = [reading for device in devices if (reading := reading_of(device)) is not None]
-        if not readings:
-            detail = "no worker has reported its memory yet"
-            return {"fits_now": None, "reason": "no_device", "detail": detail}
-        reading = max(readings, key=lambda one: one.free_bytes)
-        try:
-            plan = plan_decode(question.profile, question.shape, reading, question.policy)
-        except DoesNotFit as refusal:
-            return {
-                "fits_now": False,
-                "reason": "waits_for_memory",
-                "detail": f"{refusal}; the job waits until memory comes free",
-                "device": reading.device,
-                "free_bytes": reading.free_bytes,
-                "budget_bytes": refusal.budget_bytes,
-            }
-        return {**plan_json(plan), "device": reading.device}
+
+def _verdict(question: _Question, devices: list[Json], needed_bytes: int) -> Verdict:
+    """The plan on the device with most free memory."""
+    readings = [(reading, device) for device in devices if (reading := reading_of(device)) is not None]
+    if not readings:
+        detail = "no worker has reported its memory yet"
+        plan: Json = {"fits_now": None, "reason": "no_device", "detail": detail, "needed_bytes": needed_bytes}
+        return Verdict(needed_bytes, plan, question.ladder(0, PlanInputs()), None)
+    reading, device = max(readings, key=lambda one: one[0].free_bytes)
+    inputs = _inputs(device, question.profile)
+    budget = budget_of(reading, question.policy)
+    plan = {**_plan_now(question, reading, inputs), "device": reading.device, "needed_bytes": needed_bytes}
+    ladder = question.ladder(budget, inputs)
+    return Verdict(needed_bytes, plan, ladder, question.largest(budget, inputs.residuals or Residuals()))
+
+
+def _plan_now(question: _Question, reading: MemoryReading, inputs: PlanInputs) -> Json:
+    try:
+        return plan_json(plan_decode(question.profile, question.shape, reading, question.policy, inputs))
+    except DoesNotFit as refusal:
+        return {
+            "fits_now": False,
+            "reason": "waits_for_memory",
+            "detail": f"{refusal}; the job waits until memory comes free",
+            "free_bytes": reading.free_bytes,
+            "budget_bytes": refusal.budget_bytes,
+        }
+
+
+def _inputs(device: Json, profile: MemoryProfile) -> PlanInputs:
+    """What the device's worker told with its heartbeat: what it learned, and what it could drop."""
+    learned = _learned(device)
+    return PlanInputs(
+        residuals=learned.residuals,
+        speed=learned.speeds.model(profile),
+        droppable_bytes=int(device.get("droppable_bytes") or 0),
+        reload_seconds=float(device.get("reload_seconds") or 0.0),
+    )
+
+
+def _learned(device: Json) -> Experience:
+    kind = str(device.get("kind") or device.get("name") or "cpu")
+    return Experience.from_summary(kind, device.get("learned") or {})
 
 
 def policy_of(spec: JobSpec, reserve_bytes: int) -> Policy:
@@ -176,6 +234,7 @@ def plan_json(plan: DecodePlan) -> Json:
         "predicted_peak_bytes": plan.predicted.upper_bytes,
         "predicted_live_bytes": plan.predicted.live_bytes,
         "predicted_seconds": plan.predicted_seconds,
+        "dropped_bytes": plan.dropped_bytes,
         "budget_bytes": plan.budget_bytes,
         "free_bytes": plan.free_bytes,
     }
@@ -186,16 +245,38 @@ def tiles_json(tiles: SpatialTiles) -> Json:
     return {"rows": tiles.rows, "columns": tiles.columns}
 
 
-def rung_json(rung: Rung) -> Json:
-    """One way to decode, as clients see it."""
-    return {
-        "strategy": rung.strategy,
-        "frames_per_chunk": rung.frames_per_chunk,
-        "tiles": tiles_json(rung.tiles),
-        "exact": rung.exact,
-        "predicted_peak_bytes": rung.predicted.upper_bytes,
-        "fits_now": rung.fits,
-    }
+def rungs_json(verdict: Verdict) -> list[Json]:
+    """Every way to decode, fastest first, as clients see them; each says why it is chosen or not."""
+    chosen = next((rung for rung in verdict.rungs if rung.fits), None)
+    budget = int(verdict.plan.get("budget_bytes") or 0)
+    return [
+        {
+            "strategy": rung.strategy,
+            "frames_per_chunk": rung.frames_per_chunk,
+            "tiles": tiles_json(rung.tiles),
+            "exact": rung.exact,
+            "dropped_bytes": rung.dropped_bytes,
+            "predicted_peak_bytes": rung.predicted.upper_bytes,
+            "predicted_seconds": rung.predicted_seconds,
+            "fits_now": rung.fits,
+            "chosen": rung is chosen,
+            "why": _why(rung, chosen, budget),
+        }
+        for rung in verdict.rungs
+    ]
+
+
+def _why(rung: Rung, chosen: Rung | None, budget_bytes: int) -> str:
+    if rung is chosen:
+        return "the fastest that fits"
+    if not rung.fits:
+        room = budget_bytes + rung.dropped_bytes
+        return f"needs at most {bytes_named(rung.predicted.upper_bytes)}, {bytes_named(room)} are there"
+    if not rung.exact:
+        return "changes pixels, and an exact way fits"
+    if chosen is not None and rung.predicted_seconds and chosen.predicted_seconds:
+        return f"takes {rung.predicted_seconds:.2g} s, the chosen way {chosen.predicted_seconds:.2g} s"
+    return "fits, but takes more passes"
 
 
 def reading_of(device: Json) -> MemoryReading | None:
@@ -226,23 +307,18 @@ def _rooms(spec: JobSpec, devices: list[Json]) -> Iterable[_Room]:
     budget = spec.memory_budget_bytes
     for device in devices or [{"kind": "cpu"}]:
         known = device.get("capacity_bytes")
-        capacity = 2**63 if known is None else int(known)
-        residuals = Residuals(str(device.get("kind") or device.get("name") or "cpu"))
-        if budget is not None and budget <= capacity:
-            yield _Room(budget, "the request's memory_budget_bytes", residuals)
-        else:
-            yield _Room(capacity, "the most any device can give", residuals)
+        places = [(2**63 if known is None else int(known), _learned(device).residuals)]
+        if device.get("host_capacity_bytes"):
+            places.append((int(device["host_capacity_bytes"]), Residuals("cpu")))
+        for capacity, residuals in places:
+            if budget is not None and budget <= capacity:
+                yield _Room(budget, "the request's memory_budget_bytes", residuals)
+            else:
+                yield _Room(capacity, "the most any device can give", residuals)
 
 
 def _refusal(question: _Question, needed_bytes: int, room: _Room) -> FitsNowhere:
-    largest = largest_shape_that_fits(
-        question.profile,
-        question.video,
-        room.available_bytes,
-        question.policy,
-        residuals=room.residuals,
-        size_multiple=question.size_multiple,
-    )
+    largest = question.largest(room.available_bytes, room.residuals)
     approximately = replace(question, policy=replace(question.policy, exact_only=False))
     fits = approximately.needed_bytes(room.residuals) <= room.available_bytes
     return FitsNowhere(needed_bytes, room.available_bytes, largest, room.limit, fits_approximately=fits)

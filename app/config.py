@@ -55,7 +55,12 @@ class Settings(BaseSettings):
     priority_seconds: float = Field(600, gt=0, description="How much waiting one step of priority is worth.")
     reserve_bytes: int = Field(GIB // 2, ge=0, description="Device memory that is left alone.")
     allow_cpu: bool = Field(
-        False, description="Reserved; decoding on the CPU instead of a GPU is not built yet."
+        False, description="Decode on the CPU, slowly, what the GPU cannot hold even after waiting."
+    )
+    calibrate_seconds: float = Field(
+        3,
+        ge=0,
+        description="Longest that timing a model's decode may take when it is first loaded; 0: never.",
     )
     memory_wait_seconds: float = Field(
         60, ge=0, description="How long a decode waits for a neighbour's memory."

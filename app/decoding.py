@@ -20,12 +20,13 @@ from adaptive.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.experience import Experience
 from adaptive.families import family_of
 from adaptive.memory import MemoryProfile
-from adaptive.planner import Policy
+from adaptive.planner import PlanInputs, Policy
 from adaptive.probe import MemoryProbe, is_out_of_memory
 from adaptive.recording import RecordedClip, RecordedDecode
-from adaptive.stream.placement import wake
+from adaptive.stream.placement import execution_device, wake
 from adaptive.types import DecodePlan, VideoShape
 from app.config import Settings
+from app.idle import IdleWeights
 from app.jobs import Json
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
@@ -50,6 +51,7 @@ class Surroundings:
     probe: MemoryProbe
     profile: MemoryProfile | None
     experience: Experience
+    idle: IdleWeights | None = None  # what may leave the device while decoding; None where nothing is there
 
 
 class Decoding:
@@ -62,12 +64,18 @@ class Decoding:
         self._vae = vae
         self._recorded = recorded
         self._on_event = on_event
+        self._idle = around.idle
+        idle_bytes = 0 if around.idle is None else around.idle.droppable_bytes
         self._decoder = AdaptiveDecoder(
             vae,
             profile=around.profile,
             probe=around.probe,
             policy=policy,
-            residuals=around.experience.residuals,
+            inputs=PlanInputs(
+                residuals=around.experience.residuals,
+                droppable_bytes=idle_bytes,
+                reload_seconds=around.idle.reload_seconds if around.idle is not None else 0.0,
+            ),
             speeds=around.experience.speeds,
             on_event=self._tell,
         )
@@ -76,12 +84,19 @@ class Decoding:
         self._latents = family_of(vae).as_video(recorded.latents, self._kwargs)
         self.plan: DecodePlan = self._decoder.plan(self._latents)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the frames come out."""
+        return execution_device(self._vae)
+
     def frames(self) -> Iterator[Tensor]:
         """Finished frames `[1, 3, f, H, W]` in the VAE's range, in order; those that the pipeline dropped are
         left out. Raises `OutOfMemory`, `DeviceFault`.
         """
         start, stop = self._recorded.keep or (0, None)
         position = 0
+        if self._idle is not None and self.plan.dropped_bytes:
+            self._idle.drop()
         with torch.no_grad(), self._recorded.replaying_noise(), faults_named("decoding"):
             for frames in self._decoder.frames(self._latents, resume_plan=self.plan, **self._kwargs):
                 ends = None if stop is None else max(0, stop - position)
@@ -103,6 +118,11 @@ class Decoding:
             "seam_score": None if done.seam_score is None else round(done.seam_score, 4),
             "reason": done.plan.reason,
             "detail": done.plan.detail,
+            "device": str(self.device),
+            "predicted_seconds": done.plan.predicted_seconds,
+            "dropped_bytes": done.plan.dropped_bytes,
+            "regret_seconds": done.regret_seconds,
+            "regret": done.regret_detail,
             "predicted_peak_bytes": done.predicted_peak_bytes,
             "measured_peak_bytes": done.measured_peak_bytes,
             "free_bytes_at_decision": done.plan.free_bytes,
@@ -167,6 +187,7 @@ def whole_report(reports: Sequence[Json]) -> Json:
         "measured_peak_bytes": None if None in measured else max(measured),
         "seconds": round(sum(report["seconds"] for report in reports), 4),
         "retries": sum(report["retries"] for report in reports),
+        "regret_seconds": sum(report["regret_seconds"] for report in reports),
         "chunks": [size for report in reports for size in report["chunks"]],
     }
 
@@ -194,17 +215,18 @@ def faults_named(stage: str) -> Iterator[None]:
 def load_experience(settings: Settings, device: torch.device) -> Experience:
     """What earlier runs learned about this kind of device, under this build of torch."""
     name, build = _device_name(device), _build()
-    return Experience.load(_experience_path(settings, name), device=name, build=build)
+    return Experience.load(experience_path(settings, name), device=name, build=build)
 
 
 def save_experience(settings: Settings, experience: Experience) -> None:
     """Keep what was learned."""
-    path = _experience_path(settings, experience.device)
+    path = experience_path(settings, experience.device)
     path.parent.mkdir(parents=True, exist_ok=True)
     experience.save(path)
 
 
-def _experience_path(settings: Settings, device_name: str) -> Path:
+def experience_path(settings: Settings, device_name: str) -> Path:
+    """File of what was learned on a device."""
     return settings.profiles_dir / f"learned-{re.sub('[^a-z0-9]+', '-', device_name.lower())}.json"
 
 

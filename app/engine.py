@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adaptive.errors import DoesNotFit, NoDevice
+from adaptive.host import read_host
 from adaptive.nvml import Nvml, cuda_visible_uuid
 from adaptive.probe import open_probe
 from app import profiles
@@ -52,6 +53,20 @@ class Engine:
         weights = 0 if self._model is None else self._model.vae_weight_bytes
         return max(0, self._probe.read().total_bytes - self._settings.reserve_bytes - weights)
 
+    @property
+    def claimable_bytes(self) -> int:
+        """The most a job's decode may need for this worker to take it: where allowed, the host's memory
+        counts.
+        """
+        return max(self.capacity_bytes, self.host_capacity_bytes or 0)
+
+    @property
+    def host_capacity_bytes(self) -> int | None:
+        """What a decode on the CPU could get; None where a device is not to be helped out by it."""
+        if self.device.type == "cpu" or not self._settings.allow_cpu:
+            return None
+        return max(0, read_host().total_bytes - self._settings.reserve_bytes)
+
     def load(self, entry: ModelEntry, on_event: OnEvent) -> LoadedModel:
         """Bring a model onto the device, in place of the one that is there.
 
@@ -67,6 +82,7 @@ class Engine:
         model = LoadedModel(entry, placed, self._settings, self.device, around)
         on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
         model.check_streaming(on_event)
+        model.calibrate(self._settings.calibrate_seconds)
         self._model = model
         return model
 
@@ -81,6 +97,8 @@ class Engine:
     def clean_up(self) -> None:
         """Keep what the last job taught; give back what it left in caches."""
         save_experience(self._settings, self._experience)
+        if self._model is not None and self._model.host_experience is not None:
+            save_experience(self._settings, self._model.host_experience)
         self._probe.release()
 
     def device_report(self) -> dict[str, Any]:
@@ -94,6 +112,8 @@ class Engine:
             "own_bytes": reading.own_bytes,
             "other_bytes": reading.other_bytes,
             "capacity_bytes": self.capacity_bytes,
+            "host_capacity_bytes": self.host_capacity_bytes,
+            **({} if self._model is None else self._model.idle_report()),
             "loaded_model": self.loaded_model,
             "state": "ok",
             "learned": self._experience.summary(),

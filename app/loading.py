@@ -23,6 +23,7 @@ from app.config import ModelEntry, Settings
 from app.jobs import Json
 from app.pipelines.calls import call_form
 from app.placement import place
+from app.prompts import PromptCache
 from app.weights import choose_placement, component_sizes
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def load_pipeline(
     pipe = _pretrained(_pipeline_class(entry.pipeline), entry, settings)
     pipe.set_progress_bar_config(disable=True)
     call_form(pipe).prepare(pipe)
+    PromptCache().attach(pipe)
     kind = "resident" if placement is None else placement.kind.value
     if entry.placement != "auto":
         kind = entry.placement

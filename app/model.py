@@ -5,21 +5,26 @@ files.
 """
 
 import logging
+from dataclasses import replace
 
 import torch
 
+from adaptive.calibrate import calibrate
 from adaptive.capturing import as_kept, capture
 from adaptive.encode_call import AdaptiveEncodeCall
 from adaptive.encoder import AdaptiveEncoder
+from adaptive.experience import Experience
 from adaptive.planner import Policy
+from adaptive.probe import open_probe
 from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream import self_test
 from adaptive.types import VideoShape
 from app.calling import OnStep, check_call, run_pipeline, sound_of
 from app.config import ModelEntry, Settings
-from app.decoding import Decoding, OnEvent, Surroundings, faults_named, video_shape
+from app.decoding import Decoding, OnEvent, Surroundings, faults_named, load_experience, video_shape
+from app.idle import IdleWeights
 from app.jobs import JobSpec, Json
-from app.loading import PlacedPipeline
+from app.loading import PlacedPipeline, load_vae
 from app.placement import DENOISERS
 
 log = logging.getLogger(__name__)
@@ -50,6 +55,11 @@ class LoadedModel:
         policy = Policy(reserve_bytes=settings.reserve_bytes)
         vae = placed.pipe.vae
         self._encode = AdaptiveEncodeCall(vae, AdaptiveEncoder(vae, probe=around.probe, policy=policy))
+        self.host_experience: Experience | None = None  # once a decode ran on the CPU instead of the device
+        parts = [part for name, part in placed.pipe.components.items() if name != "vae"]
+        modules = [part for part in parts if isinstance(part, torch.nn.Module)]
+        if placed.kind == "resident" and device.type != "cpu":
+            self._around = replace(around, idle=IdleWeights(modules, device))
 
     @property
     def vae_weight_bytes(self) -> int:
@@ -72,8 +82,11 @@ class LoadedModel:
     def fit_denoise(self, spec: JobSpec, on_event: OnEvent) -> Json:
         """Let a pipeline that can denoise in less memory choose how, by what is free now; the plan, if any.
 
-        Raises `DoesNotFit` where no way fits.
+        Weights that were dropped for a decode come back first. Raises `DoesNotFit` where no way fits.
         """
+        if self._around.idle is not None:
+            free_bytes = self._around.probe.read().free_bytes
+            self._around.idle.restore(max(0, free_bytes - self._settings.reserve_bytes))
         if not hasattr(self._pipe, "fit_denoise"):
             return {}
         reading = self._around.probe.read()
@@ -129,6 +142,37 @@ class LoadedModel:
     def open_decode(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
         """Plan the decode in the memory that is free now. Raises `DoesNotFit`."""
         return Decoding(self._pipe.vae, recorded, self._policy(spec), self._around, on_event)
+
+    def open_decode_on_host(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
+        """Plan the decode on the CPU, where the device cannot hold it: a second copy of the VAE, in float32.
+
+        The same arithmetic with less rounding, so no less exact; only a decoder that injects noise draws
+        other noise here. Raises `DoesNotFit`.
+        """
+        host = torch.device("cpu")
+        if self.host_experience is None:
+            self.host_experience = load_experience(self._settings, host)
+        around = Surroundings(open_probe("cpu"), None, self.host_experience)
+        vae = load_vae(self.entry, self._settings).to(torch.float32)
+        return Decoding(vae, recorded.to(host, torch.float32), self._policy(spec), around, on_event)
+
+    def idle_report(self) -> Json:
+        """What a decode could have dropped from the device, and what bringing it back costs."""
+        idle = self._around.idle
+        if idle is None:
+            return {}
+        return {"droppable_bytes": idle.droppable_bytes, "reload_seconds": round(idle.reload_seconds, 3)}
+
+    def calibrate(self, limit_seconds: float) -> None:
+        """Time every rung of the VAE's decode, unless earlier decodes on this device told already."""
+        around, vae = self._around, self._pipe.vae
+        if limit_seconds <= 0 or around.profile is None:
+            return
+        if around.experience.speeds.model(around.profile) is not None:
+            return
+        done = calibrate(vae, around.profile, around.probe, around.experience, limit_seconds=limit_seconds)
+        self._vacate()
+        log.info("calibrated model=%s decodes=%d", self.entry.name, len(done))
 
     def _policy(self, spec: JobSpec) -> Policy:
         return Policy(

@@ -157,14 +157,22 @@ class JobRun:
         }
 
     def _open_decode(self, model: LoadedModel, call: RecordedDecode) -> Decoding:
+        """A planned decode: on the device, after a wait if it must be, else on the CPU if it may be."""
         spec = self._job.spec
-        return wait_for_memory(
-            lambda: model.open_decode(call, spec, self._event),
-            self._control,
-            limit_seconds=self._settings.memory_wait_seconds,
-            may_fit_later=lambda refusal: self._engine.may_fit_later(refusal, spec.memory_budget_bytes),
-            on_wait=self._wait_for_memory,
-        )
+        try:
+            return wait_for_memory(
+                lambda: model.open_decode(call, spec, self._event),
+                self._control,
+                limit_seconds=self._settings.memory_wait_seconds,
+                may_fit_later=lambda refusal: self._engine.may_fit_later(refusal, spec.memory_budget_bytes),
+                on_wait=self._wait_for_memory,
+            )
+        except DoesNotFit as refusal:
+            if self._engine.host_capacity_bytes is None:
+                raise
+            data = {"from": "per_frame", "to": "cpu", "needed_bytes": refusal.needed_bytes}
+        self._event("fallback", data)
+        return model.open_decode_on_host(call, spec, self._event)
 
     def _encode_rest(self, writer: VideoWriter) -> None:
         with self._in_stage(Stage.ENCODING):

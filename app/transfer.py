@@ -60,7 +60,7 @@ class FrameTransfer:
         if frames.shape[2] == 0:
             return
         pixels = to_pixels(frames[0])
-        if self._stream is None:
+        if self._stream is None or pixels.device.type == "cpu":
             self._writer.write(pixels.numpy())
             return
         self._send_pinned(pixels)

@@ -80,7 +80,7 @@ class Worker:
                 self._id,
                 models=list(self._models),
                 loaded_model=self._engine.loaded_model,
-                capacity_bytes=self._engine.capacity_bytes,
+                capacity_bytes=self._engine.claimable_bytes,
                 lease_seconds=self._settings.lease_seconds,
             )
         except StoreUnavailable as error:

@@ -1,14 +1,15 @@
 """When a job will be done, as far as the past tells: how long jobs of its model took, times those before
-it.
+it; its own decode as the planner predicts it.
 """
 
 import threading
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from app.jobs import Event, Job, JobStatus
+from app.jobs import Event, Job, JobStatus, Json, Stage
 
 if TYPE_CHECKING:
     from app.api.service import Service
@@ -16,11 +17,25 @@ if TYPE_CHECKING:
 REMEMBERED = 50
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Median seconds of a job, and of its decode alone."""
+
+    seconds: float
+    decode_seconds: float
+
+    def with_decode(self, predicted_seconds: float | None) -> float:
+        """The same with this decode in the place of the usual one; None: the usual."""
+        if predicted_seconds is None:
+            return self.seconds
+        return max(0.0, self.seconds - self.decode_seconds) + predicted_seconds
+
+
 class RunTimes:
     """Seconds of work that recent jobs took, by model; follows the events."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, deque[float]] = {}
+        self._taken: dict[str, deque[Expected]] = {}
         self._lock = threading.Lock()
 
     def apply(self, events: Sequence[Event]) -> None:
@@ -29,16 +44,18 @@ class RunTimes:
             for event in events:
                 durations = event.data.get("durations")
                 if event.kind == "finished" and event.data["outcome"] == JobStatus.SUCCEEDED and durations:
-                    recent = self._seconds.setdefault(event.data["model"], deque(maxlen=REMEMBERED))
-                    recent.append(sum(durations.values()))
+                    recent = self._taken.setdefault(event.data["model"], deque(maxlen=REMEMBERED))
+                    recent.append(Expected(sum(durations.values()), durations.get(Stage.DECODING, 0.0)))
 
-    def expected(self, model: str) -> float | None:
-        """Median seconds of a job of the model; of any job where that model has none; None where nothing ran
-        yet.
-        """
+    def expected(self, model: str) -> Expected | None:
+        """Medians of the model's jobs; of any job where that model has none; None where nothing ran yet."""
         with self._lock:
-            recent = self._seconds.get(model) or [one for many in self._seconds.values() for one in many]
-            return median(recent) if recent else None
+            recent = self._taken.get(model) or [one for many in self._taken.values() for one in many]
+            if not recent:
+                return None
+            return Expected(
+                median(one.seconds for one in recent), median(one.decode_seconds for one in recent)
+            )
 
 
 def eta_seconds(service: "Service", job: Job) -> float | None:
@@ -46,8 +63,23 @@ def eta_seconds(service: "Service", job: Job) -> float | None:
     expected = service.run_times.expected(job.spec.model)
     if expected is None or job.status.is_terminal:
         return None
+    own = expected.with_decode((job.plan or {}).get("predicted_seconds"))
     if job.status is JobStatus.RUNNING:
-        return round(expected * (1 - job.progress), 1)
+        return round(own * (1 - job.progress), 1)
+    return _in_queue(service, expected, own, job.queue_position or 1)
+
+
+def eta_of_new(service: "Service", model: str, plan: Json) -> float | None:
+    """Seconds that a job handed in now with that plan would take; None where nothing ran yet."""
+    expected = service.run_times.expected(model)
+    if expected is None:
+        return None
+    own = expected.with_decode(plan.get("predicted_seconds"))
+    return _in_queue(service, expected, own, service.store.counts()[JobStatus.QUEUED] + 1)
+
+
+def _in_queue(service: "Service", expected: Expected, own_seconds: float, position: int) -> float:
+    """All workers take turns at what is before the job, then it runs itself."""
     workers = max(1, len(service.alive_workers()))
-    turns = -(-(job.queue_position or 1) // workers)
-    return round(expected * turns, 1)
+    turns = -(-position // workers)
+    return round(expected.seconds * (turns - 1) + own_seconds, 1)

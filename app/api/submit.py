@@ -2,14 +2,15 @@
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 
-from app.admission import rung_json
+from app.admission import rungs_json
 from app.api.access import Caller, check_key_limits
 from app.api.bodies import Parts, from_json, read_body, take_apart
-from app.api.eta import eta_seconds
+from app.api.eta import eta_of_new, eta_seconds
 from app.api.problems import Problem, documented
 from app.api.requests import job_spec
 from app.api.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
@@ -142,7 +143,9 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
         "model": spec.model,
         "plan": verdict.plan,
         "needed_bytes": verdict.needed_bytes,
-        "rungs": [rung_json(rung) for rung in verdict.rungs],
+        "rungs": rungs_json(verdict),
+        "largest": None if verdict.largest is None else asdict(verdict.largest),
+        "eta_seconds": eta_of_new(service, spec.model, verdict.plan),
         "request": spec.model_dump(mode="json", exclude={"prompt", "seed"}),
     }
 

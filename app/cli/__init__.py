@@ -5,6 +5,7 @@ processes  serve, api, worker, profile: what the service consists of
 generate   the client: one image in, one video out
 plan       what would run where, computed without weights
 decode     a latents file to a video
+calibrate  time and memory of every way to decode, measured here
 convert    a published checkpoint file to a folder
 inspect    doctor, models
 keys       key new, key hash
@@ -14,7 +15,7 @@ import sys
 
 import typer
 
-from app.cli import convert, decode, generate, inspect, keys, plan, processes
+from app.cli import calibrate, convert, decode, generate, inspect, keys, plan, processes
 from app.config import ConfigError
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (processes, generate, plan, decode, convert, inspect, keys):
+for group in (processes, generate, plan, calibrate, decode, convert, inspect, keys):
     group.register(app)
 
 

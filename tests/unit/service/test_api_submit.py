@@ -13,11 +13,13 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from adaptive.memory import MemoryProfile
 from app.config import Settings
 from app.jobs import JobStatus
 from app.store import JobStore
 
 Post = Callable[..., dict[str, Any]]
+MIB = 2**20
 
 
 def test_a_multipart_request_is_accepted_with_its_provisional_plan(submit: Post, app_store: JobStore) -> None:
@@ -285,3 +287,97 @@ def test_a_plan_needs_no_image_and_queues_nothing(client: TestClient, app_store:
 def test_unicode_prompts_survive(submit: Post) -> None:
     prompt = "eine Möwe 🐦 飛ぶ \u202e"
     assert json.loads(json.dumps(submit(prompt=prompt)))["request"]["prompt"] == prompt
+
+
+LEARNED = {
+    "margins": {
+        f"ltx/float32/{strategy}": {
+            "observations": 9,
+            "workspace_ratio": 0.1,
+            "fragmentation_ratio": 0.0,
+            "outside_bytes": 0,
+            "too_little_ratio": None,
+            "expected_ratio": 1.1,
+            "upper_ratio": 1.2,
+            "expected_constant_bytes": 0,
+            "upper_constant_bytes": 0,
+        }
+        for strategy in ("batched", "chunked", "per_frame")
+    },
+    "speeds": {
+        "ltx/float32/0": {
+            "work_seconds": 0.01,
+            "step_seconds": 1.0,
+            "border_seconds": 0.0,
+            "corrections": {},
+            "observations": 9,
+        }
+    },
+}
+
+
+@pytest.fixture
+def tight(app_store: JobStore) -> None:
+    """A device with 50 MiB for a decode of 48 MiB of tensors in one call, 32 in twos and 16 in ones."""
+    free_bytes = Settings().reserve_bytes + 50 * MIB
+    device = {"name": "cpu", "kind": "cpu", "free_bytes": free_bytes, "total_bytes": 2**40}
+    app_store.register_worker("w", {**device, "learned": LEARNED})
+
+
+SMALL = {"model": "tiny", "width": 256, "height": 256, "num_frames": 17}
+
+
+@pytest.mark.usefixtures("tight")
+def test_a_plan_says_why_each_way_is_taken_or_not_how_long_it_takes_and_what_would_fit(
+    client: TestClient,
+) -> None:
+    body = client.post("/plan", json=SMALL).json()
+    ways = [rung for rung in body["rungs"] if rung["tiles"] == {"rows": 1, "columns": 1}]
+    told = [(rung["frames_per_chunk"], rung["fits_now"], rung["chosen"]) for rung in ways]
+    assert told == [(3, False, False), (2, True, True), (1, True, False)]
+    assert [rung["why"] for rung in ways] == [
+        "needs at most 58 MiB, 50 MiB are there",
+        "the fastest that fits",
+        "takes 5.9 s, the chosen way 4.9 s",
+    ]
+    assert body["plan"]["predicted_seconds"] == pytest.approx(4.92)
+    assert body["largest"] == {"frames": 17, "height": 384, "width": 384}
+    assert body["eta_seconds"] is None, "nothing ran yet"
+
+
+@pytest.mark.usefixtures("tight")
+def test_the_expected_end_counts_the_jobs_before_and_the_predicted_decode(
+    client: TestClient, app_store: JobStore, submit: Post
+) -> None:
+    first = submit(**SMALL)
+    claim = app_store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
+    assert claim is not None
+    durations = {"denoising": 10.0, "decoding": 2.0}
+    app_store.finish(first["id"], claim.token, status=JobStatus.SUCCEEDED, durations=durations)
+    run_times = client.app.state.service.run_times  # type: ignore[attr-defined]
+    run_times.apply(app_store.events_after(seq=0, limit=100))
+    submit(**SMALL)
+    eta = client.post("/plan", json=SMALL).json()["eta_seconds"]
+    assert eta == pytest.approx(12.0 + 10.0 + 4.9, abs=0.1)
+
+
+@pytest.mark.usefixtures("tight")
+def test_a_plan_of_a_long_clip_takes_few_estimates_and_one_look_at_the_workers(
+    client: TestClient, app_store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = {"estimates": 0, "looks": 0}
+    estimate, workers = MemoryProfile.estimate_cut, app_store.workers
+
+    def count_estimate(*args: Any, **kwargs: Any) -> Any:
+        counted["estimates"] += 1
+        return estimate(*args, **kwargs)
+
+    def count_look(**kwargs: Any) -> Any:
+        counted["looks"] += 1
+        return workers(**kwargs)
+
+    monkeypatch.setattr(MemoryProfile, "estimate_cut", count_estimate)
+    monkeypatch.setattr(app_store, "workers", count_look)
+    assert client.post("/plan", json={**SMALL, "num_frames": 257}).status_code == 200
+    assert 0 < counted["estimates"] < 400  # some microseconds each
+    assert counted["looks"] == 1

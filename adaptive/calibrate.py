@@ -1,0 +1,196 @@
+"""Measuring every rung of a VAE's decode on this machine, in bounded time.
+
+Owns: which shapes are decoded, in which order, and what is kept of each: times go to the laws of speed,
+memory to the learned margins. The plot needs matplotlib (the `calibrate` extra). Must not know: models, files
+of the service.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptive.decoder import AdaptiveDecoder
+from adaptive.errors import AdaptiveError
+from adaptive.experience import Experience
+from adaptive.families import family_of
+from adaptive.memory import MemoryProfile
+from adaptive.planner import Policy, chunk_sizes
+from adaptive.probe import MemoryProbe, is_out_of_memory
+from adaptive.stream.placement import execution_device
+from adaptive.types import LatentShape, Strategy, strategy_of
+
+# Latent frames and pixels a side, rising: a law of speed needs both to vary, and the first ones cost little.
+SHAPES = ((3, 4), (5, 4), (9, 4), (5, 8), (9, 8), (5, 16), (9, 16), (13, 16), (9, 32), (13, 32), (17, 32))
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One decode. `seconds` without what the first one of a size costs; bytes above weights and latents."""
+
+    shape: LatentShape
+    frames_per_chunk: int
+    predicted_bytes: int
+    upper_bytes: int
+    measured_bytes: int | None
+    seconds: float
+
+    @property
+    def strategy(self) -> Strategy:
+        """The rung's name."""
+        return strategy_of(self.frames_per_chunk, self.shape.frames)
+
+
+@torch.no_grad()
+def calibrate(
+    vae: Any,
+    profile: MemoryProfile,
+    probe: MemoryProbe,
+    experience: Experience,
+    *,
+    limit_seconds: float,
+    on_measured: Callable[[Measurement], None] = lambda _: None,
+) -> list[Measurement]:
+    """Decode random latents on every rung, small shapes first, until `limit_seconds` are over.
+
+    `experience` learns from each. A decode that would outlast the limit, by what the ones before took, is not
+    begun, so the whole takes hardly longer. Shapes that do not fit in what is free now are passed over.
+    """
+    deadline = time.monotonic() + limit_seconds
+    decode = _Decodes(vae, profile, probe, experience)
+    decode.warm_up()
+    found: list[Measurement] = []
+    for shape in _shapes(profile):
+        for size in _sizes(profile, shape):
+            if time.monotonic() + decode.expected_seconds(shape, size) > deadline:
+                return found
+            measured = decode.measure(shape, size)
+            if measured is not None:
+                found.append(measured)
+                on_measured(measured)
+    return found
+
+
+class _Decodes:
+    """Decodes of one VAE."""
+
+    def __init__(self, vae: Any, profile: MemoryProfile, probe: MemoryProbe, experience: Experience) -> None:
+        self._vae, self._profile, self._probe, self._experience = vae, profile, probe, experience
+        self._device = execution_device(vae)
+        _, self._kwargs = family_of(vae).self_test_case(vae)
+        self._kwargs = {
+            name: value.to(self._device) if isinstance(value, torch.Tensor) else value
+            for name, value in self._kwargs.items()
+        }
+
+    def warm_up(self) -> None:
+        """Pay once what first calls cost; it teaches nothing."""
+        apart = Experience.none(self._experience.device, self._experience.build)
+        size = 1 if self._profile.can_stream else 3
+        self._decode(LatentShape(1, self._profile.traits.latent_channels, 3, 4, 4), size, apart)
+
+    def expected_seconds(self, shape: LatentShape, frames_per_chunk: int) -> float:
+        """By what was timed so far; nothing where nothing was."""
+        law = self._experience.speeds.model(self._profile)
+        return law.seconds(shape, frames_per_chunk) if law is not None else 0.0
+
+    def measure(self, shape: LatentShape, frames_per_chunk: int) -> Measurement | None:
+        """One decode; None where it does not fit."""
+        residuals = self._experience.residuals
+        try:
+            # With what is known before the decode: afterwards it would be no prediction.
+            predicted = self._profile.estimate(shape, frames_per_chunk, residuals)
+            report = self._decode(shape, frames_per_chunk, self._experience)
+        except AdaptiveError:
+            return None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        if report.frames_per_chunk != frames_per_chunk:
+            return None  # it ran out of memory and went on in smaller chunks
+        return Measurement(
+            shape,
+            frames_per_chunk,
+            predicted.live_bytes,
+            predicted.upper_bytes,
+            report.measured_peak_bytes,
+            report.seconds,
+        )
+
+    def _decode(self, shape: LatentShape, frames_per_chunk: int, experience: Experience) -> Any:
+        decoder = AdaptiveDecoder(
+            self._vae,
+            profile=self._profile,
+            probe=self._probe,
+            policy=Policy(frames_per_chunk=frames_per_chunk),
+            residuals=experience.residuals,
+            speeds=experience.speeds,
+        )
+        sizes = (shape.batch, shape.channels, shape.frames, shape.height, shape.width)
+        latents = torch.randn(sizes, dtype=self._vae.dtype, device=self._device)
+        for frames in decoder.frames(latents, **self._kwargs):
+            del frames
+        return decoder.report
+
+
+def _shapes(profile: MemoryProfile) -> Iterator[LatentShape]:
+    channels = profile.traits.latent_channels
+    return (LatentShape(1, channels, frames, side, side) for frames, side in SHAPES)
+
+
+def _sizes(profile: MemoryProfile, shape: LatentShape) -> list[int]:
+    """Batched, per frame, and two sizes between."""
+    sizes = chunk_sizes(profile, shape.frames, Policy())
+    wanted = {shape.frames, math.ceil(shape.frames / 2), 2, 1}
+    return [size for size in sizes if size in wanted]
+
+
+def as_markdown(measurements: list[Measurement], title: str) -> str:
+    """The table, with how it was made."""
+    rows = [
+        f"| {m.shape.frames} x {m.shape.height} x {m.shape.width} | {m.strategy} | {m.frames_per_chunk} "
+        f"| {m.predicted_bytes / 1e6:.1f} | {m.upper_bytes / 1e6:.1f} | {_megabytes(m.measured_bytes)} "
+        f"| {m.seconds:.3f} |\n"
+        for m in measurements
+    ]
+    head = (
+        f"{title}\n\n"
+        "| latent frames x height x width | strategy | latent frames a chunk "
+        "| live MB predicted | at most MB predicted | MB measured | seconds |\n"
+        "|---|---|---|---|---|---|---|\n"
+    )
+    return head + "".join(rows)
+
+
+def _megabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.1f}"
+
+
+def plot(measurements: list[Measurement], path: Path, title: str) -> None:
+    """Memory against time, a line a shape from batched to per-frame; a PNG.
+
+    Raises `ModuleNotFoundError`, naming the extra, where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the plot needs matplotlib: pip install 'framefit[calibrate]'", name=error.name
+        ) from None
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="seconds", ylabel="MB above the weights")
+    axes.set_title(title, fontsize=10)
+    for shape in dict.fromkeys(each.shape for each in measurements):
+        same = [each for each in measurements if each.shape == shape]
+        label = f"{shape.frames} x {shape.height} x {shape.width}"
+        needed = [(each.measured_bytes or each.predicted_bytes) / 1e6 for each in same]
+        axes.plot([each.seconds for each in same], needed, marker="o", label=label)
+        for each, height in zip(same, needed, strict=True):
+            axes.annotate(str(each.frames_per_chunk), (each.seconds, height), fontsize=7)
+    axes.legend(title="latent frames x height x width; numbers: frames a chunk", fontsize=7, title_fontsize=7)
+    figure.savefig(path, dpi=120)

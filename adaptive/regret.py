@@ -1,0 +1,52 @@
+"""Looking back at a decode: would a faster way have fitted, as far as what was measured tells?
+
+Pure arithmetic on the ladder the plan was chosen from. Must not know: torch, jobs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adaptive.planner import Rung, bytes_named, rung_named
+from adaptive.types import DecodePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Regret:
+    """Seconds that the best way would have saved (0 where none is known to), and the sentence on it."""
+
+    seconds: float
+    detail: str
+
+
+def regret_of(
+    plan: DecodePlan, ladder: Sequence[Rung], *, measured_bytes: int | None, seconds: float
+) -> Regret:
+    """Regret of a decode that ran as planned, `seconds` long, and really took `measured_bytes`.
+
+    `ladder` are all rungs, fastest first, with the predictions the plan was made with. What the decode took
+    over its predicted live bytes is taken to hold for the faster ones as well, and times to be off by the
+    same factor.
+    """
+    chosen = next((rung for rung in ladder if _is_plan(rung, plan)), None)
+    if chosen is None or measured_bytes is None:
+        return Regret(0.0, "not known: memory was not measured on this way")
+    faster = list(ladder[: ladder.index(chosen)])
+    if not faster:
+        return Regret(0.0, "none: it ran the fastest way")
+    share = max(1.0, measured_bytes / max(1, plan.predicted.live_bytes))
+    room = plan.budget_bytes
+    fitting = [rung for rung in faster if rung.predicted.live_bytes * share <= room + rung.dropped_bytes]
+    if not fitting:
+        need = min(round(rung.predicted.live_bytes * share) for rung in faster)
+        return Regret(0.0, f"none: every faster way needed {bytes_named(need)} or more")
+    best = fitting[0]
+    text = f"{rung_named(best)} would have fitted: it needed about "
+    text += f"{bytes_named(round(best.predicted.live_bytes * share))} of {bytes_named(room)}"
+    if not best.predicted_seconds or not chosen.predicted_seconds:
+        return Regret(0.0, f"{text}; how much faster is not known yet")
+    saved = max(0.0, seconds * (1 - best.predicted_seconds / chosen.predicted_seconds))
+    return Regret(round(saved, 4), f"{text}, and would have saved about {saved:.2g} s")
+
+
+def _is_plan(rung: Rung, plan: DecodePlan) -> bool:
+    return rung.cut == plan.cut and rung.dropped_bytes == plan.dropped_bytes

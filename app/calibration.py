@@ -1,0 +1,76 @@
+"""Calibrating a configured model's VAE on a device of this machine, and keeping what it taught.
+
+Owns the way from a model's entry to measurements; what is measured is `adaptive.calibrate`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptive.calibrate import Measurement, as_markdown, calibrate, plot
+from adaptive.memory import MemoryProfile
+from adaptive.probe import open_probe
+from adaptive.profile import trace_profile
+from app import profiles
+from app.components import build_component, components_of
+from app.config import ModelEntry, Settings
+from app.decoding import experience_path, load_experience, save_experience
+from app.loading import load_vae, where_weights_are
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured, and the file the planner knows it from."""
+
+    measurements: list[Measurement]
+    device: str
+    title: str
+    kept_in: Path
+
+    def write_table(self, path: Path) -> None:
+        """As Markdown."""
+        path.write_text(as_markdown(self.measurements, self.title), encoding="utf-8")
+
+    def write_plot(self, path: Path) -> None:
+        """As PNG; raises `ModuleNotFoundError` without matplotlib."""
+        plot(self.measurements, path, self.title)
+
+
+def calibrate_model(
+    settings: Settings,
+    entry: ModelEntry,
+    device: str,
+    *,
+    limit_seconds: float,
+    on_measured: Callable[[Measurement], None],
+) -> Calibration:
+    """Measure on `device` ("auto": the first GPU, else the CPU). Raises `NoDevice`, `ModelUnavailable`."""
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    probe, where = open_probe(device), torch.device(device)
+    vae = _vae(settings, entry).to(where)
+    profile = profiles.load(settings, entry) or _traced(settings, entry)
+    experience = load_experience(settings, where)
+    found = calibrate(vae, profile, probe, experience, limit_seconds=limit_seconds, on_measured=on_measured)
+    save_experience(settings, experience)
+    title = f"{entry.name} ({entry.vae_class}, {entry.dtype}) on {experience.device}, {experience.build}"
+    return Calibration(found, device, title, experience_path(settings, experience.device))
+
+
+def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:
+    component = components_of(entry, settings)["vae"]
+    profile = trace_profile(component.class_name, component.config, entry.dtype)
+    profiles.save(settings, entry, profile)
+    return profile
+
+
+def _vae(settings: Settings, entry: ModelEntry) -> Any:
+    """The model's own, or one of the same configuration where its weights are not here."""
+    if where_weights_are(entry, settings) is not None:
+        return load_vae(entry, settings)
+    component = components_of(entry, settings)["vae"]
+    torch.manual_seed(0)
+    return build_component(component).eval().to(getattr(torch, entry.dtype))

@@ -1,0 +1,55 @@
+"""`framefit calibrate`: time and memory of every way to decode, measured here with a model's VAE."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.options import DataDir, settings_with
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command()(calibrate)
+
+
+def calibrate(
+    model: Annotated[
+        str | None, typer.Option(help="See `framefit models`; the default model otherwise.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, ...; the first GPU where there is one.")] = "auto",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Longer measures larger videos.")] = 10.0,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the plot.")] = Path(),
+    data_dir: DataDir = None,
+) -> None:
+    """Measure every strategy, teach the planner, and write a table and a plot of memory against time.
+
+    A model that is not on this machine is measured with random weights: they take as long and as much.
+    """
+    from app.config import ConfigError, load_models
+
+    settings = settings_with(data_dir=data_dir)
+    models = load_models(settings)
+    entry = models.get(model or next(iter(models)))
+    if entry is None:
+        raise ConfigError(f"there is no model {model!r}; there are {', '.join(models)}")
+    from app.calibration import calibrate_model
+
+    found = calibrate_model(settings, entry, device, limit_seconds=seconds, on_measured=_show)
+    if not found.measurements:
+        typer.secho(f"nothing could be measured in {seconds:g} s: give more --seconds", fg=typer.colors.RED)
+        raise typer.Exit(1)
+    out.mkdir(parents=True, exist_ok=True)
+    stem = f"calibration-{entry.name}-{found.device.replace(':', '-')}"
+    found.write_table(out / f"{stem}.md")
+    found.write_plot(out / f"{stem}.png")
+    typer.echo(f"{len(found.measurements)} decodes; {out / stem}.md and .png; kept in {found.kept_in}")
+
+
+def _show(each: Any) -> None:
+    shape = each.shape
+    needed = "" if each.measured_bytes is None else f", {each.measured_bytes / 1e6:.0f} MB"
+    typer.echo(
+        f"{shape.frames:3} x {shape.height:3} x {shape.width:3}  {each.strategy:9} {each.frames_per_chunk:3} "
+        f"a chunk: {each.seconds:.3f} s{needed}"
+    )

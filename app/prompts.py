@@ -1,0 +1,82 @@
+"""Prompts that were encoded lately: the text encoder is not needed for them again.
+
+A user tries seeds and sizes on one prompt; with the encoder off the device, each of those jobs would bring it
+back. Knows pipelines only by their `encode_prompt`, whose result is kept in host memory.
+"""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+KEPT_BYTES = 256 * 2**20
+
+
+class PromptCache:
+    """Results of `encode_prompt` calls, newest last, within `KEPT_BYTES`; one a loaded model."""
+
+    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
+        self._kept_bytes = kept_bytes
+        self._found: OrderedDict[str, Any] = OrderedDict()
+        self.hits = 0
+
+    def attach(self, pipe: Any) -> None:
+        """Have the pipeline ask here first; one without an `encode_prompt` is left as it is."""
+        encode = getattr(pipe, "encode_prompt", None)
+        if callable(encode):
+            pipe.encode_prompt = self._cached(encode)
+
+    def _cached(self, encode: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(encode)
+
+        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs)
+            key = _key(given.arguments)
+            if key is None:
+                return encode(*args, **kwargs)
+            device = given.arguments.get("device")
+            if key in self._found:
+                self._found.move_to_end(key)
+                self.hits += 1
+                kept, home = self._found[key]
+                return _mapped(kept, lambda tensor: tensor.to(device or home, copy=True))
+            result = encode(*args, **kwargs)
+            home = next((t.device for t in _tensors(result)), torch.device("cpu"))
+            self._keep(key, (_mapped(result, lambda tensor: tensor.to("cpu", copy=True)), home))
+            return result
+
+        return encode_prompt
+
+    def _keep(self, key: str, entry: Any) -> None:
+        self._found[key] = entry
+        while sum(t.nbytes for kept, _ in self._found.values() for t in _tensors(kept)) > self._kept_bytes:
+            self._found.popitem(last=False)
+
+
+def _key(arguments: dict[str, Any]) -> str | None:
+    """The call as text; None where it has arguments that text does not identify: tensors, pictures."""
+    plain = (str, int, float, bool, type(None), torch.device, torch.dtype)
+    for value in arguments.values():
+        values = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(one, plain) for one in values):
+            return None
+    return repr(sorted(arguments.items()))
+
+
+def _tensors(result: Any) -> list[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        return [result]
+    if isinstance(result, list | tuple):
+        return [tensor for each in result for tensor in _tensors(each)]
+    return []
+
+
+def _mapped(result: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same structure of tuples and lists, every tensor changed."""
+    if isinstance(result, torch.Tensor):
+        return change(result)
+    if isinstance(result, list | tuple):
+        return type(result)(_mapped(each, change) for each in result)
+    return result

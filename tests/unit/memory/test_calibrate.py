@@ -1,0 +1,67 @@
+"""Measuring every rung of a small VAE on this machine."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaptive.calibrate import Measurement, as_markdown, calibrate, plot
+from adaptive.experience import Experience
+from adaptive.memory import MemoryProfile
+from adaptive.probe import open_probe
+from adaptive.testing import small_ltx_vae
+from adaptive.types import LatentShape, Strategy
+
+
+@pytest.fixture(scope="module")
+def vae() -> Any:
+    return small_ltx_vae()
+
+
+@pytest.fixture
+def profile(ltx_profile: MemoryProfile) -> MemoryProfile:
+    """Stored, as a service has it: tracing one would take longer than all the decodes."""
+    return replace(ltx_profile, traits=replace(ltx_profile.traits, latent_channels=8))
+
+
+class Enough(Exception):
+    """Ends a calibration early."""
+
+
+def test_every_strategy_is_measured_and_from_then_on_time_is_predicted(
+    vae: Any, profile: MemoryProfile, tmp_path: Path
+) -> None:
+    experience = Experience.none("cpu", "")
+    found: list[Measurement] = []
+
+    def note(measured: Measurement) -> None:
+        found.append(measured)
+        if {each.strategy for each in found} >= {Strategy.BATCHED, Strategy.CHUNKED, Strategy.PER_FRAME}:
+            raise Enough
+
+    with pytest.raises(Enough):
+        calibrate(vae, profile, open_probe("cpu"), experience, limit_seconds=120, on_measured=note)
+    law = experience.speeds.model(profile)
+    assert law is not None
+    measured = found[0]
+    assert 0.2 < law.seconds(measured.shape, measured.frames_per_chunk) / measured.seconds < 5
+    table = as_markdown(found, "title")
+    assert table.count("\n| ") == len(found) + 1
+    plot(found, tmp_path / "plot.png", "title")
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_with_no_time_nothing_is_measured_beyond_the_warm_up(vae: Any, profile: MemoryProfile) -> None:
+    experience = Experience.none("cpu", "")
+    found = calibrate(vae, profile, open_probe("cpu"), experience, limit_seconds=0)
+    assert found == []
+    assert experience.speeds.model(profile) is None
+
+
+def test_without_matplotlib_the_plot_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    one = Measurement(LatentShape(1, 8, 3, 4, 4), 3, 1, 1, 1, 1.0)
+    with pytest.raises(ModuleNotFoundError, match=r"framefit\[calibrate\]"):
+        plot([one], tmp_path / "plot.png", "title")
