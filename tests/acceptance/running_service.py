@@ -37,6 +37,7 @@ class RunningService:
             "FRAMEFIT_DATA_DIR": str(data_dir),
             "FRAMEFIT_DEVICES": "cpu",
             "FRAMEFIT_MODEL": "tiny",
+            "FRAMEFIT_CALIBRATE_SECONDS": "0.2",
             "OMP_NUM_THREADS": "2",
         }
         command = [sys.executable, "-m", "app", "serve", "--port", "0", "--supervisor-pid", str(os.getpid())]

@@ -362,7 +362,7 @@ def test_the_expected_end_counts_the_jobs_before_and_the_predicted_decode(
 
 
 @pytest.mark.usefixtures("tight")
-def test_a_plan_of_a_long_clip_takes_few_estimates_and_one_look_at_the_workers(
+def test_a_plan_of_a_long_clip_takes_few_estimates_and_at_most_one_look_at_the_workers(
     client: TestClient, app_store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = {"estimates": 0, "looks": 0}
@@ -380,4 +380,4 @@ def test_a_plan_of_a_long_clip_takes_few_estimates_and_one_look_at_the_workers(
     monkeypatch.setattr(app_store, "workers", count_look)
     assert client.post("/plan", json={**SMALL, "num_frames": 257}).status_code == 200
     assert 0 < counted["estimates"] < 400  # some microseconds each
-    assert counted["looks"] == 1
+    assert counted["looks"] <= 1

@@ -1,0 +1,76 @@
+"""What a loaded model does around a decode: times itself once, and hands a decode to the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adaptive.errors import DoesNotFit
+from adaptive.recording import RecordedDecode
+from adaptive.testing import ScriptedProbe
+from adaptive.types import VideoShape
+from app import profiles
+from app.config import Settings, load_models
+from app.decoding import Surroundings, load_experience
+from app.jobs import JobSpec
+from app.loading import load_pipeline
+from app.model import LoadedModel
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path)
+
+
+@pytest.fixture
+def full(settings: Settings) -> LoadedModel:
+    """The built-in model on a device that has no memory left."""
+    entry = load_models(settings)["tiny"]
+    probe = ScriptedProbe([0])
+    placed = load_pipeline(entry, settings, CPU, probe.read())
+    around = Surroundings(probe, profiles.load(settings, entry), load_experience(settings, CPU))
+    return LoadedModel(entry, placed, settings, CPU, around)
+
+
+def spec(**changes: Any) -> JobSpec:
+    sizes = {"width": 64, "height": 64, "num_frames": 17, "fps": 8}
+    steps = {"num_inference_steps": 1, "guidance_scale": 1.0, "seed": 1}
+    return JobSpec(prompt="a boat", model="tiny", **sizes, **steps, **changes)
+
+
+def test_what_the_device_cannot_hold_is_decoded_on_the_cpu_with_the_same_pixels(full: LoadedModel) -> None:
+    vae = full._pipe.vae
+    latents = torch.randn(1, vae.config.latent_channels, 3, 2, 2)
+    recorded = RecordedDecode(latents.to(torch.bfloat16), keep=(1, 16))
+    with pytest.raises(DoesNotFit):
+        full.open_decode(recorded, spec(), lambda _kind, _data: None)
+    decoding = full.open_decode_on_host(recorded, spec(), lambda _kind, _data: None)
+    frames = torch.cat(list(decoding.frames()), 2)
+    with torch.no_grad():
+        expected = vae.decode(latents.to(torch.bfloat16).float(), return_dict=False)[0][:, :, 1:16]
+    assert torch.allclose(frames, expected, atol=1e-4)
+    report = decoding.report()
+    assert (report["device"], report["exact"]) == ("cpu", True)
+    assert full.host_experience is not None
+    assert full.host_experience.speeds.summary(), "the next one is predicted"
+
+
+def test_a_device_that_knows_how_fast_it_is_is_not_measured_again(
+    full: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[float] = []
+
+    def measured(*args: Any, limit_seconds: float) -> list[Any]:
+        calls.append(limit_seconds)
+        _, profile, _, experience = args
+        shape = profile.traits.latent_shape(VideoShape(17, 64, 64))
+        experience.speeds.observe(profile, shape, 1, 1.0)
+        return []
+
+    monkeypatch.setattr("app.model.calibrate", measured)
+    for limit in (0, 2, 3):
+        full.calibrate(limit)
+    assert calls == [2], "0 turns it off, and what is known is not measured"
