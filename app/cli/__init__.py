@@ -8,6 +8,7 @@ decode     a latents file to a video
 calibrate  time and memory of every way to decode, measured here
 convert    a published checkpoint file to a folder
 inspect    doctor, models
+bench      bench compare
 keys       key new, key hash
 """
 
@@ -15,7 +16,7 @@ import sys
 
 import typer
 
-from app.cli import calibrate, convert, decode, generate, inspect, keys, plan, processes
+from app.cli import bench, calibrate, convert, decode, generate, inspect, keys, plan, processes
 from app.config import ConfigError
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (processes, generate, plan, calibrate, decode, convert, inspect, keys):
+for group in (processes, generate, plan, calibrate, decode, convert, inspect, keys, bench):
     group.register(app)
 
 

@@ -1,0 +1,138 @@
+"""Reading what `tests/bench/gpu.py` wrote: the table of decodes on cards of several sizes, and the verdict.
+
+Pure functions of the documents; knows neither devices nor how anything was measured.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DEFAULT, OURS = "diffusers default", "framefit"
+# Ours counts as fastest within this share of the fastest.
+WITHIN = 1.05
+HEAD = (
+    "card",
+    "case",
+    "diffusers default",
+    "best manual setting",
+    "framefit",
+    "of fastest",
+    "peak GiB",
+    "measured / predicted",
+)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """All ways of decoding one case on one card, in one document."""
+
+    card_gib: float
+    case: str
+    rows: tuple[Row, ...]
+
+    def way(self, name: str) -> Row | None:
+        """The row of that way, if it was run."""
+        return next((row for row in self.rows if row["way"] == name), None)
+
+    @property
+    def best_manual(self) -> Row | None:
+        """The fastest of diffusers' manual settings that succeeded."""
+        manual = [row for row in self.rows if row["way"] not in (DEFAULT, OURS) and row["ok"]]
+        return min(manual, key=lambda row: float(row["seconds"]), default=None)
+
+    @property
+    def ratio(self) -> float | None:
+        """Seconds of ours over those of the fastest way that succeeded, ours included; None where ours
+        failed.
+        """
+        mine = self.way(OURS)
+        if mine is None or not mine["ok"]:
+            return None
+        return float(mine["seconds"] / min(row["seconds"] for row in self.rows if row["ok"]))
+
+    @property
+    def lost(self) -> bool:
+        """Whether some setting succeeded where ours failed."""
+        return self.ratio is None and any(row["ok"] for row in self.rows)
+
+    def cells(self) -> tuple[str, ...]:
+        """The line of the table."""
+        manual, mine = self.best_manual, self.way(OURS)
+        named = f"{manual['way']}: {_seconds(manual)}" if manual else "-"
+        ratio = "-" if self.ratio is None else f"{self.ratio:.2f}"
+        return (
+            f"{self.card_gib:g} GiB",
+            self.case,
+            _seconds(self.way(DEFAULT)),
+            named,
+            _seconds(mine, with_plan=True),
+            ratio,
+            _peak(mine),
+            _prediction(mine),
+        )
+
+
+def contests(document: dict[str, Any]) -> list[Contest]:
+    """The document's rows by card and case, in its order. `ValueError` where it is not such a document."""
+    if not isinstance(document.get("stamp"), dict) or not isinstance(document.get("rows"), list):
+        raise ValueError("not a document of tests/bench/gpu.py: it has no stamp or no rows")
+    groups: dict[tuple[float, str], list[Row]] = {}
+    for row in document["rows"]:
+        groups.setdefault((row["card_gib"], row["case"]), []).append(row)
+    return [Contest(card, case, tuple(rows)) for (card, case), rows in groups.items()]
+
+
+def stamp_line(document: dict[str, Any]) -> str:
+    """The hardware and versions in one line."""
+    return ", ".join(f"{name} {value}" for name, value in document["stamp"].items())
+
+
+def verdict(found: Sequence[Contest]) -> str:
+    """How often ours succeeded where anything did, and how often it was the fastest or nearly so."""
+    possible = [each for each in found if any(row["ok"] for row in each.rows)]
+    succeeded = [each for each in possible if not each.lost]
+    fastest = [each for each in possible if each.ratio is not None and each.ratio <= WITHIN]
+    return (
+        f"framefit succeeded in {len(succeeded)} of the {len(possible)} cases in which any setting did, "
+        f"and was the fastest or within {WITHIN - 1:.0%} of it in {len(fastest)}"
+    )
+
+
+def side_by_side(first: Sequence[Contest], second: Sequence[Contest]) -> list[tuple[str, ...]]:
+    """Card, case, our seconds in both documents, and the second over the first."""
+    others = {(each.card_gib, each.case): each.way(OURS) for each in second}
+    lines = []
+    for each in first:
+        one, other = each.way(OURS), others.get((each.card_gib, each.case))
+        both = one is not None and other is not None and one["ok"] and other["ok"]
+        change = f"{other['seconds'] / one['seconds']:.2f}" if both and one and other else "-"
+        lines.append((f"{each.card_gib:g} GiB", each.case, _seconds(one), _seconds(other), change))
+    return lines
+
+
+def _seconds(row: Row | None, *, with_plan: bool = False) -> str:
+    if row is None:
+        return "-"
+    if not row["ok"]:
+        return "out of memory" if row["error"] == "out_of_memory" else "failed"
+    text = f"{row['seconds']:.2f} s"
+    plan = row.get("plan") if with_plan else None
+    return f"{text} {plan['strategy']} {plan['frames_per_chunk']}" if plan else text
+
+
+def _peak(row: Row | None) -> str:
+    if row is None or not row["ok"]:
+        return "-"
+    peak = next(
+        (row[name] for name in ("driver_bytes", "resident_bytes", "allocated_bytes") if row.get(name)), None
+    )
+    return "-" if peak is None else f"{peak / 2**30:.2f}"
+
+
+def _prediction(row: Row | None) -> str:
+    plan = (row or {}).get("plan")
+    if not plan or not plan.get("measured_bytes"):
+        return "-"
+    return f"{plan['measured_bytes'] / plan['expected_bytes']:.2f}"

@@ -1,0 +1,67 @@
+"""`framefit bench compare`: the tables of what `tests/bench/gpu.py` measured."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+bench = typer.Typer(help="Benchmarks of decoding.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def _bench() -> None:
+    """Benchmarks of decoding; measuring itself is `tests/bench/gpu.py` in the repository."""
+
+
+@bench.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A document of tests/bench/gpu.py.")],
+    second: Annotated[Path | None, typer.Argument(help="Another, to set beside it.")] = None,
+    markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
+) -> None:
+    """Show each way of decoding on each card, or our seconds in two documents side by side."""
+    from app.benchmark import HEAD, contests, side_by_side, stamp_line, verdict
+
+    documents = [_read(path) for path in (first, second) if path is not None]
+    try:
+        found = [contests(document) for document in documents]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    for document in documents:
+        typer.echo(stamp_line(document))
+    if second is None:
+        _table(HEAD, [each.cells() for each in found[0]], markdown=markdown)
+        typer.echo(verdict(found[0]))
+    else:
+        head = ("card", "case", first.name, second.name, "second / first")
+        _table(head, side_by_side(*found), markdown=markdown)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path}: {error}") from None
+    if not isinstance(document, dict):
+        raise typer.BadParameter(f"{path} is not a document of tests/bench/gpu.py")
+    return document
+
+
+def _table(head: tuple[str, ...], lines: list[tuple[str, ...]], *, markdown: bool) -> None:
+    if markdown:
+        for line in (head, ("---",) * len(head), *lines):
+            typer.echo(f"| {' | '.join(line)} |")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head)
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
