@@ -103,7 +103,7 @@ def verdict(found: Sequence[Contest]) -> str:
 def side_by_side(first: Sequence[Contest], second: Sequence[Contest]) -> list[tuple[str, ...]]:
     """Card, case, our seconds in both documents, and the second over the first."""
     others = {(each.card_gib, each.case): each.way(OURS) for each in second}
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for each in first:
         one, other = each.way(OURS), others.get((each.card_gib, each.case))
         both = one is not None and other is not None and one["ok"] and other["ok"]

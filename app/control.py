@@ -11,9 +11,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from adaptive.errors import DoesNotFit
+from app.jobs import Claim
 
 T = TypeVar("T")
 MEMORY_POLL_SECONDS = 0.5
+# Memory that is only busy for a moment is not worth giving a worker away for.
+PATIENCE_SECONDS = 2.0
 
 
 class Interrupted(Exception):
@@ -30,6 +33,14 @@ class JobLost(Interrupted):
 
 class WorkerStopping(Interrupted):
     """The worker was told to stop at the next boundary; the job goes back to the queue."""
+
+
+class MadeWay(Interrupted):
+    """The job waits for memory in the queue again; its worker holds a smaller one, `claim`."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        super().__init__(f"made way for {claim.job.id}")
 
 
 class JobControl:
@@ -58,6 +69,10 @@ class JobControl:
         self.check()
 
 
+def stay() -> None:
+    """Wait where one is."""
+
+
 def wait_for_memory(
     attempt: Callable[[], T],
     control: JobControl,
@@ -65,11 +80,12 @@ def wait_for_memory(
     limit_seconds: float,
     may_fit_later: Callable[[DoesNotFit], bool],
     on_wait: Callable[[DoesNotFit], None],
+    make_way: Callable[[], None] = stay,
 ) -> T:
     """Repeat `attempt` while it raises `DoesNotFit`, for a bounded time.
 
-    `on_wait` is told once, at the first refusal. A refusal that no waiting can change, or that outlasts the
-    limit, is raised.
+    `on_wait` is told once, at the first refusal. `make_way` is called at every look after a short patience,
+    and may raise `MadeWay`. A refusal that no waiting can change, or that outlasts the limit, is raised.
     """
     deadline: float | None = None
     while True:
@@ -82,6 +98,9 @@ def wait_for_memory(
         if deadline is None:
             deadline = time.monotonic() + limit_seconds
             on_wait(refusal)
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline:
             raise refusal
+        if now >= deadline - limit_seconds + PATIENCE_SECONDS:
+            make_way()
         control.pause(MEMORY_POLL_SECONDS)

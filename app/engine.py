@@ -5,13 +5,15 @@ done with the model is `app.model`.
 """
 
 import logging
+import os
 from typing import Any
 
 import torch
 
 from adaptive.errors import DoesNotFit, NoDevice
+from adaptive.holders import holders_of
 from adaptive.host import read_host
-from adaptive.nvml import Nvml, cuda_visible_uuid
+from adaptive.nvml import Nvml, NvmlState, cuda_visible_uuid
 from adaptive.probe import open_probe
 from app import profiles
 from app.config import ModelEntry, Settings
@@ -101,16 +103,27 @@ class Engine:
             save_experience(self._settings, self._model.host_experience)
         self._probe.release()
 
-    def device_report(self) -> dict[str, Any]:
-        """What `app.store.workers` keeps of a device."""
+    def memory_report(self) -> dict[str, Any]:
+        """Free, own and others' bytes; on a GPU also who holds them (`adaptive.holders`)."""
         reading = self._probe.read()
         report: dict[str, Any] = {
-            "name": str(self.device),
-            "kind": self.device.type,
-            "total_bytes": reading.total_bytes,
             "free_bytes": reading.free_bytes,
             "own_bytes": reading.own_bytes,
             "other_bytes": reading.other_bytes,
+        }
+        gpu = None if self._uuid is None else self._nvml.read(self._uuid)
+        if gpu is not None and gpu.state is NvmlState.OK:
+            found = holders_of(gpu, {os.getpid(): reading.own_bytes})
+            report["holders"] = [each.as_json() for each in found]
+        return report
+
+    def device_report(self) -> dict[str, Any]:
+        """What `app.store.workers` keeps of a device."""
+        report: dict[str, Any] = {
+            "name": str(self.device),
+            "kind": self.device.type,
+            "total_bytes": self._probe.read().total_bytes,
+            **self.memory_report(),
             "capacity_bytes": self.capacity_bytes,
             "host_capacity_bytes": self.host_capacity_bytes,
             **({} if self._model is None else self._model.idle_report()),

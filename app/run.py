@@ -18,7 +18,7 @@ from app.artifacts import JobArtifacts, job_artifacts
 from app.calling import UnsuitablePipeline
 from app.components import ModelUnavailable
 from app.config import ModelEntry, Settings
-from app.control import Interrupted, JobControl, JobLost, wait_for_memory
+from app.control import Interrupted, JobControl, JobLost, MadeWay, stay, wait_for_memory
 from app.decoding import Decoding, DeviceFault, OutOfMemory, whole_report
 from app.engine import Engine
 from app.jobs import Claim, JobError, Json, Stage
@@ -113,6 +113,7 @@ class JobRun:
             limit_seconds=self._settings.memory_wait_seconds,
             may_fit_later=self._engine.may_fit_later,
             on_wait=self._wait_for_memory,
+            make_way=self._make_way,
         )
         with self._in_stage(Stage.DENOISING):
             image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
@@ -135,7 +136,7 @@ class JobRun:
         ):
             transfer = FrameTransfer(writer, model.device)
             for call in recorded.calls:
-                decoding = self._open_decode(model, call)
+                decoding = self._open_decode(model, call, first=not reports)
                 self._tell(done / shape.frames, kind="stage", stage=Stage.DECODING)
                 for frames in decoding.frames():
                     transfer.send(frames)
@@ -156,8 +157,11 @@ class JobRun:
             "video_path": str(artifacts.video.relative_to(self._settings.data_dir)),
         }
 
-    def _open_decode(self, model: LoadedModel, call: RecordedDecode) -> Decoding:
-        """A planned decode: on the device, after a wait if it must be, else on the CPU if it may be."""
+    def _open_decode(self, model: LoadedModel, call: RecordedDecode, *, first: bool) -> Decoding:
+        """A planned decode: on the device, after a wait if it must be, else on the CPU if it may be.
+
+        Only before the first call's decode does a wait lose nothing by making way for another job.
+        """
         spec = self._job.spec
         try:
             return wait_for_memory(
@@ -166,6 +170,7 @@ class JobRun:
                 limit_seconds=self._settings.memory_wait_seconds,
                 may_fit_later=lambda refusal: self._engine.may_fit_later(refusal, spec.memory_budget_bytes),
                 on_wait=self._wait_for_memory,
+                make_way=self._make_way if first else stay,
             )
         except DoesNotFit as refusal:
             if self._engine.host_capacity_bytes is None:
@@ -183,7 +188,7 @@ class JobRun:
         self._tell(done / total, data={"step": done, "steps": total})
 
     def _wait_for_memory(self, refusal: DoesNotFit) -> None:
-        data = {"needed_bytes": refusal.needed_bytes, "free_bytes": self._engine.free_bytes}
+        data = {"needed_bytes": refusal.needed_bytes, **self._engine.memory_report()}
         stage = Stage.WAITING_FOR_MEMORY
         begun = _SPAN[self._stage][0]
         self._held(
@@ -191,6 +196,24 @@ class JobRun:
                 self._job.id, self._token, stage=stage, progress=begun, kind="waiting_for_memory", data=data
             )
         )
+
+    def _make_way(self) -> None:
+        """Let a smaller job of the loaded model run while this one waits; raises `MadeWay` where there is
+        one.
+        """
+        model, worker_id = self._engine.loaded_model, self._job.worker_id
+        if model is None or worker_id is None:
+            return
+        smaller = self._store.make_way(
+            self._job.id,
+            self._token,
+            worker_id,
+            model=model,
+            room_bytes=self._engine.free_bytes - self._settings.reserve_bytes,
+            lease_seconds=self._settings.lease_seconds,
+        )
+        if smaller is not None:
+            raise MadeWay(smaller)
 
     @contextmanager
     def _in_stage(self, stage: Stage) -> Iterator[None]:

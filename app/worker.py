@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import FrameType
 
 from app.config import ModelEntry, Settings
-from app.control import JobCanceled, JobControl, JobLost, WorkerStopping
+from app.control import JobCanceled, JobControl, JobLost, MadeWay, WorkerStopping
 from app.engine import Engine
 from app.jobs import Claim, JobStatus
 from app.run import JobFailure, JobRun
@@ -63,8 +63,8 @@ class Worker:
             claim = None if self._paused else self._claim()
             if claim is None:
                 self._stopping.wait(self._settings.poll_seconds)
-            else:
-                self._run_job(claim)
+            while claim is not None:
+                claim = self._run_job(claim)
         self._store.forget_worker(self._id, "worker_stopped")
         log.info("worker_stopped worker_id=%s", self._id)
 
@@ -87,19 +87,24 @@ class Worker:
             log.warning("claim_failed worker_id=%s reason=%s", self._id, error)
             return None
 
-    def _run_job(self, claim: Claim) -> None:
+    def _run_job(self, claim: Claim) -> Claim | None:
+        """Run a job to its end; the one it made way for, where it did."""
         job_id, control = claim.job.id, JobControl()
         self._lease_seen_at = time.monotonic()
         self._current = (claim, control)
         if self._stopping.is_set():  # the signal came between the claim and the line above
             control.interrupt(WorkerStopping)
         log.info("job_started job_id=%s worker_id=%s attempt=%d", job_id, self._id, claim.job.attempts)
+        following: Claim | None = None
         try:
             outcome = self._outcome(claim, control)
+        except MadeWay as way:
+            outcome, following = "made_way", way.claim
         finally:
             self._current = None
         self._engine.clean_up()
         log.info("job_ended job_id=%s worker_id=%s outcome=%s", job_id, self._id, outcome)
+        return following
 
     def _outcome(self, claim: Claim, control: JobControl) -> str:
         """Run the job and record how it ended. What is not a job's own failure is raised and ends the

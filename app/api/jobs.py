@@ -49,7 +49,7 @@ def list_jobs(
     )
     page = jobs[:limit]
     return {
-        "jobs": [view(service, job) for job in page],
+        "jobs": [view(service, job, owner) for job in page],
         "next_cursor": page[-1].id if len(jobs) > limit else None,
     }
 
@@ -57,14 +57,14 @@ def list_jobs(
 @router.get("/jobs/{job_id}", summary="A job", responses=documented(401, 404))
 def get_job(job_id: str, service: TheService, owner: Caller) -> Json:
     """The job as it stands now."""
-    return view(service, visible(service, job_id, owner))
+    return view(service, visible(service, job_id, owner), owner)
 
 
 @router.delete("/jobs/{job_id}", summary="Cancel a job", responses=documented(401, 404, 409))
 def cancel_job(job_id: str, service: TheService, owner: Caller) -> Json:
     """A queued job is canceled at once, a running one at its next step or chunk; an ended one answers 409."""
     visible(service, job_id, owner)
-    return view(service, service.store.cancel(job_id))
+    return view(service, service.store.cancel(job_id), owner)
 
 
 @router.get(
@@ -199,7 +199,7 @@ def _sequence(last_event_id: str | None) -> int:
     },
 )
 async def follow_job(
-    service: TheService, followed: Annotated[tuple[Job, int], Depends(_followed)]
+    service: TheService, owner: Caller, followed: Annotated[tuple[Job, int], Depends(_followed)]
 ) -> AsyncIterator[ServerSentEvent]:
     """The job's history from its first event, or from the one after `Last-Event-ID`, then what happens, until
     it ends.
@@ -208,7 +208,7 @@ async def follow_job(
     """
     job, seen = followed
     async for event in _history_then_news(service, job.id, seen):
-        yield ServerSentEvent(data=event_view(event), event=event.kind, id=str(event.seq))
+        yield ServerSentEvent(data=event_view(event, owner), event=event.kind, id=str(event.seq))
         if event.kind == "finished" and await asyncio.to_thread(_is_last, service, event):
             return
 
@@ -231,7 +231,7 @@ async def follow_all(
         if owner is not None and event.job_id not in mine:
             mine[event.job_id] = await asyncio.to_thread(_belongs, service, event.job_id, owner)
         if owner is None or mine[event.job_id]:
-            yield ServerSentEvent(data=event_view(event), event=event.kind, id=str(event.seq))
+            yield ServerSentEvent(data=event_view(event, owner), event=event.kind, id=str(event.seq))
 
 
 async def _history_then_news(service: Service, job_id: str | None, seen: int) -> AsyncIterator[Event]:

@@ -15,14 +15,15 @@ from app.api.problems import Problem, documented
 from app.api.requests import job_spec
 from app.api.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
 from app.api.service import Service, TheService, visible
-from app.api.views import job_view
-from app.jobs import Job, JobSpec, Json
+from app.api.views import job_view, without_strangers
+from app.jobs import Job, JobSpec, Json, Stage
 from app.media import ImageRejected, check_image
 from app.store import Submission
 from app.webhooks import check_url
 
 router = APIRouter()
 IDEMPOTENCY_KEY_LENGTH = 200
+HISTORY_LIMIT = 10_000
 
 
 async def _body(request: Request, service: TheService) -> AsyncIterator[bytes]:
@@ -36,9 +37,19 @@ IdempotencyKey = Annotated[str | None, Header(max_length=IDEMPOTENCY_KEY_LENGTH)
 DECODE_FIELDS = frozenset({"decode_strategy", "frames_per_chunk", "exact_only", "memory_budget_bytes"})
 
 
-def view(service: Service, job: Job) -> Json:
-    """The job's JSON, with its expected wait."""
-    return job_view(job, service.models.get(job.spec.model), eta_seconds=eta_seconds(service, job))
+def view(service: Service, job: Job, owner: str | None) -> Json:
+    """The job's JSON, with its expected wait, and what it lacks where it waits for memory."""
+    shown = job_view(job, service.models.get(job.spec.model), eta_seconds=eta_seconds(service, job))
+    return {**shown, "waiting": _waiting(service, job, owner)}
+
+
+def _waiting(service: Service, job: Job, owner: str | None) -> Json | None:
+    """Bytes needed and there, and who holds the rest, as they were when the wait began."""
+    if job.stage is not Stage.WAITING_FOR_MEMORY:
+        return None
+    history = service.store.events_after(0, HISTORY_LIMIT, job.id)
+    told = next((event for event in reversed(history) if event.kind == "waiting_for_memory"), None)
+    return None if told is None else without_strangers(told.data, owner)
 
 
 @router.post(
@@ -63,7 +74,7 @@ def generate(
     response.headers["Location"] = f"/jobs/{job.id}"
     if not created:
         response.headers["Idempotent-Replayed"] = "true"
-    return view(service, job)
+    return view(service, job, owner)
 
 
 def submit(
@@ -195,4 +206,4 @@ def _queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: st
     again = service.store.queue_again(
         job.id, changes=changed, plan=verdict.plan, needed_bytes=verdict.needed_bytes, why=why
     )
-    return view(service, again)
+    return view(service, again, owner)

@@ -7,13 +7,14 @@ from fastapi import APIRouter, Path, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from adaptive.holders import holders_of
 from adaptive.nvml import GpuInfo
 from adaptive.version import __version__
 from app.api.access import Administrator, Caller
 from app.api.problems import Problem, documented
 from app.api.service import Service, TheService, readiness, visible
-from app.api.views import device_view, model_view
-from app.jobs import Json
+from app.api.views import device_view, model_view, without_strangers
+from app.jobs import Json, WorkerRow
 from app.store import NoSuchJob
 
 router = APIRouter()
@@ -25,17 +26,20 @@ DeviceName = Annotated[str, Path(max_length=200)]
     "/devices", tags=["service"], summary="Devices, their memory and workers", responses=documented(401)
 )
 def devices(service: TheService, owner: Caller) -> Json:
-    """Each worker's last report, and what the driver says of every GPU right now. Jobs of other keys are not
-    named.
+    """Each worker's last report, and what the driver says of every GPU right now, with who holds its memory.
+    Jobs of other keys are not named, nor other programs, but to administrators.
     """
     workers = service.store.workers(within_seconds=REMEMBER_SECONDS)
     now = time.time()
     views = [device_view(worker, now=now, alive_seconds=service.alive_seconds) for worker in workers]
     for one in views:
         one["job_id"] = _if_visible(service, one["job_id"], owner)
+    alive = service.alive_workers()
     return {
-        "devices": views,
-        "gpus": [_gpu_view(gpu) for gpu in service.nvml.devices()],
+        "devices": [without_strangers(one, owner) for one in views],
+        "gpus": [
+            without_strangers(_gpu_view(gpu, _own_bytes(alive, gpu)), owner) for gpu in service.nvml.devices()
+        ],
         "driver_state": service.nvml.state,
         "reserve_bytes": service.settings.reserve_bytes,
     }
@@ -50,8 +54,15 @@ def _if_visible(service: Service, job_id: str | None, owner: str | None) -> str 
         return None
 
 
-def _gpu_view(gpu: GpuInfo) -> dict[str, Any]:
+def _own_bytes(workers: list[WorkerRow], gpu: GpuInfo) -> dict[int, int]:
+    """What our workers on that GPU say they hold, by their process ids."""
+    ours = [worker.device for worker in workers if worker.device.get("uuid") == gpu.uuid]
+    return {int(one["worker_pid"]): int(one.get("own_bytes") or 0) for one in ours if one.get("worker_pid")}
+
+
+def _gpu_view(gpu: GpuInfo, own_bytes_by_pid: dict[int, int]) -> dict[str, Any]:
     return {
+        "holders": [each.as_json() for each in holders_of(gpu, own_bytes_by_pid)],
         "uuid": gpu.uuid,
         "index": gpu.index,
         "name": gpu.name,

@@ -67,9 +67,20 @@ def _result(job: Job) -> Json | None:
     return {name: value for name, value in job.result.items() if not name.endswith("_path")}
 
 
-def event_view(event: Event) -> Json:
+def event_view(event: Event, owner: str | None) -> Json:
     """An event as it is streamed."""
-    return {"job_id": event.job_id, "kind": event.kind, "at": timestamp(event.at), **event.data}
+    data = without_strangers(event.data, owner)
+    return {"job_id": event.job_id, "kind": event.kind, "at": timestamp(event.at), **data}
+
+
+def without_strangers(told: Json, owner: str | None) -> Json:
+    """The same without names and ids of other programs, where the caller is not the machine's own
+    administrator.
+    """
+    if owner is None or "holders" not in told:
+        return told
+    holders = [{**each, **({} if each["own"] else {"pid": None, "name": None})} for each in told["holders"]]
+    return {**told, "holders": holders}
 
 
 def device_view(worker: WorkerRow, *, now: float, alive_seconds: float) -> Json:

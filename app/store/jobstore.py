@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from app.config import Settings
 from app.jobs import Claim, Job, JobSpec, Json, WorkerRow
-from app.store import deliveries, intake, leases, queries, retention
+from app.store import backfill, deliveries, intake, leases, queries, retention
 from app.store import workers as workforce
 from app.store.database import Writer, migrate, open_engines, reading
 from app.store.rows import fetch_events, fetch_job
@@ -105,12 +105,19 @@ class JobStore:
     checkpoint = _writes(leases.checkpoint)
     finish = _writes(leases.finish)
     release = _writes(leases.release)
+    _make_way = _writes(backfill.make_way)
     _claim = _writes(leases.claim)
     _requeue_expired = _writes(leases.requeue_expired)
 
     def claim(self, worker_id: str, **wanted: Any) -> Claim | None:
         """As `leases.claim`; an idle worker's poll takes no write lock."""
         return self._claim(worker_id, **wanted) if self._any(leases.ANY_QUEUED) else None
+
+    def make_way(self, job_id: str, token: int, worker_id: str, **wanted: Any) -> Claim | None:
+        """As `backfill.make_way`; a wait with nothing queued takes no write lock."""
+        if not self._any(leases.ANY_QUEUED):
+            return None
+        return self._make_way(job_id, token, worker_id, **wanted)
 
     def requeue_expired(self) -> list[str]:
         """Give back every job whose lease has ended; their ids."""

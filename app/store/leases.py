@@ -106,10 +106,11 @@ def claim(
         if preferred is not None:
             tx.execute(PASS_OVER, {"id": chosen["id"]})
             chosen = preferred
-    return _take(tx, chosen, worker_id, lease_seconds)
+    return take(tx, chosen, worker_id, lease_seconds)
 
 
-def _take(tx: Transaction, row: RowMapping, worker_id: str, lease_seconds: float) -> Claim:
+def take(tx: Transaction, row: RowMapping, worker_id: str, lease_seconds: float) -> Claim:
+    """Lease the queued job of a row that was chosen in this transaction."""
     job_id = row["id"]
     lease_until = tx.now + lease_seconds
     tx.execute(TAKE, {"id": job_id, "worker_id": worker_id, "lease_until": lease_until, "now": tx.now})

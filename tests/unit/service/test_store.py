@@ -502,3 +502,43 @@ def test_what_another_process_does_is_counted_at_once(open_store: OpenStore, mak
     other.release(claim.job.id, claim.token, "test")
     with pytest.raises(QueueFull):
         one.add(make_spec(), IMAGE)
+
+
+def test_a_job_that_waits_for_memory_makes_way_for_a_smaller_one_but_not_for_ever(
+    open_store: OpenStore, make_spec: MakeSpec
+) -> None:
+    store = open_store(max_skips=2)
+    big = store.add(make_spec(), IMAGE, needed_bytes=100).id
+    small = [store.add(make_spec(), IMAGE, needed_bytes=size).id for size in (60, 10, 20, 30)]
+    model = make_spec().model
+    for expected in small[1:3]:
+        waiting = store.claim("w", models=[model], capacity_bytes=200)
+        assert waiting is not None
+        assert waiting.job.id == big  # it kept its place
+        assert waiting.job.attempts == 1  # making way costs no attempt
+        smaller = store.make_way(big, waiting.token, "w", model=model, room_bytes=50)
+        assert smaller is not None
+        assert smaller.job.id == expected
+        assert store.get(big).status is JobStatus.QUEUED
+        store.finish(smaller.job.id, smaller.token, status=JobStatus.SUCCEEDED)
+    waiting = store.claim("w", models=[model], capacity_bytes=200)
+    assert waiting is not None
+    assert store.make_way(big, waiting.token, "w", model=model, room_bytes=50) is None
+    assert store.get(big).status is JobStatus.RUNNING
+
+
+@pytest.mark.parametrize("case", ["nothing_smaller", "other_model", "unknown_need", "canceled", "lost"])
+def test_a_waiting_job_keeps_its_worker_where_nobody_can_take_it(
+    store: JobStore, make_spec: MakeSpec, case: str
+) -> None:
+    big = store.add(make_spec(), IMAGE, needed_bytes=100).id
+    needed = {"nothing_smaller": 60, "unknown_need": None}.get(case, 10)
+    store.add(make_spec(), IMAGE, needed_bytes=needed)
+    claim = store.claim("w", models=[make_spec().model])
+    assert claim is not None
+    if case == "canceled":
+        store.cancel(big)
+    model = "another" if case == "other_model" else make_spec().model
+    token = claim.token + 1 if case == "lost" else claim.token
+    assert store.make_way(big, token, "w", model=model, room_bytes=50) is None
+    assert store.get(big).status is JobStatus.RUNNING

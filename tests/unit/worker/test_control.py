@@ -66,6 +66,28 @@ def test_a_refusal_is_final_where_time_is_up_or_waiting_is_hopeless(
     assert len(told) == told_times
 
 
+def test_a_waiting_job_is_asked_to_make_way_only_after_some_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.control.MEMORY_POLL_SECONDS", 0.01)
+    monkeypatch.setattr("app.control.PATIENCE_SECONDS", 0.1)
+    began, asked = time.monotonic(), []
+
+    def make_way() -> None:
+        asked.append(time.monotonic() - began)
+        raise JobLost
+
+    with pytest.raises(JobLost):
+        wait_for_memory(
+            Device(1000).attempt,
+            JobControl(),
+            limit_seconds=600,
+            may_fit_later=lambda _refusal: True,
+            on_wait=lambda _refusal: None,
+            make_way=make_way,
+        )
+    assert len(asked) == 1
+    assert asked[0] >= 0.1
+
+
 def test_a_cancellation_ends_the_wait_at_once() -> None:
     control = JobControl()
     started = time.monotonic()
