@@ -26,11 +26,24 @@ class JobArtifacts:
         """The finished video."""
         return self.folder / "video.mp4"
 
+    @property
+    def thumbnail(self) -> Path:
+        """A picture of the finished video."""
+        return self.folder / "thumbnail.jpg"
+
+    def preview(self, number: int) -> Path:
+        """A picture of what is being decoded."""
+        return self.folder / f"preview-{number:02}.jpg"
+
+    def previews(self) -> int:
+        """How many previews there are: they are numbered from 0."""
+        return len(list(self.folder.glob("preview-*.jpg")))
+
     def make(self) -> "JobArtifacts":
-        """Create the folder, durably; leftovers of a killed writer are removed."""
+        """Create the folder, durably; leftovers of a killed writer and of an earlier decode are removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for part in self.folder.glob("*.part"):
-            part.unlink(missing_ok=True)
+        for left in (*self.folder.glob("*.part"), *self.folder.glob("preview-*.jpg")):
+            left.unlink(missing_ok=True)
         sync(self.folder.parent)
         return self
 
@@ -58,6 +71,12 @@ def publish(path: Path) -> None:
     sync(part)
     part.replace(path)
     sync(path.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file, as a whole or not at all."""
+    part_of(path).write_bytes(content)
+    publish(path)
 
 
 def sync(path: Path) -> None:

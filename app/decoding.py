@@ -21,10 +21,11 @@ from adaptive.experience import Experience
 from adaptive.families import family_of
 from adaptive.memory import MemoryProfile
 from adaptive.planner import PlanInputs, Policy
+from adaptive.previews import make_previews, plan_previews
 from adaptive.probe import MemoryProbe, is_out_of_memory
 from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream.placement import execution_device, wake
-from adaptive.types import DecodePlan, VideoShape
+from adaptive.types import DecodePlan, LatentShape, VideoShape
 from app.config import Settings
 from app.idle import IdleWeights
 from app.jobs import Json
@@ -88,6 +89,18 @@ class Decoding:
     def device(self) -> torch.device:
         """Where the frames come out."""
         return execution_device(self._vae)
+
+    def previews(self) -> Iterator[tuple[int, Tensor]]:
+        """Small pictures of some frames, by their number: `[3, H, W]` in the VAE's range. Not what the decode
+        will give: see `adaptive.previews`. Raises `DeviceFault`.
+        """
+        traits = family_of(self._vae).traits(type(self._vae).__name__, self._vae.config)
+        plan = plan_previews(traits, LatentShape(*self._latents.shape))
+        if plan is not None:
+            with torch.no_grad(), faults_named("decoding"):
+                first, _ = self._recorded.keep or (0, None)
+                for frame, picture in make_previews(self._vae, self._latents, plan, self._kwargs):
+                    yield max(0, frame - first), picture
 
     def frames(self) -> Iterator[Tensor]:
         """Finished frames `[1, 3, f, H, W]` in the VAE's range, in order; those that the pipeline dropped are

@@ -24,7 +24,8 @@ from app.engine import Engine
 from app.jobs import Claim, JobError, Json, Stage
 from app.model import LoadedModel
 from app.store import JobStore, StoreError
-from app.transfer import FrameTransfer, samples_of
+from app.thumbnails import write_jpeg
+from app.transfer import FrameTransfer, samples_of, to_pixels
 from app.video import NO_SPACE, VideoWriteError, VideoWriter
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,11 @@ class JobRun:
             for call in recorded.calls:
                 decoding = self._open_decode(model, call, first=not reports)
                 self._tell(done / shape.frames, kind="stage", stage=Stage.DECODING)
+                if not reports:
+                    self._show_previews(decoding, artifacts)
                 for frames in decoding.frames():
+                    if not done:
+                        write_jpeg(artifacts.thumbnail, to_pixels(frames[0, :, :1])[0].cpu().numpy())
                     transfer.send(frames)
                     done += frames.shape[2]
                     self._control.check()
@@ -153,6 +158,7 @@ class JobRun:
             "fps": spec.fps,
             "seed": spec.seed,
             "audio": None if recorded.sound is None else recorded.sound.as_json(),
+            "thumbnail": True,
             "bytes": artifacts.video.stat().st_size,
             "video_path": str(artifacts.video.relative_to(self._settings.data_dir)),
         }
@@ -178,6 +184,13 @@ class JobRun:
             data = {"from": "per_frame", "to": "cpu", "needed_bytes": refusal.needed_bytes}
         self._event("fallback", data)
         return model.open_decode_on_host(call, spec, self._event)
+
+    def _show_previews(self, decoding: Decoding, artifacts: JobArtifacts) -> None:
+        """Pictures of some frames before any is decoded; they are no part of the video."""
+        for number, (frame, picture) in enumerate(decoding.previews()):
+            pixels = to_pixels(picture.unsqueeze(1))[0].cpu().numpy()
+            write_jpeg(artifacts.preview(number), pixels)
+            self._event("preview", {"number": number, "frame": frame})
 
     def _encode_rest(self, writer: VideoWriter) -> None:
         with self._in_stage(Stage.ENCODING):

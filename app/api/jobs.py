@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path as FilePath
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import FileResponse, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import AwareDatetime
@@ -162,6 +163,43 @@ def get_last_image(job_id: str, service: TheService, owner: Caller) -> Response:
 def _image_response(data: bytes) -> Response:
     kind = "image/png" if data[:4] == b"\x89PNG" else "image/webp" if data[:4] == b"RIFF" else "image/jpeg"
     return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=86400, immutable"})
+
+
+JPEG = {200: {"content": {"image/jpeg": {}}}}
+
+
+@router.get(
+    "/jobs/{job_id}/thumbnail",
+    summary="A picture of the finished video",
+    response_class=FileResponse,
+    responses={**JPEG, **documented(401, 404, 410)},
+)
+def get_thumbnail(job_id: str, service: TheService, owner: Caller) -> Response:
+    """The video's first frame, small."""
+    job = visible(service, job_id, owner)
+    return _picture(job, job_artifacts(service.settings.jobs_dir, job.id).thumbnail)
+
+
+@router.get(
+    "/jobs/{job_id}/previews/{number}.jpg",
+    summary="A picture of a frame, made before the video was decoded",
+    response_class=FileResponse,
+    responses={**JPEG, **documented(401, 404, 410, 422)},
+)
+def get_preview(
+    job_id: str, number: Annotated[int, Path(ge=0, le=99)], service: TheService, owner: Caller
+) -> Response:
+    """About what the frame will be: decoded alone and small. No part of the video."""
+    job = visible(service, job_id, owner)
+    return _picture(job, job_artifacts(service.settings.jobs_dir, job.id).preview(number))
+
+
+def _picture(job: Job, path: FilePath) -> FileResponse:
+    if job.expired:
+        raise Problem(410, "result_expired", "the pictures were deleted when the video's time was over")
+    if not path.is_file():
+        raise Problem(404, "no_picture", f"job {job.id} has no such picture")
+    return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": "private, no-cache"})
 
 
 class StreamEnded(Exception):

@@ -16,6 +16,7 @@ from app.api.requests import job_spec
 from app.api.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
 from app.api.service import Service, TheService, visible
 from app.api.views import job_view, without_strangers
+from app.artifacts import job_artifacts
 from app.jobs import Job, JobSpec, Json, Stage
 from app.media import ImageRejected, check_image
 from app.store import Submission
@@ -24,6 +25,7 @@ from app.webhooks import check_url
 router = APIRouter()
 IDEMPOTENCY_KEY_LENGTH = 200
 HISTORY_LIMIT = 10_000
+PICTURED = frozenset({Stage.DECODING, Stage.ENCODING, Stage.FINISHED})
 
 
 async def _body(request: Request, service: TheService) -> AsyncIterator[bytes]:
@@ -40,6 +42,9 @@ DECODE_FIELDS = frozenset({"decode_strategy", "frames_per_chunk", "exact_only", 
 def view(service: Service, job: Job, owner: str | None) -> Json:
     """The job's JSON, with its expected wait, and what it lacks where it waits for memory."""
     shown = job_view(job, service.models.get(job.spec.model), eta_seconds=eta_seconds(service, job))
+    if job.stage in PICTURED and not job.expired:
+        previews = job_artifacts(service.settings.jobs_dir, job.id).previews()
+        shown["links"]["previews"] = [f"/jobs/{job.id}/previews/{number}.jpg" for number in range(previews)]
     return {**shown, "waiting": _waiting(service, job, owner)}
 
 
@@ -206,4 +211,4 @@ def _queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: st
     again = service.store.queue_again(
         job.id, changes=changed, plan=verdict.plan, needed_bytes=verdict.needed_bytes, why=why
     )
-    return view(service, again, owner)
+    return view(service, again, job.owner)

@@ -26,6 +26,8 @@ def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = 
         links["last_image"] = f"{base}/last_image"
     if has_video(job):
         links["video"] = f"{base}/video"
+        if job.result and job.result.get("thumbnail"):
+            links["thumbnail"] = f"{base}/thumbnail"
     if job.status.is_terminal and not job.expired:
         links["redecode"] = f"{base}/redecode"
     if job.status in (JobStatus.FAILED, JobStatus.CANCELED) and not job.expired:
@@ -64,7 +66,11 @@ def has_video(job: Job) -> bool:
 def _result(job: Job) -> Json | None:
     if job.result is None:
         return None
-    return {name: value for name, value in job.result.items() if not name.endswith("_path")}
+    return {
+        name: value
+        for name, value in job.result.items()
+        if not name.endswith("_path") and name != "thumbnail"
+    }
 
 
 def event_view(event: Event, owner: str | None) -> Json:

@@ -44,12 +44,24 @@ def test_a_budget_chooses_the_strategy_and_the_frames_stay_the_same(
     assert planned.data["budget_bytes"] <= budget
     assert service.metric(line) == before + 1
 
+    previewed_before_decoding(service, job)
     latents = service.settings.jobs_dir / job_id / "latents.safetensors"
     frames = redecoded(service, latents, tmp_path / "frames.safetensors", budget)
     (call,) = load_calls(latents)
     with torch.no_grad():
         expected = load_vae(service).decode(call.latents, *call.args, return_dict=False)[0]
     assert (frames - expected).abs().max() < 1e-4
+
+
+def previewed_before_decoding(service: RunningService, job: dict[str, Any]) -> None:
+    """First, last and frames between were to be seen before a single chunk was decoded; a picture remains."""
+    kinds = service.kinds(job["id"])
+    assert kinds.index("chunk") > max(index for index, kind in enumerate(kinds) if kind == "preview")
+    told = [event.data["frame"] for event in service.events(job["id"]) if event.kind == "preview"]
+    assert sorted(told) == [0, 1, 9, 17, 25]
+    assert told[:2] == [0, 25]
+    for link in (*job["links"]["previews"], job["links"]["thumbnail"]):
+        assert service.http.get(link).raise_for_status().content.startswith(b"\xff\xd8")
 
 
 def redecoded(service: RunningService, latents: Path, out: Path, budget: int) -> torch.Tensor:

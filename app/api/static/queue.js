@@ -129,15 +129,17 @@ function meta(job) {
 
 // The video is put in place once for each time it was made, so that playing is not interrupted by later news.
 function fillMedia(media, job) {
-  const wanted = job.links.video ? `video ${job.finished_at}` : "image";
+  const previews = job.status === "running" ? job.links.previews || [] : [];
+  const wanted = previews.length ? `previews ${previews.length}` : job.links.video ? `video ${job.finished_at}` : "image";
   if (media.dataset.shows === wanted || (wanted.startsWith("video") && !job.finished_at)) return;
   media.dataset.shows = wanted;
   media.style.aspectRatio = `${job.request.width} / ${job.request.height}`;
+  if (previews.length) return media.replaceChildren(strip(job, previews));
   const element = document.createElement(job.links.video ? "video" : "img");
   if (job.links.video) {
     // Not preloaded: a browser opens few connections to one host, and the queue needs them for news.
     Object.assign(element, { controls: true, loop: true, muted: true, playsInline: true, preload: "none" });
-    element.poster = job.links.image ?? "";
+    element.poster = job.links.thumbnail ? `${job.links.thumbnail}?made=${encodeURIComponent(job.finished_at)}` : job.links.image ?? "";
     element.src = `${job.links.video}?made=${encodeURIComponent(job.finished_at)}`;
     element.setAttribute("aria-label", `Video: ${job.request.prompt}`);
   } else {
@@ -147,4 +149,21 @@ function fillMedia(media, job) {
     if (job.links.image) element.src = job.links.image;
   }
   media.replaceChildren(element);
+}
+
+// What is known of the video while it is decoded: single frames, each decoded alone and small.
+function strip(job, previews) {
+  const element = document.createElement("div");
+  element.className = "previews";
+  element.setAttribute("role", "img");
+  element.setAttribute("aria-label", `Previews of: ${job.request.prompt}`);
+  const [first, last, ...between] = previews;
+  for (const link of [first, ...between, last].filter(Boolean)) {
+    const picture = document.createElement("img");
+    picture.alt = "";
+    picture.src = `${link}?attempt=${job.attempts}`;
+    picture.addEventListener("error", () => picture.remove());
+    element.append(picture);
+  }
+  return element;
 }

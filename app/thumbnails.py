@@ -1,0 +1,24 @@
+"""Pixels to small JPEG files: previews of what is being decoded, and the finished video's picture."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.artifacts import write_whole
+
+SIDE = 512
+QUALITY = 82
+
+
+def write_jpeg(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write `[height, width, 3]` in RGB as a JPEG of at most `SIDE` pixels a side, as a whole or not at
+    all.
+    """
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY)
+    write_whole(path, file.getvalue())
