@@ -122,6 +122,23 @@ def _drop_text_encoder(components: Sequence[ComponentSize], activations: Mapping
     return Placement(PlacementKind.DROP_TEXT_ENCODER, device, _sum(components), (), "")
 
 
+def smallest_bytes(
+    components: Sequence[ComponentSize], activation_bytes: Mapping[Stage, int], budget_bytes: int
+) -> dict[Stage, int]:
+    """Least bytes on the device in each stage: one component at a time, in groups of layers where it does not
+    fit whole.
+    """
+    needed: dict[Stage, int] = {}
+    for each in components:
+        for stage in each.stages:
+            activation = activation_bytes.get(stage, 0)
+            whole = each.weight_bytes + activation
+            if whole > budget_bytes and each.group_bytes is not None:
+                whole = min(each.weight_bytes, GROUPS_ON_DEVICE * each.group_bytes) + activation
+            needed[stage] = max(needed.get(stage, 0), whole)
+    return needed
+
+
 def _one_at_a_time(
     components: Sequence[ComponentSize], activations: Mapping[Stage, int], budget_bytes: int
 ) -> Placement:

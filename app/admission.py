@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from adaptive.errors import AdaptiveError, DoesNotFit
 from adaptive.experience import Experience
 from adaptive.memory import MemoryProfile
+from adaptive.placement import Stage
 from adaptive.planner import (
     PlanInputs,
     Policy,
@@ -26,9 +27,18 @@ from adaptive.planner import (
 from adaptive.residuals import Residuals
 from adaptive.types import DecodePlan, LatentShape, MemoryReading, SpatialTiles, VideoShape
 from app.config import ModelEntry
+from app.demand import ModelDemand
 from app.jobs import JobSpec, Json, WorkerRow
 
 LoadProfile = Callable[[ModelEntry], MemoryProfile | None]
+LoadDemand = Callable[[ModelEntry], ModelDemand | None]
+
+
+_NEEDS = {
+    Stage.PROMPT: "reading the prompt needs {:,} bytes with one component on the device at a time",
+    Stage.DENOISE: "denoising needs {:,} bytes with one component on the device at a time",
+    Stage.DECODE: "decoding needs {:,} bytes in its smallest allowed chunk",
+}
 
 
 class ProfilePending(AdaptiveError):
@@ -38,7 +48,7 @@ class ProfilePending(AdaptiveError):
 class FitsNowhere(AdaptiveError):
     """No known device could hold the job, or the request's own budget cannot. Bytes; `largest` would fit.
 
-    `fits_approximately`: it would fit as it is, if the request allowed pixels to change.
+    `stage` is the one that does not: prompt, denoise or decode. `fits_approximately`: it would fit as it is, if the request allowed pixels to change.
     """
 
     def __init__(
@@ -49,16 +59,15 @@ class FitsNowhere(AdaptiveError):
         limit: str,
         *,
         fits_approximately: bool = False,
+        stage: Stage = Stage.DECODE,
     ) -> None:
+        self.stage = stage
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
         self.largest = largest
         self.fits_approximately = fits_approximately
         hint = "; with exact_only=false it would fit, approximately" if fits_approximately else ""
-        super().__init__(
-            f"decoding needs {needed_bytes:,} bytes in its smallest allowed chunk; "
-            f"{limit} is {available_bytes:,} bytes{hint}"
-        )
+        super().__init__(f"{_NEEDS[stage].format(needed_bytes)}; {limit} is {available_bytes:,} bytes{hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,9 @@ class Admission:
         workers: Callable[[], Iterable[WorkerRow]],
         *,
         reserve_bytes: int,
+        load_demand: LoadDemand = lambda _entry: None,
     ) -> None:
+        self._load_demand = load_demand
         self._models = models
         self._load_profile = load_profile
         self._workers = workers
@@ -145,8 +156,24 @@ class Admission:
         if not fitting:
             widest = max(range(len(rooms)), key=lambda index: rooms[index].available_bytes)
             raise _refusal(question, needed[widest], rooms[widest])
+        self._check_stages(spec, question, devices)
         least = min(fitting)
         return _verdict(question, devices, least)
+
+    def _check_stages(self, spec: JobSpec, question: _Question, devices: list[Json]) -> None:
+        """Refuse what no placement of the model's weights lets any device denoise. A device that did not say
+        how much it has is taken to have enough.
+        """
+        demand = self._load_demand(self._models[spec.model])
+        totals = [device.get("total_bytes") for device in devices]
+        if demand is None or not totals or None in totals:
+            return
+        capacity = max(int(total or 0) for total in totals) - self._reserve_bytes
+        short = demand.short_of(question.shape, capacity, guided=spec.guidance_scale > 1)
+        if short is not None:
+            stage, needed_bytes = short
+            limit = "the most any device can give"
+            raise FitsNowhere(needed_bytes, max(0, capacity), None, limit, stage=stage)
 
     def _question(self, spec: JobSpec) -> _Question:
         entry = self._models[spec.model]

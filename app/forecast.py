@@ -2,6 +2,7 @@
 alone.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from adaptive.errors import DoesNotFit
@@ -12,7 +13,7 @@ from adaptive.types import MemoryReading, VideoShape
 from app import profiles
 from app.components import components_of
 from app.config import ModelEntry, Settings
-from app.weights import choose_placement, component_sizes
+from app.weights import choose_placement, stored_demand
 
 
 class Unfeasible(Exception):
@@ -28,18 +29,17 @@ def forecast(
     """
     components = components_of(entry, settings)
     profile = _profile(settings, entry, components["vae"].class_name, components["vae"].config)
-    sizes = component_sizes(components, entry.dtype)
+    demand = stored_demand(settings, entry, components, profile.traits.latent_channels)
     try:
         placement = choose_placement(
-            components,
-            sizes,
+            demand,
             entry,
             profile,
             video,
             device_budget_bytes=device_bytes - settings.reserve_bytes,
             host_budget_bytes=host_bytes,
         )
-        held = _weights_while_decoding(sizes, placement)
+        held = _weights_while_decoding(demand.components, placement)
         return {
             "model": entry.name,
             "video": {"frames": video.frames, "height": video.height, "width": video.width},
@@ -67,7 +67,7 @@ def _profile(settings: Settings, entry: ModelEntry, vae_class: str, config: Any)
     return profile
 
 
-def _weights_while_decoding(sizes: list[ComponentSize], placement: Placement) -> int:
+def _weights_while_decoding(sizes: Sequence[ComponentSize], placement: Placement) -> int:
     """Resident weights stay; under every other placement only the VAE is on the device when it decodes."""
     everything = placement.kind is PlacementKind.RESIDENT
     return sum(each.weight_bytes for each in sizes if everything or each.name == "vae")

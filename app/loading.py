@@ -24,7 +24,7 @@ from app.jobs import Json
 from app.pipelines.calls import call_form
 from app.placement import place
 from app.prompts import PromptCache
-from app.weights import choose_placement, component_sizes
+from app.weights import choose_placement, stored_demand
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,7 @@ def _placement(entry: ModelEntry, settings: Settings, reading: MemoryReading) ->
     given = entry.defaults
     video = VideoShape(given.num_frames, given.height, given.width)
     return choose_placement(
-        components,
-        component_sizes(components, entry.dtype),
+        stored_demand(settings, entry, components, profile.traits.latent_channels),
         entry,
         profile,
         video,

@@ -13,6 +13,7 @@ from adaptive.memory import MemoryProfile
 from app import profiles
 from app.components import ModelUnavailable, components_of
 from app.config import ModelEntry, Settings
+from app.demand import ModelDemand
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,12 @@ def write_shipped(settings: Settings, models: Mapping[str, ModelEntry]) -> None:
         profile = _traced(settings, entry)
         path = profiles.shipped_path(entry)
         path.parent.mkdir(exist_ok=True)
-        document = {"versions": profiles.library_versions(), "profile": profile.to_json()}
+        demand = _demand(settings, entry, profile)
+        document = {
+            "versions": profiles.library_versions(),
+            "demand": demand.to_json(),
+            "profile": profile.to_json(),
+        }
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         log.info("profile_written path=%s", path)
 
@@ -41,7 +47,22 @@ def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:
     return trace_profile(component.class_name, component.config, entry.dtype)
 
 
+def _demand(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> ModelDemand:
+    from app.weights import demand_of
+
+    return demand_of(components_of(entry, settings), profile.traits.latent_channels, entry.dtype)
+
+
 def _trace_one(settings: Settings, entry: ModelEntry) -> bool:
+    if not _trace_vae(settings, entry):
+        return False
+    profile = profiles.load(settings, entry)
+    if profile is not None and profiles.load_demand(settings, entry) is None:
+        profiles.save_demand(settings, entry, _demand(settings, entry, profile))
+    return True
+
+
+def _trace_vae(settings: Settings, entry: ModelEntry) -> bool:
     if profiles.load(settings, entry) is not None:
         return True
     started = time.monotonic()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from adaptive.memory import MemoryProfile
 from app.config import ModelEntry, Settings
+from app.demand import ModelDemand
 
 _LIBRARIES = ("torch", "diffusers")
 _SHIPPED = Path(__file__).parent / "pipelines" / "published" / "profiles"
@@ -60,6 +61,28 @@ def save(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> None:
     profile.save(path)
 
 
+def load_demand(settings: Settings, entry: ModelEntry) -> ModelDemand | None:
+    """What the model demands of a device; None while it has not been traced yet."""
+    path = _demand_path(settings, entry)
+    try:
+        return _read_demand(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError, KeyError, TypeError):
+        return _shipped_demand(shipped_path(entry)) if entry.revision is None else None
+
+
+def save_demand(settings: Settings, entry: ModelEntry, demand: ModelDemand) -> None:
+    """Keep what the model demands; atomic."""
+    path = _demand_path(settings, entry)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".new")
+    draft.write_text(json.dumps(demand.to_json()), encoding="utf-8")
+    draft.replace(path)
+
+
+def _demand_path(settings: Settings, entry: ModelEntry) -> Path:
+    return profile_path(settings, entry).with_suffix(".demand.json")
+
+
 @cache
 def library_versions() -> Mapping[str, str]:
     """Versions that a trace depends on, without the part that names a build."""
@@ -69,6 +92,21 @@ def library_versions() -> Mapping[str, str]:
 @lru_cache(maxsize=64)
 def _read(path: Path, _modified_ns: int) -> MemoryProfile:
     return MemoryProfile.load(path)
+
+
+@lru_cache(maxsize=64)
+def _read_demand(path: Path, _modified_ns: int) -> ModelDemand:
+    return ModelDemand.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+@cache
+def _shipped_demand(path: Path) -> ModelDemand | None:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        demand = ModelDemand.from_json(document["demand"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return demand if document["versions"] == library_versions() else None
 
 
 @cache

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -11,12 +12,12 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from adaptive.version import __version__
-from app.admission import LoadProfile
+from app import profiles
+from app.admission import LoadDemand, LoadProfile
 from app.api import batch, jobs, openai, problems, session, submit, system
 from app.api.guard import Guard
 from app.api.service import build_service
 from app.config import Settings
-from app.profiles import load as load_stored_profile
 
 STATIC = Path(__file__).with_name("static")
 THREADS = 64
@@ -26,9 +27,17 @@ PAGE_POLICY = (
 )
 
 
-def create_app(settings: Settings, *, load_profile: LoadProfile | None = None) -> FastAPI:
-    """The API over one database; `load_profile` finds a model's stored memory profile."""
-    service = build_service(settings, load_profile or (lambda entry: load_stored_profile(settings, entry)))
+def create_app(
+    settings: Settings, *, load_profile: LoadProfile | None = None, load_demand: LoadDemand | None = None
+) -> FastAPI:
+    """The API over one database.
+
+    `load_profile` and `load_demand` find a model's memory profile and what it demands of a device; by default
+    both are read from where they are stored, and with a profile of one's own there is no other demand.
+    """
+    if load_demand is None:
+        load_demand = partial(profiles.load_demand, settings) if load_profile is None else lambda _entry: None
+    service = build_service(settings, load_profile or partial(profiles.load, settings), load_demand)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -125,6 +125,7 @@ def _fit_data(error: FitsNowhere) -> dict[str, Any]:
     largest = error.largest
     shape = largest and {"width": largest.width, "height": largest.height, "num_frames": largest.frames}
     return {
+        "stage": error.stage.value,
         "needed_bytes": error.needed_bytes,
         "available_bytes": error.available_bytes,
         "largest_shape_that_fits": shape,

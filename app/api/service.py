@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from adaptive.nvml import Nvml
-from app.admission import Admission, LoadProfile
+from app.admission import Admission, LoadDemand, LoadProfile
 from app.api.bodies import BodyMemory
 from app.api.eta import RunTimes
 from app.api.feed import EventFeed
@@ -94,7 +94,7 @@ class Service:
         job_artifacts(self.settings.jobs_dir, job_id).remove()
 
 
-def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
+def build_service(settings: Settings, load_profile: LoadProfile, load_demand: LoadDemand) -> Service:
     """All parts, nothing started."""
     models = load_models(settings)
     store = open_store(settings)
@@ -111,6 +111,7 @@ def build_service(settings: Settings, load_profile: LoadProfile) -> Service:
         load_profile,
         alive_workers,
         reserve_bytes=settings.reserve_bytes,
+        load_demand=load_demand,
     )
     return Service(
         settings=settings,

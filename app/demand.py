@@ -1,0 +1,93 @@
+"""What a whole job demands of a device, stage by stage: arithmetic on stored numbers, without torch.
+
+Owns: `ModelDemand`, made once a model by `app.weights` and stored beside its memory profile, so that the API
+refuses what no placement of the weights can make fit. Must not know: how numbers are traced, devices, HTTP.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from adaptive.placement import ComponentSize, Stage, smallest_bytes
+from adaptive.types import LatentShape
+
+FORMAT = 1
+MIB = 2**20
+# A prompt of some hundred tokens; the text encoder's activations are small beside its weights.
+PROMPT_ACTIVATION_BYTES = 256 * MIB
+# For denoisers whose inputs are not known (`app.denoisers`).
+UNKNOWN_DENOISE_BYTES = 3072 * MIB
+# Workspace of attention and matrix kernels, and fragmentation, beyond the traced tensors.
+DENOISE_MARGIN = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseCurve:
+    """Bytes of one denoising step above weights, by latent positions (frames x height x width): affine where
+    attention is fused, with a square where a mask over all pairs is made.
+
+    `guidance_in_batch`: with classifier-free guidance both branches go through in one call.
+    """
+
+    constant_bytes: float
+    bytes_a_position: float
+    bytes_a_pair: float
+    guidance_in_batch: bool
+
+    def live_bytes(self, latent: LatentShape, *, guided: bool) -> int:
+        """Tensors of one step."""
+        doubled = 2 if guided and self.guidance_in_batch else 1
+        positions = latent.frames * latent.area
+        square = self.bytes_a_pair * positions**2
+        return round(doubled * (self.constant_bytes + self.bytes_a_position * positions + square))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDemand:
+    """A model's components, and its denoiser's curves (None: not known)."""
+
+    components: tuple[ComponentSize, ...]
+    denoise: tuple[DenoiseCurve | None, ...]
+
+    def denoise_bytes(self, latent: LatentShape, *, guided: bool) -> int:
+        """Bytes of one denoising step with its margin, above weights."""
+        return max(
+            UNKNOWN_DENOISE_BYTES
+            if curve is None
+            else round(curve.live_bytes(latent, guided=guided) * DENOISE_MARGIN)
+            for curve in self.denoise
+        )
+
+    def activation_bytes(self, latent: LatentShape, decode_bytes: int, *, guided: bool) -> dict[Stage, int]:
+        """Peak above weights of each stage."""
+        return {
+            Stage.PROMPT: PROMPT_ACTIVATION_BYTES,
+            Stage.DENOISE: self.denoise_bytes(latent, guided=guided),
+            Stage.DECODE: decode_bytes,
+        }
+
+    def short_of(self, latent: LatentShape, capacity_bytes: int, *, guided: bool) -> tuple[Stage, int] | None:
+        """The stage before decoding that no placement of the weights fits into `capacity_bytes`, and the
+        bytes it needs at least; None where all fit. Without margins, and with nothing for unknown denoisers:
+        what might fit is not refused.
+        """
+        live = [curve.live_bytes(latent, guided=guided) for curve in self.denoise if curve is not None]
+        activations = {Stage.DENOISE: max(live, default=0)}
+        needs = smallest_bytes(self.components, activations, capacity_bytes)
+        needs.pop(Stage.DECODE, None)  # its chunks are the planner's
+        short = {stage: need for stage, need in needs.items() if need > capacity_bytes}
+        return max(short.items(), key=lambda each: each[1]) if short else None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; the inverse is `from_json`."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`; `ValueError` for another format."""
+        if data.get("format") != FORMAT:
+            raise ValueError(f"demand format {data.get('format')!r} is not {FORMAT}")
+        parts = [{**each, "stages": tuple(map(Stage, each["stages"]))} for each in data["components"]]
+        components = [ComponentSize(**part) for part in parts]
+        curves = [None if each is None else DenoiseCurve(**each) for each in data["denoise"]]
+        return cls(tuple(components), tuple(curves))

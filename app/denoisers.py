@@ -1,0 +1,204 @@
+"""What one step of denoising needs above the weights, traced on meta tensors from a denoiser's configuration.
+
+Owns: how each class of denoiser is called for a video of a given latent shape (its inputs' layouts, prompt
+lengths as its pipeline uses them, whether guidance doubles the batch). Nothing is run and no weights are
+needed. Must not know: placements, jobs, devices.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adaptive.trace import trace_peak
+from adaptive.types import LatentShape
+from app.components import Component, build_component
+from app.demand import DenoiseCurve
+
+Inputs = Callable[[Any, LatentShape, torch.dtype], dict[str, Any]]
+# Latent sizes that are traced: of real videos, so that the peak is where it is for them. They cost nothing.
+TRACED_SIDES = ((16, 24), (32, 48), (64, 96))
+TRACED_FRAMES = 9
+# A square that adds less than this share at the largest traced size is rounding and padding.
+LEAST_SHARE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiserCall:
+    """How a pipeline calls its denoiser; `guidance_in_batch`: both branches of guidance go in one call."""
+
+    inputs: Inputs
+    guidance_in_batch: bool = True
+
+
+def trace_curve(component: Component, latent_channels: int, dtype: str) -> DenoiseCurve | None:
+    """Bytes of one step by latent positions; None for a class whose calls are not known here."""
+    call = CALLS.get(component.class_name)
+    if call is None:
+        return None
+    points = []
+    for height, width in TRACED_SIDES:
+        shape = LatentShape(1, latent_channels, TRACED_FRAMES, height, width)
+        points.append((shape.frames * shape.area, step_bytes(component, shape, dtype)))
+    return _fitted(points, guidance_in_batch=call.guidance_in_batch)
+
+
+def _fitted(points: list[tuple[int, int]], *, guidance_in_batch: bool) -> DenoiseCurve:
+    """The parabola through three points, or the line through the last two where it is one."""
+    (x0, y0), (x1, y1), (x2, y2) = points
+    slope = (y2 - y1) / (x2 - x1)
+    square = (slope - (y1 - y0) / (x1 - x0)) / (x2 - x0)
+    if square * x2**2 < LEAST_SHARE * y2:
+        return DenoiseCurve(max(0.0, y2 - slope * x2), slope, 0.0, guidance_in_batch)
+    linear = slope - square * (x1 + x2)
+    return DenoiseCurve(max(0.0, y2 - linear * x2 - square * x2**2), linear, square, guidance_in_batch)
+
+
+def step_bytes(component: Component, shape: LatentShape, dtype: str) -> int:
+    """Traced peak of one step on latents of that shape. `KeyError` for a class that is not in `CALLS`."""
+    call = CALLS[component.class_name]
+    torch_dtype = _dtype(dtype)
+    with torch.device("meta"):
+        module = build_component(component).eval()
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to("meta", torch_dtype)
+        arguments = call.inputs(module.config, shape, torch_dtype)
+        return trace_peak(lambda: module(**arguments, return_dict=False)).peak_bytes
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(importlib.import_module("torch"), name)
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def _video(config: Any, shape: LatentShape, dtype: torch.dtype) -> torch.Tensor:
+    """Latents `[B, C, T, h, w]` with as many channels as the denoiser takes, conditions included."""
+    size = (shape.batch, config["in_channels"], shape.frames, shape.height, shape.width)
+    return torch.empty(size, dtype=dtype)
+
+
+def _ltx(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    tokens, words = shape.frames * shape.height * shape.width, 128
+    return {
+        "hidden_states": torch.empty(shape.batch, tokens, config["in_channels"], dtype=dtype),
+        "encoder_hidden_states": torch.empty(shape.batch, words, config["caption_channels"], dtype=dtype),
+        "timestep": torch.empty(shape.batch, tokens),
+        "encoder_attention_mask": torch.empty(shape.batch, words, dtype=torch.bool),
+        "num_frames": shape.frames,
+        "height": shape.height,
+        "width": shape.width,
+        "rope_interpolation_scale": (1.0, 1.0, 1.0),
+    }
+
+
+def _dynamicrafter(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    tokens = config["text_tokens"] + shape.frames * config["image_tokens_per_frame"]
+    return {
+        "sample": _video(config, shape, dtype),
+        "timestep": torch.empty((), dtype=torch.int64),
+        "encoder_hidden_states": torch.empty(shape.batch, tokens, config["cross_attention_dim"], dtype=dtype),
+    }
+
+
+def _wan(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    picture = {}
+    if config.get("image_dim"):  # CLIP's tokens of a picture of 224 x 224
+        size = (shape.batch, 257, config["image_dim"])
+        picture = {"encoder_hidden_states_image": torch.empty(size, dtype=dtype)}
+    return {
+        "hidden_states": _video(config, shape, dtype),
+        "timestep": torch.empty(shape.batch, dtype=torch.int64),
+        "encoder_hidden_states": torch.empty(shape.batch, 512, config["text_dim"], dtype=dtype),
+        **picture,
+    }
+
+
+def _cogvideox(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    patch_time = config.get("patch_size_t") or 1
+    patch, head = config["patch_size"], config["attention_head_dim"]
+    frames = -(-shape.frames // patch_time) * patch_time  # the pipeline pads to whole patches
+    tokens = frames // patch_time * (shape.height // patch) * (shape.width // patch)
+    rotary = (torch.empty(tokens, head), torch.empty(tokens, head))
+    words = config["max_text_seq_length"]
+    size = (shape.batch, frames, config["in_channels"], shape.height, shape.width)
+    return {
+        "hidden_states": torch.empty(size, dtype=dtype),
+        "timestep": torch.empty(shape.batch, dtype=torch.int64),
+        "encoder_hidden_states": torch.empty(shape.batch, words, config["text_embed_dim"], dtype=dtype),
+        "image_rotary_emb": rotary if config["use_rotary_positional_embeddings"] else None,
+        **({"ofs": torch.empty(shape.batch, dtype=dtype)} if config.get("ofs_embed_dim") else {}),
+    }
+
+
+def _svd(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    width = config["cross_attention_dim"]
+    size = (shape.batch, shape.frames, config["in_channels"], shape.height, shape.width)
+    return {
+        "sample": torch.empty(size, dtype=dtype),
+        "timestep": torch.empty(()),
+        "encoder_hidden_states": torch.empty(shape.batch, 1, width, dtype=dtype),
+        "added_time_ids": torch.empty(shape.batch, 3, dtype=dtype),
+    }
+
+
+def _hunyuan(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    words = 256
+    guided = {"guidance": torch.empty(shape.batch, dtype=dtype)} if config.get("guidance_embeds") else {}
+    return {
+        "hidden_states": _video(config, shape, dtype),
+        "timestep": torch.empty(shape.batch, dtype=torch.int64),
+        "encoder_hidden_states": torch.empty(shape.batch, words, config["text_embed_dim"], dtype=dtype),
+        "encoder_attention_mask": torch.empty(shape.batch, words, dtype=torch.bool),
+        "pooled_projections": torch.empty(shape.batch, config["pooled_projection_dim"], dtype=dtype),
+        **guided,
+    }
+
+
+def _cosmos(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    latents = _video({"in_channels": config["in_channels"] - 1}, shape, dtype)
+    return {
+        "hidden_states": latents,
+        "timestep": torch.empty(shape.batch, dtype=dtype),
+        "encoder_hidden_states": torch.empty(shape.batch, 512, config["text_embed_dim"], dtype=dtype),
+        "fps": 24,
+        "condition_mask": torch.empty(shape.batch, 1, *latents.shape[2:], dtype=dtype),
+        "padding_mask": torch.empty(1, 1, shape.height, shape.width, dtype=dtype),
+    }
+
+
+def _motion(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    size = (shape.batch * shape.frames, 77, config["cross_attention_dim"])
+    return {
+        "sample": _video(config, shape, dtype),
+        "timestep": torch.empty((), dtype=torch.int64),
+        "encoder_hidden_states": torch.empty(size, dtype=dtype),
+    }
+
+
+def _i2vgen(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    width = config["cross_attention_dim"]
+    return {
+        "sample": _video(config, shape, dtype),
+        "timestep": torch.empty((), dtype=torch.int64),
+        "fps": torch.empty(shape.batch, dtype=torch.int64),
+        "image_latents": _video(config, shape, dtype),
+        "image_embeddings": torch.empty(shape.batch, width, dtype=dtype),
+        "encoder_hidden_states": torch.empty(shape.batch, 77, width, dtype=dtype),
+    }
+
+
+CALLS: Mapping[str, DenoiserCall] = {
+    "CogVideoXTransformer3DModel": DenoiserCall(_cogvideox),
+    "CosmosTransformer3DModel": DenoiserCall(_cosmos, guidance_in_batch=False),
+    "DynamiCrafterUNet": DenoiserCall(_dynamicrafter),
+    "HunyuanVideoTransformer3DModel": DenoiserCall(_hunyuan, guidance_in_batch=False),
+    "I2VGenXLUNet": DenoiserCall(_i2vgen),
+    "LTXVideoTransformer3DModel": DenoiserCall(_ltx),
+    "SkyReelsV2Transformer3DModel": DenoiserCall(_wan, guidance_in_batch=False),
+    "UNetMotionModel": DenoiserCall(_motion),
+    "UNetSpatioTemporalConditionModel": DenoiserCall(_svd),
+    "WanTransformer3DModel": DenoiserCall(_wan, guidance_in_batch=False),
+}

@@ -1,0 +1,128 @@
+"""What denoising needs, traced from configurations: as real runs count it, at any shape, judged by stages."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from adaptive.placement import ComponentSize, Stage
+from adaptive.trace import trace_peak
+from adaptive.types import LatentShape
+from app import profiles
+from app.components import Component
+from app.config import Settings, load_models
+from app.demand import DenoiseCurve, ModelDemand
+from app.denoisers import CALLS, step_bytes, trace_curve
+
+GIB = 2**30
+TINY: dict[str, dict[str, Any]] = {
+    "LTXVideoTransformer3DModel": {
+        "in_channels": 8,
+        "out_channels": 8,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "cross_attention_dim": 32,
+        "num_layers": 2,
+        "caption_channels": 16,
+    },
+    "WanTransformer3DModel": {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 36,
+        "out_channels": 16,
+        "text_dim": 32,
+        "freq_dim": 32,
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "image_dim": 32,
+        "added_kv_proj_dim": 24,
+    },
+    "CogVideoXTransformer3DModel": {
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "in_channels": 8,
+        "out_channels": 4,
+        "time_embed_dim": 8,
+        "text_embed_dim": 16,
+        "num_layers": 2,
+        "max_text_seq_length": 8,
+        "use_rotary_positional_embeddings": True,
+    },
+    "UNetSpatioTemporalConditionModel": {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        "num_attention_heads": 2,
+        "layers_per_block": 1,
+        "cross_attention_dim": 32,
+        "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": 96,
+    },
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_traced_step_counts_what_a_real_one_does(name: str) -> None:
+    shape = LatentShape(1, TINY[name].get("in_channels", 8), 3, 8, 8)
+    module = getattr(diffusers, name)(**TINY[name]).eval()
+    arguments = CALLS[name].inputs(module.config, shape, torch.float32)
+    counted = trace_peak(lambda: module(**arguments, return_dict=False)).peak_bytes
+    traced = step_bytes(Component("diffusers", name, TINY[name]), shape, "float32")
+    assert traced == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["LTXVideoTransformer3DModel", "WanTransformer3DModel"])
+def test_one_curve_gives_every_shape(name: str) -> None:
+    component = Component("diffusers", name, TINY[name])
+    curve = trace_curve(component, TINY[name]["in_channels"], "bfloat16")
+    assert curve is not None
+    for frames, height, width in ((7, 16, 24), (16, 24, 40), (21, 60, 104)):
+        shape = LatentShape(1, TINY[name]["in_channels"], frames, height, width)
+        assert curve.live_bytes(shape, guided=False) == pytest.approx(
+            step_bytes(component, shape, "bfloat16"), rel=0.02
+        )
+
+
+def test_guidance_doubles_only_what_goes_through_in_one_batch() -> None:
+    shape = LatentShape(1, 8, 2, 3, 5)
+    both, apart = (DenoiseCurve(100, 10, 1, guidance_in_batch) for guidance_in_batch in (True, False))
+    assert both.live_bytes(shape, guided=False) == apart.live_bytes(shape, guided=True) == 100 + 300 + 900
+    assert both.live_bytes(shape, guided=True) == 2 * 1300
+
+
+def test_a_denoiser_that_is_not_known_has_no_curve() -> None:
+    assert trace_curve(Component("diffusers", "SomeTransformer", {}), 8, "float32") is None
+
+
+PARTS = (
+    ComponentSize("text_encoder", 9 * GIB, (Stage.PROMPT,), GIB),
+    ComponentSize("transformer", 4 * GIB, (Stage.DENOISE,), GIB // 4),
+    ComponentSize("vae", GIB, (Stage.DENOISE, Stage.DECODE), None),
+)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "activation", "expected"),
+    [
+        (24 * GIB, 2 * GIB, None),
+        (6 * GIB, 5 * GIB, None),  # layer by layer
+        (6 * GIB, 8 * GIB, (Stage.DENOISE, 9 * GIB)),  # the VAE encodes the picture there
+        (GIB, 0, (Stage.PROMPT, 2 * GIB)),
+    ],
+)
+def test_the_stage_that_fits_no_device_is_named_with_its_bytes(
+    capacity: int, activation: int, expected: tuple[Stage, int] | None
+) -> None:
+    demand = ModelDemand(PARTS, (DenoiseCurve(activation, 0, 0, guidance_in_batch=False), None))
+    assert demand.short_of(LatentShape(1, 8, 2, 3, 5), capacity, guided=True) == expected
+
+
+def test_what_is_stored_is_what_was_traced(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    entry = load_models(settings)["tiny"].model_copy(update={"revision": "one"})
+    assert profiles.load_demand(settings, entry) is None
+    demand = ModelDemand(PARTS, (DenoiseCurve(1.5, 2.5, 0.0, guidance_in_batch=True), None))
+    profiles.save_demand(settings, entry, demand)
+    assert profiles.load_demand(settings, entry) == demand
