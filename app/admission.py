@@ -48,7 +48,8 @@ class ProfilePending(AdaptiveError):
 class FitsNowhere(AdaptiveError):
     """No known device could hold the job, or the request's own budget cannot. Bytes; `largest` would fit.
 
-    `stage` is the one that does not: prompt, denoise or decode. `fits_approximately`: it would fit as it is, if the request allowed pixels to change.
+    `stage` is the one that does not: prompt, denoise or decode. `fits_approximately`: it would fit as it is,
+    if the request allowed pixels to change.
     """
 
     def __init__(

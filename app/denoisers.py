@@ -61,9 +61,8 @@ def step_bytes(component: Component, shape: LatentShape, dtype: str) -> int:
     call = CALLS[component.class_name]
     torch_dtype = _dtype(dtype)
     with torch.device("meta"):
-        module = build_component(component).eval()
-        for parameter in module.parameters():
-            parameter.data = parameter.data.to("meta", torch_dtype)
+        # Some parameters ignore the default device, as `torch.Tensor([...])` in diffusers' AlphaBlender does.
+        module = torch.nn.Module.to(build_component(component).eval(), "meta", torch_dtype)
         arguments = call.inputs(module.config, shape, torch_dtype)
         return trace_peak(lambda: module(**arguments, return_dict=False)).peak_bytes
 
@@ -157,18 +156,6 @@ def _hunyuan(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, A
     }
 
 
-def _cosmos(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
-    latents = _video({"in_channels": config["in_channels"] - 1}, shape, dtype)
-    return {
-        "hidden_states": latents,
-        "timestep": torch.empty(shape.batch, dtype=dtype),
-        "encoder_hidden_states": torch.empty(shape.batch, 512, config["text_embed_dim"], dtype=dtype),
-        "fps": 24,
-        "condition_mask": torch.empty(shape.batch, 1, *latents.shape[2:], dtype=dtype),
-        "padding_mask": torch.empty(1, 1, shape.height, shape.width, dtype=dtype),
-    }
-
-
 def _motion(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
     size = (shape.batch * shape.frames, 77, config["cross_attention_dim"])
     return {
@@ -192,7 +179,6 @@ def _i2vgen(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, An
 
 CALLS: Mapping[str, DenoiserCall] = {
     "CogVideoXTransformer3DModel": DenoiserCall(_cogvideox),
-    "CosmosTransformer3DModel": DenoiserCall(_cosmos, guidance_in_batch=False),
     "DynamiCrafterUNet": DenoiserCall(_dynamicrafter),
     "HunyuanVideoTransformer3DModel": DenoiserCall(_hunyuan, guidance_in_batch=False),
     "I2VGenXLUNet": DenoiserCall(_i2vgen),

@@ -58,7 +58,10 @@ def _trace_one(settings: Settings, entry: ModelEntry) -> bool:
         return False
     profile = profiles.load(settings, entry)
     if profile is not None and profiles.load_demand(settings, entry) is None:
-        profiles.save_demand(settings, entry, _demand(settings, entry, profile))
+        try:
+            profiles.save_demand(settings, entry, _demand(settings, entry, profile))
+        except Exception:  # jobs are then judged by their decode alone
+            log.exception("demand_failed model=%s", entry.name)
     return True
 
 

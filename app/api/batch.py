@@ -37,7 +37,7 @@ def generate_batch(
         raise Problem(422, "bad_batch_size", f"a batch has 1 to {MAX_JOBS} jobs, not {len(jobs)}")
     submissions = _all_checked(service, jobs, owner, idempotency_key)
     added = service.store.submit_all(submissions)
-    return {"jobs": [view(service, job) for job, _ in added]}
+    return {"jobs": [view(service, job, owner) for job, _ in added]}
 
 
 def _all_checked(
