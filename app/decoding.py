@@ -25,7 +25,7 @@ from adaptive.previews import make_previews, plan_previews
 from adaptive.probe import MemoryProbe, is_out_of_memory
 from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream.placement import execution_device, wake
-from adaptive.types import DecodePlan, LatentShape, VideoShape
+from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, VideoShape
 from app.config import Settings
 from app.idle import IdleWeights
 from app.jobs import Json
@@ -188,14 +188,18 @@ def video_shape(vae: Any, clip: RecordedClip) -> VideoShape:
 
 
 def whole_report(reports: Sequence[Json]) -> Json:
-    """One report of a clip's decodes: the slowest rung, the highest peaks, the sums of time and retries."""
+    """One report of a clip's decodes: the last rung in the order of falling back, the highest peaks, the seam
+    that shows most, the sums of time and retries.
+    """
     if len(reports) == 1:
         return reports[0]
-    slowest = min(reports, key=lambda report: int(report["frames_per_chunk"]))
+    slowest = max(reports, key=lambda report: _cut(report).order)
+    seams = [report["seam_score"] for report in reports if report["seam_score"] is not None]
     measured = [report["measured_peak_bytes"] for report in reports]
     return {
         **slowest,
         "exact": all(report["exact"] for report in reports),
+        "seam_score": max(seams, key=abs, default=None),
         "predicted_peak_bytes": max(report["predicted_peak_bytes"] for report in reports),
         "measured_peak_bytes": None if None in measured else max(measured),
         "seconds": round(sum(report["seconds"] for report in reports), 4),
@@ -203,6 +207,10 @@ def whole_report(reports: Sequence[Json]) -> Json:
         "regret_seconds": sum(report["regret_seconds"] for report in reports),
         "chunks": [size for report in reports for size in report["chunks"]],
     }
+
+
+def _cut(report: Json) -> Cut:
+    return Cut(report["frames_per_chunk"], SpatialTiles(**report["tiles"]), report["exact"])
 
 
 @contextmanager

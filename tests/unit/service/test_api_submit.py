@@ -76,6 +76,8 @@ BAD_FIELDS = [
     ({"width": "8192", "height": "8192"}, 422, "over_model_limit"),
     ({"decode_strategy": "fast"}, 422, "invalid_decode_strategy"),
     ({"decode_strategy": "batched", "frames_per_chunk": "2"}, 422, "invalid_request"),
+    ({"decode_strategy": "tiled", "frames_per_chunk": "1"}, 422, "invalid_request"),
+    ({"decode_strategy": "approximate_tiled"}, 422, "approximate_not_allowed"),
     ({"seed": "-1"}, 422, "invalid_seed"),
     ({"priority": "11"}, 422, "invalid_priority"),
     ({"image": "not a file but text"}, 422, "not_an_image"),
@@ -205,6 +207,25 @@ def test_what_no_device_can_hold_is_refused_with_the_numbers_and_a_shape_that_wo
     largest = body["largest_shape_that_fits"]
     again = client.post("/generate", data={"prompt": "x", **largest}, files={"image": ("a.jpg", picture)})
     assert again.status_code == 202, "the shape that is offered must be taken"
+
+
+def test_a_refusal_tells_whether_approximate_decoding_would_fit_and_it_then_is_offered_so(
+    client: TestClient, picture: bytes
+) -> None:
+    form = {"width": 1024, "height": 1024, "num_frames": 9}
+    ask = {**form, "exact_only": False, "memory_budget_bytes": 2**40}
+    rungs = client.post("/plan", json=ask).json()["rungs"]
+    approximate = [rung["predicted_peak_bytes"] for rung in rungs if not rung["exact"]]
+    assert all(rung["strategy"].startswith("approximate") == (not rung["exact"]) for rung in rungs)
+    assert min(approximate) < min(rung["predicted_peak_bytes"] for rung in rungs if rung["exact"])
+    for budget, fits in ((min(approximate), True), (min(approximate) - 1, False)):
+        data = {"prompt": "x", **form, "memory_budget_bytes": str(budget)}
+        body = client.post("/generate", data=data, files={"image": ("a.jpg", picture)}).json()
+        assert (body["code"], body["fits_with_exact_only_false"]) == ("does_not_fit", fits)
+        assert ("exact_only=false" in body["detail"]) == fits
+    accepted = {"prompt": "x", **form, "memory_budget_bytes": str(min(approximate)), "exact_only": "false"}
+    answer = client.post("/generate", data=accepted, files={"image": ("a.jpg", picture)})
+    assert answer.status_code == 202
 
 
 def test_what_only_does_not_fit_now_is_queued_and_says_so(
