@@ -190,7 +190,8 @@ class AdaptiveDecoder:
         return None
 
     def _after_failure(self, run: DecodeRun, latents: Tensor, held_bytes: int) -> None:
-        """Choose a smaller cut after an out-of-memory, or raise `DecodeOutOfMemory` where there is none.
+        """Choose a smaller cut after an out-of-memory. Where there is none, the smallest gets a second try at
+        each chunk: a neighbour may have come and gone. `DecodeOutOfMemory` where that fails, too.
 
         `held_bytes` are the state that the decode keeps.
         """
@@ -198,8 +199,9 @@ class AdaptiveDecoder:
         self._probe.release()
         reading = self._read()
         failed = run.cut
-        first_time = failed not in run.failed
+        again = failed in run.failed_here
         run.failed[failed] = reading.free_bytes
+        run.failed_here.add(failed)
         self._learn_failure(latents, failed, reading.free_bytes + held_bytes)
         data = {"frames_per_chunk": failed.frames_per_chunk, "free_bytes": reading.free_bytes}
         self._tell("oom", {**data, "message": run.failure})
@@ -210,7 +212,7 @@ class AdaptiveDecoder:
             names = [cut.strategy(_frames(latents)).value for cut in (failed, after)]
             if names[0] != names[1]:
                 self._tell("fallback", {"from": names[0], "to": names[1]})
-        elif not first_time:
+        elif again:
             raise DecodeOutOfMemory(
                 frames_per_chunk=failed.frames_per_chunk, retries=run.retries, frames_done=run.video_frames
             )
@@ -291,6 +293,7 @@ class AdaptiveDecoder:
         if fed:
             run.chunk_frames.append(fed)
         run.video_frames += frames.shape[2]
+        run.failed_here.clear()
         data = {
             "latent_frames": fed,
             "position": position,

@@ -76,6 +76,7 @@ class DecodeRun:
     chunk_frames: list[int] = field(default_factory=list)
     # Free bytes when a cut failed: it is tried again only once clearly more is free.
     failed: dict[Cut, int] = field(default_factory=dict)
+    failed_here: set[Cut] = field(default_factory=set)  # since the last chunk that succeeded
     exact: bool = True  # every pixel so far
     seam_score: float | None = None
 
@@ -87,7 +88,7 @@ class DecodeRun:
     def may_follow(self, cut: Cut) -> bool:
         """Whether the decode may go on with a cut: chunks apart can only be had from the first frame on."""
         apart = not cut.exact and cut.tiles == WHOLE_PICTURE
-        return cut not in self.failed and (not apart or not self.cut.exact or self.video_frames == 0)
+        return cut not in self.failed_here and (not apart or not self.cut.exact or self.video_frames == 0)
 
     def failed_lately(self, free_bytes: int) -> Cut | None:
         """The smallest cut that has failed with about this much memory; None where nothing has failed."""

@@ -5,9 +5,10 @@
 Every case is one decode by `AdaptiveDecoder` of a random clip, with a VAE of real layers and random weights.
 A second process rewrites the stub driver's file of free memory every few milliseconds, so that the real
 `pynvml` says something else at each look; and at each look the process' address space (RLIMIT_AS) is limited
-to a random size or set free, so that allocations fail where they happen to. The room always suffices for one
-frame a chunk. A case passes where every frame is that of the undisturbed one-call decode and no latent frame
-was fed twice. Writes `chaos.json` and `chaos.md`; exits with 1 unless all pass.
+to a random size or set free, so that allocations fail where they happen to. The room suffices for one frame a
+chunk, but for single looks now and then. A case passes where every frame is that of the undisturbed one-call
+decode and no latent frame was fed twice; SVD's layer sweep is one step, which a failure in it repeats. Writes
+`chaos.json` and `chaos.md`; exits with 1 unless all pass.
 """
 
 from __future__ import annotations

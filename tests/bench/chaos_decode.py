@@ -35,6 +35,7 @@ UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 WAIT_SECONDS = 0.02
 # Room beside tensors for oneDNN's scratch and code, and for the interpreter itself.
 BESIDE_TENSORS = 16 * MIB
+INTERPRETER_BYTES = 4 * MIB
 
 
 # Configuration (tests/unit/stream/stream_vaes.py) and latent size `[h, w]`: few channels and many pixels, for
@@ -52,15 +53,21 @@ class ChaosProbe:
         self._nvml = Nvml()
         self._chance = chance
         self._room_bytes = room_bytes
-        self.limits = 0
+        self._tight = False
 
     def read(self) -> MemoryReading:
         """The driver's word, whatever the truth is."""
-        if self._chance.random() < 0.6:
-            room = self._chance.randint(*self._room_bytes)
+        least, most = self._room_bytes
+        # Now and then a neighbour leaves too little for anything, but never twice in a row.
+        self._tight = not self._tight and self._chance.random() < 0.15
+        if self._tight or self._chance.random() < 0.6:
+            room = (
+                self._chance.randint(INTERPRETER_BYTES, least)
+                if self._tight
+                else self._chance.randint(least, most)
+            )
             limit = psutil.Process().memory_info().vms + room
             resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-            self.limits += 1
         else:
             resource.setrlimit(resource.RLIMIT_AS, UNLIMITED)
         gpu = self._nvml.read(nvml_stub.StubGpu.uuid)

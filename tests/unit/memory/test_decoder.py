@@ -194,6 +194,19 @@ def test_when_even_the_smallest_allowed_chunk_fails_twice_the_decode_ends_with_i
     assert ended.value.retries >= 2
 
 
+def test_the_smallest_chunk_is_tried_again_at_every_place_where_it_fails_once(
+    fragile: Callable[[Callable[[int], bool]], Any], latents: Tensor, batched: Tensor
+) -> None:
+    decoder = AdaptiveDecoder(
+        fragile(lambda call: call in (1, 3, 6)),
+        probe=ScriptedProbe([GIB]),
+        policy=Policy(strategy="per_frame", reserve_bytes=0),
+    )
+    assert close(run(decoder, latents), batched)
+    assert decoder.report.retries == 3
+    assert sum(decoder.report.chunk_frames) == 8
+
+
 def test_an_error_that_is_not_about_memory_is_not_retried(vae: Any) -> None:
     decoder = AdaptiveDecoder(vae, probe=ScriptedProbe([GIB]), policy=FREE)
     with pytest.raises(RuntimeError, match="channels"):
