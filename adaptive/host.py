@@ -52,28 +52,11 @@ def give_back_heap() -> None:
         trim(0)
 
 
-class _HeapInfo(ctypes.Structure):
-    """`struct mallinfo2` of glibc's malloc.h; `fordblks` is free memory that the heap keeps."""
-
-    _NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-    _fields_ = tuple((name, ctypes.c_size_t) for name in _NAMES.split())
-
-
-def heap_kept_bytes() -> int:
-    """Memory that was freed and that the C library's heap keeps; 0 where it does not tell (not glibc)."""
-    tell = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if tell is None:
-        return 0
-    tell.restype = _HeapInfo
-    return int(tell().fordblks)
-
-
 class ResidentPeak:
     """High-water mark of this process' resident set, as growth above the moment of the last reset (Linux)."""
 
     def __init__(self) -> None:
         self._base_bytes = 0
-        self._base_heap_bytes = 0
         self._works = False
         self.reset()
 
@@ -86,20 +69,21 @@ class ResidentPeak:
             return
         self._works = True
         self._base_bytes = _status_bytes("VmRSS")
-        self._base_heap_bytes = heap_kept_bytes()
 
     def growth(self, held_bytes: int = 0) -> MeasuredPeak | None:
         """Peak growth since the reset; None where the kernel does not let it be measured.
 
-        What is still resident now and is neither the caller's `held_bytes` nor kept by the heap belongs to
-        others in this process: a video encoder's frames, libraries' code.
+        What is still resident once the heap has given back its free pages, and is not the caller's
+        `held_bytes`, belongs to others in this process: a video encoder's frames, libraries' code. The kernel
+        cannot tell memory in use from what the heap kept, so the host's `fragmentation_bytes` are counted as
+        allocated.
         """
         if not self._works:
             return None
         grown = max(0, _status_bytes("VmHWM") - self._base_bytes)
+        give_back_heap()
         left = max(0, _status_bytes("VmRSS") - self._base_bytes - held_bytes)
-        kept = min(left, max(0, heap_kept_bytes() - self._base_heap_bytes))
-        return MeasuredPeak(max(0, grown - left), kept, left - kept)
+        return MeasuredPeak(max(0, grown - left), outside_bytes=left)
 
 
 def _status_bytes(field: str) -> int:

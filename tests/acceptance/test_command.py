@@ -45,7 +45,18 @@ def test_generate_starts_a_private_service_and_leaves_only_the_video(
     (data_dir / "models").mkdir(parents=True)
     (data_dir / "models" / "tiny").symlink_to(built_model)
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
-    fields = ["--width", "128", "--height", "128", "--frames", "17", "--steps", "1"]
+    fields = [
+        "--width",
+        "128",
+        "--height",
+        "128",
+        "--frames",
+        "17",
+        "--steps",
+        "1",
+        "--decode-strategy",
+        "batched",
+    ]
     # The usual port belongs to nobody here, so that a service of somebody else is not found.
     result = framefit(
         "generate",

@@ -1,14 +1,11 @@
 """/v1/videos as OpenAI's own client drives it, over a real socket."""
 
 import io
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from app.admission import LoadProfile
 from app.api import create_app
@@ -16,6 +13,7 @@ from app.artifacts import job_artifacts
 from app.config import Settings
 from app.jobs import JobError, JobStatus
 from app.store import JobStore
+from tests.unit.service.served import served
 
 openai = pytest.importorskip("openai", reason="the openai package is not installed")
 KEY = "k" * 24
@@ -24,19 +22,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"
 
 
 @pytest.fixture
-def server(
-    tmp_path: Path, unused_port: int, load_profile: LoadProfile
-) -> Iterator[tuple[str, JobStore, Settings]]:
+def server(tmp_path: Path, load_profile: LoadProfile) -> Iterator[tuple[str, JobStore, Settings]]:
     settings = Settings(data_dir=tmp_path, api_keys=(KEY,), poll_seconds=0.02)
     app = create_app(settings, load_profile=load_profile)
-    running = uvicorn.Server(uvicorn.Config(app, port=unused_port, log_level="error"))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{unused_port}/v1", app.state.service.store, settings
-    running.should_exit = True
-    thread.join(timeout=20)
+    with served(app) as (host, port):
+        yield f"http://{host}:{port}/v1", app.state.service.store, settings
 
 
 def client_for(url: str, key: str = KEY) -> Any:
