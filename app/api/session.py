@@ -1,15 +1,16 @@
-"""POST /session and DELETE /session: the page's way to use an API key without scripts ever holding it."""
+"""GET, POST and DELETE /session: the page's way to use an API key without scripts ever holding it."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.api.access import COOKIE
+from app.api.access import COOKIE, Caller
 from app.api.bodies import from_json, read_body
 from app.api.problems import Problem, documented
 from app.api.schemas import SESSION_BODY
 from app.api.service import TheService
+from app.jobs import Json
 
 router = APIRouter(tags=["service"])
 LIFETIME_SECONDS = 30 * 24 * 3600
@@ -19,6 +20,17 @@ MAX_BODY_BYTES = 4096
 async def _fields(request: Request, service: TheService) -> AsyncIterator[dict[str, Any]]:
     with service.body_memory.share() as share:
         yield from_json(await read_body(request, MAX_BODY_BYTES, share))
+
+
+@router.get("/session", summary="Who the caller is taken for", responses=documented(401))
+def see_session(service: TheService, owner: Caller) -> Json:
+    """Whether keys are needed, the caller's key by name, and whether it may do what concerns everyone."""
+    key = service.keys.of_owner(owner)
+    return {
+        "needs_key": bool(service.keys),
+        "key_name": None if key is None else key.name,
+        "admin": key is None or key.admin,
+    }
 
 
 @router.post(

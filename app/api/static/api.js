@@ -1,5 +1,7 @@
 // Talks to the service: JSON in and out, problem documents as errors, the key asked for once where one is needed.
 
+import { byId } from "/static/dom.js";
+
 export class Problem extends Error {
   constructor(body, status) {
     super(body.detail || `The service answered ${status}.`);
@@ -24,47 +26,63 @@ export async function call(method, path, { json, form, signal } = {}) {
     await askForKey();
     return call(method, path, { json, form, signal });
   }
-  if (!answer.ok && answer.status !== 503) throw new Problem(body, answer.status);
-  if (answer.status === 503 && body.code) throw new Problem(body, 503);
+  if (!answer.ok && (answer.status !== 503 || body.code)) throw new Problem(body, answer.status);
   return body;
+}
+
+// Who the service takes this browser for; asks for a key where one is needed.
+export async function session() {
+  for (;;) {
+    try {
+      return await call("GET", "/session");
+    } catch (problem) {
+      if (problem.status !== 401) throw problem;
+      await askForKey();
+    }
+  }
 }
 
 let asking = null;
 
 function askForKey() {
   asking ??= new Promise((resolve) => {
-    const dialog = document.getElementById("key-dialog");
-    const error = document.getElementById("key-error");
-    const submit = async (event) => {
+    const [dialog, form, error, key] = ["key-dialog", "key-form", "key-error", "key"].map(byId);
+    form.onsubmit = async (event) => {
       event.preventDefault();
       try {
-        await call("POST", "/session", { json: { key: document.getElementById("key").value } });
+        await call("POST", "/session", { json: { key: key.value } });
       } catch (problem) {
         error.textContent = problem.message;
         error.hidden = false;
         return;
       }
+      key.value = "";
+      error.hidden = true;
       dialog.close();
       asking = null;
       resolve();
     };
-    document.getElementById("key-form").addEventListener("submit", submit);
-    dialog.addEventListener("cancel", (event) => event.preventDefault());
+    dialog.oncancel = (event) => event.preventDefault();
     dialog.showModal();
   });
   return asking;
 }
 
-const KINDS = ["accepted", "claimed", "stage", "progress", "denoised", "resumed_from_latents", "plan", "chunk", "replan",
-  "oom", "fallback", "waiting_for_memory", "finished", "requeued", "canceled", "cancel_requested", "queued_again", "expired"];
+const KINDS = ["accepted", "claimed", "stage", "progress", "loaded", "denoise_plan", "denoised", "resumed_from_latents",
+  "latents_unreadable", "plan", "preview", "chunk", "replan", "oom", "spill", "fallback", "waiting_for_memory", "finished",
+  "requeued", "canceled", "cancel_requested", "queued_again", "expired"];
+const REOPEN_MS = 3000;
 
-// One stream for every job. The browser reconnects by itself and resumes after the last event it saw.
+// One stream for every job. The browser reconnects by itself and resumes after the last event it saw, unless the service
+// refused it, as while it starts: then it is opened anew.
 export function follow(onEvent, onState) {
   const source = new EventSource("/events");
   for (const kind of KINDS) {
     source.addEventListener(kind, (message) => onEvent(kind, JSON.parse(message.data)));
   }
   source.onopen = () => onState(true);
-  source.onerror = () => onState(false);
-  return source;
+  source.onerror = () => {
+    onState(false);
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => follow(onEvent, onState), REOPEN_MS);
+  };
 }

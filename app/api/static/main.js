@@ -1,14 +1,15 @@
 // Puts the page together.
 
-import { call, follow } from "/static/api.js";
+import { call, follow, session } from "/static/api.js";
 import * as compose from "/static/compose.js";
+import { byId, say } from "/static/dom.js";
 import * as memory from "/static/memory.js";
 import * as queue from "/static/queue.js";
 
-const state = document.getElementById("service-state");
+const STATE_MS = 3000;
 
 function chooseTheme() {
-  const theme = document.getElementById("theme");
+  const theme = byId("theme");
   const apply = () => {
     if (theme.value === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme.value;
@@ -22,20 +23,29 @@ async function showState() {
   try {
     const now = await call("GET", "/readyz");
     const workers = now.workers === 1 ? "1 worker" : `${now.workers} workers`;
-    state.textContent = now.ready ? `${workers} · ${now.running} running · ${now.queued} queued` : "Waiting for a worker…";
+    say(byId("service-state"), now.ready ? `${workers} · ${now.running} running · ${now.queued} queued` : "Waiting for a worker…");
   } catch {
-    state.textContent = "The service does not answer. Trying again…";
+    say(byId("service-state"), "The service does not answer. Trying again…");
   }
+}
+
+function offerSignOut(who) {
+  const out = byId("sign-out");
+  out.hidden = !who.needs_key;
+  out.setAttribute("aria-label", `Sign out ${who.key_name ?? ""}`.trim());
+  out.addEventListener("click", async () => { await call("DELETE", "/session"); location.reload(); });
 }
 
 chooseTheme();
 showState();
-setInterval(showState, 3000);
+setInterval(showState, STATE_MS);
+const who = await session();
+offerSignOut(who);
 await queue.start();
 let lost = false;
 follow(queue.onEvent, (connected) => {
   if (connected && lost) queue.refreshAll();
   lost = !connected;
 });
-memory.start(document.getElementById("memory"));
+memory.start(byId("memory"), who);
 await compose.start(queue.add);

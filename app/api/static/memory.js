@@ -1,59 +1,59 @@
-// The live memory chart: own, other and free of each device over the last minutes, with the plan's predicted peak.
+// The live memory chart: own, other and free of each device over the last minutes, with the plan's predicted peak; and
+// the switch that keeps a device from taking jobs.
 
 import { call } from "/static/api.js";
-import { bytes } from "/static/words.js";
+import { fromTemplate, say } from "/static/dom.js";
+import { bytes, heldByOthers } from "/static/words.js";
 
 const EVERY_MS = 2000;
 const KEPT = 90;
 const SVG = "http://www.w3.org/2000/svg";
+const STATES = { paused: "Paused", draining: "Finishing its job, then paused" };
 const history = new Map();
 const charts = new Map();
 let predicted = null;
 
 export function showPrediction(plan) {
-  predicted = plan && plan.predicted_peak_bytes ? { device: plan.device, bytes: plan.predicted_peak_bytes } : null;
+  predicted = plan?.predicted_peak_bytes ? { device: plan.device, bytes: plan.predicted_peak_bytes } : null;
   for (const device of charts.keys()) draw(device);
 }
 
-export async function start(root) {
+export async function start(root, { admin }) {
   for (;;) {
     if (!document.hidden) {
-      try { update(root, await call("GET", "/devices")); } catch { /* shown by the connection state */ }
+      try { update(root, await call("GET", "/devices"), admin); } catch { /* shown by the connection state */ }
     }
     await new Promise((resume) => setTimeout(resume, EVERY_MS));
   }
 }
 
-function update(root, report) {
+function update(root, report, admin) {
   const alive = report.devices.filter((device) => device.worker_state !== "lost" && device.total_bytes);
   for (const device of alive) {
-    const samples = history.get(device.name) || [];
     const gpu = report.gpus.find((one) => one.uuid === device.uuid && one.state === "ok");
-    const total = device.total_bytes;
-    const free = gpu ? gpu.free_bytes : device.free_bytes;
-    const own = Math.min(device.own_bytes || 0, total);
-    samples.push({ total, own, free, other: Math.max(0, total - free - own) });
-    history.set(device.name, samples.slice(-KEPT));
-    if (!charts.has(device.name)) charts.set(device.name, build(root, device));
+    remember(device, gpu);
+    if (!charts.has(device.name)) charts.set(device.name, build(root, device, admin));
     draw(device.name);
+    describe(charts.get(device.name).root, device, gpu);
   }
   for (const [name, chart] of charts) {
     if (!alive.some((device) => device.name === name)) { chart.root.remove(); charts.delete(name); }
   }
   const none = root.querySelector(":scope > p");
-  if (none) {
-    none.hidden = alive.length > 0;
-    none.textContent = "No worker is running.";
-  }
+  const broken = report.gpus.filter((gpu) => gpu.state !== "ok").map((gpu) => `${gpu.name || gpu.uuid}: ${gpu.state}.`);
+  say(none, [...(alive.length ? [] : ["No worker is running."]), ...broken].join(" "));
 }
 
-function build(root, device) {
-  const card = document.createElement("article");
-  card.className = "device";
-  card.innerHTML = '<header><h3></h3><p class="now"></p></header>'
-    + '<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img"></svg>'
-    + '<p class="key"><span class="k-own"></span><span class="k-other"></span><span class="k-free"></span>'
-    + '<span class="k-peak" hidden></span></p>';
+function remember(device, gpu) {
+  const total = device.total_bytes;
+  const free = gpu ? gpu.free_bytes : device.free_bytes;
+  const own = Math.min(device.own_bytes || 0, total);
+  const samples = [...(history.get(device.name) || []), { total, own, free, other: Math.max(0, total - free - own) }];
+  history.set(device.name, samples.slice(-KEPT));
+}
+
+function build(root, device, admin) {
+  const card = fromTemplate("device-template");
   card.querySelector("h3").textContent = device.product ? `${device.name} · ${device.product}` : device.name === "cpu" ? "CPU, main memory" : device.name;
   const svg = card.querySelector("svg");
   const parts = {};
@@ -64,8 +64,32 @@ function build(root, device) {
   }
   parts.base.setAttribute("width", "100");
   parts.base.setAttribute("height", "100");
+  const pause = card.querySelector(".pause");
+  pause.hidden = !admin;
+  pause.addEventListener("click", async () => {
+    const action = card.dataset.state === "active" ? "pause" : "resume";
+    try {
+      await call("POST", `/devices/${encodeURIComponent(device.name)}/${action}`);
+      update(root, await call("GET", "/devices"), admin);
+    } catch (error) {
+      say(card.querySelector(".holders"), error.message);
+    }
+  });
   root.append(card);
   return { root: card, svg, parts };
+}
+
+function describe(card, device, gpu) {
+  card.dataset.state = device.worker_state;
+  say(card.querySelector(".badge"), STATES[device.worker_state] ?? "");
+  const resumes = device.worker_state !== "active";
+  const pause = card.querySelector(".pause");
+  pause.textContent = resumes ? "Resume" : "Pause";
+  pause.setAttribute("aria-label", `${pause.textContent} ${device.name}`);
+  const loaded = device.loaded_model ? `${device.loaded_model} loaded, ` : "";
+  card.querySelector(".now").textContent = `${loaded}${bytes(device.total_bytes)} in all`;
+  const others = heldByOthers(gpu?.holders ?? []);
+  say(card.querySelector(".holders"), others && `Held by others: ${others}.`);
 }
 
 function area(samples, lower, upper) {
@@ -88,9 +112,6 @@ function draw(name) {
   parts.peak.setAttribute("d", level == null ? "" : `M0,${level.toFixed(2)}H100`);
   const told = { own: `own ${bytes(now.own)}`, other: `other ${bytes(now.other)}`, free: `free ${bytes(now.free)}` };
   for (const part of ["own", "other", "free"]) root.querySelector(`.k-${part}`).textContent = told[part];
-  const peakKey = root.querySelector(".k-peak");
-  peakKey.hidden = peak == null;
-  if (peak != null) peakKey.textContent = `with the planned decode, at most +${bytes(peak)}`;
-  root.querySelector(".now").textContent = `${bytes(now.total)} in all`;
+  say(root.querySelector(".k-peak"), peak == null ? "" : `with the planned decode, at most +${bytes(peak)}`);
   svg.setAttribute("aria-label", `Memory of ${name}: ${told.own}, ${told.other}, ${told.free}, of ${bytes(now.total)}.`);
 }

@@ -16,10 +16,20 @@ export function seconds(count) {
   return `${(count / 3600).toFixed(1)} h`;
 }
 
-export const STRATEGY = {
+const times = (count) => (count === 1 ? "once" : `${count} times`);
+
+const STRATEGY = {
   batched: "Batched", chunked: "Chunked", per_frame: "Per frame", tiled: "Strips",
   approximate_chunked: "Chunks apart", approximate_tiled: "Blended tiles",
 };
+
+export function short(rung) {
+  const tiles = rung.tiles ?? { rows: 1, columns: 1 };
+  const name = STRATEGY[rung.strategy] + (rung.dropped_bytes ? ", weights off" : "");
+  if (rung.strategy.endsWith("chunked")) return `${name} × ${rung.frames_per_chunk}`;
+  if (rung.strategy === "tiled") return `${name} × ${tiles.rows}`;
+  return rung.strategy === "approximate_tiled" ? `${name} ${tiles.rows} × ${tiles.columns}` : name;
+}
 
 export function way(plan) {
   if (plan.strategy === "batched") return "all frames in one call";
@@ -38,28 +48,46 @@ const REASONS = {
   only_strategy: "the only way this model allows",
 };
 
+const reason = (plan) => REASONS[plan.reason] || String(plan.reason || "").replaceAll("_", " ");
+
 export function planned(plan, verb) {
   if (!plan) return "";
-  if (plan.fits_now === false) return `Does not fit right now (${plan.detail}).`;
+  if (plan.fits_now === false) return `Does not fit right now (${plan.detail}). It would wait for memory.`;
   if (plan.fits_now == null) return "No device has reported yet; the plan follows.";
-  const reason = REASONS[plan.reason] || plan.reason.replaceAll("_", " ");
-  return `${verb} ${way(plan)}: ${reason}.${plan.exact === false ? " Approximate." : ""}`;
+  const off = plan.dropped_bytes ? ", with idle weights off the card" : "";
+  return `${verb} ${way(plan)}${off}: ${reason(plan)}.`;
 }
 
 export function decided(decode) {
-  if (!decode || !decode.strategy) return "";
-  const reason = REASONS[decode.reason] || String(decode.reason || "").replaceAll("_", " ");
-  let text = `Decoded ${way(decode)}: ${reason}.`;
-  const told = [];
-  if (decode.predicted_peak_bytes) told.push(`${bytes(decode.predicted_peak_bytes)} predicted`);
-  if (decode.measured_peak_bytes != null) told.push(`${bytes(decode.measured_peak_bytes)} measured`);
-  if (decode.free_bytes_at_decision != null) told.push(`${bytes(decode.free_bytes_at_decision)} were free`);
-  if (told.length) text += ` Peak memory: ${told.join(", ")}.`;
-  if (decode.retries) text += ` Ran out of memory ${decode.retries === 1 ? "once" : `${decode.retries} times`} and went on with smaller chunks.`;
-  text += decode.exact === false ? " Approximate." : " Pixel-exact.";
-  if (decode.seam_score != null) text += ` Seam score ${decode.seam_score.toFixed(2)}, 0 where none shows.`;
-  return text;
+  if (!decode?.strategy) return "";
+  const retries = decode.retries ? ` Ran out of memory ${times(decode.retries)} and went on with smaller chunks.` : "";
+  const peak = `Peak memory: ${bytes(decode.predicted_peak_bytes)} predicted, ${measured(decode.measured_peak_bytes)}.`;
+  const late = decode.regret_seconds > 0 ? ` Looking back, ${decode.regret}.` : "";
+  return `Decoded ${way(decode)}: ${reason(decode)}.${retries} ${peak}${late}`;
 }
+
+export const exactness = (decode) => (decode.exact === false ? "approximate" : "pixel-exact");
+
+// The decision's numbers as pairs of a name and a sentence, predictions beside what came of them.
+export function facts({ denoise, decode }) {
+  if (!decode?.strategy) return [];
+  const told = [];
+  const guess = decode.predicted_seconds == null ? "not yet predictable" : `${seconds(decode.predicted_seconds)} predicted`;
+  told.push(["Decode time", `${guess}, ${seconds(decode.seconds)} taken`]);
+  if (decode.free_bytes_at_decision != null) {
+    const budget = decode.budget_bytes == null ? "" : `, ${bytes(decode.budget_bytes)} of it to use`;
+    told.push(["Free at the time", `${bytes(decode.free_bytes_at_decision)} on ${decode.device}${budget}`]);
+  }
+  if (decode.chunks?.length > 1) told.push(["Chunks", `${decode.chunks.join(" + ")} latent frames`]);
+  told.push(["Out of memory", decode.retries ? `${times(decode.retries)}; nothing finished was redone` : "never"]);
+  if (decode.spills) told.push(["Spilled into host memory", times(decode.spills)]);
+  if (decode.seam_score != null) told.push(["Seam score", `${decode.seam_score.toFixed(2)}; 0 where none shows`]);
+  if (decode.regret) told.push(["Looking back", decode.regret]);
+  if (denoise?.seconds) told.push(["Denoising", `${denoise.steps} steps in ${seconds(denoise.seconds)}`]);
+  return told;
+}
+
+const measured = (count) => (count == null ? "not measured" : `${bytes(count)} measured`);
 
 const STAGES = {
   queued: "Waiting", loading: "Loading the model", denoising: "Denoising", waiting_for_memory: "Waiting for memory",
@@ -71,15 +99,34 @@ export function doing(job) {
     const place = job.queue_position ? `Number ${job.queue_position} in the queue` : "In the queue";
     return job.eta_seconds ? `${place}, done in about ${seconds(Math.ceil(job.eta_seconds))}` : place;
   }
-  if (job.status === "running") {
-    if (job.cancel_requested) return "Stopping…";
-    const share = `${Math.round(job.progress * 100)} %`;
-    const stage = STAGES[job.stage] || job.stage;
-    return job.eta_seconds ? `${stage} · ${share} · about ${seconds(Math.ceil(job.eta_seconds))} left` : `${stage} · ${share}`;
-  }
-  if (job.status === "failed") return job.error ? job.error.message : "Failed";
+  if (job.status === "running") return running(job);
+  if (job.status === "failed") return job.error ? inUnits(job.error.message) : "Failed";
   if (job.expired) return "The video was deleted when its time was over.";
   return "";
 }
 
+function running(job) {
+  if (job.cancel_requested) return "Stopping…";
+  if (job.stage === "waiting_for_memory" && job.waiting) return waits(job.waiting);
+  const told = [STAGES[job.stage] || job.stage, `${Math.round(job.progress * 100)} %`];
+  if (job.eta_seconds) told.push(`about ${seconds(Math.ceil(job.eta_seconds))} left`);
+  return told.join(" · ");
+}
+
+function waits(waiting) {
+  const held = heldByOthers(waiting.holders ?? []);
+  const free = waiting.free_bytes == null ? "" : `, ${bytes(waiting.free_bytes)} are free`;
+  return `Waiting for memory: at least ${bytes(waiting.needed_bytes)} needed${free}.${held && ` Held by ${held}.`}`;
+}
+
+export function heldByOthers(holders) {
+  const others = holders.filter((one) => !one.own && one.used_bytes);
+  return others.map((one) => `${one.name ?? "others"} (${bytes(one.used_bytes)})`).join(", ");
+}
+
 export const BADGE = { queued: "Queued", running: "Running", succeeded: "Done", failed: "Failed", canceled: "Canceled" };
+
+// The service counts single bytes in its sentences; people do not.
+export function inUnits(sentence) {
+  return sentence.replace(/\d[\d,]* bytes/g, (found) => bytes(Number(found.replace(/\D/g, ""))));
+}

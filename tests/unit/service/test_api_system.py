@@ -110,8 +110,14 @@ def test_the_page_keeps_a_key_in_a_cookie_that_scripts_cannot_read(guarded: Test
     assert opened.status_code == 204
     assert {"HttpOnly", "SameSite=strict"} <= set(opened.headers["set-cookie"].split("; "))
     assert guarded.get("/jobs").status_code == 200, "the cookie is used from here on"
+    assert guarded.get("/session").json()["needs_key"] is True
     guarded.delete("/session")
     assert guarded.get("/jobs").status_code == 401
+    assert guarded.get("/session").status_code == 401
+
+
+def test_without_keys_everyone_is_an_administrator(client: TestClient) -> None:
+    assert client.get("/session").json() == {"needs_key": False, "key_name": None, "admin": True}
 
 
 def test_pages_of_other_sites_cannot_work_the_service(client: TestClient) -> None:

@@ -1,0 +1,125 @@
+// One job of the list: its pictures, how it stands, what was decided, and what can be done with it.
+
+import { fromTemplate, make, say } from "/static/dom.js";
+import { BADGE, decided, doing, exactness, facts, planned, seconds } from "/static/words.js";
+
+export function build(job, act) {
+  const card = fromTemplate("job-template");
+  card.dataset.id = job.id;
+  const on = (name, kind, action) => card.querySelector(`.${name}`).addEventListener(kind, action);
+  on("cancel", "click", () => act(job.id, "DELETE", `/jobs/${job.id}`));
+  on("retry", "click", () => act(job.id, "POST", `/jobs/${job.id}/retry`));
+  on("again", "change", ({ target }) => {
+    const strategy = target.value;
+    target.value = "";
+    act(job.id, "POST", `/jobs/${job.id}/redecode`, { decode_strategy: strategy, exact_only: !strategy.startsWith("approximate") });
+  });
+  for (const [name, what] of [["cancel", "Cancel"], ["retry", "Try again"], ["download", "Download"], ["again", "Decode again"]]) {
+    card.querySelector(`.${name}`).setAttribute("aria-label", `${what}: ${job.request.prompt}`);
+  }
+  return card;
+}
+
+export function fill(card, job) {
+  const part = (name) => card.querySelector(`.${name}`);
+  const active = job.status === "queued" || job.status === "running";
+  card.dataset.status = job.status;
+  say(part("prompt"), job.request.prompt || "(no prompt)");
+  say(part("badge"), BADGE[job.status]);
+  say(part("what"), doing(job));
+  tellDecision(part("decision"), job, active);
+  say(part("meta"), meta(job));
+  tellFacts(part("facts"), job);
+  const progress = card.querySelector("progress");
+  progress.hidden = job.status !== "running";
+  progress.value = job.progress;
+  progress.setAttribute("aria-label", `Progress of: ${job.request.prompt}`);
+  part("cancel").hidden = !active || job.cancel_requested;
+  part("retry").hidden = !job.links.retry;
+  part("download").hidden = !job.links.video;
+  if (job.links.video) part("download").href = job.links.video;
+  part("again-label").hidden = !job.links.redecode;
+  fillMedia(part("media"), job);
+}
+
+function tellDecision(element, job, active) {
+  const made = decided(job.decode);
+  const sentence = made || (active ? planned(job.plan, "Will decode") : "");
+  const told = made ? exactness(job.decode) : sentence && job.plan?.strategy ? exactness(job.plan) : "";
+  if (element.dataset.told === sentence + told) return;
+  element.dataset.told = sentence + told;
+  element.hidden = !sentence;
+  element.replaceChildren(...(told ? [make("span", told, `chip ${told}`), " "] : []), sentence);
+}
+
+function tellFacts(element, job) {
+  const told = facts(job);
+  element.hidden = told.length === 0;
+  const list = element.querySelector("dl");
+  if (list.dataset.told === JSON.stringify(told)) return;
+  list.dataset.told = JSON.stringify(told);
+  list.replaceChildren(...told.flatMap(([name, sentence]) => [make("dt", name), make("dd", sentence)]));
+}
+
+function meta(job) {
+  const asked = job.request;
+  const frames = asked.num_frames - asked.loop;
+  const told = [job.model, `${asked.width} × ${asked.height}`, `${frames} frames, ${seconds(frames / asked.fps)}`];
+  told.push(`seed ${asked.seed}`);
+  if (asked.priority) told.push(`priority ${asked.priority}`);
+  if (job.started_at && job.finished_at) told.push(`made in ${seconds((new Date(job.finished_at) - new Date(job.started_at)) / 1000)}`);
+  if (job.attempts > 1) told.push(`attempt ${job.attempts}`);
+  return told.join(" · ");
+}
+
+// The video is put in place once for each time it was made, so that playing is not interrupted by later news.
+function fillMedia(media, job) {
+  const previews = job.status === "running" ? job.links.previews || [] : [];
+  const wanted = previews.length ? `previews ${previews.length}` : job.links.video ? `video ${job.finished_at}` : "image";
+  if (media.dataset.shows === wanted || (wanted.startsWith("video") && !job.finished_at)) return;
+  media.dataset.shows = wanted;
+  media.style.aspectRatio = `${job.request.width} / ${job.request.height}`;
+  if (previews.length) media.replaceChildren(strip(job, previews));
+  else media.replaceChildren(job.links.video ? video(job) : picture(job));
+}
+
+function video(job) {
+  const made = `?made=${encodeURIComponent(job.finished_at)}`;
+  const element = make("video");
+  // Not preloaded: a browser opens few connections to one host, and the queue needs them for news.
+  Object.assign(element, { controls: true, loop: true, muted: true, playsInline: true, preload: "none" });
+  element.poster = job.links.thumbnail ? job.links.thumbnail + made : job.links.image ?? "";
+  element.src = job.links.video + made;
+  element.setAttribute("aria-label", `Video: ${job.request.prompt}`);
+  return element;
+}
+
+function picture(job) {
+  const element = make("img");
+  element.loading = "lazy";
+  element.alt = `Image: ${job.request.prompt}`;
+  element.addEventListener("error", () => element.remove());
+  if (job.links.image) element.src = job.links.image;
+  return element;
+}
+
+// What is known of the video while it is decoded: single frames, each decoded alone and small; one large, all below it.
+function strip(job, previews) {
+  const element = make("div", null, "previews");
+  element.setAttribute("role", "img");
+  element.setAttribute("aria-label", `Previews of: ${job.request.prompt}`);
+  const [first, last, ...between] = previews;
+  const links = [first, ...between, last].filter(Boolean);
+  const row = make("div");
+  row.append(...links.map((link) => preview(link, job)));
+  element.append(preview(links[Math.floor(links.length / 2)], job), row);
+  return element;
+}
+
+function preview(link, job) {
+  const frame = make("img");
+  frame.alt = "";
+  frame.src = `${link}?attempt=${job.attempts}`;
+  frame.addEventListener("error", () => frame.remove());
+  return frame;
+}

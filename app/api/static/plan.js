@@ -1,0 +1,119 @@
+// The plan before anything is submitted: what would be chosen and why, when it would be done, and what else there was.
+
+import { Problem, call } from "/static/api.js";
+import { button, byId, make, say } from "/static/dom.js";
+import { showPrediction } from "/static/memory.js";
+import { bytes, exactness, inUnits, planned, seconds, short } from "/static/words.js";
+
+const SHOWN = 5;
+const form = byId("form");
+const lead = byId("plan-lead");
+const rungList = byId("rungs");
+const every = byId("all-rungs");
+let asking = null;
+
+export async function show(fields, use) {
+  asking?.abort();
+  asking = new AbortController();
+  try {
+    const answer = await call("POST", "/plan", { json: fields, signal: asking.signal });
+    showAnswer(answer);
+    showPrediction(answer.plan);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    showPrediction(null);
+    showProblem(error, use);
+  }
+}
+
+function showAnswer({ plan, rungs, largest, eta_seconds: eta }) {
+  mark(null);
+  lead.classList.remove("error");
+  say(lead, planned(plan, "Would decode"));
+  const told = [];
+  if (eta) told.push(`Done in about ${seconds(Math.ceil(eta))}, the queue counted.`);
+  if (plan.strategy) {
+    const time = plan.predicted_seconds == null ? "" : ` and about ${seconds(plan.predicted_seconds)}`;
+    told.push(`The decode takes ${bytes(plan.predicted_peak_bytes)} at most${time}, ${exactness(plan)}.`);
+  }
+  if (plan.free_bytes != null) told.push(`${bytes(plan.free_bytes)} are free on ${plan.device}.`);
+  if (largest) told.push(`The largest that fits now: ${largest.width} × ${largest.height}, ${largest.frames} frames.`);
+  byId("plan-facts").textContent = told.join(" ");
+  byId("plan-fixes").replaceChildren();
+  const most = Math.max(...rungs.map((rung) => rung.predicted_peak_bytes));
+  rungList.replaceChildren(...shortened(rungs).map((rung) => row(rung, most)));
+  every.querySelector("ul").replaceChildren(...rungs.map(reasoned));
+  every.hidden = rungs.length === 0;
+}
+
+function row(rung, most) {
+  const item = make("li", null, `rung${rung.fits_now ? " fits" : ""}${rung.chosen ? " chosen" : ""}`);
+  item.title = rung.why;
+  item.append(make("span", short(rung)), bar(rung.predicted_peak_bytes / most), make("span", bytes(rung.predicted_peak_bytes), "size"));
+  if (!rung.exact) item.append(make("span", "approximate", "chip approximate"));
+  if (!rung.fits_now) item.append(make("span", "does not fit now", "visually-hidden"));
+  if (rung.chosen) item.append(make("span", "would be chosen", "visually-hidden"));
+  return item;
+}
+
+function reasoned(rung) {
+  const item = make("li", null, rung.chosen ? "chosen" : "");
+  const time = rung.predicted_seconds == null ? "" : `, ${seconds(rung.predicted_seconds)}`;
+  item.append(make("strong", short(rung)), ` ${bytes(rung.predicted_peak_bytes)}${time}: ${rung.why}`);
+  if (!rung.exact) item.append(" ", make("span", "approximate", "chip approximate"));
+  return item;
+}
+
+function shortened(rungs) {
+  if (rungs.length <= SHOWN) return rungs;
+  const keep = new Set([0, Math.floor(rungs.length / 3), Math.floor((2 * rungs.length) / 3), rungs.length - 1]);
+  return rungs.filter((rung, index) => keep.has(index) || rung.chosen);
+}
+
+function bar(share) {
+  const outer = make("span", null, "bar");
+  const inner = make("i");
+  inner.style.width = `${Math.max(2, Math.min(100, share * 100))}%`;
+  outer.append(inner);
+  return outer;
+}
+
+function showProblem(error, use) {
+  const pending = error.code === "profile_pending";
+  lead.classList.toggle("error", !pending);
+  say(lead, inUnits(error.message));
+  mark(fieldOf(error));
+  byId("plan-facts").textContent = "";
+  byId("plan-fixes").replaceChildren(...fixes(error).map(([label, values]) => button(label, () => use(values))));
+  rungList.replaceChildren();
+  every.hidden = true;
+}
+
+// What one click would put right: a label, and the values it sets.
+function fixes(error) {
+  const { field, nearest, largest_shape_that_fits: shape, fits_with_exact_only_false: approximately } =
+    error instanceof Problem ? error.body : {};
+  const found = [];
+  if (nearest) found.push([`Use ${nearest}`, { [field]: nearest }]);
+  if (shape) found.push([`Use ${shape.width} × ${shape.height}, ${shape.num_frames} frames`, shape]);
+  if (approximately) found.push(["Allow an approximate decode", { exact_only: "false" }]);
+  return found;
+}
+
+// The form's field that a refusal speaks of, where it speaks of one.
+export function fieldOf(error) {
+  const name = error instanceof Problem ? error.body.field ?? error.body.errors?.[0]?.field : null;
+  return form.elements[name?.split(" ")[0]] ?? null;
+}
+
+function mark(field) {
+  for (const one of form.querySelectorAll("[aria-invalid]")) {
+    one.removeAttribute("aria-invalid");
+    one.removeAttribute("aria-describedby");
+  }
+  if (!field || field.id === "model") return;
+  field.setAttribute("aria-invalid", "true");
+  field.setAttribute("aria-describedby", "plan-lead");
+  const folded = field.closest("details");
+  if (folded) folded.open = true;
+}
