@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api.access import Caller
+from app.api.answers import JOBS, answer
 from app.api.bodies import Parts, take_apart_many
 from app.api.problems import Problem, documented, problem_of
 from app.api.schemas import BATCH_BODY, MAX_JOBS
@@ -23,7 +24,7 @@ router = APIRouter()
     status_code=202,
     tags=["jobs"],
     summary="Queue several videos at once",
-    responses=documented(400, 401, 408, 413, 415, 422, 429, 503),
+    responses={**answer(JOBS, 202), **documented(400, 401, 408, 413, 415, 422, 429, 503)},
     openapi_extra=BATCH_BODY,
 )
 def generate_batch(

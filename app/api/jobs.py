@@ -11,6 +11,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import AwareDatetime
 
 from app.api.access import Caller
+from app.api.answers import JOB, answer
+from app.api.answers import PAGE as PAGE_OF_JOBS
 from app.api.problems import Problem, documented
 from app.api.service import Service, TheService, visible
 from app.api.submit import view
@@ -25,7 +27,9 @@ PAGE = 1000
 PLAIN = r"^[^\x00]*$"
 
 
-@router.get("/jobs", summary="List jobs, newest first", responses=documented(401, 422))
+@router.get(
+    "/jobs", summary="List jobs, newest first", responses={**answer(PAGE_OF_JOBS), **documented(401, 422)}
+)
 def list_jobs(
     service: TheService,
     owner: Caller,
@@ -55,13 +59,15 @@ def list_jobs(
     }
 
 
-@router.get("/jobs/{job_id}", summary="A job", responses=documented(401, 404))
+@router.get("/jobs/{job_id}", summary="A job", responses={**answer(JOB), **documented(401, 404)})
 def get_job(job_id: str, service: TheService, owner: Caller) -> Json:
     """The job as it stands now."""
     return view(service, visible(service, job_id, owner), owner)
 
 
-@router.delete("/jobs/{job_id}", summary="Cancel a job", responses=documented(401, 404, 409))
+@router.delete(
+    "/jobs/{job_id}", summary="Cancel a job", responses={**answer(JOB), **documented(401, 404, 409)}
+)
 def cancel_job(job_id: str, service: TheService, owner: Caller) -> Json:
     """A queued job is canceled at once, a running one at its next step or chunk; an ended one answers 409."""
     visible(service, job_id, owner)
@@ -251,6 +257,11 @@ async def follow_job(
             return
 
 
+def _seen(service: TheService, last_event_id: Annotated[str | None, Header()] = None) -> int:
+    # Before the stream begins: once it has, nothing can be refused any more.
+    return _sequence(last_event_id) or service.store.last_event()
+
+
 @router.get(
     "/events",
     summary="Follow every job (server-sent events)",
@@ -258,12 +269,11 @@ async def follow_job(
     responses=documented(401, 422),
 )
 async def follow_all(
-    service: TheService, owner: Caller, last_event_id: Annotated[str | None, Header()] = None
+    service: TheService, owner: Caller, seen: Annotated[int, Depends(_seen)]
 ) -> AsyncIterator[ServerSentEvent]:
     """What happens to the caller's jobs from now on, or from the event after `Last-Event-ID`; it does not
     end.
     """
-    seen = _sequence(last_event_id) or await asyncio.to_thread(service.store.last_event)
     mine: dict[str, bool] = {}
     async for event in _history_then_news(service, None, seen):
         if owner is not None and event.job_id not in mine:

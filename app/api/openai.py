@@ -12,6 +12,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import FileResponse, Response
 
 from app.api.access import Caller
+from app.api.answers import VIDEO, VIDEO_DELETED, VIDEOS, answer
 from app.api.bodies import take_apart
 from app.api.jobs import PLAIN, get_video
 from app.api.problems import Problem
@@ -75,7 +76,7 @@ def video_view(job: Job) -> Json:
 @router.post(
     "",
     summary="Create a video",
-    responses=errors(400, 401, 408, 413, 415, 422, 429, 503),
+    responses={**answer(VIDEO), **errors(400, 401, 408, 413, 415, 422, 429, 503)},
     openapi_extra=VIDEO_BODY,
 )
 def create(
@@ -124,7 +125,7 @@ def _frames(seconds: object, fps: object, entry: ModelEntry) -> int:
     return max(0 if first else 1, steps) * entry.frames_step + first
 
 
-@router.get("", summary="List videos", responses=errors(401, 422))
+@router.get("", summary="List videos", responses={**answer(VIDEOS), **errors(401, 422)})
 def list_videos(
     service: TheService,
     owner: Caller,
@@ -144,7 +145,7 @@ def list_videos(
     }
 
 
-@router.get("/{video_id}", summary="A video", responses=errors(401, 404))
+@router.get("/{video_id}", summary="A video", responses={**answer(VIDEO), **errors(401, 404)})
 def retrieve(video_id: str, service: TheService, owner: Caller) -> Json:
     """The video as it stands now."""
     return video_view(visible(service, video_id, owner))
@@ -169,7 +170,9 @@ def content(
     return get_video(video_id, service, owner, if_none_match)
 
 
-@router.delete("/{video_id}", summary="Delete a video", responses=errors(401, 404))
+@router.delete(
+    "/{video_id}", summary="Delete a video", responses={**answer(VIDEO_DELETED), **errors(401, 404)}
+)
 def delete(video_id: str, service: TheService, owner: Caller) -> Json:
     """Cancel the job if it has not ended, and delete what it made."""
     job = visible(service, video_id, owner)

@@ -12,7 +12,9 @@ EXAMPLE: Json = {
     "height": 256,
 }
 MAX_JOBS = 32
-DATA_URL = "data:image/jpeg;base64,..."
+EXAMPLE_URL = "data:image/jpeg;base64,..."
+DATA_URL: Json = {"type": "string", "format": "data-url", "description": "A data URL."}
+FILE: Json = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."}
 
 
 def _spec_schema() -> Json:
@@ -92,7 +94,7 @@ def _video_schema(image: Json) -> Json:
 
 def _several() -> Json:
     """Jobs in a list; what stands beside the list holds for every job that does not say otherwise."""
-    one = {**_with_image({"type": "string", "description": "A data URL."}), "required": []}
+    one = {**_with_image(DATA_URL), "required": []}
     jobs = {"type": "array", "minItems": 1, "maxItems": MAX_JOBS, "items": one}
     return {**one, "properties": {"jobs": jobs, **one["properties"]}, "required": ["jobs"]}
 
@@ -108,20 +110,18 @@ def _repeated(schema: Json) -> Json:
 
 GENERATE_BODY = _body(
     {
-        **_with_image({"type": "string", "description": "A data URL."}),
-        "example": {"image": DATA_URL, **EXAMPLE},
+        **_with_image(DATA_URL),
+        "example": {"image": EXAMPLE_URL, **EXAMPLE},
     },
-    _with_image({"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."}),
+    _with_image(FILE),
 )
 BATCH_BODY = _body(
-    {**_several(), "example": {"prompt": "a slow pan to the left", "jobs": [{"image": DATA_URL}] * 2}},
-    _repeated(_with_image({"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."})),
+    {**_several(), "example": {"prompt": "a slow pan to the left", "jobs": [{"image": EXAMPLE_URL}] * 2}},
+    _repeated(_with_image(FILE)),
 )
 VIDEO_BODY = _body(
-    _video_schema(
-        {"type": "object", "properties": {"image_url": {"type": "string", "description": "A data URL."}}}
-    ),
-    _video_schema({"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."}),
+    _video_schema({"type": "object", "properties": {"image_url": DATA_URL}}),
+    _video_schema(FILE),
 )
 PLAN_BODY = _body({**_plan_schema(), "example": EXAMPLE}, _plan_schema())
 REDECODE_BODY = _body({**_redecode_schema(), "example": {"decode_strategy": "per_frame"}}, required=False)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 
 from app.admission import rungs_json
 from app.api.access import Caller, check_key_limits
+from app.api.answers import JOB, PLAN, answer
 from app.api.bodies import Parts, from_json, read_body, take_apart
 from app.api.eta import eta_of_new, eta_seconds
 from app.api.problems import Problem, documented
@@ -62,7 +63,7 @@ def _waiting(service: Service, job: Job, owner: str | None) -> Json | None:
     status_code=202,
     tags=["jobs"],
     summary="Queue a video",
-    responses=documented(400, 401, 408, 413, 415, 422, 429, 503),
+    responses={**answer(JOB, 202), **documented(400, 401, 408, 413, 415, 422, 429, 503)},
     openapi_extra=GENERATE_BODY,
 )
 def generate(
@@ -143,7 +144,7 @@ def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes, last_image
     "/plan",
     tags=["planning"],
     summary="What would be chosen now, without queueing anything",
-    responses=documented(400, 401, 408, 413, 415, 422, 503),
+    responses={**answer(PLAN), **documented(400, 401, 408, 413, 415, 422, 503)},
     openapi_extra=PLAN_BODY,
 )
 def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Json:
@@ -171,7 +172,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
     status_code=202,
     tags=["jobs"],
     summary="Decode an ended job again",
-    responses=documented(400, 401, 404, 408, 409, 410, 413, 422, 503),
+    responses={**answer(JOB, 202), **documented(400, 401, 404, 408, 409, 410, 413, 422, 503)},
     openapi_extra=REDECODE_BODY,
 )
 def redecode(job_id: str, service: TheService, owner: Caller, body: Body) -> Json:
@@ -193,7 +194,7 @@ def redecode(job_id: str, service: TheService, owner: Caller, body: Body) -> Jso
     status_code=202,
     tags=["jobs"],
     summary="Run a failed or canceled job again",
-    responses=documented(401, 404, 409, 410, 422, 503),
+    responses={**answer(JOB, 202), **documented(401, 404, 409, 410, 422, 503)},
 )
 def retry(job_id: str, service: TheService, owner: Caller) -> Json:
     """Queue a failed or canceled job once more as it was asked for, with all its attempts. It goes on from

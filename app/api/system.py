@@ -11,6 +11,7 @@ from adaptive.holders import holders_of
 from adaptive.nvml import GpuInfo
 from adaptive.version import __version__
 from app.api.access import Administrator, Caller
+from app.api.answers import DEVICES, HEALTH, MODELS, READINESS, answer
 from app.api.problems import Problem, documented
 from app.api.service import Service, TheService, readiness, visible
 from app.api.views import device_view, model_view, without_strangers
@@ -23,7 +24,10 @@ DeviceName = Annotated[str, Path(max_length=200)]
 
 
 @router.get(
-    "/devices", tags=["service"], summary="Devices, their memory and workers", responses=documented(401)
+    "/devices",
+    tags=["service"],
+    summary="Devices, their memory and workers",
+    responses={**answer(DEVICES), **documented(401)},
 )
 def devices(service: TheService, owner: Caller) -> Json:
     """Each worker's last report, and what the driver says of every GPU right now, with who holds its memory.
@@ -93,7 +97,12 @@ def _set_paused(service: TheService, name: str, *, paused: bool) -> None:
     service.store.pause_device(name, paused=paused)
 
 
-@router.get("/models", tags=["service"], summary="Models and their rules", responses=documented(401))
+@router.get(
+    "/models",
+    tags=["service"],
+    summary="Models and their rules",
+    responses={**answer(MODELS), **documented(401)},
+)
 def models(service: TheService, _owner: Caller) -> Json:
     """The models; the first one is the default."""
     default = next(iter(service.models))
@@ -101,7 +110,7 @@ def models(service: TheService, _owner: Caller) -> Json:
     return {"models": [model_view(entry, is_default=name == default) for name, entry in entries]}
 
 
-@router.get("/healthz", tags=["service"], summary="Whether the API process works")
+@router.get("/healthz", tags=["service"], summary="Whether the API process works", responses=answer(HEALTH))
 def healthz() -> Json:
     """Answers while the process can answer at all."""
     return {"status": "ok", "version": __version__}
@@ -111,7 +120,10 @@ def healthz() -> Json:
     "/readyz",
     tags=["service"],
     summary="Whether jobs will be run",
-    responses={503: {"description": "Not yet."}},
+    responses={
+        **answer(READINESS),
+        503: {"description": "Not yet.", "content": {"application/json": {"schema": READINESS}}},
+    },
 )
 def readyz(service: TheService) -> JSONResponse:
     """200 while at least one worker lives, with models and counts either way."""
@@ -124,7 +136,7 @@ def readyz(service: TheService) -> JSONResponse:
     tags=["service"],
     summary="Prometheus metrics",
     response_class=PlainTextResponse,
-    responses={503: {"description": "Past events are still being counted."}},
+    responses={503: {"description": "Past events are still being counted.", "content": {"text/plain": {}}}},
 )
 def metrics(service: TheService) -> Response:
     """Everything in Prometheus' text format.

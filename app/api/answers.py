@@ -1,0 +1,147 @@
+"""Answers for the OpenAPI document: what `views` makes, described for those who generate clients from it.
+
+Fields may be added to any object; those that are required here stay.
+"""
+
+from typing import Any
+
+from app.jobs import JobStatus, Json, Stage
+
+TEXT: Json = {"type": "string"}
+NUMBER: Json = {"type": "number"}
+WHOLE: Json = {"type": "integer"}
+YES_OR_NO: Json = {"type": "boolean"}
+ANY_OBJECT: Json = {"type": "object"}
+TIME: Json = {"type": "string", "format": "date-time"}
+
+
+def answer(schema: Json, status: int = 200) -> dict[int | str, dict[str, Any]]:
+    """The `responses` entry of a route that answers with such JSON."""
+    return {status: {"content": {"application/json": {"schema": schema}}}}
+
+
+def _object(required: dict[str, Json], **optional: Json) -> Json:
+    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
+
+
+def _or_null(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
+_FAILURE = _object({"code": TEXT, "message": TEXT}, data=ANY_OBJECT)
+_LINKS = _object({"self": TEXT, "events": TEXT}, previews=_list(TEXT))
+
+JOB = _object(
+    {
+        "id": TEXT,
+        "status": {"type": "string", "enum": list(JobStatus)},
+        "stage": {"type": "string", "enum": list(Stage)},
+        "progress": {"type": "number", "minimum": 0, "maximum": 1},
+        "queue_position": _or_null({"type": "integer", "minimum": 1}),
+        "eta_seconds": _or_null({"type": "number", "minimum": 0}),
+        "cancel_requested": YES_OR_NO,
+        "model": TEXT,
+        "notice": _or_null(TEXT),
+        "request": ANY_OBJECT,
+        "plan": _or_null(ANY_OBJECT),
+        "denoise": _or_null(ANY_OBJECT),
+        "decode": _or_null(ANY_OBJECT),
+        "result": _or_null(ANY_OBJECT),
+        "error": _or_null(_FAILURE),
+        "attempts": {"type": "integer", "minimum": 0},
+        "links": _LINKS,
+        "created_at": TIME,
+        "started_at": _or_null(TIME),
+        "finished_at": _or_null(TIME),
+        "expires_at": _or_null(TIME),
+        "expired": YES_OR_NO,
+        "waiting": _or_null(ANY_OBJECT),
+    }
+)
+JOBS = _object({"jobs": _list(JOB)})
+PAGE = _object({"jobs": _list(JOB), "next_cursor": _or_null(TEXT)})
+
+_RUNG = _object({"fits_now": YES_OR_NO, "exact": YES_OR_NO, "chosen": YES_OR_NO, "why": TEXT})
+_SHAPE = _object({"frames": WHOLE, "height": WHOLE, "width": WHOLE})
+PLAN = _object(
+    {
+        "model": TEXT,
+        "plan": ANY_OBJECT,
+        "needed_bytes": {"type": "integer", "minimum": 0},
+        "rungs": _list(_RUNG),
+        "largest": _or_null(_SHAPE),
+        "eta_seconds": _or_null({"type": "number", "minimum": 0}),
+        "request": ANY_OBJECT,
+    }
+)
+
+_DEVICE = _object(
+    {
+        "worker_id": TEXT,
+        "job_id": _or_null(TEXT),
+        "worker_state": {"type": "string", "enum": ["active", "draining", "paused", "lost"]},
+        "heartbeat_at": TIME,
+    }
+)
+_GPU = _object({"holders": _list(ANY_OBJECT), "uuid": TEXT, "index": WHOLE, "name": TEXT, "state": TEXT})
+DEVICES = _object(
+    {"devices": _list(_DEVICE), "gpus": _list(_GPU), "driver_state": TEXT, "reserve_bytes": WHOLE}
+)
+_MODEL = _object(
+    {
+        "name": TEXT,
+        "description": TEXT,
+        "notice": _or_null(TEXT),
+        "size_multiple": WHOLE,
+        "frame_rule": TEXT,
+        "inputs": _list(TEXT),
+        "defaults": ANY_OBJECT,
+        "limits": ANY_OBJECT,
+        "is_default": YES_OR_NO,
+    }
+)
+MODELS = _object({"models": _list(_MODEL)})
+HEALTH = _object({"status": {"type": "string", "enum": ["ok"]}, "version": TEXT})
+READINESS = _object(
+    {
+        "ready": YES_OR_NO,
+        "workers": WHOLE,
+        "models": {"type": "object", "additionalProperties": YES_OR_NO},
+        "queued": WHOLE,
+        "running": WHOLE,
+    }
+)
+
+VIDEO = _object(
+    {
+        "id": TEXT,
+        "object": {"type": "string", "enum": ["video"]},
+        "model": TEXT,
+        "status": {"type": "string", "enum": ["queued", "in_progress", "completed", "failed"]},
+        "progress": {"type": "integer", "minimum": 0, "maximum": 100},
+        "created_at": WHOLE,
+        "completed_at": _or_null(WHOLE),
+        "expires_at": _or_null(WHOLE),
+        "seconds": TEXT,
+        "size": TEXT,
+        "prompt": TEXT,
+        "error": _or_null(_object({"code": TEXT, "message": TEXT})),
+        "expired": YES_OR_NO,
+    }
+)
+VIDEOS = _object(
+    {
+        "object": {"type": "string", "enum": ["list"]},
+        "data": _list(VIDEO),
+        "first_id": _or_null(TEXT),
+        "last_id": _or_null(TEXT),
+        "has_more": YES_OR_NO,
+    }
+)
+VIDEO_DELETED = _object(
+    {"id": TEXT, "object": {"type": "string", "enum": ["video.deleted"]}, "deleted": YES_OR_NO}
+)
