@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -36,41 +35,22 @@ app = FastAPI()
 @app.post("/generate", status_code=202)
 def generate(image: UploadFile = File(), prompt: str = Form()):
     return {"bytes": len(image.file.read()), "prompt": prompt}
-uvicorn.run(app, port=int(sys.argv[1]), log_level="error", access_log=False)
+uvicorn.run(app, port=int(sys.argv[1]), http="h11", log_level="error", access_log=False)
 """
 
 SERVICE = """
-import sys, uvicorn
+import sys
 from sqlalchemy import event
 from app.api import create_app
+from app.api.server import build_server
 from app.config import Settings
-from tests.bench.load_intake import profile
 settings = Settings(data_dir=sys.argv[2], max_queued=1_000_000)
-app = create_app(settings, load_profile=profile)
+app = create_app(settings)
 if sys.argv[3] == "unsynced":
     engine = app.state.service.store._writes
     event.listen(engine, "connect", lambda connection, _: connection.execute("pragma synchronous=off"))
-uvicorn.run(app, port=int(sys.argv[1]), log_level="error", access_log=False)
+build_server(app, port=int(sys.argv[1]), log_level="error", access_log=False).run()
 """
-
-
-def profile(_entry: object) -> object:
-    """A profile of round numbers, so that admission does its arithmetic."""
-    from adaptive.memory import FORMAT, MemoryProfile
-    from adaptive.types import VaeTraits
-
-    traits = VaeTraits("ltx", "AutoencoderKLLTXVideo", 128, 32, 8, True, True, False)
-    return MemoryProfile.from_json(
-        {
-            "format": FORMAT,
-            "traits": asdict(traits),
-            "dtype": "float32",
-            "config_digest": "0",
-            "batched": [[1, 1e5], [5, 5e5]],
-            "streamed": {"1": [[1, 1e5]]},
-            "tiled": None,
-        }
-    )
 
 
 def photo() -> bytes:
@@ -90,9 +70,9 @@ def photo() -> bytes:
 def fill(folder: Path, jobs: int) -> float:
     """Queue jobs beforehand; the 99th percentile of a claim's seconds among them."""
     from app.jobs import JobSpec
-    from app.store import JobStore
+    from app.store import JobStore, Rules
 
-    store = JobStore(f"sqlite:///{folder / 'framefit.sqlite3'}", max_queued=1_000_000)
+    store = JobStore(f"sqlite:///{folder / 'framefit.sqlite3'}", rules=Rules(max_queued=1_000_000))
     store.migrate()
     spec = JobSpec.model_validate(
         {"prompt": "x", "model": "tiny", "width": 256, "height": 256, "num_frames": 25, "fps": 12, "seed": 1}
