@@ -93,6 +93,14 @@ class Nvml:
         version: str | None = self._ask(self._library.nvmlSystemGetDriverVersion, None)
         return version
 
+    @property
+    def cuda_version(self) -> tuple[int, int] | None:
+        """The newest CUDA, major and minor, that the driver can run; None where it does not say."""
+        if self._open() is not NvmlState.OK:
+            return None
+        number: int | None = self._ask(self._library.nvmlSystemGetCudaDriverVersion, None)
+        return None if number is None else (number // 1000, number % 1000 // 10)
+
     def devices(self) -> tuple[GpuInfo, ...]:
         """Every GPU in the driver's (PCI bus) order, lost ones included; empty without driver or GPU."""
         count, _ = self._count()

@@ -31,14 +31,6 @@ def byte_count(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
-def shown_bytes(count: int) -> str:
-    """A byte count for people."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count} bytes"
-
-
 def settings_with(**overrides: object) -> Settings:
     """Settings in which options on the command line win; child processes inherit them as environment."""
     for name, value in overrides.items():

@@ -1,6 +1,7 @@
 """The job table: the only place where a job's state changes, and the only SQL of the service.
 
 database    connections, migrations, the one writer thread
+health      a look from outside that changes nothing
 transaction what an operation works in, and the queue's rules
 rows        columns, JSON, the append to the history
 queries     what is asked without changing anything

@@ -79,7 +79,7 @@ def _leave_transactions_to_us(connection: sqlite3.Connection, _record: object) -
 def migrate(engine: Engine) -> None:
     """Bring the schema to the newest revision, once, however many processes start together."""
     with engine.begin() as connection:
-        if _revision(connection) == HEAD_REVISION:
+        if revision_of(connection) == HEAD_REVISION:
             return
         from alembic import (
             command,
@@ -92,7 +92,8 @@ def migrate(engine: Engine) -> None:
         command.upgrade(config, "head")
 
 
-def _revision(connection: Connection) -> str | None:
+def revision_of(connection: Connection) -> str | None:
+    """The schema's revision; None where there is no schema."""
     if "alembic_version" not in inspect(connection).get_table_names():
         return None
     return connection.execute(text("select version_num from alembic_version")).scalar()

@@ -92,11 +92,21 @@ def test_plan_works_with_nothing_downloaded(tmp_path: Path) -> None:
 
 
 def test_doctor_finds_nothing_wrong_here_and_says_what_is_wrong_elsewhere(tmp_path: Path) -> None:
-    assert framefit("doctor", data_dir=tmp_path / "data").returncode == 0
+    here = {"HF_ENDPOINT": "http://127.0.0.1:9", "FRAMEFIT_PORT": "0"}  # a hub that nobody can reach
+    right = framefit("doctor", "--json", data_dir=tmp_path / "data", **here)
+    assert right.returncode == 0, right.stdout
+    told = json.loads(right.stdout)
+    assert told["ok"]
+    standing = {finding["subject"]: finding["standing"] for finding in told["findings"]}
+    assert (
+        standing.items()
+        >= dict.fromkeys(("disk", "database", "port", "gpu", "torch", "encoder"), "ok").items()
+    )
     (tmp_path / "file").touch()
-    broken = framefit("doctor", data_dir=tmp_path / "file" / "data")
+    broken = framefit("doctor", data_dir=tmp_path / "file" / "data", FRAMEFIT_MODEL="ltx-video", **here)
     assert broken.returncode == 1
     assert "FRAMEFIT_DATA_DIR" in broken.stdout
+    assert "cannot be reached" in broken.stdout
 
 
 @pytest.mark.parametrize(

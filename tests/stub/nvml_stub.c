@@ -106,6 +106,10 @@ const char *nvmlErrorString(int code) { return code ? "stub driver error" : "suc
 int nvmlSystemGetDriverVersion(char *buffer, unsigned int length) {
     return initialized ? text(buffer, length, "580.0-stub") : UNINITIALIZED;
 }
+int nvmlSystemGetCudaDriverVersion(int *version) {
+    *version = 13010;
+    return initialized ? SUCCESS : UNINITIALIZED;
+}
 int nvmlDeviceGetCount_v2(unsigned int *count) {
     if (!initialized) return UNINITIALIZED;
     if (read_machine()) return UNKNOWN;

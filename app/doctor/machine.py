@@ -1,0 +1,181 @@
+"""What jobs run on: the driver and its cards, torch's build against them, the video encoder, the models."""
+
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from adaptive.nvml import GpuInfo, Nvml, NvmlState
+from app.config import ConfigError, ModelEntry, Settings, load_models
+from app.doctor.findings import Finding, Standing, note, ok, wrong
+from app.words import shown_bytes
+
+HUB_SECONDS = 4.0
+RESET = "The card does not answer: nvidia-smi says more; it needs a reset (nvidia-smi -r) or a reboot."
+
+
+def devices(settings: Settings) -> Iterator[Finding]:
+    """The driver, each card, and whether the cards that the settings name are there."""
+    with Nvml() as nvml:
+        state, gpus, driver = nvml.state, nvml.devices(), nvml.driver_version
+    if state in (NvmlState.NO_DRIVER, NvmlState.NO_GPU):
+        yield ok("gpu", f"none ({state}): jobs run on the CPU")
+    elif state is not NvmlState.OK:
+        yield wrong(
+            "gpu", f"the driver answers {state}", "Run nvidia-smi; a lost card needs a reset or a reboot."
+        )
+    yield from (_card(gpu, driver) for gpu in gpus)
+    from app.service import worker_specs
+
+    try:
+        worker_specs(settings.devices)
+    except ConfigError as error:
+        yield wrong(
+            "devices", str(error), 'Set FRAMEFIT_DEVICES to "auto", or to cards that are listed above.'
+        )
+
+
+def _card(gpu: GpuInfo, driver: str | None) -> Finding:
+    if gpu.state is not NvmlState.OK:
+        return wrong("gpu", f"{gpu.name or gpu.uuid}: {gpu.state}", RESET)
+    memory = f"{shown_bytes(gpu.free_bytes)} of {shown_bytes(gpu.total_bytes)} free"
+    return ok("gpu", f"{gpu.name} {gpu.uuid}: {memory}, driver {driver}")
+
+
+def torch_build() -> Finding:
+    """torch's CUDA against what the driver can do, and its kernels against the cards."""
+    import torch
+
+    built = torch.version.cuda
+    detail = f"torch {version('torch')}, CUDA {built or 'not built in'}, diffusers {version('diffusers')}"
+    with Nvml() as nvml:
+        gpus, driver_cuda = nvml.devices(), nvml.cuda_version
+    if not gpus:
+        return ok("torch", detail)
+    trouble = _unsuited(built, driver_cuda)
+    if trouble is None and not torch.cuda.is_available():
+        trouble = (
+            "CUDA cannot be used",
+            "Run nvidia-smi; look at CUDA_VISIBLE_DEVICES and the container's runtime.",
+        )
+    if trouble is None:
+        trouble = _without_kernels(torch)
+    return ok("torch", detail) if trouble is None else wrong("torch", f"{detail}: {trouble[0]}", trouble[1])
+
+
+def _unsuited(built: str | None, driver_cuda: tuple[int, int] | None) -> tuple[str, str] | None:
+    """What is wrong and what to do, where that build cannot run on that driver.
+
+    Within one major version any build runs on any driver
+    (https://docs.nvidia.com/deploy/cuda-compatibility: minor version compatibility).
+    """
+    if built is None:
+        return (
+            "cards are there, and cannot be used",
+            "Install a CUDA build of torch; until then jobs run on the CPU.",
+        )
+    if driver_cuda is None or int(built.split(".")[0]) <= driver_cuda[0]:
+        return None
+    can = ".".join(map(str, driver_cuda))
+    return (
+        f"the driver can do CUDA {can} at most",
+        f"Update the driver, or install a build of torch for CUDA {driver_cuda[0]}.",
+    )
+
+
+def _without_kernels(torch: Any) -> tuple[str, str] | None:
+    """Cards that are older, or newer, than what torch was built for."""
+    numbers = [name.removeprefix("sm_").removeprefix("compute_") for name in torch.cuda.get_arch_list()]
+    built = sorted(int("".join(filter(str.isdigit, one))) for one in numbers)
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        if built and major * 10 + minor < built[0]:
+            name = torch.cuda.get_device_name(index)
+            return (
+                f"{name} is older than this build's kernels",
+                "Install an older build of torch, or leave the card out.",
+            )
+    return None
+
+
+def encoder() -> Finding:
+    """Whether a video can really be written."""
+    import av
+    import numpy
+
+    from adaptive.types import VideoShape
+    from app.video import VideoWriter
+
+    advice = "Reinstall PyAV from its wheel (pip install --force-reinstall av): it brings x264."
+    if "libx264" not in av.codecs_available:
+        return wrong("encoder", f"PyAV {version('av')} has no libx264", advice)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "doctor.mp4"
+            with VideoWriter(path, VideoShape(2, 64, 64), 8) as writer:
+                writer.write(numpy.zeros((2, 64, 64, 3), numpy.uint8))
+                writer.finish()
+            size = path.stat().st_size
+    except (OSError, ValueError, RuntimeError) as error:
+        return wrong("encoder", f"PyAV {version('av')}: {error}", advice)
+    return ok("encoder", f"libx264 of PyAV {version('av')} wrote a video ({size} bytes)")
+
+
+def models(settings: Settings) -> Iterator[Finding]:
+    """Each model's files; where some must be downloaded, whether they could be."""
+    from app.loading import where_weights_are
+
+    entries = load_models(settings)
+    missing = []
+    for entry in entries.values():
+        found = where_weights_are(entry, settings)
+        if found is not None:
+            yield ok("model", f"{entry.name}: {found}")
+        else:
+            missing.append(entry)
+    default = next(iter(entries))
+    yield from _not_converted([entry for entry in missing if entry.resolution is not None], default)
+    yield from _not_downloaded([entry for entry in missing if entry.resolution is None], default)
+
+
+def _not_converted(entries: list[ModelEntry], default: str) -> Iterator[Finding]:
+    """All in one line: who does not want them need not read of each."""
+    if entries:
+        names = [entry.name for entry in entries]
+        tell = wrong if default in names else note
+        advice = "framefit convert makes a folder of each from its published checkpoint."
+        yield tell("model", f"{', '.join(names)}: not converted yet", advice)
+
+
+def _not_downloaded(entries: list[ModelEntry], default: str) -> Iterator[Finding]:
+    hub = _hub() if entries else None
+    for entry in entries:
+        detail = f"{entry.name}: {entry.source} is not downloaded yet"
+        if hub is None or hub.standing is Standing.OK:
+            yield note("model", detail, "The first job that needs it downloads it.")
+        else:
+            tell = wrong if entry.name == default else note
+            yield tell("model", f"{detail}; {hub.detail}", hub.advice)
+
+
+def _hub() -> Finding:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return note(
+            "hub", "HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE, or name a local folder in models.toml."
+        )
+    endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
+    try:
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_SECONDS):
+            pass
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (OSError, ValueError) as error:
+        advice = "Look at the network and its proxy, or name a local folder in FRAMEFIT_MODELS_FILE."
+        return note("hub", f"{endpoint} cannot be reached ({error})", advice)
+    return ok("hub", f"{endpoint} answers")

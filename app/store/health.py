@@ -1,0 +1,58 @@
+"""A look at the database from outside, which changes nothing: its schema, its lock, what is in it."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from app.store.database import HEAD_REVISION, open_engines, revision_of
+from app.store.errors import StoreUnavailable
+
+__all__ = ["HEAD_REVISION", "LOCK_SECONDS", "look_at"]
+
+LOCK_SECONDS = 3.0
+COUNTS = text("select status, count(*) as jobs from jobs group by status order by status")
+
+
+def look_at(url: str) -> tuple[str | None, dict[str, int]]:
+    """The schema's revision (None: no schema yet) and jobs by status.
+
+    Raises `StoreUnavailable` where the database does not answer, or lets nobody write for `LOCK_SECONDS`;
+    `ValueError` for a URL that is none.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        path = Path(str(parsed.database))
+        if not path.exists():
+            return None, {}
+        _take_lock(path)
+        engine = create_engine(parsed, poolclass=NullPool, connect_args={"timeout": LOCK_SECONDS})
+    else:
+        engine = open_engines(url)[1]
+    try:
+        return _read(engine)
+    except DBAPIError as error:
+        raise StoreUnavailable(str(error.orig)) from error
+    finally:
+        engine.dispose()
+
+
+def _take_lock(path: Path) -> None:
+    try:
+        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as connection:
+            connection.execute("begin immediate")
+            connection.execute("rollback")
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"{path}: {error}") from error
+
+
+def _read(engine: Engine) -> tuple[str | None, dict[str, int]]:
+    with engine.connect() as connection:
+        revision = revision_of(connection)
+        if revision is None:
+            return None, {}
+        return revision, {row.status: row.jobs for row in connection.execute(COUNTS)}
