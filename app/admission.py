@@ -73,14 +73,27 @@ class FitsNowhere(AdaptiveError):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A job that can run: the least memory its decode needs, the plan as of now, every allowed way to decode,
-    and the largest video of its length that would fit now.
+    """A job that can run: the least memory its decode needs, and the plan as of now. What only a dry run is
+    asked for is worked out when it is.
     """
 
     needed_bytes: int
     plan: Json
-    rungs: tuple[Rung, ...]
-    largest: VideoShape | None
+    question: "_Question"
+    budget_bytes: int | None
+    inputs: PlanInputs
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """Every allowed way to decode, against the memory that is there now."""
+        return self.question.ladder(self.budget_bytes or 0, self.inputs)
+
+    @property
+    def largest(self) -> VideoShape | None:
+        """The largest video of the job's length that would fit now; None where no device told its memory."""
+        if self.budget_bytes is None:
+            return None
+        return self.question.largest(self.budget_bytes, self.inputs.residuals or Residuals())
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +212,12 @@ def _verdict(question: _Question, devices: list[Json], needed_bytes: int) -> Ver
     if not readings:
         detail = "no worker has reported its memory yet"
         plan: Json = {"fits_now": None, "reason": "no_device", "detail": detail, "needed_bytes": needed_bytes}
-        return Verdict(needed_bytes, plan, question.ladder(0, PlanInputs()), None)
+        return Verdict(needed_bytes, plan, question, None, PlanInputs())
     reading, device = max(readings, key=lambda one: one[0].free_bytes)
     inputs = _inputs(device, question.profile)
     budget = budget_of(reading, question.policy)
     plan = {**_plan_now(question, reading, inputs), "device": reading.device, "needed_bytes": needed_bytes}
-    ladder = question.ladder(budget, inputs)
-    return Verdict(needed_bytes, plan, ladder, question.largest(budget, inputs.residuals or Residuals()))
+    return Verdict(needed_bytes, plan, question, budget, inputs)
 
 
 def _plan_now(question: _Question, reading: MemoryReading, inputs: PlanInputs) -> Json:
@@ -275,7 +287,8 @@ def tiles_json(tiles: SpatialTiles) -> Json:
 
 def rungs_json(verdict: Verdict) -> list[Json]:
     """Every way to decode, fastest first, as clients see them; each says why it is chosen or not."""
-    chosen = next((rung for rung in verdict.rungs if rung.fits), None)
+    ladder = verdict.rungs
+    chosen = next((rung for rung in ladder if rung.fits), None)
     budget = int(verdict.plan.get("budget_bytes") or 0)
     return [
         {
@@ -290,7 +303,7 @@ def rungs_json(verdict: Verdict) -> list[Json]:
             "chosen": rung is chosen,
             "why": _why(rung, chosen, budget),
         }
-        for rung in verdict.rungs
+        for rung in ladder
     ]
 
 

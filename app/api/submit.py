@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import JSONResponse
 
 from app.admission import rungs_json
 from app.api.access import Caller, check_key_limits
@@ -67,20 +68,14 @@ def _waiting(service: Service, job: Job, owner: str | None) -> Json | None:
     openapi_extra=GENERATE_BODY,
 )
 def generate(
-    request: Request,
-    response: Response,
-    service: TheService,
-    owner: Caller,
-    body: Body,
-    idempotency_key: IdempotencyKey = None,
-) -> Json:
+    request: Request, service: TheService, owner: Caller, body: Body, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Check the request, plan it, and store it durably; the answer comes before the work."""
     parts = take_apart(request.headers.get("content-type", ""), body)
     job, created = submit(service, parts, owner=owner, idempotency_key=idempotency_key)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    if not created:
-        response.headers["Idempotent-Replayed"] = "true"
-    return view(service, job, owner)
+    headers = {"Location": f"/jobs/{job.id}", **({} if created else {"Idempotent-Replayed": "true"})}
+    # Made here: the framework would look through the document a second time.
+    return JSONResponse(view(service, job, owner), 202, headers)
 
 
 def submit(
@@ -156,12 +151,13 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
     spec = job_spec(parts.fields, service.models, between="last_image" in parts.images)
     check_key_limits(service, owner, spec)
     verdict = service.admission.judge(spec)
+    largest = verdict.largest
     return {
         "model": spec.model,
         "plan": verdict.plan,
         "needed_bytes": verdict.needed_bytes,
         "rungs": rungs_json(verdict),
-        "largest": None if verdict.largest is None else asdict(verdict.largest),
+        "largest": None if largest is None else asdict(largest),
         "eta_seconds": eta_of_new(service, spec.model, verdict.plan),
         "request": spec.model_dump(mode="json", exclude={"prompt", "seed"}),
     }

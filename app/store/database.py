@@ -201,19 +201,21 @@ def _what_was_counted(connection: Connection) -> dict[str, int]:
 
 
 def _attempt(transaction: Transaction, operation: Operation) -> tuple[Any, BaseException | None]:
-    savepoint = transaction.connection.begin_nested()
+    # As SQL: the driver's objects for savepoints cost more than the savepoints.
+    connection = transaction.connection
+    connection.exec_driver_sql("savepoint operation")
     try:
         result = operation(transaction)
-        savepoint.commit()
+        connection.exec_driver_sql("release savepoint operation")
         return result, None
     except DBAPIError as error:
-        if not savepoint.is_active or _is_refusal(error):
+        if _is_refusal(error):
             raise  # the whole transaction is lost: a full disk, a lost connection
         problem: BaseException = error
     except Exception as error:
         problem = error
     transaction.queued.clear()
-    savepoint.rollback()
+    connection.exec_driver_sql("rollback to savepoint operation")
     return None, problem
 
 

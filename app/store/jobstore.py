@@ -110,8 +110,11 @@ class JobStore:
     _requeue_expired = _writes(leases.requeue_expired)
 
     def claim(self, worker_id: str, **wanted: Any) -> Claim | None:
-        """As `leases.claim`; an idle worker's poll takes no write lock."""
-        return self._claim(worker_id, **wanted) if self._any(leases.ANY_QUEUED) else None
+        """As `leases.claim`; the poll of a worker for which there is nothing takes no write lock."""
+        with reading(self._reads) as connection:
+            if not leases.any_for(connection, **wanted):
+                return None
+        return self._claim(worker_id, **wanted)
 
     def make_way(self, job_id: str, token: int, worker_id: str, **wanted: Any) -> Claim | None:
         """As `backfill.make_way`; a wait with nothing queued takes no write lock."""

@@ -7,7 +7,7 @@ changes nothing: a worker that was thought dead cannot finish what another one r
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Executable, RowMapping, bindparam, text
+from sqlalchemy import Connection, Executable, RowMapping, bindparam, text
 
 from app.jobs import Claim, JobError, JobStatus, Json, Stage
 from app.store import deliveries
@@ -18,13 +18,13 @@ _ELIGIBLE = """
     status = 'queued'
     and (cast(:capacity as bigint) is null or needed_bytes is null or needed_bytes <= :capacity)
 """
-_IN_TURN = "order by rank, id limit 1"
+_IN_ORDER = "order by rank, id limit 1"
 
 
 def _candidate(extra: str, *, some_models: bool) -> Any:
     models = " and model in :models" if some_models else ""
     columns = "id, model, priority, skips, queued_at"
-    query = text(f"select {columns} from jobs where {_ELIGIBLE}{models}{extra} {_IN_TURN}")
+    query = text(f"select {columns} from jobs where {_ELIGIBLE}{models}{extra} {_IN_ORDER}")
     return query.bindparams(bindparam("models", expanding=True)) if some_models else query
 
 
@@ -75,6 +75,31 @@ EXPIRED = text("select id, token from jobs where status = 'running' and lease_un
 RUNNING_OF = text("select id, token from jobs where status = 'running' and worker_id = :worker_id")
 
 
+def any_for(
+    connection: Connection,
+    *,
+    models: Sequence[str] | None = None,
+    capacity_bytes: int | None = None,
+    **_preferences: object,
+) -> bool:
+    """Whether a job is queued that such a worker could run."""
+    return _in_turn(connection, models, capacity_bytes) is not None
+
+
+def _in_turn(
+    connection: Connection, models: Sequence[str] | None, capacity_bytes: int | None
+) -> RowMapping | None:
+    if models is not None and not models:
+        return None
+    query, _ = _QUERIES[models is not None]
+    return connection.execute(query, _eligible(models, capacity_bytes)).mappings().one_or_none()
+
+
+def _eligible(models: Sequence[str] | None, capacity_bytes: int | None) -> dict[str, Any]:
+    named = {} if models is None else {"models": list(models)}
+    return {"capacity": capacity_bytes, **named}
+
+
 def claim(
     tx: Transaction,
     worker_id: str,
@@ -89,19 +114,14 @@ def claim(
     By rank, but a job of the loaded model and no lower priority goes first, until the one it passes over has
     been passed over `max_skips` times. A paused device gets nothing.
     """
-    if models is not None and not models:
-        return None
     if tx.execute(IS_PAUSED, {"id": worker_id}).one_or_none() is not None:
         return None
-    in_turn, of_loaded = _QUERIES[models is not None]
-    parameters: dict[str, Any] = {"capacity": capacity_bytes}
-    if models is not None:
-        parameters["models"] = list(models)
-    chosen = tx.execute(in_turn, parameters).mappings().one_or_none()
+    chosen = _in_turn(tx.connection, models, capacity_bytes)
     if chosen is None:
         return None
     if loaded_model is not None and chosen["model"] != loaded_model and chosen["skips"] < tx.rules.max_skips:
-        wanted = {**parameters, "loaded": loaded_model, "priority": chosen["priority"]}
+        _, of_loaded = _QUERIES[models is not None]
+        wanted = {**_eligible(models, capacity_bytes), "loaded": loaded_model, "priority": chosen["priority"]}
         preferred = tx.execute(of_loaded, wanted).mappings().one_or_none()
         if preferred is not None:
             tx.execute(PASS_OVER, {"id": chosen["id"]})

@@ -1,5 +1,6 @@
 """What is asked of the job table without changing it."""
 
+from bisect import bisect_left
 from collections.abc import Mapping
 
 from sqlalchemy import Connection, text
@@ -12,6 +13,10 @@ IMAGE = text("select data from images where job_id = :id")
 LAST_IMAGE = text("select last_data from images where job_id = :id")
 COUNTS = text("select status, count(*) from jobs group by status")
 LAST_EVENT = text("select coalesce(max(seq), 0) from events")
+COUNT_BEFORE = text("select count(*) from jobs where status = 'queued' and rank < :lowest")
+RANKS = text("""
+    select rank from jobs where status = 'queued' and rank >= :lowest and rank < :highest order by rank
+""")
 QUEUED_MODELS = text("select distinct model from jobs where status = 'queued'")
 QUEUED_BEYOND = text("""
     select id, coalesce(needed_bytes, 0) as needed_bytes from jobs
@@ -55,9 +60,24 @@ def page(
         conditions.append(f"j.id {'<' if newest_first else '>'} :after")
     order = "desc" if newest_first else "asc"
     where = f" where {' and '.join(conditions)}" if conditions else ""
-    query = text(f"select {JOB_COLUMNS} from jobs j{where} order by j.id {order} limit :limit")
+    query = text(f"select {JOB_COLUMNS}, j.rank from jobs j{where} order by j.id {order} limit :limit")
     rows = connection.execute(query, {**equal, "since": since, "after": after, "limit": limit}).mappings()
-    return [job_of(row) for row in rows]
+    found = [dict(row) for row in rows]
+    places = _places(connection, [row["rank"] for row in found if row["status"] == JobStatus.QUEUED])
+    for row in found:
+        place = places.get(row.pop("rank"))
+        row["queue_position"] = place if row["status"] == JobStatus.QUEUED else None
+    return [job_of(row) for row in found]
+
+
+def _places(connection: Connection, ranks: list[float]) -> dict[float, int]:
+    """Positions in the queue by rank. What is before them all is counted once, not once for each."""
+    if not ranks:
+        return {}
+    ends = {"lowest": min(ranks), "highest": max(ranks)}
+    before = connection.execute(COUNT_BEFORE, ends).scalar_one()
+    among = connection.execute(RANKS, ends).scalars().all()
+    return {rank: before + bisect_left(among, rank) + 1 for rank in ranks}
 
 
 def counts(connection: Connection) -> dict[JobStatus, int]:

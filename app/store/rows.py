@@ -6,25 +6,27 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, text
+from sqlalchemy import Connection, text
 from sqlalchemy.sql.elements import TextClause
 
 from app.jobs import Event, Job, JobSpec, JobStatus, Json, Stage
 from app.store.errors import NoSuchJob
 from app.store.transaction import Transaction
 
-# A queued job's position is one more than how many run before it.
 JOB_COLUMNS = """
     j.id, j.status, j.stage, j.progress, j.spec, j.plan, j.needed_bytes, j.created_at, j.started_at,
     j.finished_at, j.expires_at, j.expired, j.attempts, j.token, j.worker_id, j.lease_until,
     j.cancel_requested, j.latents_path, j.denoise, j.decode, j.result, j.error, j.owner,
-    exists (select 1 from images i where i.job_id = j.id and i.last_data is not null) as has_last_image,
+    exists (select 1 from images i where i.job_id = j.id and i.last_data is not null) as has_last_image
+"""
+# A queued job's position is one more than how many run before it.
+_POSITION = """
     case when j.status = 'queued' then (
         select count(*) + 1 from jobs q where q.status = 'queued' and q.rank < j.rank
     ) end as queue_position
 """
 
-SELECT_JOB = text(f"select {JOB_COLUMNS} from jobs j where j.id = :id")
+SELECT_JOB = text(f"select {JOB_COLUMNS}, {_POSITION} from jobs j where j.id = :id")
 _EVENTS = "select seq, job_id, kind, at, data from events where seq > :after"
 SELECT_EVENTS = text(f"{_EVENTS} order by seq limit :limit")
 SELECT_JOB_EVENTS = text(f"{_EVENTS} and job_id = :job_id order by seq limit :limit")
@@ -46,8 +48,8 @@ def load(value: str | None) -> Json | None:
     return None if value is None else json.loads(value)
 
 
-def job_of(row: RowMapping) -> Job:
-    """The job in a row that was selected with `JOB_COLUMNS`."""
+def job_of(row: Mapping[Any, Any]) -> Job:
+    """The job in a row that was selected with `JOB_COLUMNS`, and its position in the queue."""
     columns = dict(row)
     for name in ("plan", "denoise", "decode", "result", "error"):
         columns[name] = load(columns[name])

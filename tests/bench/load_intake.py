@@ -44,7 +44,7 @@ from sqlalchemy import event
 from app.api import create_app
 from app.api.server import build_server
 from app.config import Settings
-settings = Settings(data_dir=sys.argv[2], max_queued=1_000_000)
+settings = Settings(data_dir=sys.argv[2], max_queued=1_000_000, heartbeat_seconds=3600)
 app = create_app(settings)
 if sys.argv[3] == "unsynced":
     engine = app.state.service.store._writes
@@ -85,6 +85,8 @@ def fill(folder: Path, jobs: int) -> float:
         thread.start()
     for thread in threads:
         thread.join()
+    memory = {"total_bytes": 24 * 2**30, "free_bytes": 8 * 2**30, "capacity_bytes": 20 * 2**30}
+    store.register_worker("bench", {"name": "cpu", "kind": "cpu", **memory})
     seconds = []
     for _ in range(200):
         started = time.perf_counter()

@@ -60,6 +60,14 @@ def test_jobs_run_by_priority_then_age(
     assert claimed == positions == ["high", "old", "new", "low"]
 
 
+def test_a_page_tells_the_same_positions_as_its_jobs_do(store: JobStore, make_spec: MakeSpec) -> None:
+    for priority in (0, 2, 0, -3, 2, 1):  # the clock stands still: some are equal
+        store.add(make_spec(priority=priority), IMAGE)
+    assert store.claim("w") is not None
+    for part in (store.page(), store.page(limit=2), store.page(limit=3, newest_first=False)):
+        assert [job.queue_position for job in part] == [store.get(job.id).queue_position for job in part]
+
+
 def test_waiting_outweighs_priority_in_the_end(
     open_store: OpenStore, make_spec: MakeSpec, clock: Callable[[], float]
 ) -> None:
