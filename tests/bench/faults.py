@@ -3,9 +3,9 @@
 
 Clients hand in jobs of the built-in tiny model and follow each to its end, by event stream or by asking.
 Meanwhile worker, API and supervisor are killed with SIGKILL, another process locks the database, the disk (a
-small tmpfs, which takes root to mount) is filled, and half of the webhook receivers never answer. In the end
-every job must have succeeded once, every video must decode to its last frame, and every client must have seen
-the end.
+small tmpfs, which takes root to mount) is filled, and half of the webhook receivers never answer. Each fault
+waits for a job to be in a stage that is drawn for it, so that every stage is hit. In the end every job must
+have succeeded once, every video must decode to its last frame, and every client must have seen the end.
 """
 
 import argparse
@@ -35,10 +35,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "acceptance")]
 
 from running_service import RunningService  # noqa: E402
 
-from app.store import open_store  # noqa: E402
+from app.config import Settings  # noqa: E402
+from app.jobs import JobStatus, Stage  # noqa: E402
+from app.store import StoreError, open_store  # noqa: E402
+from app.store.database import BUSY_TIMEOUT_SECONDS  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
-FIELDS = {"model": "tiny", "width": 64, "height": 64, "num_frames": 9, "num_inference_steps": 2, "fps": 8}
+# A second or so of work each, so that there is a middle to be hit in.
+FIELDS = {"model": "tiny", "width": 128, "height": 128, "num_frames": 17, "num_inference_steps": 8, "fps": 8}
+STRATEGIES = ("auto", "batched", "chunked", "per_frame")
+STAGES = (Stage.LOADING, Stage.DENOISING, Stage.DECODING, Stage.ENCODING)
+STAGE_SECONDS = 4.0  # so long the stage that was drawn is waited for, then any will do
+RUNNING_SECONDS = 40.0
 TMPFS_MIB = 192
 CLIENTS = 10
 JOB_SECONDS = 900.0
@@ -64,7 +72,7 @@ class Report:
 
     jobs: int = 0
     seconds: float = 0.0
-    faults: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     finished_twice: list[str] = field(default_factory=list)
@@ -118,7 +126,8 @@ class World:
         self.service = self._start()
 
     def lock_database(self) -> None:
-        seconds = str(random.uniform(1, 4))
+        # Now and then for longer than anyone waits for a lock.
+        seconds = str(random.choice([1, 2, 3, 4, BUSY_TIMEOUT_SECONDS + 3]))
         path = str(self.data_dir / "framefit.sqlite3")
         subprocess.run([sys.executable, "-c", LOCK, path, seconds], check=True)
 
@@ -164,16 +173,32 @@ def attack(world: World, work: Work, faults: int, report: Report, weights: dict[
     more = random.choices(list(weights), list(weights.values()), k=max(0, faults - len(weights)))
     order = [*weights, *more][:faults]
     random.shuffle(order)
-    done: Counter[str] = Counter()
     for kind in order:
-        time.sleep(random.uniform(1, 6))
+        time.sleep(random.uniform(0, 2))
         world.see_to_it()
+        stage = moment(world.data_dir)
         getattr(world, kind)()
-        done[kind] += 1
-        report.faults = dict(done)
+        hit = report.faults.setdefault(kind, {})
+        hit[stage] = hit.get(stage, 0) + 1
     work.attacked.set()
     while not world.over.wait(1):
         world.see_to_it()
+
+
+def moment(data_dir: Path) -> str:
+    """Wait for a running job, in a stage drawn at random if one gets there soon; the stage it is in."""
+    wanted, started = random.choice(STAGES), time.monotonic()
+    store = open_store(Settings(data_dir=data_dir))
+    try:
+        while (waited := time.monotonic() - started) < RUNNING_SECONDS:
+            with suppress(StoreError):
+                running = store.page(status=JobStatus.RUNNING, limit=1)
+                if running and (running[0].stage is wanted or waited > STAGE_SECONDS):
+                    return running[0].stage
+            time.sleep(0.004)
+    finally:
+        store.close()
+    return "no job was running"
 
 
 class Client:
@@ -196,6 +221,7 @@ class Client:
     def _submit(self, number: int) -> str:
         form = {"prompt": f"job {number}", "seed": str(number), "webhook_url": f"{self._hook}/{number}"}
         form |= {name: str(value) for name, value in FIELDS.items()}
+        form["decode_strategy"] = STRATEGIES[number % len(STRATEGIES)]
 
         def post() -> httpx.Response:
             return httpx.post(
@@ -311,8 +337,6 @@ def folder(report: Report, model: Path) -> Iterator[Path]:
 
 def judge(data_dir: Path, expected: int, report: Report) -> None:
     """Look at what is in the table and on the disk now that the dust has settled."""
-    from app.config import Settings
-
     store = open_store(Settings(data_dir=data_dir))
     jobs = store.page(limit=expected + 100)
     report.jobs = len(jobs)
@@ -364,11 +388,18 @@ def campaign(jobs: int, faults: int, model: Path) -> Report:
     return report
 
 
+def _by_stage(hit: dict[str, int]) -> str:
+    return f"{sum(hit.values())} ({', '.join(f'{stage}: {n}' for stage, n in sorted(hit.items()))})"
+
+
 def as_markdown(report: Report) -> str:
     """The report for people."""
     rows = [
         ("jobs handed in, each followed by a client", report.jobs),
-        *((f"fault: {kind.replace('_', ' ')}", count) for kind, count in sorted(report.faults.items())),
+        *(
+            (f"fault: {kind.replace('_', ' ')}", _by_stage(hit))
+            for kind, hit in sorted(report.faults.items())
+        ),
         *((f"skipped: {kind.replace('_', ' ')}", why) for kind, why in report.skipped.items()),
         ("webhooks answered / left hanging", f"{report.webhooks_answered} / {report.webhooks_left_hanging}"),
         ("jobs by number of attempts", ", ".join(f"{n} of {k}" for k, n in report.attempts.items())),
@@ -378,6 +409,7 @@ def as_markdown(report: Report) -> str:
         ("**videos corrupt**", len(report.corrupt)),
         ("**clients that saw no end**", len(report.unseen)),
         ("seconds", report.seconds),
+        ("load average at the start", round(report.load_average, 1)),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     head = "# Faults while jobs run\n\n`make acceptance`; model `tiny` on the CPU.\n\n| | |\n|---|---|"
