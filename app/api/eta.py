@@ -2,6 +2,7 @@
 it; its own decode as the planner predicts it.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -10,11 +11,14 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from app.jobs import Event, Job, JobStatus, Json, Stage
+from app.store import QueueFull, StoreError
 
 if TYPE_CHECKING:
     from app.api.service import Service
 
 REMEMBERED = 50
+UNKNOWN_RETRY_SECONDS = 60
+MAX_RETRY_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,10 @@ class RunTimes:
                     recent = self._taken.setdefault(event.data["model"], deque(maxlen=REMEMBERED))
                     recent.append(Expected(sum(durations.values()), durations.get(Stage.DECODING, 0.0)))
 
-    def expected(self, model: str) -> Expected | None:
+    def expected(self, model: str | None = None) -> Expected | None:
         """Medians of the model's jobs; of any job where that model has none; None where nothing ran yet."""
         with self._lock:
-            recent = self._taken.get(model) or [one for many in self._taken.values() for one in many]
+            recent = self._taken.get(model or "") or [one for many in self._taken.values() for one in many]
             if not recent:
                 return None
             return Expected(
@@ -76,6 +80,30 @@ def eta_of_new(service: "Service", model: str, plan: Json) -> float | None:
         return None
     own = expected.with_decode(plan.get("predicted_seconds"))
     return _in_queue(service, expected, own, service.store.counts()[JobStatus.QUEUED] + 1)
+
+
+def retry_after_seconds(service: "Service", refusal: QueueFull) -> int:
+    """When a place in the queue is likely to be free: after the next job that ends, or, where a key's own
+    limit is reached, after the first of its own jobs has left the queue.
+    """
+    try:
+        seconds = _until_a_place(service, refusal.owner)
+    except StoreError:
+        seconds = None
+    if seconds is None:
+        return UNKNOWN_RETRY_SECONDS
+    return min(MAX_RETRY_SECONDS, max(1, math.ceil(seconds)))
+
+
+def _until_a_place(service: "Service", owner: str | None) -> float | None:
+    expected, workers = service.run_times.expected(), len(service.alive_workers())
+    if expected is None or not workers:
+        return None
+    if owner is None:
+        return expected.seconds / workers
+    own = service.store.page(owner=owner, status=JobStatus.QUEUED, limit=1, newest_first=False)
+    position = (own[0].queue_position if own else None) or 1
+    return expected.seconds * -(-position // workers)
 
 
 def _in_queue(service: "Service", expected: Expected, own_seconds: float, position: int) -> float:

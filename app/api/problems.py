@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from adaptive.errors import UnsupportedVae
 from app.admission import FitsNowhere, ProfilePending
+from app.api.eta import retry_after_seconds
 from app.media import ImageRejected
 from app.store import (
     IdempotencyConflict,
@@ -101,7 +102,7 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(422, "idempotency_key_reused", str(error), data={"job_id": error.job_id})
         case QueueFull():
             data = {"queued": error.queued, "limit": error.limit}
-            return Problem(429, "queue_full", str(error), headers={"Retry-After": "60"}, data=data)
+            return Problem(429, "queue_full", str(error), data=data)
         case StoreUnavailable():
             return Problem(503, "store_unavailable", f"the job store refuses: {error}", headers=retry)
         case ImageRejected():
@@ -173,6 +174,9 @@ def install(app: FastAPI) -> None:
         problem = problem_of(error)
         if problem is None:
             raise error
+        if isinstance(error, QueueFull):
+            wait = retry_after_seconds(request.app.state.service, error)
+            problem.headers["Retry-After"] = str(wait)
         return _answer(request, problem)
 
     def http(request: Request, error: Exception) -> Response:

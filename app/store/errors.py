@@ -3,7 +3,7 @@
 StoreError
 ├── NoSuchJob             there is no job of that id
 ├── StoreUnavailable      the database refuses: locked, gone, disk full; nothing was written
-├── QueueFull             the limit of waiting jobs is reached      (queued, limit)
+├── QueueFull             the limit of waiting jobs is reached      (queued, limit, owner)
 ├── IdempotencyConflict   the key belongs to another request        (job_id)
 ├── WrongState            the job's status does not allow it        (job)
 └── ResultExpired         the job's image and result are gone       (job_id)
@@ -29,11 +29,12 @@ class StoreUnavailable(StoreError):
 
 
 class QueueFull(StoreError):
-    """So many jobs are waiting that no more are taken."""
+    """So many jobs are waiting that no more are taken; `owner`: whose limit it is, None for everyone's."""
 
-    def __init__(self, queued: int, limit: int) -> None:
+    def __init__(self, queued: int, limit: int, owner: str | None = None) -> None:
         self.queued = queued
         self.limit = limit
+        self.owner = owner
         super().__init__(f"{queued} jobs are queued, the limit is {limit}")
 
 

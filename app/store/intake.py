@@ -187,7 +187,7 @@ def _check_room(tx: Transaction, new: Sequence[Submission]) -> None:
     if owner is not None and owner_limit is not None:
         own = tx.execute(COUNT_QUEUED_OF, {"owner": owner}).scalar_one()
         if own + len(new) > owner_limit:
-            raise QueueFull(own, owner_limit)
+            raise QueueFull(own, owner_limit, owner)
 
 
 def cancel(tx: Transaction, job_id: str) -> Job:

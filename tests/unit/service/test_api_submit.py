@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from adaptive.memory import MemoryProfile
 from app.config import Settings
-from app.jobs import JobStatus
+from app.jobs import Event, JobStatus
 from app.store import JobStore
 
 Post = Callable[..., dict[str, Any]]
@@ -286,7 +286,49 @@ def test_a_full_queue_answers_429_with_retry_after(
     ]
     assert [answer.status_code for answer in answers] == [202, 429]
     assert answers[1].json()["code"] == "queue_full"
-    assert int(answers[1].headers["retry-after"]) > 0
+    assert answers[1].headers["retry-after"] == "60", "nothing ran yet, so nothing is known"
+
+
+@pytest.mark.parametrize(("seconds", "workers", "expected"), [(90.4, 1, 91), (90.4, 2, 46), (1e6, 1, 3600)])
+def test_a_full_queue_says_when_a_place_is_likely_to_be_free(
+    client_of: Callable[..., TestClient],
+    tmp_path: Path,
+    picture: bytes,
+    seconds: float,
+    workers: int,
+    expected: int,
+) -> None:
+    client = client_of(Settings(data_dir=tmp_path, max_queued=1, poll_seconds=60))
+    service = client.app.state.service  # type: ignore[attr-defined]
+    for number in range(workers):
+        service.store.register_worker(f"w{number}", {"name": f"cpu:{number}"})
+    for ends in (True, False, False):
+        answer = client.post("/generate", data={"prompt": "x"}, files={"image": ("a", picture)})
+        if ends:
+            claim = service.store.claim("w0")
+            durations = {"denoising": seconds}
+            service.store.finish(claim.job.id, claim.token, status=JobStatus.SUCCEEDED, durations=durations)
+            service.run_times.apply(service.store.events_after(seq=0, limit=100))
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, str(expected))
+
+
+def test_a_key_with_a_full_queue_is_told_when_its_own_first_job_is_likely_to_start(
+    client_of: Callable[..., TestClient], tmp_path: Path, picture: bytes
+) -> None:
+    keys = {"studio": "ff_" + "a" * 40, "other": "ff_" + "b" * 40}
+    given = tuple(keys.values())
+    client = client_of(Settings(data_dir=tmp_path, api_keys=given, max_queued_per_key=1, poll_seconds=60))
+    service = client.app.state.service  # type: ignore[attr-defined]
+    service.store.register_worker("w", {"name": "cpu"})
+    event = Event(
+        1, "x", "finished", 0.0, {"outcome": "succeeded", "model": "m", "durations": {"loading": 10}}
+    )
+    service.run_times.apply([event])
+    for name in ("other", "studio", "studio"):
+        headers = {"Authorization": f"Bearer {keys[name]}"}
+        form = {"data": {"prompt": "x"}, "files": {"image": ("a", picture)}}
+        answer = client.post("/generate", headers=headers, **form)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "20")
 
 
 def test_a_plan_needs_no_image_and_queues_nothing(client: TestClient, app_store: JobStore) -> None:
