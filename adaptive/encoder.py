@@ -1,8 +1,7 @@
 """Encoding video to latents in chunks: exact, and in memory that does not grow with the length of the video.
 
-Owns the cutting of a video (a tensor, or parts as they are read) into what the VAE's arithmetic allows, one
-encode's state, and the choice of its chunk size by the memory that is free. How latents come about is the
-engine's business (see `adaptive.stream.engine`).
+Owns the choice of the chunk size by the memory that is free, and what becomes of the posterior. How a video
+is cut and how latents come about is the stream's business (see `adaptive.stream.encode`).
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,12 +21,16 @@ from adaptive.planner import Policy, budget_of
 from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe
 from adaptive.profile import TracedVae, dtype_name
 from adaptive.residuals import Residuals
-from adaptive.stream.engine import Engine, State
-from adaptive.stream.placement import execution_device, wake, whole_calls
+from adaptive.stream.encode import EncodeStream
+from adaptive.stream.placement import execution_device, whole_calls
 from adaptive.trace import trace_peak
 from adaptive.types import strategy_of
 
-_UNKNOWN_LENGTH = 2**62 + 1  # a number of frames of every VAE's usual form, 8k+1
+# Latent frames a chunk of a stream: beyond eight, larger chunks take memory and save no time.
+STREAMED_LATENT_FRAMES = (8, 4, 2, 1)
+STREAMED_CHUNKS = 3, 5  # traced lengths: a stream's peak stands still, or grows evenly, from the second on
+
+_Traced = Callable[[TracedVae, tuple[int, ...], int], int]
 
 
 def encode(
@@ -73,11 +76,17 @@ def stream_encode(
     if frames_per_chunk < 1:
         raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
     _chosen(vae, torch.empty(1, 2), posterior)
-    engine = family_of(vae).encode_engine(vae, encode_kwargs)
-    total = video.shape[2] if isinstance(video, Tensor) else _UNKNOWN_LENGTH
-    parts = _Parts([video] if isinstance(video, Tensor) else video)
-    cut = partial(engine.take, wanted=frames_per_chunk, total=total)
-    return _encoded(vae, engine, parts, cut, posterior)
+    parts, total = ([video], video.shape[2]) if isinstance(video, Tensor) else (video, None)
+    stream = EncodeStream(vae, parts, total, **encode_kwargs)
+    return _stepped(vae, stream, frames_per_chunk, posterior)
+
+
+def _stepped(vae: Any, stream: EncodeStream, frames_per_chunk: int, posterior: str) -> Iterator[Tensor]:
+    while not stream.finished:
+        latents = stream.step(frames_per_chunk)
+        if latents is not None:
+            yield _chosen(vae, latents, posterior)
+        del latents  # or it would stay alive through the next step
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +126,7 @@ class AdaptiveEncoder:
         budget = budget_of(reading, self._policy)
         needed = 0
         for size in _chunk_sizes(shape[2], below):
-            needed = self._needed_bytes(shape, size)
+            needed = self._needed_bytes(shape, size, _traced_bytes)
             if needed <= budget:
                 return EncodePlan(shape[2], size, needed, budget, reading.free_bytes)
         raise DoesNotFit("encoding", needed_bytes=needed, budget_bytes=budget)
@@ -135,6 +144,75 @@ class AdaptiveEncoder:
             plan = self.plan(shape, below=plan.frames_per_chunk)
         return latents, plan
 
+    def plan_stream(self, shape: tuple[int, ...], *, frames_per_chunk: int | None = None) -> EncodePlan:
+        """The plan now for a video `[B, C, F, H, W]` that is read, and whose latents are taken, part by part.
+
+        `frames_per_chunk` is used or refused. `DoesNotFit` with the bytes of the smallest chunk where none
+        fits, `UnsupportedVae` where this VAE cannot encode in chunks.
+        """
+        self._probe.release()
+        return self._stream_plan(shape, self._stream_sizes(shape[2], frames_per_chunk))
+
+    def stream(
+        self,
+        video: Iterable[Tensor],
+        shape: tuple[int, ...],
+        *,
+        frames_per_chunk: int | None = None,
+        posterior: str = "mode",
+    ) -> Iterator[Tensor]:
+        """Latents `[B, C, t, h, w]` in order, of a video of `shape` that comes in parts of any lengths.
+
+        Memory is looked at again before each chunk. An out-of-memory is followed by smaller chunks, and is
+        raised as it is where there are none. Raises as `plan_stream` does.
+        """
+        size = self.plan_stream(shape, frames_per_chunk=frames_per_chunk).frames_per_chunk
+        sizes = self._stream_sizes(shape[2], frames_per_chunk)
+        stream = EncodeStream(self._vae, video, shape[2])
+        while not stream.finished:
+            latents, failed = self._step(stream, size, sizes[-1])
+            if failed:
+                sizes = [each for each in sizes if each < size]
+                self._probe.release()
+            elif latents is not None:
+                yield _chosen(self._vae, latents, posterior)
+            del latents  # or it would stay alive through the next step
+            try:
+                size = self._stream_plan(shape, sizes, stream.state_bytes).frames_per_chunk
+            except DoesNotFit:
+                size = sizes[-1]  # a bound that is too careful must not end an encode
+
+    def _step(self, stream: EncodeStream, size: int, least: int) -> tuple[Tensor | None, bool]:
+        """What the step gave, and whether it ran out of memory while smaller ones are left; the failed call's
+        tensors are gone by then.
+        """
+        try:
+            return stream.step(size), False
+        except Exception as error:
+            if size <= least or not is_out_of_memory(error):
+                raise
+        return None, True
+
+    def _stream_sizes(self, frames: int, forced: int | None) -> list[int]:
+        """Chunk sizes of a stream in video frames, largest first."""
+        if forced is not None:
+            if forced < 1:
+                raise ValueError(f"frames_per_chunk must be at least 1, got {forced}")
+            return [min(forced, frames)]
+        ratio = _traits(self._vae).temporal_ratio
+        return sorted({min(frames, count * ratio) for count in STREAMED_LATENT_FRAMES}, reverse=True)
+
+    def _stream_plan(self, shape: tuple[int, ...], sizes: list[int], held_bytes: int = 0) -> EncodePlan:
+        """The largest of `sizes` that fits, with what the stream holds already."""
+        reading = self._probe.read()
+        budget = budget_of(reading, self._policy, held_bytes)
+        needed = 0
+        for size in sizes:
+            needed = self._needed_bytes(shape, size, _streamed_bytes)
+            if needed <= budget:
+                return EncodePlan(shape[2], size, needed, budget, reading.free_bytes)
+        raise DoesNotFit("encoding", needed_bytes=needed, budget_bytes=budget)
+
     def _attempt(
         self, video: Tensor, plan: EncodePlan, posterior: str, encode_kwargs: dict[str, Any]
     ) -> Tensor | None:
@@ -149,10 +227,10 @@ class AdaptiveEncoder:
                 raise
         return None
 
-    def _needed_bytes(self, shape: tuple[int, ...], frames_per_chunk: int) -> int:
+    def _needed_bytes(self, shape: tuple[int, ...], frames_per_chunk: int, live: _Traced) -> int:
         dtype = dtype_name(self._vae.dtype)
         traced = TracedVae(type(self._vae), self._vae.config, dtype)
-        live_bytes = _traced_bytes(traced, shape, frames_per_chunk)
+        live_bytes = live(traced, shape, frames_per_chunk)
         strategy = strategy_of(frames_per_chunk, shape[2])
         residuals = Residuals(str(self._device))
         return residuals.estimate(traced.traits.family, dtype, strategy, live_bytes).upper_bytes
@@ -177,59 +255,33 @@ def _traced_bytes(traced: TracedVae, shape: tuple[int, ...], frames_per_chunk: i
     return trace_peak(run).peak_bytes
 
 
-def _encoded(
-    vae: Any, engine: Engine, parts: _Parts, cut: Callable[[int], int], posterior: str
-) -> Iterator[Tensor]:
-    state: State = {}
-    position = done = 0
-    while True:
-        chunk = parts.take(cut(position))
-        position += chunk.shape[2]
-        if parts.ended:
-            expected = _traits(vae).latent_frames(position)
-        wake(vae)
-        device = execution_device(vae)
-        with torch.no_grad(), whole_calls(vae):
-            # Encoders that stream are causal: nothing is held back, so the chunk is the only limit needed.
-            chunk = chunk.to(device)
-            latents, state = engine.advance(state, chunk, limit=_UNKNOWN_LENGTH, ended=parts.ended)
-        del chunk
-        if latents is not None and latents.shape[2]:
-            done += latents.shape[2]
-            yield _chosen(vae, latents, posterior)
-        del latents
-        if parts.ended and done == expected:
-            return
+def _streamed_bytes(traced: TracedVae, shape: tuple[int, ...], frames_per_chunk: int) -> int:
+    """Peak live bytes of a streamed encode above weights, the frames it is fed included, its latents gone.
+
+    Beyond a few chunks it stands still, or grows by the same amount a chunk where the encoder looks back.
+    """
+    frames = shape[2]
+    step = traced.traits.temporal_ratio * math.ceil(frames_per_chunk / traced.traits.temporal_ratio)
+    short, long = (traced.traits.first_frame_alone + step * chunks for chunks in STREAMED_CHUNKS)
+    if frames <= long:
+        return _streamed_peak(traced, shape, frames_per_chunk)
+    before, after = (
+        _streamed_peak(traced, (*shape[:2], count, *shape[3:]), frames_per_chunk) for count in (short, long)
+    )
+    return after + max(0, after - before) * (frames - long) // (long - short)
 
 
-class _Parts:
-    """A video read part by part, handed out in the lengths asked for; knows the end one part ahead."""
+@lru_cache(maxsize=256)
+def _streamed_peak(traced: TracedVae, shape: tuple[int, ...], frames_per_chunk: int) -> int:
+    whole = torch.empty(shape, device="meta", dtype=getattr(torch, traced.dtype))
+    parts = (part.clone() for part in torch.split(whole, traced.traits.temporal_ratio, 2))
 
-    def __init__(self, parts: Iterable[Tensor]) -> None:
-        self._rest = iter(parts)
-        self._next: Tensor | None = next(self._rest, None)
-        if self._next is None:
-            raise ValueError("the video has no frames")
+    def run() -> None:
+        stream = EncodeStream(traced.module, parts, shape[2])
+        while not stream.finished:
+            stream.step(frames_per_chunk)
 
-    @property
-    def ended(self) -> bool:
-        return self._next is None or self._next.shape[2] == 0
-
-    def take(self, frames: int) -> Tensor:
-        """Up to `frames` frames; none once all have been handed out."""
-        pieces: list[Tensor] = []
-        wanted = frames
-        while self._next is not None and wanted:
-            piece = self._next[:, :, :wanted]
-            wanted -= piece.shape[2]
-            pieces.append(piece)
-            self._next = self._next[:, :, piece.shape[2] :]
-            if self._next.shape[2] == 0:
-                self._last = self._next
-                self._next = next(self._rest, None)
-        if not pieces:
-            return self._last
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+    return trace_peak(run).peak_bytes
 
 
 def _chosen(vae: Any, parameters: Tensor, posterior: str) -> Tensor:

@@ -71,6 +71,10 @@ class Family:
         frames: Tensor = vae.decode(latents, **kwargs, return_dict=False)[0]
         return frames
 
+    def clean_kwargs(self, vae: Any) -> dict[str, Any]:  # noqa: ARG002 - for families
+        """What `vae.decode` needs beside latents that carry no noise, as those of an encoded clip."""
+        return {}
+
     def self_test_case(self, vae: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
         """Shape of the smallest latent worth testing, and the keyword arguments that `vae.decode` needs with
         it."""

@@ -99,6 +99,13 @@ class LtxFamily(Family):
     def _encoder_causal(self, vae: Any, kwargs: Mapping[str, Any]) -> bool:
         return bool(kwargs.get("causal") or vae.config.get("encoder_causal", True))
 
+    def clean_kwargs(self, vae: Any) -> dict[str, Any]:
+        """Timestep-conditioned decoders also take noise away: none, at timestep 0."""
+        import torch
+
+        conditioned = vae.config.get("timestep_conditioning")
+        return {"temb": torch.zeros(1, dtype=vae.dtype)} if conditioned else {}
+
     def self_test_case(self, vae: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
         """Timestep-conditioned decoders need one timestep a sample."""
         import torch

@@ -4,6 +4,7 @@ them.
 processes  serve, api, worker, profile: what the service consists of
 generate   the client: one image in, one video out
 plan       what would run where, computed without weights
+encode     a clip, or a folder of clips, to latents
 decode     a latents file to a video
 calibrate  time and memory of every way to decode, measured here
 convert    a published checkpoint file to a folder
@@ -16,7 +17,7 @@ import sys
 
 import typer
 
-from app.cli import bench, calibrate, convert, decode, generate, inspect, keys, plan, processes
+from app.cli import bench, calibrate, convert, decode, encode, generate, inspect, keys, plan, processes
 from app.config import ConfigError
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (processes, generate, plan, calibrate, decode, convert, inspect, keys, bench):
+for group in (processes, generate, plan, calibrate, encode, decode, convert, inspect, keys, bench):
     group.register(app)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import STRATEGIES, DataDir, byte_count, settings_with
+from app.cli.options import STRATEGIES, DataDir, MemoryBudget, byte_count, chosen_model, settings_with
 
 FRAMES_SUFFIX = ".safetensors"
 
@@ -18,38 +18,38 @@ def register(app: typer.Typer) -> None:
 
 def decode(
     latents: Annotated[
-        Path, typer.Argument(help="A job's latents.safetensors.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(
+            help="A job's latents.safetensors, or an encoded clip's.", exists=True, dir_okay=False
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help=".mp4, or .safetensors for raw frames.")] = Path(
         "out.mp4"
     ),
     model: Annotated[
-        str | None, typer.Option(help="Whose VAE decodes; the default model's otherwise.")
+        str | None, typer.Option(help="Whose VAE decodes; the one named in the file, or the default one's.")
     ] = None,
-    fps: Annotated[int | None, typer.Option(help="Frames a second; the model's own otherwise.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second; the clip's, or the model's own.")] = None,
     device: Annotated[str, typer.Option(help="cuda:N or cpu.")] = "cpu",
     strategy: Annotated[str, typer.Option(help=STRATEGIES)] = "auto",
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Let pixels change where no exact way fits.")
     ] = False,
     frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames a chunk.")] = None,
-    memory_budget: Annotated[str | None, typer.Option(help="At most this much, such as 2GB.")] = None,
+    memory_budget: MemoryBudget = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Decode a recorded latents file again: another chunk size, another device, the same pixels."""
+    """Decode a job's latents again, or an encoded clip's: any chunk size, any device, the same pixels."""
     from adaptive.errors import AdaptiveError
     from adaptive.planner import Policy
     from app.components import ModelUnavailable
-    from app.config import ConfigError, load_models
+    from app.config import load_models
+    from app.latents import read_info
     from app.video import VideoWriteError
 
     if out.suffix not in (".mp4", FRAMES_SUFFIX):
         raise typer.BadParameter(f"{out.name} must end in .mp4 or {FRAMES_SUFFIX}")
     settings = settings_with(data_dir=data_dir)
-    models = load_models(settings)
-    entry = models.get(model or next(iter(models)))
-    if entry is None:
-        raise ConfigError(f"there is no model {model!r}; there are {', '.join(models)}")
     budget = None if memory_budget is None else byte_count(memory_budget)
     try:
         policy = Policy(
@@ -59,7 +59,10 @@ def decode(
             budget_bytes=budget,
             reserve_bytes=settings.reserve_bytes,
         )
-        report = _decode(settings, entry, latents, out, fps or entry.defaults.fps, device, policy)
+        info = read_info(latents)
+        entry = chosen_model(load_models(settings), model or (info.model if info else None))
+        rate = fps or (info.fps if info else entry.defaults.fps)
+        report = _decode(settings, entry, (latents, info), out, rate, device, policy)
     except (AdaptiveError, ModelUnavailable, VideoWriteError, ValueError) as error:
         typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
@@ -70,21 +73,22 @@ def decode(
 
 
 def _decode(
-    settings: Any, entry: Any, path: Path, out: Path, fps: int, device: str, policy: Any
+    settings: Any, entry: Any, found_in: tuple[Path, Any], out: Path, fps: Any, device: str, policy: Any
 ) -> dict[str, Any]:
     import torch
 
     from adaptive.probe import open_probe
     from adaptive.recording import load_clip
-    from app import profiles
+    from app import latents, profiles
     from app.decoding import ClipDecoding, Surroundings, load_experience
     from app.loading import load_vae
 
-    clip = load_clip(path)
+    path, info = found_in
     around = Surroundings(
         open_probe(device), profiles.load(settings, entry), load_experience(settings, torch.device(device))
     )
     vae = load_vae(entry, settings).to(device)
+    clip = load_clip(path) if info is None else latents.load(path, info, vae)
     found = clip.calls[0].latents.shape[1]
     wanted = vae.config.get("latent_channels", found)
     if found != wanted:
@@ -97,7 +101,7 @@ def _decode(
     return decoding.report()
 
 
-def _write(decoding: Any, out: Path, fps: int, device: str) -> None:
+def _write(decoding: Any, out: Path, fps: Any, device: str) -> None:
     """Frames go to the file as they come: memory does not grow with the length of the video."""
     import torch
 

@@ -2,15 +2,19 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app.config import PREFIX, Settings, load_settings
+from app.config import PREFIX, ConfigError, ModelEntry, Settings, load_settings
 
 SupervisorPid = Annotated[int | None, typer.Option(hidden=True)]
 DataDir = Annotated[Path | None, typer.Option(help="Data folder; FRAMEFIT_DATA_DIR, or ./data.")]
+MemoryBudget = Annotated[
+    str | None, typer.Option("--memory-budget", "--budget", help="At most this much, such as 2GB.")
+]
 
 # The names of adaptive.types.Strategy, without importing it for a help text.
 STRATEGIES = (
@@ -38,3 +42,11 @@ def settings_with(**overrides: object) -> Settings:
             os.environ[PREFIX + name.upper()] = str(value)
     settings = load_settings()
     return settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
+
+
+def chosen_model(models: Mapping[str, ModelEntry], name: str | None) -> ModelEntry:
+    """The model of that name, the default one where there is no name; `ConfigError` where it is not known."""
+    entry = models.get(name or next(iter(models)))
+    if entry is None:
+        raise ConfigError(f"there is no model {name!r}; there are {', '.join(models)}")
+    return entry

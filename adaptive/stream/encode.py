@@ -1,0 +1,138 @@
+"""Encoding a video in steps of any size, with the latents of one call.
+
+Owns positions, devices and atomicity of one encode, and the cutting of a video that is read part by part. How
+latents come about is the engine's business (see `engine`), which engine is the family's (see
+`adaptive.families`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptive.families import family_of
+from adaptive.stream.engine import State
+from adaptive.stream.placement import execution_device, wake, whole_calls
+from adaptive.stream.state import tensors
+
+_UNKNOWN_LENGTH = 2**62 + 1  # a number of frames of every VAE's usual form, 8k+1
+_MAX_IDLE_STEPS = 4096  # far beyond the delay of any encoder: a stream that idles longer is a bug of ours
+
+
+class EncodeStream:
+    """One encode in progress: `video` comes in parts `[B, C, f, H, W]`, of any lengths, as they are read.
+
+    A step that raises leaves the stream as it was, so that it can be tried again with fewer frames. Not for
+    two threads at once on the same VAE.
+    """
+
+    def __init__(
+        self, vae: Any, video: Iterable[Tensor], total: int | None = None, **encode_kwargs: Any
+    ) -> None:
+        """`total` frames, where it is known before the end; `encode_kwargs` are the VAE's own.
+
+        Raises `UnsupportedVae` where this VAE cannot encode in steps, `ValueError` for a video without
+        frames.
+        """
+        self._vae = vae
+        family = family_of(vae)
+        self._engine = family.encode_engine(vae, encode_kwargs)
+        self._traits = family.traits(type(vae).__name__, vae.config)
+        self._parts = _Parts(video)
+        self._total = total or _UNKNOWN_LENGTH
+        self._state: State = {}
+        self._idle_steps = 0
+        self._expected: int | None = None
+        self.position = 0
+        self.latent_frames_done = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether every latent frame has been handed out."""
+        return self.latent_frames_done == self._expected
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the tensors kept between steps."""
+        distinct = {id(tensor): tensor.nbytes for tensor in tensors(self._state)}
+        return sum(distinct.values())
+
+    def step(self, video_frames: int) -> Tensor | None:
+        """Feed about `video_frames` more frames; parameters of the latent frames that came of it, if any.
+
+        Fewer frames, or more, are fed where the family says so. Raises whatever the encoder raises, with the
+        stream left as it was, and `ValueError` for a number of frames that the VAE cannot encode, which is
+        only known at the end.
+        """
+        chunk = self._parts.take(self._engine.take(self.position, video_frames, self._total))
+        try:
+            latents, state = self._advance(chunk)
+        except BaseException:
+            self._parts.give_back(chunk)
+            raise
+        self.position += chunk.shape[2]
+        self._state = state
+        count = 0 if latents is None else latents.shape[2]
+        self.latent_frames_done += count
+        self._idle_steps = 0 if count or chunk.shape[2] else self._idle_steps + 1
+        if self._idle_steps > _MAX_IDLE_STEPS:
+            raise AssertionError(f"an encode of {self._expected} frames stands at {self.latent_frames_done}")
+        return latents if count else None
+
+    def _advance(self, chunk: Tensor) -> tuple[Tensor | None, State]:
+        ended = self._parts.ended
+        if ended:
+            self._expected = self._traits.latent_frames(self.position + chunk.shape[2])
+        wake(self._vae)
+        with torch.no_grad(), whole_calls(self._vae):
+            # Encoders that stream are causal: nothing is held back, so the chunk is the only limit needed.
+            return self._engine.advance(
+                self._state, chunk.to(execution_device(self._vae)), limit=_UNKNOWN_LENGTH, ended=ended
+            )
+
+
+class _Parts:
+    """A video read part by part, handed out in the lengths asked for; knows the end one part ahead."""
+
+    def __init__(self, parts: Iterable[Tensor]) -> None:
+        self._rest = iter(parts)
+        self._ready: deque[Tensor] = deque()
+        self._fetch()
+        if not self._ready:
+            raise ValueError("the video has no frames")
+        batch, channels, _, height, width = self._ready[0].shape
+        self._none = self._ready[0].new_empty(batch, channels, 0, height, width)
+
+    @property
+    def ended(self) -> bool:
+        return not self._ready
+
+    def take(self, frames: int) -> Tensor:
+        """Up to `frames` frames; none once all have been handed out."""
+        pieces: list[Tensor] = []
+        while frames and self._ready:
+            piece = self._ready.popleft()
+            if piece.shape[2] > frames:
+                self._ready.appendleft(piece[:, :, frames:])
+                piece = piece[:, :, :frames]
+            frames -= piece.shape[2]
+            pieces.append(piece)
+            if not self._ready:
+                self._fetch()
+        if not pieces:
+            return self._none
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
+
+    def give_back(self, chunk: Tensor) -> None:
+        """Frames that were taken last, to be handed out again."""
+        if chunk.shape[2]:
+            self._ready.appendleft(chunk)
+
+    def _fetch(self) -> None:
+        part = next((part for part in self._rest if part.shape[2]), None)
+        if part is not None:
+            self._ready.append(part)
