@@ -84,6 +84,7 @@ class Settings(BaseSettings):
     webhook_secret: str | None = Field(None, repr=False)
     webhook_allow_private: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from adaptive.nvml import Nvml, NvmlState, cuda_visible_uuid
 from app.config import ConfigError, Settings
+from app.logs import write_level
 from app.store import JobStore, StoreError, open_store
 from app.supervisor import ChildSpec, Supervisor
 
@@ -39,6 +40,7 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
         closing(open_store(settings)) as store,
     ):
         store.migrate()
+        write_level(settings.data_dir, None)  # what was asked of an earlier service has ended with it
         children = child_specs(settings, listener.fileno())
         for spec in children:
             if spec.worker_id is not None:  # nobody else can run under this id: what it held is free

@@ -17,6 +17,7 @@ from app.config import ModelEntry, Settings
 from app.control import JobCanceled, JobControl, JobLost, MadeWay, WorkerStopping
 from app.engine import Engine
 from app.jobs import Claim, JobStatus
+from app.logs import bound
 from app.run import JobFailure, JobRun
 from app.store import JobStore, StoreUnavailable
 
@@ -97,7 +98,8 @@ class Worker:
         log.info("job_started job_id=%s worker_id=%s attempt=%d", job_id, self._id, claim.job.attempts)
         following: Claim | None = None
         try:
-            outcome = self._outcome(claim, control)
+            with bound(job_id=job_id, worker_id=self._id):
+                outcome = self._outcome(claim, control)
         except MadeWay as way:
             outcome, following = "made_way", way.claim
         finally:

@@ -105,16 +105,22 @@ _MODEL = _object(
     }
 )
 MODELS = _object({"models": _list(_MODEL)})
+LOG_LEVEL = _object({"level": {"type": "string", "enum": ["debug", "info", "warning", "error"]}})
 HEALTH = _object({"status": {"type": "string", "enum": ["ok"]}, "version": TEXT})
 READINESS = _object(
     {
         "ready": YES_OR_NO,
         "workers": WHOLE,
         "models": {"type": "object", "additionalProperties": YES_OR_NO},
+        "devices": _list(
+            _object({"name": TEXT, "kind": TEXT, "state": TEXT, "loaded_model": _or_null(TEXT)})
+        ),
         "queued": WHOLE,
         "running": WHOLE,
     }
 )
+
+SESSION = _object({"needs_key": YES_OR_NO, "key_name": _or_null(TEXT), "admin": YES_OR_NO})
 
 VIDEO = _object(
     {

@@ -1,6 +1,7 @@
 """POST /generate/batch: several jobs in one request, all of them queued or none."""
 
 import hashlib
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from app.api.submit import Body, IdempotencyKey, checked, view
 from app.jobs import Json
 from app.store import Submission
 
+log = logging.getLogger(__name__)
 router = APIRouter()
 
 
@@ -38,6 +40,7 @@ def generate_batch(
         raise Problem(422, "bad_batch_size", f"a batch has 1 to {MAX_JOBS} jobs, not {len(jobs)}")
     submissions = _all_checked(service, jobs, owner, idempotency_key)
     added = service.store.submit_all(submissions)
+    log.info("batch_accepted jobs=%d", len(added))
     return {"jobs": [view(service, job, owner) for job, _ in added]}
 
 

@@ -14,7 +14,7 @@ from app.api.bodies import BodyMemory
 from app.api.eta import RunTimes
 from app.api.feed import EventFeed
 from app.api.stranded import Stranded
-from app.api.views import job_view
+from app.api.views import job_view, ready_device_view
 from app.artifacts import job_artifacts
 from app.config import ModelEntry, Settings, load_models
 from app.jobs import Job, JobStatus, Json, WorkerRow
@@ -170,6 +170,7 @@ def readiness(service: Service) -> tuple[bool, Json]:
         "ready": bool(workers),
         "workers": len(workers),
         "models": {name: name in offered for name in service.models},
+        "devices": [ready_device_view(worker) for worker in workers],
         "queued": counts[JobStatus.QUEUED],
         "running": counts[JobStatus.RUNNING],
     }

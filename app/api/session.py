@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.access import COOKIE, Caller
+from app.api.answers import SESSION, answer
 from app.api.bodies import from_json, read_body
 from app.api.problems import Problem, documented
 from app.api.schemas import SESSION_BODY
@@ -22,7 +23,11 @@ async def _fields(request: Request, service: TheService) -> AsyncIterator[dict[s
         yield from_json(await read_body(request, MAX_BODY_BYTES, share))
 
 
-@router.get("/session", summary="Who the caller is taken for", responses=documented(401))
+@router.get(
+    "/session",
+    summary="Who the caller is taken for",
+    responses={**answer(SESSION), **documented(401)},
+)
 def see_session(service: TheService, owner: Caller) -> Json:
     """Whether keys are needed, the caller's key by name, and whether it may do what concerns everyone."""
     key = service.keys.of_owner(owner)

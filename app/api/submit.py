@@ -1,5 +1,6 @@
 """Routes that take work in: POST /generate, POST /plan, POST /jobs/{id}/redecode and /retry."""
 
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from app.media import ImageRejected, check_image
 from app.store import Submission
 from app.webhooks import check_url
 
+log = logging.getLogger(__name__)
 router = APIRouter()
 IDEMPOTENCY_KEY_LENGTH = 200
 HISTORY_LIMIT = 10_000
@@ -82,7 +84,11 @@ def submit(
     service: Service, parts: Parts, *, owner: str | None, idempotency_key: str | None
 ) -> tuple[Job, bool]:
     """Everything between a request's parts and a stored job; `(job, whether it is new)`."""
-    return service.store.submit(checked(service, parts, owner=owner, idempotency_key=idempotency_key))
+    submission = checked(service, parts, owner=owner, idempotency_key=idempotency_key)
+    job, created = service.store.submit(submission)
+    if created:
+        log.info("job_accepted job_id=%s model=%s", job.id, job.spec.model)
+    return job, created
 
 
 def checked(service: Service, parts: Parts, *, owner: str | None, idempotency_key: str | None) -> Submission:

@@ -1,7 +1,7 @@
-"""Routes about the service itself: devices, models, health, metrics."""
+"""Routes about the service itself: devices, models, health, metrics, how much is logged."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -11,11 +11,12 @@ from adaptive.holders import holders_of
 from adaptive.nvml import GpuInfo
 from adaptive.version import __version__
 from app.api.access import Administrator, Caller
-from app.api.answers import DEVICES, HEALTH, MODELS, READINESS, answer
+from app.api.answers import DEVICES, HEALTH, LOG_LEVEL, MODELS, READINESS, answer
 from app.api.problems import Problem, documented
 from app.api.service import Service, TheService, readiness, visible
 from app.api.views import device_view, model_view, without_strangers
 from app.jobs import Json, WorkerRow
+from app.logs import read_level, write_level
 from app.store import NoSuchJob
 
 router = APIRouter()
@@ -98,6 +99,35 @@ def _set_paused(service: TheService, name: str, *, paused: bool) -> None:
 
 
 @router.get(
+    "/log-level",
+    tags=["service"],
+    summary="How much is logged",
+    responses={**answer(LOG_LEVEL), **documented(401)},
+)
+def log_level(service: TheService, _owner: Caller) -> Json:
+    """The least severe events that the service's processes log."""
+    return {"level": read_level(service.settings.data_dir) or service.settings.log_level}
+
+
+@router.post(
+    "/log-level",
+    tags=["service"],
+    summary="Log more or less",
+    responses={**answer(LOG_LEVEL), **documented(401, 403)},
+)
+def set_log_level(
+    service: TheService,
+    _allowed: Administrator,
+    level: Literal["debug", "info", "warning", "error"] | None = None,
+) -> Json:
+    """Every process that shares the data folder logs from this level on within a second or two, until the
+    service is started again. Without a level: as it was started.
+    """
+    write_level(service.settings.data_dir, level)
+    return {"level": level or service.settings.log_level}
+
+
+@router.get(
     "/models",
     tags=["service"],
     summary="Models and their rules",
@@ -126,7 +156,7 @@ def healthz() -> Json:
     },
 )
 def readyz(service: TheService) -> JSONResponse:
-    """200 while at least one worker lives, with models and counts either way."""
+    """200 while at least one worker lives, with models, devices and counts either way."""
     ready, report = readiness(service)
     return JSONResponse(report, 200 if ready else 503, headers={} if ready else {"Retry-After": "2"})
 

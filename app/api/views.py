@@ -100,6 +100,17 @@ def device_view(worker: WorkerRow, *, now: float, alive_seconds: float) -> Json:
     }
 
 
+def ready_device_view(worker: WorkerRow) -> Json:
+    """A device in few words, for those who only ask whether the service is ready."""
+    told = worker.device
+    return {
+        "name": str(told.get("name", worker.id)),
+        "kind": str(told.get("kind", "")),
+        "state": _state(worker),
+        "loaded_model": told.get("loaded_model"),
+    }
+
+
 def _state(worker: WorkerRow) -> str:
     """A paused device whose job still runs is draining."""
     return "draining" if worker.state == "paused" and worker.job_id is not None else worker.state

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from app.cli.options import DataDir, SupervisorPid, settings_with
+from app.config import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -32,10 +33,9 @@ def serve(
     settings = settings_with(host=host, port=port, devices=devices, data_dir=data_dir)
     from app.config import load_models
     from app.keys import load_keys
-    from app.logs import configure
     from app.service import AlreadyRunning, run_service
 
-    configure(settings.log_level)
+    _configure_log(settings, "serve")
     load_models(settings)  # a mistake in a file is told here, once, not by every child
     load_keys(settings)
 
@@ -61,11 +61,9 @@ def api(
 
     from app.api import create_app
     from app.api.server import build_server
-    from app.logs import configure
 
-    configure(settings.log_level)
-    debug = settings.log_level == "debug"
-    server = build_server(create_app(settings), host=settings.host, port=settings.port, access_log=debug)
+    _configure_log(settings, "api")
+    server = build_server(create_app(settings), host=settings.host, port=settings.port, access_log=False)
     sockets = None if listen_fd is None else [socket.socket(fileno=listen_fd)]
     server.run(sockets)
 
@@ -86,11 +84,10 @@ def worker(
     from app.config import load_models
     from app.engine import Engine
     from app.lifeline import EXIT_DEVICE_UNAVAILABLE
-    from app.logs import configure
     from app.store import open_store
     from app.worker import Worker
 
-    configure(settings.log_level)
+    _configure_log(settings, "worker")
     try:
         engine = Engine(settings, device)
     except NoDevice as error:
@@ -112,14 +109,19 @@ def profile(
     _start_process(supervisor_pid)
     settings = settings_with(data_dir=data_dir)
     from app.config import load_models
-    from app.logs import configure
     from app.profiler import trace_missing, write_shipped
 
-    configure(settings.log_level)
+    _configure_log(settings, "profiler")
     if ship:
         write_shipped(settings, load_models(settings))
     elif not trace_missing(settings, load_models(settings)):
         sys.exit(1)
+
+
+def _configure_log(settings: Settings, process: str) -> None:
+    from app.logs import configure
+
+    configure(settings.log_level, form=settings.log_format, process=process, data_dir=settings.data_dir)
 
 
 def _start_process(supervisor_pid: int | None) -> None:

@@ -146,11 +146,11 @@ class RunningService:
         _, alive = psutil.wait_procs(everyone, timeout=20)
         assert not alive, f"orphans: {[p.cmdline() for p in alive]}"
 
-    def stop(self) -> None:
-        """Stop in good order."""
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """Stop in good order: at once with SIGINT, once the running job is done with SIGTERM."""
         if self.process.poll() is None:
             everyone = self.processes()
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(number)
             try:
                 self.process.wait(60)
             except subprocess.TimeoutExpired:

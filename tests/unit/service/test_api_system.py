@@ -25,6 +25,7 @@ def test_readiness_follows_the_workers(client: TestClient, app_store: JobStore) 
     app_store.register_worker("w", {"name": "cpu", "models": ["tiny"]})
     ready = client.get("/readyz")
     assert ready.status_code == 200
+    assert ready.json()["devices"] == [{"name": "cpu", "kind": "", "state": "active", "loaded_model": None}]
     offered = ready.json()["models"]
     assert [name for name, is_offered in offered.items() if is_offered] == ["tiny"]
     assert {"photo-pan", "ltx-video", "dynamicrafter-512"} < offered.keys()

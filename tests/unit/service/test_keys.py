@@ -119,6 +119,7 @@ def test_only_an_administrators_key_pauses_a_device(client: TestClient, app_stor
     refused = client.post("/devices/cpu/pause", headers=bearer(ADA))
     assert (refused.status_code, refused.json()["code"]) == (403, "not_allowed")
     assert client.post("/devices/cpu/pause", headers=bearer(BOB)).status_code == 204
+    assert client.post("/log-level?level=info", headers=bearer(ADA)).status_code == 403
     may = [client.get("/session", headers=bearer(key)).json()["admin"] for key in (ADA, BOB)]
     assert may == [False, True]
 
