@@ -15,6 +15,7 @@ from torch import Tensor
 from adaptive.errors import DecodeOutOfMemory
 from adaptive.events import GROWTH_SHARE, DecodeRun, plan_data, spill_data
 from adaptive.events import DecodeEvent as DecodeEvent
+from adaptive.host import read_host
 from adaptive.ladder import Ladder
 from adaptive.memory import MemoryProfile
 from adaptive.planner import PlanInputs, Policy, plan_decode, rungs
@@ -98,7 +99,10 @@ class AdaptiveDecoder:
         shape = _shape(latents)
         kept = self._profile.output_bytes(shape) if self._keeps_output else 0
         speed = self._inputs.speed or self._speeds.model(self._profile)
-        self._planned_with = replace(self._inputs, kept_output_bytes=kept, speed=speed)
+        host = self._host_budget()
+        self._planned_with = replace(
+            self._inputs, kept_output_bytes=kept, speed=speed, host_budget_bytes=host
+        )
         return plan_decode(self._profile, shape, self._read(), self._policy, self._planned_with)
 
     def frames(
@@ -249,12 +253,19 @@ class AdaptiveDecoder:
                 self._profile.traits.family,
                 self._profile.dtype,
                 failed.strategy(shape.frames),
-                live_bytes=self._profile.cut_bytes(shape, failed),
+                live_bytes=self._profile.cut_bytes(shape, failed, on_host=self._inputs.residuals.on_host),
                 free_bytes=free_bytes,
             )
 
     def _ladder(self, latents: Tensor) -> Ladder:
-        return Ladder(self._profile, _shape(latents), self._policy, self._inputs)
+        inputs = replace(self._inputs, host_budget_bytes=self._host_budget())
+        return Ladder(self._profile, _shape(latents), self._policy, inputs)
+
+    def _host_budget(self) -> int | None:
+        """What a sweep may park in host memory; None where it is the device's own, or nothing is parked."""
+        if self._profile.sweep is None or self._device.type == "cpu":
+            return None
+        return read_host().free_bytes
 
     def _look_again(self, run: DecodeRun, latents: Tensor, stream: Stream, seconds: float) -> None:
         """Fit the next chunk to the memory that is free now; `seconds` were spent on the one before."""

@@ -36,6 +36,7 @@ def plan_data(plan: DecodePlan) -> dict[str, Any]:
         "detail": plan.detail,
         "predicted_peak_bytes": plan.predicted.expected_bytes,
         "upper_peak_bytes": plan.predicted.upper_bytes,
+        "parked_host_bytes": plan.predicted.host_bytes,
         "free_bytes": plan.free_bytes,
         "budget_bytes": plan.budget_bytes,
         "predicted_seconds": plan.predicted_seconds,

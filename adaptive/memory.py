@@ -5,9 +5,10 @@ that a process without torch plans in microseconds. Must not know: torch, device
 
 The traced quantities behave as follows for decoders without attention over space (measured on real
 configurations; a mask over all pairs of positions, which two families make, is counted beside them):
-bytes are exactly proportional to latent height x width x batch; batched bytes are affine in latent frames
-once there are a few; streamed bytes grow with latent frames until every layer's state is full, then stay;
-and once full they are affine in the chunk size.
+bytes are proportional to latent height x width x batch (but for the borders of padded copies: a few tenths
+of a per cent at users' sizes); batched bytes are affine in latent frames once there are a few; streamed bytes
+grow with latent frames until every layer's state is full, then stay; and once full they are affine in the
+chunk size. What a layer sweep parks in host memory grows with the video without end.
 """
 
 import json
@@ -22,7 +23,7 @@ from adaptive.residuals import Residuals as Residuals
 from adaptive.tiles import largest_tile, strips
 from adaptive.types import Cut, LatentShape, PeakEstimate, VaeTraits
 
-FORMAT = 2
+FORMAT = 3
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -82,12 +83,25 @@ class TileCosts:
 
 
 @dataclass(frozen=True, slots=True)
+class SweepCosts:
+    """Host memory of a layer sweep, by chunk size in latent frames, a latent pixel.
+
+    `together`: peak of activations at work and parked, where both lie in the same memory, as on the CPU;
+    `parked`: the most that is parked, which another device's host must have beside.
+    """
+
+    together: Mapping[int, Curve]
+    parked: Mapping[int, Curve]
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryProfile:
     """Traced memory of one VAE configuration in one dtype ("float32", "float16" or "bfloat16").
 
     `batched` is the one-call decode with its output; `streamed` maps a chunk size in latent frames to the
     peak of a streamed decode whose consumer keeps no frame. Empty where the VAE cannot stream exactly.
-    `tiled` is there where it can even in strips of a picture.
+    `tiled` is there where it can even in strips of a picture; `sweep` where streaming parks activations in
+    host memory, of which `streamed` knows nothing.
     """
 
     traits: VaeTraits
@@ -96,6 +110,7 @@ class MemoryProfile:
     batched: Curve
     streamed: Mapping[int, Curve]
     tiled: TileCosts | None = None
+    sweep: SweepCosts | None = None
 
     @property
     def item_bytes(self) -> int:
@@ -107,9 +122,9 @@ class MemoryProfile:
         """Whether chunks of fewer than all frames give the same pixels."""
         return bool(self.streamed)
 
-    def live_bytes(self, shape: LatentShape, frames_per_chunk: int) -> int:
-        """Peak of tensors above weights and input, within 2 % of the real run. `ValueError` if it cannot
-        stream.
+    def live_bytes(self, shape: LatentShape, frames_per_chunk: int, *, on_host: bool = False) -> int:
+        """Peak of tensors above weights and input, within 2 % of the real run. `on_host`: decoded on the CPU,
+        where what is parked in host memory counts, too. `ValueError` if it cannot stream.
         """
         if frames_per_chunk < 1:
             raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
@@ -118,13 +133,21 @@ class MemoryProfile:
             return max(math.ceil(self.batched.line(shape.frames) * shape.area), mask_bytes)
         if not self.can_stream:
             raise ValueError(f"{self.traits.vae_class} cannot be decoded in chunks")
+        if on_host and self.sweep is not None:
+            return math.ceil(_growing(self.sweep.together, shape.frames, frames_per_chunk) * shape.area)
         return math.ceil(self._streamed_at(shape.frames, frames_per_chunk) * shape.area)
 
-    def cut_bytes(self, shape: LatentShape, cut: Cut) -> int:
+    def parked_bytes(self, shape: LatentShape, cut: Cut) -> int:
+        """Host memory that a decode on another device takes for activations between layers."""
+        if self.sweep is None or not cut.exact or cut.frames_per_chunk >= shape.frames:
+            return 0
+        return math.ceil(_growing(self.sweep.parked, shape.frames, cut.frames_per_chunk) * shape.area)
+
+    def cut_bytes(self, shape: LatentShape, cut: Cut, *, on_host: bool = False) -> int:
         """`live_bytes` of any cut. `ValueError` where this VAE cannot be cut so."""
         if cut.tiles.count == 1:
             frames = shape.frames if cut.exact else min(cut.frames_per_chunk, shape.frames)
-            return self.live_bytes(replace(shape, frames=frames), cut.frames_per_chunk)
+            return self.live_bytes(replace(shape, frames=frames), cut.frames_per_chunk, on_host=on_host)
         if not cut.exact:
             return self._approximate_bytes(shape, cut)
         if self.tiled is None:
@@ -161,16 +184,20 @@ class MemoryProfile:
     def estimate(
         self, latent_shape: LatentShape, frames_per_chunk: int, residuals: Residuals | None = None
     ) -> PeakEstimate:
-        """Live, expected and upper bytes; without `residuals`, with the margins of a CPU unmeasured."""
+        """Live, expected and upper bytes on the device of the `residuals`; without, on a CPU unmeasured."""
         return self.estimate_cut(latent_shape, Cut(frames_per_chunk), residuals)
 
     def estimate_cut(
         self, latent_shape: LatentShape, cut: Cut, residuals: Residuals | None = None
     ) -> PeakEstimate:
         """`estimate` of any cut."""
-        live = self.cut_bytes(latent_shape, cut)
+        residuals = residuals or Residuals()
+        live = self.cut_bytes(latent_shape, cut, on_host=residuals.on_host)
         strategy = cut.strategy(latent_shape.frames)
-        return (residuals or Residuals()).estimate(self.traits.family, self.dtype, strategy, live)
+        estimate = residuals.estimate(self.traits.family, self.dtype, strategy, live)
+        if residuals.on_host or self.sweep is None:
+            return estimate
+        return replace(estimate, host_bytes=self.parked_bytes(latent_shape, cut))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; the inverse is `from_json`."""
@@ -180,8 +207,10 @@ class MemoryProfile:
             "dtype": self.dtype,
             "config_digest": self.config_digest,
             "batched": _points(self.batched),
-            "streamed": {str(size): _points(curve) for size, curve in self.streamed.items()},
+            "streamed": _curves_json(self.streamed),
             "tiled": self.tiled and _tiled_json(self.tiled),
+            "sweep": self.sweep
+            and {"together": _curves_json(self.sweep.together), "parked": _curves_json(self.sweep.parked)},
         }
 
     @classmethod
@@ -194,8 +223,9 @@ class MemoryProfile:
             dtype=data["dtype"],
             config_digest=data["config_digest"],
             batched=_curve(data["batched"]),
-            streamed={int(n): _curve(points) for n, points in data["streamed"].items()},
+            streamed=_curves(data["streamed"]),
             tiled=_tiled(data["tiled"]),
+            sweep=_sweep(data["sweep"]),
         )
 
     def save(self, path: Path) -> None:
@@ -210,6 +240,16 @@ class MemoryProfile:
         return cls.from_json(json.loads(path.read_text()))
 
 
+def _growing(curves: Mapping[int, Curve], frames: int, chunk: int) -> float:
+    """Of curves that rise with the video's length without end, one for each traced chunk size."""
+    sizes = sorted(curves)
+    if chunk in curves or len(sizes) == 1:
+        return curves[chunk if chunk in curves else sizes[0]].line(frames)
+    right = min(max(bisect_left(sizes, chunk), 1), len(sizes) - 1)
+    low, high = sizes[right - 1], sizes[right]
+    return _line(low, curves[low].line(frames), high, curves[high].line(frames), chunk)
+
+
 def _points(curve: Curve) -> list[list[float]]:
     return [[frames, value] for frames, value in zip(curve.frames, curve.values, strict=True)]
 
@@ -217,6 +257,18 @@ def _points(curve: Curve) -> list[list[float]]:
 def _curve(points: Iterable[Iterable[float]]) -> Curve:
     frames, values = zip(*points, strict=True)
     return Curve(tuple(map(int, frames)), tuple(map(float, values)))
+
+
+def _curves_json(curves: Mapping[int, Curve]) -> dict[str, Any]:
+    return {str(size): _points(curve) for size, curve in curves.items()}
+
+
+def _curves(data: Mapping[str, Any]) -> dict[int, Curve]:
+    return {int(size): _curve(points) for size, points in data.items()}
+
+
+def _sweep(data: Mapping[str, Any] | None) -> SweepCosts | None:
+    return None if data is None else SweepCosts(_curves(data["together"]), _curves(data["parked"]))
 
 
 def _tiled_json(costs: TileCosts) -> dict[str, Any]:

@@ -70,7 +70,8 @@ class PlanInputs:
     own live bytes while it runs, already missing from the free memory. `kept_output_bytes` must stay free of
     streamed rungs for the video that the caller gathers. No cut before `at_most`, in the order of falling
     back, is looked at. `droppable_bytes` of weights on the device are idle while decoding and can leave it, a
-    host copy kept: bringing them back costs `reload_seconds`.
+    host copy kept: bringing them back costs `reload_seconds`. `host_budget_bytes` bounds what a layer sweep
+    parks in host memory beside another device.
     """
 
     residuals: Residuals | None = None
@@ -80,6 +81,7 @@ class PlanInputs:
     at_most: Cut | None = None
     droppable_bytes: int = 0
     reload_seconds: float = 0.0
+    host_budget_bytes: int | None = None
 
 
 def budget_of(reading: MemoryReading, policy: Policy, held_bytes: int = 0) -> int:
@@ -127,7 +129,7 @@ def _after_dropping(rung: Rung, budget_bytes: int, policy: Policy, inputs: PlanI
     seconds = None if rung.predicted_seconds is None else rung.predicted_seconds + inputs.reload_seconds
     return replace(
         rung,
-        fits=rung.predicted.upper_bytes <= budget,
+        fits=_fits(rung.predicted, budget, inputs),
         predicted_seconds=seconds,
         dropped_bytes=inputs.droppable_bytes,
     )
@@ -138,13 +140,24 @@ def _rung(
 ) -> Rung:
     predicted = profile.estimate_cut(shape, cut, inputs.residuals)
     kept = 0 if cut.strategy(shape.frames) is Strategy.BATCHED else inputs.kept_output_bytes
-    predicted = PeakEstimate(
-        predicted.live_bytes + kept, predicted.expected_bytes + kept, predicted.upper_bytes + kept
-    )
+    if kept:
+        predicted = replace(
+            predicted,
+            live_bytes=predicted.live_bytes + kept,
+            expected_bytes=predicted.expected_bytes + kept,
+            upper_bytes=predicted.upper_bytes + kept,
+        )
     plain = cut.tiles.count == 1 and cut.exact
     seconds = inputs.speed.seconds(shape, cut.frames_per_chunk) if inputs.speed and plain else None
-    fits = predicted.upper_bytes <= budget_bytes
+    fits = _fits(predicted, budget_bytes, inputs)
     return Rung(shape.frames, cut.frames_per_chunk, predicted, fits, seconds, cut.tiles, cut.exact)
+
+
+def _fits(predicted: PeakEstimate, budget_bytes: int, inputs: PlanInputs) -> bool:
+    host_bytes = inputs.host_budget_bytes
+    return predicted.upper_bytes <= budget_bytes and (
+        host_bytes is None or predicted.host_bytes <= host_bytes
+    )
 
 
 def _smaller_than_all(rung: Rung, before: list[Rung], policy: Policy) -> bool:
@@ -181,10 +194,7 @@ def plan_decode(
         ladder = rungs(profile, shape, budget, policy, inputs)
         chosen = next((rung for rung in ladder if rung.fits), None)
     if chosen is None:
-        smallest = min(ladder, key=lambda rung: rung.predicted.upper_bytes, default=None)
-        needed = smallest.predicted.upper_bytes if smallest else budget + 1
-        name = smallest.strategy if smallest else policy.strategy
-        raise DoesNotFit(f"{name} decoding", needed_bytes=needed, budget_bytes=budget)
+        raise _refusal(ladder, budget, policy, inputs)
     return DecodePlan(
         latent_frames=shape.frames,
         frames_per_chunk=chosen.frames_per_chunk,
@@ -198,6 +208,20 @@ def plan_decode(
         tiles=chosen.tiles,
         dropped_bytes=chosen.dropped_bytes,
     )
+
+
+def _refusal(ladder: tuple[Rung, ...], budget_bytes: int, policy: Policy, inputs: PlanInputs) -> DoesNotFit:
+    """What the smallest rung lacks: device memory, or host memory for what it parks there."""
+    smallest = min(ladder, key=lambda rung: rung.predicted.upper_bytes, default=None)
+    needed = smallest.predicted.upper_bytes if smallest else budget_bytes + 1
+    name = smallest.strategy if smallest else policy.strategy
+    if smallest is not None and needed <= budget_bytes and inputs.host_budget_bytes is not None:
+        return DoesNotFit(
+            f"{name} decoding with activations parked in host memory",
+            needed_bytes=smallest.predicted.host_bytes,
+            budget_bytes=inputs.host_budget_bytes,
+        )
+    return DoesNotFit(f"{name} decoding", needed_bytes=needed, budget_bytes=budget_bytes)
 
 
 def _reason(profile: MemoryProfile, policy: Policy, chosen: Rung, ladder: tuple[Rung, ...]) -> str:
@@ -217,6 +241,8 @@ def _detail(chosen: Rung, ladder: tuple[Rung, ...], budget_bytes: int, free_byte
         f"{rung_named(chosen)} needs at most {bytes_named(chosen.predicted.upper_bytes)} of "
         f"{bytes_named(budget_bytes + chosen.dropped_bytes)} ({bytes_named(free_bytes)} free)"
     )
+    if chosen.predicted.host_bytes:
+        text += f", and {bytes_named(chosen.predicted.host_bytes)} of host memory for parked activations"
     faster = ladder[: ladder.index(chosen)]
     if faster:
         text += f"; {rung_named(faster[-1])} would need {bytes_named(faster[-1].predicted.upper_bytes)}"

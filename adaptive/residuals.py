@@ -90,8 +90,13 @@ class Residuals:
         self._margins: dict[str, Margin] = {}
 
     @property
+    def on_host(self) -> bool:
+        """Whether the device's memory is the host's."""
+        return self.device.startswith("cpu")
+
+    @property
     def _kind(self) -> str:
-        return "cpu" if self.device.startswith("cpu") else "cuda"
+        return "cpu" if self.on_host else "cuda"
 
     def estimate(self, family: str, dtype: str, strategy: Strategy, live_bytes: int) -> PeakEstimate:
         """Expected and upper bytes for a decode whose tensors alone take `live_bytes`."""

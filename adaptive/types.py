@@ -190,12 +190,13 @@ class PeakEstimate:
 
     `live_bytes`: tensors alive at the worst moment, exact. `expected_bytes` and `upper_bytes`: with the
     learned residual (workspace, fragmentation, what lies outside torch), as median and as the bound that
-    plans are made with.
+    plans are made with. `host_bytes`: activations parked in host memory, where that is not the device's.
     """
 
     live_bytes: int
     expected_bytes: int
     upper_bytes: int
+    host_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

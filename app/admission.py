@@ -273,6 +273,7 @@ def plan_json(plan: DecodePlan) -> Json:
         "detail": plan.detail,
         "predicted_peak_bytes": plan.predicted.upper_bytes,
         "predicted_live_bytes": plan.predicted.live_bytes,
+        "parked_host_bytes": plan.predicted.host_bytes,
         "predicted_seconds": plan.predicted_seconds,
         "dropped_bytes": plan.dropped_bytes,
         "budget_bytes": plan.budget_bytes,

@@ -23,6 +23,7 @@ class CogVideoXFamily(Family):
     """AutoencoderKLCogVideoX."""
 
     name = "cogvideox"
+    proportional = True
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """Every block but the last doubles both sides; time is doubled as often as its ratio says."""

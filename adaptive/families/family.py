@@ -20,6 +20,10 @@ class Family:
     name = "unknown"
     has_variance = True  # whether the posterior's parameters are means and log-variances, or means alone
     folds_frames = False  # whether `vae.decode` takes a video's frames in the batch, `[N, C, h, w]`
+    # Whether a decode's bytes are exactly proportional to the picture's area. Not where padded copies of
+    # frames are made, whose borders weigh more the smaller the picture is.
+    proportional = False
+    parks_activations = False  # in host memory, between the layers of a sweep
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """Shape rules and abilities of a VAE of this family, from its configuration alone."""

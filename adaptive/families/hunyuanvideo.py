@@ -26,6 +26,7 @@ class HunyuanVideoFamily(Family):
     """AutoencoderKLHunyuanVideo."""
 
     name = "hunyuanvideo"
+    parks_activations = True
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """The configuration names both ratios."""

@@ -22,6 +22,7 @@ class KlFamily(Family):
     """AutoencoderKL."""
 
     name = "kl"
+    proportional = True
     folds_frames = True
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:

@@ -34,6 +34,7 @@ class LtxFamily(Family):
     """AutoencoderKLLTXVideo."""
 
     name = "ltx"
+    proportional = True
 
     def __init__(self, rules: Mapping[str, Rule], pointwise: frozenset[str]) -> None:
         self.rules = rules

@@ -32,6 +32,7 @@ class MagvitFamily(Family):
     """AutoencoderKLMagvit."""
 
     name = "magvit"
+    proportional = True
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """Every block but the last doubles both sides, all but two double time.

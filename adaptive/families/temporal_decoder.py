@@ -29,6 +29,7 @@ class TemporalDecoderFamily(Family):
 
     name = "temporal_decoder"
     folds_frames = True
+    parks_activations = True
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """Every block but the last doubles both sides; time is left as it is."""

@@ -8,19 +8,54 @@ business.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class _Absent(NamedTuple):
+@dataclass(slots=True)
+class Parking:
+    """How a trace sees parked frames: of `same_memory` as the device, as on the CPU, or elsewhere; then
+    `peak_bytes` is the most that ever lay there.
+    """
+
+    same_memory: bool
+    live_bytes: int = 0
+    peak_bytes: int = 0
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Frames of meta tensors that are parked within are counted here."""
+        token = _PARKING.set(self)
+        try:
+            yield
+        finally:
+            _PARKING.reset(token)
+
+    def add(self, size_bytes: int) -> None:
+        """Bytes more, or less."""
+        self.live_bytes += size_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+
+_PARKING: ContextVar[Parking | None] = ContextVar("parking", default=None)
+
+
+class _Absent:
     """A parked frame of a meta tensor: on the device it takes nothing."""
 
-    shape: torch.Size
-    dtype: torch.dtype
+    def __init__(self, frame: Tensor, parking: Parking | None) -> None:
+        self.shape = frame.shape
+        self.dtype = frame.dtype
+        if parking is not None:
+            parking.add(frame.nbytes)
+            weakref.finalize(self, parking.add, -frame.nbytes)
 
 
 class Reel:
@@ -37,11 +72,14 @@ class Reel:
 
     def append(self, chunk: Tensor) -> None:
         """Park the frames of `[B, C, n, H, W]`."""
+        parking = _PARKING.get()
         for frame in chunk.unbind(2):
-            if frame.device.type == "meta":
-                self._frames.append(_Absent(frame.shape, frame.dtype))
-            else:
+            if frame.device.type != "meta":
                 self._frames.append(frame.to("cpu", copy=True, memory_format=torch.contiguous_format))
+            elif parking is not None and parking.same_memory:
+                self._frames.append(frame.clone(memory_format=torch.contiguous_format))
+            else:
+                self._frames.append(_Absent(frame, parking))
 
     def frames(self, start: int, stop: int) -> Tensor:
         """Frames start to stop, on the device."""

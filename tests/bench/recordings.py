@@ -1,6 +1,6 @@
 """Real decodes recorded: resident-set peaks and seconds of every rung, for `prediction.py` and `regret.py`.
 
-    python tests/bench/recordings.py [--shapes 12] [--model NAME ...] [--processes 2] [--quick]
+    python tests/bench/recordings.py [--shapes 12] [--model NAME ...] [--processes 2] [--quick] [--large]
 
 Each model runs in a process of its own (one thread), random shapes first, then every chunk size that the
 planner would consider. A decode's need is the growth of the resident set's high-water mark (`clear_refs`), in
@@ -27,8 +27,13 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RECORDINGS = HERE / "results" / "recordings-cpu.jsonl"
+LARGE = HERE / "results" / "recordings-large-cpu.jsonl"
 MB = 10**6
-LEAST_BYTES, MOST_BYTES = 16 * MB, 48 * MB  # live bytes of the batched decode
+# Live bytes of the batched decode. A host's constant needs (pages, heaps) weigh little in the large ones.
+SMALL_BYTES = (16 * MB, 48 * MB)
+LARGE_BYTES = (100 * MB, 400 * MB)
+# Slow ones for their bytes: their large decodes are kept to the lower end.
+SLOW = ("wan-2.1",)
 
 # Depths and switches of the published configurations as in the unit tests, with channels wide enough for
 # oneDNN.
@@ -85,15 +90,17 @@ def build(name: str) -> Any:
     return getattr(diffusers, vae_class)(**{**config, **WIDER[name]}).eval()
 
 
-def random_shape(profile: Any, draw: random.Random) -> tuple[int, int, int, int, int]:
-    """Three to six latent frames, a batched decode of `LEAST` to `MOST` bytes, as tall as real frames are.
+def random_shape(
+    profile: Any, draw: random.Random, live_bytes: tuple[int, int]
+) -> tuple[int, int, int, int, int]:
+    """Three to six latent frames, a batched decode of about `live_bytes`, as tall as real frames are.
 
     torch chooses its convolution by channels x frames x rows: few rows are unfolded window by window.
     """
     from adaptive.types import LatentShape
 
     frames = draw.randint(3, 6)
-    wanted = math.exp(draw.uniform(math.log(LEAST_BYTES), math.log(MOST_BYTES)))
+    wanted = math.exp(draw.uniform(*map(math.log, live_bytes)))
     if profile.traits.frames_independent:
         wanted *= frames / 2  # a frame alone takes its share of the whole, and no more
     channels = profile.traits.latent_channels
@@ -102,7 +109,7 @@ def random_shape(profile: Any, draw: random.Random) -> tuple[int, int, int, int,
     return 1, channels, frames, height, max(2, round(area / height))
 
 
-def measure(name: str, shapes: int, done: set[tuple[Any, ...]]) -> Iterator[Row]:
+def measure(name: str, shapes: int, done: set[tuple[Any, ...]], live_bytes: tuple[int, int]) -> Iterator[Row]:
     """Every rung of `shapes` random decodes that is not among the `done` ones."""
     import torch
 
@@ -118,13 +125,13 @@ def measure(name: str, shapes: int, done: set[tuple[Any, ...]]) -> Iterator[Row]
     for chunk in (3, 1):
         _decode(vae, warm_up, chunk)
     for _ in range(shapes):
-        shape = random_shape(profile, draw)
+        shape = random_shape(profile, draw, live_bytes)
         latents = torch.randn(shape)
         for chunk in chunk_sizes(profile, shape[2], Policy()):
             if (name, shape, chunk) in done:
                 continue
             peak, seconds = _run(vae, latents, chunk, probe)
-            live = profile.live_bytes(LatentShape(*shape), chunk)
+            live = profile.live_bytes(LatentShape(*shape), chunk, on_host=True)
             parts = (peak.allocated_bytes, peak.fragmentation_bytes, peak.outside_bytes)
             yield Row(name, profile.traits.family, shape, chunk, live, *parts, seconds)
 
@@ -151,6 +158,7 @@ def _decode(vae: Any, latents: Any, chunk: int) -> None:
 def _record(name: str, shapes: int, path: Path) -> str:
     """Measure one model in a process of its own; the text of what went wrong, if anything."""
     command = [sys.executable, __file__, "--worker", name, "--shapes", str(shapes), "--out", str(path)]
+    command += ["--large"] if path == LARGE else []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -177,15 +185,20 @@ def main() -> None:
     parser.add_argument("--shapes", type=int, default=12)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="three shapes a model")
-    parser.add_argument("--out", type=Path, default=RECORDINGS)
+    parser.add_argument("--large", action="store_true", help="decodes of 100 MB to 400 MB")
+    parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     shapes = 3 if options.quick else options.shapes
+    out = options.out or (LARGE if options.large else RECORDINGS)
     if options.worker is None:
-        record(options.model, shapes, options.processes, options.out)
+        record(options.model, shapes, options.processes, out)
         return
-    done = {(row.model, row.shape, row.frames_per_chunk) for row in load(options.out)}
-    for row in measure(options.worker, shapes, done):
+    done = {(row.model, row.shape, row.frames_per_chunk) for row in load(out)}
+    live_bytes = LARGE_BYTES if options.large else SMALL_BYTES
+    if options.large and options.worker in SLOW:
+        live_bytes = (LARGE_BYTES[0], 2 * LARGE_BYTES[0])
+    for row in measure(options.worker, shapes, done, live_bytes):
         print(json.dumps(asdict(row)), flush=True)  # noqa: T201
 
 

@@ -6,7 +6,6 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import postgres_server as postgres_server_process
@@ -15,7 +14,7 @@ from PIL import Image
 from sqlalchemy import create_engine, make_url, text
 from starlette.testclient import TestClient
 
-from adaptive.memory import MemoryProfile
+from adaptive.memory import Curve, MemoryProfile
 from adaptive.types import VaeTraits
 from app.admission import LoadProfile
 from app.api import create_app
@@ -172,17 +171,9 @@ def picture() -> bytes:
 
 def traced(entry: ModelEntry) -> MemoryProfile:
     """A profile of round numbers: a MiB a latent pixel batched, a quarter of that for one frame."""
-    return MemoryProfile.from_json(
-        {
-            "format": 2,
-            "traits": asdict(TRAITS),
-            "dtype": entry.dtype,
-            "config_digest": "0",
-            "batched": [[1, 0.25 * MIB], [5, 1.25 * MIB]],
-            "streamed": {"1": [[1, 0.25 * MIB]], "2": [[1, 0.5 * MIB]]},
-            "tiled": None,
-        }
-    )
+    batched = Curve((1, 5), (0.25 * MIB, 1.25 * MIB))
+    streamed = {1: Curve((1,), (0.25 * MIB,)), 2: Curve((1,), (0.5 * MIB,))}
+    return MemoryProfile(TRAITS, entry.dtype, "0", batched, streamed)
 
 
 @pytest.fixture
