@@ -29,7 +29,7 @@ BUSY_TIMEOUT_SECONDS = 15.0
 MAX_BATCH = 128
 HEAD_REVISION = "0003"
 # Any number that other users of the same PostgreSQL database do not lock: "framefit" in ASCII, less the sign.
-_WRITE_LOCK = int.from_bytes(b"framefit") >> 1
+WRITE_LOCK = int.from_bytes(b"framefit") >> 1
 
 
 def open_engines(url: str) -> tuple[Engine, Engine]:
@@ -58,7 +58,7 @@ def _open_postgresql(url: URL) -> tuple[Engine, Engine]:
         reads = create_engine(url, pool_pre_ping=True, isolation_level="AUTOCOMMIT", pool_size=40)
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}: for PostgreSQL install framefit[postgres]") from None
-    lock = text("select pg_advisory_xact_lock(:key)").bindparams(key=_WRITE_LOCK)
+    lock = text("select pg_advisory_xact_lock(:key)").bindparams(key=WRITE_LOCK)
     event.listen(writes, "begin", lambda connection: connection.execute(lock))
     return writes, reads
 

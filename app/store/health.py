@@ -1,20 +1,23 @@
 """A look at the database from outside, which changes nothing: its schema, its lock, what is in it."""
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
-from app.store.database import HEAD_REVISION, open_engines, revision_of
+from app.store.database import HEAD_REVISION, WRITE_LOCK, open_engines, revision_of
 from app.store.errors import StoreUnavailable
 
 __all__ = ["HEAD_REVISION", "LOCK_SECONDS", "look_at"]
 
 LOCK_SECONDS = 3.0
+TRY_LOCK = text("select pg_try_advisory_lock(:key)").bindparams(key=WRITE_LOCK)
+UNLOCK = text("select pg_advisory_unlock(:key)").bindparams(key=WRITE_LOCK)
 COUNTS = text("select status, count(*) as jobs from jobs group by status order by status")
 
 
@@ -24,8 +27,13 @@ def look_at(url: str) -> tuple[str | None, dict[str, int]]:
     Raises `StoreUnavailable` where the database does not answer, or lets nobody write for `LOCK_SECONDS`;
     `ValueError` for a URL that is none.
     """
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ValueError(str(error)) from None
     if parsed.get_backend_name() == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise ValueError("jobs are shared between processes: SQLite needs a file")
         path = Path(str(parsed.database))
         if not path.exists():
             return None, {}
@@ -50,8 +58,19 @@ def _take_lock(path: Path) -> None:
         raise StoreUnavailable(f"{path}: {error}") from error
 
 
+def _try_lock(connection: Connection) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not connection.execute(TRY_LOCK).scalar():
+        if time.monotonic() > deadline:
+            raise StoreUnavailable(f"another session has held the write lock for {LOCK_SECONDS:.0f} seconds")
+        time.sleep(0.02)
+    connection.execute(UNLOCK)
+
+
 def _read(engine: Engine) -> tuple[str | None, dict[str, int]]:
     with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            _try_lock(connection)
         revision = revision_of(connection)
         if revision is None:
             return None, {}

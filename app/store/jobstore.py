@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import ArgumentError
 
-from app.config import Settings
+from app.config import PREFIX, ConfigError, Settings
 from app.jobs import Claim, Job, JobSpec, Json, WorkerRow
 from app.store import backfill, deliveries, intake, leases, queries, retention
 from app.store import workers as workforce
@@ -153,7 +154,7 @@ class JobStore:
 
 
 def open_store(settings: Settings) -> JobStore:
-    """The job table as the settings describe it."""
+    """The job table as the settings describe it; `ConfigError` where its address is none."""
     rules = Rules(
         max_queued=settings.max_queued,
         max_queued_of_owner=settings.max_queued_per_key,
@@ -162,4 +163,7 @@ def open_store(settings: Settings) -> JobStore:
         priority_seconds=settings.priority_seconds,
         result_ttl_seconds=settings.result_ttl_seconds,
     )
-    return JobStore(settings.resolved_database_url, rules=rules)
+    try:
+        return JobStore(settings.resolved_database_url, rules=rules)
+    except (ValueError, ArgumentError) as error:
+        raise ConfigError(f"{PREFIX}DATABASE_URL: {error}") from None

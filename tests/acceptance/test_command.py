@@ -111,7 +111,11 @@ def test_doctor_finds_nothing_wrong_here_and_says_what_is_wrong_elsewhere(tmp_pa
 
 @pytest.mark.parametrize(
     ("environ", "named"),
-    [({"FRAMEFIT_PORT": "x"}, "FRAMEFIT_PORT"), ({"FRAMEFIT_PROT": "1"}, "FRAMEFIT_PORT")],
+    [
+        ({"FRAMEFIT_PORT": "x"}, "FRAMEFIT_PORT"),
+        ({"FRAMEFIT_PROT": "1"}, "FRAMEFIT_PORT"),
+        ({"FRAMEFIT_DATABASE_URL": "no address", "FRAMEFIT_PORT": "0"}, "FRAMEFIT_DATABASE_URL"),
+    ],
 )
 def test_a_bad_setting_stops_the_start_with_its_name(
     tmp_path: Path, environ: dict[str, str], named: str

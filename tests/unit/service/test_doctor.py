@@ -18,6 +18,7 @@ from app.config import Settings
 from app.doctor import Standing, machine, place
 from app.service import _data_folder_locked
 from app.store import health, open_store
+from app.store.database import open_engines
 
 OLD_SCHEMA = Path(__file__).with_name("schemas") / "0001.sqlite.sql"
 
@@ -76,6 +77,30 @@ def test_a_database_that_somebody_holds_is_wrong(settings: Settings, monkeypatch
         found = place.database(settings)
     assert (found.standing, "locked" in found.detail) == (Standing.WRONG, True)
     assert place.database(settings).standing is Standing.OK
+
+
+def test_a_postgresql_server_is_looked_at_in_the_same_way(
+    empty_postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(data_dir=tmp_path, database_url=empty_postgres)
+    assert "first start" in place.database(settings).detail
+    with closing(open_store(settings)) as store:
+        store.migrate()
+    assert place.database(settings).standing is Standing.OK
+    monkeypatch.setattr(health, "LOCK_SECONDS", 0.1)
+    holder = open_engines(empty_postgres)[0]
+    with holder.begin():
+        found = place.database(settings)
+    holder.dispose()
+    assert (found.standing, "write lock" in found.detail) == (Standing.WRONG, True)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg://nobody@127.0.0.1:1/nothing", "no address", "sqlite://"]
+)
+def test_an_address_with_no_database_behind_it_is_wrong(tmp_path: Path, url: str) -> None:
+    found = place.database(Settings(data_dir=tmp_path, database_url=url))
+    assert (found.standing, "FRAMEFIT_DATABASE_URL" in found.advice) == (Standing.WRONG, True)
 
 
 def test_what_is_no_database_is_wrong(settings: Settings) -> None:
