@@ -1,49 +1,19 @@
-"""Encoding in chunks gives what one call gives, from one tensor or from parts as they are read."""
+"""Encoding in chunks, from one tensor or from parts as they are read. For equality see `test_property`."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from stream_property import ENCODED, video_of
 from stream_vaes import build, relative_error, shared
-from torch import Tensor
 
 from adaptive.encoder import encode, stream_encode
 from adaptive.errors import UnsupportedVae
-from adaptive.families import traits_of
 
-NAMES = [
-    *("ltx-0.9.0", "ltx-0.9.5", "ltx2", "wan-2.1", "wan-2.2", "cogvideox", "kl", "svd"),
-    *("hunyuanvideo-1.5", "mochi", "cosmos", "cosmos-rearrange", "qwenimage", "magvit"),
-]
 FOLDED = ("kl", "svd")  # diffusers encodes frames of these as a batch of pictures
 
 
-def video_of(name: str, latent_frames: int, batch: int = 1) -> Tensor:
-    vae = shared(name)
-    traits = traits_of(type(vae).__name__, vae.config)
-    ratio = vae.config.get("spatial_compression_ratio") or traits.spatial_ratio
-    generator = torch.Generator().manual_seed(1)
-    frames = traits.video_frames(latent_frames)
-    # Mochi's norms over single channels of two pixels would magnify rounding a thousandfold.
-    sides = (3 * ratio, 4 * ratio) if name == "mochi" else (ratio, 2 * ratio)
-    return torch.rand((batch, 3, frames, *sides), generator=generator) * 2 - 1
-
-
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=4, deadline=None)
-@given(latent_frames=st.integers(1, 5), batch=st.integers(1, 2), chunk=st.integers(1, 20))
-def test_any_chunk_size_gives_the_latents_of_one_call(
-    name: str, latent_frames: int, batch: int, chunk: int
-) -> None:
-    vae, video = shared(name), video_of(name, latent_frames, batch)
-    expected = encode(vae, video, posterior="parameters")
-    actual = encode(vae, video, frames_per_chunk=chunk, posterior="parameters")
-    assert relative_error(actual, expected) <= 2e-5
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ENCODED)
 def test_the_mode_is_diffusers_own(name: str) -> None:
     vae, video = shared(name), video_of(name, 3)
     folded = video.transpose(1, 2).flatten(0, 1) if name in FOLDED else video
