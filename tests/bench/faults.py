@@ -42,11 +42,12 @@ from app.store.database import BUSY_TIMEOUT_SECONDS  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 # A second or so of work each, so that there is a middle to be hit in.
-FIELDS = {"model": "tiny", "width": 128, "height": 128, "num_frames": 17, "num_inference_steps": 8, "fps": 8}
+FIELDS = {"model": "tiny", "width": 96, "height": 96, "num_frames": 17, "num_inference_steps": 6, "fps": 8}
 STRATEGIES = ("auto", "batched", "chunked", "per_frame")
 STAGES = (Stage.LOADING, Stage.DENOISING, Stage.DECODING, Stage.ENCODING)
 STAGE_SECONDS = 4.0  # so long the stage that was drawn is waited for, then any will do
 RUNNING_SECONDS = 40.0
+SHARE_SECONDS = 60.0
 TMPFS_MIB = 192
 CLIENTS = 10
 JOB_SECONDS = 900.0
@@ -156,6 +157,7 @@ class Work:
     def __init__(self, jobs: int) -> None:
         self.attacked = threading.Event()
         self.handed_in = 0
+        self.ended = 0
         self._jobs = jobs
         self._lock = threading.Lock()
 
@@ -167,14 +169,25 @@ class Work:
             self.handed_in += 1
             return self.handed_in
 
+    def note_end(self) -> None:
+        """A client has seen the end of its job."""
+        with self._lock:
+            self.ended += 1
+
+    def wait_for_share(self, share: float) -> None:
+        """Until that share of the jobs has ended, or for a while: faults are spread over the jobs."""
+        deadline = time.monotonic() + SHARE_SECONDS
+        while self.ended < share * self._jobs and time.monotonic() < deadline:
+            time.sleep(0.2)
+
 
 def attack(world: World, work: Work, faults: int, report: Report, weights: dict[str, int]) -> None:
     """Do `faults` faults at random moments: each kind once, then about as often as it weighs."""
     more = random.choices(list(weights), list(weights.values()), k=max(0, faults - len(weights)))
     order = [*weights, *more][:faults]
     random.shuffle(order)
-    for kind in order:
-        time.sleep(random.uniform(0, 2))
+    for number, kind in enumerate(order):
+        work.wait_for_share(0.9 * number / len(order))
         world.see_to_it()
         stage = moment(world.data_dir)
         getattr(world, kind)()
@@ -217,6 +230,7 @@ class Client:
                 self._report.retried[code] = self._report.retried.get(code, 0) + 1
             if status is None:
                 self._report.unseen.append(job_id)
+            self._work.note_end()
 
     def _submit(self, number: int) -> str:
         form = {"prompt": f"job {number}", "seed": str(number), "webhook_url": f"{self._hook}/{number}"}
