@@ -29,6 +29,7 @@ from app.store.deliveries import Delivery
 log = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 10.0
 IDLE_SECONDS = 1.0
+AT_ONCE = 8
 # IPv6 whose last 32 bits are an IPv4 address: NAT64, and the old IPv4-compatible form.
 IPV4_WITHIN = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
 # Some minutes at first, then hours: a receiver that is down for a night still hears of its jobs.
@@ -166,7 +167,7 @@ def _shut(connection: socket.socket) -> None:
 
 
 class Webhooks:
-    """The thread that empties the outbox."""
+    """The threads that empty the outbox: several, so that a receiver which never answers holds up few."""
 
     def __init__(
         self, store: JobStore, secret: str, view: Callable[[str], Json], *, allow_private: bool
@@ -177,16 +178,22 @@ class Webhooks:
         self._view = view
         self._allow_private = allow_private
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="webhooks", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._loop, name=f"webhooks-{number}", daemon=True)
+            for number in range(AT_ONCE)
+        ]
 
     def start(self) -> None:
         """Begin to deliver."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End after the delivery at hand; what is left waits in the outbox."""
+        """End after the deliveries at hand; what is left waits in the outbox."""
         self._stopping.set()
-        self._thread.join(timeout=2 * TIMEOUT_SECONDS)
+        deadline = time.monotonic() + 2 * TIMEOUT_SECONDS
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

@@ -434,7 +434,7 @@ def main() -> None:
     """Run the campaign, write its results, and fail where anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=200)
-    parser.add_argument("--faults", type=int, default=40)
+    parser.add_argument("--faults", type=int, default=30)
     options = parser.parse_args()
     from app.pipelines import tiny
 

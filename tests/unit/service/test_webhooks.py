@@ -260,3 +260,20 @@ def test_a_receiver_that_dribbles_is_cut_off(monkeypatch: pytest.MonkeyPatch) ->
         assert time.monotonic() - started < 5
         done.set()
         receiver.join()
+
+
+def test_receivers_that_never_answer_do_not_hold_up_the_others(
+    tmp_path: Path, make_spec: Callable[..., JobSpec], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
+    store.migrate()
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 4.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and that is all
+        hanging = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        for url in (hanging, hanging, hanging, receiver.url):
+            store.cancel(store.add(make_spec(webhook_url=url), b"x").id)
+        sender = Webhooks(store, SECRET, view, allow_private=True)
+        sender.start()
+        assert receiver.arrived.wait(timeout=3.5), "one after another they would take three times 4 seconds"
+        sender.stop()
+    store.close()
