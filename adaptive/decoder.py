@@ -13,15 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from adaptive.errors import DecodeOutOfMemory
-from adaptive.events import GROWTH_SHARE, DecodeRun, plan_data, spill_data
+from adaptive.events import GROWTH_SHARE, DecodeRun, chunk_data, plan_data, replan_data, spill_data
 from adaptive.events import DecodeEvent as DecodeEvent
 from adaptive.host import read_host
 from adaptive.ladder import Ladder
+from adaptive.lessons import Lessons, report_of
 from adaptive.memory import MemoryProfile
-from adaptive.planner import PlanInputs, Policy, plan_decode, rungs
+from adaptive.planner import PlanInputs, Policy, plan_decode
 from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
 from adaptive.profile import profile_of
-from adaptive.regret import Regret, regret_of
 from adaptive.residuals import Residuals
 from adaptive.speed import Speeds
 from adaptive.spill import SpillWatch
@@ -33,7 +33,6 @@ from adaptive.types import (
     DecodePlan,
     DecodeReport,
     LatentShape,
-    MeasuredPeak,
     MemoryReading,
     Strategy,
 )
@@ -71,8 +70,11 @@ class AdaptiveDecoder:
             residuals=Residuals(str(self._device)) if residuals is None else residuals
         )
         self._speeds = speeds or Speeds()
+        self._lessons = Lessons(self._profile, self._inputs.residuals, self._speeds)
         self._on_event = on_event
         self._keeps_output = keeps_output
+        # On the CPU running out may mean that the kernel kills the process: there nobody should try.
+        self._may_fail = self._inputs.may_fail or self._device.type != "cpu"
         self._planned_with = self._inputs
         self._report: DecodeReport | None = None
         self._reading: MemoryReading | None = None
@@ -101,7 +103,11 @@ class AdaptiveDecoder:
         speed = self._inputs.speed or self._speeds.model(self._profile)
         host = self._host_budget()
         self._planned_with = replace(
-            self._inputs, kept_output_bytes=kept, speed=speed, host_budget_bytes=host
+            self._inputs,
+            kept_output_bytes=kept,
+            speed=speed,
+            host_budget_bytes=host,
+            may_fail=self._may_fail,
         )
         return plan_decode(self._profile, shape, self._read(), self._policy, self._planned_with)
 
@@ -116,7 +122,7 @@ class AdaptiveDecoder:
         """
         plan = resume_plan or self.plan(latents)
         self._tell("plan", plan_data(plan))
-        usual = plan.predicted_seconds and plan.predicted_seconds / plan.latent_frames
+        usual = plan.decode_seconds and plan.decode_seconds / plan.latent_frames
         watch = SpillWatch(self._reading, usual)
         run = DecodeRun(plan, plan.cut, plan.cut, watch)
         self._probe.reset_peak()
@@ -195,7 +201,8 @@ class AdaptiveDecoder:
 
     def _after_failure(self, run: DecodeRun, latents: Tensor, held_bytes: int) -> None:
         """Choose a smaller cut after an out-of-memory. Where there is none, the smallest gets a second try at
-        each chunk: a neighbour may have come and gone. `DecodeOutOfMemory` where that fails, too.
+        each chunk: a neighbour may have come and gone. Then come the larger ones that were not tried here:
+        libraries may need more for few frames than for some. `DecodeOutOfMemory` where they fail, too.
 
         `held_bytes` are the state that the decode keeps.
         """
@@ -206,19 +213,24 @@ class AdaptiveDecoder:
         again = failed in run.failed_here
         run.failed[failed] = reading.free_bytes
         run.failed_here.add(failed)
-        self._learn_failure(latents, failed, reading.free_bytes + held_bytes)
+        self._lessons.failed(_shape(latents), failed, reading.free_bytes + held_bytes)
         data = {"frames_per_chunk": failed.frames_per_chunk, "free_bytes": reading.free_bytes}
         self._tell("oom", {**data, "message": run.failure})
-        after = self._ladder(latents).after(failed, run.may_follow, reading, held_bytes)
+        ladder = self._ladder(latents)
+        after = ladder.after(failed, run.may_follow, reading, held_bytes)
         if after is not None:
             run.go_on_with(after)
             self._tell_replan(run, failed, "out_of_memory", reading)
             names = [cut.strategy(_frames(latents)).value for cut in (failed, after)]
             if names[0] != names[1]:
                 self._tell("fallback", {"from": names[0], "to": names[1]})
+        elif again and (larger := ladder.instead(run.failed_here)) is not None:
+            run.go_on_with(larger)
+            self._tell_replan(run, failed, "out_of_memory", reading)
         elif again:
+            smallest = run.smallest.frames_per_chunk
             raise DecodeOutOfMemory(
-                frames_per_chunk=failed.frames_per_chunk, retries=run.retries, frames_done=run.video_frames
+                frames_per_chunk=smallest, retries=run.retries, frames_done=run.video_frames
             )
 
     def _note_spill(self, run: DecodeRun, latents: Tensor, reading: MemoryReading, seconds: float) -> bool:
@@ -233,7 +245,7 @@ class AdaptiveDecoder:
         spilled, done = run.cut, run.video_frames == self._video_frames(latents)
         run.spills += 1
         run.failed[spilled] = reading.free_bytes
-        self._learn_failure(latents, spilled, free_bytes)
+        self._lessons.failed(_shape(latents), spilled, free_bytes)
         below = [] if done else [cut for cut in self._ladder(latents).below(spilled) if cut.exact]
         if below:
             self._probe.release()
@@ -245,20 +257,9 @@ class AdaptiveDecoder:
     def _video_frames(self, latents: Tensor) -> int:
         return self._profile.traits.video_frames(_frames(latents))
 
-    def _learn_failure(self, latents: Tensor, failed: Cut, free_bytes: int) -> None:
-        """What was free, with the state that was held, was not enough."""
-        if self._inputs.residuals is not None:
-            shape = _shape(latents)
-            self._inputs.residuals.out_of_memory(
-                self._profile.traits.family,
-                self._profile.dtype,
-                failed.strategy(shape.frames),
-                live_bytes=self._profile.cut_bytes(shape, failed, on_host=self._inputs.residuals.on_host),
-                free_bytes=free_bytes,
-            )
-
     def _ladder(self, latents: Tensor) -> Ladder:
-        inputs = replace(self._inputs, host_budget_bytes=self._host_budget())
+        host = self._host_budget()
+        inputs = replace(self._inputs, host_budget_bytes=host, may_fail=self._may_fail)
         return Ladder(self._profile, _shape(latents), self._policy, inputs)
 
     def _host_budget(self) -> int | None:
@@ -301,84 +302,23 @@ class AdaptiveDecoder:
         return reading
 
     def _note_chunk(self, run: DecodeRun, frames: Tensor, *, fed: int, position: int) -> None:
-        if fed:
-            run.chunk_frames.append(fed)
-        run.video_frames += frames.shape[2]
-        run.failed_here.clear()
-        data = {
-            "latent_frames": fed,
-            "position": position,
-            "latent_frames_total": run.plan.latent_frames,
-            "video_frames": frames.shape[2],
-            "video_frames_done": run.video_frames,
-            "frames_per_chunk": run.cut.frames_per_chunk,
-            "tiles": run.cut.tiles.count,
-            "seconds": run.seconds,
-        }
-        self._tell("chunk", data)
+        run.chunk_done(fed, frames.shape[2])
+        self._tell("chunk", chunk_data(run, fed, position, frames.shape[2]))
 
     def _tell_replan(self, run: DecodeRun, before: Cut, reason: str, reading: MemoryReading) -> None:
-        after = run.cut
-        if after != before:
-            sizes = {"from": before.frames_per_chunk, "to": after.frames_per_chunk}
-            tiles = {"from_tiles": before.tiles.count, "to_tiles": after.tiles.count}
-            self._tell("replan", {**sizes, **tiles, "reason": reason, "free_bytes": reading.free_bytes})
+        if run.cut != before:
+            self._tell("replan", replan_data(before, run.cut, reason, reading))
 
     def _tell(self, kind: str, data: Mapping[str, Any]) -> None:
         if self._on_event is not None:
             self._on_event(DecodeEvent(kind, data))
 
-    def _learn(self, run: DecodeRun, shape: LatentShape, measured: MeasuredPeak | None) -> None:
-        """A decode that ran as planned tells what this device needs beyond live bytes, and how fast it is."""
-        residuals, plan = self._inputs.residuals, run.plan
-        undisturbed = run.smallest == plan.cut and max(run.chunk_frames) <= plan.frames_per_chunk
-        if run.retries or run.spills or not (undisturbed or plan.tiles != WHOLE_PICTURE):
-            return
-        if plan.tiles == WHOLE_PICTURE and plan.exact:
-            self._speeds.observe(self._profile, shape, plan.frames_per_chunk, run.seconds)
-        if residuals is None or measured is None or self._keeps_output:
-            return
-        if plan.predicted.live_bytes < self._probe.noise_bytes:
-            return
-        traits = self._profile.traits
-        residuals.observe(
-            traits.family,
-            self._profile.dtype,
-            plan.strategy,
-            live_bytes=plan.predicted.live_bytes,
-            measured=measured,
-        )
-
     def _finish(self, run: DecodeRun, shape: LatentShape, *, held_bytes: int = 0) -> None:
         measured = self._probe.peak(held_bytes)
-        regret = self._regret(run, shape, measured)
-        self._learn(run, shape, measured)
-        self._report = DecodeReport(
-            plan=run.plan,
-            chunk_frames=tuple(run.chunk_frames),
-            frames_per_chunk=run.smallest.frames_per_chunk,
-            video_frames=run.video_frames,
-            exact=run.exact,
-            predicted_peak_bytes=run.plan.predicted.expected_bytes,
-            measured_peak_bytes=None if measured is None else measured.total_bytes,
-            seconds=run.seconds,
-            retries=run.retries,
-            spills=run.spills,
-            tiles=run.smallest.tiles,
-            seam_score=run.seam_score,
-            regret_seconds=regret.seconds,
-            regret_detail=regret.detail,
-        )
-
-    def _regret(self, run: DecodeRun, shape: LatentShape, measured: MeasuredPeak | None) -> Regret:
-        plan = run.plan
-        if self._policy.forced:
-            return Regret(0.0, "none: the way was asked for")
-        if run.retries or run.spills or run.smallest != plan.cut:
-            return Regret(0.0, "not known: memory changed while it ran")
-        ladder = rungs(self._profile, shape, plan.budget_bytes, self._policy, self._planned_with)
-        total = None if measured is None else measured.total_bytes
-        return regret_of(plan, ladder, measured_bytes=total, seconds=run.seconds)
+        regret = self._lessons.regret(run, shape, measured, self._policy, self._planned_with)
+        alone = None if self._keeps_output else measured
+        self._lessons.finished(run, shape, alone, noise_bytes=self._probe.noise_bytes)
+        self._report = report_of(run, measured, regret)
 
 
 def _frames(latents: Tensor) -> int:

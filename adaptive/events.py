@@ -61,6 +61,13 @@ def spill_data(
     }
 
 
+def replan_data(before: Cut, after: Cut, reason: str, reading: MemoryReading) -> dict[str, Any]:
+    """A change of the cut as the data of its event."""
+    sizes = {"from": before.frames_per_chunk, "to": after.frames_per_chunk}
+    tiles = {"from_tiles": before.tiles.count, "to_tiles": after.tiles.count}
+    return {**sizes, **tiles, "reason": reason, "free_bytes": reading.free_bytes}
+
+
 @dataclass(slots=True)
 class DecodeRun:
     """What has happened so far in one decode."""
@@ -86,6 +93,13 @@ class DecodeRun:
         self.cut = cut
         self.smallest = max(self.smallest, cut, key=lambda each: each.order)
 
+    def chunk_done(self, latent_frames: int, video_frames: int) -> None:
+        """A chunk was fed, and frames came out."""
+        if latent_frames:
+            self.chunk_frames.append(latent_frames)
+        self.video_frames += video_frames
+        self.failed_here.clear()
+
     def may_follow(self, cut: Cut) -> bool:
         """Whether the decode may go on with a cut: chunks apart can only be had from the first frame on."""
         apart = not cut.exact and cut.tiles == WHOLE_PICTURE
@@ -95,3 +109,17 @@ class DecodeRun:
         """The smallest cut that has failed with about this much memory; None where nothing has failed."""
         failed = [cut for cut, free in self.failed.items() if free_bytes <= free / GROWTH_SHARE]
         return max(failed, key=lambda cut: cut.order) if failed else None
+
+
+def chunk_data(run: DecodeRun, latent_frames: int, position: int, video_frames: int) -> dict[str, Any]:
+    """A chunk just decoded as the data of its event: `latent_frames` in, `video_frames` out."""
+    return {
+        "latent_frames": latent_frames,
+        "position": position,
+        "latent_frames_total": run.plan.latent_frames,
+        "video_frames": video_frames,
+        "video_frames_done": run.video_frames,
+        "frames_per_chunk": run.cut.frames_per_chunk,
+        "tiles": run.cut.tiles.count,
+        "seconds": run.seconds,
+    }

@@ -4,7 +4,7 @@ later.
 Owns the questions that a running decode asks of the planner. Must not know: torch, streams, events.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from adaptive.errors import DoesNotFit, UnsupportedVae
@@ -52,6 +52,16 @@ class Ladder:
             return fits
         least = self.least() if group[0].exact else group[-1]
         return least if least in group else group[-1]
+
+    def instead(self, tried: Collection[Cut]) -> Cut | None:
+        """The exact cut of whole pictures, of those not `tried`, that needs least. None where the way is
+        forced.
+        """
+        if self._policy.strategy != "auto":
+            return None
+        ladder = rungs(self._profile, self._shape, 0, self._exact, self._inputs, whole_pictures=True)
+        rest = [rung for rung in ladder if rung.cut not in tried]
+        return min(rest, key=lambda rung: rung.predicted.upper_bytes).cut if rest else None
 
     def fitting(self, reading: MemoryReading, held_bytes: int, at_most: Cut) -> Cut | None:
         """The fastest exact cut from `at_most` on that fits beside the decode's own state, or None."""

@@ -7,11 +7,9 @@ rung is never chosen where an exact one fits, however fast, unless it is asked f
 """
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from adaptive.errors import DoesNotFit, UnsupportedVae
+from adaptive.errors import DoesNotFit
 from adaptive.memory import MemoryProfile
 from adaptive.placement import ComponentSize as ComponentSize
 from adaptive.placement import Placement as Placement
@@ -31,11 +29,13 @@ from adaptive.types import (
     PeakEstimate,
     SpatialTiles,
     Strategy,
-    VideoShape,
 )
 
 MIB = 2**20
 SAME_SPEED = 1.01
+WORTH_TRYING = 0.99  # of the time of what surely fits
+# Of a way whose expected peak fits, while few decodes are behind its bound: a try teaches more than it costs.
+CHANCE_OF_THE_UNKNOWN = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class Rung:
     tiles: SpatialTiles = WHOLE_PICTURE
     exact: bool = True
     dropped_bytes: int = 0  # idle weights that leave the device first; see `PlanInputs.droppable_bytes`
+    reload_seconds: float = 0.0  # of `predicted_seconds`, what bringing them back takes
 
     @property
     def cut(self) -> Cut:
@@ -71,7 +72,8 @@ class PlanInputs:
     streamed rungs for the video that the caller gathers. No cut before `at_most`, in the order of falling
     back, is looked at. `droppable_bytes` of weights on the device are idle while decoding and can leave it, a
     host copy kept: bringing them back costs `reload_seconds`. `host_budget_bytes` bounds what a layer sweep
-    parks in host memory beside another device.
+    parks in host memory beside another device. `may_fail`: an out-of-memory costs a chunk and nothing else,
+    so that a faster rung may be tried whose bound does not fit, where that takes less time on average.
     """
 
     residuals: Residuals | None = None
@@ -82,6 +84,7 @@ class PlanInputs:
     droppable_bytes: int = 0
     reload_seconds: float = 0.0
     host_budget_bytes: int | None = None
+    may_fail: bool = False
 
 
 def budget_of(reading: MemoryReading, policy: Policy, held_bytes: int = 0) -> int:
@@ -132,6 +135,7 @@ def _after_dropping(rung: Rung, budget_bytes: int, policy: Policy, inputs: PlanI
         fits=_fits(rung.predicted, budget, inputs),
         predicted_seconds=seconds,
         dropped_bytes=inputs.droppable_bytes,
+        reload_seconds=0.0 if seconds is None else inputs.reload_seconds,
     )
 
 
@@ -190,6 +194,8 @@ def plan_decode(
     budget = budget_of(reading, policy, inputs.held_bytes)
     ladder = rungs(profile, shape, budget, policy, inputs, whole_pictures=True)
     chosen = next((rung for rung in ladder if rung.fits), None)
+    if chosen is not None and inputs.may_fail:
+        chosen = _on_average(ladder, chosen, budget)
     if chosen is None:
         ladder = rungs(profile, shape, budget, policy, inputs)
         chosen = next((rung for rung in ladder if rung.fits), None)
@@ -207,7 +213,37 @@ def plan_decode(
         predicted_seconds=chosen.predicted_seconds,
         tiles=chosen.tiles,
         dropped_bytes=chosen.dropped_bytes,
+        reload_seconds=chosen.reload_seconds,
     )
+
+
+def _on_average(ladder: tuple[Rung, ...], fitting: Rung, budget_bytes: int) -> Rung:
+    """The rung that takes least time on average, its failure and what then follows counted: `fitting`, or a
+    faster one that fits more likely than not.
+    """
+    best, least = fitting, fitting.predicted_seconds
+    if least is None:
+        return fitting
+    for rung in ladder[: ladder.index(fitting)]:
+        chance = _chance(rung.predicted, budget_bytes + rung.dropped_bytes)
+        if rung.predicted_seconds is None or chance < 0.5:
+            continue
+        passes = math.ceil(rung.latent_frames / rung.frames_per_chunk)
+        failing = rung.predicted_seconds / passes + (fitting.predicted_seconds or 0.0)
+        seconds = chance * rung.predicted_seconds + (1 - chance) * failing
+        if seconds < WORTH_TRYING * least:
+            best, least = rung, seconds
+    return best
+
+
+def _chance(predicted: PeakEstimate, budget_bytes: int) -> float:
+    """Of fitting, at least: a half at the median that is expected, nearly all at the bound."""
+    if budget_bytes < predicted.expected_bytes:
+        return 0.0
+    if predicted.tentative:
+        return CHANCE_OF_THE_UNKNOWN
+    above = budget_bytes - predicted.expected_bytes
+    return 0.5 + 0.48 * min(1.0, above / max(1, predicted.upper_bytes - predicted.expected_bytes))
 
 
 def _refusal(ladder: tuple[Rung, ...], budget_bytes: int, policy: Policy, inputs: PlanInputs) -> DoesNotFit:
@@ -229,6 +265,8 @@ def _reason(profile: MemoryProfile, policy: Policy, chosen: Rung, ladder: tuple[
         return "requested"
     if not chosen.exact:
         return "nothing_exact_fits"
+    if not chosen.fits:
+        return "fits_probably"
     if chosen.dropped_bytes:
         return "fits_without_idle_weights"
     if not profile.can_stream:
@@ -237,8 +275,11 @@ def _reason(profile: MemoryProfile, policy: Policy, chosen: Rung, ladder: tuple[
 
 
 def _detail(chosen: Rung, ladder: tuple[Rung, ...], budget_bytes: int, free_bytes: int) -> str:
+    most = f"at most {bytes_named(chosen.predicted.upper_bytes)}"
+    if not chosen.fits:
+        most = f"probably {bytes_named(chosen.predicted.expected_bytes)}, {most},"
     text = (
-        f"{rung_named(chosen)} needs at most {bytes_named(chosen.predicted.upper_bytes)} of "
+        f"{rung_named(chosen)} needs {most} of "
         f"{bytes_named(budget_bytes + chosen.dropped_bytes)} ({bytes_named(free_bytes)} free)"
     )
     if chosen.predicted.host_bytes:
@@ -269,42 +310,3 @@ def _cut_named(rung: Rung) -> str:
 def bytes_named(size_bytes: int) -> str:
     """A byte count for people."""
     return f"{size_bytes / MIB:,.0f} MiB"
-
-
-def largest_shape_that_fits(
-    profile: MemoryProfile,
-    like: VideoShape,
-    budget_bytes: int,
-    policy: Policy | None = None,
-    *,
-    residuals: Residuals | None = None,
-    size_multiple: int | None = None,
-) -> VideoShape | None:
-    """Largest video of `like`'s frame count and about its aspect that some allowed rung decodes in
-    `budget_bytes`; None where not even one block does.
-
-    Sizes are multiples of `size_multiple` (the VAE's own spatial ratio unless the pipeline asks for more).
-    """
-    policy, step = policy or Policy(), size_multiple or profile.traits.spatial_ratio
-
-    def fits(height: int, width: int) -> bool:
-        shape = profile.traits.latent_shape(VideoShape(like.frames, height, width))
-        inputs = PlanInputs(residuals=residuals)
-        try:
-            return any(rung.fits for rung in rungs(profile, shape, budget_bytes, policy, inputs))
-        except UnsupportedVae:
-            return False  # too small to be tiled, and tiles are forced
-
-    sizes = list(_sizes_below(like, step))
-    first = bisect_left(sizes, True, key=lambda size: fits(*size))
-    return VideoShape(like.frames, *sizes[first]) if first < len(sizes) else None
-
-
-def _sizes_below(like: VideoShape, step: int) -> Iterable[tuple[int, int]]:
-    """Sizes of about `like`'s aspect, largest first, each smaller in area than the one before."""
-    longer, shorter = max(like.height, like.width), min(like.height, like.width)
-    for blocks in range(longer // step, 0, -1):
-        other = min(max(1, round(blocks * shorter / longer)), shorter // step)
-        long_side, short_side = blocks * step, other * step
-        if short_side:
-            yield (long_side, short_side) if like.height >= like.width else (short_side, long_side)

@@ -44,7 +44,9 @@ def regret_of(
     text += f"{bytes_named(round(best.predicted.live_bytes * share))} of {bytes_named(room)}"
     if not best.predicted_seconds or not chosen.predicted_seconds:
         return Regret(0.0, f"{text}; how much faster is not known yet")
-    saved = max(0.0, seconds * (1 - best.predicted_seconds / chosen.predicted_seconds))
+    scale = seconds / (chosen.predicted_seconds - chosen.reload_seconds)  # `seconds` are the decode's alone
+    best_seconds = scale * (best.predicted_seconds - best.reload_seconds) + best.reload_seconds
+    saved = max(0.0, seconds + chosen.reload_seconds - best_seconds)
     return Regret(round(saved, 4), f"{text}, and would have saved about {saved:.2g} s")
 
 

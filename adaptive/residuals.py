@@ -10,7 +10,7 @@ process it is also what the video encoder holds, and taken as a share it made sm
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any, Self
 
@@ -88,6 +88,7 @@ class Residuals:
         self.device = device
         self._learned: dict[str, Learned] = {}
         self._margins: dict[str, Margin] = {}
+        self._told: dict[str, bool] = {}  # which margins are tentative, where a summary is all there is
 
     @property
     def on_host(self) -> bool:
@@ -100,7 +101,18 @@ class Residuals:
 
     def estimate(self, family: str, dtype: str, strategy: Strategy, live_bytes: int) -> PeakEstimate:
         """Expected and upper bytes for a decode whose tensors alone take `live_bytes`."""
-        return self._margin(_key(family, dtype, strategy)).apply(live_bytes)
+        key = _key(family, dtype, strategy)
+        estimate = self._margin(key).apply(live_bytes)
+        return replace(estimate, tentative=True) if self._is_tentative(key) else estimate
+
+    def _is_tentative(self, key: str) -> bool:
+        """Whether few decodes are behind a margin, and no failure."""
+        if key in self._told:
+            return self._told[key]
+        learned = self._learned.get(key)
+        if learned is None:
+            return True
+        return len(learned.observations) < TRUSTED_OBSERVATIONS and not _is_fresh(learned)
 
     def _margin(self, key: str) -> Margin:
         if key not in self._margins and key in self._learned:
@@ -164,6 +176,8 @@ class Residuals:
                 each["expected_constant_bytes"],
                 each["upper_constant_bytes"],
             )
+            few = each["observations"] < TRUSTED_OBSERVATIONS
+            residuals._told[key] = few and each["too_little_ratio"] is None
         return residuals
 
     def to_json(self) -> dict[str, Any]:
@@ -214,6 +228,7 @@ def _fit(learned: Learned, kind: str) -> Margin:
         )
     if _is_fresh(learned):
         upper = max(upper, learned.too_little * 1.1)
+        ratio = max(ratio, learned.too_little)  # trying the same again would only fail again
     return Margin(min(ratio, upper), upper, min(constant, upper_constant), upper_constant)
 
 

@@ -191,12 +191,14 @@ class PeakEstimate:
     `live_bytes`: tensors alive at the worst moment, exact. `expected_bytes` and `upper_bytes`: with the
     learned residual (workspace, fragmentation, what lies outside torch), as median and as the bound that
     plans are made with. `host_bytes`: activations parked in host memory, where that is not the device's.
+    `tentative`: hardly any decode has shown yet what this one needs beyond its live bytes.
     """
 
     live_bytes: int
     expected_bytes: int
     upper_bytes: int
     host_bytes: int = 0
+    tentative: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,10 +239,16 @@ class DecodePlan:
     predicted_seconds: float | None = None
     tiles: SpatialTiles = WHOLE_PICTURE
     dropped_bytes: int = 0  # idle weights that must leave the device before decoding begins
+    reload_seconds: float = 0.0  # of `predicted_seconds`, what bringing them back takes afterwards
 
     def __post_init__(self) -> None:
         if not 1 <= self.frames_per_chunk <= self.latent_frames:
             raise ValueError(f"frames_per_chunk must be 1..{self.latent_frames}, got {self.frames_per_chunk}")
+
+    @property
+    def decode_seconds(self) -> float | None:
+        """Predicted seconds of the decode alone."""
+        return None if self.predicted_seconds is None else self.predicted_seconds - self.reload_seconds
 
     @property
     def cut(self) -> Cut:

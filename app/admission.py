@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from adaptive.errors import AdaptiveError, DoesNotFit
 from adaptive.experience import Experience
+from adaptive.largest import largest_shape_that_fits
 from adaptive.memory import MemoryProfile
 from adaptive.placement import Stage
 from adaptive.planner import (
@@ -20,7 +21,6 @@ from adaptive.planner import (
     Rung,
     budget_of,
     bytes_named,
-    largest_shape_that_fits,
     plan_decode,
     rungs,
 )
@@ -241,6 +241,7 @@ def _inputs(device: Json, profile: MemoryProfile) -> PlanInputs:
         speed=learned.speeds.model(profile),
         droppable_bytes=int(device.get("droppable_bytes") or 0),
         reload_seconds=float(device.get("reload_seconds") or 0.0),
+        may_fail=not learned.residuals.on_host,
     )
 
 
@@ -308,9 +309,16 @@ def rungs_json(verdict: Verdict) -> list[Json]:
     ]
 
 
+def _is_planned(rung: Rung, plan: Json) -> bool:
+    """Whether a plan chose this way; none that waits for memory chose any."""
+    names = ("frames_per_chunk", "exact", "dropped_bytes")
+    same = all(plan.get(name) == getattr(rung, name) for name in names)
+    return same and plan.get("tiles") == tiles_json(rung.tiles)
+
+
 def _why(rung: Rung, chosen: Rung | None, budget_bytes: int) -> str:
     if rung is chosen:
-        return "the fastest that fits"
+        return "the fastest that fits" if rung.fits else "fits probably, and is faster on average"
     if not rung.fits:
         room = budget_bytes + rung.dropped_bytes
         return f"needs at most {bytes_named(rung.predicted.upper_bytes)}, {bytes_named(room)} are there"

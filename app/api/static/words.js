@@ -43,6 +43,7 @@ export function way(plan) {
 const REASONS = {
   fastest: "the fastest way, and it fits",
   fastest_that_fits: "the fastest way that fits",
+  fits_probably: "probably fits, and is faster on average",
   requested: "as requested",
   nothing_exact_fits: "no exact way fits",
   only_strategy: "the only way this model allows",

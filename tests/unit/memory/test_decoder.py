@@ -207,6 +207,24 @@ def test_the_smallest_chunk_is_tried_again_at_every_place_where_it_fails_once(
     assert sum(decoder.report.chunk_frames) == 8
 
 
+def test_a_larger_chunk_is_tried_where_only_the_smallest_cannot_be_had(
+    vae: Any, latents: Tensor, batched: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = type(vae.decoder).forward
+
+    def forward(self: Any, hidden: Tensor, *rest: Any, **more: Any) -> Any:
+        if hidden.shape[2] in (1, 8):
+            raise MemoryError("a library needs more for this than for some frames")
+        return real(self, hidden, *rest, **more)
+
+    monkeypatch.setattr(type(vae.decoder), "forward", forward)
+    tight = needs(vae, latents, 1)
+    decoder = AdaptiveDecoder(vae, probe=ScriptedProbe([tight]), policy=FREE)
+    assert close(run(decoder, latents), batched)
+    assert decoder.report.plan.frames_per_chunk == 1
+    assert set(decoder.report.chunk_frames) <= {2, 3, 4}
+
+
 def test_an_error_that_is_not_about_memory_is_not_retried(vae: Any) -> None:
     decoder = AdaptiveDecoder(vae, probe=ScriptedProbe([GIB]), policy=FREE)
     with pytest.raises(RuntimeError, match="channels"):

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from adaptive.errors import DoesNotFit, UnsupportedVae
+from adaptive.largest import largest_shape_that_fits
 from adaptive.memory import MemoryProfile
 from adaptive.planner import (
     PlanInputs,
     Policy,
     SpeedModel,
     chunk_sizes,
-    largest_shape_that_fits,
     plan_decode,
     rungs,
 )
