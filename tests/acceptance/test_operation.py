@@ -2,10 +2,14 @@
 
 import json
 import signal
+from contextlib import closing
 from typing import Any
 
 import pytest
 from running_service import RunningService, StartService, wait_for
+
+from app.jobs import Job, JobStatus
+from app.store import open_store
 
 SMALL = {"width": 128, "height": 128, "num_frames": 97}
 
@@ -21,42 +25,45 @@ def events(service: RunningService, **wanted: Any) -> list[dict[str, Any]]:
     return found
 
 
+def stored(service: RunningService, job_id: str) -> Job:
+    """The job as the table has it, with no service running."""
+    with closing(open_store(service.settings)) as store:
+        return store.get(job_id)
+
+
 @pytest.mark.slow
-def test_the_log_tells_a_job_by_its_ids_and_its_level_follows_the_operator(
+def test_the_log_follows_a_job_by_its_ids_and_sigterm_lets_the_running_job_end(
     start_service: StartService,
 ) -> None:
     service = start_service(FRAMEFIT_LOG_FORMAT="json")
     service.http.headers["X-Request-Id"] = "order-17"
-    job_id = service.submit(num_inference_steps=1, **{**SMALL, "num_frames": 9})["id"]
-    service.finished(job_id)
-    (accepted,) = events(service, event="job_accepted", job_id=job_id)
+    running = service.submit(num_inference_steps=8, **SMALL)["id"]
+    waiting = service.submit(num_inference_steps=8, **SMALL)["id"]
+    (accepted,) = events(service, event="job_accepted", job_id=running)
     assert (accepted["request_id"], accepted["process"], accepted["level"]) == ("order-17", "api", "info")
-    (ended,) = wait_for(lambda: events(service, event="job_ended", job_id=job_id) or None, 20)
-    assert (ended["process"], ended["outcome"], bool(ended["worker_id"])) == ("worker", "succeeded", True)
     assert not events(service, event="request_done")
     assert service.http.post("/log-level", params={"level": "debug"}).json() == {"level": "debug"}
     for process in ("api", "worker", "serve"):
-        wait_for(lambda p=process: events(service, event="log_level_changed", process=p) or None, 20)
-    service.http.get("/jobs")
-    wait_for(lambda: events(service, event="request_done", path="/jobs", status=200) or None, 20)
+        wait_for(lambda p=process: events(service, event="log_level_changed", process=p) or None, 60)
+    service.http.get("/models")
+    wait_for(lambda: events(service, event="request_done", path="/models", status=200) or None, 20)
+    service.wait_until(running, lambda job: bool(job["stage"] in ("denoising", "decoding")))
+    service.stop(signal.SIGTERM)
+    (ended,) = events(service, event="job_ended", job_id=running)
+    assert (ended["process"], ended["outcome"], bool(ended["worker_id"])) == ("worker", "succeeded", True)
+    assert (stored(service, running).status, stored(service, running).attempts) == (JobStatus.SUCCEEDED, 1)
+    assert (stored(service, waiting).status, stored(service, waiting).attempts) == (JobStatus.QUEUED, 0)
 
 
 @pytest.mark.slow
-def test_sigterm_lets_the_running_job_end_or_keeps_its_latents_when_time_is_up(
+def test_a_job_that_outlasts_the_drain_goes_back_to_the_queue_with_its_latents(
     start_service: StartService,
 ) -> None:
-    first = start_service()
-    running = first.submit(num_inference_steps=8, **SMALL)["id"]
-    waiting = first.submit(num_inference_steps=1, decode_strategy="per_frame", **SMALL)["id"]
-    first.wait_until(running, lambda job: bool(job["stage"] == "denoising"))
-    first.stop(signal.SIGTERM)
-    second = start_service(FRAMEFIT_DRAIN_SECONDS="0.1")
-    ended = second.job(running)
-    assert (ended["status"], ended["attempts"]) == ("succeeded", 1)
-    assert "requeued" not in second.kinds(running)
-    second.wait_until(waiting, lambda job: bool(job["stage"] == "decoding" and job["progress"] > 0.7))
-    second.stop(signal.SIGTERM)
-    third = start_service()
-    third.finished(waiting)
-    kinds = third.kinds(waiting)
-    assert (kinds.count("denoised"), kinds.count("resumed_from_latents")) == (1, 1)
+    service = start_service(FRAMEFIT_DRAIN_SECONDS="0.1")
+    job_id = service.submit(num_inference_steps=1, decode_strategy="per_frame", **SMALL)["id"]
+    service.wait_until(job_id, lambda job: bool(job["stage"] == "decoding"))
+    service.stop(signal.SIGTERM)
+    job = stored(service, job_id)
+    assert (job.status, service.kinds(job_id)[-1]) == (JobStatus.QUEUED, "requeued")
+    assert job.latents_path is not None
+    assert (service.data_dir / job.latents_path).exists()

@@ -45,7 +45,8 @@ function applyModel() {
   say(byId("model-hint"), model.description);
   say(byId("notice"), model.notice || "");
   const sides = `Sides are multiples of ${multiple}, ${limits.max_pixels.toLocaleString("en")} pixels in all at most.`;
-  byId("limits").textContent = `${sides} Frames are ${model.frame_rule}, up to ${limits.max_frames}.`;
+  const rule = model.frames_step === 1 ? "Any number of frames" : `Frames are ${model.frame_rule}`;
+  byId("limits").textContent = `${sides} ${rule}, up to ${limits.max_frames}.`;
   offerShape();
 }
 

@@ -129,5 +129,6 @@ export const BADGE = { queued: "Queued", running: "Running", succeeded: "Done", 
 
 // The service counts single bytes in its sentences; people do not.
 export function inUnits(sentence) {
-  return sentence.replace(/\d[\d,]* bytes/g, (found) => bytes(Number(found.replace(/\D/g, ""))));
+  const started = sentence.charAt(0).toUpperCase() + sentence.slice(1);
+  return started.replace(/\d[\d,]* bytes/g, (found) => bytes(Number(found.replace(/\D/g, ""))));
 }
