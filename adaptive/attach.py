@@ -36,6 +36,8 @@ class Attachment:
         self._decoder = decoder
         self._encode = encode
         self._original = vae.decode
+        # What stands on the object itself, such as a compiled method, is put back there.
+        self._replaced = {name: vars(vae)[name] for name in ("decode", "encode") if name in vars(vae)}
         self._inside = False
         vae.decode = self._decode
         vae.encode = encode
@@ -54,6 +56,7 @@ class Attachment:
         """Give the VAE its own `decode` and `encode` back."""
         if self._vae.__dict__.get("decode") == self._decode:
             del self._vae.decode, self._vae.encode
+            vars(self._vae).update(self._replaced)
 
     def _decode(self, z: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         family = family_of(self._vae)

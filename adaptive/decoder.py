@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from adaptive.errors import DecodeOutOfMemory
+from adaptive.errors import DecodeOutOfMemory, UnsupportedVae
 from adaptive.events import GROWTH_SHARE, DecodeRun, chunk_data, plan_data, replan_data, spill_data
 from adaptive.events import DecodeEvent as DecodeEvent
+from adaptive.families import family_of
 from adaptive.host import read_host
 from adaptive.ladder import Ladder
 from adaptive.lessons import Lessons, report_of
@@ -63,6 +64,9 @@ class AdaptiveDecoder:
     ) -> None:
         self._vae = vae
         self._profile = profile or profile_of(vae)
+        self._refusal = _refusal(vae)
+        if self._refusal is not None:
+            self._profile = replace(self._profile, streamed={}, tiled=None, sweep=None)
         self._device = execution_device(vae)
         self._probe = probe or open_probe(str(self._device))
         self._policy = policy or Policy()
@@ -109,7 +113,10 @@ class AdaptiveDecoder:
             host_budget_bytes=host,
             may_fail=self._may_fail,
         )
-        return plan_decode(self._profile, shape, self._read(), self._policy, self._planned_with)
+        try:
+            return plan_decode(self._profile, shape, self._read(), self._policy, self._planned_with)
+        except UnsupportedVae as error:
+            raise self._refusal or error from None
 
     def frames(
         self, latents: Tensor, *, resume_plan: DecodePlan | None = None, **decode_kwargs: Any
@@ -255,7 +262,7 @@ class AdaptiveDecoder:
         return True
 
     def _video_frames(self, latents: Tensor) -> int:
-        return self._profile.traits.video_frames(_frames(latents))
+        return family_of(self._vae).video_frames(self._profile.traits, _frames(latents))
 
     def _ladder(self, latents: Tensor) -> Ladder:
         host = self._host_budget()
@@ -324,6 +331,15 @@ class AdaptiveDecoder:
 def _frames(latents: Tensor) -> int:
     """Latent frames of `[B, C, T, h, w]`."""
     return latents.shape[2]
+
+
+def _refusal(vae: Any) -> UnsupportedVae | None:
+    """Why this very VAE cannot be streamed, if it cannot: its layers may be compiled, or replaced."""
+    try:
+        family_of(vae).decode_engine(vae, {})
+    except UnsupportedVae as error:
+        return error
+    return None
 
 
 def _shape(latents: Tensor) -> LatentShape:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adaptive.decoder import AdaptiveDecoder
+from adaptive.families import family_of
 from adaptive.planner import Policy, plan_decode
 from adaptive.probe import open_probe
 from adaptive.profile import profile_of
@@ -43,7 +44,7 @@ def decode(
     )
     decoder = AdaptiveDecoder(vae, policy=policy, keeps_output=True)
     plan = decoder.plan(latents)
-    total = decoder.profile.traits.video_frames(latents.shape[2])
+    total = family_of(vae).video_frames(decoder.profile.traits, latents.shape[2])
     video: Tensor | None = None
     done = 0
     for frames in decoder.frames(latents, resume_plan=plan, **decode_kwargs):

@@ -165,6 +165,7 @@ def _class_named(vae_class: str) -> type:
 
 
 def _traced_copy(vae: Any, dtype: torch.dtype | str | None) -> TracedVae:
+    family_of(vae)  # refuses what only looks like a VAE
     return TracedVae(type(vae), vae.config, dtype_name(vae.dtype if dtype is None else dtype))
 
 

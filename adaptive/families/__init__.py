@@ -11,6 +11,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from adaptive.errors import UnsupportedVae
 from adaptive.families.family import Family
 from adaptive.types import VaeTraits
 
@@ -33,8 +34,15 @@ _REGISTRY = {
 
 
 def family_of(vae: Any) -> Family:
-    """Family of a live VAE, by the name of its class; the family of unknown VAEs where it is not listed."""
-    return family_of_class(type(vae).__name__)
+    """Family of a live VAE, by the name of its class; the family of unknown VAEs where it is not listed.
+
+    `UnsupportedVae` for one that `torch.compile` wrapped: it is no VAE any more, and hides which one it was.
+    """
+    name = type(vae).__name__
+    if name == "OptimizedModule":
+        inside = type(vae._orig_mod).__name__
+        raise UnsupportedVae(inside, "being wrapped by torch.compile: use vae.compile(), or vae._orig_mod")
+    return family_of_class(name)
 
 
 @cache
