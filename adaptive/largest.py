@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from adaptive.errors import UnsupportedVae
 from adaptive.memory import MemoryProfile
-from adaptive.planner import PlanInputs, Policy, rungs
+from adaptive.policy import Policy, cuts
 from adaptive.residuals import Residuals
 from adaptive.types import VideoShape
 
@@ -30,11 +30,12 @@ def largest_shape_that_fits(
 
     def fits(height: int, width: int) -> bool:
         shape = profile.traits.latent_shape(VideoShape(like.frames, height, width))
-        inputs = PlanInputs(residuals=residuals)
         try:
-            return any(rung.fits for rung in rungs(profile, shape, budget_bytes, policy, inputs))
+            least_first = reversed(cuts(profile, shape, policy))
         except UnsupportedVae:
             return False  # too small to be tiled, and tiles are forced
+        needs = (profile.estimate_cut(shape, cut, residuals).upper_bytes for cut in least_first)
+        return any(upper_bytes <= budget_bytes for upper_bytes in needs)
 
     sizes = list(_sizes_below(like, step))
     first = bisect_left(sizes, True, key=lambda size: fits(*size))

@@ -16,11 +16,12 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 from adaptive.residuals import Residuals as Residuals
-from adaptive.tiles import largest_tile, strips
+from adaptive.tiles import largest_tile, strip_count
 from adaptive.types import Cut, LatentShape, PeakEstimate, VaeTraits
 
 FORMAT = 3
@@ -75,8 +76,8 @@ class TileCosts:
 
     def live_bytes(self, shape: LatentShape, rows: int) -> int:
         """Peak of live bytes in `rows` strips."""
-        cut = strips(shape.height, rows)
-        extent = min(shape.height, cut[0].size + self.halo * min(2, len(cut) - 1))
+        neighbours = min(2, strip_count(shape.height, rows) - 1)
+        extent = min(shape.height, math.ceil(shape.height / rows) + self.halo * neighbours)
         frames = shape.frames
         strip = self.base.step(frames) * shape.height + self.strip.step(frames) * extent
         return math.ceil(max(self.head.step(frames) * shape.height, strip) * shape.width * shape.batch)
@@ -94,7 +95,7 @@ class SweepCosts:
     parked: Mapping[int, Curve]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # known by identity: what it says of a shape is remembered
 class MemoryProfile:
     """Traced memory of one VAE configuration in one dtype ("float32", "float16" or "bfloat16").
 
@@ -145,6 +146,9 @@ class MemoryProfile:
 
     def cut_bytes(self, shape: LatentShape, cut: Cut, *, on_host: bool = False) -> int:
         """`live_bytes` of any cut. `ValueError` where this VAE cannot be cut so."""
+        return _remembered_bytes(self, shape, cut, on_host)
+
+    def _cut_bytes(self, shape: LatentShape, cut: Cut, on_host: bool) -> int:
         if cut.tiles.count == 1:
             frames = shape.frames if cut.exact else min(cut.frames_per_chunk, shape.frames)
             return self.live_bytes(replace(shape, frames=frames), cut.frames_per_chunk, on_host=on_host)
@@ -238,6 +242,12 @@ class MemoryProfile:
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote; `OSError` or `ValueError` where that is impossible."""
         return cls.from_json(json.loads(path.read_text()))
+
+
+@lru_cache(maxsize=8192)
+def _remembered_bytes(profile: MemoryProfile, shape: LatentShape, cut: Cut, on_host: bool) -> int:
+    """A request asks for the same cuts several times over, and clients for the same sizes again and again."""
+    return profile._cut_bytes(shape, cut, on_host)
 
 
 def _growing(curves: Mapping[int, Curve], frames: int, chunk: int) -> float:

@@ -10,7 +10,7 @@ process it is also what the video encoder holds, and taken as a share it made sm
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Self
 
@@ -39,11 +39,11 @@ class Margin:
     expected_constant_bytes: int
     upper_constant_bytes: int
 
-    def apply(self, live_bytes: int) -> PeakEstimate:
+    def apply(self, live_bytes: int, *, tentative: bool = False) -> PeakEstimate:
         """Live, expected and upper bytes."""
         expected = round(live_bytes * self.expected_ratio) + self.expected_constant_bytes
         upper = round(live_bytes * self.upper_ratio) + self.upper_constant_bytes
-        return PeakEstimate(live_bytes, min(expected, upper), upper)
+        return PeakEstimate(live_bytes, min(expected, upper), upper, tentative=tentative)
 
 
 # Before anything is learned. CPU: resident-set growth of real decodes was 1.0 to 1.4 x live bytes
@@ -102,8 +102,7 @@ class Residuals:
     def estimate(self, family: str, dtype: str, strategy: Strategy, live_bytes: int) -> PeakEstimate:
         """Expected and upper bytes for a decode whose tensors alone take `live_bytes`."""
         key = _key(family, dtype, strategy)
-        estimate = self._margin(key).apply(live_bytes)
-        return replace(estimate, tentative=True) if self._is_tentative(key) else estimate
+        return self._margin(key).apply(live_bytes, tentative=self._is_tentative(key))
 
     def _is_tentative(self, key: str) -> bool:
         """Whether few decodes are behind a margin, and no failure."""

@@ -36,7 +36,12 @@ def strips(height: int, rows: int) -> tuple[Span, ...]:
 
 def strip_numbers(height: int) -> tuple[int, ...]:
     """Numbers of strips worth trying, fewest first, up to one latent row a strip."""
-    return tuple(sorted({len(strips(height, rows)) for rows in DIVISIONS if rows < 2 * height} - {1}))
+    return tuple(sorted({strip_count(height, rows) for rows in DIVISIONS if rows < 2 * height} - {1}))
+
+
+def strip_count(height: int, rows: int) -> int:
+    """How many `strips` there are."""
+    return math.ceil(height / math.ceil(height / rows))
 
 
 def overlap_of(spatial_ratio: int) -> int:

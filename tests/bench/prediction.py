@@ -189,6 +189,9 @@ def as_markdown(found: dict[str, Any]) -> str:
         for index, row in enumerate(found["coverage"]):
             text += f"| {index} | {row['cases']} | {row['covered']:.1%} "
             text += f"| {row['median_upper_over_needed']:.2f} |\n"
+        cases = sum(row["cases"] for row in found["coverage"])
+        covered = sum(row["cases"] * row["covered"] for row in found["coverage"])
+        text += f"\n{covered / cases:.1%} of all.\n"
     return text
 
 
@@ -215,7 +218,8 @@ def main() -> None:
     if "coverage" in options.part:
         if not options.quick:
             recordings.record(list(recordings.WIDER), 12, 2)
-        rows = recordings.load()
+            recordings.record(list(recordings.WIDER), 5, 1, recordings.LARGE)
+        rows = recordings.load() + recordings.load(recordings.LARGE)
         found["coverage"] = [coverage(rows, seed) for seed in range(10)]
     document.write_text(json.dumps(found, indent=1) + "\n")
     document.with_suffix(".md").write_text(as_markdown(found))
