@@ -26,6 +26,10 @@ from app.audio import AudioSamples, AudioTrack
 # sizes.
 CRF = 18
 PRESET = "medium"
+# Frames that the encoder looks ahead before it gives out the first: with the preset's 40, half of a usual
+# clip is decoded by then, and much is left to encode when decoding ends.
+LOOKAHEAD_FRAMES = 10
+OPTIONS = {"crf": str(CRF), "preset": PRESET, "rc-lookahead": str(LOOKAHEAD_FRAMES)}
 _BT709 = 1
 _LIMITED_RANGE = 1
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -142,7 +146,7 @@ class VideoWriter:
             self._error = error
 
     def _encode(self, file: "av.container.OutputContainer") -> None:
-        stream = file.add_stream("libx264", rate=self._fps, options={"crf": str(CRF), "preset": PRESET})
+        stream = file.add_stream("libx264", rate=self._fps, options=OPTIONS)
         stream.width, stream.height = self._shape.width, self._shape.height
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
