@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +48,8 @@ STAGES = (Stage.LOADING, Stage.DENOISING, Stage.DECODING, Stage.ENCODING)
 STAGE_SECONDS = 4.0  # so long the stage that was drawn is waited for, then any will do
 RUNNING_SECONDS = 40.0
 SHARE_SECONDS = 60.0
+# Now and then the database is locked for longer than anyone waits for it.
+LOCK_SECONDS = (1.0, 2.0, 3.0, 4.0, BUSY_TIMEOUT_SECONDS + 3)
 TMPFS_MIB = 192
 CLIENTS = 10
 JOB_SECONDS = 900.0
@@ -94,8 +96,9 @@ class Report:
 class World:
     """The service under attack; started again whenever its parent process is gone."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, lock_seconds: Sequence[float]) -> None:
         self.data_dir = data_dir
+        self.lock_seconds = lock_seconds
         self.over = threading.Event()
         self.service = self._start()
 
@@ -127,8 +130,7 @@ class World:
         self.service = self._start()
 
     def lock_database(self) -> None:
-        # Now and then for longer than anyone waits for a lock.
-        seconds = str(random.choice([1, 2, 3, 4, BUSY_TIMEOUT_SECONDS + 3]))
+        seconds = str(random.choice(self.lock_seconds))
         path = str(self.data_dir / "framefit.sqlite3")
         subprocess.run([sys.executable, "-c", LOCK, path, seconds], check=True)
 
@@ -377,12 +379,12 @@ def _whole(path: Path) -> bool:
         return False
 
 
-def campaign(jobs: int, faults: int, model: Path) -> Report:
+def campaign(jobs: int, faults: int, model: Path, lock_seconds: Sequence[float] = LOCK_SECONDS) -> Report:
     """Run `jobs` jobs through `faults` faults."""
     report = Report(load_average=os.getloadavg()[0])
     started = time.monotonic()
     with folder(report, model) as data_dir, receivers(report) as hook:
-        world = World(data_dir)
+        world = World(data_dir, lock_seconds)
         weights = {"kill_worker": 3, "kill_api": 2, "lock_database": 2, "fill_disk": 2, "kill_supervisor": 1}
         for kind in report.skipped:
             weights.pop(kind)

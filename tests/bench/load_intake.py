@@ -25,6 +25,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+RESULTS = Path(__file__).with_name("results")
 IMAGE_BYTES = 64 * 1024
 SETTLE_SECONDS = 5.0  # the events of a long queue are counted once, right after the start
 
@@ -172,7 +173,7 @@ def hammer(port: int, process_id: int, requests: int, clients: int) -> dict[str,
 
 
 def main() -> None:
-    """Run the three and print their numbers as JSON."""
+    """Run the three, print and keep their numbers."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=8)
@@ -192,6 +193,8 @@ def main() -> None:
                 time.sleep(SETTLE_SECONDS)
                 report[name] = hammer(*server, options.requests, options.clients)
             report["claim_p99_ms"] = round(1000 * claim_seconds, 1)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "load-intake.json").write_text(json.dumps(report, indent=1) + "\n")
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
 
 
