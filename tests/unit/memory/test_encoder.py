@@ -96,3 +96,62 @@ def test_running_out_of_memory_leads_to_smaller_chunks(
     monkeypatch.setattr(vae, "encode", lambda *_, **__: scarce(torch.zeros(5)))
     with pytest.raises(torch.OutOfMemoryError):
         encoder(vae, 2**40).encode(video)
+
+
+def parts(video: torch.Tensor) -> Any:
+    return iter(video.split(3, 2))
+
+
+@pytest.mark.parametrize("size", [8, 4, 2, 1])
+def test_a_stream_takes_the_most_frames_that_fit(
+    vae: AutoencoderKL, video: torch.Tensor, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enough = encoder(vae, 2**40).plan_stream(SHAPE, frames_per_chunk=size).predicted_peak_bytes
+    sizes = noted(vae, monkeypatch)
+    found = torch.cat(list(encoder(vae, enough).stream(parts(video), SHAPE)), 2)
+    assert sizes == [size] * (16 // size)
+    torch.testing.assert_close(found, encode(vae, video), atol=1e-5, rtol=0)
+    with pytest.raises(DoesNotFit):
+        encoder(vae, enough - 1).plan_stream(SHAPE, frames_per_chunk=size)
+
+
+def test_a_stream_follows_the_memory_that_is_free(
+    vae: AutoencoderKL, video: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = {
+        n: encoder(vae, 2**40).plan_stream(SHAPE, frames_per_chunk=n).predicted_peak_bytes for n in (1, 4)
+    }
+    sizes = noted(vae, monkeypatch)
+    probe = ScriptedProbe([2**40, needed[4], needed[1], 0, 2**40])
+    adaptive = AdaptiveEncoder(vae, probe=probe, policy=Policy(reserve_bytes=0))
+    found = torch.cat(list(adaptive.stream(parts(video), SHAPE)), 2)
+    assert sizes == [8, 4, 1, 1, 2]
+    torch.testing.assert_close(found, encode(vae, video), atol=1e-5, rtol=0)
+
+
+def test_a_stream_that_runs_out_of_memory_tries_the_chunk_again_in_smaller_ones(
+    vae: AutoencoderKL, video: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = noted(vae, monkeypatch, most=3)
+    found = torch.cat(list(encoder(vae, 2**40).stream(parts(video), SHAPE)), 2)
+    assert sizes == [8, 4, *[2] * 8]
+    monkeypatch.undo()
+    torch.testing.assert_close(found, encode(vae, video), atol=1e-5, rtol=0)
+    noted(vae, monkeypatch, most=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(encoder(vae, 2**40).stream(parts(video), SHAPE))
+
+
+def noted(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch, most: int = 99) -> list[int]:
+    """Numbers of frames that `vae.encode` is called with from now on; beyond `most` it is out of memory."""
+    sizes: list[int] = []
+    original = vae.encode
+
+    def scarce(frames: torch.Tensor, **named: Any) -> Any:
+        sizes.append(len(frames))
+        if len(frames) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(frames, **named)
+
+    monkeypatch.setattr(vae, "encode", scarce)
+    return sizes
