@@ -44,8 +44,9 @@ format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.dev ## every test that needs no GPU and no container engine (ARGS="-n 2 --dist loadfile": two at a time)
-	$(BIN)/python -m pytest $(ARGS)
+# Two files at a time, one thread each: real decodes use a core, and whole-service tests mostly wait.
+test: $(VENV)/.dev ## every test that needs no GPU and no container engine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-docker: $(VENV)/.dev ## build the image and run it in a container engine
 	$(BIN)/python -m pytest tests/docker $(ARGS)

@@ -23,24 +23,13 @@ from typing import Any
 
 import diffusers
 import torch
+from decode_cases import CASES, Case, Frugal
 from torch import Tensor
 
 from adaptive.stream import decode_whole, open_decode
 from adaptive.trace import trace_peak
 
 Way = Callable[[Any, Tensor], Iterator[Tensor]]
-CHUNKS = (1, 2, 4)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A published configuration and a latent shape `[B, C, T, h, w]` for it."""
-
-    vae_class: str
-    config: dict[str, Any]
-    latents: tuple[int, int, int, int, int]
-    frugal: dict[str, Any] | None  # flags of diffusers' best memory-saving setting that applies to the size
-    kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,37 +45,6 @@ class Row:
     first_frames_at: float  # share of the seconds gone when the first frames exist
 
 
-_LTX_095 = {
-    "block_out_channels": (128, 256, 512, 1024, 2048),
-    "down_block_types": ("LTXVideo095DownBlock3D",) * 4,
-    "decoder_block_out_channels": (256, 512, 1024),
-    "layers_per_block": (4, 6, 6, 2, 2),
-    "decoder_layers_per_block": (5, 5, 5, 5),
-    "spatio_temporal_scaling": (True, True, True, True),
-    "decoder_spatio_temporal_scaling": (True, True, True),
-    "decoder_inject_noise": (False, False, False, False),
-    "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
-    "upsample_residual": (True, True, True),
-    "upsample_factor": (2, 2, 2),
-    "timestep_conditioning": True,
-    "spatial_compression_ratio": 32,
-    "temporal_compression_ratio": 8,
-}
-
-CASES = {
-    "ltx-0.9.0": Case("AutoencoderKLLTXVideo", {}, (1, 128, 13, 2, 3), {"use_framewise_decoding": True}, {}),
-    "ltx-0.9.5": Case(
-        "AutoencoderKLLTXVideo",
-        _LTX_095,
-        (1, 128, 7, 2, 2),
-        {"use_framewise_decoding": True},
-        {"temb": torch.tensor([0.05])},
-    ),
-    "wan-2.1": Case("AutoencoderKLWan", {}, (1, 16, 5, 8, 8), None, {}),
-    "cogvideox": Case("AutoencoderKLCogVideoX", {}, (1, 16, 5, 6, 6), None, {}),
-}
-
-
 def _batched(kwargs: dict[str, Any]) -> Way:
     def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
         yield decode_whole(vae, latents, **kwargs)
@@ -94,16 +52,10 @@ def _batched(kwargs: dict[str, Any]) -> Way:
     return way
 
 
-def _frugal(flags: dict[str, Any], kwargs: dict[str, Any]) -> Way:
+def _frugal(frugal: Frugal, kwargs: dict[str, Any]) -> Way:
     def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
-        for flag in flags:
-            setattr(vae, flag, flags[flag])
-        try:
-            with torch.no_grad():
-                yield vae.decode(latents, **kwargs).sample
-        finally:
-            for flag in flags:
-                setattr(vae, flag, False)
+        with frugal.applied(vae), torch.no_grad():
+            yield from frugal.decode(vae, latents, kwargs)
 
     return way
 
@@ -121,8 +73,8 @@ def ways_of(case: Case) -> dict[str, Way]:
     """Every way of decoding the case, batched first."""
     ways = {"diffusers batched": _batched(case.kwargs)}
     if case.frugal is not None:
-        ways["diffusers framewise"] = _frugal(case.frugal, case.kwargs)
-    return ways | {f"framefit chunk {size}": _chunked(size, case.kwargs) for size in CHUNKS}
+        ways[f"diffusers {case.frugal.name}"] = _frugal(case.frugal, case.kwargs)
+    return ways | {f"framefit chunk {size}": _chunked(size, case.kwargs) for size in case.chunks}
 
 
 def build(case: Case, device: str) -> Any:
