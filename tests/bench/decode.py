@@ -81,7 +81,8 @@ def build(case: Case, device: str) -> Any:
     """The VAE with random weights."""
     torch.manual_seed(0)
     with torch.device(device):
-        return getattr(diffusers, case.vae_class)(**case.config).eval()
+        vae = getattr(diffusers, case.vae_class)(**case.config).eval()
+    return vae.to(device)  # some parameters ignore the context
 
 
 def peak_live_bytes(case: Case, way: Way) -> int:
