@@ -69,12 +69,13 @@ def _chunked(size: int, kwargs: dict[str, Any]) -> Way:
     return way
 
 
-def ways_of(case: Case) -> dict[str, Way]:
-    """Every way of decoding the case, batched first."""
-    ways = {"diffusers batched": _batched(case.kwargs)}
+def ways_of(case: Case, device: str) -> dict[str, Way]:
+    """Every way of decoding the case on a device, batched first."""
+    kwargs = {name: value.to(device) for name, value in case.kwargs.items()}
+    ways = {"diffusers batched": _batched(kwargs)}
     if case.frugal is not None:
-        ways[f"diffusers {case.frugal.name}"] = _frugal(case.frugal, case.kwargs)
-    return ways | {f"framefit chunk {size}": _chunked(size, case.kwargs) for size in case.chunks}
+        ways[f"diffusers {case.frugal.name}"] = _frugal(case.frugal, kwargs)
+    return ways | {f"framefit chunk {size}": _chunked(size, kwargs) for size in case.chunks}
 
 
 def build(case: Case, device: str) -> Any:
@@ -119,7 +120,7 @@ def measure(family: str, repeats: int, device: str) -> Iterator[Row]:
     case = CASES[family]
     vae = build(case, "cpu").to(device)
     latents = torch.randn(case.latents, generator=torch.Generator().manual_seed(1)).to(device)
-    ways = ways_of(case)
+    ways = ways_of(case, device)
     reference = timed(ways["diffusers batched"], vae, latents)[2]
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     errors: dict[str, float] = {}
