@@ -46,7 +46,7 @@ format: $(VENV)/.dev ## let ruff rewrite what it can
 
 # Two files at a time, one thread each: real decodes use a core, and whole-service tests mostly wait.
 test: $(VENV)/.dev ## every test that needs no GPU and no container engine
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-docker: $(VENV)/.dev ## build the image and run it in a container engine
 	$(BIN)/python -m pytest tests/docker $(ARGS)
