@@ -21,11 +21,18 @@ class Unfeasible(Exception):
 
 
 def forecast(
-    settings: Settings, entry: ModelEntry, video: VideoShape, *, device_bytes: int, host_bytes: int
+    settings: Settings,
+    entry: ModelEntry,
+    video: VideoShape,
+    *,
+    device_bytes: int,
+    host_bytes: int,
+    exact_only: bool = True,
 ) -> dict[str, Any]:
     """Placement, decode plan and all rungs for a CUDA device with `device_bytes` free. JSON values.
 
-    Raises `Unfeasible`, or `ModelUnavailable` where not even the configurations can be had.
+    Without `exact_only`, approximate rungs are among them. Raises `Unfeasible`, or `ModelUnavailable` where
+    not even the configurations can be had.
     """
     components = components_of(entry, settings)
     profile = _profile(settings, entry, components["vae"].class_name, components["vae"].config)
@@ -50,7 +57,13 @@ def forecast(
                 "group_offloaded": list(placement.group_offloaded),
                 "reason": placement.reason,
             },
-            **_decode(profile, video, device_bytes - held, device_bytes, settings.reserve_bytes),
+            **_decode(
+                profile,
+                video,
+                device_bytes - held,
+                device_bytes,
+                Policy(reserve_bytes=settings.reserve_bytes, exact_only=exact_only),
+            ),
         }
     except DoesNotFit as refusal:
         raise Unfeasible(str(refusal)) from None
@@ -74,10 +87,10 @@ def _weights_while_decoding(sizes: Sequence[ComponentSize], placement: Placement
 
 
 def _decode(
-    profile: MemoryProfile, video: VideoShape, free_bytes: int, total_bytes: int, reserve_bytes: int
+    profile: MemoryProfile, video: VideoShape, free_bytes: int, total_bytes: int, policy: Policy
 ) -> dict[str, Any]:
     reading = MemoryReading("cuda:0", free_bytes, total_bytes, 0, 0, 0, "scripted")
-    policy, shape = Policy(reserve_bytes=reserve_bytes), profile.traits.latent_shape(video)
+    shape = profile.traits.latent_shape(video)
     plan = plan_decode(profile, shape, reading, policy)
     ladder = rungs(
         profile, shape, budget_of(reading, policy), policy, PlanInputs(residuals=Residuals("cuda:0"))
@@ -86,6 +99,7 @@ def _decode(
         "decode": {
             "strategy": plan.strategy.value,
             "frames_per_chunk": plan.frames_per_chunk,
+            "exact": plan.exact,
             "reason": plan.reason,
             "detail": plan.detail,
             "predicted_peak_bytes": plan.predicted.upper_bytes,
@@ -96,6 +110,7 @@ def _decode(
                 "strategy": rung.strategy.value,
                 "frames_per_chunk": rung.frames_per_chunk,
                 "strips": rung.tiles.rows,
+                "exact": rung.strategy.exact,
                 "upper_bytes": rung.predicted.upper_bytes,
                 "live_bytes": rung.predicted.live_bytes,
                 "fits": rung.fits,

@@ -28,6 +28,9 @@ def plan(
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     frames: Annotated[int | None, typer.Option("--frames", help="Video frames.")] = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Let pixels change where no exact way fits.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -53,6 +56,7 @@ def plan(
             video,
             device_bytes=byte_count(gpu) - CONTEXT_BYTES,
             host_bytes=byte_count(host_memory),
+            exact_only=not approximate,
         )
     except Unfeasible as error:
         typer.secho(f"{entry.name} on {gpu}: {error}", fg=typer.colors.RED)
@@ -65,17 +69,18 @@ def plan(
 
 def _show(found: dict[str, Any], title: str) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     video, placement, decode = found["video"], found["placement"], found["decode"]
     console.print(f"[bold]{title}[/bold], {video['frames']} frames of {video['width']}x{video['height']}")
-    console.print(f"weights  {placement['kind']}: {placement['reason']}")
+    console.print(f"weights  {placement['reason']}")
     console.print(f"         {shown_bytes(placement['host_bytes'])} of host memory", highlight=False)
-    console.print(f"decode   {decode['strategy']}: {decode['detail']}")
-    table = Table("rung", "latent frames a chunk", "needs at most", "fits")
+    console.print(f"decode   {decode['detail']} ({'exact' if decode['exact'] else 'approximate'})")
+    table = Table(Column("rung", no_wrap=True), "latent frames", "pixels", "needs at most", "fits")
     for rung in found["rungs"]:
         fits = "yes" if rung["fits"] else "no"
         name = rung["strategy"] + (f" x {rung['strips']}" if rung["strips"] > 1 else "")
-        table.add_row(name, str(rung["frames_per_chunk"]), shown_bytes(rung["upper_bytes"]), fits)
+        pixels = "exact" if rung["exact"] else "approximate"
+        table.add_row(name, str(rung["frames_per_chunk"]), pixels, shown_bytes(rung["upper_bytes"]), fits)
     console.print(table)

@@ -65,6 +65,18 @@ def test_the_published_model_runs_on_usual_cards(
     assert not any(rung["fits"] for rung in faster)
 
 
+@pytest.mark.parametrize("exact_only", [True, False])
+def test_approximate_rungs_are_told_only_where_they_are_allowed_and_then_labelled(
+    settings: Settings, ltx: ModelEntry, exact_only: bool
+) -> None:
+    card = {"device_bytes": 24 * GIB, "host_bytes": 64 * GIB, "exact_only": exact_only}
+    found = forecast(settings, ltx, VideoShape(97, 512, 768), **card)
+    assert found["decode"]["exact"]
+    assert {rung["exact"] for rung in found["rungs"]} == ({True} if exact_only else {True, False})
+    for rung in found["rungs"]:
+        assert rung["exact"] == (not rung["strategy"].startswith("approximate"))
+
+
 def test_what_fits_nowhere_is_said_with_its_number(settings: Settings, ltx: ModelEntry) -> None:
     with pytest.raises(Unfeasible, match="needs"):
         forecast(settings, ltx, VideoShape(97, 512, 768), device_bytes=1 * GIB, host_bytes=64 * GIB)
