@@ -6,7 +6,7 @@ Published configurations with random weights, at sizes that a small machine hold
 the batched decode (largest difference over largest value), peak live bytes above weights and input (traced on
 meta tensors, frames given away as they come), seconds (median of interleaved repeats; processor time on the
 CPU), and the share of the decode's time that passes before the first frames exist. Writes
-`decode-DEVICE.json` and `decode-DEVICE.md`.
+`decode-DEVICE.json` and `decode-DEVICE.md`; families that are not asked for keep what the files hold.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Row:
 
     family: str
     way: str
+    repeats: int
     relative_error: float
     peak_live_bytes: int
     seconds: float
@@ -134,33 +135,41 @@ def measure(family: str, repeats: int, device: str) -> Iterator[Row]:
         seconds = statistics.median(seconds for seconds, _ in times[name])
         share = statistics.median(first / seconds for seconds, first in times[name])
         peak = peak_live_bytes(case, way)
-        yield Row(family, name, errors[name], peak, seconds, seconds / batched, share)
+        yield Row(family, name, repeats, errors[name], peak, seconds, seconds / batched, share)
 
 
-def as_markdown(rows: list[Row], repeats: int, device: str) -> str:
+def as_markdown(rows: list[Row], device: str) -> str:
     """The table, with how it was made."""
     head = (
         f"Measured by `tests/bench/decode.py`: {device}, {torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}, diffusers {diffusers.__version__}, float32, "
-        f"median of {repeats} interleaved runs.\n\n"
-        "| family | way | error | peak live MB | seconds | of batched | first frames at |\n"
-        "|---|---|---|---|---|---|---|\n"
+        "medians of interleaved runs.\n\n"
+        "| family | way | runs | error | peak live MB | seconds | of batched | first frames at |\n"
+        "|---|---|---|---|---|---|---|---|\n"
     )
     return head + "".join(
-        f"| {row.family} | {row.way} | {row.relative_error:.1e} | {row.peak_live_bytes / 1e6:.1f} "
+        f"| {row.family} | {row.way} | {row.repeats} | {row.relative_error:.1e} "
+        f"| {row.peak_live_bytes / 1e6:.1f} "
         f"| {row.seconds:.2f} | {row.time_to_batched:.2f} | {row.first_frames_at:.0%} |\n"
         for row in rows
     )
 
 
+def earlier(options: argparse.Namespace) -> list[Row]:
+    """Rows of families that this run does not measure, from the file that it is going to write."""
+    path = options.out / f"decode-{options.device}.json"
+    kept = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [Row(**row) for row in kept if row["family"] not in options.family]
+
+
 def write(rows: list[Row], options: argparse.Namespace) -> None:
     """Both documents, after each family: a run that is cut short keeps what it has."""
     options.out.mkdir(parents=True, exist_ok=True)
-    facts = {"machine": platform.machine(), "torch": torch.__version__, "repeats": options.repeats}
+    rows = sorted(rows, key=lambda row: list(CASES).index(row.family))
+    facts = {"machine": platform.machine(), "torch": torch.__version__}
     document = json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1)
     (options.out / f"decode-{options.device}.json").write_text(document + "\n")
-    table = as_markdown(rows, options.repeats, options.device)
-    (options.out / f"decode-{options.device}.md").write_text(table)
+    (options.out / f"decode-{options.device}.md").write_text(as_markdown(rows, options.device))
 
 
 def main() -> None:
@@ -173,7 +182,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows: list[Row] = []
+    rows = earlier(options)
     for family in options.family:
         for row in measure(family, options.repeats, options.device):
             rows.append(row)
