@@ -12,6 +12,7 @@ from app.jobs import Job, JobStatus
 from app.store import open_store
 
 SMALL = {"width": 128, "height": 128, "num_frames": 97}
+LONG = {"width": 256, "height": 256, "num_frames": 257}  # seconds of decoding on any machine
 
 
 def events(service: RunningService, **wanted: Any) -> list[dict[str, Any]]:
@@ -60,7 +61,7 @@ def test_a_job_that_outlasts_the_drain_goes_back_to_the_queue_with_its_latents(
     start_service: StartService,
 ) -> None:
     service = start_service(FRAMEFIT_DRAIN_SECONDS="0.1")
-    job_id = service.submit(num_inference_steps=1, decode_strategy="per_frame", **SMALL)["id"]
+    job_id = service.submit(num_inference_steps=1, decode_strategy="per_frame", **LONG)["id"]
     service.wait_until(job_id, lambda job: bool(job["stage"] == "decoding"))
     service.stop(signal.SIGTERM)
     job = stored(service, job_id)

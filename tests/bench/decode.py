@@ -87,8 +87,9 @@ def build(case: Case, device: str) -> Any:
     return vae.to(device)  # some parameters ignore the context
 
 
-def peak_live_bytes(case: Case, way: Way) -> int:
-    """Traced on meta tensors; frames are dropped as they come."""
+def peak_live_bytes(case: Case, name: str) -> int:
+    """Of one way, traced on meta tensors; frames are dropped as they come."""
+    way = ways_of(case, "meta")[name]
     vae = build(case, "meta")
     latents = torch.empty(case.latents, device="meta")
 
@@ -131,10 +132,10 @@ def measure(family: str, repeats: int, device: str) -> Iterator[Row]:
             times[name].append((seconds, first))
             errors[name] = ((video - reference).abs().max() / reference.abs().max()).item()
     batched = statistics.median(seconds for seconds, _ in times["diffusers batched"])
-    for name, way in ways.items():
+    for name in ways:
         seconds = statistics.median(seconds for seconds, _ in times[name])
         share = statistics.median(first / seconds for seconds, first in times[name])
-        peak = peak_live_bytes(case, way)
+        peak = peak_live_bytes(case, name)
         yield Row(family, name, repeats, errors[name], peak, seconds, seconds / batched, share)
 
 
