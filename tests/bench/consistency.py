@@ -23,7 +23,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from adaptive.stream import decode_whole, open_decode
+from adaptive import stream_decode
+from adaptive.stream import decode_whole
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "app" / "pipelines" / "builtin" / "model" / "vae"
@@ -59,10 +60,7 @@ def decodes(vae: Any, latents: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Each way's video `[1, 3, F, H, W]`; ours first, the one call first of all."""
     yield EXACT, decode_whole(vae, latents)
     for size in (4, 2, 1):
-        with open_decode(vae, latents) as stream:
-            parts = []
-            while not stream.finished:
-                parts.append(stream.step(size))
+        parts = list(stream_decode(vae, latents, frames_per_chunk=size))
         yield f"Framefit, chunk {size}", torch.cat(parts, 2)
     vae.use_framewise_decoding = True
     try:

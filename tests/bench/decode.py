@@ -26,7 +26,8 @@ import torch
 from decode_cases import CASES, Case, Frugal
 from torch import Tensor
 
-from adaptive.stream import decode_whole, open_decode
+from adaptive import stream_decode
+from adaptive.stream import decode_whole
 from adaptive.trace import trace_peak
 
 Way = Callable[[Any, Tensor], Iterator[Tensor]]
@@ -63,9 +64,7 @@ def _frugal(frugal: Frugal, kwargs: dict[str, Any]) -> Way:
 
 def _chunked(size: int, kwargs: dict[str, Any]) -> Way:
     def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
-        with open_decode(vae, latents, **kwargs) as stream:
-            while not stream.finished:
-                yield stream.step(size)
+        return stream_decode(vae, latents, frames_per_chunk=size, **kwargs)
 
     return way
 
@@ -105,9 +104,8 @@ def timed(way: Way, vae: Any, latents: Tensor) -> tuple[float, float, Tensor]:
     clock = time.process_time if latents.device.type == "cpu" else _device_clock
     started, first, parts = clock(), None, []
     for frames in way(vae, latents):
-        if frames.shape[2]:
-            first = clock() if first is None else first
-            parts.append(frames)
+        first = clock() if first is None else first
+        parts.append(frames)
     ended = clock()
     return ended - started, (first or ended) - started, torch.cat(parts, 2)
 

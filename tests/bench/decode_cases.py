@@ -20,23 +20,20 @@ def _one_call(vae: Any, latents: Tensor, kwargs: dict[str, Any]) -> Iterator[Ten
     yield vae.decode(latents, **kwargs).sample
 
 
+def _folded(vae: Any, latents: Tensor, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """A 2D autoencoder takes a video's frames as its batch, and slicing takes that apart again."""
+    decoded = vae.decode(latents.transpose(1, 2).flatten(0, 1), **kwargs).sample
+    yield decoded.unflatten(0, (latents.shape[0], -1)).transpose(1, 2)
+
+
 def _svd_pipeline(frames: int) -> Call:
     """What `StableVideoDiffusionPipeline` does with `decode_chunk_size`: each chunk as a video of its own."""
 
     def call(vae: Any, latents: Tensor, kwargs: dict[str, Any]) -> Iterator[Tensor]:
         for part in latents.split(frames, 2):
-            folded = part.permute(0, 2, 1, 3, 4).flatten(0, 1)
-            decoded = vae.decode(folded, num_frames=part.shape[2], **kwargs).sample
-            yield decoded.unflatten(0, (latents.shape[0], -1)).permute(0, 2, 1, 3, 4)
+            yield from _folded(vae, part, {**kwargs, "num_frames": part.shape[2]})
 
     return call
-
-
-def _sliced(vae: Any, latents: Tensor, kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """A 2D autoencoder takes the frames as a batch, and slicing takes that apart again."""
-    folded = latents.permute(0, 2, 1, 3, 4).flatten(0, 1)
-    decoded = vae.decode(folded, **kwargs).sample
-    yield decoded.unflatten(0, (latents.shape[0], -1)).permute(0, 2, 1, 3, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +165,6 @@ CASES = {
         "AutoencoderKL",
         _LDM | _DOWN | _UP,
         (1, 4, 8, 6, 8),
-        Frugal("slicing", {"use_slicing": True}, _sliced),
+        Frugal("slicing", {"use_slicing": True}, _folded),
     ),
 }
