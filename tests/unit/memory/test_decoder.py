@@ -213,7 +213,7 @@ def test_a_larger_chunk_is_tried_where_only_the_smallest_cannot_be_had(
     real = type(vae.decoder).forward
 
     def forward(self: Any, hidden: Tensor, *rest: Any, **more: Any) -> Any:
-        if hidden.shape[2] in (1, 8):
+        if hidden.shape[2] in (1, 8) and not hidden.is_meta:  # tracing the costs of tiles takes no memory
             raise MemoryError("a library needs more for this than for some frames")
         return real(self, hidden, *rest, **more)
 
