@@ -7,8 +7,6 @@ of jobs or files.
 """
 
 import inspect
-from collections.abc import Iterator
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -16,6 +14,7 @@ from torch import Tensor
 from adaptive.capturing import capture, decoder_output
 from adaptive.families import family_of
 from adaptive.recording import RecordedDecode, load_calls, save_calls
+from adaptive.stream import gathered
 from adaptive.types import DecodeReport
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Attachment:
             latents = family.as_video(z, named)
             traits = family.traits(type(self._vae).__name__, self._vae.config)
             total = family.video_frames(traits, latents.shape[2])
-            video = _joined(self._decoder.frames(latents, **named), total)
+            video = gathered(self._decoder.frames(latents, **named), total)
             folded = video.transpose(1, 2).flatten(0, 1) if z.ndim == 4 else video
             return decoder_output(folded, return_dict)
         finally:
@@ -106,19 +105,3 @@ def decode_kwargs(vae_class: type, args: tuple[Any, ...], kwargs: Any) -> dict[s
     named = dict(zip(names[1:], args, strict=False)) | dict(kwargs)
     named.pop("return_dict", None)
     return named
-
-
-def _joined(chunks: Iterator[Tensor], total_frames: int) -> Tensor:
-    """One tensor `[B, C, F, H, W]` of all chunks, each let go of once copied; a single one is not copied."""
-    first = next(chunks)
-    second = next(chunks, None)
-    if second is None:
-        return first
-    batch, channels, _, height, width = first.shape
-    whole = first.new_empty(batch, channels, total_frames, height, width)
-    done = 0
-    for chunk in chain((first, second), chunks):
-        whole[:, :, done : done + chunk.shape[2]] = chunk
-        done += chunk.shape[2]
-    assert done == total_frames, f"{done} frames decoded, {total_frames} expected"
-    return whole

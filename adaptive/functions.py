@@ -11,7 +11,7 @@ from adaptive.families import family_of
 from adaptive.planner import Policy, plan_decode
 from adaptive.probe import open_probe
 from adaptive.profile import profile_of
-from adaptive.stream import decode_whole, open_decode
+from adaptive.stream import decode_whole, gathered, open_decode
 from adaptive.stream.placement import execution_device
 from adaptive.types import DecodePlan, LatentShape
 
@@ -43,22 +43,8 @@ def decode(
         exact_only=exact_only,
     )
     decoder = AdaptiveDecoder(vae, policy=policy, keeps_output=True)
-    plan = decoder.plan(latents)
     total = family_of(vae).video_frames(decoder.profile.traits, latents.shape[2])
-    video: Tensor | None = None
-    done = 0
-    for frames in decoder.frames(latents, resume_plan=plan, **decode_kwargs):
-        count = frames.shape[2]
-        if count == total:
-            return frames
-        if video is None:
-            video = frames.new_empty((*frames.shape[:2], total, *frames.shape[3:]))
-        video[:, :, done : done + count] = frames
-        done += count
-        del frames
-    if video is None or done != total:
-        raise AssertionError(f"decoding gave {done} of {total} frames")
-    return video
+    return gathered(decoder.frames(latents, **decode_kwargs), total)
 
 
 def stream_decode(

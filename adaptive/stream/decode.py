@@ -6,7 +6,7 @@ Owns positions, devices, atomicity and parking of one decode. How frames come ab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -190,6 +190,25 @@ def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
     device = execution_device(vae)
     with torch.no_grad(), whole_calls(vae):
         return family_of(vae).decode_whole(vae, latents.to(device), _kwargs(decode_kwargs, device))
+
+
+def gathered(chunks: Iterator[Tensor], total_frames: int) -> Tensor:
+    """One tensor `[B, C, F, H, W]` of all chunks, each let go of once copied; a single one is not copied."""
+    video: Tensor | None = None
+    done = 0
+    for frames in chunks:
+        count = frames.shape[2]
+        if count == total_frames:
+            video = frames
+        else:
+            if video is None:
+                video = frames.new_empty((*frames.shape[:2], total_frames, *frames.shape[3:]))
+            video[:, :, done : done + count] = frames
+        done += count
+        del frames  # or it would stay alive through the next step
+    if video is None or done != total_frames:
+        raise AssertionError(f"decoding gave {done} of {total_frames} frames")
+    return video
 
 
 def _kwargs(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
