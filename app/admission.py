@@ -20,15 +20,15 @@ from adaptive.planner import (
     Policy,
     Rung,
     budget_of,
-    bytes_named,
     plan_decode,
     rungs,
 )
 from adaptive.residuals import Residuals
-from adaptive.types import DecodePlan, LatentShape, MemoryReading, SpatialTiles, VideoShape
+from adaptive.types import LatentShape, MemoryReading, VideoShape
 from app.config import ModelEntry
 from app.demand import ModelDemand
 from app.jobs import JobSpec, Json, WorkerRow
+from app.plan_view import plan_json
 
 LoadProfile = Callable[[ModelEntry], MemoryProfile | None]
 LoadDemand = Callable[[ModelEntry], ModelDemand | None]
@@ -259,74 +259,6 @@ def policy_of(spec: JobSpec, reserve_bytes: int) -> Policy:
         budget_bytes=spec.memory_budget_bytes,
         reserve_bytes=reserve_bytes,
     )
-
-
-def plan_json(plan: DecodePlan) -> Json:
-    """A plan as clients see it."""
-    return {
-        "fits_now": True,
-        "strategy": plan.strategy,
-        "frames_per_chunk": plan.frames_per_chunk,
-        "latent_frames": plan.latent_frames,
-        "tiles": tiles_json(plan.tiles),
-        "exact": plan.exact,
-        "reason": plan.reason,
-        "detail": plan.detail,
-        "predicted_peak_bytes": plan.predicted.upper_bytes,
-        "predicted_live_bytes": plan.predicted.live_bytes,
-        "parked_host_bytes": plan.predicted.host_bytes,
-        "predicted_seconds": plan.predicted_seconds,
-        "dropped_bytes": plan.dropped_bytes,
-        "budget_bytes": plan.budget_bytes,
-        "free_bytes": plan.free_bytes,
-    }
-
-
-def tiles_json(tiles: SpatialTiles) -> Json:
-    """Into how many parts each picture is cut, as clients see it."""
-    return {"rows": tiles.rows, "columns": tiles.columns}
-
-
-def rungs_json(verdict: Verdict) -> list[Json]:
-    """Every way to decode, fastest first, as clients see them; each says why it is chosen or not."""
-    ladder = verdict.rungs
-    chosen = next((rung for rung in ladder if rung.fits), None)
-    budget = int(verdict.plan.get("budget_bytes") or 0)
-    return [
-        {
-            "strategy": rung.strategy,
-            "frames_per_chunk": rung.frames_per_chunk,
-            "tiles": tiles_json(rung.tiles),
-            "exact": rung.exact,
-            "dropped_bytes": rung.dropped_bytes,
-            "predicted_peak_bytes": rung.predicted.upper_bytes,
-            "predicted_seconds": rung.predicted_seconds,
-            "fits_now": rung.fits,
-            "chosen": rung is chosen,
-            "why": _why(rung, chosen, budget),
-        }
-        for rung in ladder
-    ]
-
-
-def _is_planned(rung: Rung, plan: Json) -> bool:
-    """Whether a plan chose this way; none that waits for memory chose any."""
-    names = ("frames_per_chunk", "exact", "dropped_bytes")
-    same = all(plan.get(name) == getattr(rung, name) for name in names)
-    return same and plan.get("tiles") == tiles_json(rung.tiles)
-
-
-def _why(rung: Rung, chosen: Rung | None, budget_bytes: int) -> str:
-    if rung is chosen:
-        return "the fastest that fits" if rung.fits else "fits probably, and is faster on average"
-    if not rung.fits:
-        room = budget_bytes + rung.dropped_bytes
-        return f"needs at most {bytes_named(rung.predicted.upper_bytes)}, {bytes_named(room)} are there"
-    if not rung.exact:
-        return "changes pixels, and an exact way fits"
-    if chosen is not None and rung.predicted_seconds and chosen.predicted_seconds:
-        return f"takes {rung.predicted_seconds:.2g} s, the chosen way {chosen.predicted_seconds:.2g} s"
-    return "fits, but takes more passes"
 
 
 def reading_of(device: Json) -> MemoryReading | None:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.admission import rungs_json
 from app.api.access import Caller, check_key_limits
 from app.api.answers import JOB, PLAN, answer
 from app.api.bodies import Parts, from_json, read_body, take_apart
@@ -22,6 +21,7 @@ from app.api.views import job_view, without_strangers
 from app.artifacts import job_artifacts
 from app.jobs import Job, JobSpec, Json, Stage
 from app.media import ImageRejected, check_image
+from app.plan_view import rungs_json
 from app.store import Submission
 from app.webhooks import check_url
 
@@ -162,7 +162,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
         "model": spec.model,
         "plan": verdict.plan,
         "needed_bytes": verdict.needed_bytes,
-        "rungs": rungs_json(verdict),
+        "rungs": rungs_json(verdict.rungs, verdict.plan),
         "largest": None if largest is None else asdict(largest),
         "eta_seconds": eta_of_new(service, spec.model, verdict.plan),
         "request": spec.model_dump(mode="json", exclude={"prompt", "seed"}),

@@ -156,9 +156,9 @@ def run(count: int, *, profiled: bool = False) -> dict[str, Any]:
 def _profile(service: Any, requests: list[bytes]) -> None:
     """Planning runs in a thread of the framework's, where a profiler of the loop would not look."""
     from adaptive.errors import AdaptiveError
-    from app.admission import rungs_json
     from app.api.problems import Problem
     from app.api.requests import job_spec
+    from app.plan_view import rungs_json
 
     profiler = cProfile.Profile()
     for body in requests:
@@ -166,7 +166,7 @@ def _profile(service: Any, requests: list[bytes]) -> None:
         profiler.enable()
         try:
             verdict = service.admission.judge(job_spec(fields, service.models))
-            rungs_json(verdict)
+            rungs_json(verdict.rungs, verdict.plan)
             assert verdict.largest is not None
         except (AdaptiveError, Problem):
             pass

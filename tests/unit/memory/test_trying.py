@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from adaptive.memory import MemoryProfile
-from adaptive.planner import PlanInputs, Policy, plan_decode
+from adaptive.planner import PlanInputs, Policy, plan_decode, rungs
 from adaptive.residuals import TRUSTED_OBSERVATIONS, Residuals
 from adaptive.speed import SpeedModel
 from adaptive.types import Cut, DecodePlan, LatentShape, MeasuredPeak, MemoryReading, Strategy
+from app.plan_view import plan_json, rungs_json
 
 SHAPE = LatentShape(1, 16, 8, 100, 100)
 MB = 10**6
@@ -44,6 +45,17 @@ def test_what_is_expected_to_fit_is_tried_while_little_is_known(ltx_profile: Mem
     assert plan(ltx_profile, residuals, expected.expected_bytes - MB).frames_per_chunk == 4
     assert plan(ltx_profile, residuals, expected.expected_bytes, may_fail=False).frames_per_chunk == 4
     assert plan(ltx_profile, residuals, expected.expected_bytes, speed=None).frames_per_chunk == 4
+
+
+def test_the_ways_to_decode_say_which_one_is_tried(ltx_profile: MemoryProfile) -> None:
+    residuals = Residuals("cpu")
+    free = ltx_profile.estimate_cut(SHAPE, Cut(8), residuals).expected_bytes
+    inputs = PlanInputs(residuals=residuals, may_fail=True, speed=SPEED)
+    ladder = rungs(ltx_profile, SHAPE, free, Policy(reserve_bytes=0), inputs)
+    views = rungs_json(ladder, plan_json(plan(ltx_profile, residuals, free)))
+    assert [(view["frames_per_chunk"], view["fits_now"]) for view in views if view["chosen"]] == [(8, False)]
+    assert views[0]["why"] == "fits probably, and is faster on average"
+    assert views[1]["why"].startswith("takes ")
 
 
 def test_a_failure_is_not_tried_again_with_as_little(ltx_profile: MemoryProfile) -> None:
