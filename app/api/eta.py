@@ -1,7 +1,8 @@
-"""When a job will be done, as far as the past tells: how long jobs of its model took, times those before
-it; its own decode as the planner predicts it.
+"""When a job will be done, as far as the past tells: how long jobs of its model took, for those before it;
+what is left of those that run; its own decode as the planner predicts it.
 """
 
+import heapq
 import math
 import threading
 from collections import deque
@@ -67,9 +68,9 @@ def eta_seconds(service: "Service", job: Job) -> float | None:
     expected = service.run_times.expected(job.spec.model)
     if expected is None or job.status.is_terminal:
         return None
-    own = expected.with_decode((job.plan or {}).get("predicted_seconds"))
     if job.status is JobStatus.RUNNING:
-        return round(own * (1 - job.progress), 1)
+        return round(_left_of(job, expected), 1)
+    own = expected.with_decode((job.plan or {}).get("predicted_seconds"))
     return _in_queue(service, expected, own, job.queue_position or 1)
 
 
@@ -107,7 +108,24 @@ def _until_a_place(service: "Service", owner: str | None) -> float | None:
 
 
 def _in_queue(service: "Service", expected: Expected, own_seconds: float, position: int) -> float:
-    """All workers take turns at what is before the job, then it runs itself."""
-    workers = max(1, len(service.alive_workers()))
-    turns = -(-position // workers)
-    return round(expected.seconds * (turns - 1) + own_seconds, 1)
+    """Each worker takes the next of the queue as it comes free, then the job runs itself."""
+    free_in = _seconds_until_free(service)
+    heapq.heapify(free_in)
+    for _ in range(position - 1):
+        heapq.heapreplace(free_in, free_in[0] + expected.seconds)
+    return round(free_in[0] + own_seconds, 1)
+
+
+def _seconds_until_free(service: "Service") -> list[float]:
+    """What is left, for each worker, of the job it runs; one idle worker where none is known."""
+    left = {worker.id: 0.0 for worker in service.alive_workers()}
+    for job in service.store.page(status=JobStatus.RUNNING, limit=2 * len(left)) if left else []:
+        expected = service.run_times.expected(job.spec.model)
+        if job.worker_id in left and expected is not None:
+            left[job.worker_id] = _left_of(job, expected)
+    return list(left.values()) or [0.0]
+
+
+def _left_of(job: Job, expected: Expected) -> float:
+    """Seconds that a running job still takes."""
+    return expected.with_decode((job.plan or {}).get("predicted_seconds")) * (1 - job.progress)

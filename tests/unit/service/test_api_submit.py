@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from adaptive.memory import MemoryProfile
 from app.config import Settings
-from app.jobs import Event, JobStatus
+from app.jobs import Event, JobStatus, Stage
 from app.store import JobStore
 
 Post = Callable[..., dict[str, Any]]
@@ -419,9 +419,17 @@ def test_the_expected_end_counts_the_jobs_before_and_the_predicted_decode(
     app_store.finish(first["id"], claim.token, status=JobStatus.SUCCEEDED, durations=durations)
     run_times = client.app.state.service.run_times  # type: ignore[attr-defined]
     run_times.apply(app_store.events_after(seq=0, limit=100))
-    submit(**SMALL)
+    second = submit(**SMALL)
     eta = client.post("/plan", json=SMALL).json()["eta_seconds"]
     assert eta == pytest.approx(12.0 + 10.0 + 4.9, abs=0.1)
+
+    claim = app_store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
+    assert claim is not None
+    assert claim.job.id == second["id"]
+    app_store.progress(claim.job.id, claim.token, stage=Stage.DENOISING, progress=0.75)
+    third = submit(**SMALL)["eta_seconds"]
+    left = 0.25 * (10.0 + 4.9)
+    assert third == pytest.approx(left + 10.0 + 4.9, abs=0.1), "of the job that runs, what is left counts"
 
 
 @pytest.mark.usefixtures("tight")
