@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from app.config import ModelEntry, Settings
+from app.hub import hub_trouble
 
 # Pipelines that diffusers does not have, and where they are.
 OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
@@ -184,7 +185,7 @@ def _hub_reader(entry: ModelEntry) -> ReadJson:
         try:
             path = hf_hub_download(entry.source, name, revision=entry.revision)
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-            raise ModelUnavailable(f"{entry.source}/{name}: {error}") from None
+            raise ModelUnavailable(hub_trouble(error, entry.source, entry.revision)) from None
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         return content
 

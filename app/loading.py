@@ -20,6 +20,7 @@ from adaptive.types import MemoryReading, VideoShape
 from app import profiles
 from app.components import OWN_PIPELINES, ModelUnavailable, components_of, demanded_files, local_files
 from app.config import ModelEntry, Settings
+from app.hub import hub_trouble
 from app.jobs import Json
 from app.pipelines.calls import call_form
 from app.placement import place
@@ -141,7 +142,10 @@ def _pretrained(loaded_class: Any, entry: ModelEntry, settings: Settings, **opti
             **options,
         )
     except (OSError, ValueError) as error:  # diffusers and the hub client raise these for anything missing
-        raise ModelUnavailable(f"model {entry.name} cannot be loaded from {entry.source}: {error}") from error
+        why = (
+            hub_trouble(error, entry.source, entry.revision) if files is None else f"{entry.source}: {error}"
+        )
+        raise ModelUnavailable(f"model {entry.name} cannot be loaded: {why}") from error
 
 
 def _silence_progress_bars() -> None:
