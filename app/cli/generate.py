@@ -16,7 +16,6 @@ _STAGES = {
     "waiting_for_memory": "waiting for memory",
     "decoding": "decoding",
     "encoding": "writing the video",
-    "finished": "done",
 }
 
 
@@ -126,7 +125,7 @@ def _followed(client: Any, job: dict[str, Any], console: Any) -> dict[str, Any]:
         try:
             for seen in client.follow(job["id"]):
                 job = seen
-                words = _STAGES.get(job["stage"], job["stage"])
+                words = _STAGES.get(job["stage"], job["status"])  # of an ended job: how
                 bar.update(task, completed=job["progress"], description=words)
         except KeyboardInterrupt:
             client.cancel(job["id"])

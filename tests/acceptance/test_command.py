@@ -77,6 +77,20 @@ def test_generate_starts_a_private_service_and_leaves_only_the_video(
     assert str(data_dir) not in {process.info["environ"]["FRAMEFIT_DATA_DIR"] for process in own}
 
 
+@pytest.mark.slow
+def test_generate_says_in_a_sentence_why_a_model_cannot_be_had(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    Image.linear_gradient("L").convert("RGB").save(photo)
+    here = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "FRAMEFIT_PORT": "1"}
+    asked = ("generate", str(photo), "a wall", "--model", "ltx-video", "-o", str(tmp_path / "out.mp4"))
+    result = framefit(*asked, data_dir=tmp_path / "data", **here)
+    assert result.returncode == 1
+    assert "Lightricks/LTX-Video is not on this machine and HF_HUB_OFFLINE is set" in result.stderr
+    assert "failed" in result.stderr
+    assert "done" not in result.stderr
+    assert not (tmp_path / "out.mp4").exists()
+
+
 def test_plan_works_with_nothing_downloaded(tmp_path: Path) -> None:
     arguments = ["plan", "--model", "ltx-video", "--gpu", "12GB", "--host-memory", "32GB"]
     found = framefit(*arguments, "--json", data_dir=tmp_path, HF_HUB_OFFLINE="1")
