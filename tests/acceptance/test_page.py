@@ -12,12 +12,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from running_service import RunningService, wait_for
 
 from app.api import create_app
 from app.api.server import build_server
 from app.config import HASH_PREFIX, Settings
+from app.jobs import Stage
 from app.store import open_store
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
@@ -189,6 +191,34 @@ def test_a_device_is_paused_and_resumed(open_page: Any) -> None:
     page.wait_for_selector(".device[data-state=active] .badge", state="hidden")
 
 
+def test_who_holds_the_memory_that_a_job_waits_for_is_told(browser: Any, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    holders = [
+        {"own": False, "pid": 77, "name": "another program", "used_bytes": 5 * 2**30},
+        {"own": True, "pid": 78, "name": "framefit", "used_bytes": 2**30},
+    ]
+    waiting = {"needed_bytes": 3 * 2**30, "free_bytes": 2 * 2**30, "holders": holders}
+    with (
+        api_alone(settings) as url,
+        closing(open_store(settings)) as store,
+        browser.new_context() as context,
+    ):
+        fields = {"prompt": "patience", "model": "tiny"}
+        httpx.post(f"{url}/generate", data=fields, files={"image": PHOTO.read_bytes()}).raise_for_status()
+        page = context.new_page()
+        page.goto(url)
+        page.wait_for_selector(".job[data-status=queued]")
+        claim = store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
+        assert claim is not None
+        told = {"stage": Stage.WAITING_FOR_MEMORY, "kind": "waiting_for_memory", "data": waiting}
+        assert store.progress(claim.job.id, claim.token, progress=0.8, **told)
+        words = "at least 3.0 GiB needed, 2.0 GiB are free. Held by another program (5.0 GiB)."
+        page.wait_for_selector(f".job:has-text('{words}')")
+        page.reload()
+        page.wait_for_selector(f".job:has-text('{words}')")
+        assert "it fits" not in page.inner_text(".job"), "what was planned when it came does not hold now"
+
+
 def test_who_has_a_key_signs_in_and_out(browser: Any, tmp_path: Path) -> None:
     with keyed_service(tmp_path) as url, browser.new_context() as context:
         page = context.new_page()
@@ -208,10 +238,16 @@ def test_who_has_a_key_signs_in_and_out(browser: Any, tmp_path: Path) -> None:
 
 @contextmanager
 def keyed_service(folder: Path) -> Iterator[str]:
-    """The API alone, for holders of a key that may not administer; one device has reported. Its address."""
+    """The API alone, for holders of a key that may not administer. Its address."""
     keys = folder / "keys.toml"
     keys.write_text(f'[keys.studio]\nhash = "{HASH_PREFIX}{hashlib.sha256(KEY.encode()).hexdigest()}"\n')
-    settings = Settings(data_dir=folder, keys_file=keys)
+    with api_alone(Settings(data_dir=folder, keys_file=keys)) as url:
+        yield url
+
+
+@contextmanager
+def api_alone(settings: Settings) -> Iterator[str]:
+    """The API without workers; one device has reported. Its address."""
     server = build_server(create_app(settings))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -44,7 +44,8 @@ export function fill(card, job) {
 
 function tellDecision(element, job, active) {
   const made = decided(job.decode);
-  const sentence = made || (active ? planned(job.plan, "Will decode") : "");
+  const waits = job.stage === "waiting_for_memory"; // what was planned before does not fit now
+  const sentence = made || (active && !waits ? planned(job.plan, "Will decode") : "");
   const told = made ? exactness(job.decode) : sentence && job.plan?.strategy ? exactness(job.plan) : "";
   if (element.dataset.told === sentence + told) return;
   element.dataset.told = sentence + told;
