@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
+from adaptive.stream.convolution import convolutions_for
 from adaptive.stream.engine import PICTURE, Engine, State, StripwiseEngine
 from adaptive.stream.placement import execution_device, wake, whole_calls
 from adaptive.stream.state import moved, tensors
@@ -83,7 +84,7 @@ class DecodeStream:
             return self._step_in_strips(latent_frames, strips)
         device = execution_device(self._vae)
         chunk, stop = self._next_chunk(latent_frames)
-        with torch.no_grad():
+        with torch.no_grad(), convolutions_for(device):
             state = moved(self._state, device)
             ended = stop == self.latent_frames
             frames, state = self._engine.advance(state, chunk, limit=latent_frames, ended=ended)
@@ -103,7 +104,7 @@ class DecodeStream:
         engine = self._stripwise_engine()
         chunk, stop = self._next_chunk(latent_frames)
         ended = stop == self.latent_frames
-        with torch.no_grad():
+        with torch.no_grad(), convolutions_for(chunk.device):
             state = moved(self._state, chunk.device)
             self._state = engine.begin(state, chunk, limit=latent_frames, ended=ended)
         self._count(stop, 0)
@@ -115,7 +116,7 @@ class DecodeStream:
         rows = -(-self._latents.shape[3] // strips)
         device = execution_device(self._vae)
         frames: Tensor | None = None
-        with torch.no_grad():
+        with torch.no_grad(), convolutions_for(device):
             for part, state in engine.finish(moved(self._state, device), rows):
                 frames, self._state = part, state
                 del part, state  # what the engine lets go of must not be kept here

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adaptive.families import family_of
+from adaptive.stream.convolution import convolutions_for
 from adaptive.stream.engine import State
 from adaptive.stream.placement import execution_device, wake, whole_calls
 from adaptive.stream.state import tensors
@@ -88,11 +89,10 @@ class EncodeStream:
         if ended:
             self._expected = self._traits.latent_frames(self.position + chunk.shape[2])
         wake(self._vae)
-        with torch.no_grad(), whole_calls(self._vae):
+        device = execution_device(self._vae)
+        with torch.no_grad(), whole_calls(self._vae), convolutions_for(device):
             # Encoders that stream are causal: nothing is held back, so the chunk is the only limit needed.
-            return self._engine.advance(
-                self._state, chunk.to(execution_device(self._vae)), limit=_UNKNOWN_LENGTH, ended=ended
-            )
+            return self._engine.advance(self._state, chunk.to(device), limit=_UNKNOWN_LENGTH, ended=ended)
 
 
 class _Parts:

@@ -1,0 +1,72 @@
+"""Convolutions over few frames on the CPU: which of torch's two ways computes them.
+
+For a batch of one, torch goes by channels x frames x height of the input: up to 20480 it unrolls the input
+and multiplies, beyond it calls oneDNN. Width and number of results do not count there, so a chunk of a small
+video takes the first way in layers where the second takes half the time or less. Owns that choice and nothing
+else: the sums are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# Measured on one core, 16 to 512 channels, kernels 3x3x3: from 192 results a channel on oneDNN is 1.1 to 3.8
+# times as fast as the unrolled way, below 96 it is slower where channels are many (its weights are reordered
+# at each call).
+_RESULTS = 160
+_TORCH_LIMIT = 20480  # `use_mkldnn` in torch's Convolution.cpp
+
+
+@contextmanager
+def convolutions_for(device: torch.device) -> Iterator[None]:
+    """Within, three-dimensional convolutions on this device take the faster way."""
+    if device.type == "cpu" and _has_onednn():
+        with _Choice():
+            yield
+    else:
+        yield
+
+
+def _has_onednn() -> bool:
+    backend: Any = torch.backends.mkldnn
+    return bool(backend.is_available() and backend.enabled)
+
+
+class _Choice(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.conv3d and not kwargs and len(args) > 2:
+            frames, weight, bias, *rest = args
+            given: list[Any] = [*rest, *(1, 0, 1, 1)[len(rest) :]]
+            stride, padding, dilation = (_three(sides) for sides in given[:3])
+            if given[3] == 1 and _unrolled_without_need(frames, weight, stride, padding, dilation):
+                return torch.mkldnn_convolution(frames, weight, bias, padding, stride, dilation, 1)
+        return func(*args, **(kwargs or {}))
+
+
+def _three(sides: Any) -> Any:
+    return (sides,) * 3 if isinstance(sides, int) else sides
+
+
+def _unrolled_without_need(frames: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
+    """Whether torch would unroll these frames though oneDNN is faster."""
+    if not (frames.dtype == weight.dtype == torch.float32 and frames.device.type == "cpu"):
+        return False
+    if frames.ndim != 5 or frames.shape[0] != 1 or prod(frames.shape[:4]) > _TORCH_LIMIT:
+        return False
+    size = weight.shape[2:]
+    if prod(size) == 1 or isinstance(padding, str) or type(frames) is not Tensor:
+        return False
+    sides = zip(frames.shape[2:], size, stride, padding, dilation, strict=True)
+    results = prod(
+        (side + 2 * pad - gap * (taps - 1) - 1) // step + 1 for side, taps, step, pad, gap in sides
+    )
+    return bool(results >= _RESULTS)
