@@ -115,6 +115,7 @@ class _Question:
     policy: Policy
     size_multiple: int
     max_pixels: int
+    only_shape: bool  # the model makes no others of this length
 
     def ladder(self, budget_bytes: int, inputs: PlanInputs) -> tuple[Rung, ...]:
         return rungs(self.profile, self.shape, budget_bytes, self.policy, inputs)
@@ -125,6 +126,8 @@ class _Question:
 
     def largest(self, budget_bytes: int, residuals: Residuals) -> VideoShape | None:
         """Of this length and aspect, up to what the model takes at all."""
+        if self.only_shape:
+            return self.video if self.needed_bytes(residuals) <= budget_bytes else None
         factor = max(1.0, math.sqrt(self.max_pixels / (self.video.height * self.video.width)))
         step = self.size_multiple
         height, width = (int(side * factor) // step * step for side in (self.video.height, self.video.width))
@@ -203,6 +206,7 @@ class Admission:
             policy_of(spec, self._reserve_bytes),
             entry.size_multiple,
             entry.limits.max_pixels,
+            bool(entry.shapes),
         )
 
 

@@ -210,6 +210,9 @@ class ModelEntry(_Entry):
     temporal_ratio: int = Field(ge=1)
     frame_step: int | None = Field(None, ge=1)
     first_frame_alone: bool
+    shapes: tuple[Annotated[str, Field(pattern=r"^\d+x\d+x\d+$")], ...] = Field(
+        (), description="WIDTHxHEIGHTxFRAMES, where it can make no others; empty: all that the rules allow."
+    )
     uses_prompt: bool = True
     defaults: ModelDefaults
     limits: ModelLimits
@@ -240,6 +243,10 @@ class ModelEntry(_Entry):
     def allows_frames(self, num_frames: int) -> bool:
         """Whether the model can make a clip of that many frames."""
         return num_frames >= 1 and (num_frames - self.first_frame_alone) % self.frames_step == 0
+
+    def allows_shape(self, width: int, height: int, num_frames: int) -> bool:
+        """Whether the model can make pictures of that size for that long, where it makes only some shapes."""
+        return not self.shapes or f"{width}x{height}x{num_frames}" in self.shapes
 
 
 def load_models(settings: Settings) -> dict[str, ModelEntry]:
@@ -299,4 +306,6 @@ def _entry(name: str, table: Mapping[str, Any]) -> ModelEntry:
         raise ConfigError(
             f"models.{name}.defaults.num_frames: must be {entry.frame_rule}, got {given.num_frames}"
         )
+    if not entry.allows_shape(given.width, given.height, given.num_frames):
+        raise ConfigError(f"models.{name}.defaults: must be one of {', '.join(entry.shapes)}")
     return entry

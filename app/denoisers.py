@@ -7,10 +7,12 @@ needed. Must not know: placements, jobs, devices.
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from adaptive.trace import trace_peak
 from adaptive.types import LatentShape
@@ -27,10 +29,16 @@ LEAST_SHARE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class DenoiserCall:
-    """How a pipeline calls its denoiser; `guidance_in_batch`: both branches of guidance go in one call."""
+    """How a pipeline calls its denoiser; `guidance_in_batch`: both branches of guidance go in one call.
+
+    `within` answers, on meta tensors, what the denoiser asks of values. `changed` in the configuration lets
+    it take any shape, and leaves the peak as it is.
+    """
 
     inputs: Inputs
     guidance_in_batch: bool = True
+    within: Callable[[], AbstractContextManager[object]] = nullcontext
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def trace_curve(component: Component, latent_channels: int, dtype: str) -> DenoiseCurve | None:
@@ -60,11 +68,13 @@ def step_bytes(component: Component, shape: LatentShape, dtype: str) -> int:
     """Traced peak of one step on latents of that shape. `KeyError` for a class that is not in `CALLS`."""
     call = CALLS[component.class_name]
     torch_dtype = _dtype(dtype)
+    component = replace(component, config={**component.config, **call.changed})
     with torch.device("meta"):
         # Some parameters ignore the default device, as `torch.Tensor([...])` in diffusers' AlphaBlender does.
         module = torch.nn.Module.to(build_component(component).eval(), "meta", torch_dtype)
         arguments = call.inputs(module.config, shape, torch_dtype)
-        return trace_peak(lambda: module(**arguments, return_dict=False)).peak_bytes
+        with call.within():
+            return trace_peak(lambda: module(**arguments, return_dict=False)).peak_bytes
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -93,6 +103,31 @@ def _ltx(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def _ltx2(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    tokens, words = shape.frames * shape.height * shape.width, 1024
+    rate = config["audio_sampling_rate"] / config["audio_hop_length"] / config["audio_scale_factor"]
+    heard = round(
+        shape.frames * config["vae_scale_factors"][0] / 24 * rate
+    )  # of a video of 24 frames a second
+    sound = (shape.batch, heard, config["audio_in_channels"])
+    text = torch.empty(shape.batch, words, config["caption_channels"], dtype=dtype)
+    return {
+        "hidden_states": torch.empty(shape.batch, tokens, config["in_channels"], dtype=dtype),
+        "audio_hidden_states": torch.empty(sound, dtype=dtype),
+        "encoder_hidden_states": text,
+        "audio_encoder_hidden_states": text,
+        "timestep": torch.empty(shape.batch, tokens),
+        "audio_timestep": torch.empty(shape.batch),
+        "sigma": torch.empty(shape.batch),
+        "encoder_attention_mask": torch.empty(shape.batch, words, dtype=torch.int64),
+        "audio_encoder_attention_mask": torch.empty(shape.batch, words, dtype=torch.int64),
+        "num_frames": shape.frames,
+        "height": shape.height,
+        "width": shape.width,
+        "audio_num_frames": heard,
+    }
+
+
 def _dynamicrafter(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
     tokens = config["text_tokens"] + shape.frames * config["image_tokens_per_frame"]
     return {
@@ -107,9 +142,13 @@ def _wan(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
     if config.get("image_dim"):  # CLIP's tokens of a picture of 224 x 224
         size = (shape.batch, 257, config["image_dim"])
         picture = {"encoder_hidden_states_image": torch.empty(size, dtype=dtype)}
+    times: tuple[int, ...] = (shape.batch,)
+    if config["in_channels"] == config["out_channels"]:  # the picture is in the latents, at a time of its own
+        _, down, across = config["patch_size"]
+        times = (shape.batch, shape.frames * (shape.height // down) * (shape.width // across))
     return {
         "hidden_states": _video(config, shape, dtype),
-        "timestep": torch.empty(shape.batch, dtype=torch.int64),
+        "timestep": torch.empty(times, dtype=torch.int64),
         "encoder_hidden_states": torch.empty(shape.batch, 512, config["text_dim"], dtype=dtype),
         **picture,
     }
@@ -156,6 +195,35 @@ def _hunyuan(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, A
     }
 
 
+def _hunyuan15(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    words, glyphs, pictured = 1000, 256, 729  # Qwen's, ByT5's, SigLIP's of a picture of 384 x 384
+    return {
+        "hidden_states": _video(config, shape, dtype),
+        "timestep": torch.empty(shape.batch, dtype=dtype),
+        "encoder_hidden_states": torch.empty(shape.batch, words, config["text_embed_dim"], dtype=dtype),
+        "encoder_attention_mask": torch.ones(shape.batch, words, dtype=torch.int64),
+        "encoder_hidden_states_2": torch.empty(shape.batch, glyphs, config["text_embed_2_dim"], dtype=dtype),
+        "encoder_attention_mask_2": torch.ones(shape.batch, glyphs, dtype=torch.int64),
+        "image_embeds": torch.ones(shape.batch, pictured, config["image_embed_dim"], dtype=dtype),
+    }
+
+
+class _EveryWordCounts(TorchFunctionMode):
+    """Masks on meta tensors have no values: what one chooses is everything, and its opposite nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.__bool__:
+            return False
+        if func is torch.Tensor.__getitem__ and getattr(args[1], "dtype", None) is torch.bool:
+            return args[0][:0] if hasattr(args[1], "chooses_nothing") else args[0]
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.Tensor.__invert__, torch.bitwise_not):
+            result.chooses_nothing = True
+        return result
+
+
 def _motion(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
     size = (shape.batch * shape.frames, 77, config["cross_attention_dim"])
     return {
@@ -178,10 +246,16 @@ def _i2vgen(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, An
 
 
 CALLS: Mapping[str, DenoiserCall] = {
-    "CogVideoXTransformer3DModel": DenoiserCall(_cogvideox),
+    "CogVideoXTransformer3DModel": DenoiserCall(
+        _cogvideox, changed={"use_learned_positional_embeddings": False}
+    ),
     "DynamiCrafterUNet": DenoiserCall(_dynamicrafter),
+    "HunyuanVideo15Transformer3DModel": DenoiserCall(
+        _hunyuan15, guidance_in_batch=False, within=_EveryWordCounts
+    ),
     "HunyuanVideoTransformer3DModel": DenoiserCall(_hunyuan, guidance_in_batch=False),
     "I2VGenXLUNet": DenoiserCall(_i2vgen),
+    "LTX2VideoTransformer3DModel": DenoiserCall(_ltx2),
     "LTXVideoTransformer3DModel": DenoiserCall(_ltx),
     "SkyReelsV2Transformer3DModel": DenoiserCall(_wan, guidance_in_batch=False),
     "UNetMotionModel": DenoiserCall(_motion),

@@ -98,6 +98,7 @@ _MODEL = _object(
         "notice": _or_null(TEXT),
         "size_multiple": WHOLE,
         "frame_rule": TEXT,
+        "shapes": _list(TEXT),
         "inputs": _list(TEXT),
         "defaults": ANY_OBJECT,
         "limits": ANY_OBJECT,

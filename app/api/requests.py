@@ -89,6 +89,12 @@ def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
     """Refuse what the model cannot make, naming the rule and the nearest value that keeps it."""
     if entry.uses_prompt and not spec.prompt:
         raise Problem(422, "empty_prompt", f"prompt: model {entry.name} needs one")
+    if not entry.allows_shape(spec.width, spec.height, spec.num_frames):
+        asked, taken = f"{spec.width}x{spec.height}x{spec.num_frames}", list(entry.shapes)
+        message = (
+            f"width x height x num_frames must be {' or '.join(taken)} for model {entry.name}, not {asked}"
+        )
+        raise Problem(422, "shape_not_taken", message, data={"field": "width", "shapes": taken})
     for name in ("width", "height"):
         size = getattr(spec, name)
         if size % entry.size_multiple:

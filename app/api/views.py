@@ -128,6 +128,7 @@ def model_view(entry: ModelEntry, *, is_default: bool) -> Json:
         "size_multiple": entry.size_multiple,
         "frame_rule": entry.frame_rule,
         "frames_step": entry.frames_step,
+        "shapes": list(entry.shapes),
         "temporal_ratio": entry.temporal_ratio,
         "first_frame_alone": entry.first_frame_alone,
         "uses_prompt": entry.uses_prompt,

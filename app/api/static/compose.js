@@ -46,7 +46,9 @@ function applyModel() {
   say(byId("notice"), model.notice || "");
   const sides = `Sides are multiples of ${multiple}, ${limits.max_pixels.toLocaleString("en")} pixels in all at most.`;
   const rule = model.frames_step === 1 ? "Any number of frames" : `Frames are ${model.frame_rule}`;
-  byId("limits").textContent = `${sides} ${rule}, up to ${limits.max_frames}.`;
+  const only = model.shapes.map((shape) => shape.replaceAll("x", " × ")).join(" or ");
+  const free = `${sides} ${rule}, up to ${limits.max_frames}.`;
+  byId("limits").textContent = only ? `Width × height × frames can only be ${only}.` : free;
   offerShape();
 }
 

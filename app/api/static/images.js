@@ -60,7 +60,7 @@ function set(name, file) {
 
 // Width and height of about as many pixels as are asked for, in the photo's shape; null where nothing would change.
 export function shapeFor(model, { elements }) {
-  if (!sizes.image) return null;
+  if (!sizes.image || model.shapes.length) return null;
   const [wide, high] = sizes.image;
   const given = elements.width.value * elements.height.value;
   const pixels = Math.min(model.limits.max_pixels, given || model.defaults.width * model.defaults.height);

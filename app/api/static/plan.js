@@ -91,10 +91,14 @@ function showProblem(error, use) {
 
 // What one click would put right: a label, and the values it sets.
 function fixes(error) {
-  const { field, nearest, largest_shape_that_fits: shape, fits_with_exact_only_false: approximately } =
+  const { field, nearest, shapes = [], largest_shape_that_fits: shape, fits_with_exact_only_false: approximately } =
     error instanceof Problem ? error.body : {};
   const found = [];
   if (nearest) found.push([`Use ${nearest}`, { [field]: nearest }]);
+  for (const one of shapes) {
+    const [width, height, num_frames] = one.split("x").map(Number);
+    found.push([`Use ${width} × ${height}, ${num_frames} frames`, { width, height, num_frames }]);
+  }
   if (shape) found.push([`Use ${shape.width} × ${shape.height}, ${shape.num_frames} frames`, shape]);
   if (approximately) found.push(["Allow an approximate decode", { exact_only: "false" }]);
   return found;

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
+import tiny_pipelines
 
 from adaptive.families import traits_of
 from adaptive.profile import config_digest
 from app import profiles
-from app.components import components_of
+from app.calling import check_call
+from app.components import components_of, weight_bytes
 from app.config import ModelEntry, Settings, load_models
 from app.profiler import trace_missing
 
 PUBLISHED = {name: entry for name, entry in load_models(Settings()).items() if not entry.is_builtin}
+
+# The others' parts are described by a package of their own, and tested there.
+OF_DIFFUSERS = {name: entry for name, entry in PUBLISHED.items() if entry.resolution is None}
 
 
 @pytest.fixture
@@ -43,3 +49,34 @@ def test_its_profile_ships_so_that_no_start_traces_it(entry: ModelEntry, offline
     assert demand is not None
     assert trace_missing(offline, {entry.name: entry})
     assert not list(offline.data_dir.rglob("*.json"))
+
+
+@pytest.mark.parametrize("entry", OF_DIFFUSERS.values(), ids=OF_DIFFUSERS)
+def test_its_parts_are_those_that_its_pipeline_takes(entry: ModelEntry, offline: Settings) -> None:
+    pipe = tiny_pipelines.build(entry.pipeline)
+    check_call(pipe, entry)
+    for name, part in components_of(entry, offline).items():
+        counterpart = pipe.components[name.removesuffix("_2") if name == "transformer_2" else name]
+        assert type(counterpart).__name__ == part.class_name
+    asked = inspect.signature(type(pipe).__call__).parameters
+    assert set(entry.call) <= set(asked)
+
+
+# Billions of parameters, as published; a text encoder's are those of its encoder alone.
+PARAMETERS = {
+    "cogvideox-5b-i2v": ("transformer", 5.6),
+    "hunyuanvideo-i2v": ("transformer", 12.8),
+    "hunyuanvideo15-i2v-480p": ("transformer", 8.3),
+    "i2vgen-xl": ("unet", 1.4),
+    "ltx-2": ("transformer", 18.9),
+    "wan22-i2v-a14b": ("transformer_2", 14.3),
+    "wan22-ti2v-5b": ("transformer", 5.0),
+}
+
+
+@pytest.mark.parametrize(("name", "part", "billions"), [(name, *told) for name, told in PARAMETERS.items()])
+def test_its_denoiser_has_the_published_size(
+    name: str, part: str, billions: float, offline: Settings
+) -> None:
+    component = components_of(PUBLISHED[name], offline)[part]
+    assert weight_bytes(component, 2) / 2e9 == pytest.approx(billions, abs=0.06)
