@@ -1,11 +1,13 @@
 """Where a pipeline's weights live between its stages: decided from sizes, before anything is loaded.
 
 Owns: the choice among diffusers' own mechanisms (all resident, text encoder dropped after the prompt, model
-offload, group offload), fastest first. Must not know: torch, pipelines, how a placement is carried out.
+offload, group offload), fastest first, and whether a denoiser's matrices are rounded to eight bits, which
+changes pixels and comes after all ways that have the denoiser on the device as it is. Must not know: torch,
+pipelines, how a placement is carried out.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from adaptive.errors import DoesNotFit
@@ -36,13 +38,14 @@ class PlacementKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ComponentSize:
     """Weights of one pipeline component in the dtype it is loaded in; `group_bytes` is its largest block of
-    layers.
+    layers, `quantized_bytes` what is left of the whole with its matrices in int8 (None: they stay).
     """
 
     name: str
     weight_bytes: int
     stages: tuple[Stage, ...]
     group_bytes: int | None = None
+    quantized_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.weight_bytes < 0 or not self.stages:
@@ -51,13 +54,27 @@ class ComponentSize:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where weights live. `group_offloaded` names the components that never are on the device whole."""
+    """Where weights live. `group_offloaded` names the components that never are on the device whole,
+    `quantized` those whose matrices are rounded to int8.
+    """
 
     kind: PlacementKind
     device_bytes: int  # peak on the device, activations included
     host_bytes: int  # weights kept in host memory (or passing through it while loading)
     group_offloaded: tuple[str, ...]
     reason: str
+    quantized: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the pixels are those of the weights as published."""
+        return not self.quantized
+
+    @property
+    def name(self) -> str:
+        """The kind, and what is rounded in it."""
+        rounded = f" with {' and '.join(self.quantized)} in int8 (approximate)" if self.quantized else ""
+        return f"{self.kind}{rounded}"
 
 
 def plan_weights(
@@ -66,38 +83,76 @@ def plan_weights(
     activation_bytes: Mapping[Stage, int],
     device_budget_bytes: int,
     host_budget_bytes: int,
+    may_quantize: bool = False,
+    may_offload: bool = True,
 ) -> Placement:
     """The fastest placement that fits the device and the host.
 
     `activation_bytes`: peak above weights in each stage (for decoding: of the smallest rung, so that a
-    placement is not refused for a decode that can shrink). `DoesNotFit` names what is short where not even
-    group offload fits.
+    placement is not refused for a decode that can shrink). `may_quantize`: pixels may change where a denoiser
+    does not fit whole. Without `may_offload`, all weights stay (the device is the host). `DoesNotFit` names
+    what is short where not even group offload fits, and says so where rounded weights would have fitted.
     """
-    candidates = [
-        _resident(components, activation_bytes),
-        _drop_text_encoder(components, activation_bytes),
-        _one_at_a_time(components, activation_bytes, device_budget_bytes),
-    ]
+
+    def ways(parts: Sequence[ComponentSize]) -> list[Placement]:
+        resident = _resident(parts, activation_bytes)
+        if not may_offload:
+            return [replace(resident, host_bytes=0)]
+        dropped = _drop_text_encoder(parts, activation_bytes)
+        return [resident, dropped, _one_at_a_time(parts, activation_bytes, device_budget_bytes)]
+
+    exact = ways(components)
+    rounded = _rounded(components, ways)
+    candidates = _ranked(exact, rounded) if may_quantize else exact
     refused: list[str] = []
     for each in candidates:
         if each.device_bytes > device_budget_bytes:
-            refused.append(f"{each.kind} needs {_gib(each.device_bytes)} on the device")
+            refused.append(f"{each.name} needs {_gib(each.device_bytes)} on the device")
         elif each.host_bytes > host_budget_bytes:
-            refused.append(f"{each.kind} needs {_gib(each.host_bytes)} of host memory")
+            refused.append(f"{each.name} needs {_gib(each.host_bytes)} of host memory")
         else:
             why = f"{_gib(each.device_bytes)} of {_gib(device_budget_bytes)} at the peak"
-            reason = "; ".join([f"{each.kind}: {why}", *refused])
-            return Placement(each.kind, each.device_bytes, each.host_bytes, each.group_offloaded, reason)
+            return replace(each, reason="; ".join([f"{each.name}: {why}", *refused]))
     last = candidates[-1]
+    fitting = [
+        each
+        for each in rounded
+        if each.device_bytes <= device_budget_bytes and each.host_bytes <= host_budget_bytes
+    ]
+    hint = " (with exact_only=false and int8 weights they would fit, approximately)" if fitting else ""
     if last.device_bytes > device_budget_bytes:
         raise DoesNotFit(
-            "placing the weights", needed_bytes=last.device_bytes, budget_bytes=device_budget_bytes
+            f"placing the weights{hint}", needed_bytes=last.device_bytes, budget_bytes=device_budget_bytes
         )
     raise DoesNotFit(
-        "keeping the weights in host memory",
+        f"keeping the weights in host memory{hint}",
         needed_bytes=min(each.host_bytes for each in candidates if each.device_bytes <= device_budget_bytes),
         budget_bytes=host_budget_bytes,
     )
+
+
+def _rounded(
+    components: Sequence[ComponentSize], ways: Callable[[Sequence[ComponentSize]], list[Placement]]
+) -> list[Placement]:
+    """The ways with all denoisers rounded that can be. They stay whole: rounded layers are not offloaded."""
+    names = tuple(each.name for each in components if each.quantized_bytes is not None)
+    smaller = [
+        each if each.quantized_bytes is None else replace(each, weight_bytes=each.quantized_bytes)
+        for each in components
+    ]
+    whole = [each for each in ways(smaller) if not set(names) & set(each.group_offloaded)] if names else []
+    return [replace(each, quantized=names) for each in whole]
+
+
+def _ranked(exact: list[Placement], rounded: list[Placement]) -> list[Placement]:
+    """Rounded weights come before passing a denoiser through the device in groups, which moves all of its
+    bytes once a step, and after every way that has it there whole.
+    """
+    if not rounded:
+        return exact
+    names = set(rounded[0].quantized)
+    whole = [each for each in exact if not names & set(each.group_offloaded)]
+    return [*whole, *rounded, *(each for each in exact if each not in whole)]
 
 
 def _sum(components: Sequence[ComponentSize]) -> int:

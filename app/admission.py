@@ -29,6 +29,7 @@ from app.config import ModelEntry
 from app.demand import ModelDemand
 from app.jobs import JobSpec, Json, WorkerRow
 from app.plan_view import plan_json
+from app.weighing import weights_told
 
 LoadProfile = Callable[[ModelEntry], MemoryProfile | None]
 LoadDemand = Callable[[ModelEntry], ModelDemand | None]
@@ -174,8 +175,18 @@ class Admission:
             widest = max(range(len(rooms)), key=lambda index: rooms[index].available_bytes)
             raise _refusal(question, needed[widest], rooms[widest])
         self._check_stages(spec, question, devices)
-        least = min(fitting)
-        return _verdict(question, devices, least)
+        verdict = _verdict(question, devices, min(fitting))
+        return self._with_weights(spec, question, devices, verdict)
+
+    def _with_weights(
+        self, spec: JobSpec, question: _Question, devices: list[Json], verdict: Verdict
+    ) -> Verdict:
+        """The same, telling in its plan of weights that may be rounded for the job."""
+        entry = self._models[spec.model]
+        planned_on = next((one for one in devices if one.get("name") == verdict.plan.get("device")), {})
+        demand = self._load_demand(entry)
+        told = weights_told(spec, entry, demand, question.profile, planned_on, self._reserve_bytes)
+        return verdict if told is None else replace(verdict, plan={**verdict.plan, "weights": told})
 
     def _check_stages(self, spec: JobSpec, question: _Question, devices: list[Json]) -> None:
         """Refuse what no placement of the model's weights lets any device denoise. A device that did not say

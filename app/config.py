@@ -205,6 +205,9 @@ class ModelEntry(_Entry):
     variant: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
     placement: Literal["auto", "resident", "drop_text_encoder", "model_offload", "group_offload"] = "auto"
+    quantize: Literal["int8"] | None = Field(
+        None, description="How a transformer may be rounded where it does not fit and a job allows it."
+    )
     vae_class: str
     size_multiple: int = Field(ge=1)
     temporal_ratio: int = Field(ge=1)
@@ -306,6 +309,8 @@ def _entry(name: str, table: Mapping[str, Any]) -> ModelEntry:
         raise ConfigError(
             f"models.{name}.defaults.num_frames: must be {entry.frame_rule}, got {given.num_frames}"
         )
+    if entry.quantize and entry.dtype != "bfloat16":
+        raise ConfigError(f"models.{name}.quantize: int8 needs dtype bfloat16, not {entry.dtype}")
     if not entry.allows_shape(given.width, given.height, given.num_frames):
         raise ConfigError(f"models.{name}.defaults: must be one of {', '.join(entry.shapes)}")
     return entry

@@ -1,17 +1,22 @@
 """What a whole job demands of a device, stage by stage: arithmetic on stored numbers, without torch.
 
 Owns: `ModelDemand`, made once a model by `app.weights` and stored beside its memory profile, so that the API
-refuses what no placement of the weights can make fit. Must not know: how numbers are traced, devices, HTTP.
+refuses what no placement of the weights can make fit and tells which one would be chosen. Must not know: how
+numbers are traced, devices, HTTP.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from adaptive.placement import ComponentSize, Stage, smallest_bytes
-from adaptive.types import LatentShape
+from adaptive.errors import DoesNotFit
+from adaptive.memory import MemoryProfile
+from adaptive.placement import ComponentSize, Placement, Stage, plan_weights, smallest_bytes
+from adaptive.residuals import Residuals
+from adaptive.types import LatentShape, VideoShape
+from app.config import ModelEntry
 
-FORMAT = 1
+FORMAT = 2
 MIB = 2**20
 # A prompt of some hundred tokens; the text encoder's activations are small beside its weights.
 PROMPT_ACTIVATION_BYTES = 256 * MIB
@@ -19,6 +24,8 @@ PROMPT_ACTIVATION_BYTES = 256 * MIB
 UNKNOWN_DENOISE_BYTES = 3072 * MIB
 # Workspace of attention and matrix kernels, and fragmentation, beyond the traced tensors.
 DENOISE_MARGIN = 1.3
+# Latent frames a chunk from which on chunks take no longer than one call (tests/bench/decode.py).
+FULL_SPEED_CHUNK = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +98,71 @@ class ModelDemand:
         components = [ComponentSize(**part) for part in parts]
         curves = [None if each is None else DenoiseCurve(**each) for each in data["denoise"]]
         return cls(tuple(components), tuple(curves))
+
+
+def choose_placement(
+    demand: ModelDemand,
+    entry: ModelEntry,
+    profile: MemoryProfile,
+    video: VideoShape,
+    *,
+    device_budget_bytes: int,
+    host_budget_bytes: int,
+    exact_only: bool = True,
+    on_host: bool = False,
+) -> Placement:
+    """The fastest placement for making that video; raises `DoesNotFit`.
+
+    Weights that leave no room for a decode at full speed make way first: a text encoder is soon back, and a
+    card that is filled to the brim leaves nothing to its other users. Only where no placement has that room
+    is the decode planned at its smallest. Without `exact_only`, an entry that says `quantize` lets its
+    transformers be rounded where they do not fit whole. `on_host`: the device is the host, nothing is moved.
+    """
+    latent = profile.traits.latent_shape(video)
+    guided = entry.defaults.guidance_scale > 1
+    parts = demand.components
+    if entry.quantize is None:
+        parts = tuple(replace(each, quantized_bytes=None) for each in parts)
+
+    chunks = [min(FULL_SPEED_CHUNK, latent.frames), 1] if profile.can_stream else [latent.frames]
+
+    def placed(*, may_quantize: bool) -> Placement:
+        for position, frames_per_chunk in enumerate(chunks):
+            decode_bytes = profile.estimate(latent, frames_per_chunk, Residuals("cuda")).upper_bytes
+            try:
+                return plan_weights(
+                    parts,
+                    activation_bytes=demand.activation_bytes(latent, decode_bytes, guided=guided),
+                    device_budget_bytes=device_budget_bytes,
+                    host_budget_bytes=host_budget_bytes,
+                    may_quantize=may_quantize,
+                    may_offload=not on_host,
+                )
+            except DoesNotFit:
+                if position == len(chunks) - 1:
+                    raise
+        raise AssertionError("no chunk was tried")
+
+    roundable = {each.name for each in parts if each.quantized_bytes is not None}
+    try:
+        exact = placed(may_quantize=False)
+    except DoesNotFit:
+        if exact_only or not roundable:
+            raise
+    else:
+        if exact_only or not roundable & set(exact.group_offloaded):
+            return exact
+    return placed(may_quantize=True)
+
+
+def placement_json(placement: Placement) -> dict[str, Any]:
+    """A placement as clients see it."""
+    return {
+        "kind": placement.kind.value,
+        "device_bytes": placement.device_bytes,
+        "host_bytes": placement.host_bytes,
+        "group_offloaded": list(placement.group_offloaded),
+        "quantized": list(placement.quantized),
+        "exact": placement.exact,
+        "reason": placement.reason,
+    }

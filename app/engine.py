@@ -69,17 +69,20 @@ class Engine:
             return None
         return max(0, read_host().total_bytes - self._settings.reserve_bytes)
 
-    def load(self, entry: ModelEntry, on_event: OnEvent) -> LoadedModel:
+    def load(self, entry: ModelEntry, on_event: OnEvent, *, exact_only: bool = True) -> LoadedModel:
         """Bring a model onto the device, in place of the one that is there.
 
-        Raises `DoesNotFit` where no placement fits what is free now, `ModelUnavailable` where its files
+        With `exact_only` its weights are those published: one that was loaded in int8 is loaded anew. Raises
+        `DoesNotFit` where no placement fits what is free now, `ModelUnavailable` where its files or a library
         cannot be had.
         """
-        if self._model is not None and self._model.entry == entry:
-            return self._model
-        self._model = None
+        held = self._model
+        if held is not None and held.entry == entry and (held.exact or not exact_only):
+            return held
+        self._model = held = None
         self.clean_up()
-        placed = load_pipeline(entry, self._settings, self.device, self._probe.read())
+        reading = self._probe.read()
+        placed = load_pipeline(entry, self._settings, self.device, reading, exact_only=exact_only)
         around = Surroundings(self._probe, profiles.load(self._settings, entry), self._experience)
         model = LoadedModel(entry, placed, self._settings, self.device, around)
         on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
@@ -128,6 +131,7 @@ class Engine:
             "host_capacity_bytes": self.host_capacity_bytes,
             **({} if self._model is None else self._model.idle_report()),
             "loaded_model": self.loaded_model,
+            "loaded_placement": None if self._model is None else self._model.placement,
             "state": "ok",
             "learned": self._experience.summary(),
         }

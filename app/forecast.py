@@ -13,7 +13,8 @@ from adaptive.types import MemoryReading, VideoShape
 from app import profiles
 from app.components import components_of
 from app.config import ModelEntry, Settings
-from app.weights import choose_placement, stored_demand
+from app.demand import choose_placement, placement_json
+from app.weights import stored_demand
 
 
 class Unfeasible(Exception):
@@ -31,7 +32,8 @@ def forecast(
 ) -> dict[str, Any]:
     """Placement, decode plan and all rungs for a CUDA device with `device_bytes` free. JSON values.
 
-    Without `exact_only`, approximate rungs are among them. Raises `Unfeasible`, or `ModelUnavailable` where
+    Without `exact_only`, approximate rungs are among them, and rounded weights where the model's entry allows
+    them. Raises `Unfeasible`, or `ModelUnavailable` where
     not even the configurations can be had.
     """
     components = components_of(entry, settings)
@@ -45,18 +47,13 @@ def forecast(
             video,
             device_budget_bytes=device_bytes - settings.reserve_bytes,
             host_budget_bytes=host_bytes,
+            exact_only=exact_only,
         )
         held = _weights_while_decoding(demand.components, placement)
         return {
             "model": entry.name,
             "video": {"frames": video.frames, "height": video.height, "width": video.width},
-            "placement": {
-                "kind": placement.kind.value,
-                "device_bytes": placement.device_bytes,
-                "host_bytes": placement.host_bytes,
-                "group_offloaded": list(placement.group_offloaded),
-                "reason": placement.reason,
-            },
+            "placement": placement_json(placement),
             **_decode(
                 profile,
                 video,
@@ -83,7 +80,9 @@ def _profile(settings: Settings, entry: ModelEntry, vae_class: str, config: Any)
 def _weights_while_decoding(sizes: Sequence[ComponentSize], placement: Placement) -> int:
     """Resident weights stay; under every other placement only the VAE is on the device when it decodes."""
     everything = placement.kind is PlacementKind.RESIDENT
-    return sum(each.weight_bytes for each in sizes if everything or each.name == "vae")
+    held = [each for each in sizes if everything or each.name == "vae"]
+    rounded = placement.quantized
+    return sum((each.quantized_bytes or 0) if each.name in rounded else each.weight_bytes for each in held)
 
 
 def _decode(

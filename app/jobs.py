@@ -116,7 +116,8 @@ class JobSpec(BaseModel):
     exact_only: bool = Field(
         True,
         description="Refuse decode plans that are not pixel-exact. False lets an approximate one be taken "
-        "where no exact one fits, and approximate strategies be asked for.",
+        "where no exact one fits, and approximate strategies be asked for; and weights be rounded to int8 "
+        "where the model's entry says quantize and a transformer does not fit.",
     )
     memory_budget_bytes: int | None = Field(None, ge=1, lt=2**63)
     webhook_url: str | None = Field(None, max_length=2000)

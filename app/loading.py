@@ -1,12 +1,13 @@
 """From a model's entry to a pipeline in its place: sizes first, then a placement, then the weights.
 
-Owns the call to diffusers' loader and the translation of what can go wrong there. Weights are loaded only
-after their placement is known to fit.
+Owns the call to diffusers' loader, transformers in int8 included, and the translation of what can go wrong
+there. Weights are loaded only after their placement is known to fit.
 """
 
 import importlib
+import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,20 @@ from typing import Any
 import torch
 
 from adaptive.capturing import check_capturable
+from adaptive.errors import DoesNotFit
 from adaptive.host import read_host
 from adaptive.planner import Placement
 from adaptive.types import MemoryReading, VideoShape
 from app import profiles
 from app.components import OWN_PIPELINES, ModelUnavailable, components_of, demanded_files, local_files
 from app.config import ModelEntry, Settings
+from app.demand import choose_placement, placement_json
 from app.hub import hub_trouble
 from app.jobs import Json
 from app.pipelines.calls import call_form
 from app.placement import place
 from app.prompts import PromptCache
-from app.weights import choose_placement, stored_demand
+from app.weights import stored_demand
 
 log = logging.getLogger(__name__)
 
@@ -39,31 +42,41 @@ class PlacedPipeline:
     plan: Placement | None
     vacate: Callable[[], None]
 
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """Components whose matrices are in int8: what they make is approximate."""
+        return () if self.plan is None else self.plan.quantized
+
     def as_json(self) -> Json:
         """The placement for the job's history."""
         if self.plan is None:
-            return {"kind": self.kind}
-        plan = self.plan
-        return {
-            "kind": self.kind,
-            "device_bytes": plan.device_bytes,
-            "host_bytes": plan.host_bytes,
-            "group_offloaded": list(plan.group_offloaded),
-            "reason": plan.reason,
-        }
+            return {"kind": self.kind, "quantized": [], "exact": True}
+        return {**placement_json(self.plan), "kind": self.kind}
 
 
 def load_pipeline(
-    entry: ModelEntry, settings: Settings, device: torch.device, reading: MemoryReading
+    entry: ModelEntry,
+    settings: Settings,
+    device: torch.device,
+    reading: MemoryReading,
+    *,
+    exact_only: bool = True,
 ) -> PlacedPipeline:
     """Load and place a model. Raises `UnsupportedVae` for a pipeline that cannot be served faithfully and
-    `DoesNotFit` before any weight is read, `ModelUnavailable` for missing files.
+    `DoesNotFit` before any weight is read, `ModelUnavailable` for missing files or a missing library.
+
+    Without `exact_only`, transformers are loaded in int8 where they do not fit and the entry allows that.
     """
     check_capturable(entry.pipeline)
     demanded_files(entry, settings)
-    placement = None if device.type == "cpu" else _placement(entry, settings, reading)
+    exact_only = exact_only or entry.quantize is None
+    if not exact_only:
+        _demand_torchao(entry)
+    placement = _placement(entry, settings, device, reading, exact_only=exact_only)
     _silence_progress_bars()
-    pipe = _pretrained(_pipeline_class(entry.pipeline), entry, settings)
+    rounded = () if placement is None else placement.quantized
+    options = {"quantization_config": in_int8(rounded)} if rounded else {}
+    pipe = _pretrained(_pipeline_class(entry.pipeline), entry, settings, **options)
     pipe.set_progress_bar_config(disable=True)
     call_form(pipe).prepare(pipe)
     PromptCache().attach(pipe)
@@ -75,24 +88,59 @@ def load_pipeline(
     return PlacedPipeline(pipe, kind, placement, place(pipe, kind, device, grouped))
 
 
-def _placement(entry: ModelEntry, settings: Settings, reading: MemoryReading) -> Placement | None:
-    """Placement by what is free now; None where the entry names one itself or no profile exists yet to size
-    it.
+def _demand_torchao(entry: ModelEntry) -> None:
+    if importlib.util.find_spec("torchao") is None:
+        raise ModelUnavailable(
+            f"model {entry.name} may be loaded in int8, and torchao is missing: "
+            "pip install 'framefit[quantize]', take quantize out of its entry, or ask with exact_only=true"
+        )
+
+
+def in_int8(names: Sequence[str]) -> Any:
+    """How diffusers is told to load those components with the matrices of linear layers in int8; what goes
+    through them stays in the model's own dtype.
     """
+    from diffusers import PipelineQuantizationConfig, TorchAoConfig
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return PipelineQuantizationConfig(
+        quant_mapping={name: TorchAoConfig(Int8WeightOnlyConfig(version=2)) for name in names}
+    )
+
+
+def _placement(
+    entry: ModelEntry,
+    settings: Settings,
+    device: torch.device,
+    reading: MemoryReading,
+    *,
+    exact_only: bool,
+) -> Placement | None:
+    """Placement by what is free now; None where the entry names one itself, where no profile exists yet to
+    size it, and on a CPU, which has nowhere to move weights to, unless rounding them can make them fit.
+    """
+    on_host = device.type == "cpu"
     profile = profiles.load(settings, entry)
-    if entry.placement != "auto" or profile is None:
+    if entry.placement != "auto" or profile is None or (on_host and exact_only):
         return None
     components = components_of(entry, settings)
     given = entry.defaults
     video = VideoShape(given.num_frames, given.height, given.width)
-    return choose_placement(
-        stored_demand(settings, entry, components, profile.traits.latent_channels),
-        entry,
-        profile,
-        video,
-        device_budget_bytes=max(0, reading.free_bytes - settings.reserve_bytes),
-        host_budget_bytes=read_host().free_bytes,
-    )
+    try:
+        return choose_placement(
+            stored_demand(settings, entry, components, profile.traits.latent_channels),
+            entry,
+            profile,
+            video,
+            device_budget_bytes=max(0, reading.free_bytes - settings.reserve_bytes),
+            host_budget_bytes=read_host().free_bytes,
+            exact_only=exact_only,
+            on_host=on_host,
+        )
+    except DoesNotFit:
+        if on_host:  # the system may page
+            return None
+        raise
 
 
 def _grouped(entry: ModelEntry, pipe: Any, placement: Placement | None) -> tuple[str, ...]:

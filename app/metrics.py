@@ -82,6 +82,12 @@ class ServiceMetrics:
         self.queue_seconds = histogram("job_queue_seconds", "Time from being queued to being claimed.")
         self.job_seconds = histogram("job_duration_seconds", "Time from acceptance to the end of a job.")
         self.stage_seconds = histogram("stage_duration_seconds", "Time a job spent in a stage.", "stage")
+        self.denoised = self._counter(
+            "jobs_denoised",
+            "Times a job was denoised, by model and what its weights make of pixels.",
+            "model",
+            "pixels",
+        )
         self.oom = self._counter("oom", "Allocations that failed for want of memory, by stage.", "stage")
 
     def _define_decode_metrics(self) -> None:
@@ -111,6 +117,8 @@ class ServiceMetrics:
         for model in models:
             for outcome in OUTCOMES:
                 self.jobs.labels(model, outcome)
+            for pixels in ("exact", "approximate"):
+                self.denoised.labels(model, pixels)
         for stage in STAGES:
             self.stage_seconds.labels(stage)
         for stage in OOM_STAGES:
@@ -146,6 +154,9 @@ class ServiceMetrics:
             case "plan":
                 vae = data.get("vae") or self._vae_of(event.job_id)
                 self.strategy.labels(vae, data["strategy"], data["reason"]).inc()
+            case "denoised":
+                pixels = "approximate" if data.get("exact") is False else "exact"
+                self.denoised.labels(self._model_of_job.get(event.job_id, "unknown"), pixels).inc()
             case "fallback":
                 self.fallback.labels(data["from"], data["to"]).inc()
             case "oom":

@@ -49,6 +49,8 @@ class LoadedModel:
         check_call(placed.pipe, entry)
         self._pipe = placed.pipe
         self._vacate = placed.vacate
+        self.placement = placed.as_json()
+        self._quantized = placed.quantized
         self._settings = settings
         self._around = around
         self._streams = True
@@ -58,8 +60,20 @@ class LoadedModel:
         self.host_experience: Experience | None = None  # once a decode ran on the CPU instead of the device
         parts = [part for name, part in placed.pipe.components.items() if name != "vae"]
         modules = [part for part in parts if isinstance(part, torch.nn.Module)]
-        if placed.kind == "resident" and device.type != "cpu":
+        if placed.kind == "resident" and device.type != "cpu" and not placed.quantized:
             self._around = replace(around, idle=IdleWeights(modules, device))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the weights are those published, none rounded."""
+        return not self._quantized
+
+    @property
+    def weights(self) -> Json:
+        """Whether what it denoises is exact, for the job's report; where not, what was rounded and how."""
+        if self.exact:
+            return {"exact": True}
+        return {"exact": False, "quantized": list(self._quantized), "weights": "int8"}
 
     @property
     def vae_weight_bytes(self) -> int:

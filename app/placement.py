@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 # The components that run once a step; everything else with weights runs before them or is the VAE.
-DENOISERS = ("transformer", "transformer_2", "unet")
+TRANSFORMERS = ("transformer", "transformer_2")
+DENOISERS = (*TRANSFORMERS, "unet")
 
 
 def place(

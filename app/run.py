@@ -98,7 +98,7 @@ class JobRun:
 
     def _load(self) -> LoadedModel:
         return wait_for_memory(
-            lambda: self._engine.load(self._entry, self._event),
+            lambda: self._engine.load(self._entry, self._event, exact_only=self._job.spec.exact_only),
             self._control,
             limit_seconds=self._settings.memory_wait_seconds,
             may_fit_later=self._engine.may_fit_later,
@@ -122,7 +122,13 @@ class JobRun:
             save_calls(recorded.calls, artifacts.latents, recorded.sound)
         path = str(artifacts.latents.relative_to(self._settings.data_dir))
         seconds = round(time.monotonic() - started, 3)
-        data = {"steps": spec.num_inference_steps, "seconds": seconds, **plan, **model.encode_plan}
+        data = {
+            "steps": spec.num_inference_steps,
+            "seconds": seconds,
+            **plan,
+            **model.encode_plan,
+            **model.weights,
+        }
         self._held(self._store.checkpoint(self._job.id, self._token, path, data))
         return recorded
 

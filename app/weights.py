@@ -1,7 +1,6 @@
-"""How large a model is, part by part, and where its weights should live: known before anything is loaded.
+"""How large a model is, part by part, as it is and with matrices in int8: known before anything is loaded.
 
-Turns component configurations into the planner's sizes. Everything runs on meta tensors; the device is known
-only as bytes.
+Turns component configurations into the planner's sizes. Everything runs on meta tensors.
 """
 
 import importlib
@@ -9,20 +8,17 @@ from collections.abc import Mapping
 
 import torch
 
-from adaptive.errors import DoesNotFit
-from adaptive.memory import MemoryProfile, Residuals
 from adaptive.placement import Stage
-from adaptive.planner import ComponentSize, Placement, plan_weights
-from adaptive.types import VideoShape
+from adaptive.planner import ComponentSize
 from app import profiles
 from app.components import Component, build_component
 from app.config import ModelEntry, Settings
 from app.demand import ModelDemand
 from app.denoisers import trace_curve
-from app.placement import DENOISERS
+from app.placement import DENOISERS, TRANSFORMERS
 
-# Latent frames a chunk from which on chunks take no longer than one call (tests/bench/decode.py).
-FULL_SPEED_CHUNK = 4
+# Beside each row of a matrix in int8, torchao keeps its scale in float32 and its zero point in int8.
+BYTES_A_QUANTIZED_ROW = 5
 
 
 def component_sizes(components: Mapping[str, Component], dtype: str) -> list[ComponentSize]:
@@ -47,41 +43,6 @@ def demand_of(components: Mapping[str, Component], latent_channels: int, dtype: 
     return ModelDemand(tuple(component_sizes(components, dtype)), tuple(curves))
 
 
-def choose_placement(
-    demand: ModelDemand,
-    entry: ModelEntry,
-    profile: MemoryProfile,
-    video: VideoShape,
-    *,
-    device_budget_bytes: int,
-    host_budget_bytes: int,
-) -> Placement:
-    """The fastest placement for making that video; raises `DoesNotFit`.
-
-    Weights that leave no room for a decode at full speed make way first: a text encoder is soon back, and a
-    card that is filled to the brim leaves nothing to its other users. Only where no placement has that room
-    is the decode planned at its smallest.
-    """
-    latent = profile.traits.latent_shape(video)
-    guided = entry.defaults.guidance_scale > 1
-
-    def placed(frames_per_chunk: int) -> Placement:
-        decode_bytes = profile.estimate(latent, frames_per_chunk, Residuals("cuda")).upper_bytes
-        return plan_weights(
-            demand.components,
-            activation_bytes=demand.activation_bytes(latent, decode_bytes, guided=guided),
-            device_budget_bytes=device_budget_bytes,
-            host_budget_bytes=host_budget_bytes,
-        )
-
-    if not profile.can_stream:
-        return placed(latent.frames)
-    try:
-        return placed(min(FULL_SPEED_CHUNK, latent.frames))
-    except DoesNotFit:
-        return placed(1)
-
-
 def _size(name: str, component: Component, dtype: torch.dtype) -> ComponentSize:
     with torch.device("meta"):
         module = build_component(component)
@@ -93,7 +54,27 @@ def _size(name: str, component: Component, dtype: torch.dtype) -> ComponentSize:
         stages = (Stage.PROMPT,)
     layers = [_bytes([*part.parameters(False), *part.buffers(False)], dtype) for part in module.modules()]
     weights = _bytes([*module.parameters(), *module.buffers()], dtype)
-    return ComponentSize(name, weights, stages, None if name == "vae" else max(layers))
+    groups = None if name == "vae" else max(layers)
+    rounded = _quantized_bytes(module, dtype) if name in TRANSFORMERS else None
+    return ComponentSize(name, weights, stages, groups, rounded)
+
+
+def _quantized_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int | None:
+    """What is left with the matrices of linear layers in int8, as diffusers and torchao load them; None where
+    there are none. Parts that a class keeps in float32 are loaded so.
+    """
+    kept = set(getattr(module, "_keep_in_fp32_modules", None) or ())
+    total = rows = 0
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        layer = module.get_submodule(name.rpartition(".")[0])
+        if kept & set(name.split(".")):
+            total += _bytes([tensor], torch.float32)
+        elif isinstance(layer, torch.nn.Linear) and name.endswith(".weight"):
+            total += tensor.numel()
+            rows += tensor.shape[0]
+        else:
+            total += _bytes([tensor], dtype)
+    return total + BYTES_A_QUANTIZED_ROW * rows if rows else None
 
 
 def _bytes(tensors: list[torch.Tensor], dtype: torch.dtype) -> int:

@@ -111,7 +111,7 @@ def _generate(
             client.download(job["id"], out)
     except httpx.HTTPError as error:
         raise ClientError(f"cannot reach the service: {error}") from error
-    say(decision_in_words(job["decode"]))
+    say(decision_in_words(job["decode"]) + _weights_in_words(job.get("denoise") or {}))
     typer.echo(str(out))
 
 
@@ -131,6 +131,13 @@ def _followed(client: Any, job: dict[str, Any], console: Any) -> dict[str, Any]:
             client.cancel(job["id"])
             raise
     return job
+
+
+def _weights_in_words(denoise: dict[str, Any]) -> str:
+    if denoise.get("exact", True):
+        return ""
+    parts = " and ".join(denoise["quantized"])
+    return f" Denoised with {parts} in {denoise['weights']} (approximate): it did not fit as it is."
 
 
 def decision_in_words(decode: dict[str, Any]) -> str:

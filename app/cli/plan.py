@@ -29,7 +29,11 @@ def plan(
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     frames: Annotated[int | None, typer.Option("--frames", help="Video frames.")] = None,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="Let pixels change where no exact way fits.")
+        bool,
+        typer.Option(
+            "--approximate",
+            help="Let pixels change where no exact way fits, and weights where the model may be quantized.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     data_dir: DataDir = None,

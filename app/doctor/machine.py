@@ -1,5 +1,6 @@
 """What jobs run on: the driver and its cards, torch's build against them, the video encoder, the models."""
 
+import importlib.util
 import os
 import tempfile
 import urllib.error
@@ -138,8 +139,15 @@ def models(settings: Settings) -> Iterator[Finding]:
         else:
             missing.append(entry)
     default = next(iter(entries))
+    yield from _not_rounded([entry.name for entry in entries.values() if entry.quantize])
     yield from _not_converted([entry for entry in missing if entry.resolution is not None], default)
     yield from _not_downloaded([entry for entry in missing if entry.resolution is None], default)
+
+
+def _not_rounded(names: list[str]) -> Iterator[Finding]:
+    if names and importlib.util.find_spec("torchao") is None:
+        advice = "pip install 'framefit[quantize]', or take quantize out of the entries."
+        yield wrong("model", f"{', '.join(names)}: torchao is missing, which quantize needs", advice)
 
 
 def _not_converted(entries: list[ModelEntry], default: str) -> Iterator[Finding]:

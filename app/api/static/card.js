@@ -46,7 +46,8 @@ function tellDecision(element, job, active) {
   const made = decided(job.decode);
   const waits = job.stage === "waiting_for_memory"; // what was planned before does not fit now
   const sentence = made || (active && !waits ? planned(job.plan, "Will decode") : "");
-  const told = made ? exactness(job.decode) : sentence && job.plan?.strategy ? exactness(job.plan) : "";
+  const [way, weights] = made ? [job.decode, job.denoise] : [job.plan, job.plan?.weights];
+  const told = sentence && way?.strategy ? exactness(way, weights) : "";
   if (element.dataset.told === sentence + told) return;
   element.dataset.told = sentence + told;
   element.hidden = !sentence;

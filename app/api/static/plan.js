@@ -3,7 +3,7 @@
 import { Problem, call } from "/static/api.js";
 import { button, byId, make, say } from "/static/dom.js";
 import { showPrediction } from "/static/memory.js";
-import { bytes, exactness, inUnits, planned, seconds, short } from "/static/words.js";
+import { bytes, exactness, inUnits, planned, rounded, seconds, short } from "/static/words.js";
 
 const SHOWN = 5;
 const form = byId("form");
@@ -36,6 +36,7 @@ function showAnswer({ plan, rungs, largest, eta_seconds: eta }) {
     const time = plan.predicted_seconds == null ? "" : ` and about ${seconds(plan.predicted_seconds)}`;
     told.push(`The decode takes ${bytes(plan.predicted_peak_bytes)} at most${time}, ${exactness(plan)}.`);
   }
+  if (rounded(plan.weights)) told.push(`${rounded(plan.weights)}. Pixels are approximate.`);
   if (plan.free_bytes != null) told.push(`${bytes(plan.free_bytes)} are free on ${plan.device}.`);
   if (largest) told.push(`The largest that fits now: ${largest.width} × ${largest.height}, ${largest.frames} frames.`);
   byId("plan-facts").textContent = told.join(" ");

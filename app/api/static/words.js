@@ -67,7 +67,12 @@ export function decided(decode) {
   return `Decoded ${way(decode)}: ${reason(decode)}.${retries} ${peak}${late}`;
 }
 
-export const exactness = (decode) => (decode.exact === false ? "approximate" : "pixel-exact");
+// Pixels are approximate where the decode changed them, or weights that were rounded.
+export const exactness = (decode, weights) =>
+  ([decode, weights].some((one) => one?.exact === false) ? "approximate" : "pixel-exact");
+
+export const rounded = (weights) =>
+  (weights?.exact === false ? `The ${weights.quantized.join(" and ")} in int8: rounded weights` : "");
 
 // The decision's numbers as pairs of a name and a sentence, predictions beside what came of them.
 export function facts({ denoise, decode }) {
@@ -85,6 +90,7 @@ export function facts({ denoise, decode }) {
   if (decode.seam_score != null) told.push(["Seam score", `${decode.seam_score.toFixed(2)}; 0 where none shows`]);
   if (decode.regret) told.push(["Looking back", decode.regret]);
   if (denoise?.seconds) told.push(["Denoising", `${denoise.steps} steps in ${seconds(denoise.seconds)}`]);
+  if (rounded(denoise)) told.push(["Weights", `${rounded(denoise)}, for they did not fit as they are`]);
   return told;
 }
 

@@ -16,6 +16,7 @@ from nvml_stub import StubGpu
 
 from app.config import Settings
 from app.doctor import Standing, machine, place
+from app.doctor.findings import Finding
 from app.service import _data_folder_locked
 from app.store import health, open_store
 from app.store.database import open_engines
@@ -170,3 +171,22 @@ def test_cards_that_are_lost_named_wrongly_or_of_no_use_are_told(nvml_library: P
     assert (broken["standing"], "nvidia-smi" in broken["advice"]) == ("wrong", True)
     assert (devices["standing"], "cuda:7" in devices["detail"]) == ("wrong", True)
     assert torch["standing"] == "wrong", "no build of torch can use a card that is a stub"
+
+
+def test_a_model_that_may_be_quantized_needs_the_library_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text('[models.ltx-video]\nquantize = "int8"\n')
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = Settings(data_dir=tmp_path, models_file=path)
+
+    def told() -> list[Finding]:
+        return [one for one in machine.models(settings) if "torchao" in one.detail]
+
+    assert told() == []
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _name: None)
+    (found,) = told()
+    assert found.standing is Standing.WRONG
+    assert "ltx-video" in found.detail
+    assert "framefit[quantize]" in found.advice

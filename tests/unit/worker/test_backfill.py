@@ -30,7 +30,7 @@ class CrampedDevice:
     def __init__(self) -> None:
         self.ran: list[int] = []
 
-    def load(self, _entry: Any, _on_event: Any) -> "CrampedDevice":
+    def load(self, _entry: Any, _on_event: Any, *, exact_only: bool) -> "CrampedDevice":  # noqa: ARG002
         return self
 
     def may_fit_later(self, _refusal: DoesNotFit, _budget: int | None = None) -> bool:

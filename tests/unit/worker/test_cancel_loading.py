@@ -53,12 +53,12 @@ def test_it_ends_before_it_is_denoised_and_the_worker_goes_on(
     worker = Worker(settings, load_models(settings), store, Engine(settings, "cpu"), "w")
     load, loads = engines.load_pipeline, []
 
-    def load_while_somebody_cancels(*args: Any) -> Any:
+    def load_while_somebody_cancels(*args: Any, **options: Any) -> Any:
         loads.append(store.get(canceled.id).stage)
         if len(loads) == 1:
             assert store.cancel(canceled.id).cancel_requested
             worker._beat(worker._current)  # what the worker's own thread does every second
-        return load(*args)
+        return load(*args, **options)
 
     monkeypatch.setattr(engines, "load_pipeline", load_while_somebody_cancels)
     for job in (canceled, following):

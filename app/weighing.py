@@ -1,0 +1,49 @@
+"""What a job's plan says of weights that may be rounded: how they lie on a device, or would. Arithmetic on
+stored numbers; no torch, no HTTP.
+"""
+
+from adaptive.errors import DoesNotFit
+from adaptive.memory import MemoryProfile
+from adaptive.types import VideoShape
+from app.config import ModelEntry
+from app.demand import ModelDemand, choose_placement, placement_json
+from app.jobs import JobSpec, Json
+
+_NOT_KNOWN = 2**62  # how much the host has is its worker's to know
+
+
+def weights_told(
+    spec: JobSpec,
+    entry: ModelEntry,
+    demand: ModelDemand | None,
+    profile: MemoryProfile,
+    device: Json,
+    reserve_bytes: int,
+) -> Json | None:
+    """The placement that the job would find on that device: that of the loaded model, else the likely one.
+
+    None where there is nothing to tell: the job or the model's entry demands weights as they are published,
+    or too little is known.
+    """
+    if entry.quantize is None or spec.exact_only:
+        return None
+    if device.get("loaded_model") == entry.name and device.get("loaded_placement"):
+        return dict(device["loaded_placement"])
+    if demand is None or entry.placement != "auto" or device.get("free_bytes") is None:
+        return None
+    given = entry.defaults
+    held = int(device.get("own_bytes") or 0) if device.get("loaded_model") else 0
+    try:
+        placement = choose_placement(
+            demand,
+            entry,
+            profile,
+            VideoShape(given.num_frames, given.height, given.width),
+            device_budget_bytes=max(0, int(device["free_bytes"]) + held - reserve_bytes),
+            host_budget_bytes=_NOT_KNOWN,
+            exact_only=False,
+            on_host=device.get("kind") == "cpu",
+        )
+    except DoesNotFit:
+        return None
+    return placement_json(placement)
