@@ -178,7 +178,7 @@ class AdaptiveDecoder:
             step = partial(stream.step, run.cut.frames_per_chunk, run.cut.tiles.rows if opened.exact else 1)
             frames = self._attempt(run, step)
             if frames is None:
-                self._after_failure(run, latents, stream.state_bytes)
+                self._after_failure(run, latents, stream.state_bytes, stream.waiting_bytes)
                 if run.cut.exact != opened.exact or (not opened.exact and run.cut.tiles != opened.tiles):
                     return
                 continue
@@ -206,12 +206,15 @@ class AdaptiveDecoder:
             run.seconds += synchronized_seconds(self._device) - started
         return None
 
-    def _after_failure(self, run: DecodeRun, latents: Tensor, held_bytes: int) -> None:
+    def _after_failure(
+        self, run: DecodeRun, latents: Tensor, held_bytes: int, waiting_bytes: int = 0
+    ) -> None:
         """Choose a smaller cut after an out-of-memory. Where there is none, the smallest gets a second try at
         each chunk: a neighbour may have come and gone. Then come the larger ones that were not tried here:
         libraries may need more for few frames than for some. `DecodeOutOfMemory` where they fail, too.
 
-        `held_bytes` are the state that the decode keeps.
+        `held_bytes` are the state that the decode keeps, `waiting_bytes` those of it that no prediction
+        counts.
         """
         run.retries += 1
         self._probe.release()
@@ -224,7 +227,7 @@ class AdaptiveDecoder:
         data = {"frames_per_chunk": failed.frames_per_chunk, "free_bytes": reading.free_bytes}
         self._tell("oom", {**data, "message": run.failure})
         ladder = self._ladder(latents)
-        after = ladder.after(failed, run.may_follow, reading, held_bytes)
+        after = ladder.after(failed, run.may_follow, reading, held_bytes - waiting_bytes)
         if after is not None:
             run.go_on_with(after)
             self._tell_replan(run, failed, "out_of_memory", reading)
@@ -280,7 +283,8 @@ class AdaptiveDecoder:
         reading = self._read()
         if self._note_spill(run, latents, reading, seconds) or self._policy.forced:
             return
-        ladder, now, held = self._ladder(latents), run.cut, stream.state_bytes
+        ladder, now = self._ladder(latents), run.cut
+        held = stream.state_bytes - stream.waiting_bytes
         fits = ladder.fitting(reading, held, at_most=now)
         if fits is None or fits.order > now.order:
             run.go_on_with(fits or ladder.least())  # a bound that is too careful must not end a decode

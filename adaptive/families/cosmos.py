@@ -52,6 +52,7 @@ class CosmosFamily(Family):
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The unmodified `vae.decoder` under this module's rules."""
         from adaptive.stream.engine import RuledEngine
+        from adaptive.stream.stages import stages_of
 
         if kwargs:
             raise UnsupportedVae(type(vae).__name__, f"decoding with {', '.join(kwargs)}")
@@ -62,6 +63,7 @@ class CosmosFamily(Family):
             sink=vae.decoder.conv_out,
             kwargs={},
             begin=vae.post_quant_conv,  # a kernel of one frame
+            stages=stages_of(vae.decoder),
         )
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
@@ -78,7 +80,7 @@ class CosmosFamily(Family):
             pointwise=_POINTWISE,
             sink=vae.encoder.conv_out,
             kwargs={},
-            finish=lambda output, first: vae.quant_conv(output),  # noqa: ARG005 - a kernel of one frame
+            finish=vae.quant_conv,  # a kernel of one frame
             group=self.traits(type(vae).__name__, vae.config).temporal_ratio,
         )
 

@@ -52,11 +52,17 @@ class HunyuanVideo15Family(Family):
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The unmodified `vae.decoder` under this module's rules."""
         from adaptive.stream.engine import RuledEngine
+        from adaptive.stream.stages import stages_of
 
         if kwargs:
             raise UnsupportedVae(type(vae).__name__, f"decoding with {', '.join(kwargs)}")
         return RuledEngine(
-            vae.decoder, rules=_RULES, pointwise=_POINTWISE, sink=vae.decoder.conv_out, kwargs={}
+            vae.decoder,
+            rules=_RULES,
+            pointwise=_POINTWISE,
+            sink=vae.decoder.conv_out,
+            kwargs={},
+            stages=stages_of(vae.decoder),
         )
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:

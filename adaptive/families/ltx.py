@@ -68,6 +68,7 @@ class LtxFamily(Family):
             "pointwise": self.pointwise,
             "sink": decoder.conv_out,
             "kwargs": kwargs,
+            "stages": _stages(decoder),
         }
         if _seeded(vae):  # noise is drawn for whole pictures
             return RuledEngine(decoder, seeded=True, **options)
@@ -113,6 +114,15 @@ class LtxFamily(Family):
 
         shape, _ = super().self_test_case(vae)
         return shape, {"temb": torch.tensor([0.05])} if vae.config.get("timestep_conditioning") else {}
+
+
+def _stages(decoder: Any) -> list[Any]:
+    """The modules that the decoder's forward, and its blocks' own, call one after another."""
+    stages = [decoder.conv_in, *decoder.mid_block.resnets]
+    for block in decoder.up_blocks:
+        stages += [] if block.conv_in is None else [block.conv_in]
+        stages += [*(block.upsamplers or ()), *block.resnets]
+    return stages
 
 
 def _seeded(vae: Any) -> bool:

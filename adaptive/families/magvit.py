@@ -55,6 +55,7 @@ class MagvitFamily(Family):
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The unmodified `vae.decoder` under this module's rules."""
         from adaptive.stream.engine import RuledEngine
+        from adaptive.stream.stages import stages_of
 
         self._check(vae, kwargs)
         return RuledEngine(
@@ -64,6 +65,7 @@ class MagvitFamily(Family):
             sink=vae.decoder.conv_out,
             kwargs={},
             begin=vae.post_quant_conv,  # a kernel of one frame
+            stages=stages_of(vae.decoder),
         )
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
@@ -79,7 +81,7 @@ class MagvitFamily(Family):
             pointwise=_POINTWISE,
             sink=vae.encoder.conv_out,
             kwargs={},
-            finish=lambda output, first: vae.quant_conv(output),  # noqa: ARG005 - a kernel of one frame
+            finish=vae.quant_conv,  # a kernel of one frame
             group=vae.temporal_compression_ratio,
         )
 

@@ -55,18 +55,15 @@ class MochiFamily(Family):
 
         if kwargs or not vae.drop_last_temporal_frames:
             raise UnsupportedVae(type(vae).__name__, "streaming with these arguments")
-        drop = self.traits(type(vae).__name__, vae.config).temporal_ratio - 1
-
-        def finish(output: tuple[Tensor, Any], first: bool) -> Tensor:
-            return output[0][:, :, drop:].clone() if first else output[0]
-
         return RuledEngine(
             vae.decoder,
             rules=_RULES,
             pointwise=_POINTWISE,
             sink=vae.decoder.proj_out,
             kwargs={},
-            finish=finish,
+            finish=lambda output: output[0],  # the second part is an unused cache
+            drop=self.traits(type(vae).__name__, vae.config).temporal_ratio - 1,
+            stages=_stages(vae.decoder),
         )
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
@@ -83,9 +80,15 @@ class MochiFamily(Family):
             pointwise=_POINTWISE,
             sink=vae.encoder.proj_out,
             kwargs={},
-            finish=lambda output, first: output[0],  # noqa: ARG005 - the second part is an unused cache
+            finish=lambda output: output[0],
             group=self.traits(type(vae).__name__, vae.config).temporal_ratio,
         )
+
+
+def _stages(decoder: Any) -> list[Any]:
+    """Each residual block, and each block of them with what follows inside it."""
+    blocks = [decoder.block_in, *decoder.up_blocks, decoder.block_out]
+    return [stage for block in blocks for stage in (*block.resnets, block)]
 
 
 def _conv(

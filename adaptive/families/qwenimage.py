@@ -44,12 +44,15 @@ class QwenImageFamily(Family):
         if kwargs:
             raise UnsupportedVae(type(vae).__name__, f"decoding with {', '.join(kwargs)}")
 
-        def decode(latents: Tensor, caches: list[Any]) -> Tensor:
-            hidden = vae.post_quant_conv(latents)
-            frames: Tensor = vae.decoder(hidden, feat_cache=caches, feat_idx=[0])
+        from adaptive.stream.cached import CachedEngine
+        from adaptive.stream.stages import stages_of
+
+        def run(chunk: Tensor, caches: Any, place: list[int], *, first: bool) -> Tensor:  # noqa: ARG001 - alike
+            hidden = vae.post_quant_conv(chunk)
+            frames: Tensor = vae.decoder(hidden, feat_cache=caches, feat_idx=place)
             return frames.clamp_(-1.0, 1.0)
 
-        return _cached(vae.decoder, decode, group=1)
+        return CachedEngine(run, stages=stages_of(vae.decoder))
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The encoder with caches that belong to the stream."""

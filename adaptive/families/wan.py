@@ -59,25 +59,18 @@ class WanFamily(Family):
 def _decode_engine(vae: Any) -> Engine:
     from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-    from adaptive.stream.engine import CallEngine
+    from adaptive.stream.cached import CachedEngine
+    from adaptive.stream.stages import stages_of
 
-    class WanDecode(CallEngine):
-        """What diffusers' `AutoencoderKLWan._decode` does in its loop, chunk by chunk."""
+    def run(chunk: Tensor, caches: Any, place: list[int], *, first: bool) -> Tensor:
+        """What diffusers' `AutoencoderKLWan._decode` does in its loop."""
+        latents = vae.post_quant_conv(chunk)
+        frames: Tensor = vae.decoder(latents, feat_cache=caches, feat_idx=place, first_chunk=first)
+        if vae.config.patch_size is not None:
+            frames = unpatchify(frames, patch_size=vae.config.patch_size)
+        return frames.clamp_(-1.0, 1.0)
 
-        def take(self, position: int, wanted: int, total: int) -> int:
-            """The first latent frame goes alone."""
-            return 1 if position == 0 else super().take(position, wanted, total)
-
-        def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
-            """The decoder replaces entries of the caches and never changes one."""
-            caches = list(state.get("caches", [None] * vae._cached_conv_counts["decoder"]))
-            latents = vae.post_quant_conv(chunk)
-            frames: Tensor = vae.decoder(latents, feat_cache=caches, feat_idx=[0], first_chunk=not state)
-            if vae.config.patch_size is not None:
-                frames = unpatchify(frames, patch_size=vae.config.patch_size)
-            return frames.clamp_(-1.0, 1.0), {"caches": caches}
-
-    return WanDecode()
+    return CachedEngine(run, stages=stages_of(vae.decoder))
 
 
 def _encode_engine(vae: Any, temporal_ratio: int) -> Engine:

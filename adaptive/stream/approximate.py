@@ -32,6 +32,7 @@ class ChunksApart:
         self.position = 0
 
     state_bytes = 0
+    waiting_bytes = 0
 
     @property
     def finished(self) -> bool:
@@ -101,6 +102,11 @@ class BlendedTiles:
         """Bytes of the canvas and of the present tile's state."""
         canvas = 0 if self._canvas is None else self._canvas.nbytes
         return canvas + (0 if self._stream is None else self._stream.state_bytes)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """See `DecodeStream.waiting_bytes`."""
+        return 0 if self._stream is None else self._stream.waiting_bytes
 
     @property
     def seam_score(self) -> float | None:

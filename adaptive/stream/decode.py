@@ -16,11 +16,13 @@ from torch import Tensor
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
 from adaptive.stream.convolution import convolutions_for
-from adaptive.stream.engine import PICTURE, Engine, State, StripwiseEngine
+from adaptive.stream.engine import PICTURE, Engine, StagedEngine, State, StripwiseEngine
 from adaptive.stream.placement import execution_device, wake, whole_calls
+from adaptive.stream.stages import PENDING
 from adaptive.stream.state import moved, tensors
 from adaptive.types import VaeTraits
 
+_FINEST = 4096  # parts of a chunk, more than it ever has frames
 _MAX_IDLE_STEPS = 4096  # far beyond the delay of any decoder: a stream that idles longer is a bug of ours
 
 
@@ -28,8 +30,10 @@ class DecodeStream:
     """One decode in progress: feed latent frames, get finished video frames.
 
     All state is in the stream, so several may take turns on one VAE, and a step may be as large as memory
-    allows just then. A step that raises leaves the stream as it was. Not for two threads at once on the same
-    VAE.
+    allows just then. A step that raises leaves the stream as it was or, where the VAE's decoder is a row of
+    stages, behind the last stage that was done: then the next steps take its frames on from there, as many at
+    a time as they are told, before they feed more. So no second state is held, and nothing is done twice but
+    one stage. Not for two threads at once on the same VAE.
     """
 
     def __init__(self, vae: Any, engine: Engine, latents: Tensor, traits: VaeTraits) -> None:
@@ -39,6 +43,7 @@ class DecodeStream:
         self._traits = traits
         self._video_channels = family_of(vae).video_channels(vae.config)
         self._state: State = {}
+        self._failed_pending = False
         self._idle_steps = 0
         self._closed = False
         self.latent_frames: int = latents.shape[2]
@@ -62,6 +67,11 @@ class DecodeStream:
         distinct = {id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors(self._state)}
         return sum(distinct.values())
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Of those, bytes of frames that a failed step has left waiting."""
+        return sum(tensor.nbytes for tensor in tensors(self._state.get(PENDING)))
+
     def step(self, latent_frames: int, strips: int = 1) -> Tensor:
         """Feed up to `latent_frames` more latent frames; once all are fed, drain at the same rate.
 
@@ -70,8 +80,8 @@ class DecodeStream:
         on from there. Fewer frames (or, for VAEs whose chunks are part of their arithmetic, more) are fed
         where the family says so.
         Returns the video frames that became final, `[B, C, f, H, W]` with f >= 0, in order, in the VAE's own
-        range and on its device. Raises whatever the decoder raises, with the stream left as it was before the
-        call; `UnsupportedVae` where this VAE has no strips.
+        range and on its device. Raises whatever the decoder raises, after which the step may be repeated with
+        as many frames or fewer; `UnsupportedVae` where this VAE has no strips.
         """
         if latent_frames < 1:
             raise ValueError(f"latent_frames must be at least 1, got {latent_frames}")
@@ -80,18 +90,39 @@ class DecodeStream:
         if self.finished:
             return self._no_frames(self._latents[:, :, :0].to(execution_device(self._vae)))
         wake(self._vae)
+        self.resume()
+        if PENDING in self._state:
+            return self._step_pending(latent_frames, strips)
         if strips > 1 or PICTURE in self._state:
             return self._step_in_strips(latent_frames, strips)
-        device = execution_device(self._vae)
         chunk, stop = self._next_chunk(latent_frames)
-        with torch.no_grad(), convolutions_for(device):
-            state = moved(self._state, device)
-            ended = stop == self.latent_frames
-            frames, state = self._engine.advance(state, chunk, limit=latent_frames, ended=ended)
+        ended = stop == self.latent_frames
+        try:
+            with torch.no_grad(), convolutions_for(chunk.device):
+                frames, self._state = self._engine.advance(
+                    self._state, chunk, limit=latent_frames, ended=ended
+                )
+        except BaseException:
+            if PENDING in self._state:
+                self._count(stop, 0)
+            raise
         if frames is None:
             frames = self._no_frames(chunk)
         self._count(stop, frames.shape[2])
-        self._state = state
+        return frames
+
+    def _step_pending(self, latent_frames: int, strips: int) -> Tensor:
+        """Take on what a failed step has left waiting; one that fails again is taken frame by frame."""
+        engine, blank = self._engine, self._latents[:, :, :1].to(execution_device(self._vae))
+        assert isinstance(engine, StagedEngine)
+        parts = strips * (_FINEST if self._failed_pending else 1)
+        self._failed_pending = True
+        with torch.no_grad(), convolutions_for(blank.device):
+            frames, self._state = engine.resume(self._state, blank, limit=latent_frames, parts=parts)
+        self._failed_pending = False
+        if frames is None:
+            frames = self._no_frames(blank)
+        self._count(self.position, frames.shape[2])
         return frames
 
     def _next_chunk(self, latent_frames: int) -> tuple[Tensor, int]:

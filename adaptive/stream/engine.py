@@ -1,16 +1,17 @@
 """Engines: how one kind of VAE turns the next latent frames into the next finished video frames.
 
-An engine is a pure step function over an immutable state, so a failed step needs no undoing and streams
-interleave on one VAE. `RuledEngine` sends a chunk through the unmodified decoder while streaming rules stand
-in for its temporal layers. Knows no device placement, no accounting of positions (see `decode`) and no family
-(see `adaptive.families`).
+All state is the caller's, so streams interleave on one VAE. Most engines are pure step functions: a failed
+step needs no undoing. A `StagedEngine` writes the state in place, and goes on where a step failed.
+`RuledEngine` sends a chunk through the unmodified decoder while streaming rules stand in for its temporal
+layers. Knows no device placement, no accounting of positions (see `decode`) and no family (see
+`adaptive.families`).
 """
 
 from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,13 +20,15 @@ from torch import Tensor, nn
 
 from adaptive.errors import UnsupportedVae
 from adaptive.stream.intercept import Forward, intercepted
+from adaptive.stream.stages import Journal, Passage, Pending, next_part
+from adaptive.stream.state import State as State
 from adaptive.stream.tick import Tick
 
-State = Mapping[Hashable, Any]
 Rule = Callable[
     ..., Any
 ]  # rule(tick, module, forward, *args, **kwargs), in place of forward(*args, **kwargs)
 _RNG = "rng"
+_LEAD = "lead"  # frames at the start that are still to be dropped
 PICTURE = "picture"  # key of a state in which a picture is begun
 
 
@@ -41,7 +44,21 @@ class Engine(Protocol):
         state.
 
         No layer emits more frames than `limit` input frames stand for. `ended`: the chunk holds the last
-        frame, or comes after it. Neither `state` nor any tensor in it is changed.
+        frame, or comes after it. No tensor in `state` is changed, nor is `state` unless the engine is staged:
+        then a call that fails leaves it as it was, or with frames that wait (`PENDING`).
+        """
+        ...
+
+
+@runtime_checkable
+class StagedEngine(Engine, Protocol):
+    """An engine whose failed steps go on where they failed."""
+
+    def resume(self, state: State, blank: Tensor, *, limit: int, parts: int) -> tuple[Tensor | None, State]:
+        """Take frames that wait in `state` (`PENDING`) on: as many as `limit` input frames stand for, or one
+        of `parts` of that. Gives, and leaves after a failure, what `advance` does.
+
+        `blank` are latent frames to call the network with, of any content.
         """
         ...
 
@@ -100,8 +117,9 @@ class RuledEngine:
     that treat frames one by one), else `UnsupportedVae` is raised: what is not known is not streamed. `sink`
     is the last temporal layer. `seeded` says that the forward draws random numbers, which every chunk must
     share. `begin` makes what `module` takes of a chunk, `finish` makes frames of what it gives, where they
-    are not that already; `finish` is told whether this is the stream's first chunk. `group`: chunks are cut
-    by `whole_groups` of this size.
+    are not that already. `drop`: frames at the start of the stream that are none of the video's. `group`:
+    chunks are cut by `whole_groups` of this size. `stages`: modules that `module` calls one after another,
+    each on what the last one gave; with them a step that fails goes on behind the last that was done.
     """
 
     def __init__(
@@ -114,16 +132,20 @@ class RuledEngine:
         kwargs: Mapping[str, Any],
         seeded: bool = False,
         begin: Callable[[Tensor], Tensor] | None = None,
-        finish: Callable[[Any, bool], Tensor] | None = None,
+        finish: Callable[[Any], Tensor] | None = None,
+        drop: int = 0,
         group: int | None = None,
+        stages: Sequence[nn.Module] = (),
     ) -> None:
         self._module = module
         self._kwargs = dict(kwargs)
         self._seeded = seeded
         self._begin = begin
         self._finish = finish
+        self._drop = drop
         self._group = group
         self._sink = sink
+        self._stages = () if seeded else tuple(stages)  # noise is drawn by one forward after another
         self._hooked = any("_diffusers_hook" in child.__dict__ for child in module.modules())
         self._ruled: dict[nn.Module, Rule] = {}
         for name, child in module.named_modules():
@@ -141,17 +163,41 @@ class RuledEngine:
 
     def advance(self, state: State, chunk: Tensor, *, limit: int, ended: bool) -> tuple[Tensor | None, State]:
         """See `Engine.advance`."""
-        if self._begin is not None:
-            chunk = self._begin(chunk)
-        tick = self._tick(state, limit=limit, ended=ended)
-        output = self._run(tick, chunk, {})
-        if output is not None and self._finish is not None:
-            output = self._finish(output, not state)
-        return output, tick.cells
+        return self._step(state, chunk, None, fed=limit, limit=limit, ended=ended)
 
-    def _tick(self, cells: State, *, limit: int, ended: bool) -> Tick:
+    def resume(self, state: State, blank: Tensor, *, limit: int, parts: int) -> tuple[Tensor | None, State]:
+        """See `StagedEngine.resume`."""
+        part = next_part(state, limit, parts)
+        return self._step(state, blank, part, fed=part.fed, limit=limit, ended=False)
+
+    def _step(
+        self, state: State, chunk: Tensor, start: Pending | None, *, fed: int, limit: int, ended: bool
+    ) -> tuple[Tensor | None, State]:
+        cells = Journal(state if self._stages else dict(state))
+        tick = self._tick(cells, limit=limit, ended=ended)
+        passage = Passage(cells, fed, start=start, marks=tick.marks, restore=tick.restore)
+        try:
+            if self._begin is not None:
+                chunk = self._begin(chunk)
+            output = self._run(tick, chunk, {}, passage)
+            if output is not None:
+                output = self._without_lead(cells, output if self._finish is None else self._finish(output))
+        except BaseException:
+            cells.undo()
+            raise
+        passage.ended()
+        return output, cells.cells
+
+    def _without_lead(self, cells: Journal, frames: Tensor) -> Tensor:
+        left: int = cells.get(_LEAD, self._drop)
+        if not left:
+            return frames
+        cells[_LEAD] = max(0, left - frames.shape[2])
+        return frames[:, :, left:].clone()
+
+    def _tick(self, cells: MutableMapping[Hashable, Any], *, limit: int, ended: bool) -> Tick:
         return Tick(
-            cells=dict(cells),
+            cells=cells,
             limit=limit,
             ended=ended,
             sink=self._sink,
@@ -159,9 +205,22 @@ class RuledEngine:
             touch=self._hooked,
         )
 
-    def _run(self, tick: Tick, chunk: Tensor, instead: Mapping[nn.Module, Forward]) -> Any:
+    def _run(
+        self,
+        tick: Tick,
+        chunk: Tensor,
+        instead: Mapping[nn.Module, Forward],
+        passage: Passage | None = None,
+    ) -> Any:
         """What `module` gives for this tick, or None; modules in `instead` run that and not their rule."""
-        rules = {module: functools.partial(_bound, tick, rule) for module, rule in self._ruled.items()}
+        rules: dict[nn.Module, Callable[[nn.Module, Forward], Forward]] = {
+            module: functools.partial(_bound, tick, rule) for module, rule in self._ruled.items()
+        }
+        if passage is not None:
+            rules |= {
+                stage: passage.around(number, rules.get(stage))
+                for number, stage in enumerate(self._stages, 1)
+            }
         rules |= {module: functools.partial(_given, forward) for module, forward in instead.items()}
         with intercepted(rules), self._same_noise(tick, chunk.device):
             output = self._module(chunk, **self._kwargs)

@@ -6,13 +6,13 @@ left alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaptive.stream.engine import State
+State = dict[Hashable, Any]
 
 
 def moved(state: State, device: torch.device) -> State:

@@ -68,7 +68,8 @@ class StripEngine(RuledEngine):
 
     def begin(self, state: State, chunk: Tensor, *, limit: int, ended: bool) -> State:
         """See `StripwiseEngine.begin`: the earlier layers; the later ones' cells are set aside."""
-        tick = self._tick(state, limit=limit, ended=ended)
+        cells = dict(state)
+        tick = self._tick(cells, limit=limit, ended=ended)
         caught: list[Tensor] = []
 
         def catch(_module: nn.Module, _forward: Forward, frames: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -83,7 +84,6 @@ class StripEngine(RuledEngine):
 
         self._run(tick, chunk, {self._tail.entry: catch, self._sink: nothing})
         (entry,) = caught
-        cells = tick.cells
         before: dict[Hashable, Any] = {
             layer: cells.pop(layer) for layer in list(cells) if layer in self._tail_layers
         }
@@ -103,7 +103,7 @@ class StripEngine(RuledEngine):
         height = picture.entry.shape[3]
         strip = _Strip.of(picture, rows, self._tail.halo)
         cells = {layer: strip.of_cells(layer, picture) for layer in picture.before}
-        tick = self._tick(cells, limit=picture.limit, ended=picture.ended)
+        tick = self._tick(dict(cells), limit=picture.limit, ended=picture.ended)
 
         def enter(_module: nn.Module, forward: Forward, frames: Tensor, *args: Any, **options: Any) -> Any:
             return forward(strip.rows_of(frames), *args, **options)

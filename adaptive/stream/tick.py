@@ -8,7 +8,7 @@ simply dropped.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.stream.residual import Branch
+from adaptive.stream.stages import Marks
 from adaptive.stream.window import Held, Kernel, Pushed, add_delayed, push
 
 _NEW = Held()
@@ -31,7 +32,7 @@ class Tick:
     are still called, for their hooks.
     """
 
-    cells: dict[Hashable, Any]
+    cells: MutableMapping[Hashable, Any]
     limit: int
     ended: bool
     sink: nn.Module
@@ -40,6 +41,14 @@ class Tick:
     no_output: bool = False
     _prepared: dict[nn.Module, Tensor | None] = field(default_factory=dict)
     _shortcuts: dict[nn.Module, nn.Module] = field(default_factory=dict)
+
+    def marks(self) -> Marks:
+        """Where the tick stands, for one that goes on from here."""
+        return Marks(self.limit, self.ended)
+
+    def restore(self, marks: Marks) -> None:
+        """Go on from there."""
+        self.limit, self.ended = marks.limit, marks.ended
 
     def push(self, layer: nn.Module, frames: Tensor, kernel: Kernel) -> Pushed:
         """Add frames to the layer's window and take what is complete, within the limit."""
