@@ -1,11 +1,13 @@
-"""Decoding measured: diffusers batched, diffusers' own way of saving memory, ours at several chunk sizes.
+"""Decoding measured: diffusers batched, its own way of saving memory, ours by chunk size and by plan.
 
     python tests/bench/decode.py [--family ltx-0.9.0 ...] [--repeats 5] [--device cpu|cuda] [--out FOLDER]
 
 Published configurations with random weights, at sizes that a small machine holds. For each way: error against
 the batched decode (largest difference over largest value), peak live bytes above weights and input (traced on
 meta tensors, frames given away as they come), seconds (median of interleaved repeats; processor time on the
-CPU), and the share of the decode's time that passes before the first frames exist. Writes
+CPU), and the share of the decode's time that passes before the first frames exist. `auto` is the planner's
+own choice in three fifths of what it expects the batched decode to take at most (in all of it where no exact
+way needs less), planning included. Writes
 `decode-DEVICE.json` and `decode-DEVICE.md`; families that are not asked for keep what the files hold.
 """
 
@@ -26,9 +28,19 @@ import torch
 from decode_cases import CASES, Case, Frugal
 from torch import Tensor
 
-from adaptive import stream_decode
+from adaptive import (
+    AdaptiveDecoder,
+    DecodePlan,
+    DoesNotFit,
+    Policy,
+    plan,
+    predict_peak,
+    stream_decode,
+)
 from adaptive.stream import decode_whole
 from adaptive.trace import trace_peak
+
+AUTO_SHARE = 0.6
 
 Way = Callable[[Any, Tensor], Iterator[Tensor]]
 
@@ -71,11 +83,40 @@ def _chunked(size: int, kwargs: dict[str, Any]) -> Way:
 
 def ways_of(case: Case, device: str) -> dict[str, Way]:
     """Every way of decoding the case on a device, batched first."""
-    kwargs = {name: value.to(device) for name, value in case.kwargs.items()}
+    kwargs = _on(case.kwargs, device)
     ways = {"diffusers batched": _batched(kwargs)}
     if case.frugal is not None:
         ways[f"diffusers {case.frugal.name}"] = _frugal(case.frugal, kwargs)
     return ways | {f"framefit chunk {size}": _chunked(size, kwargs) for size in case.chunks}
+
+
+def _planned(budget_bytes: int, kwargs: dict[str, Any]) -> Way:
+    def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
+        decoder = AdaptiveDecoder(vae, policy=Policy(budget_bytes=budget_bytes))
+        yield from decoder.frames(latents, **kwargs)
+
+    return way
+
+
+def planned(vae: Any, shape: tuple[int, ...]) -> DecodePlan:
+    """What the planner chooses in `AUTO_SHARE` of what it expects the batched decode to take at most."""
+    most = predict_peak(vae, shape, frames_per_chunk=shape[2]).upper_bytes
+    try:
+        return plan(vae, shape, budget_bytes=round(AUTO_SHARE * most))
+    except DoesNotFit:
+        return plan(vae, shape, budget_bytes=most)
+
+
+def planned_peak(vae: Any, case: Case, chosen: DecodePlan) -> int:
+    """Live bytes of the planner's choice."""
+    size, strips = chosen.frames_per_chunk, chosen.tiles.rows
+    if strips > 1:
+        return predict_peak(vae, case.latents, frames_per_chunk=size, strips=strips).live_bytes
+    return peak_live_bytes(case, _chunked(size, _on(case.kwargs, "meta")))
+
+
+def _on(kwargs: dict[str, Any], device: str) -> dict[str, Any]:
+    return {name: value.to(device) for name, value in kwargs.items()}
 
 
 def build(case: Case, device: str) -> Any:
@@ -86,9 +127,8 @@ def build(case: Case, device: str) -> Any:
     return vae.to(device)  # some parameters ignore the context
 
 
-def peak_live_bytes(case: Case, name: str) -> int:
-    """Of one way, traced on meta tensors; frames are dropped as they come."""
-    way = ways_of(case, "meta")[name]
+def peak_live_bytes(case: Case, way: Way) -> int:
+    """Of one way on the meta device, traced; frames are dropped as they come."""
     vae = build(case, "meta")
     latents = torch.empty(case.latents, device="meta")
 
@@ -121,6 +161,12 @@ def measure(family: str, repeats: int, device: str) -> Iterator[Row]:
     vae = build(case, "cpu").to(device)
     latents = torch.randn(case.latents, generator=torch.Generator().manual_seed(1)).to(device)
     ways = ways_of(case, device)
+    chosen = planned(vae, case.latents)
+    rung = chosen.strategy.value + ("" if chosen.tiles.rows == 1 else f" in {chosen.tiles.rows} strips")
+    auto = f"framefit auto in {chosen.budget_bytes / 1e6:.0f} MB: {rung} {chosen.frames_per_chunk}"
+    ways[auto] = _planned(chosen.budget_bytes, _on(case.kwargs, device))
+    peaks = {name: peak_live_bytes(case, way) for name, way in ways_of(case, "meta").items()}
+    peaks[auto] = planned_peak(vae, case, chosen)
     reference = timed(ways["diffusers batched"], vae, latents)[2]
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     errors: dict[str, float] = {}
@@ -133,8 +179,7 @@ def measure(family: str, repeats: int, device: str) -> Iterator[Row]:
     for name in ways:
         seconds = statistics.median(seconds for seconds, _ in times[name])
         share = statistics.median(first / seconds for seconds, first in times[name])
-        peak = peak_live_bytes(case, name)
-        yield Row(family, name, repeats, errors[name], peak, seconds, seconds / batched, share)
+        yield Row(family, name, repeats, errors[name], peaks[name], seconds, seconds / batched, share)
 
 
 def as_markdown(rows: list[Row], device: str) -> str:

@@ -126,7 +126,7 @@ _UP = {"up_block_types": ("UpDecoderBlock2D",) * 4}
 CASES = {
     "ltx-0.9.0": Case("AutoencoderKLLTXVideo", {}, (1, 128, 13, 2, 3), FRAMEWISE),
     "ltx-0.9.5": Case(
-        "AutoencoderKLLTXVideo", _LTX_095, (1, 128, 9, 2, 2), FRAMEWISE, {"temb": torch.tensor([0.05])}
+        "AutoencoderKLLTXVideo", _LTX_095, (1, 128, 5, 2, 2), FRAMEWISE, {"temb": torch.tensor([0.05])}
     ),
     "ltx-2": Case(
         "AutoencoderKLLTX2Video",
@@ -135,13 +135,13 @@ CASES = {
         FRAMEWISE,
     ),
     "wan-2.1": Case("AutoencoderKLWan", {}, (1, 16, 3, 8, 8), _tiles(32, 24), chunks=(1, 2)),
-    "wan-2.2": Case("AutoencoderKLWan", _WAN_22, (1, 48, 3, 4, 4), _tiles(48, 32), chunks=(1, 2)),
+    "wan-2.2": Case("AutoencoderKLWan", _WAN_22, (1, 48, 3, 3, 3), _tiles(32, 16), chunks=(1, 2)),
     "qwen-image": Case("AutoencoderKLQwenImage", {}, (1, 16, 3, 8, 8), _tiles(32, 24), chunks=(1, 2)),
     "cosmos": Case("AutoencoderKLCosmos", {}, (1, 16, 5, 8, 8), None),  # diffusers' flags have no effect
     "cogvideox": Case(
         "AutoencoderKLCogVideoX",
         {},
-        (1, 16, 4, 6, 6),
+        (1, 16, 4, 5, 5),
         Frugal(
             "tiling",
             {"use_tiling": True, "tile_latent_min_height": 4, "tile_latent_min_width": 4}
