@@ -19,7 +19,7 @@ from running_service import RunningService, wait_for
 from app.api import create_app
 from app.api.server import build_server
 from app.config import HASH_PREFIX, Settings
-from app.jobs import Stage
+from app.jobs import JobStatus, Stage
 from app.store import open_store
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
@@ -217,6 +217,51 @@ def test_who_holds_the_memory_that_a_job_waits_for_is_told(browser: Any, tmp_pat
         page.reload()
         page.wait_for_selector(f".job:has-text('{words}')")
         assert "it fits" not in page.inner_text(".job"), "what was planned when it came does not hold now"
+
+
+def test_a_model_of_one_shape_says_so_and_is_set_to_it_with_one_click(browser: Any, tmp_path: Path) -> None:
+    models = tmp_path / "models.toml"
+    models.write_text('[models.tiny]\nshapes = ["256x256x25"]\n')
+    settings = Settings(data_dir=tmp_path, models_file=models, model="tiny")
+    with api_alone(settings) as url, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url)
+        page.click("form summary >> nth=0")
+        page.wait_for_selector("#limits:has-text('can only be 256 × 256 × 25')")
+        page.fill("[name=width]", "512")
+        page.click("#plan-fixes button:has-text('Use 256 × 256, 25 frames')")
+        assert page.input_value("[name=width]") == "256"
+        page.wait_for_selector("#plan-fixes button", state="hidden")
+
+
+def test_a_video_of_rounded_weights_is_told_to_be_approximate(browser: Any, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    peaks = {"predicted_peak_bytes": 2**30, "measured_peak_bytes": 2**30, "tiles": {"rows": 1, "columns": 1}}
+    decode = {"strategy": "batched", "frames_per_chunk": 4, "exact": True, "reason": "fits", "detail": "fits"}
+    denoise = {"steps": 4, "seconds": 9.0, "exact": False, "quantized": ["transformer"], "weights": "int8"}
+    with (
+        api_alone(settings) as url,
+        closing(open_store(settings)) as store,
+        browser.new_context() as context,
+    ):
+        for prompt in ("rounded", "as published"):
+            fields = {"prompt": prompt, "model": "tiny"}
+            httpx.post(f"{url}/generate", data=fields, files={"image": PHOTO.read_bytes()}).raise_for_status()
+            claim = store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
+            assert claim is not None
+            job, token = claim.job.id, claim.token
+            told = denoise if prompt == "rounded" else {**denoise, "exact": True}
+            assert store.checkpoint(job, token, f"jobs/{job}/latents", told)
+            report = {**decode, **peaks, "seconds": 1.0, "retries": 0}
+            done = {"result": {"frames": 25}, "decode": report, "durations": {}}
+            store.finish(job, token, status=JobStatus.SUCCEEDED, **done)
+        page = context.new_page()
+        page.goto(url)
+        page.wait_for_selector(".job:has-text('rounded') .chip.approximate")
+        page.wait_for_selector(".job:has-text('as published') .chip.pixel-exact")
+        weights = page.text_content(".job:has-text('rounded') .facts") or ""
+        assert "transformer in int8" in weights
+        assert "int8" not in (page.text_content(".job:has-text('as published')") or "")
 
 
 def test_who_has_a_key_signs_in_and_out(browser: Any, tmp_path: Path) -> None:
