@@ -172,9 +172,9 @@ class AdaptiveDecoder:
 
     def _steps(self, latents: Tensor, run: DecodeRun, stream: Stream) -> Iterator[Tensor]:
         """Frames of one stream, until it ends or the cut calls for another one."""
-        opened = run.cut
+        opened, position = run.cut, stream.position
         while not stream.finished:
-            position, seconds = stream.position, run.seconds
+            seconds = run.seconds
             step = partial(stream.step, run.cut.frames_per_chunk, run.cut.tiles.rows if opened.exact else 1)
             frames = self._attempt(run, step)
             if frames is None:
@@ -183,6 +183,7 @@ class AdaptiveDecoder:
                     return
                 continue
             self._note_chunk(run, frames, fed=stream.position - position, position=stream.position)
+            position = stream.position  # a step that failed may have fed, too
             if frames.shape[2]:
                 yield frames
             del frames  # or it would stay alive through the next step

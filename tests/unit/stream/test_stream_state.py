@@ -117,6 +117,10 @@ def test_a_failed_step_leaves_no_bytes_behind_but_the_frames_that_wait() -> None
                     stream.step(2)
                 held = {tensor.untyped_storage()._cdata: tensor for tensor in _tensors(stream)}
                 assert live.live_bytes == sum(each.untyped_storage().nbytes() for each in held.values())
+                assert 0 < stream.waiting_bytes < stream.state_bytes
+            flaky.calls_left = -1
+            steps = sum(1 for _ in iter(lambda: stream.step(2) if stream.waiting_bytes else None, None))
+            assert 0 < steps < 8
     finally:
         gc.enable()
 
