@@ -44,7 +44,7 @@ class Lessons:
         undisturbed = run.smallest == plan.cut and max(run.chunk_frames) <= plan.frames_per_chunk
         if run.retries or run.spills or not (undisturbed or plan.tiles != WHOLE_PICTURE):
             return
-        if plan.tiles == WHOLE_PICTURE and plan.exact:
+        if plan.tiles == WHOLE_PICTURE and plan.exact and not run.watch.paused:
             self._speeds.observe(self._profile, shape, plan.frames_per_chunk, run.seconds)
         if self._residuals is None or measured is None:
             return

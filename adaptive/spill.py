@@ -18,6 +18,9 @@ FULL_BYTES = 64 * MIB
 GROWTH_BYTES = 64 * MIB
 # Through PCIe a chunk takes some ten times as long; sharing the card with another program about twice.
 SLOW_RATIO = 4.0
+# A process that was stopped, or got no processor for a while, looks as slow, once: memory behind a bus stays
+# there.
+SLOW_IN_A_ROW = 2
 # Below this a chunk's time says more about the machine's other business.
 SHORTEST_SECONDS = 0.2
 
@@ -27,7 +30,7 @@ class SpillSign(StrEnum):
 
     BEYOND_CAPACITY = "beyond_capacity"  # this process holds more than the card has
     DRIVER_FULL = "driver_full"  # the driver had nothing left to give, and this process still got more
-    SLOW = "slow"  # nearly nothing free, and many times slower than before or than predicted
+    SLOW = "slow"  # nearly nothing free, and chunk after chunk many times slower than before or predicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,14 @@ class ChunkSpeed:
 
 
 def find_spill(before: MemoryReading, now: MemoryReading, speed: ChunkSpeed) -> SpillSign | None:
-    """Whether the chunk decoded between two readings of one device spilled into host memory.
+    """Whether the chunk decoded between two readings of one device looks as if it spilled into host memory:
+    a sign from bytes is proof, `SLOW` is a suspicion.
 
-    What the driver has left is the free bytes without those that this process' allocator holds.
+    What the driver has left is the free bytes without those that this process' allocator holds. The host's
+    own memory has nowhere to overflow to: for "cpu" there is no sign.
     """
+    if now.device.startswith("cpu"):
+        return None
     if now.own_bytes > now.total_bytes:
         return SpillSign.BEYOND_CAPACITY
     left_bytes = now.free_bytes - now.reusable_bytes
@@ -76,12 +83,18 @@ class SpillWatch:
     def __init__(self, before: MemoryReading | None, usual_seconds_a_frame: float | None) -> None:
         self._before = before
         self._usual = usual_seconds_a_frame
+        self._slow = 0  # chunks in a row
+        self.paused = False  # a chunk was as slow as if it had spilled: the decode's time tells nothing
 
     def after_chunk(self, now: MemoryReading, seconds: float, frames: int) -> tuple[SpillSign, int] | None:
         """The sign of a spill in the chunk just decoded, and the bytes that were free when it began."""
         speed = ChunkSpeed(seconds, seconds / frames, self._usual)
         before, self._before = self._before or now, now
         sign = find_spill(before, now, speed)
+        self._slow = self._slow + 1 if sign is SpillSign.SLOW else 0
+        if sign is SpillSign.SLOW and self._slow < SLOW_IN_A_ROW:
+            self.paused = True
+            return None
         if sign is None:
             self._usual = max(self._usual or 0.0, speed.seconds_a_frame)
             return None

@@ -1,5 +1,6 @@
 """Overflow into host memory is told from readings and times, and steps a decode down."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from adaptive.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.planner import Policy
 from adaptive.profile import profile_of
 from adaptive.residuals import Residuals
-from adaptive.spill import ChunkSpeed, SpillSign, find_spill
+from adaptive.spill import ChunkSpeed, SpillSign, SpillWatch, find_spill
 from adaptive.testing import ScriptedProbe, small_ltx_vae
 from adaptive.types import DecodeReport, LatentShape, MemoryReading
 
@@ -105,6 +106,29 @@ def test_a_whole_decode_that_spilled_is_planned_smaller_the_next_time(vae: Any, 
     assert report.spills == len(spills) == 1
     assert report.frames_per_chunk == spills[0].data["to"] == 8
     assert profile.estimate(shape, 8, residuals).upper_bytes > cold_bytes
+
+
+def test_one_slow_chunk_may_be_a_pause_and_two_in_a_row_are_a_spill() -> None:
+    full = reading(0, 20)
+    watch = SpillWatch(full, 0.25)
+    assert watch.after_chunk(full, 8.0, 4) is None
+    assert watch.paused, "its time must not be learned from"
+    assert watch.after_chunk(full, 1.0, 4) is None
+    assert watch.after_chunk(full, 8.0, 4) is None, "slow again, but not in a row"
+    assert watch.after_chunk(full, 8.0, 4) == (SpillSign.SLOW, full.free_bytes)
+
+
+def test_bytes_beyond_the_card_need_no_second_chunk_as_a_witness() -> None:
+    watch = SpillWatch(reading(2, 20), None)
+    assert watch.after_chunk(reading(0, 37.2), 1.0, 4) == (SpillSign.BEYOND_CAPACITY, 2 * GIB)
+
+
+def test_the_hosts_own_memory_has_nowhere_to_spill_to() -> None:
+    full = replace(reading(0, 20), device="cpu")
+    watch = SpillWatch(full, 0.25)
+    assert [watch.after_chunk(full, 8.0, 4) for _ in range(4)] == [None] * 4
+    assert find_spill(full, replace(full, own_bytes=30 * GIB), SLOW) is None
+    assert not watch.paused
 
 
 def test_nothing_is_called_a_spill_on_a_device_that_has_room(vae: Any, latents: Tensor) -> None:
