@@ -20,7 +20,7 @@ from adaptive.host import read_host
 from adaptive.ladder import Ladder
 from adaptive.lessons import Lessons, report_of
 from adaptive.memory import MemoryProfile
-from adaptive.planner import PlanInputs, Policy, plan_decode
+from adaptive.planner import PlanInputs, Policy, budget_of, plan_decode
 from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
 from adaptive.profile import profile_of
 from adaptive.residuals import Residuals
@@ -210,9 +210,10 @@ class AdaptiveDecoder:
     def _after_failure(
         self, run: DecodeRun, latents: Tensor, held_bytes: int, waiting_bytes: int = 0
     ) -> None:
-        """Choose a smaller cut after an out-of-memory. Where there is none, the smallest gets a second try at
-        each chunk: a neighbour may have come and gone. Then come the larger ones that were not tried here:
-        libraries may need more for few frames than for some. `DecodeOutOfMemory` where they fail, too.
+        """Choose a smaller cut after an out-of-memory. Where there is none, a larger one that was not tried
+        here and is expected to fit: libraries may need more for few frames than for some. Else the smallest
+        gets a second try at each chunk: a neighbour may have come and gone. Then come the larger ones,
+        fitting or not. `DecodeOutOfMemory` where they fail, too.
 
         `held_bytes` are the state that the decode keeps, `waiting_bytes` those of it that no prediction
         counts.
@@ -227,15 +228,16 @@ class AdaptiveDecoder:
         self._lessons.failed(_shape(latents), failed, reading.free_bytes + held_bytes)
         data = {"frames_per_chunk": failed.frames_per_chunk, "free_bytes": reading.free_bytes}
         self._tell("oom", {**data, "message": run.failure})
-        ladder = self._ladder(latents)
-        after = ladder.after(failed, run.may_follow, reading, held_bytes - waiting_bytes)
+        ladder, counted_bytes = self._ladder(latents), held_bytes - waiting_bytes
+        after = ladder.after(failed, run.may_follow, reading, counted_bytes)
+        room_bytes = None if again else budget_of(reading, self._policy, counted_bytes)
         if after is not None:
             run.go_on_with(after)
             self._tell_replan(run, failed, "out_of_memory", reading)
             names = [cut.strategy(_frames(latents)).value for cut in (failed, after)]
             if names[0] != names[1]:
                 self._tell("fallback", {"from": names[0], "to": names[1]})
-        elif again and (larger := ladder.instead(run.failed_here)) is not None:
+        elif larger := ladder.instead(run.failed_here, room_bytes):
             run.go_on_with(larger)
             self._tell_replan(run, failed, "out_of_memory", reading)
         elif again:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from adaptive.residuals import Residuals
 from adaptive.speed import Speeds
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(slots=True)

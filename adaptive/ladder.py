@@ -53,24 +53,27 @@ class Ladder:
         least = self.least() if group[0].exact else group[-1]
         return least if least in group else group[-1]
 
-    def instead(self, tried: Collection[Cut]) -> Cut | None:
-        """The exact cut of whole pictures, of those not `tried`, that needs least. None where the way is
-        forced.
+    def instead(self, tried: Collection[Cut], room_bytes: int | None = None) -> Cut | None:
+        """The exact cut of whole pictures, of those not `tried`, that is expected to need least, and no more
+        than `room_bytes`, if given. None where there is no such, or the way is forced.
         """
         if self._policy.strategy != "auto":
             return None
         ladder = rungs(self._profile, self._shape, 0, self._exact, self._inputs, whole_pictures=True)
         rest = [rung for rung in ladder if rung.cut not in tried]
-        return min(rest, key=lambda rung: rung.predicted.upper_bytes).cut if rest else None
+        least = min(rest, key=lambda rung: rung.predicted.expected_bytes, default=None)
+        if least is None or (room_bytes is not None and least.predicted.expected_bytes > room_bytes):
+            return None
+        return least.cut
 
     def fitting(self, reading: MemoryReading, held_bytes: int, at_most: Cut) -> Cut | None:
         """The fastest exact cut from `at_most` on that fits beside the decode's own state, or None."""
         return self._fitting(self._exact, reading, held_bytes, at_most)
 
     def least(self) -> Cut:
-        """The exact cut that needs least."""
+        """The exact cut that is expected to need least: a bound says as much of what is not known."""
         ladder = rungs(self._profile, self._shape, 0, self._exact, self._inputs)
-        return min(ladder, key=lambda rung: rung.predicted.upper_bytes).cut
+        return min(ladder, key=lambda rung: rung.predicted.expected_bytes).cut
 
     @property
     def _exact(self) -> Policy:

@@ -30,6 +30,7 @@ class Lessons:
                 cut.strategy(shape.frames),
                 live_bytes=self._profile.cut_bytes(shape, cut, on_host=self._residuals.on_host),
                 free_bytes=free_bytes,
+                chunking=cut.chunking(shape.frames),
             )
 
     def finished(
@@ -56,6 +57,7 @@ class Lessons:
             plan.strategy,
             live_bytes=plan.predicted.live_bytes,
             measured=measured,
+            chunking=plan.cut.chunking(shape.frames),
         )
 
     def regret(

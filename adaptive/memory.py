@@ -197,8 +197,9 @@ class MemoryProfile:
         """`estimate` of any cut."""
         residuals = residuals or Residuals()
         live = self.cut_bytes(latent_shape, cut, on_host=residuals.on_host)
-        strategy = cut.strategy(latent_shape.frames)
-        estimate = residuals.estimate(self.traits.family, self.dtype, strategy, live)
+        frames = latent_shape.frames
+        known_by = self.traits.family, self.dtype, cut.strategy(frames)
+        estimate = residuals.estimate(*known_by, live, cut.chunking(frames))
         if residuals.on_host or self.sweep is None:
             return estimate
         return replace(estimate, host_bytes=self.parked_bytes(latent_shape, cut))

@@ -1,13 +1,13 @@
 """Deciding how a decode runs: bytes in, plan and reason out. Pure arithmetic.
 
-Owns: the ladder of rungs, what each needs, and the choice among them. Must not know: torch, devices, jobs.
+Owns: the choice among rungs (`adaptive.rungs`), and its reason. Must not know: torch, devices, jobs.
 The choice is the fastest rung that fits, by predicted seconds; among rungs of the same speed the smallest.
 Tiles come after all that see whole pictures, and what changes pixels after all that does not: an approximate
 rung is never chosen where an exact one fits, however fast, unless it is asked for by name.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from adaptive.errors import DoesNotFit
 from adaptive.memory import MemoryProfile
@@ -17,167 +17,25 @@ from adaptive.placement import plan_weights as plan_weights
 from adaptive.policy import RESERVE_BYTES as RESERVE_BYTES
 from adaptive.policy import Policy as Policy
 from adaptive.policy import chunk_sizes as chunk_sizes
-from adaptive.policy import cuts
 from adaptive.residuals import Residuals
+from adaptive.rungs import PlanInputs as PlanInputs
+from adaptive.rungs import Rung as Rung
+from adaptive.rungs import budget_of as budget_of
+from adaptive.rungs import rungs as rungs
+from adaptive.speed import UNTIMED
 from adaptive.speed import SpeedModel as SpeedModel
 from adaptive.types import (
-    WHOLE_PICTURE,
-    Cut,
     DecodePlan,
     LatentShape,
     MemoryReading,
     PeakEstimate,
-    SpatialTiles,
     Strategy,
 )
 
 MIB = 2**20
-SAME_SPEED = 1.01
 WORTH_TRYING = 0.99  # of the time of what surely fits
-# Of a way whose expected peak fits, while few decodes are behind its bound: a try teaches more than it costs.
+# Of a way that fits if lucky, while few decodes are behind its bound: a try teaches more than it costs.
 CHANCE_OF_THE_UNKNOWN = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Rung:
-    """One way to decode, with what it needs and whether it fits."""
-
-    latent_frames: int
-    frames_per_chunk: int
-    predicted: PeakEstimate
-    fits: bool
-    predicted_seconds: float | None
-    tiles: SpatialTiles = WHOLE_PICTURE
-    exact: bool = True
-    dropped_bytes: int = 0  # idle weights that leave the device first; see `PlanInputs.droppable_bytes`
-    reload_seconds: float = 0.0  # of `predicted_seconds`, what bringing them back takes
-
-    @property
-    def cut(self) -> Cut:
-        """How the decode is cut up."""
-        return Cut(self.frames_per_chunk, self.tiles, self.exact)
-
-    @property
-    def strategy(self) -> Strategy:
-        """The rung's name."""
-        return self.cut.strategy(self.latent_frames)
-
-
-@dataclass(frozen=True, slots=True)
-class PlanInputs:
-    """What is known beside shape, reading and policy; all optional.
-
-    `speed` is a calibrated model (without one, larger chunks count as faster). `held_bytes` are the decode's
-    own live bytes while it runs, already missing from the free memory. `kept_output_bytes` must stay free of
-    streamed rungs for the video that the caller gathers. No cut before `at_most`, in the order of falling
-    back, is looked at. `droppable_bytes` of weights on the device are idle while decoding and can leave it, a
-    host copy kept: bringing them back costs `reload_seconds`. `host_budget_bytes` bounds what a layer sweep
-    parks in host memory beside another device. `may_fail`: an out-of-memory costs a chunk and nothing else,
-    so that a faster rung may be tried whose bound does not fit, where that takes less time on average.
-    """
-
-    residuals: Residuals | None = None
-    speed: SpeedModel | None = None
-    held_bytes: int = 0
-    kept_output_bytes: int = 0
-    at_most: Cut | None = None
-    droppable_bytes: int = 0
-    reload_seconds: float = 0.0
-    host_budget_bytes: int | None = None
-    may_fail: bool = False
-
-
-def budget_of(reading: MemoryReading, policy: Policy, held_bytes: int = 0) -> int:
-    """Bytes a decode may take: free memory less the reserve, plus what it holds already, at most the policy's
-    cap.
-    """
-    available = max(0, reading.free_bytes - policy.reserve_bytes) + held_bytes
-    return available if policy.budget_bytes is None else min(available, policy.budget_bytes)
-
-
-def rungs(
-    profile: MemoryProfile,
-    shape: LatentShape,
-    budget_bytes: int,
-    policy: Policy,
-    inputs: PlanInputs | None = None,
-    *,
-    whole_pictures: bool = False,
-) -> tuple[Rung, ...]:
-    """Every rung that the policy allows, fastest first, fitting or not: see `cuts` for the kinds' order.
-
-    Tiles that need no less memory than fewer tiles are left out. With `whole_pictures` only exact rungs
-    without tiles are looked at: the costs of tiles need not be known, which may have to be traced first.
-    """
-    inputs = inputs or PlanInputs()
-    found: list[Rung] = []
-    for cut in cuts(profile, shape, policy):
-        if whole_pictures and (cut.tiles.count > 1 or not cut.exact):
-            continue
-        if inputs.at_most is not None and cut.order < inputs.at_most.order:
-            continue
-        rung = _rung(profile, shape, cut, budget_bytes, inputs)
-        if cut.tiles.count > 1 and not _smaller_than_all(rung, found, policy):
-            continue
-        found.append(rung)
-        if inputs.droppable_bytes and not rung.fits and rung.exact and rung.tiles.count == 1:
-            found.append(_after_dropping(rung, budget_bytes, policy, inputs))
-    return tuple(sorted(found, key=_order))
-
-
-def _after_dropping(rung: Rung, budget_bytes: int, policy: Policy, inputs: PlanInputs) -> Rung:
-    """The same, with idle weights off the device: room that the policy's own cap still bounds."""
-    budget = budget_bytes + inputs.droppable_bytes
-    budget = budget if policy.budget_bytes is None else min(budget, policy.budget_bytes)
-    seconds = None if rung.predicted_seconds is None else rung.predicted_seconds + inputs.reload_seconds
-    return replace(
-        rung,
-        fits=_fits(rung.predicted, budget, inputs),
-        predicted_seconds=seconds,
-        dropped_bytes=inputs.droppable_bytes,
-        reload_seconds=0.0 if seconds is None else inputs.reload_seconds,
-    )
-
-
-def _rung(
-    profile: MemoryProfile, shape: LatentShape, cut: Cut, budget_bytes: int, inputs: PlanInputs
-) -> Rung:
-    predicted = profile.estimate_cut(shape, cut, inputs.residuals)
-    kept = 0 if cut.strategy(shape.frames) is Strategy.BATCHED else inputs.kept_output_bytes
-    if kept:
-        predicted = replace(
-            predicted,
-            live_bytes=predicted.live_bytes + kept,
-            expected_bytes=predicted.expected_bytes + kept,
-            upper_bytes=predicted.upper_bytes + kept,
-        )
-    plain = cut.tiles.count == 1 and cut.exact
-    seconds = inputs.speed.seconds(shape, cut.frames_per_chunk) if inputs.speed and plain else None
-    fits = _fits(predicted, budget_bytes, inputs)
-    return Rung(shape.frames, cut.frames_per_chunk, predicted, fits, seconds, cut.tiles, cut.exact)
-
-
-def _fits(predicted: PeakEstimate, budget_bytes: int, inputs: PlanInputs) -> bool:
-    host_bytes = inputs.host_budget_bytes
-    return predicted.upper_bytes <= budget_bytes and (
-        host_bytes is None or predicted.host_bytes <= host_bytes
-    )
-
-
-def _smaller_than_all(rung: Rung, before: list[Rung], policy: Policy) -> bool:
-    """Whether a rung of tiles is worth having: one that was asked for by name always is."""
-    rivals = [each for each in before if not policy.forced or each.tiles.count > 1]
-    return all(rung.predicted.upper_bytes < each.predicted.upper_bytes for each in rivals)
-
-
-def _order(rung: Rung) -> tuple[bool, int, float, int, int]:
-    seconds = _rounded(rung.predicted_seconds)
-    return not rung.exact, rung.tiles.count, seconds, -rung.frames_per_chunk, rung.dropped_bytes
-
-
-def _rounded(seconds: float | None) -> float:
-    """Order of magnitude in steps of one per cent, so that noise does not decide."""
-    return 0.0 if not seconds else math.floor(math.log(seconds) / math.log(SAME_SPEED))
 
 
 def plan_decode(
@@ -221,27 +79,32 @@ def _on_average(ladder: tuple[Rung, ...], fitting: Rung, budget_bytes: int) -> R
     """The rung that takes least time on average, its failure and what then follows counted: `fitting`, or a
     faster one that fits more likely than not.
     """
-    best, least = fitting, fitting.predicted_seconds
-    if least is None:
-        return fitting
+    best, least = fitting, _seconds(fitting)
     for rung in ladder[: ladder.index(fitting)]:
-        chance = _chance(rung.predicted, budget_bytes + rung.dropped_bytes)
-        if rung.predicted_seconds is None or chance < 0.5:
+        chance, seconds = _chance(rung.predicted, budget_bytes + rung.dropped_bytes), _seconds(rung)
+        if chance < 0.5 or (rung.dropped_bytes and rung.predicted_seconds is None):
             continue
         passes = math.ceil(rung.latent_frames / rung.frames_per_chunk)
-        failing = rung.predicted_seconds / passes + (fitting.predicted_seconds or 0.0)
-        seconds = chance * rung.predicted_seconds + (1 - chance) * failing
-        if seconds < WORTH_TRYING * least:
-            best, least = rung, seconds
+        failing = seconds / passes + _seconds(fitting)
+        on_average = chance * seconds + (1 - chance) * failing
+        if on_average < WORTH_TRYING * least:
+            best, least = rung, on_average
     return best
+
+
+def _seconds(rung: Rung) -> float:
+    """As predicted; in proportion only, before any decode was timed (then none of the ladder's was)."""
+    if rung.predicted_seconds is not None:
+        return rung.predicted_seconds
+    return UNTIMED.seconds(LatentShape(1, 1, rung.latent_frames, 1, 1), rung.frames_per_chunk)
 
 
 def _chance(predicted: PeakEstimate, budget_bytes: int) -> float:
     """Of fitting, at least: a half at the median that is expected, nearly all at the bound."""
+    if predicted.hoped_bytes is not None and budget_bytes >= predicted.hoped_bytes:
+        return CHANCE_OF_THE_UNKNOWN
     if budget_bytes < predicted.expected_bytes:
         return 0.0
-    if predicted.tentative:
-        return CHANCE_OF_THE_UNKNOWN
     above = budget_bytes - predicted.expected_bytes
     return 0.5 + 0.48 * min(1.0, above / max(1, predicted.upper_bytes - predicted.expected_bytes))
 

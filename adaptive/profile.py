@@ -106,7 +106,8 @@ def predict_peak(
         live_bytes = round((found.together if residuals.on_host else found.device) * latent_shape.area)
         host_bytes = 0 if residuals.on_host else round(found.parked * latent_shape.area)
     strategy = cut.strategy(frames)
-    estimate = residuals.estimate(traced.traits.family, traced.dtype, strategy, live_bytes)
+    known_by = traced.traits.family, traced.dtype, strategy
+    estimate = residuals.estimate(*known_by, live_bytes, cut.chunking(frames))
     return replace(estimate, host_bytes=host_bytes)
 
 

@@ -41,6 +41,12 @@ class SpeedModel:
         return law * self.corrections.get(_class_of(shape.frames, frames_per_chunk), 1.0)
 
 
+# Before anything was timed only proportions can be told: one frame at a time takes about a third longer than
+# all at once (a median of 1.36 in the 113 of tests/bench/results/recordings-*cpu.jsonl).
+UNTIMED = SpeedModel(work_seconds=1.0, step_seconds=0.0, border_seconds=0.4)
+GUESS_WEIGHT = 0.1  # of a decode that was timed
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """One decode that was timed."""
@@ -134,11 +140,16 @@ def speed_key(profile: MemoryProfile) -> str:
 def fit(timings: Sequence[Timing]) -> SpeedModel:
     """Least squares of relative errors over non-negative coefficients, then a correction for each chunk size.
 
-    Times span orders of magnitude: an absolute error would only see the longest.
+    Times span orders of magnitude: an absolute error would only see the longest. Ways that were never timed
+    are taken, with little weight, to stand to those that were as in `UNTIMED`: two batched decodes cannot
+    tell what a pass costs, and the law must not say that it costs nothing, or everything.
     """
-    rows = [_features(each.shape, each.frames_per_chunk) for each in timings]
-    scaled = [[f / each.seconds for f in row] for row, each in zip(rows, timings, strict=True)]
-    work, step, border = _non_negative(scaled)
+    seen = {_class_of(each.shape.frames, each.frames_per_chunk) for each in timings}
+    guesses = [guess for each in timings for guess in _guesses(each) if guess[0] not in seen]
+    supposed = [each for _, each in guesses]
+    weights = [1.0] * len(timings) + [GUESS_WEIGHT] * len(supposed)
+    rows = [_scaled(each) for each in [*timings, *supposed]]
+    work, step, border = _non_negative(rows, weights)
     law = SpeedModel(work, step, border)
     ratios: dict[int, list[float]] = {}
     for each in timings:
@@ -149,13 +160,27 @@ def fit(timings: Sequence[Timing]) -> SpeedModel:
     return SpeedModel(work, step, border, corrections)
 
 
-def _non_negative(rows: Sequence[Sequence[float]]) -> list[float]:
+def _scaled(timing: Timing) -> list[float]:
+    return [each / timing.seconds for each in _features(timing.shape, timing.frames_per_chunk)]
+
+
+def _guesses(timing: Timing) -> list[tuple[int, Timing]]:
+    """What the same decode would take in one call, and one frame at a time, in proportion."""
+    shape = timing.shape
+    unit = timing.seconds / UNTIMED.seconds(shape, timing.frames_per_chunk)
+    return [
+        (_class_of(shape.frames, size), Timing(shape, size, unit * UNTIMED.seconds(shape, size)))
+        for size in {1, shape.frames}
+    ]
+
+
+def _non_negative(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
     """Coefficients >= 0 that bring every row's sum nearest to one (coordinate descent on the normal
     equations).
     """
-    width = len(rows[0])
-    gram = [[sum(row[i] * row[j] for row in rows) for j in range(width)] for i in range(width)]
-    aim = [sum(row[i] for row in rows) for i in range(width)]
+    width, weighted = len(rows[0]), list(zip(rows, weights, strict=True))
+    gram = [[sum(w * row[i] * row[j] for row, w in weighted) for j in range(width)] for i in range(width)]
+    aim = [sum(w * row[i] for row, w in weighted) for i in range(width)]
     found = [0.0] * width
     for _ in range(SWEEPS):
         for i in range(width):

@@ -4,7 +4,7 @@ Frozen values without behaviour beyond what follows from their fields; no torch,
 process can plan. Sizes are bytes, times are seconds, and every field says its unit where it has one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import ceil
 
@@ -51,6 +51,14 @@ WHOLE_PICTURE = SpatialTiles()
 
 
 @dataclass(frozen=True, slots=True)
+class Chunking:
+    """How many latent frames there are, and how many of them are decoded at a time."""
+
+    latent_frames: int
+    frames_per_chunk: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """How a decode is cut up: latent frames a chunk, parts of the picture, and whether they join exactly."""
 
@@ -62,6 +70,10 @@ class Cut:
     def order(self) -> tuple[bool, int, int]:
         """Sorts cuts as a decode falls back: smaller chunks, then more tiles, then what changes pixels."""
         return not self.exact, self.tiles.count, -self.frames_per_chunk
+
+    def chunking(self, latent_frames: int) -> Chunking:
+        """The same in time, for a video of `latent_frames`."""
+        return Chunking(latent_frames, min(self.frames_per_chunk, latent_frames))
 
     def strategy(self, latent_frames: int) -> Strategy:
         """Name of the rung for a video of `latent_frames`."""
@@ -191,14 +203,30 @@ class PeakEstimate:
     `live_bytes`: tensors alive at the worst moment, exact. `expected_bytes` and `upper_bytes`: with the
     learned residual (workspace, fragmentation, what lies outside torch), as median and as the bound that
     plans are made with. `host_bytes`: activations parked in host memory, where that is not the device's.
-    `tentative`: hardly any decode has shown yet what this one needs beyond its live bytes.
+    `hoped_bytes`: where hardly any decode has shown yet what this one needs beyond its live bytes, what it
+    gets along with if lucky.
     """
 
     live_bytes: int
     expected_bytes: int
     upper_bytes: int
     host_bytes: int = 0
-    tentative: bool = False
+    hoped_bytes: int | None = None
+
+    @property
+    def tentative(self) -> bool:
+        """Whether hardly anything is known of decodes like this."""
+        return self.hoped_bytes is not None
+
+    def beside(self, kept_bytes: int) -> "PeakEstimate":
+        """With as many bytes that are held all the time."""
+        return replace(
+            self,
+            live_bytes=self.live_bytes + kept_bytes,
+            expected_bytes=self.expected_bytes + kept_bytes,
+            upper_bytes=self.upper_bytes + kept_bytes,
+            hoped_bytes=None if self.hoped_bytes is None else self.hoped_bytes + kept_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,6 +267,8 @@ def _margin_gauge(alive: list[WorkerRow]) -> Metric:
     )
     for report in (worker.device for worker in alive):
         for key, margin in (report.get("learned") or {}).get("margins", {}).items():
+            if not margin["observations"] and margin["too_little_ratio"] is None:
+                continue  # only other strategies tell of it
             labels = [str(report.get("name")), *key.split("/")]
             family.add_metric([*labels, "workspace"], margin["workspace_ratio"])
             family.add_metric([*labels, "fragmentation"], margin["fragmentation_ratio"])

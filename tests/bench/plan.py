@@ -33,7 +33,7 @@ BOUND_MILLISECONDS = 10.0
 def worker_device() -> dict[str, Any]:
     """What a worker with a 24 GB card reports once it has decoded some videos."""
     from adaptive.experience import Experience
-    from adaptive.types import LatentShape, MeasuredPeak, Strategy
+    from adaptive.types import Chunking, LatentShape, MeasuredPeak, Strategy
     from app.config import Settings, load_models
     from app.profiles import load
 
@@ -49,7 +49,12 @@ def worker_device() -> dict[str, Any]:
             live = profile.live_bytes(shape, size)
             measured = MeasuredPeak(round(draw.uniform(1.05, 1.3) * live), live // 20, 30_000_000)
             learned.residuals.observe(
-                profile.traits.family, profile.dtype, strategy, live_bytes=live, measured=measured
+                profile.traits.family,
+                profile.dtype,
+                strategy,
+                live_bytes=live,
+                measured=measured,
+                chunking=Chunking(frames, size),
             )
             seconds = 1e-4 * shape.area * frames * draw.uniform(0.95, 1.05) * (1 + 1 / size)
             learned.speeds.observe(profile, shape, size, seconds)

@@ -24,8 +24,9 @@ from typing import Any
 
 import recordings
 
-from adaptive.residuals import TRUSTED_OBSERVATIONS, Residuals
-from adaptive.types import LatentShape, MeasuredPeak, strategy_of
+from adaptive.margins import TRUSTED_OBSERVATIONS
+from adaptive.residuals import Residuals
+from adaptive.types import Cut, LatentShape, MeasuredPeak
 
 HERE = Path(__file__).parent
 OUT = HERE / "results"
@@ -147,16 +148,25 @@ def coverage(rows: Sequence[recordings.Row], seed: int = 0) -> dict[str, Any]:
     residuals, seen = Residuals("cpu"), dict[tuple[str, str], int]()
     ratios, missed = [], []
     for row in order:
-        strategy = strategy_of(row.frames_per_chunk, row.shape[2])
+        cut, frames = Cut(row.frames_per_chunk), row.shape[2]
+        strategy, chunking = cut.strategy(frames), cut.chunking(frames)
         key = (row.family, str(strategy))
         if seen.get(key, 0) >= TRUSTED_OBSERVATIONS:
-            upper = residuals.estimate(row.family, "float32", strategy, row.live_bytes).upper_bytes
+            known = residuals.estimate(row.family, "float32", strategy, row.live_bytes, chunking)
+            upper = known.upper_bytes
             ratios.append(upper / row.needed_bytes)
             if upper < row.needed_bytes:
                 missed.append({"decode": key, "upper_over_needed": round(ratios[-1], 3)})
         seen[key] = seen.get(key, 0) + 1
         measured = MeasuredPeak(row.allocated_bytes, row.fragmentation_bytes, row.outside_bytes)
-        residuals.observe(row.family, "float32", strategy, live_bytes=row.live_bytes, measured=measured)
+        residuals.observe(
+            row.family,
+            "float32",
+            strategy,
+            live_bytes=row.live_bytes,
+            measured=measured,
+            chunking=chunking,
+        )
     return {
         "cases": len(ratios),
         "covered": round(1 - len(missed) / len(ratios), 4),

@@ -1,12 +1,15 @@
 """Real decodes recorded: resident-set peaks and seconds of every rung, for `prediction.py` and `regret.py`.
 
-    python tests/bench/recordings.py [--shapes 12] [--model NAME ...] [--processes 2] [--quick] [--large]
+    python tests/bench/recordings.py [--shapes 12] [--model NAME ...] [--processes 2] [--quick]
+                                     [--large | --again]
 
 Each model runs in a process of its own (one thread), random shapes first, then every chunk size that the
 planner would consider. A decode's need is the growth of the resident set's high-water mark (`clear_refs`), in
 the parts that `adaptive.probe` tells; its time is processor time. Layers are wide and frames tall enough for
 oneDNN's own convolutions, as in any published model: below that torch unfolds every window. Rows are appended
-to `results/recordings-cpu.jsonl` as they come, and what is there already is not measured again.
+to `results/recordings-cpu.jsonl` as they come, and what is there already is not measured again: but with
+`--again` some of it is, in random order and several times, into `results/repeats-cpu.jsonl`, which tells how
+far the same decode takes the same memory.
 """
 
 from __future__ import annotations
@@ -28,10 +31,13 @@ from typing import Any
 HERE = Path(__file__).parent
 RECORDINGS = HERE / "results" / "recordings-cpu.jsonl"
 LARGE = HERE / "results" / "recordings-large-cpu.jsonl"
+REPEATS = HERE / "results" / "repeats-cpu.jsonl"
 MB = 10**6
 # Live bytes of the batched decode. A host's constant needs (pages, heaps) weigh little in the large ones.
 SMALL_BYTES = (16 * MB, 48 * MB)
 LARGE_BYTES = (100 * MB, 400 * MB)
+REPEATED = {RECORDINGS: 4, LARGE: 1}  # shapes of each model that are decoded again, the smallest ones
+TIMES = 4
 # Slow ones for their bytes: their large decodes are kept to the lower end.
 SLOW = ("wan-2.1",)
 
@@ -115,15 +121,10 @@ def measure(name: str, shapes: int, done: set[tuple[Any, ...]], live_bytes: tupl
 
     from adaptive.planner import Policy, chunk_sizes
     from adaptive.probe import open_probe
-    from adaptive.profile import profile_of
     from adaptive.types import LatentShape
 
-    torch.set_num_threads(1)
-    vae = build(name)
-    profile, probe, draw = profile_of(vae), open_probe("cpu"), random.Random(f"{name} 2")
-    warm_up = torch.randn(1, profile.traits.latent_channels, 3, 16, 2)  # code is loaded at first use
-    for chunk in (3, 1):
-        _decode(vae, warm_up, chunk)
+    vae, profile = _warmed_up(name)
+    probe, draw = open_probe("cpu"), random.Random(f"{name} 2")
     for _ in range(shapes):
         shape = random_shape(profile, draw, live_bytes)
         latents = torch.randn(shape)
@@ -134,6 +135,41 @@ def measure(name: str, shapes: int, done: set[tuple[Any, ...]], live_bytes: tupl
             live = profile.live_bytes(LatentShape(*shape), chunk, on_host=True)
             parts = (peak.allocated_bytes, peak.fragmentation_bytes, peak.outside_bytes)
             yield Row(name, profile.traits.family, shape, chunk, live, *parts, seconds)
+
+
+def measure_again(name: str) -> Iterator[Row]:
+    """Recorded rungs of the smallest shapes, `TIMES` each, in random order."""
+    import torch
+
+    from adaptive.probe import open_probe
+
+    vae, _ = _warmed_up(name)
+    probe, rows = open_probe("cpu"), list[Row]()
+    for path, shapes in REPEATED.items():
+        recorded = [row for row in load(path) if row.model == name]
+        smallest = sorted({row.shape for row in recorded}, key=math.prod)[:shapes]
+        rows += [row for row in recorded if row.shape in smallest]
+    rows *= TIMES
+    random.Random(name).shuffle(rows)
+    for row in rows:
+        peak, seconds = _run(vae, torch.randn(row.shape), row.frames_per_chunk, probe)
+        parts = (peak.allocated_bytes, peak.fragmentation_bytes, peak.outside_bytes)
+        yield Row(name, row.family, row.shape, row.frames_per_chunk, row.live_bytes, *parts, seconds)
+
+
+def _warmed_up(name: str) -> tuple[Any, Any]:
+    """The VAE and its profile, one thread; code that is loaded at first use is there."""
+    import torch
+
+    from adaptive.profile import profile_of
+
+    torch.set_num_threads(1)
+    vae = build(name)
+    profile = profile_of(vae)
+    warm_up = torch.randn(1, profile.traits.latent_channels, 3, 16, 2)
+    for chunk in (3, 1):
+        _decode(vae, warm_up, chunk)
+    return vae, profile
 
 
 def _run(vae: Any, latents: Any, chunk: int, probe: Any) -> tuple[Any, float]:
@@ -158,7 +194,7 @@ def _decode(vae: Any, latents: Any, chunk: int) -> None:
 def _record(name: str, shapes: int, path: Path) -> str:
     """Measure one model in a process of its own; the text of what went wrong, if anything."""
     command = [sys.executable, __file__, "--worker", name, "--shapes", str(shapes), "--out", str(path)]
-    command += ["--large"] if path == LARGE else []
+    command += {LARGE: ["--large"], REPEATS: ["--again"]}.get(path, [])
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -186,19 +222,27 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="three shapes a model")
     parser.add_argument("--large", action="store_true", help="decodes of 100 MB to 400 MB")
+    parser.add_argument("--again", action="store_true", help="recorded decodes, several times each")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     shapes = 3 if options.quick else options.shapes
-    out = options.out or (LARGE if options.large else RECORDINGS)
+    out = options.out or (REPEATS if options.again else LARGE if options.large else RECORDINGS)
     if options.worker is None:
         record(options.model, shapes, options.processes, out)
+        return
+    if options.again:
+        _tell(measure_again(options.worker))
         return
     done = {(row.model, row.shape, row.frames_per_chunk) for row in load(out)}
     live_bytes = LARGE_BYTES if options.large else SMALL_BYTES
     if options.large and options.worker in SLOW:
         live_bytes = (LARGE_BYTES[0], 2 * LARGE_BYTES[0])
-    for row in measure(options.worker, shapes, done, live_bytes):
+    _tell(measure(options.worker, shapes, done, live_bytes))
+
+
+def _tell(rows: Iterator[Row]) -> None:
+    for row in rows:
         print(json.dumps(asdict(row)), flush=True)  # noqa: T201
 
 

@@ -1,12 +1,14 @@
 """What is learned beyond live bytes, from observations given by hand."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from adaptive.experience import Experience
-from adaptive.residuals import COLD_MARGINS, Residuals
-from adaptive.types import MeasuredPeak, Strategy
+from adaptive.margins import COLD_MARGINS
+from adaptive.residuals import Residuals
+from adaptive.types import Chunking, MeasuredPeak, Strategy
 
 MIB = 2**20
 LIVE = 1000 * MIB
@@ -45,11 +47,64 @@ def test_observations_above_the_bound_widen_it_at_once() -> None:
     assert upper(residuals) > LIVE * 2.5
 
 
-def test_each_strategy_learns_for_itself() -> None:
+def test_a_strategy_of_which_nothing_is_known_is_as_careful_as_the_familys_others_were() -> None:
     residuals = Residuals("cpu")
     before = upper(residuals, CHUNKED)
     observe(residuals, [3.0], BATCHED)
-    assert upper(residuals, CHUNKED) == before
+    assert upper(residuals, CHUNKED) > 3 * LIVE > before
+    assert residuals.estimate("wan", "float32", CHUNKED, LIVE).upper_bytes == before
+    observe(residuals, [1.1] * 5, CHUNKED)
+    assert upper(residuals, CHUNKED) < before
+
+
+def test_where_one_strategy_failed_another_of_which_nothing_is_known_counts_as_no_better() -> None:
+    residuals = Residuals("cuda")
+    known = residuals.estimate("ltx", "float32", CHUNKED, LIVE)
+    assert known.hoped_bytes is not None
+    assert known.hoped_bytes < 2 * LIVE
+    residuals.out_of_memory("ltx", "float32", BATCHED, live_bytes=LIVE, free_bytes=2 * LIVE)
+    after = residuals.estimate("ltx", "float32", CHUNKED, LIVE)
+    assert after.expected_bytes >= 2 * LIVE
+    assert after.hoped_bytes is None, "nothing is tried that has just failed elsewhere"
+    observe(residuals, [1.2], CHUNKED)
+    assert residuals.estimate("ltx", "float32", CHUNKED, LIVE).expected_bytes < 2 * LIVE
+
+
+def alike(residuals: Residuals, ratio: float, live_bytes: int, chunking: Chunking) -> None:
+    measured = MeasuredPeak(round(live_bytes * ratio))
+    residuals.observe("ltx", "float32", CHUNKED, live_bytes=live_bytes, measured=measured, chunking=chunking)
+
+
+def test_the_very_same_decode_takes_again_what_it_took() -> None:
+    residuals, twos = Residuals("cpu"), Chunking(6, 2)
+    alike(residuals, 2.0, LIVE, twos)
+    same = residuals.estimate("ltx", "float32", CHUNKED, LIVE, twos)
+    assert same.expected_bytes == 2 * LIVE
+    assert 2 * LIVE < same.upper_bytes < 2.1 * LIVE
+    assert not same.tentative
+    assert residuals.estimate("ltx", "float32", CHUNKED, LIVE + 1, twos).upper_bytes > 2.1 * LIVE
+    assert residuals.estimate("ltx", "float32", CHUNKED, LIVE, Chunking(7, 2)).tentative
+
+
+def test_decodes_of_as_many_frames_in_as_large_chunks_tell_more_than_others_of_their_strategy() -> None:
+    residuals, twos, threes = Residuals("cpu"), Chunking(6, 2), Chunking(6, 3)
+    for size in range(1, 6):
+        alike(residuals, 2.8, size * LIVE, twos)
+        alike(residuals, 1.2, size * LIVE, threes)
+    live = 7 * LIVE
+    two, three = (residuals.estimate("ltx", "float32", CHUNKED, live, each) for each in (twos, threes))
+    assert three.upper_bytes < 1.5 * live < 2.8 * live < two.upper_bytes
+    assert residuals.estimate("ltx", "float32", CHUNKED, live, Chunking(9, 3)).upper_bytes > 2.8 * live
+
+
+def test_what_was_too_little_for_the_very_same_decode_is_remembered_for_longer() -> None:
+    residuals, twos = Residuals("cpu"), Chunking(6, 2)
+    kinds = {"live_bytes": LIVE, "free_bytes": 2 * LIVE, "chunking": twos}
+    residuals.out_of_memory("ltx", "float32", CHUNKED, **kinds)  # type: ignore[arg-type]
+    for _ in range(6):
+        alike(residuals, 1.1, LIVE // 2, Chunking(4, 2))
+    assert residuals.estimate("ltx", "float32", CHUNKED, LIVE, twos).upper_bytes > 2 * LIVE
+    assert residuals.estimate("ltx", "float32", CHUNKED, LIVE + 1, twos).upper_bytes < 2 * LIVE
 
 
 def test_an_out_of_memory_is_a_lower_bound_that_enough_successes_lift_again() -> None:
@@ -93,11 +148,13 @@ def test_a_process_that_only_plans_predicts_by_the_summary_as_the_worker_does() 
     residuals = Residuals("cuda:0")
     observe(residuals, [1.1, 1.3, 1.2])
     residuals.out_of_memory("ltx", "float32", CHUNKED, live_bytes=LIVE, free_bytes=2 * LIVE)
-    told = Residuals.from_summary("cuda:0", residuals.summary())
+    alike(residuals, 1.4, LIVE // 2, Chunking(6, 2))
+    told = Residuals.from_summary("cuda:0", json.loads(json.dumps(residuals.summary())))
     for strategy in Strategy:
-        assert told.estimate("ltx", "float32", strategy, LIVE) == residuals.estimate(
-            "ltx", "float32", strategy, LIVE
-        )
+        for chunking in (None, Chunking(6, 2), Chunking(6, 3)):
+            for live in (LIVE, LIVE // 2):
+                asked = "ltx", "float32", strategy, live, chunking
+                assert told.estimate(*asked) == residuals.estimate(*asked)
 
 
 def test_what_was_learned_survives_a_restart_on_the_same_device_and_build_only(tmp_path: Path) -> None:
@@ -115,7 +172,7 @@ def test_what_was_learned_survives_a_restart_on_the_same_device_and_build_only(t
 
 
 @pytest.mark.parametrize(
-    "content", [None, "{", '{"format": 1}', '{"format": 2, "device": "cpu", "build": ""}']
+    "content", [None, "{", '{"format": 1}', '{"format": 3, "device": "cpu", "build": ""}']
 )
 def test_a_file_that_is_not_understood_costs_learning_anew_and_no_start(
     tmp_path: Path, content: str | None

@@ -54,6 +54,17 @@ def test_nothing_timed_predicts_nothing_and_one_decode_something(ltx_profile: Me
     assert law.seconds(SHAPE, 8) == pytest.approx(2.0)
 
 
+def test_ways_that_were_never_timed_are_taken_to_be_somewhat_slower_or_faster(
+    ltx_profile: MemoryProfile,
+) -> None:
+    for size in (1, 8):
+        speeds = Speeds()
+        speeds.observe(ltx_profile, SHAPE, size, 2.0)
+        law = speeds.model(ltx_profile)
+        assert law is not None
+        assert 1.2 < law.seconds(SHAPE, 1) / law.seconds(SHAPE, 8) < 1.6
+
+
 def test_many_decodes_on_one_rung_do_not_crowd_out_what_another_taught(ltx_profile: MemoryProfile) -> None:
     speeds = timed(ltx_profile)
     for _ in range(200):

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from adaptive.margins import TRUSTED_OBSERVATIONS
 from adaptive.memory import MemoryProfile
 from adaptive.planner import PlanInputs, Policy, plan_decode, rungs
-from adaptive.residuals import TRUSTED_OBSERVATIONS, Residuals
+from adaptive.residuals import Residuals
 from adaptive.speed import SpeedModel
-from adaptive.types import Cut, DecodePlan, LatentShape, MeasuredPeak, MemoryReading, Strategy
+from adaptive.types import Chunking, Cut, DecodePlan, LatentShape, MeasuredPeak, MemoryReading, Strategy
 from app.plan_view import plan_json, rungs_json
 
 SHAPE = LatentShape(1, 16, 8, 100, 100)
@@ -32,7 +33,14 @@ def learned(ratios: list[float]) -> Residuals:
     residuals = Residuals("cpu")
     for ratio in ratios:
         measured = MeasuredPeak(round(ratio * LIVE))
-        residuals.observe("ltx", "float32", Strategy.BATCHED, live_bytes=LIVE, measured=measured)
+        residuals.observe(
+            "ltx",
+            "float32",
+            Strategy.BATCHED,
+            live_bytes=LIVE,
+            measured=measured,
+            chunking=Chunking(8, 8),
+        )
     return residuals
 
 
@@ -44,7 +52,7 @@ def test_what_is_expected_to_fit_is_tried_while_little_is_known(ltx_profile: Mem
     assert "needs probably" in tried.detail
     assert plan(ltx_profile, residuals, expected.expected_bytes - MB).frames_per_chunk == 4
     assert plan(ltx_profile, residuals, expected.expected_bytes, may_fail=False).frames_per_chunk == 4
-    assert plan(ltx_profile, residuals, expected.expected_bytes, speed=None).frames_per_chunk == 4
+    assert plan(ltx_profile, residuals, expected.expected_bytes, speed=None).frames_per_chunk == 8
 
 
 def test_the_ways_to_decode_say_which_one_is_tried(ltx_profile: MemoryProfile) -> None:

@@ -1,0 +1,161 @@
+"""The ladder: every way to decode that a policy allows, what each needs, how long it takes, whether it fits.
+
+Owns: rungs and their order. Must not know: torch, devices, jobs, how one is chosen (`adaptive.planner`). Pure
+arithmetic.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from adaptive.memory import MemoryProfile
+from adaptive.policy import Policy, cuts
+from adaptive.residuals import Residuals
+from adaptive.speed import SpeedModel
+from adaptive.types import (
+    WHOLE_PICTURE,
+    Cut,
+    LatentShape,
+    MemoryReading,
+    PeakEstimate,
+    SpatialTiles,
+    Strategy,
+)
+
+SAME_SPEED = 1.01
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One way to decode, with what it needs and whether it fits."""
+
+    latent_frames: int
+    frames_per_chunk: int
+    predicted: PeakEstimate
+    fits: bool
+    predicted_seconds: float | None
+    tiles: SpatialTiles = WHOLE_PICTURE
+    exact: bool = True
+    dropped_bytes: int = 0  # idle weights that leave the device first; see `PlanInputs.droppable_bytes`
+    reload_seconds: float = 0.0  # of `predicted_seconds`, what bringing them back takes
+
+    @property
+    def cut(self) -> Cut:
+        """How the decode is cut up."""
+        return Cut(self.frames_per_chunk, self.tiles, self.exact)
+
+    @property
+    def strategy(self) -> Strategy:
+        """The rung's name."""
+        return self.cut.strategy(self.latent_frames)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanInputs:
+    """What is known beside shape, reading and policy; all optional.
+
+    `speed` is a calibrated model (without one, larger chunks count as faster). `held_bytes` are the decode's
+    own live bytes while it runs, already missing from the free memory. `kept_output_bytes` must stay free of
+    streamed rungs for the video that the caller gathers. No cut before `at_most`, in the order of falling
+    back, is looked at. `droppable_bytes` of weights on the device are idle while decoding and can leave it, a
+    host copy kept: bringing them back costs `reload_seconds`. `host_budget_bytes` bounds what a layer sweep
+    parks in host memory beside another device. `may_fail`: an out-of-memory costs a chunk and nothing else,
+    so that a faster rung may be tried whose bound does not fit, where that takes less time on average.
+    """
+
+    residuals: Residuals | None = None
+    speed: SpeedModel | None = None
+    held_bytes: int = 0
+    kept_output_bytes: int = 0
+    at_most: Cut | None = None
+    droppable_bytes: int = 0
+    reload_seconds: float = 0.0
+    host_budget_bytes: int | None = None
+    may_fail: bool = False
+
+
+def budget_of(reading: MemoryReading, policy: Policy, held_bytes: int = 0) -> int:
+    """Bytes a decode may take: free memory less the reserve, plus what it holds already, at most the policy's
+    cap.
+    """
+    available = max(0, reading.free_bytes - policy.reserve_bytes) + held_bytes
+    return available if policy.budget_bytes is None else min(available, policy.budget_bytes)
+
+
+def rungs(
+    profile: MemoryProfile,
+    shape: LatentShape,
+    budget_bytes: int,
+    policy: Policy,
+    inputs: PlanInputs | None = None,
+    *,
+    whole_pictures: bool = False,
+) -> tuple[Rung, ...]:
+    """Every rung that the policy allows, fastest first, fitting or not: see `cuts` for the kinds' order.
+
+    Tiles that need no less memory than fewer tiles are left out. With `whole_pictures` only exact rungs
+    without tiles are looked at: the costs of tiles need not be known, which may have to be traced first.
+    """
+    inputs = inputs or PlanInputs()
+    found: list[Rung] = []
+    for cut in cuts(profile, shape, policy):
+        if whole_pictures and (cut.tiles.count > 1 or not cut.exact):
+            continue
+        if inputs.at_most is not None and cut.order < inputs.at_most.order:
+            continue
+        rung = _rung(profile, shape, cut, budget_bytes, inputs)
+        if cut.tiles.count > 1 and not _smaller_than_all(rung, found, policy):
+            continue
+        found.append(rung)
+        if inputs.droppable_bytes and not rung.fits and rung.exact and rung.tiles.count == 1:
+            found.append(_after_dropping(rung, budget_bytes, policy, inputs))
+    return tuple(sorted(found, key=_order))
+
+
+def _after_dropping(rung: Rung, budget_bytes: int, policy: Policy, inputs: PlanInputs) -> Rung:
+    """The same, with idle weights off the device: room that the policy's own cap still bounds."""
+    budget = budget_bytes + inputs.droppable_bytes
+    budget = budget if policy.budget_bytes is None else min(budget, policy.budget_bytes)
+    seconds = None if rung.predicted_seconds is None else rung.predicted_seconds + inputs.reload_seconds
+    return replace(
+        rung,
+        fits=_fits(rung.predicted, budget, inputs),
+        predicted_seconds=seconds,
+        dropped_bytes=inputs.droppable_bytes,
+        reload_seconds=0.0 if seconds is None else inputs.reload_seconds,
+    )
+
+
+def _rung(
+    profile: MemoryProfile, shape: LatentShape, cut: Cut, budget_bytes: int, inputs: PlanInputs
+) -> Rung:
+    predicted = profile.estimate_cut(shape, cut, inputs.residuals)
+    kept = 0 if cut.strategy(shape.frames) is Strategy.BATCHED else inputs.kept_output_bytes
+    if kept:
+        predicted = predicted.beside(kept)
+    plain = cut.tiles.count == 1 and cut.exact
+    seconds = inputs.speed.seconds(shape, cut.frames_per_chunk) if inputs.speed and plain else None
+    fits = _fits(predicted, budget_bytes, inputs)
+    return Rung(shape.frames, cut.frames_per_chunk, predicted, fits, seconds, cut.tiles, cut.exact)
+
+
+def _fits(predicted: PeakEstimate, budget_bytes: int, inputs: PlanInputs) -> bool:
+    host_bytes = inputs.host_budget_bytes
+    return predicted.upper_bytes <= budget_bytes and (
+        host_bytes is None or predicted.host_bytes <= host_bytes
+    )
+
+
+def _smaller_than_all(rung: Rung, before: list[Rung], policy: Policy) -> bool:
+    """Whether a rung of tiles is worth having: one that was asked for by name always is."""
+    rivals = [each for each in before if not policy.forced or each.tiles.count > 1]
+    return all(rung.predicted.upper_bytes < each.predicted.upper_bytes for each in rivals)
+
+
+def _order(rung: Rung) -> tuple[bool, int, float, int, int]:
+    seconds = _rounded(rung.predicted_seconds)
+    return not rung.exact, rung.tiles.count, seconds, -rung.frames_per_chunk, rung.dropped_bytes
+
+
+def _rounded(seconds: float | None) -> float:
+    """Order of magnitude in steps of one per cent, so that noise does not decide."""
+    return 0.0 if not seconds else math.floor(math.log(seconds) / math.log(SAME_SPEED))
