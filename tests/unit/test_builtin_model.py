@@ -18,11 +18,12 @@ from safetensors import safe_open
 import app.pipelines.builtin as builtin
 from app.pipelines.builtin import DEFAULTS, MODEL_FOLDER, refusal
 from app.pipelines.builtin.train import measure, vae
-from app.pipelines.builtin.train.clips import MOTIONS, PANS, ClipSize, ClipSource, Motion, recolour
+from app.pipelines.builtin.train.clips import MOTIONS, PANS, STILL, CropSource, Motion, recolour
 from app.pipelines.builtin.train.denoiser import Denoiser
-from app.pipelines.builtin.train.optim import Muon
 from app.pipelines.builtin.train.photos import HELD_OUT, TRAINING, Photo, Source
 from app.pipelines.builtin.train.prompts import DEFAULT_MOTION, build_tokenizer
+from app.pipelines.builtin.train.transform import Transform, fit
+from app.pipelines.builtin.train.wiring import CLASS_SIZE
 
 FOLDER_LIMIT_BYTES = 8_000_000
 DEMO_PHOTO = Path(builtin.__file__).parents[2] / "assets" / "demo.jpg"
@@ -89,8 +90,9 @@ def test_a_still_clip_is_the_photo(pipe: DiffusionPipeline, photo: Image.Image) 
     clip = _clip(pipe, photo, "still")
     wanted = _pixels(photo).expand_as(clip)
     assert clip.shape == (FRAMES, 3, SIDE_PX, SIDE_PX)
-    assert measure.psnr_db(clip, wanted) >= 24
-    assert min(measure.chroma_r2(clip, wanted)) >= 0.85
+    assert measure.psnr_db(clip, wanted) >= 26
+    assert min(measure.chroma_r2(clip, wanted)) >= 0.9
+    assert measure.grid_ratio(clip[-1]) / measure.grid_ratio(_pixels(photo)) <= 1.1
     assert measure.shift_px(clip[0], clip[-1]) == (0, 0)
 
 
@@ -101,7 +103,8 @@ def test_a_pan_moves_the_photo_as_told(pipe: DiffusionPipeline, photo: Image.Ima
     assert abs(x - motion.x * (FRAMES - 1)) <= 3
     assert abs(y - motion.y * (FRAMES - 1)) <= 3
     before, after = measure.overlap(_pixels(photo), clip[-1], x, y)
-    assert measure.correlation(before, after) >= 0.9
+    assert measure.correlation(before, after) >= 0.95
+    assert measure.sharpness(after) / measure.sharpness(before) >= 0.8
 
 
 @pytest.mark.parametrize("prompt", ["", "A nice photo of my cat, cinematic."])
@@ -124,7 +127,7 @@ ACCEPTED = {"prompt": "pan left", "height": 256, "width": 256, "frames": 17}
     ("change", "words"),
     [
         ({"prompt": "slowly ZOOM in"}, "cannot 'zoom'"),
-        ({"frames": 121}, "121 were asked for"),
+        ({"frames": 41}, "9, 17, 25 or 33 frames; 41 were asked for"),
         ({"height": 1024}, "height is 1024"),
         ({"width": 100}, "width is 100"),
         ({"width": 260}, "width is 260"),
@@ -136,7 +139,9 @@ def test_what_the_model_cannot_do_is_refused_in_words(change: dict[str, object],
     assert words in reason
 
 
-@pytest.mark.parametrize("change", [{}, {"prompt": ""}, {"frames": 9}, {"height": 128, "width": 512}])
+@pytest.mark.parametrize(
+    "change", [{}, {"prompt": ""}, {"frames": 9}, {"frames": 33}, {"height": 128, "width": 512}]
+)
 def test_what_the_model_can_do_is_not_refused(change: dict[str, object]) -> None:
     assert refusal(**{**ACCEPTED, **change}) is None  # type: ignore[arg-type]
 
@@ -163,66 +168,94 @@ def test_no_held_out_photo_is_trained_on_and_training_terms_are_free() -> None:
         assert trained.terms.startswith(("public domain", "CC0", "CC BY 2.0", "CC BY 4.0")), trained
 
 
-def _source(folder: Path) -> ClipSource:
+def _source(folder: Path) -> CropSource:
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((1200, 900)).save(folder / "noise.png")
-    return ClipSource([Photo("noise", Source.MATE, "noise.png", "ours")], folder)
+    return CropSource([Photo("noise", Source.MATE, "noise.png", "ours")], folder)
 
 
-@pytest.mark.parametrize("motion", MOTIONS, ids=lambda motion: motion.name)
-def test_a_training_clip_moves_by_whole_pixels(motion: Motion, tmp_path: Path) -> None:
-    clip = _source(tmp_path).clip(random.Random(3), motion, ClipSize(5, 48, 64))
-    for index in range(5):
-        before, after = measure.overlap(clip[:, 0], clip[:, index], motion.x * index, motion.y * index)
-        assert torch.equal(before, after)
+def test_a_training_square_is_cut_from_the_photo_in_its_range(tmp_path: Path) -> None:
+    source = _source(tmp_path)
+    first, again = (source.crop(random.Random(3), 192) for _ in range(2))
+    assert first.shape == (3, 192, 192)
+    assert torch.equal(first, again)
+    assert -1 <= float(first.min()) < float(first.max()) <= 1
 
 
 def test_turning_the_hue_keeps_the_luma() -> None:
-    grey_to_colour = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.4 - 0.2
+    grey_to_colour = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.4 - 0.2
     for seed in range(20):
         rng = random.Random(seed)
         turned = recolour(grey_to_colour, rng)
         if random.Random(seed).random() < 0.75 and turned.abs().max() < 1:
-            ratio = measure.luma(turned[:, 0]).std() / measure.luma(grey_to_colour[:, 0]).std()
+            ratio = measure.luma(turned).std() / measure.luma(grey_to_colour).std()
             assert 0.69 <= float(ratio) <= 1.21
 
 
-def _small_vae() -> AutoencoderKLLTXVideo:
-    torch.manual_seed(0)
-    return AutoencoderKLLTXVideo(**vae.CONFIG).eval()
+def _picture(height: int = 64, width: int = 96, seed: int = 2) -> torch.Tensor:
+    """[1, 3, height, width]: smooth colours and a little grain, so that the latents say nearly all of it."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, height // 8, width // 8, generator=generator) * 1.6 - 0.8
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
+    return (smooth + 0.02 * torch.randn(smooth.shape, generator=generator)).clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def transform() -> Transform:
+    return fit([_picture(128, 128, seed)[0] for seed in range(10, 26)], vae.PICTURE_CHANNELS)
+
+
+@pytest.fixture(scope="module")
+def wired(transform: Transform) -> AutoencoderKLLTXVideo:
+    return vae.wire_vae(transform)
 
 
 @torch.no_grad()
-def test_single_frames_folded_to_2d_are_the_same() -> None:
-    model = _small_vae()
-    image = torch.rand(1, 3, 1, 32, 32)
-    plain = model.decode(model.encode(image).latent_dist.mode()).sample
-    vae.fold_single_frames(model)
-    folded = model.decode(model.encode(image).latent_dist.mode()).sample
-    torch.testing.assert_close(folded, plain, atol=1e-4, rtol=0)
+def test_the_wired_autoencoder_computes_the_fitted_transform(
+    transform: Transform, wired: AutoencoderKLLTXVideo
+) -> None:
+    picture = _picture()
+    latents = wired.encode(picture[:, :, None]).latent_dist.mode()[:, :, 0]
+    wanted = transform.analyse(picture)
+    torch.testing.assert_close(latents[:, : vae.PICTURE_CHANNELS], wanted, atol=0.02, rtol=0.01)
+    assert not latents[:, vae.PICTURE_CHANNELS :].any()
+    made = wired.decode(latents[:, :, None]).sample[:, :, 0]
+    assert measure.psnr_db(made, transform.synthesise(latents[:, : vae.PICTURE_CHANNELS])) >= 45
+    assert measure.psnr_db(made, picture) >= 30
 
 
 @torch.no_grad()
-def test_an_inflated_vae_repeats_a_still_picture() -> None:
-    model = _small_vae()
-    image = torch.rand(1, 3, 1, 32, 32)
-    once = model.decode(model.encode(image).latent_dist.mode()).sample
-    vae.inflate(model)
-    clip = model.decode(model.encode(image.expand(-1, -1, 9, -1, -1)).latent_dist.mode()).sample
-    torch.testing.assert_close(clip, once.expand_as(clip), atol=1e-4, rtol=0)
+def test_a_clip_is_encoded_as_its_key_frames_are(wired: AutoencoderKLLTXVideo) -> None:
+    clip = torch.stack([torch.roll(_picture(), step, 3) for step in range(9)], 2)
+    latents = wired.encode(clip).latent_dist.mode()
+    for index in range(3):
+        alone = wired.encode(clip[:, :, 4 * index : 4 * index + 1]).latent_dist.mode()
+        torch.testing.assert_close(latents[:, :, index : index + 1], alone, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (128, 16, 3, 3, 3)], ids=str)
-def test_muon_steps_are_nearly_orthogonal(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.zeros(shape))
-    weight.grad = torch.randn(shape)
-    Muon([weight]).step(1.0)
-    matrix = weight.detach().flatten(1)
-    rows = 64 if len(shape) > 2 else shape[0]
-    blocks = matrix.view(-1, rows, matrix.shape[1])
-    values = torch.linalg.svdvals(blocks) / (0.2 * max(blocks.shape[1:]) ** 0.5)
-    assert 0.5 < float(values.min()) <= float(values.max()) < 1.4
+@torch.no_grad()
+@pytest.mark.parametrize("motion", MOTIONS, ids=lambda motion: motion.name)
+def test_the_decoder_moves_the_picture_between_key_frames(
+    wired: AutoencoderKLLTXVideo, motion: Motion
+) -> None:
+    first = wired.encode(_picture()[:, :, None]).latent_dist.mode()
+    clip = wired.decode(_carry(first, motion, 3, size=1.0)).sample[0]
+    still = wired.decode(first).sample[0, :, 0]
+    for index in range(9):
+        before, after = measure.overlap(still, clip[:, index], motion.x * index, motion.y * index)
+        inner = (slice(None), slice(16, -16), slice(16, -16))
+        assert measure.psnr_db(after[inner], before[inner].clamp(-1, 1)) >= 45, index
+
+
+@torch.no_grad()
+def test_a_pan_leaves_no_dark_line_at_the_edge_that_comes_into_view(wired: AutoencoderKLLTXVideo) -> None:
+    flat = torch.full((1, 3, 1, 64, 64), 0.7)
+    first = wired.encode(flat).latent_dist.mode()
+    still = wired.decode(_carry(first, STILL, 3, size=1.0)).sample
+    for motion in PANS:
+        moved = wired.decode(_carry(first, motion, 3, size=1.0)).sample
+        assert float((moved - still)[..., 16:-16, 16:-16].abs().max()) < 0.03
+        assert float((moved[:, :, 1:] - moved[:, :, :1]).abs().max()) < 0.3
 
 
 @pytest.fixture(scope="module")
@@ -230,15 +263,38 @@ def denoiser() -> Denoiser:
     return Denoiser()
 
 
-def _interior_error(denoiser: Denoiser, prompt: str, motion: Motion, sigma: float) -> float:
+def _carry(first: torch.Tensor, motion: Motion, count: int, size: float) -> torch.Tensor:
+    """What the denoiser should make, `count` latent frames, of the first [1, channels, 1, height, width].
+
+    Every latent frame moves one latent pixel further; what comes into view is the edge, repeated. From the
+    second on the pan's own channel holds `size`.
+    """
+    height, width = first.shape[-2:]
+    rows, columns = torch.arange(height), torch.arange(width)
+    frames = []
+    for step in range(count):
+        row = (rows - step * (motion.y > 0) + step * (motion.y < 0)).clamp(0, height - 1)
+        column = (columns - step * (motion.x > 0) + step * (motion.x < 0)).clamp(0, width - 1)
+        frames.append(first[:, :, 0, row][..., column])
+    clip = torch.stack(frames, 2)
+    if motion in PANS:
+        clip[:, vae.PICTURE_CHANNELS + PANS.index(motion), 1:] = size
+    return clip
+
+
+def _interior_error(
+    denoiser: Denoiser, prompt: str, motion: Motion, sigma: float, frames: int = 5, side: int = 12
+) -> float:
     """Root mean square error of the guessed latents, away from what the motion brings into view."""
     generator = torch.Generator().manual_seed(1)
-    first = torch.randn(1, vae.LATENT_CHANNELS, 1, 12, 12, generator=generator)
-    wanted = vae.carry(first, [motion], 5)
+    first = torch.randn(1, vae.LATENT_CHANNELS, 1, side, side, generator=generator)
+    first[:, vae.PICTURE_CHANNELS :] = 0
+    wanted = _carry(first, motion, frames, CLASS_SIZE)
     noisy = (1 - sigma) * wanted + sigma * torch.randn(wanted.shape, generator=generator)
     noisy[:, :, :1] = first
     guess = noisy - sigma * denoiser(noisy, sigma, [prompt])
-    return float((guess - wanted)[:, :, 1:, 4:-4, 4:-4].square().mean().sqrt())
+    inner = slice(frames - 1, 1 - frames)
+    return float((guess - wanted)[:, :, 1:, inner, inner].square().mean().sqrt())
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.5])
@@ -246,7 +302,14 @@ def _interior_error(denoiser: Denoiser, prompt: str, motion: Motion, sigma: floa
 def test_the_wired_denoiser_carries_the_first_frame_along(
     denoiser: Denoiser, motion: Motion, sigma: float
 ) -> None:
-    assert _interior_error(denoiser, motion.name, motion, sigma) < 0.05
+    assert _interior_error(denoiser, motion.name, motion, sigma) < 0.02
+
+
+@pytest.mark.parametrize("frames", [2, 3, 4, 7, 9])
+def test_the_first_frame_is_carried_through_clips_of_any_offered_length(
+    denoiser: Denoiser, frames: int
+) -> None:
+    assert _interior_error(denoiser, "pan up", PANS[2], 1.0, frames, side=20) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -255,13 +318,15 @@ def test_the_wired_denoiser_carries_the_first_frame_along(
         ("The camera slowly pans to the LEFT.", "pan left"),
         ("tilt upwards over the roofs of the old town, golden hour, film grain, 35 mm", "pan up"),
         ("a frozen lake", "still"),
+        ("pan left over a still life", "pan left"),
+        ("up, up and right", "pan right"),
         ("", DEFAULT_MOTION),
-        ("a cat on a roof " * 20, DEFAULT_MOTION),
+        ("a cat on a roof " * 25, DEFAULT_MOTION),
     ],
 )
 def test_one_word_of_a_prompt_decides_the_motion(denoiser: Denoiser, prompt: str, name: str) -> None:
     motion = next(motion for motion in MOTIONS if motion.name == name)
-    assert _interior_error(denoiser, prompt, motion, 1.0) < 0.05
+    assert _interior_error(denoiser, prompt, motion, 1.0) < 0.02
 
 
 def test_unknown_words_are_one_token_and_case_does_not_matter() -> None:

@@ -1,4 +1,4 @@
-"""The small trained model that Framefit ships: where it is, what it is asked by default, what it refuses.
+"""The small model that Framefit ships: where it is, what it is asked by default, what it refuses.
 
 Owns the promises of `MODEL_CARD.md` that code must keep. Never imports torch: the API process reads this too.
 """
@@ -36,7 +36,7 @@ def build(_folder: Path) -> Path:
     return MODEL_FOLDER
 
 
-FRAME_COUNTS = (9, 17)
+FRAME_COUNTS = (9, 17, 25, 33)
 SIDE_RANGE_PX = (128, 512)
 SIDE_STEP_PX = 32
 _BEYOND = re.compile(r"\b(zoom\w*|dolly\w*|orbit\w*|rotat\w*|spin\w*)\b", re.IGNORECASE)
@@ -53,7 +53,8 @@ def refusal(*, prompt: str, height: int, width: int, frames: int) -> str | None:
             sides = f"{low} to {high} pixels in steps of {SIDE_STEP_PX}"
             return f"the built-in model makes {sides}; {name} is {side}"
     if frames not in FRAME_COUNTS:
-        counts = " or ".join(map(str, FRAME_COUNTS))
+        *fewer, most = map(str, FRAME_COUNTS)
+        counts = f"{', '.join(fewer)} or {most}"
         return f"the built-in model makes {counts} frames; {frames} were asked for"
     if beyond := _BEYOND.search(prompt):
         can = "pans left, right, up or down, or holds still"

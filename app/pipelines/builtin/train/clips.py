@@ -1,7 +1,6 @@
-"""Short moving clips cut from still photographs, in as many colours as there are clips.
+"""The motions the model makes, and squares cut from photographs, in as many colours as there are squares.
 
-Owns motions, cropping and colour augmentation. A clip is a window sliding over a photo by whole pixels, so
-that nothing is interpolated and the true motion is known exactly. Knows nothing of models.
+Owns motions, cropping and colour augmentation. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -41,39 +40,23 @@ PANS = (
 MOTIONS = (STILL, *PANS)
 
 
-@dataclass(frozen=True, slots=True)
-class ClipSize:
-    """A clip's extent: frames and pixels."""
-
-    frames: int
-    height: int
-    width: int
-
-
-class ClipSource:
-    """Cuts clips from photos held at several sizes, as [3, frames, height, width] float32 in -1..1."""
+class CropSource:
+    """Cuts squares from photos held at several sizes."""
 
     def __init__(self, photos: Sequence[Photo], backgrounds: Path) -> None:
         self._sizes: list[list[Pixels]] = [_scaled(load(photo, backgrounds)) for photo in photos]
         self._weights = [photo.weight for photo in photos]
 
-    def clip(self, rng: random.Random, motion: Motion, size: ClipSize) -> torch.Tensor:
-        """One clip with `motion`, recoloured and mirrored at random."""
-        reach_x, reach_y = abs(motion.x) * (size.frames - 1), abs(motion.y) * (size.frames - 1)
-        need_w, need_h = size.width + reach_x, size.height + reach_y
-        pixels = self._pick(rng, need_h, need_w)
+    def crop(self, rng: random.Random, side_px: int) -> torch.Tensor:
+        """One square [3, side, side], float32 in -1..1, recoloured, mirrored and turned at random."""
+        pixels = self._pick(rng, side_px)
         height, width = pixels.shape[:2]
-        left = rng.randint(0, width - need_w) + max(0, motion.x) * (size.frames - 1)
-        top = rng.randint(0, height - need_h) + max(0, motion.y) * (size.frames - 1)
-        frames = []
-        for index in range(size.frames):
-            x, y = left - motion.x * index, top - motion.y * index
-            frames.append(pixels[y : y + size.height, x : x + size.width])
-        clip = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
-        return recolour(clip, rng)
+        left, top = rng.randint(0, width - side_px), rng.randint(0, height - side_px)
+        square = pixels[top : top + side_px, left : left + side_px].copy()
+        return recolour(torch.from_numpy(square).permute(2, 0, 1).float() / 127.5 - 1, rng)
 
-    def _pick(self, rng: random.Random, need_h: int, need_w: int) -> Pixels:
-        """A photo at a random size that holds the window, mirrored or turned by a quarter at random."""
+    def _pick(self, rng: random.Random, side_px: int) -> Pixels:
+        """A photo at a random size that holds the square, mirrored or turned by a quarter at random."""
         while True:
             sizes = rng.choices(self._sizes, self._weights)[0]
             pixels = rng.choice(sizes)
@@ -81,7 +64,7 @@ class ClipSource:
                 pixels = pixels[:, ::-1]
             if rng.random() < 0.3:
                 pixels = pixels.transpose(1, 0, 2)
-            if pixels.shape[0] >= need_h and pixels.shape[1] >= need_w:
+            if min(pixels.shape[:2]) >= side_px:
                 return pixels
 
 
@@ -103,8 +86,8 @@ TO_LUMA_CHROMA = torch.tensor(
 FROM_LUMA_CHROMA = torch.linalg.inv(TO_LUMA_CHROMA)
 
 
-def recolour(clip: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Turn hue and saturation, contrast and brightness of a [3, frames, height, width] clip at random.
+def recolour(picture: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Turn hue and saturation, contrast and brightness of a picture [3, height, width] at random.
 
     Few photographs hold few colours: without this a narrow bottleneck drops a whole chroma axis unpunished.
     """
@@ -115,8 +98,8 @@ def recolour(clip: torch.Tensor, rng: random.Random) -> torch.Tensor:
         chroma[1:, 1:] = torch.tensor([[cos, -sin], [sin, cos]])
     contrast = rng.uniform(0.7, 1.2) if rng.random() < 0.5 else 1.0
     matrix = contrast * (FROM_LUMA_CHROMA @ chroma @ TO_LUMA_CHROMA)
-    clip = torch.einsum("ij,jthw->ithw", matrix, clip)
+    picture = torch.einsum("ij,jhw->ihw", matrix, picture)
     if rng.random() < 0.4:
         tint = torch.tensor([rng.gauss(0, 0.08) for _ in range(3)]) + rng.uniform(-0.15, 0.15)
-        clip = clip + tint[:, None, None, None]
-    return clip.clamp(-1, 1)
+        picture = picture + tint[:, None, None]
+    return picture.clamp(-1, 1)

@@ -19,7 +19,8 @@ from app.pipelines.builtin.train.prompts import (
     build_tokenizer,
     ids_for,
 )
-from app.pipelines.builtin.train.vae import KEY_FRAME_EVERY, LATENT_CHANNELS, SPATIAL_PX
+from app.pipelines.builtin.train.transform import BLOCK_PX
+from app.pipelines.builtin.train.vae import KEY_FRAME_EVERY, LATENT_CHANNELS
 from app.pipelines.builtin.train.wiring import wire
 
 HEADS, HEAD_DIM, LAYERS, TEXT_DIM = 2, 60, 5, 64
@@ -56,7 +57,7 @@ class Denoiser(nn.Module):
         words = [(motion, ids_for(motion)) for motion in MOTIONS]
         default = next(motion for motion in MOTIONS if motion.name == DEFAULT_MOTION)
         end = (default, VOCABULARY.index(END))
-        wire(self.transformer, self.text_encoder, words, end, KEY_FRAME_EVERY / FRAMES_PER_SECOND, SPATIAL_PX)
+        wire(self.transformer, self.text_encoder, words, end, KEY_FRAME_EVERY / FRAMES_PER_SECOND, BLOCK_PX)
 
     @torch.no_grad()
     def forward(self, noisy: torch.Tensor, sigma: float, prompts: list[str]) -> torch.Tensor:
@@ -75,7 +76,7 @@ class Denoiser(nn.Module):
             num_frames=frames,
             height=height,
             width=width,
-            rope_interpolation_scale=(KEY_FRAME_EVERY / FRAMES_PER_SECOND, SPATIAL_PX, SPATIAL_PX),
+            rope_interpolation_scale=(KEY_FRAME_EVERY / FRAMES_PER_SECOND, BLOCK_PX, BLOCK_PX),
             return_dict=False,
         )[0]
         velocity: torch.Tensor = packed.transpose(1, 2).reshape(noisy.shape)

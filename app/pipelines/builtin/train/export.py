@@ -24,12 +24,9 @@ def export(vae: AutoencoderKLLTXVideo, denoiser: Denoiser, folder: Path) -> None
     """Write the pipeline to `folder`: float16, but for the tiny text encoder."""
     if folder.exists():
         shutil.rmtree(folder)
-    silence_posterior(vae)
-    plain = AutoencoderKLLTXVideo(**{k: v for k, v in vae.config.items() if not k.startswith("_")})
-    plain.load_state_dict(vae.state_dict())
     pipe = LTXImageToVideoPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SCHEDULER_SHIFT),
-        vae=plain,
+        vae=vae,
         text_encoder=denoiser.text_encoder,
         tokenizer=denoiser.tokenizer,
         transformer=denoiser.transformer,
@@ -40,14 +37,3 @@ def export(vae: AutoencoderKLLTXVideo, denoiser: Denoiser, folder: Path) -> None
     pipe.save_pretrained(folder, safe_serialization=True)
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)
-
-
-@torch.no_grad()
-def silence_posterior(vae: AutoencoderKLLTXVideo) -> None:
-    """Give every latent the least variance: the pipeline samples the photo's latents, and noise helps nobody.
-
-    The encoder's last channel is the log variance, which diffusers clamps at -30.
-    """
-    conv = vae.encoder.conv_out.conv
-    conv.weight[-1].zero_()
-    conv.bias[-1] = -30.0

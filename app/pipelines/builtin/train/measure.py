@@ -1,17 +1,14 @@
 """Numbers that say how good pictures are: PSNR, chroma, shift between two frames, sharpness.
 
-Pure functions of arrays, and one score of a VAE. Knows nothing of training.
+Pure functions of arrays. Knows nothing of training.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLLTXVideo
 
-from app.pipelines.builtin.train.clips import PAN_SPEED_PX, TO_LUMA_CHROMA
+from app.pipelines.builtin.train.clips import TO_LUMA_CHROMA
 
 
 def psnr_db(made: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -28,50 +25,6 @@ def chroma_r2(made: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
     whole = (b - b.mean(1, keepdim=True)).square().sum(1)
     cb, cr = (1 - left / whole).tolist()
     return cb, cr
-
-
-@dataclass(frozen=True, slots=True)
-class VaeScore:
-    """PSNR of images, of still clips and of panning clips, the latter also where the pan is only a shift of
-    content latents; chroma kept by still clips."""
-
-    image_db: float
-    still_db: float
-    pan_db: float
-    chroma: tuple[float, float]
-    noise: float
-
-    def __str__(self) -> str:
-        return (
-            f"image {self.image_db:.2f} still {self.still_db:.2f} pan {self.pan_db:.2f} dB,"
-            f" chroma {self.chroma[0]:.2f} {self.chroma[1]:.2f}, latent noise {self.noise:.3f}"
-        )
-
-
-@torch.no_grad()
-def score_vae(vae: AutoencoderKLLTXVideo, photos: torch.Tensor) -> VaeScore:
-    """Score on [n, 3, height, width] photos in -1..1, by clips of 9 frames 64x64 cut from their middles."""
-    half_h, half_w = photos.shape[2] // 2, photos.shape[3] // 2
-    window = photos[:, :, half_h - 32 : half_h + 32, half_w - 40 : half_w + 40]
-    still = window[:, :, None, :, 8:72].expand(-1, -1, 9, -1, -1)
-    pan = torch.stack([window[..., PAN_SPEED_PX * t : PAN_SPEED_PX * t + 64] for t in range(9)], 2)
-    posterior = vae.encode(still).latent_dist
-    noise = float((posterior.std.mean((0, 2, 3, 4)) / posterior.mean.std((0, 2, 3, 4))).mean())
-    made = _round_trip(vae, still)
-    image = photos[:, :, None]
-    return VaeScore(
-        psnr_db(_round_trip(vae, image), image),
-        psnr_db(made, still),
-        psnr_db(_round_trip(vae, pan), pan),
-        chroma_r2(made, still),
-        noise,
-    )
-
-
-def _round_trip(vae: AutoencoderKLLTXVideo, clip: torch.Tensor) -> torch.Tensor:
-    latents = vae.encode(clip).latent_dist.mode()
-    made: torch.Tensor = vae.decode(latents, return_dict=False)[0]
-    return made
 
 
 def block_psnr_db(made: torch.Tensor, wanted: torch.Tensor, block_px: int = 16) -> float:

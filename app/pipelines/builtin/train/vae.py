@@ -1,305 +1,211 @@
-"""The built-in model's VAE: its shape, its loss and its two stages of training (still images, then clips).
+"""The built-in model's autoencoder: an unmodified `AutoencoderKLLTXVideo` whose every weight is written down.
 
-Owns everything up to a frozen `AutoencoderKLLTXVideo`. Knows nothing of the denoiser.
+Owns its shape and its wiring. Knows nothing of the denoiser, nor of where the transform comes from.
+
+Every latent frame is one key frame (0, 4, 8 and so on) as an image, through the linear `Transform`, and
+beside it four channels that say which way the picture moves: 1 in one of them, or 0 in all for a still. The
+decoder makes each key frame's image, and the three frames before it by moving pictures: at 4-pixel cells the
+frame half way by one cell, then at 2-pixel cells the frames a quarter way. Each of these moves is a residual
+block that adds, where its motion is on, the cell beside in the frame before less the cell itself. At the
+picture's edge there is no cell beside, and the frame keeps what the key frame shows there.
+
+A network of SiLUs and norms is made to do linear things by two means:
+
+- A constant far larger than the picture rides along, so that RMSNorm divides by a constant, and SiLU sees
+  values so small that it only halves them.
+- Inside a block the second norm is the switch: a channel far larger than the constant, wherever the motion
+  is off, makes the norm divide everything else away.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-import random
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLLTXVideo
-from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from app.pipelines.builtin.train.clips import MOTIONS, STILL, TO_LUMA_CHROMA, ClipSize, ClipSource, Motion
-from app.pipelines.builtin.train.measure import VaeScore, score_vae
-from app.pipelines.builtin.train.optim import Trainer
+from app.pipelines.builtin.train.clips import PANS, Motion
+from app.pipelines.builtin.train.transform import BLOCK_PX, Transform, luma_and_chroma_weights
+from app.pipelines.builtin.train.wiring import CLASS_SIZE
 
-log = logging.getLogger(__name__)
-
-LATENT_CHANNELS = 48
-SPATIAL_PX, KEY_FRAME_EVERY = 8, 4
+PICTURE_CHANNELS = 52
+LATENT_CHANNELS = PICTURE_CHANNELS + len(PANS)
+KEY_FRAME_EVERY = 4
+WIDTH, FINE_WIDTH = 64, 16
 CONFIG = {
     "latent_channels": LATENT_CHANNELS,
     "patch_size": 2,
-    "block_out_channels": (32, 64),
-    "layers_per_block": (1, 0, 1),
+    "block_out_channels": (WIDTH, WIDTH),
+    "layers_per_block": (0, 0, 0),
     "down_block_types": ("LTXVideoDownBlock3D",) * 2,
     "spatio_temporal_scaling": (True, True),
     "downsample_type": ("conv", "conv"),
-    "decoder_block_out_channels": (32, 64),
-    "decoder_layers_per_block": (1, 1, 1),
+    "decoder_block_out_channels": (WIDTH, WIDTH),
+    "decoder_layers_per_block": (len(PANS), len(PANS), 0),
     "decoder_spatio_temporal_scaling": (True, True),
     "decoder_inject_noise": (False,) * 3,
-    "upsample_residual": (True, True),
-    "upsample_factor": (1, 1),
+    "upsample_residual": (False, False),
+    "upsample_factor": (WIDTH // FINE_WIDTH, 1),
     "encoder_causal": True,
     "decoder_causal": False,
 }
 
-KL_WEIGHT = 2e-5
-PEAK_LEARNING_RATE = 3e-3
+PATCH = 12  # values of a 2x2 cell in three colours
+CELL = 4 * PATCH  # of a 4x4 cell
+FINE_CELL = PATCH - 1  # of the 12, principal components; the last says nothing
+ENCODER_CONSTANT, CONSTANT, INNER_CONSTANT, OFF = 32768.0, 4096.0, 128.0, 32768.0
+INNER_GAIN = 64.0
+# Where SiLU is least: what a motion's channel is when it is on, so that a small error changes nothing.
+LEAST_AT, LEAST = -1.2784645, -0.2784645
+LEAST_LOG_VARIANCE = -30.0
 
 
-@dataclass(frozen=True, slots=True)
-class ClipCycle:
-    """One rise and fall of the decoder's learning rate.
+class Cells:
+    """Which channels of a decoder's grid hold what: the picture, the motions' switches, what is passed on."""
 
-    `texture_weight` is how much the amount of detail counts; `carried` the part of the batches that is
-    decoded from what the denoiser hands over, instead of from encoded key frames.
-    """
-
-    steps: int
-    hold_steps: int
-    peak: float
-    texture_weight: float
-    carried: float
-
-
-CLIP_CYCLES = (ClipCycle(620, 330, 2e-3, 0.4, 0.0), ClipCycle(110, 50, 8e-4, 0.6, 0.5))
+    def __init__(self, width: int, picture: int, passes: bool) -> None:
+        self.width, self.picture = width, picture
+        self.switches = picture
+        self.passed = picture + len(PANS)
+        self.constant = self.passed + (len(PANS) if passes else 0)
+        # A switch is +-`switch`; four of them and the constant make up the norm, so that on is LEAST_AT.
+        part = LEAST_AT**2 / width
+        self.switch = CONSTANT * math.sqrt(part / (1 - len(PANS) * part))
+        self.rms = math.sqrt((CONSTANT**2 + len(PANS) * self.switch**2) / width)
 
 
-def train_on_images(
-    train: ClipSource, held_out: torch.Tensor, steps: int, seed: int
-) -> AutoencoderKLLTXVideo:
-    """A VAE of single images: most of the picture, at a tenth of a clip's cost.
-
-    `held_out` is [n, 3, height, width] in -1..1.
-    """
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
-    vae = AutoencoderKLLTXVideo(**CONFIG)
-    fold_single_frames(vae)
-    trainer = _trainer(vae, PEAK_LEARNING_RATE, steps, 3 * steps // 10)
-    _run(trainer, steps, functools.partial(_image_loss, vae, train, rng), held_out, "images")
-    return trainer.average
-
-
-def turn_to_clips(vae: AutoencoderKLLTXVideo, train: ClipSource, seed: int) -> None:
-    """Make a VAE of images one of clips, in place: every latent frame is a key frame's image.
-
-    The encoder is final from here on. A pan by one latent pixel a latent frame is just a shift of the first
-    frame's latents, which is easy to denoise, and sharp.
-    """
-    see_key_frames(vae)
-    inflate(vae)
-    fold_single_frames(vae)
-    vae.requires_grad_(False)
-    set_latent_statistics(vae, train, random.Random(seed))
-
-
-def load_clip_vae(folder: Path) -> AutoencoderKLLTXVideo:
-    """A VAE already turned to clips, ready to be used or trained further."""
-    vae = AutoencoderKLLTXVideo.from_pretrained(folder)
-    fold_single_frames(vae)
-    return vae.requires_grad_(False)
-
-
-def train_on_clips(
-    vae: AutoencoderKLLTXVideo, train: ClipSource, held_out: torch.Tensor, cycle: ClipCycle, seed: int
-) -> AutoencoderKLLTXVideo:
-    """Teach the decoder of a VAE turned to clips to fill in the frames between key frames."""
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
-    vae.decoder.requires_grad_(True)
-    trainer = _trainer(vae, cycle.peak, cycle.steps, cycle.hold_steps)
-    loss_of = functools.partial(_clip_loss, vae, train, rng, cycle)
-    _run(trainer, cycle.steps, loss_of, held_out, "clips")
-    return trainer.average
-
-
-def fold_single_frames(vae: AutoencoderKLLTXVideo) -> None:
-    """Convolve one frame in 2D: padding repeats that frame, so a kernel summed over time is exact."""
-
-    def forward(conv: LTXVideoCausalConv3d, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.shape[2] != 1:
-            made: torch.Tensor = type(conv).forward(conv, hidden_states)
-            return made
-        inner = conv.conv
-        kernel, stride, padding = inner.weight.sum(2), inner.stride[1:], inner.padding[1:]
-        return F.conv2d(hidden_states[:, :, 0], kernel, inner.bias, stride, padding)[:, :, None]
-
-    for module in vae.modules():
-        if isinstance(module, LTXVideoCausalConv3d):
-            module.forward = functools.partial(forward, module)
+CELLS = Cells(WIDTH, CELL, passes=True)
+FINE_CELLS = Cells(FINE_WIDTH, FINE_CELL, passes=False)
 
 
 @torch.no_grad()
-def see_key_frames(vae: AutoencoderKLLTXVideo) -> None:
-    """Make the encoder of an image VAE encode, exactly as images, frames 0, 4, 8 and so on of a clip.
+def wire_vae(transform: Transform) -> AutoencoderKLLTXVideo:
+    """The autoencoder that computes `transform` and moves pictures."""
+    vae: Any = AutoencoderKLLTXVideo(**CONFIG)
+    for parameter in vae.parameters():
+        parameter.zero_()
+    order = _block_order()
+    _wire_encoder(vae.encoder, transform, order)
+    _wire_decoder(vae.decoder, transform, order)
+    vae.latents_mean.zero_()
+    vae.latents_std[:PICTURE_CHANNELS] = transform.deviation
+    vae.latents_std[PICTURE_CHANNELS:] = 1 / CLASS_SIZE
+    result: AutoencoderKLLTXVideo = vae.eval()
+    return result
 
-    Causal kernels end at the frame they stand on, and striding keeps every second one: a kernel's sum at its
-    last place in time sees the key frames alone, and gives on single images what it gave before.
+
+def _block_order() -> torch.Tensor:
+    """[48, 2, 2]: the transform's index of each value of a 4x4 cell, in each of a block's four cells.
+
+    A cell's values are ordered patch value, row, column of the 2x2 patch; a patch's as diffusers unpacks it:
+    colour, column, row.
     """
-    for module in vae.encoder.modules():
-        if isinstance(module, LTXVideoCausalConv3d):
-            weight = module.conv.weight
-            whole = weight.sum(2)
-            weight.zero_()
-            weight[:, :, -1] = whole
+    index = torch.arange(3 * BLOCK_PX**2).view(3, 2, 2, 2, 2, 2, 2)
+    colour, row, patch_row, inner_row, column, patch_column, inner_column = range(7)
+    order = index.permute(colour, inner_column, inner_row, patch_row, patch_column, row, column)
+    return order.reshape(CELL, 2, 2)
 
 
-@torch.no_grad()
-def encode_key_frames(vae: AutoencoderKLLTXVideo, clips: torch.Tensor) -> torch.Tensor:
-    """Latents [b, c, key frames, height / 8, width / 8] of [b, 3, frames, height, width]."""
-    frames = clips[:, :, ::KEY_FRAME_EVERY].transpose(1, 2)
-    latents: torch.Tensor = vae.encode(frames.flatten(0, 1)[:, :, None]).latent_dist.mode()
-    batch, count = frames.shape[:2]
-    return latents.view(batch, count, *latents.shape[1:2], *latents.shape[3:]).transpose(1, 2)
+def _wire_encoder(encoder: Any, transform: Transform, order: torch.Tensor) -> None:
+    """Patches to 4x4 cells to blocks' latents. Causal kernels see the key frames alone at their last place.
 
-
-@torch.no_grad()
-def inflate(vae: AutoencoderKLLTXVideo) -> None:
-    """Make a VAE trained on single images repeat them in time.
-
-    An upsampler makes two frames of one and drops the first, so single images never train the weights of the
-    earlier one. They get a copy of the later one's, corrected at the kernel's centre for the residual path,
-    which hands the two frames different input channels. Output channels are ordered
-    [c, time 2, height 2, width 2].
+    Striding pads one in front: a kernel's later two places are the two by two values that it gathers.
     """
-    for block in vae.decoder.up_blocks:
-        conv = block.upsamplers[0].conv.conv
-        for tensor in (conv.weight, conv.bias):
-            pairs = tensor.view(-1, 2, 4, *tensor.shape[1:])
-            pairs[:, 0] = pairs[:, 1]
-        residual_channels = conv.in_channels // 8
-        for out in range(conv.out_channels):
-            channel, phase = divmod(out, 8)
-            if phase < 4:
-                source = channel % residual_channels * 8 + phase
-                conv.weight[out, source + 4, 1, 1, 1] += 1
-                conv.weight[out, source, 1, 1, 1] -= 1
+    patch = torch.arange(PATCH)
+    encoder.conv_in.conv.weight[patch, patch, -1, 1, 1] = 1
+    gather, combine = (block.downsamplers[0].conv for block in encoder.down_blocks)
+    for row in range(2):
+        for column in range(2):
+            gather.weight[patch * 4 + row * 2 + column, patch, -1, 1 + row, 1 + column] = 1
+            part = transform.basis[order[:, row, column]]
+            combine.weight[:PICTURE_CHANNELS, :CELL, -1, 1 + row, 1 + column] = part.T
+    combine.bias[:PICTURE_CHANNELS] = -transform.basis.T @ transform.mean
+    combine.bias[-1] = ENCODER_CONSTANT
+    rms = ENCODER_CONSTANT / math.sqrt(WIDTH)
+    latent = torch.arange(PICTURE_CHANNELS)
+    encoder.conv_out.conv.weight[latent, latent, -1, 1, 1] = 2 * rms
+    # The pipeline samples the photo's latents, and noise helps nobody. diffusers clamps here.
+    encoder.conv_out.conv.bias[-1] = LEAST_LOG_VARIANCE
 
 
-@torch.no_grad()
-def set_latent_statistics(vae: AutoencoderKLLTXVideo, train: ClipSource, rng: random.Random) -> None:
-    """Write each latent channel's mean and deviation over clips, which the pipeline normalises by."""
-    size = ClipSize(9, 64, 64)
-    clips = torch.stack([train.clip(rng, MOTIONS[i % len(MOTIONS)], size) for i in range(80)])
-    latents = encode_key_frames(vae, clips)
-    vae.latents_mean.copy_(latents.mean((0, 2, 3, 4)))
-    vae.latents_std.copy_(latents.std((0, 2, 3, 4)))
+def _wire_decoder(decoder: Any, transform: Transform, order: torch.Tensor) -> None:
+    latent = torch.arange(LATENT_CHANNELS)
+    decoder.conv_in.conv.weight[latent, latent, 1, 1, 1] = 1
+    coarse, fine = decoder.up_blocks
+    _wire_coarse_cells(coarse.upsamplers[0].conv.conv, transform, order)
+    to_fine = _fine_basis(transform, order)
+    _wire_fine_cells(fine.upsamplers[0].conv.conv, to_fine)
+    for block, cells in ((coarse, CELLS), (fine, FINE_CELLS)):
+        for index, motion in enumerate(PANS):
+            _wire_move(block.resnets[index], cells, index, motion)
+    out = decoder.conv_out.conv
+    out.weight[:, :FINE_CELL, 1, 1, 1] = 2 * FINE_CELLS.rms * to_fine
 
 
-def reconstruction_loss(clip: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-    """Absolute and squared error, edges in space and time, chroma, and the means of 8-pixel blocks."""
-    error = made - clip
-    loss: torch.Tensor = error.abs().mean() + error.square().mean()
-    for dim in (2, 3, 4):
-        if error.shape[dim] > 1:
-            loss = loss + 0.2 * error.diff(dim=dim).abs().mean()
-    chroma = torch.einsum("ij,bjthw->bithw", TO_LUMA_CHROMA[1:], error)
-    loss = loss + 0.75 * chroma.abs().mean()
-    return loss + 0.5 * F.avg_pool3d(error, (1, 8, 8)).abs().mean()
+def _phases(conv: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """An upsampler's kernel [channel, time, row, column, in, 3, 3, 3] and bias, by the phase they make.
 
-
-def texture_loss(clip: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
-    """How far the luma detail in blocks of 8 pixels is off: absolute error alone prefers blur to grain."""
-    detail = []
-    for video in (clip, made):
-        grey = torch.einsum("c,bcthw->bthw", TO_LUMA_CHROMA[0], video)
-        steps = grey.diff(dim=-1)[..., :-1, :].abs() + grey.diff(dim=-2)[..., :-1].abs()
-        detail.append(F.avg_pool2d(steps, 8, ceil_mode=True))
-    loss: torch.Tensor = (detail[0] - detail[1]).abs().mean()
-    return loss
-
-
-def _kl(posterior: DiagonalGaussianDistribution) -> torch.Tensor:
-    mean, variance, logvar = posterior.mean, posterior.var, posterior.logvar
-    divergence: torch.Tensor = 0.5 * (mean.square() + variance - 1 - logvar).mean()
-    return divergence
-
-
-def _image_loss(vae: AutoencoderKLLTXVideo, train: ClipSource, rng: random.Random) -> torch.Tensor:
-    images = torch.stack([train.clip(rng, STILL, ClipSize(1, 64, 64)) for _ in range(16)])
-    posterior = vae.encode(images).latent_dist
-    made = vae.decode(posterior.sample(), return_dict=False)[0]
-    return reconstruction_loss(images, made) + KL_WEIGHT * _kl(posterior)
-
-
-def _clip_loss(
-    vae: AutoencoderKLLTXVideo, train: ClipSource, rng: random.Random, cycle: ClipCycle
-) -> torch.Tensor:
-    size = ClipSize(9, 64, 64) if rng.random() < 0.8 else ClipSize(17, 48, 48)
-    if cycle.carried and rng.random() < cycle.carried:
-        motions = rng.choices(MOTIONS, k=4)
-        clips = torch.stack([train.clip(rng, motion, size) for motion in motions])
-        first = encode_key_frames(vae, clips[:, :, :1])
-        made = vae.decode(carry(first, motions, 1 + size.frames // KEY_FRAME_EVERY), return_dict=False)[0]
-        return reconstruction_loss(clips, made)
-    clips = torch.stack([train.clip(rng, _any_motion(rng), size) for _ in range(4)])
-    made = vae.decode(encode_key_frames(vae, clips), return_dict=False)[0]
-    return reconstruction_loss(clips, made) + cycle.texture_weight * texture_loss(clips, made)
-
-
-def carry(first: torch.Tensor, motions: Sequence[Motion], count: int) -> torch.Tensor:
-    """What the denoiser makes, `count` latent frames, of the first one [b, c, 1, height, width].
-
-    Every latent frame moves one latent pixel further; what comes into view is the edge, repeated.
+    Of the two phases in time the first is the frame between, the second the frame that was there.
     """
-    height, width = first.shape[-2:]
-    rows, columns = torch.arange(height), torch.arange(width)
-    clips = []
-    for latent, motion in zip(first[:, :, 0], motions, strict=True):
-        moved = []
-        for step in range(count):
-            row = (rows - step * _sign(motion.y)).clamp(0, height - 1)
-            column = (columns - step * _sign(motion.x)).clamp(0, width - 1)
-            moved.append(latent[:, row][:, :, column])
-        clips.append(torch.stack(moved, 1))
-    return torch.stack(clips)
+    weight, bias = conv.weight, conv.bias
+    return weight.view(-1, 2, 2, 2, *weight.shape[1:]), bias.view(-1, 2, 2, 2)
+
+
+def _wire_coarse_cells(conv: Any, transform: Transform, order: torch.Tensor) -> None:
+    weight, bias = _phases(conv)
+    weight[:CELL, :, :, :, :PICTURE_CHANNELS, 1] = transform.synthesis[order][:, None]
+    bias[:CELL] = transform.mean[order][:, None]
+    _wire_switches(weight, bias, CELLS, PICTURE_CHANNELS)
+    for index in range(len(PANS)):
+        weight[CELLS.passed + index, :, :, :, PICTURE_CHANNELS + index, 1, 1, 1] = 1
+
+
+def _wire_fine_cells(conv: Any, to_fine: torch.Tensor) -> None:
+    weight, bias = _phases(conv)
+    patch = torch.arange(PATCH)
+    for row in range(2):
+        for column in range(2):
+            taken = weight[:FINE_CELL, :, row, column, :, 1, 1, 1]
+            taken[:, :, patch * 4 + row * 2 + column] = to_fine.T[:, None]
+    _wire_switches(weight, bias, FINE_CELLS, CELLS.passed)
+
+
+def _wire_switches(weight: torch.Tensor, bias: torch.Tensor, cells: Cells, motions: int) -> None:
+    """A motion's switch is down in frames between while it is on; channels from `motions` say whether."""
+    bias[cells.constant] = CONSTANT
+    for index in range(len(PANS)):
+        bias[cells.switches + index] = cells.switch
+        weight[cells.switches + index, 0, :, :, motions + index, 1, 1, 1] = -2 * cells.switch
+
+
+def _wire_move(resnet: Any, cells: Cells, index: int, motion: Motion) -> None:
+    """Adds the cell beside in the frame before, less the cell itself, where the motion's switch is down."""
+    row, column = 1 - _sign(motion.y), 1 - _sign(motion.x)
+    picture = torch.arange(cells.picture)
+    first, second = resnet.conv1.conv, resnet.conv2.conv
+    first.weight[picture, picture, 0, row, column] = INNER_GAIN
+    first.weight[picture, picture, 1, 1, 1] = -INNER_GAIN
+    constant, off = cells.picture, cells.picture + 1
+    first.bias[constant] = INNER_CONSTANT
+    first.weight[off, cells.switches + index, 1, 1, 1] = OFF
+    first.bias[off] = -OFF * LEAST
+    # Beyond the edge the constant is missing, too.
+    first.weight[off, cells.constant, 1, 1, 1] = OFF / 8
+    first.weight[off, cells.constant, 1, row, column] = -OFF / 8
+    rms = INNER_CONSTANT / math.sqrt(cells.width)
+    # Twice SiLU halves; twice a norm divides.
+    second.weight[picture, picture, 1, 1, 1] = 4 * cells.rms * rms / INNER_GAIN
+
+
+def _fine_basis(transform: Transform, order: torch.Tensor) -> torch.Tensor:
+    """[12, 11]: the principal components of the 2x2 patches that the latents can make."""
+    made = (transform.synthesis[:, :, 1, 1] * transform.deviation)[order].view(PATCH, -1).double()
+    weights = luma_and_chroma_weights(PATCH // 3)
+    _, vectors = torch.linalg.eigh(weights @ made @ made.T @ weights)
+    basis: torch.Tensor = vectors.flip(1)[:, :FINE_CELL].float()
+    return basis
 
 
 def _sign(value: int) -> int:
     return (value > 0) - (value < 0)
-
-
-def _any_motion(rng: random.Random) -> Motion:
-    """Mostly the motions that the model makes; sometimes another, so that the VAE is not blind to it."""
-    if rng.random() < 0.85:
-        return rng.choice(MOTIONS)
-    return Motion("other", rng.randint(-3, 3), rng.randint(-3, 3))
-
-
-def _trainer(
-    vae: AutoencoderKLLTXVideo, peak: float, steps: int, hold_steps: int
-) -> Trainer[AutoencoderKLLTXVideo]:
-    ends = ("encoder.conv_in", "decoder.conv_out")
-    learning = ((name, p) for name, p in vae.named_parameters() if p.requires_grad)
-    hidden = [p for name, p in learning if p.ndim >= 4 and not name.startswith(ends)]
-    return Trainer(vae, hidden, peak=peak, steps=steps, hold_steps=hold_steps)
-
-
-def _run(
-    trainer: Trainer[AutoencoderKLLTXVideo],
-    steps: int,
-    loss_of: functools.partial[torch.Tensor],
-    held_out: torch.Tensor,
-    stage: str,
-) -> None:
-    started, total = time.monotonic(), 0.0
-    every = max(1, steps // 14)
-    for step in range(1, steps + 1):
-        loss = loss_of()
-        total += float(loss.detach())
-        trainer.step(loss)
-        if step % every == 0 or step == steps:
-            score: VaeScore = score_vae(trainer.average, held_out)
-            log.info(
-                "vae %s step %d/%d %.0f s loss %.4f %s",
-                stage,
-                step,
-                steps,
-                time.monotonic() - started,
-                total / every,
-                score,
-            )
-            total = 0.0

@@ -1,14 +1,17 @@
 """The denoiser's weights: attention wired to carry the first frame's latents along the asked motion.
 
-A pan by one latent pixel a latent frame is a shift, and a shift is something attention can do exactly:
-every frame looks at the frame before it, one latent pixel away, and takes what it carries. Four blocks carry
-the first frame to the fourth after it. Written down, this is sharper than what hours of training find.
+A pan by one latent pixel a latent frame is a shift, and a shift is something attention can do exactly: a
+frame looks at an earlier one, as many latent pixels away as frames, and takes what it carries. The first
+block that does this looks one frame back, the next two, then four, then eight: four blocks carry the first
+frame to the fifteenth after it. A frame that carries the picture already looks at itself.
 
-Owns the layout of the hidden state and the closed-form weights. Knows nothing of losses or data. The two
+Owns the layout of the hidden state and the closed-form weights. Knows nothing of data. The two
 models are `Any` here, for their classes type every submodule as a tensor too.
 
-Hidden state (120): the noisy latent | the carried content | one-hot motion | constants | spare.
-Constants far larger than the rest keep RMSNorm from dividing the picture's own contrast away.
+Hidden state (120): the noisy latent, a flag | the carried picture, its flag | one-hot motion | constants |
+clean. Constants far larger than the rest keep RMSNorm from dividing the picture's own contrast away. The
+flag is carried like the picture, and so says who carries it. The latent's last channels, which tell the
+decoder the motion, are not carried: they are the motion itself.
 """
 
 from __future__ import annotations
@@ -19,29 +22,37 @@ from typing import Any
 
 import torch
 
-from app.pipelines.builtin.train.clips import MOTIONS, Motion
+from app.pipelines.builtin.train.clips import MOTIONS, PANS, STILL, Motion
 
-CONSTANT_COUNT, CONSTANT = 16, 20.0
-CLASS_SIZE = 10.0
+CONSTANT_COUNT, CONSTANT = 4, 200.0
+CLASS_SIZE, TEXT_GAIN = 10.0, 6.0
+BY_RANK = (*PANS, STILL)
+FLAG, KEEP_GAIN = 2.0, 20.0
 SELF_GAIN = 25.0
-HOP_GAINS = (2.0, 2.0, 4.0, 6.0, 10.0, 14.0, 20.0, 24.0, 32.0, 32.0)
+# Least squares: in space the score falls with distance, by 14 for the first latent pixel; in time at once.
+SPACE_GAINS = (123.0, 302.0, 655.0, 963.0, 23.0, 181.0, 87.0, 66.0, 65.0, 82.0)
+TIME_GAINS = (2.0, 4.0, 8.0, 11.0, 16.0, 21.0, 27.0, 25.0, 26.0, 3.0)
 CLEAN_SIGNAL = 8.0
 ROPE_THETA, ROPE_FRAMES, ROPE_SIDE_PX = 10000.0, 20, 2048
 SIGMA_FLOOR = 0.12
 
 
 class Layout:
-    """Which channels of the hidden state hold what."""
+    """Which channels of the hidden state hold what. A latent holds `picture` channels, then one a pan."""
 
-    def __init__(self, channels: int, width: int) -> None:
-        self.noisy = slice(0, channels)
-        self.carried = slice(channels, 2 * channels)
-        self.motion = slice(2 * channels, 2 * channels + len(MOTIONS))
+    def __init__(self, picture: int, width: int) -> None:
+        self.picture = picture
+        self.latent = slice(0, picture + len(PANS))
+        self.flag = self.latent.stop
+        self.carried = slice(self.flag + 1, self.flag + 2 + picture)
+        self.motion = slice(self.carried.stop, self.carried.stop + len(MOTIONS))
         self.constants = slice(self.motion.stop, self.motion.stop + CONSTANT_COUNT)
         self.clean = self.constants.stop
         self.width = width
-        energy = CONSTANT_COUNT * CONSTANT**2 + CLASS_SIZE**2 + 2 * channels
-        self.rms = math.sqrt(energy / width)
+        if self.clean >= width:
+            raise ValueError(f"the hidden state needs {self.clean + 1} channels; it has {width}")
+        self.rms = math.sqrt((CONSTANT_COUNT * CONSTANT**2 + CLASS_SIZE**2 + 2 * picture) / width)
+        self.to_carry = [*range(picture), self.flag]
 
 
 @torch.no_grad()
@@ -58,7 +69,7 @@ def wire(
     `words`: for each motion the ids of the words that ask for it. `default`: the motion when none does, and
     the id of the token that ends every prompt.
     """
-    layout = Layout(transformer.config.in_channels, transformer.proj_in.out_features)
+    layout = Layout(transformer.config.in_channels - len(PANS), transformer.proj_in.out_features)
     _wire_words(text_encoder, words, default[1])
     _wire_ends(transformer, layout)
     _wire_time(transformer, layout)
@@ -71,7 +82,7 @@ def wire(
             _silence(block.attn1)
         else:
             _silence(block.attn2)
-            _wire_hop(block.attn1, layout, frequencies)
+            _wire_hop(block.attn1, layout, frequencies, 2 ** (index - 1))
 
 
 def _wire_words(text_encoder: Any, words: Sequence[tuple[Motion, Sequence[int]]], end_id: int) -> None:
@@ -92,17 +103,25 @@ def _wire_words(text_encoder: Any, words: Sequence[tuple[Motion, Sequence[int]]]
 
 
 def _wire_ends(transformer: Any, layout: Layout) -> None:
-    """In: the latent beside constants. Out: noisy minus carried, the velocity once scaled by 1 / sigma."""
-    channels = layout.noisy.stop
+    """In: the latent beside constants. Out: noisy minus carried, the velocity once scaled by 1 / sigma.
+
+    In the channels of the pans, minus the motion. `CLASS_SIZE` there is one to the decoder.
+    """
+    channels, picture = layout.latent.stop, layout.picture
     transformer.proj_in.weight.zero_()
-    transformer.proj_in.weight[layout.noisy] = torch.eye(channels)
+    transformer.proj_in.weight[layout.latent] = torch.eye(channels)
     transformer.proj_in.bias.zero_()
+    transformer.proj_in.bias[layout.flag] = FLAG
     signs = torch.tensor([1.0, -1.0]).repeat(CONSTANT_COUNT // 2)
     transformer.proj_in.bias[layout.constants] = CONSTANT * signs
-    transformer.proj_out.weight.zero_()
-    transformer.proj_out.weight[:, layout.noisy] = layout.rms * torch.eye(channels)
-    transformer.proj_out.weight[:, layout.carried] = -layout.rms * torch.eye(channels)
-    transformer.proj_out.bias.zero_()
+    out = transformer.proj_out
+    out.weight.zero_()
+    out.weight[:, layout.latent] = layout.rms * torch.eye(channels)
+    carried = slice(layout.carried.start, layout.carried.start + picture)
+    out.weight[:picture, carried] = -layout.rms * torch.eye(picture)
+    for index, pan in enumerate(PANS):
+        out.weight[picture + index, layout.motion.start + MOTIONS.index(pan)] = -layout.rms
+    out.bias.zero_()
     transformer.scale_shift_table.zero_()
 
 
@@ -110,12 +129,12 @@ def _wire_time(transformer: Any, layout: Layout) -> None:
     """Scale the output by 1 / sigma, and tell the clean first frame (time 0) from the noisy ones.
 
     The embedder's last layer is fitted by ridge regression on its own random features of time. Its output is
-    both scale and shift of the last norm; the shift cancels between noisy and carried.
+    both scale and shift of the last norm; the shift cancels between noisy and carried or motion.
     """
     embed, width = transformer.time_embed, layout.width
     embedder = embed.emb.timestep_embedder
     times = torch.cat([torch.zeros(60), torch.arange(40.0, 1001.0, 4.0)])
-    slow = torch.arange(256) % 128 >= 32
+    slow = torch.arange(256) % 128 >= 48
     embedder.linear_1.weight.normal_(std=1.0).mul_(slow)
     embedder.linear_1.bias.normal_(std=1.0)
     features = embedder.act(embedder.linear_1(embed.emb.time_proj(times)))
@@ -123,9 +142,12 @@ def _wire_time(transformer: Any, layout: Layout) -> None:
     sigma = (times / 1000).clamp(min=SIGMA_FLOOR)
     clean = (times == 0).double()
     targets = torch.zeros(len(times), width, dtype=torch.float64)
-    targets[:, : layout.carried.stop] = ((1 / sigma - 1) * (1 - clean))[:, None]
+    targets[:, : layout.motion.stop] = ((1 / sigma - 1) * (1 - clean))[:, None]
     targets[:, layout.clean] = CLEAN_SIGNAL * (2 * clean - 1)
-    ridge = 1e-4 * torch.eye(features.shape[1], dtype=torch.float64)
+    # What counts is the error relative to 1 / sigma, and that time 0 is told from the rest.
+    weights = torch.where(times == 0, 1.0, sigma).double()[:, None]
+    features, targets = weights * features, weights * targets
+    ridge = 1e-5 * torch.eye(features.shape[1], dtype=torch.float64)
     solved = torch.linalg.solve(features.T @ features + ridge, features.T @ targets).float()
     embedder.linear_2.weight.copy_(solved[:-1].T)
     embedder.linear_2.bias.copy_(solved[-1])
@@ -141,17 +163,20 @@ def _wire_modulation(transformer: Any, layout: Layout) -> None:
     linear.weight.zero_()
     linear.bias.zero_()
     modulation = linear.weight.view(6, layout.width, layout.width)
-    modulation[1, layout.noisy, layout.clean] = 1 / CLEAN_SIGNAL
+    modulation[1, layout.to_carry, layout.clean] = 1 / CLEAN_SIGNAL
     modulation[2, :, layout.clean] = -1 / CLEAN_SIGNAL
     for block in transformer.transformer_blocks:
         block.scale_shift_table.zero_()
-        block.scale_shift_table[1, layout.noisy] = -1
+        block.scale_shift_table[1, layout.to_carry] = -1
         block.scale_shift_table[2] = 1
         block.scale_shift_table[5] = 1
 
 
 def _wire_captions(transformer: Any, layout: Layout, default: int) -> None:
-    """The first block's text attention writes the motion: its word beats the end, the end beats the rest."""
+    """The first block's text attention writes the motion: its word beats the end, the end beats the rest.
+
+    Of several motions the first in `BY_RANK` wins: the later one is, the more of its key speaks against it.
+    """
     nothing, end, size = len(MOTIONS), len(MOTIONS) + 1, len(MOTIONS) + 2
     projection = transformer.caption_projection
     for layer in (projection.linear_1, projection.linear_2):
@@ -166,10 +191,15 @@ def _wire_captions(transformer: Any, layout: Layout, default: int) -> None:
     attention.to_q.bias.fill_(1.0)
     attention.to_k.weight.zero_()
     attention.to_k.bias.zero_()
-    halves = torch.tensor([1.0, -1.0]).repeat(layout.width // 2)
-    attention.to_k.weight[:, : len(MOTIONS)] = 1.0
-    attention.to_k.weight[:, nothing] = -1.0
-    attention.to_k.weight[:, end] = halves
+    attention.norm_q.weight.fill_(TEXT_GAIN)
+    by_head = attention.to_k.weight.view(attention.heads, -1, attention.to_k.in_features)
+    half = by_head.shape[1] // 2
+    for rank, motion in enumerate(BY_RANK):
+        by_head[:, :, MOTIONS.index(motion)] = 1.0
+        by_head[:, : rank * half // len(BY_RANK), MOTIONS.index(motion)] = -1.0
+    by_head[:, :half, end] = -1.0
+    by_head[:, half:, end] = 1.0
+    by_head[:, :, nothing] = -1.0
     attention.to_v.weight.zero_()
     attention.to_v.bias.zero_()
     for index in range(len(MOTIONS)):
@@ -204,44 +234,47 @@ def _rope_frequencies(width: int, seconds_per_latent_frame: float, latent_pixel_
     return powers[:, None] * math.pi * steps
 
 
-def _wire_hop(attention: Any, layout: Layout, frequencies: torch.Tensor) -> None:
-    """Two heads: one takes what the frame before carries, a step away; one removes what is carried already.
+def _wire_hop(attention: Any, layout: Layout, frequencies: torch.Tensor, frames: int) -> None:
+    """Two heads: one takes what `frames` before carries, as many steps away; one removes what is carried.
 
     A constant key under rotary embedding and a query turned by frequency * step score the sum of
     gain * cos(frequency * (distance - step)). Head 0 has the low frequencies: its score falls off smoothly,
-    so where the step leads outside the picture the nearest edge is taken. Head 1 has the high ones.
+    so where the step leads outside the picture the nearest edge is taken. Head 1 has the high ones, and looks
+    at itself; so does head 0 where the flag is carried.
     """
     low = len(frequencies) // 2
-    gains = torch.full((len(frequencies),), SELF_GAIN)
-    gains[:low] = torch.tensor(HOP_GAINS)
+    gains = torch.full((len(frequencies), 3), SELF_GAIN)
+    gains[:low] = torch.tensor([TIME_GAINS, SPACE_GAINS, SPACE_GAINS]).T
+    itself = torch.tensor([1.0, 0.0]).repeat(layout.width // 2)
     attention.to_k.weight.zero_()
-    attention.to_k.bias.copy_(torch.tensor([1.0, 0.0]).repeat(layout.width // 2))
+    attention.to_k.bias.copy_(itself)
     attention.to_q.weight.zero_()
     attention.to_q.bias.zero_()
     for index, motion in enumerate(MOTIONS):
-        step = torch.tensor([1.0, _sign(motion.y), _sign(motion.x)])
+        step = frames * torch.tensor([1.0, _sign(motion.y), _sign(motion.x)])
         turn = frequencies * step
         turn[low:] = 0
         query = torch.stack([turn.cos(), -turn.sin()], -1)
         attention.to_q.weight[:, layout.motion.start + index] = query.flatten()
-    attention.norm_q.weight.copy_(gains[:, None, None].expand(-1, 3, 2).flatten())
+    attention.to_q.weight[:, layout.carried.stop - 1] = KEEP_GAIN * CLASS_SIZE / FLAG * itself
+    attention.norm_q.weight.copy_(gains[:, :, None].expand(-1, -1, 2).flatten())
     attention.norm_k.weight.fill_(1.0)
     _wire_values(attention, layout)
 
 
 def _wire_values(attention: Any, layout: Layout) -> None:
-    channels, head = layout.noisy.stop, layout.width // 2
-    eye = torch.eye(channels)
+    count, head = len(layout.to_carry), layout.width // 2
+    eye = torch.eye(count)
     attention.to_v.weight.zero_()
     attention.to_v.bias.zero_()
-    attention.to_v.weight[:channels, layout.noisy] = eye
-    attention.to_v.weight[:channels, layout.carried] = eye
-    attention.to_v.weight[head : head + channels, layout.carried] = eye
+    attention.to_v.weight[:count, layout.to_carry] = eye
+    attention.to_v.weight[:count, layout.carried] = eye
+    attention.to_v.weight[head : head + count, layout.carried] = eye
     out = attention.to_out[0]
     out.weight.zero_()
     out.bias.zero_()
-    out.weight[layout.carried, :channels] = layout.rms * eye
-    out.weight[layout.carried, head : head + channels] = -layout.rms * eye
+    out.weight[layout.carried, :count] = layout.rms * eye
+    out.weight[layout.carried, head : head + count] = -layout.rms * eye
 
 
 def _sign(value: int) -> float:
