@@ -188,7 +188,7 @@ class Residuals:
                 _name(c): list(asdict(self._margin(key, c)).values()) for c in learned.chunkings[-TOLD:]
             },
             "decodes": {
-                _name(c, live_bytes): [known.expected_bytes, known.upper_bytes]
+                f"{_name(c)}/{live_bytes}": [known.expected_bytes, known.upper_bytes]
                 for c, live_bytes in learned.tried[-TOLD:]
                 if (known := self._decode(key, c, live_bytes)) is not None
             },
@@ -241,11 +241,12 @@ class _Told(Residuals):
     ) -> PeakEstimate:
         key = _key(family, dtype, strategy)
         told = self._summary.get(key)
-        if told is not None and chunking is not None:
-            same = told.get("decodes", {}).get(_name(chunking, live_bytes))
+        if told is not None and chunking is not None and "chunkings" in told:
+            name = _name(chunking)
+            same = told["decodes"].get(f"{name}/{live_bytes}")
             if same is not None:
                 return PeakEstimate(live_bytes, *same)
-            alike = told.get("chunkings", {}).get(_name(chunking))
+            alike = told["chunkings"].get(name)
             if alike is not None:
                 return Margin(*alike).apply(live_bytes)
         return self._margin(key, None).apply(live_bytes)
@@ -257,8 +258,8 @@ class _Told(Residuals):
         return Margin(**{name: told[name] for name in _MARGIN if name in told})
 
 
-def _name(chunking: Chunking, *live_bytes: int) -> str:
-    return "/".join(map(str, (chunking.latent_frames, chunking.frames_per_chunk, *live_bytes)))
+def _name(chunking: Chunking) -> str:
+    return f"{chunking.latent_frames}/{chunking.frames_per_chunk}"
 
 
 def _key(family: str, dtype: str, strategy: Strategy) -> str:
