@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import tiny_pipelines
+import torch
 
 from adaptive.families import traits_of
-from adaptive.profile import config_digest
+from adaptive.profile import config_digest, profile_of
+from adaptive.residuals import Residuals
+from adaptive.types import LatentShape
 from app import profiles
 from app.calling import check_call
-from app.components import components_of, weight_bytes
+from app.components import build_component, components_of, weight_bytes
 from app.config import ModelEntry, Settings, load_models
 from app.profiler import trace_missing
 
@@ -80,3 +83,19 @@ def test_its_denoiser_has_the_published_size(
 ) -> None:
     component = components_of(PUBLISHED[name], offline)[part]
     assert weight_bytes(component, 2) / 2e9 == pytest.approx(billions, abs=0.06)
+
+
+# One of each engine that streams, small enough to be traced in seconds.
+RETRACED = {name: load_models(Settings())[name] for name in ("photo-pan", "wan21-i2v-480p")}
+
+
+@pytest.mark.parametrize("entry", RETRACED.values(), ids=RETRACED)
+def test_a_shipped_profile_is_what_decoding_needs_today(entry: ModelEntry, offline: Settings) -> None:
+    shipped = profiles.load(offline, entry)
+    assert shipped is not None
+    with torch.device("meta"):
+        vae = build_component(components_of(entry, offline)["vae"])
+    traced = profile_of(vae, entry.dtype)
+    shape = LatentShape(1, shipped.traits.latent_channels, 3, 32, 48)
+    now, then = (each.estimate(shape, 2, Residuals("cuda")).live_bytes for each in (traced, shipped))
+    assert then == pytest.approx(now, rel=0.001), "decoding changed: run `framefit profile --ship`"
