@@ -90,7 +90,7 @@ def test_every_way_to_decode_gives_the_same_video(
         # The last bits of a frame depend on how many are computed together, and what H.264 makes of them on
         # all of it.
         assert difference.mean() < 0.1
-        assert difference.max() <= 8
+        assert difference.mean((1, 2, 3)).max() < 1, "a frame is another one"
 
 
 def test_the_last_image_changes_the_video_and_is_told_with_the_job(service: RunningService) -> None:
