@@ -26,6 +26,7 @@ from adaptive.types import LatentShape, Strategy, strategy_of
 
 # Latent frames and pixels a side, rising: a law of speed needs both to vary, and the first ones cost little.
 SHAPES = ((3, 4), (5, 4), (9, 4), (5, 8), (9, 8), (5, 16), (9, 16), (13, 16), (9, 32), (13, 32), (17, 32))
+LEAST_SHAPES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +59,24 @@ def calibrate(
     """Decode random latents on every rung, small shapes first, until `limit_seconds` are over.
 
     `experience` learns from each. A decode that would outlast the limit, by what the ones before took, is not
-    begun, so the whole takes hardly longer. Shapes that do not fit in what is free now are passed over.
+    begun, so the whole takes hardly longer. Shapes that do not fit in what is free now are passed over. Where
+    time was for one shape alone its times are forgotten again, if they are the only ones: what a decode so
+    small takes says nothing of the next.
     """
     deadline = time.monotonic() + limit_seconds
     decode = _Decodes(vae, profile, probe, experience)
     decode.warm_up()
+    timed_before = experience.speeds.observations(profile)
     found: list[Measurement] = []
-    for shape in _shapes(profile):
-        for size in _sizes(profile, shape):
-            if time.monotonic() + decode.expected_seconds(shape, size) > deadline:
-                return found
-            measured = decode.measure(shape, size)
-            if measured is not None:
-                found.append(measured)
-                on_measured(measured)
+    for shape, size in _cases(profile):
+        if time.monotonic() + decode.expected_seconds(shape, size) > deadline:
+            break
+        measured = decode.measure(shape, size)
+        if measured is not None:
+            found.append(measured)
+            on_measured(measured)
+    if not timed_before and len({each.shape for each in found}) < LEAST_SHAPES:
+        experience.speeds.forget(profile)
     return found
 
 
@@ -138,9 +143,12 @@ class _Decodes:
         return decoder.report
 
 
-def _shapes(profile: MemoryProfile) -> Iterator[LatentShape]:
-    channels = profile.traits.latent_channels
-    return (LatentShape(1, channels, frames, side, side) for frames, side in SHAPES)
+def _cases(profile: MemoryProfile) -> Iterator[tuple[LatentShape, int]]:
+    """Shapes, and for each the chunk sizes."""
+    for frames, side in SHAPES:
+        shape = LatentShape(1, profile.traits.latent_channels, frames, side, side)
+        for size in _sizes(profile, shape):
+            yield shape, size
 
 
 def _sizes(profile: MemoryProfile, shape: LatentShape) -> list[int]:

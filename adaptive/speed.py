@@ -78,6 +78,12 @@ class Speeds:
         self._timings[key] = [*kept, Timing(shape, size, seconds)]
         self._models.pop(key, None)
 
+    def forget(self, profile: MemoryProfile) -> None:
+        """As if no decode of this VAE had been timed."""
+        key = speed_key(profile)
+        self._timings.pop(key, None)
+        self._models.pop(key, None)
+
     def model(self, profile: MemoryProfile) -> SpeedModel | None:
         """The law fitted to this VAE's decodes in its dtype; None before the first."""
         key = speed_key(profile)

@@ -60,6 +60,26 @@ def test_with_no_time_nothing_is_measured_beyond_the_warm_up(vae: Any, profile: 
     assert experience.speeds.model(profile) is None
 
 
+def test_times_of_one_tiny_shape_alone_predict_nothing(
+    vae: Any, profile: MemoryProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("adaptive.calibrate.time.monotonic", lambda: now)
+
+    def out_of_time(_: Measurement) -> None:
+        nonlocal now
+        now += 1000.0
+
+    experience = Experience.none("cpu", "")
+    probe = open_probe("cpu")
+    (only,) = calibrate(vae, profile, probe, experience, limit_seconds=120, on_measured=out_of_time)
+    assert experience.speeds.model(profile) is None
+    experience.speeds.observe(profile, LatentShape(1, 8, 9, 8, 8), 9, 2.0)
+    calibrate(vae, profile, probe, experience, limit_seconds=120, on_measured=out_of_time)
+    assert experience.speeds.observations(profile) == 2, "a real decode's time is kept"
+    assert only.seconds > 0
+
+
 def test_without_matplotlib_the_plot_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     one = Measurement(LatentShape(1, 8, 3, 4, 4), 3, 1, 1, 1, 1.0)
