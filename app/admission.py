@@ -174,25 +174,31 @@ class Admission:
         if not fitting:
             widest = max(range(len(rooms)), key=lambda index: rooms[index].available_bytes)
             raise _refusal(question, needed[widest], rooms[widest])
-        self._check_stages(spec, question, devices)
+        demand = self._load_demand(self._models[spec.model])
+        self._check_stages(spec, question, devices, demand)
         verdict = _verdict(question, devices, min(fitting))
-        return self._with_weights(spec, question, devices, verdict)
+        return self._with_weights(spec, question, devices, demand, verdict)
 
     def _with_weights(
-        self, spec: JobSpec, question: _Question, devices: list[Json], verdict: Verdict
+        self,
+        spec: JobSpec,
+        question: _Question,
+        devices: list[Json],
+        demand: ModelDemand | None,
+        verdict: Verdict,
     ) -> Verdict:
         """The same, telling in its plan of weights that may be rounded for the job."""
         entry = self._models[spec.model]
         planned_on = next((one for one in devices if one.get("name") == verdict.plan.get("device")), {})
-        demand = self._load_demand(entry)
         told = weights_told(spec, entry, demand, question.profile, planned_on, self._reserve_bytes)
         return verdict if told is None else replace(verdict, plan={**verdict.plan, "weights": told})
 
-    def _check_stages(self, spec: JobSpec, question: _Question, devices: list[Json]) -> None:
+    def _check_stages(
+        self, spec: JobSpec, question: _Question, devices: list[Json], demand: ModelDemand | None
+    ) -> None:
         """Refuse what no placement of the model's weights lets any device denoise. A device that did not say
         how much it has is taken to have enough.
         """
-        demand = self._load_demand(self._models[spec.model])
         totals = [device.get("total_bytes") for device in devices]
         if demand is None or not totals or None in totals:
             return

@@ -68,13 +68,8 @@ class CachedEngine:
             journal, fed, start=start, marks=lambda: Marks(place=place[0], first=first), restore=restore
         )
         rules = {stage: passage.around(number, None) for number, stage in enumerate(self._stages, 1)}
-        try:
-            with intercepted(rules):
-                frames = self._run(chunk, _Caches(journal), place, first=first)
-        except BaseException:
-            journal.undo()
-            raise
-        passage.ended()
+        with passage, intercepted(rules):
+            frames = self._run(chunk, _Caches(journal), place, first=first)
         return frames, state
 
 

@@ -175,17 +175,12 @@ class RuledEngine:
     ) -> tuple[Tensor | None, State]:
         cells = Journal(state if self._stages else dict(state))
         tick = self._tick(cells, limit=limit, ended=ended)
-        passage = Passage(cells, fed, start=start, marks=tick.marks, restore=tick.restore)
-        try:
+        with Passage(cells, fed, start=start, marks=tick.marks, restore=tick.restore) as passage:
             if self._begin is not None:
                 chunk = self._begin(chunk)
             output = self._run(tick, chunk, {}, passage)
             if output is not None:
                 output = self._without_lead(cells, output if self._finish is None else self._finish(output))
-        except BaseException:
-            cells.undo()
-            raise
-        passage.ended()
         return output, cells.cells
 
     def _without_lead(self, cells: Journal, frames: Tensor) -> Tensor:

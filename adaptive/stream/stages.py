@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from types import TracebackType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -103,7 +104,7 @@ class Journal(MutableMapping[Hashable, Any]):
 
 
 class Passage:
-    """One run through the stages, on a journal.
+    """One run through the stages, on a journal, as a context: it ends, or what failed is undone.
 
     `waiting` are frames that wait further behind; with `start` the run begins with those on top of them.
     `marks` and `restore` are the engine's: what must be known to go on from here, and going on with it.
@@ -153,8 +154,16 @@ class Passage:
         self._journal.commit()
         return output
 
-    def ended(self) -> None:
-        """All stages and what comes after them are through."""
+    def __enter__(self) -> Passage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """A failure leaves what the stages done have left; else nothing of this run waits any more."""
+        if kind is not None:
+            self._journal.undo()
+            return
         self._journal.commit()
         if self._waiting:
             self._journal.cells[PENDING] = self._waiting

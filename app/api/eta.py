@@ -70,8 +70,7 @@ def eta_seconds(service: "Service", job: Job) -> float | None:
         return None
     if job.status is JobStatus.RUNNING:
         return round(_left_of(job, expected), 1)
-    own = expected.with_decode((job.plan or {}).get("predicted_seconds"))
-    return _in_queue(service, expected, own, job.queue_position or 1)
+    return _in_queue(service, expected, _whole_of(job, expected), job.queue_position or 1)
 
 
 def eta_of_new(service: "Service", model: str, plan: Json) -> float | None:
@@ -109,11 +108,25 @@ def _until_a_place(service: "Service", owner: str | None) -> float | None:
 
 def _in_queue(service: "Service", expected: Expected, own_seconds: float, position: int) -> float:
     """Each worker takes the next of the queue as it comes free, then the job runs itself."""
-    free_in = _seconds_until_free(service)
-    heapq.heapify(free_in)
-    for _ in range(position - 1):
-        heapq.heapreplace(free_in, free_in[0] + expected.seconds)
-    return round(free_in[0] + own_seconds, 1)
+    return round(turn_of(position, _seconds_until_free(service), expected.seconds) + own_seconds, 1)
+
+
+def turn_of(position: int, free_in: Sequence[float], seconds: float) -> float:
+    """Seconds until the job at `position` of the queue, from 1, is begun: workers are free in `free_in`
+    seconds, and every job before it takes `seconds`.
+
+    Rounds in which every worker surely takes a job are not gone through one by one: a queue may be long, and
+    this is asked for every job that comes in.
+    """
+    if seconds <= 0:
+        return min(free_in)
+    uneven = math.ceil((max(free_in) - min(free_in)) / seconds) + 1  # jobs that one takes more than another
+    rounds = max(0, (position - 1) // len(free_in) - uneven)
+    ahead = [free + rounds * seconds for free in free_in]
+    heapq.heapify(ahead)
+    for _ in range(position - 1 - rounds * len(ahead)):
+        heapq.heapreplace(ahead, ahead[0] + seconds)
+    return ahead[0]
 
 
 def _seconds_until_free(service: "Service") -> list[float]:
@@ -128,4 +141,8 @@ def _seconds_until_free(service: "Service") -> list[float]:
 
 def _left_of(job: Job, expected: Expected) -> float:
     """Seconds that a running job still takes."""
-    return expected.with_decode((job.plan or {}).get("predicted_seconds")) * (1 - job.progress)
+    return _whole_of(job, expected) * (1 - job.progress)
+
+
+def _whole_of(job: Job, expected: Expected) -> float:
+    return expected.with_decode((job.plan or {}).get("predicted_seconds"))

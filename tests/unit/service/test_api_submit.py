@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from adaptive.memory import MemoryProfile
+from app.api.eta import turn_of
 from app.config import Settings
 from app.jobs import Event, JobStatus, Stage
 from app.store import JobStore
@@ -430,6 +431,15 @@ def test_the_expected_end_counts_the_jobs_before_and_the_predicted_decode(
     third = submit(**SMALL)["eta_seconds"]
     left = 0.25 * (10.0 + 4.9)
     assert third == pytest.approx(left + 10.0 + 4.9, abs=0.1), "of the job that runs, what is left counts"
+
+
+@pytest.mark.parametrize("free_in", [[0.0], [7.0, 0.0], [3.0, 50.0, 0.5], [0.0, 0.0, 4.0, 4.0]])
+@pytest.mark.parametrize("position", [1, 2, 5, 17, 1000])
+def test_the_turn_in_a_long_queue_is_that_of_going_through_it(position: int, free_in: list[float]) -> None:
+    ahead = list(free_in)
+    for _ in range(position - 1):
+        ahead[ahead.index(min(ahead))] += 4.0
+    assert turn_of(position, free_in, 4.0) == pytest.approx(min(ahead))
 
 
 @pytest.mark.usefixtures("tight")
