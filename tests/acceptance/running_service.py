@@ -6,23 +6,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import psutil
 from PIL import Image
+from waiting import wait_for
 
 from app.config import Settings
 from app.jobs import Event
 from app.store import open_store
 
-T = TypeVar("T")
 START_SECONDS = 120.0
 JOB_SECONDS = 240.0
-POLL_SECONDS = 0.03
 
 
 class RunningService:
@@ -132,7 +130,9 @@ class RunningService:
         return [event.kind for event in self.events(job_id)]
 
     def metric(self, line_start: str) -> float:
-        """Value of the metric's line that starts so; 0 where there is none."""
+        """Value of the metric's line that starts so; 0 where there is none. It follows the table of events at
+        a poll's distance: wait for what it shall become.
+        """
         text = self.http.get("/metrics").raise_for_status().text
         values = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith(line_start)]
         return sum(float(value) for value in values)
@@ -163,12 +163,3 @@ class RunningService:
 
 
 StartService = Callable[..., RunningService]
-
-
-def wait_for(look: Callable[[], T | None], seconds: float, explain: Callable[[], str] = str) -> T:
-    """What `look` gives once it gives something; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while (found := look()) is None:
-        assert time.monotonic() < deadline, f"nothing came within {seconds} s\n{explain()}"
-        time.sleep(POLL_SECONDS)
-    return found

@@ -6,7 +6,8 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from running_service import RunningService, StartService, wait_for
+from running_service import RunningService, StartService
+from waiting import wait_for
 
 from app.jobs import Job, JobStatus
 from app.store import open_store

@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from running_service import RunningService, wait_for
+from running_service import RunningService
+from waiting import wait_for
 
 from app.api import create_app
 from app.api.server import build_server

@@ -6,7 +6,8 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image, ImageOps
-from running_service import RunningService, wait_for
+from running_service import RunningService
+from waiting import wait_for
 
 PHOTO = Path(__file__).parents[2] / "app" / "assets" / "demo.jpg"
 PAN_PX = 32

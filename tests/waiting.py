@@ -1,0 +1,17 @@
+"""The one way tests wait for what another thread or process does: look again until it is there, or fail."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+POLL_SECONDS = 0.03
+
+
+def wait_for(look: Callable[[], T | None], seconds: float, explain: Callable[[], str] = str) -> T:
+    """What `look` gives once it gives something that is not None; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while (found := look()) is None:
+        assert time.monotonic() < deadline, f"nothing came within {seconds} s\n{explain()}"
+        time.sleep(POLL_SECONDS)
+    return found
