@@ -4,6 +4,7 @@ Owns the loaded model's place on the device and the readings of its memory. Know
 done with the model is `app.model`.
 """
 
+import gc
 import logging
 import os
 from typing import Any
@@ -80,11 +81,15 @@ class Engine:
         if held is not None and held.entry == entry and (held.exact or not exact_only):
             return held
         self._model = held = None
+        gc.unfreeze()  # the model that goes may hold itself in cycles
         self.clean_up()
+        gc.freeze()  # of the objects of libraries there are 500,000: no collection need look at them
         reading = self._probe.read()
         placed = load_pipeline(entry, self._settings, self.device, reading, exact_only=exact_only)
         around = Surroundings(self._probe, profiles.load(self._settings, entry), self._experience)
         model = LoadedModel(entry, placed, self._settings, self.device, around)
+        gc.collect()
+        gc.freeze()  # nor, 0.4 s each and several a decode, at what the model brought
         on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
         model.check_streaming(on_event)
         model.calibrate(self._settings.calibrate_seconds)

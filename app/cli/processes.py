@@ -1,5 +1,6 @@
 """Commands that are processes of the service: `serve` is the parent, the others its children."""
 
+import gc
 import sys
 from typing import Annotated
 
@@ -77,6 +78,7 @@ def worker(
     """Run one worker on one device."""
     _start_process(supervisor_pid)
     settings = settings_with(data_dir=data_dir)
+    gc.disable()  # collections find nothing while modules come, and took a fifth of a worker's start
     import socket
     from contextlib import closing
 
@@ -87,6 +89,8 @@ def worker(
     from app.store import open_store
     from app.worker import Worker
 
+    gc.enable()
+    gc.freeze()
     _configure_log(settings, "worker")
     try:
         engine = Engine(settings, device)
