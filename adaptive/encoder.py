@@ -21,6 +21,7 @@ from adaptive.planner import Policy, budget_of
 from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe
 from adaptive.profile import TracedVae, dtype_name
 from adaptive.residuals import Residuals
+from adaptive.stream.convolution import convolutions_for
 from adaptive.stream.encode import EncodeStream
 from adaptive.stream.placement import execution_device, whole_calls
 from adaptive.trace import trace_peak
@@ -55,8 +56,9 @@ def encode(
         )
         return torch.cat(list(parts), 2)
     _traits(vae).latent_frames(video.shape[2])
-    with torch.no_grad(), whole_calls(vae):
-        parameters = family_of(vae).encode_whole(vae, video.to(execution_device(vae)), encode_kwargs)
+    device = execution_device(vae)
+    with torch.no_grad(), whole_calls(vae), convolutions_for(device):
+        parameters = family_of(vae).encode_whole(vae, video.to(device), encode_kwargs)
     return _chosen(vae, parameters, posterior)
 
 

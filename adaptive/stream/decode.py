@@ -215,12 +215,12 @@ def open_decode(vae: Any, latents: Tensor, **decode_kwargs: Any) -> DecodeStream
 
 def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
     """Batched decode: diffusers' own one call, with slicing, tiling and framewise decoding held off for its
-    length.
+    length, and convolutions chosen as in a stream.
 
     Returns `[B, C, F, H, W]` in the VAE's own range. Takes and raises what `vae.decode` does.
     """
     device = execution_device(vae)
-    with torch.no_grad(), whole_calls(vae):
+    with torch.no_grad(), whole_calls(vae), convolutions_for(device):
         return family_of(vae).decode_whole(vae, latents.to(device), _kwargs(decode_kwargs, device))
 
 

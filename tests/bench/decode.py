@@ -39,7 +39,8 @@ from adaptive import (
     predict_peak,
     stream_decode,
 )
-from adaptive.stream import decode_whole
+from adaptive.families import family_of
+from adaptive.stream.placement import whole_calls
 from adaptive.trace import trace_peak
 
 AUTO_SHARE = 0.6
@@ -63,7 +64,9 @@ class Row:
 
 def _batched(kwargs: dict[str, Any]) -> Way:
     def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
-        yield decode_whole(vae, latents, **kwargs)
+        with torch.no_grad(), whole_calls(vae):  # `decode_whole` chooses convolutions besides
+            frames = family_of(vae).decode_whole(vae, latents, kwargs)
+        yield frames
 
     return way
 
