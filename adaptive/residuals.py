@@ -29,9 +29,9 @@ from adaptive.margins import (
     Margin,
     Observation,
     again,
+    as_others,
     fitted,
     too_little,
-    widened,
 )
 from adaptive.types import Chunking, MeasuredPeak, PeakEstimate, Strategy
 
@@ -102,7 +102,7 @@ class Residuals:
         others = [each for at, each in self._learned.items() if at != key and at.rpartition("/")[0] == kind]
         family = [*seen, *(one for each in others for one in each.observations)]
         outside = [each.outside_bytes for each in family]
-        cold = widened(COLD_MARGINS[self._kind], family)
+        cold = as_others(COLD_MARGINS[self._kind], family, self._kind)
         margin = cold
         if len(alike) < len(seen):
             margin = fitted(seen, cold, self._kind, OF_STRATEGY, outside_bytes=outside)

@@ -36,7 +36,7 @@ class RunningService:
             "FRAMEFIT_DEVICES": "cpu",
             "FRAMEFIT_MODEL": "tiny",
             "FRAMEFIT_CALIBRATE_SECONDS": "0.2",
-            "OMP_NUM_THREADS": "2",
+            "OMP_NUM_THREADS": "1",  # tests run side by side: threads would spin for each other
         }
         command = [sys.executable, "-m", "app", "serve", "--port", "0", "--supervisor-pid", str(os.getpid())]
         with self.log_path.open("ab") as log:

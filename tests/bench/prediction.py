@@ -231,6 +231,7 @@ def main() -> None:
             recordings.record(list(recordings.WIDER), 5, 1, recordings.LARGE)
         rows = recordings.load() + recordings.load(recordings.LARGE)
         found["coverage"] = [coverage(rows, seed) for seed in range(10)]
+    options.out.mkdir(parents=True, exist_ok=True)
     document.write_text(json.dumps(found, indent=1) + "\n")
     document.with_suffix(".md").write_text(as_markdown(found))
 
