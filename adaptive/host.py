@@ -45,7 +45,7 @@ def keep_heap_tight() -> None:
 
 
 def give_back_heap(generation: int = 2) -> None:
-    """Collect garbage (`gc.collect`'s generation) and return the C library's free heap pages to the system."""
+    """Collect garbage up to a generation, and return the C library's free heap pages to the system."""
     gc.collect(generation)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:

@@ -76,8 +76,7 @@ class Margin:
             return self
         upper = max(self.upper_ratio, too_little * 1.1)
         expected = min(upper, max(self.expected_ratio, too_little))
-        hoped = self.hoped_ratio if (self.hoped_ratio or 0.0) > too_little else None
-        return replace(self, expected_ratio=expected, upper_ratio=upper, hoped_ratio=hoped)
+        return replace(self, expected_ratio=expected, upper_ratio=upper)
 
 
 # Before anything is learned. CPU: resident-set growth of real decodes was 1.0 to 1.4 x live bytes

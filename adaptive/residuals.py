@@ -10,7 +10,8 @@ process it is also what the video encoder holds, and taken as a share it made sm
 The nearest decodes tell most. The very same one (strategy, chunking, live bytes) takes what it took. One with
 as many frames, cut up in the same way, makes convolutions of the same lengths, for which libraries choose the
 same algorithms. Then come the family's by the same strategy, then its others, then what is known before
-anything is learned. A failure tells of its own kind, and of strategies that nothing else is known of.
+anything is learned. A failure tells of its own kind, and of strategies that nothing else is known of; after
+one, nothing of its family is tried in hope until enough decodes have finished.
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,7 +109,11 @@ class Residuals:
             margin = fitted(seen, cold, self._kind, OF_STRATEGY, outside_bytes=outside)
             margin = replace(margin, hoped_ratio=cold.hoped_ratio)  # this chunking was never tried
         margin = fitted(alike, margin, self._kind, OF_CHUNKING, outside_bytes=outside)
-        failures = learned.failures if seen else [one for each in [learned, *others] for one in each.failures]
+        failures = [one for each in [learned, *others] for one in each.failures]
+        if failures:  # one failure in a family is enough: for a while nothing of it is tried in hope
+            margin = replace(margin, hoped_ratio=None)
+        if seen:
+            failures = learned.failures
         if alike:
             failures = [each for each in failures if each.chunking == chunking]
         return margin.lifted(too_little(failures))
