@@ -41,6 +41,7 @@ class DecodeStream:
         self._engine = engine
         self._latents = latents
         self._traits = traits
+        self._device = execution_device(vae)  # looked for once: it takes a walk through all modules
         self._video_channels = family_of(vae).video_channels(vae.config)
         self._state: State = {}
         self._failed_pending = False
@@ -88,7 +89,7 @@ class DecodeStream:
         if self._closed:
             raise RuntimeError("the stream is closed")
         if self.finished:
-            return self._no_frames(self._latents[:, :, :0].to(execution_device(self._vae)))
+            return self._no_frames(self._latents[:, :, :0].to(self._device))
         wake(self._vae)
         self.resume()
         if PENDING in self._state:
@@ -113,7 +114,7 @@ class DecodeStream:
 
     def _step_pending(self, latent_frames: int, strips: int) -> Tensor:
         """Take on what a failed step has left waiting; one that fails again is taken frame by frame."""
-        engine, blank = self._engine, self._latents[:, :, :1].to(execution_device(self._vae))
+        engine, blank = self._engine, self._latents[:, :, :1].to(self._device)
         assert isinstance(engine, StagedEngine)
         parts = strips * (_FINEST if self._failed_pending else 1)
         self._failed_pending = True
@@ -128,7 +129,7 @@ class DecodeStream:
     def _next_chunk(self, latent_frames: int) -> tuple[Tensor, int]:
         """The next latent frames on the VAE's device, and where they stop."""
         stop = self.position + self._engine.take(self.position, latent_frames, self.latent_frames)
-        return self._latents[:, :, self.position : stop].to(execution_device(self._vae)), stop
+        return self._latents[:, :, self.position : stop].to(self._device), stop
 
     def begin(self, latent_frames: int) -> None:
         """First part of a step in strips: feed, through the earlier layers only. The next step ends it."""
@@ -145,7 +146,7 @@ class DecodeStream:
         if PICTURE not in self._state:
             self.begin(latent_frames)
         rows = -(-self._latents.shape[3] // strips)
-        device = execution_device(self._vae)
+        device = self._device
         frames: Tensor | None = None
         with torch.no_grad(), convolutions_for(device):
             for part, state in engine.finish(moved(self._state, device), rows):
@@ -167,7 +168,7 @@ class DecodeStream:
 
     def resume(self) -> None:
         """Bring a parked state back to the VAE's device."""
-        self._state = moved(self._state, execution_device(self._vae))
+        self._state = moved(self._state, self._device)
 
     def close(self) -> None:
         """Let go of the VAE, the latents and the state. Calling it again does nothing."""

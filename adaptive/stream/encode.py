@@ -42,6 +42,7 @@ class EncodeStream:
         self._vae = vae
         family = family_of(vae)
         self._engine = family.encode_engine(vae, encode_kwargs)
+        self._device = execution_device(vae)  # looked for once: it takes a walk through all modules
         self._traits = family.traits(type(vae).__name__, vae.config)
         self._parts = _Parts(video)
         self._total = total or _UNKNOWN_LENGTH
@@ -89,10 +90,10 @@ class EncodeStream:
         if ended:
             self._expected = self._traits.latent_frames(self.position + chunk.shape[2])
         wake(self._vae)
-        device = execution_device(self._vae)
-        with torch.no_grad(), whole_calls(self._vae), convolutions_for(device):
+        with torch.no_grad(), whole_calls(self._vae), convolutions_for(self._device):
             # Encoders that stream are causal: nothing is held back, so the chunk is the only limit needed.
-            return self._engine.advance(self._state, chunk.to(device), limit=_UNKNOWN_LENGTH, ended=ended)
+            chunk = chunk.to(self._device)
+            return self._engine.advance(self._state, chunk, limit=_UNKNOWN_LENGTH, ended=ended)
 
 
 class _Parts:

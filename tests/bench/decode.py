@@ -8,7 +8,7 @@ the batched decode (largest difference over largest value), peak live bytes abov
 meta tensors, frames given away as they come), seconds (median of interleaved repeats; processor time on the
 CPU), and the share of the decode's time that passes before the first frames exist. `auto` is the planner's
 own choice in three fifths of what it expects the batched decode to take at most (in all of it where no exact
-way needs less), planning included. Writes
+way needs less), planning included; its memory profile is traced before, as for a model that is loaded. Writes
 `decode-DEVICE.json` and `decode-DEVICE.md`; families that are not asked for keep what the files hold. With
 `--peaks` only the traced bytes of what the files hold are renewed.
 """
@@ -40,6 +40,8 @@ from adaptive import (
     stream_decode,
 )
 from adaptive.families import family_of
+from adaptive.memory import MemoryProfile
+from adaptive.profile import profile_of
 from adaptive.stream.placement import whole_calls
 from adaptive.trace import trace_peak
 
@@ -95,9 +97,9 @@ def ways_of(case: Case, device: str) -> dict[str, Way]:
     return ways | {f"framefit chunk {size}": _chunked(size, kwargs) for size in case.chunks}
 
 
-def _planned(budget_bytes: int, kwargs: dict[str, Any]) -> Way:
+def _planned(budget_bytes: int, profile: MemoryProfile, kwargs: dict[str, Any]) -> Way:
     def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
-        decoder = AdaptiveDecoder(vae, policy=Policy(budget_bytes=budget_bytes))
+        decoder = AdaptiveDecoder(vae, profile=profile, policy=Policy(budget_bytes=budget_bytes))
         yield from decoder.frames(latents, **kwargs)
 
     return way
@@ -169,7 +171,7 @@ def measure(family: str, repeats: int, device: str) -> Iterator[Row]:
     chosen = planned(vae, case.latents)
     rung = chosen.strategy.value + ("" if chosen.tiles.rows == 1 else f" in {chosen.tiles.rows} strips")
     auto = f"framefit auto in {chosen.budget_bytes / 1e6:.0f} MB: {rung} {chosen.frames_per_chunk}"
-    ways[auto] = _planned(chosen.budget_bytes, _on(case.kwargs, device))
+    ways[auto] = _planned(chosen.budget_bytes, profile_of(vae), _on(case.kwargs, device))
     peaks = {name: peak_live_bytes(case, way) for name, way in ways_of(case, "meta").items()}
     peaks[auto] = planned_peak(vae, case, chosen)
     reference = timed(ways["diffusers batched"], vae, latents)[2]
