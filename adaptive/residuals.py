@@ -109,14 +109,13 @@ class Residuals:
             margin = fitted(seen, cold, self._kind, OF_STRATEGY, outside_bytes=outside)
             margin = replace(margin, hoped_ratio=cold.hoped_ratio)  # this chunking was never tried
         margin = fitted(alike, margin, self._kind, OF_CHUNKING, outside_bytes=outside)
-        failures = [one for each in [learned, *others] for one in each.failures]
-        if failures:  # one failure in a family is enough: for a while nothing of it is tried in hope
-            margin = replace(margin, hoped_ratio=None)
-        if seen:
-            failures = learned.failures
+        of_family = [one for each in [learned, *others] for one in each.failures]
+        failures = learned.failures if seen else of_family
         if alike:
             failures = [each for each in failures if each.chunking == chunking]
-        return margin.lifted(too_little(failures))
+        margin = margin.lifted(too_little(failures))
+        # One failure in a family is enough: for a while nothing of it is tried in hope.
+        return replace(margin, hoped_ratio=None) if of_family else margin
 
     def observe(
         self,

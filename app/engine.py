@@ -13,7 +13,7 @@ import torch
 
 from adaptive.errors import DoesNotFit, NoDevice
 from adaptive.holders import holders_of
-from adaptive.host import read_host
+from adaptive.host import overlook_the_living, read_host
 from adaptive.nvml import Nvml, NvmlState, cuda_visible_uuid
 from adaptive.probe import open_probe
 from app import profiles
@@ -83,13 +83,12 @@ class Engine:
         self._model = held = None
         gc.unfreeze()  # the model that goes may hold itself in cycles
         self.clean_up()
-        gc.freeze()  # of the objects of libraries there are 500,000: no collection need look at them
+        gc.freeze()  # `clean_up` has collected
         reading = self._probe.read()
         placed = load_pipeline(entry, self._settings, self.device, reading, exact_only=exact_only)
         around = Surroundings(self._probe, profiles.load(self._settings, entry), self._experience)
         model = LoadedModel(entry, placed, self._settings, self.device, around)
-        gc.collect()
-        gc.freeze()  # nor, 0.4 s each and several a decode, at what the model brought
+        overlook_the_living()
         on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
         model.check_streaming(on_event)
         model.calibrate(self._settings.calibrate_seconds)

@@ -1,26 +1,21 @@
 """Fixtures shared by every test folder; this folder is on the path, so that tests import `nvml_stub`."""
 
-import gc
 from pathlib import Path
 
 import nvml_stub
 import pytest
 
+from adaptive.host import overlook_the_living
+
 
 def pytest_collection_finish() -> None:
-    _overlook_libraries()
+    overlook_the_living()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     if nextitem is None or item.path != nextitem.path:
-        _overlook_libraries()  # those, too, that this file's tests have imported
-
-
-def _overlook_libraries() -> None:
-    """Every decode collects garbage, as in the service: it need not look at all of torch for that."""
-    gc.collect()
-    gc.freeze()
+        overlook_the_living()  # libraries, too, that this file's tests have imported
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The one way tests wait for what another thread or process does: look again until it is there, or fail."""
+"""How tests wait for what another thread or process does: look again until it is there, or fail."""
 
 import time
 from collections.abc import Callable
@@ -8,10 +8,10 @@ T = TypeVar("T")
 POLL_SECONDS = 0.03
 
 
-def wait_for(look: Callable[[], T | None], seconds: float, explain: Callable[[], str] = str) -> T:
-    """What `look` gives once it gives something that is not None; fails after `seconds`."""
+def wait_for(look: Callable[[], T], seconds: float, explain: Callable[[], str] = str) -> T:
+    """What `look` gives once that is true, as a condition or as something found; fails after `seconds`."""
     deadline = time.monotonic() + seconds
-    while (found := look()) is None:
+    while not (found := look()):
         assert time.monotonic() < deadline, f"nothing came within {seconds} s\n{explain()}"
         time.sleep(POLL_SECONDS)
     return found

@@ -2,7 +2,8 @@
 
 For a batch of one, torch goes by channels x frames x height of the input: up to 20480 it unrolls the input
 and multiplies, beyond it calls oneDNN. Width and number of results do not count there, so a chunk of a small
-video takes the first way in layers where the second takes half the time or less. Owns that choice and nothing
+video, or a one-call decode that goes frame by frame (Wan), takes the first way in layers where the second
+takes half the time or less. Owns that choice and nothing
 else: the sums are the same.
 """
 

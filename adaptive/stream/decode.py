@@ -36,12 +36,15 @@ class DecodeStream:
     one stage. Not for two threads at once on the same VAE.
     """
 
-    def __init__(self, vae: Any, engine: Engine, latents: Tensor, traits: VaeTraits) -> None:
+    def __init__(
+        self, vae: Any, engine: Engine, latents: Tensor, traits: VaeTraits, device: torch.device
+    ) -> None:
+        """`device`: where the VAE computes; looked for once, for that takes a walk through all modules."""
         self._vae = vae
         self._engine = engine
         self._latents = latents
         self._traits = traits
-        self._device = execution_device(vae)  # looked for once: it takes a walk through all modules
+        self._device = device
         self._video_channels = family_of(vae).video_channels(vae.config)
         self._state: State = {}
         self._failed_pending = False
@@ -146,14 +149,13 @@ class DecodeStream:
         if PICTURE not in self._state:
             self.begin(latent_frames)
         rows = -(-self._latents.shape[3] // strips)
-        device = self._device
         frames: Tensor | None = None
-        with torch.no_grad(), convolutions_for(device):
-            for part, state in engine.finish(moved(self._state, device), rows):
+        with torch.no_grad(), convolutions_for(self._device):
+            for part, state in engine.finish(moved(self._state, self._device), rows):
                 frames, self._state = part, state
                 del part, state  # what the engine lets go of must not be kept here
         if frames is None:
-            return self._no_frames(self._latents[:, :, :0].to(device))
+            return self._no_frames(self._latents[:, :, :0].to(self._device))
         self._count(self.position, frames.shape[2])
         return frames
 
@@ -208,10 +210,11 @@ def open_decode(vae: Any, latents: Tensor, **decode_kwargs: Any) -> DecodeStream
     exactly.
     """
     family = family_of(vae)
-    kwargs = _kwargs(decode_kwargs, execution_device(vae))
+    device = execution_device(vae)
+    kwargs = _kwargs(decode_kwargs, device)
     video = family.as_video(latents, kwargs)
     engine = family.decode_engine(vae, kwargs)
-    return DecodeStream(vae, engine, video, family.traits(type(vae).__name__, vae.config))
+    return DecodeStream(vae, engine, video, family.traits(type(vae).__name__, vae.config), device)
 
 
 def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:

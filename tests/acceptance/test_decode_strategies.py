@@ -46,7 +46,7 @@ def test_a_budget_chooses_the_strategy_and_the_frames_stay_the_same(
     (planned,) = [event for event in service.events(job_id) if event.kind == "plan"]
     assert planned.data["strategy"] == strategy
     assert planned.data["budget_bytes"] <= budget
-    wait_for(lambda: service.metric(line) == before + 1 or None, 20)
+    wait_for(lambda: service.metric(line) == before + 1, 20)
 
     previewed_before_decoding(service, job)
     latents = service.settings.jobs_dir / job_id / "latents.safetensors"
@@ -84,8 +84,8 @@ def test_an_approximate_decode_is_used_where_asked_for_and_labelled_everywhere(
     assert isinstance(decode["seam_score"], float)
     (planned,) = [event for event in service.events(job_id) if event.kind == "plan"]
     assert planned.data["exact"] is False
-    wait_for(lambda: service.metric(line) == before + 1 or None, 20)
-    wait_for(lambda: service.metric("framefit_decode_seam_score_count") or None, 20)
+    wait_for(lambda: service.metric(line) == before + 1, 20)
+    wait_for(lambda: service.metric("framefit_decode_seam_score_count"), 20)
 
 
 def redecoded(service: RunningService, latents: Path, out: Path, options: list[str]) -> torch.Tensor:

@@ -46,9 +46,9 @@ def test_the_log_follows_a_job_by_its_ids_and_sigterm_lets_the_running_job_end(
     assert not events(service, event="request_done")
     assert service.http.post("/log-level", params={"level": "debug"}).json() == {"level": "debug"}
     for process in ("api", "worker", "serve"):
-        wait_for(lambda p=process: events(service, event="log_level_changed", process=p) or None, 60)
+        wait_for(lambda p=process: events(service, event="log_level_changed", process=p), 60)
     service.http.get("/models")
-    wait_for(lambda: events(service, event="request_done", path="/models", status=200) or None, 20)
+    wait_for(lambda: events(service, event="request_done", path="/models", status=200), 20)
     service.wait_until(running, lambda job: bool(job["stage"] in ("denoising", "decoding")))
     service.stop(signal.SIGTERM)
     (ended,) = events(service, event="job_ended", job_id=running)

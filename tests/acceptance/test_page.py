@@ -298,7 +298,7 @@ def api_alone(settings: Settings) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    wait_for(lambda: server.started or None, 30)
+    wait_for(lambda: server.started, 30)
     with closing(open_store(settings)) as store:
         memory = {"total_bytes": 8 * 2**30, "free_bytes": 6 * 2**30, "own_bytes": 2**30}
         store.register_worker("w", {"name": "cpu", "kind": "cpu", "capacity_bytes": 7 * 2**30, **memory})

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -10,6 +10,7 @@ import httpx
 import pytest
 from conftest import Project, docker
 from PIL import Image
+from waiting import wait_for
 
 START_SECONDS = 180
 JOB_SECONDS = 240
@@ -31,13 +32,6 @@ def service(project: Project) -> Iterator[Project]:
         )
     yield project
     project.compose("down", "--timeout", "10")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float, explain: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.2)
 
 
 def health(project: Project) -> str:

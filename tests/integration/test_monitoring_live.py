@@ -11,7 +11,8 @@ from typing import Any
 
 import grafana_boards
 import pytest
-from watched_service import GIB, SCRAPE_SECONDS, Watched, until, watched_service
+from waiting import wait_for
+from watched_service import GIB, SCRAPE_SECONDS, Watched, watched_service
 
 pytestmark = [
     pytest.mark.slow,
@@ -163,9 +164,9 @@ def test_a_lost_gpu_leaves_no_stale_gauge_and_raises_the_alarm(watched: Watched)
     watched.scraped()
     gpu = f'{{gpu="{watched.gpu.uuid}"}}'
     assert watched.prometheus.now(f"framefit_gpu_memory_free_bytes{gpu}") == []
-    until(lambda: "FramefitGpuLost" in alerts(watched), 30, lambda: str(alerts(watched)))
+    wait_for(lambda: "FramefitGpuLost" in alerts(watched), 30, lambda: str(alerts(watched)))
     watched.set_gpu(lost=False)
-    until(lambda: "FramefitGpuLost" not in alerts(watched), 30, lambda: str(alerts(watched)))
+    wait_for(lambda: "FramefitGpuLost" not in alerts(watched), 30, lambda: str(alerts(watched)))
 
 
 def alerts(watched: Watched) -> dict[str, str]:
@@ -182,7 +183,7 @@ def test_a_killed_worker_shows_as_gone_and_its_memory_is_not_counted_on(watched:
     worker = watched.child("worker")
     worker.send_signal(signal.SIGKILL)
     worker.wait(10)
-    until(
+    wait_for(
         lambda: watched.http.get("/readyz").status_code == 200 and watched.child("worker").pid != worker.pid,
         120,
         lambda: watched.http.get("/readyz").text,
@@ -198,7 +199,7 @@ def test_a_killed_api_counts_past_events_again_without_anything_looking_new(watc
     series = watched.value('count({__name__=~"framefit_.*"})')
     killed_at, first_start = time.time(), watched.value("process_start_time_seconds")
     watched.child("api").send_signal(signal.SIGKILL)
-    until(lambda: start_time(watched) not in (None, first_start), 60, lambda: "the API did not come back")
+    wait_for(lambda: start_time(watched) not in (None, first_start), 60, lambda: "the API did not come back")
     watched.scraped()
     after = {str(sample["metric"]): sample["value"][1] for sample in watched.prometheus.now(counters)}
     assert after == before

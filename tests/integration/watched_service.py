@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import nvml_stub
 import psutil
 import yaml
 from grafana_boards import Prometheus
+from waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "docker" / "prometheus"
@@ -62,7 +63,7 @@ class Watched:
         def found() -> list[dict[str, Any]]:
             return [job for job in self.jobs() if job["id"] in ids]
 
-        until(
+        wait_for(
             lambda: all(job["finished_at"] for job in found()),
             JOB_SECONDS,
             lambda: json.dumps(found())[:3000],
@@ -79,7 +80,7 @@ class Watched:
             samples = self.prometheus.now(time_of_last)
             return bool(samples) and float(samples[0]["value"][1]) > asked_at + SCRAPE_SECONDS
 
-        until(newer, 30, lambda: str(self.prometheus.now(time_of_last)))
+        wait_for(newer, 30, lambda: str(self.prometheus.now(time_of_last)))
 
     def value(self, expr: str) -> float:
         """The one value of an expression now."""
@@ -93,14 +94,6 @@ class Watched:
         return next(child for child in children if word in child.cmdline())
 
 
-def until(condition: Callable[[], bool], seconds: float, explain: Callable[[], str]) -> None:
-    """Wait for a condition, and explain where it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.1)
-
-
 @contextmanager
 def watched_service(folder: Path, library: Path, ports: tuple[int, int]) -> Iterator[Watched]:
     """Start both, hand them out when the service takes jobs, and stop both."""
@@ -112,8 +105,8 @@ def watched_service(folder: Path, library: Path, ports: tuple[int, int]) -> Iter
         httpx.Client(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30) as client,
         closing(Prometheus(f"http://127.0.0.1:{ports[1]}")) as prometheus,
     ):
-        until(lambda: _takes_jobs(client), START_SECONDS, (folder / "service.log").read_text)
-        until(lambda: _ready(ports[1]), 60, (folder / "prometheus.log").read_text)
+        wait_for(lambda: _takes_jobs(client), START_SECONDS, (folder / "service.log").read_text)
+        wait_for(lambda: _ready(ports[1]), 60, (folder / "prometheus.log").read_text)
         yield Watched(client, prometheus, process, machine, gpu, ports[0])
 
 

@@ -237,7 +237,7 @@ def test_a_video_is_made_in_int8_where_only_that_fits_and_says_so_everywhere(ser
 
     for pixels, times in (("approximate", 1.0), ("exact", 2.0)):  # counted at a poll's distance
         line = f'framefit_jobs_denoised_total{{model="small",pixels="{pixels}"}} {times}'
-        wait_for(lambda: line in served.http.get("/metrics").text or None, 20)  # noqa: B023
+        wait_for(lambda line=line: line in served.http.get("/metrics").text, 20)
 
 
 def test_without_the_library_it_is_refused_by_the_name_of_the_extra(
