@@ -4,7 +4,6 @@ Owns: rungs and their order. Must not know: torch, devices, jobs, how one is cho
 arithmetic.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 from adaptive.memory import MemoryProfile
@@ -21,7 +20,7 @@ from adaptive.types import (
     Strategy,
 )
 
-SAME_SPEED = 1.01
+SAME_SPEED = 1.05  # what is learned from one decode to the next moves predictions by a few per cent
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ def rungs(
         found.append(rung)
         if inputs.droppable_bytes and not rung.fits and rung.exact and rung.tiles.count == 1:
             found.append(_after_dropping(rung, budget_bytes, policy, inputs))
-    return tuple(sorted(found, key=_order))
+    return _fastest_first(found)
 
 
 def _after_dropping(rung: Rung, budget_bytes: int, policy: Policy, inputs: PlanInputs) -> Rung:
@@ -151,11 +150,25 @@ def _smaller_than_all(rung: Rung, before: list[Rung], policy: Policy) -> bool:
     return all(rung.predicted.upper_bytes < each.predicted.upper_bytes for each in rivals)
 
 
-def _order(rung: Rung) -> tuple[bool, int, float, int, int]:
-    seconds = _rounded(rung.predicted_seconds)
-    return not rung.exact, rung.tiles.count, seconds, -rung.frames_per_chunk, rung.dropped_bytes
+def _fastest_first(found: list[Rung]) -> tuple[Rung, ...]:
+    """Exact before approximate, whole pictures before tiles, then by time; larger chunks first among rungs
+    that take as long as the fastest of them, so that noise does not decide.
+    """
+    alike: list[list[Rung]] = []
+    for rung in sorted(found, key=lambda rung: (*_kind(rung), rung.predicted_seconds or 0.0)):
+        first = alike[-1][0] if alike else None
+        if first is not None and _kind(first) == _kind(rung) and _as_fast(rung, first):
+            alike[-1].append(rung)
+        else:
+            alike.append([rung])
+    for rungs_alike in alike:
+        rungs_alike.sort(key=lambda rung: (-rung.frames_per_chunk, rung.dropped_bytes))
+    return tuple(rung for rungs_alike in alike for rung in rungs_alike)
 
 
-def _rounded(seconds: float | None) -> float:
-    """Order of magnitude in steps of one per cent, so that noise does not decide."""
-    return 0.0 if not seconds else math.floor(math.log(seconds) / math.log(SAME_SPEED))
+def _kind(rung: Rung) -> tuple[bool, int]:
+    return not rung.exact, rung.tiles.count
+
+
+def _as_fast(rung: Rung, fastest: Rung) -> bool:
+    return (rung.predicted_seconds or 0.0) <= (fastest.predicted_seconds or 0.0) * SAME_SPEED

@@ -145,3 +145,15 @@ def test_the_fastest_way_is_never_regretted(ltx_profile: MemoryProfile) -> None:
     ladder = rungs(ltx_profile, SHAPE, 64 * GIB, FREE, inputs)
     regret = regret_of(plan, ladder, measured_bytes=1, seconds=9.0)
     assert (regret.seconds, regret.detail) == (0.0, "none: it ran the fastest way")
+
+
+@pytest.mark.parametrize("drift", [0.97, 1.0, 1.03])
+def test_what_takes_as_long_is_chosen_alike_though_predictions_drift(
+    ltx_profile: MemoryProfile, drift: float
+) -> None:
+    """Two jobs of one seed must not be cut differently: sums in another order round a pixel differently."""
+    whole, chunk = LAW.seconds(SHAPE, 8), LAW.seconds(SHAPE, 4)
+    level = replace(LAW, corrections={**LAW.corrections, 2: drift * whole / chunk})
+    inputs = PlanInputs(residuals=Residuals("cuda:0"), speed=level)
+    plan = plan_decode(ltx_profile, SHAPE, reading(64 * GIB), FREE, inputs)
+    assert plan.frames_per_chunk == 8
