@@ -17,6 +17,7 @@ import sys
 
 import typer
 
+from adaptive.host import ask_for_huge_pages
 from app.cli import bench, calibrate, convert, decode, encode, generate, inspect, keys, plan, processes
 from app.config import ConfigError
 
@@ -33,6 +34,7 @@ for group in (processes, generate, plan, calibrate, encode, decode, convert, ins
 
 def main() -> None:
     """Run the command line; a bad configuration is one line, not a traceback."""
+    ask_for_huge_pages()
     try:
         app()
     except ConfigError as error:

@@ -40,6 +40,7 @@ from adaptive import (
     stream_decode,
 )
 from adaptive.families import family_of
+from adaptive.host import ask_for_huge_pages
 from adaptive.memory import MemoryProfile
 from adaptive.profile import profile_of
 from adaptive.stream.placement import whole_calls
@@ -243,6 +244,7 @@ def main() -> None:
     parser.add_argument("--peaks", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
+    ask_for_huge_pages()
     torch.set_num_threads(options.threads)
     if options.peaks:
         asked, options.family = options.family, []

@@ -28,6 +28,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from adaptive.host import ask_for_huge_pages
+
 HERE = Path(__file__).parent
 RECORDINGS = HERE / "results" / "recordings-cpu.jsonl"
 LARGE = HERE / "results" / "recordings-large-cpu.jsonl"
@@ -163,6 +165,7 @@ def _warmed_up(name: str) -> tuple[Any, Any]:
 
     from adaptive.profile import profile_of
 
+    ask_for_huge_pages()
     torch.set_num_threads(1)
     vae = build(name)
     profile = profile_of(vae)
