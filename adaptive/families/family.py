@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adaptive.stream.engine import Engine
+    from adaptive.stream.tick import Tick
 
 
 class Family:
@@ -84,3 +85,8 @@ class Family:
         it."""
         channels = self.traits(type(vae).__name__, vae.config).latent_channels
         return (1, channels, 4, 2, 2), {}
+
+
+def activation(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001 - a rule
+    """Rule of activations in front of temporal layers: that layer is all that looks at their result."""
+    return tick.spending.offer(forward(frames))

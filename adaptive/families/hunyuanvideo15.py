@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families.family import Family
+from adaptive.families.family import Family, activation
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _POINTWISE = frozenset(
     {
         "HunyuanVideo15Decoder3D", "HunyuanVideo15MidBlock", "HunyuanVideo15UpBlock3D",
         "HunyuanVideo15Encoder3D", "HunyuanVideo15DownBlock3D", "HunyuanVideo15ResnetBlock",
-        "HunyuanVideo15RMS_norm", "Conv3d", "SiLU", "ModuleList",
+        "Conv3d", "ModuleList",
     }
 )  # fmt: skip
 
@@ -102,8 +102,15 @@ def _conv(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # n
     size = module.conv.kernel_size[0]
     left, right, top, bottom, *_ = module.time_causal_padding
     window = tick.push_causal(module, frames, size)
-    convolved: Tensor = module.conv(F.pad(window, (left, right, top, bottom, 0, 0), mode=module.pad_mode))
+    window = F.pad(window, (left, right, top, bottom, 0, 0), mode=module.pad_mode)
+    convolved: Tensor = module.conv(window)
     return convolved
+
+
+def _norm(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001 - a rule
+    from adaptive.stream.norms import unit_length
+
+    return unit_length(module, forward, frames)
 
 
 def _upsample(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:
@@ -161,6 +168,8 @@ _RULES: Mapping[str, Rule] = {
     "HunyuanVideo15Upsample": _upsample,
     "HunyuanVideo15Downsample": _downsample,
     "HunyuanVideo15AttnBlock": _attention,
+    "HunyuanVideo15RMS_norm": _norm,
+    "SiLU": activation,
 }
 
 FAMILY = HunyuanVideo15Family()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families.family import Family
+from adaptive.families.family import Family, activation
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _POINTWISE = frozenset(
     {
         "LTXVideoDecoder3d", "LTXVideoMidBlock3d", "LTXVideoUpBlock3d", "LTXVideoEncoder3d",
-        "LTXVideoDownBlock3D", "LTXVideo095DownBlock3D", "RMSNorm", "LayerNorm", "Conv3d", "SiLU", "Dropout",
+        "LTXVideoDownBlock3D", "LTXVideo095DownBlock3D", "LayerNorm", "Conv3d", "Dropout",
         "ModuleList", "Linear", "PixArtAlphaCombinedTimestepSizeEmbeddings", "Timesteps", "TimestepEmbedding",
     }
 )  # fmt: skip
@@ -175,6 +175,12 @@ def resnet(
     return forward(frames, temb, generator, **options)  # type: ignore[no-any-return]
 
 
+def _norm(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001 - a rule
+    from adaptive.stream.norms import root_mean_square
+
+    return root_mean_square(module, forward, frames)
+
+
 def upsampler(tick: Tick, module: Any, forward: Any, frames: Tensor, **options: Any) -> Tensor:  # noqa: ARG001
     """Convolution, then channels to frames and pixels; the very first input frame loses all but one frame."""
     conv, (step, *_) = module.conv, module.stride
@@ -225,6 +231,8 @@ RULES: Mapping[str, Rule] = {
     "LTXVideoCausalConv3d": conv,
     "LTXVideoResnetBlock3d": resnet,
     "LTXVideoUpsampler3d": upsampler,
+    "RMSNorm": _norm,
+    "SiLU": activation,
 }
 
 FAMILY = LtxFamily(RULES, _POINTWISE)

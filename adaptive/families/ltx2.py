@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from adaptive.families.family import activation
 from adaptive.families.ltx import LtxFamily, conv, downsampler, resnet, upsampler
 from adaptive.types import VaeTraits
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _POINTWISE = frozenset(
     {
         "LTX2VideoDecoder3d", "LTX2VideoMidBlock3d", "LTX2VideoUpBlock3d", "LTX2VideoEncoder3d",
-        "LTX2VideoDownBlock3D", "PerChannelRMSNorm", "LayerNorm", "SiLU", "Dropout", "ModuleList", "Linear",
+        "LTX2VideoDownBlock3D", "PerChannelRMSNorm", "LayerNorm", "Dropout", "ModuleList", "Linear",
         "PixArtAlphaCombinedTimestepSizeEmbeddings", "Timesteps", "TimestepEmbedding",
     }
 )  # fmt: skip
@@ -49,9 +50,20 @@ class Ltx2Family(LtxFamily):
 
 
 def _plain_conv(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:
-    """A shortcut's convolution is an ordinary one; those inside temporal ones never see empty input."""
-    mixed = forward(frames) if frames.shape[2] else tick.no_frames(frames, module)
-    return tick.as_branch(module, mixed)
+    """A shortcut's convolution is an ordinary one; those inside temporal ones never see empty input.
+
+    Theirs pads by copying, so the unpadded frames need not stay while it runs.
+    """
+    import torch.nn.functional as F
+
+    if not frames.shape[2]:
+        return tick.as_branch(module, tick.no_frames(frames, module))
+    if module.padding_mode == "zeros":
+        return tick.as_branch(module, forward(frames))
+    depth, height, width = module.padding
+    padded = F.pad(frames, (width, width, height, height, depth, depth), mode=module.padding_mode)
+    tick.spending.spend(frames)
+    return F.conv3d(padded, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
 
 
 FAMILY = Ltx2Family(
@@ -61,6 +73,7 @@ FAMILY = Ltx2Family(
         "LTX2VideoResnetBlock3d": resnet,
         "LTX2VideoUpsampler3d": upsampler,
         "LTX2VideoDownsampler3d": downsampler,
+        "SiLU": activation,
     },
     _POINTWISE,
 )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families.family import Family
+from adaptive.families.family import Family, activation
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _POINTWISE = frozenset(
     {
         "EasyAnimateDecoder", "EasyAnimateEncoder", "EasyAnimateMidBlock3d", "EasyAnimateUpBlock3d",
         "EasyAnimateDownBlock3D", "EasyAnimateResidualBlock3D", "EasyAnimateDownsampler3D",
-        "GroupNorm", "Conv3d", "SiLU", "Dropout", "Identity", "ModuleList",
+        "GroupNorm", "Conv3d", "Dropout", "Identity", "ModuleList",
     }
 )  # fmt: skip
 
@@ -117,6 +117,7 @@ def _upsample(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor: 
 _RULES: Mapping[str, Rule] = {
     "EasyAnimateCausalConv3d": _conv,
     "EasyAnimateUpsampler3D": _upsample,
+    "SiLU": activation,
 }
 
 FAMILY = MagvitFamily()

@@ -12,7 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families.family import Family
+from adaptive.families.family import Family, activation
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _POINTWISE = frozenset(
         "MochiDecoder3D", "MochiMidBlock3D", "MochiUpBlock3D", "MochiResnetBlock3D",
         "MochiChunkedGroupNorm3D", "GroupNorm", "CogVideoXSafeConv3d",
         "MochiEncoder3D", "MochiDownBlock3D", "FourierFeatures", "LpNorm", "Dropout",
-        "Conv3d", "Linear", "SiLU", "ModuleList",
+        "Conv3d", "Linear", "ModuleList",
     }
 )  # fmt: skip
 
@@ -104,7 +104,8 @@ def _conv(
     size, stride = module.time_kernel_size, module.conv.stride[0]
     window = tick.push_causal(module, frames, size, stride=stride)
     sides = (module.width_pad, module.width_pad, module.height_pad, module.height_pad, 0, 0)
-    return module.conv(F.pad(window, sides, mode="replicate")), None
+    window = F.pad(window, sides, mode="replicate")
+    return module.conv(window), None
 
 
 def _attention(tick: Tick, module: Any, forward: Any, tokens: Tensor) -> Tensor:  # noqa: ARG001 - replaced
@@ -125,6 +126,6 @@ def _attention(tick: Tick, module: Any, forward: Any, tokens: Tensor) -> Tensor:
     return out
 
 
-_RULES: Mapping[str, Rule] = {"CogVideoXCausalConv3d": _conv, "Attention": _attention}
+_RULES: Mapping[str, Rule] = {"CogVideoXCausalConv3d": _conv, "Attention": _attention, "SiLU": activation}
 
 FAMILY = MochiFamily()

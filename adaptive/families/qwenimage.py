@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from adaptive.stream.engine import Engine, State
 
+_PREFIX = "QwenImage"  # of its layers' names
+
 
 class QwenImageFamily(Family):
     """AutoencoderKLQwenImage."""
@@ -45,6 +47,7 @@ class QwenImageFamily(Family):
             raise UnsupportedVae(type(vae).__name__, f"decoding with {', '.join(kwargs)}")
 
         from adaptive.stream.cached import CachedEngine
+        from adaptive.stream.causal import CausalLayers
         from adaptive.stream.stages import stages_of
 
         def run(chunk: Tensor, caches: Any, place: list[int], *, first: bool) -> Tensor:  # noqa: ARG001 - alike
@@ -52,7 +55,8 @@ class QwenImageFamily(Family):
             frames: Tensor = vae.decoder(hidden, feat_cache=caches, feat_idx=place)
             return frames.clamp_(-1.0, 1.0)
 
-        return CachedEngine(run, stages=stages_of(vae.decoder))
+        layers = CausalLayers(vae.decoder, _PREFIX)
+        return CachedEngine(run, stages=stages_of(vae.decoder), layers=layers)
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The encoder with caches that belong to the stream."""
@@ -67,9 +71,11 @@ class QwenImageFamily(Family):
 
 
 def _cached(network: Any, run: Any, group: int) -> Engine:
+    from adaptive.stream.causal import CausalLayers
     from adaptive.stream.engine import CallEngine, whole_groups
 
-    places = sum(type(module).__name__ == "QwenImageCausalConv3d" for module in network.modules())
+    layers = CausalLayers(network, _PREFIX)
+    places = sum(type(module).__name__ == f"{_PREFIX}CausalConv3d" for module in network.modules())
 
     class Cached(CallEngine):
         """What diffusers does in its loops, with any number of latent frames a call."""
@@ -81,7 +87,8 @@ def _cached(network: Any, run: Any, group: int) -> Engine:
         def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
             """The network replaces entries of the caches and never changes one."""
             caches = list(state.get("caches", [None] * places))
-            return run(chunk, caches), {"caches": caches}
+            with layers.lean():
+                return run(chunk, caches), {"caches": caches}
 
     return Cached()
 

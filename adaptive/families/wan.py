@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from adaptive.stream.engine import Engine, State
 
+_PREFIX = "Wan"  # of its layers' names
+
 
 class WanFamily(Family):
     """AutoencoderKLWan."""
@@ -60,6 +62,7 @@ def _decode_engine(vae: Any) -> Engine:
     from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
     from adaptive.stream.cached import CachedEngine
+    from adaptive.stream.causal import CausalLayers
     from adaptive.stream.stages import stages_of
 
     def run(chunk: Tensor, caches: Any, place: list[int], *, first: bool) -> Tensor:
@@ -70,13 +73,17 @@ def _decode_engine(vae: Any) -> Engine:
             frames = unpatchify(frames, patch_size=vae.config.patch_size)
         return frames.clamp_(-1.0, 1.0)
 
-    return CachedEngine(run, stages=stages_of(vae.decoder))
+    layers = CausalLayers(vae.decoder, _PREFIX)
+    return CachedEngine(run, stages=stages_of(vae.decoder), layers=layers)
 
 
 def _encode_engine(vae: Any, temporal_ratio: int) -> Engine:
     from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 
+    from adaptive.stream.causal import CausalLayers
     from adaptive.stream.engine import CallEngine, whole_groups
+
+    layers = CausalLayers(vae.encoder, _PREFIX)
 
     class WanEncode(CallEngine):
         """What diffusers' `AutoencoderKLWan._encode` does in its loop, with any number of latent frames a
@@ -92,7 +99,9 @@ def _encode_engine(vae: Any, temporal_ratio: int) -> Engine:
             caches = list(state.get("caches", [None] * vae._cached_conv_counts["encoder"]))
             if vae.config.patch_size is not None:
                 chunk = patchify(chunk, patch_size=vae.config.patch_size)
-            return vae.quant_conv(vae.encoder(chunk, feat_cache=caches, feat_idx=[0])), {"caches": caches}
+            with layers.lean():
+                encoded = vae.encoder(chunk, feat_cache=caches, feat_idx=[0])
+            return vae.quant_conv(encoded), {"caches": caches}
 
     return WanEncode()
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from adaptive.stream.causal import CausalLayers
 from adaptive.stream.engine import whole_groups
 from adaptive.stream.intercept import intercepted
 from adaptive.stream.stages import Journal, Marks, Passage, Pending, next_part
@@ -29,12 +30,15 @@ class CachedEngine:
     """Streams through a network with caches of its own, see `adaptive.stream.engine.StagedEngine`.
 
     `stages`: modules that the network calls one after another, each on what the last one gave, `group` as in
-    `whole_groups`.
+    `whole_groups`, `layers` the network's.
     """
 
-    def __init__(self, run: Run, *, stages: Sequence[nn.Module], group: int = 1) -> None:
+    def __init__(
+        self, run: Run, *, stages: Sequence[nn.Module], layers: CausalLayers, group: int = 1
+    ) -> None:
         self._run = run
         self._stages = stages
+        self._layers = layers
         self._group = group
 
     def take(self, position: int, wanted: int, total: int) -> int:
@@ -68,7 +72,7 @@ class CachedEngine:
             journal, fed, start=start, marks=lambda: Marks(place=place[0], first=first), restore=restore
         )
         rules = {stage: passage.around(number, None) for number, stage in enumerate(self._stages, 1)}
-        with passage, intercepted(rules):
+        with passage, intercepted(rules), self._layers.lean():
             frames = self._run(chunk, _Caches(journal), place, first=first)
         return frames, state
 

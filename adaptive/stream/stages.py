@@ -14,9 +14,10 @@ from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from adaptive.stream.intercept import Forward
+from adaptive.stream.spending import let_go
 from adaptive.stream.state import State, mapped, tensors
 
 PENDING = "pending"  # key of a state in which frames wait between two stages: a tuple, the newest last
@@ -152,6 +153,11 @@ class Passage:
         output = forward(*args, **kwargs)
         self._journal[PENDING] = (*self._waiting, Pending(number, output, self._marks(), self._fed))
         self._journal.commit()
+        if number > 1 and type(args[0]) is Tensor and args[0] is not output:
+            # The network around holds it until its block ends, and a view what it is a view of.
+            for spent in (args[0]._base, args[0]):
+                if spent is not None:
+                    let_go(spent)
         return output
 
     def __enter__(self) -> Passage:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.stream.residual import Branch
+from adaptive.stream.spending import Spending
 from adaptive.stream.stages import Marks
 from adaptive.stream.window import Held, Kernel, Pushed, add_delayed, push
 
@@ -39,6 +40,7 @@ class Tick:
     may_skip: bool
     touch: bool
     no_output: bool = False
+    spending: Spending = field(default_factory=Spending)
     _prepared: dict[nn.Module, Tensor | None] = field(default_factory=dict)
     _shortcuts: dict[nn.Module, nn.Module] = field(default_factory=dict)
 
@@ -81,6 +83,7 @@ class Tick:
         pushed = push(held, frames, kernel, ended=self.ended, limit=frames.shape[2])
         assert pushed.window is not None, "a causal stream has no empty chunks"
         self.cells[layer] = pushed.held
+        self.spending.spend(frames)
         return pushed.window
 
     def first(self, layer: nn.Module) -> bool:
@@ -126,7 +129,9 @@ class Tick:
             kernel = Kernel.replicate(conv.kernel_size[0], conv.stride[0], causal=causal)
             window = self.push(layer, frames, kernel).window
         if window is not None:
-            convolved: Tensor = conv(window)
+            self.spending.spend(frames)
+            convolved: Tensor = conv(self.spending.offer(window))
+            self.spending.withdraw()
             return convolved
         if layer is self.sink:
             self.no_output = (

@@ -74,7 +74,11 @@ def push(held: Held, chunk: Tensor, kernel: Kernel, *, ended: bool, limit: int) 
         return Pushed(None, 0, held._replace(ended=ended))
     complete = max(0, (frames.shape[2] - kernel.size) // kernel.stride + 1)
     count = min(complete, max(1, limit))
-    window = frames[:, :, : kernel.stride * (count - 1) + kernel.size] if count else None
+    end = kernel.stride * (count - 1) + kernel.size
+    joined_here = frames is not chunk and frames is not held.frames
+    # A view would hold on to its base; what is the caller's, or the old state, is never handed out itself.
+    whole = frames if joined_here and end == frames.shape[2] else frames[:, :, :end]
+    window = whole if count else None
     rest = frames[:, :, kernel.stride * count :]
     if window is not None or frames is chunk:
         rest = rest.clone()  # a view would keep the whole chunk alive until the next step

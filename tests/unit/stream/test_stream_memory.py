@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKLLTXVideo
 from stream_vaes import run, shared
 from torch import Tensor
 
 from adaptive.encoder import stream_encode
 from adaptive.stream import open_decode
 from adaptive.trace import trace_peak
+from tests.bench.decode_cases import CASES
 
 
 @contextmanager
@@ -24,9 +25,9 @@ def on_meta(name: str) -> Iterator[Any]:
         yield type(vae)(**vae.config).eval()
 
 
-def decode_peak(vae: Any, latents: Tensor, chunk: int) -> int:
+def decode_peak(vae: Any, latents: Tensor, chunk: int, **kwargs: Any) -> int:
     def consume() -> None:
-        with open_decode(vae, latents) as stream:
+        with open_decode(vae, latents, **kwargs) as stream:
             for frames in run(stream, [chunk]):
                 del frames
 
@@ -56,10 +57,27 @@ def test_twice_the_frames_encode_in_the_same_memory(name: str) -> None:
         assert peak(vae, 129) <= 1.01 * peak(vae, 65)
 
 
-def test_the_published_ltx_streams_one_latent_frame_in_less_than_diffusers_framewise_decoding_takes() -> None:
+@pytest.mark.parametrize("name", ["ltx-0.9.0", "ltx-0.9.5", "ltx-2"])
+def test_the_published_ltx_streams_one_latent_frame_in_less_than_diffusers_framewise_decoding_takes(
+    name: str,
+) -> None:
+    case = CASES[name]
     with torch.device("meta"):
-        vae = AutoencoderKLLTXVideo().eval()
-    latents = torch.empty(1, 128, 13, 2, 3, device="meta")  # 97 frames
-    ours = decode_peak(vae, latents, 1)
-    vae.use_framewise_decoding = True
-    assert ours <= trace_peak(lambda: vae.decode(latents).sample).peak_bytes
+        vae = getattr(diffusers, case.vae_class)(**case.config).eval()
+        kwargs = {key: value.to("meta") for key, value in case.kwargs.items()}
+    latents = torch.empty(case.latents, device="meta")
+    ours = decode_peak(vae, latents, 1, **kwargs)
+    assert case.frugal is not None
+    with case.frugal.applied(vae):
+        theirs = trace_peak(lambda: vae.decode(latents, **kwargs).sample).peak_bytes
+    assert ours <= theirs
+
+
+@pytest.mark.parametrize("name", ["wan-2.1", "wan-2.2", "qwen-image"])
+def test_wan_streams_in_less_than_its_own_call_takes_for_each_latent_frame(name: str) -> None:
+    case = CASES[name]
+    with torch.device("meta"):
+        vae = getattr(diffusers, case.vae_class)(**case.config).eval()
+    latents = torch.empty(*case.latents[:2], 3, *case.latents[3:], device="meta")
+    video = trace_peak(lambda: vae.decode(latents).sample)
+    assert decode_peak(vae, latents, 1) <= 0.87 * (video.peak_bytes - video.left_bytes)
