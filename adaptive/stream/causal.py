@@ -10,7 +10,8 @@ family.
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,9 +48,14 @@ class CausalLayers:
         named = ((layer, type(layer).__name__) for layer in layers)
         self._rules = {layer: rules[name] for layer, name in named if name in rules}
 
-    def lean(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def lean(self) -> Iterator[None]:
         """A context in which these layers take less memory."""
-        return intercepted(self._rules)
+        try:
+            with intercepted(self._rules):
+                yield
+        finally:
+            self._spending.withdraw()  # after a failure it would hold the frames through the next try
 
     def _activating(self, _layer: nn.Module, forward: Forward) -> Forward:
         def run(frames: Tensor) -> Tensor:
@@ -61,11 +67,8 @@ class CausalLayers:
         return functools.partial(self._convolve, layer)
 
     def _convolve(self, layer: Any, frames: Tensor, cache: Tensor | None = None) -> Tensor:
-        past = 0 if cache is None else cache.shape[2]
-        if past > layer._padding[4]:  # a kernel of one frame has no use for a cache
-            cache, past = None, 0
         if any(layer._padding):
-            window = _padded(frames, cache, past, layer._padding)
+            window = _padded(frames, cache, layer._padding)
             self._spending.spend(frames)
         else:
             window = frames
@@ -74,10 +77,11 @@ class CausalLayers:
         )
 
 
-def _padded(frames: Tensor, cache: Tensor | None, past: int, padding: tuple[int, ...]) -> Tensor:
+def _padded(frames: Tensor, cache: Tensor | None, padding: tuple[int, ...]) -> Tensor:
     """Zeros around `cache` followed by `frames`, in the memory format of `frames`."""
     width, _, height, _, before, _ = padding
     batch, channels, count, rows, columns = frames.shape
+    past = 0 if cache is None else min(before, cache.shape[2])
     last = torch.channels_last_3d
     strided_last = frames.is_contiguous(memory_format=last) and not frames.is_contiguous()
     window = torch.empty(
@@ -88,7 +92,7 @@ def _padded(frames: Tensor, cache: Tensor | None, past: int, padding: tuple[int,
     ).zero_()
     inner = window[:, :, before - past :, height : height + rows, width : width + columns]
     if cache is not None:
-        inner[:, :, :past].copy_(cache)
+        inner[:, :, :past].copy_(cache[:, :, cache.shape[2] - past :])
     inner[:, :, past:].copy_(frames)
     return window
 

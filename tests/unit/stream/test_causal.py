@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
@@ -36,7 +38,7 @@ def layers_of(network: nn.Module) -> CausalLayers:
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
-@pytest.mark.parametrize("past", [None, 1, 2])
+@pytest.mark.parametrize("past", [None, 1, 2, 3])
 @pytest.mark.parametrize(("size", "padding"), [(3, 1), (1, 0)])
 @torch.no_grad()
 def test_a_convolution_sees_the_same_numbers(size: int, padding: int, past: int | None, last: bool) -> None:
@@ -88,6 +90,17 @@ def test_the_norm_of_ltx_gives_the_same_numbers_and_leaves_its_input(dtype: torc
     assert torch.equal(found, expected)
     assert found.stride() == expected.stride()
     assert torch.equal(frames, before)
+
+
+@torch.no_grad()
+def test_after_a_failure_nothing_is_held() -> None:
+    row = Row(3, 1)
+    layers = layers_of(row)
+    kept: list[weakref.ref[Tensor]] = []
+    row.act.register_forward_hook(lambda _module, _args, output: kept.append(weakref.ref(output)))
+    with pytest.raises(RuntimeError), layers.lean():
+        row(torch.randn(1, 8, 3, 5, 6), torch.randn(1, 8, 1, 7, 7))  # a cache of another size
+    assert kept[0]() is None
 
 
 def test_frames_are_alive_once_while_a_convolution_runs() -> None:
