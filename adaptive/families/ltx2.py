@@ -63,7 +63,8 @@ def _plain_conv(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor
     depth, height, width = module.padding
     padded = F.pad(frames, (width, width, height, height, depth, depth), mode=module.padding_mode)
     tick.spending.spend(frames)
-    return F.conv3d(padded, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
+    mixed = F.conv3d(padded, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
+    return tick.as_branch(module, mixed)
 
 
 FAMILY = Ltx2Family(
