@@ -1,13 +1,12 @@
 """Memory of the host as this process may use it: physical memory, cgroup limits and RLIMIT_AS, whichever is
 least.
 
-Owns: reading /proc, /sys/fs/cgroup and the C library's heap, how tensors are mapped, and what garbage
-collection looks at. Must not know: torch, decodes.
+Owns: reading /proc, /sys/fs/cgroup and the C library's heap, and what garbage collection looks at. Must not
+know: torch, decodes.
 """
 
 import ctypes
 import gc
-import os
 import resource
 from pathlib import Path
 
@@ -44,15 +43,6 @@ def keep_heap_tight() -> None:
     if set_option is not None:
         set_option(M_MMAP_THRESHOLD, MAPPED_BYTES)
         set_option(M_TRIM_THRESHOLD, MAPPED_BYTES)
-
-
-def ask_for_huge_pages() -> None:
-    """Have torch map each host tensor of 2 MiB or more in huge pages, where the kernel lets programs ask.
-
-    Heard only before the process makes its first tensor; children inherit it. A decode on the CPU then spends
-    half as long in page faults, which were a fifth of its time, and its resident set stays what it was.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def give_back_heap(generation: int = 2) -> None:

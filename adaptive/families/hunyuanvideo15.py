@@ -102,7 +102,7 @@ def _conv(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # n
     size = module.conv.kernel_size[0]
     left, right, top, bottom, *_ = module.time_causal_padding
     window = tick.push_causal(module, frames, size)
-    window = F.pad(window, (left, right, top, bottom, 0, 0), mode=module.pad_mode)
+    window = F.pad(window, (left, right, top, bottom, 0, 0), mode=module.pad_mode)  # the unpadded one goes
     convolved: Tensor = module.conv(window)
     return convolved
 

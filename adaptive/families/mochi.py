@@ -104,7 +104,7 @@ def _conv(
     size, stride = module.time_kernel_size, module.conv.stride[0]
     window = tick.push_causal(module, frames, size, stride=stride)
     sides = (module.width_pad, module.width_pad, module.height_pad, module.height_pad, 0, 0)
-    window = F.pad(window, sides, mode="replicate")
+    window = F.pad(window, sides, mode="replicate")  # the unpadded one goes
     return module.conv(window), None
 
 

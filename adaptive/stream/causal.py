@@ -9,7 +9,6 @@ family.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive.stream import norms
-from adaptive.stream.intercept import Forward, intercepted
+from adaptive.stream.intercept import Forward, intercepted, standing_in
 from adaptive.stream.spending import Spending
 
 _ACTIVATION = "SiLU"
@@ -36,17 +35,17 @@ class CausalLayers:
 
     def __init__(self, network: nn.Module, prefix: str) -> None:
         self._spending = Spending()
-        rules = {
-            f"{prefix}CausalConv3d": self._convolving,
-            f"{prefix}RMS_norm": _norming,
-            f"{prefix}Upsample": _upsampling,
-            _ACTIVATION: self._activating,
+        rules: dict[str, Forward] = {
+            f"{prefix}CausalConv3d": self._convolve,
+            f"{prefix}RMS_norm": norms.unit_length,
+            f"{prefix}Upsample": _upsample,
+            _ACTIVATION: self._activate,
         }
         layers = list(network.modules())
         if any(layer._compiled_call_impl is not None for layer in layers):
             layers = []
         named = ((layer, type(layer).__name__) for layer in layers)
-        self._rules = {layer: rules[name] for layer, name in named if name in rules}
+        self._rules = {layer: standing_in(rules[name]) for layer, name in named if name in rules}
 
     @contextmanager
     def lean(self) -> Iterator[None]:
@@ -57,16 +56,10 @@ class CausalLayers:
         finally:
             self._spending.withdraw()  # after a failure it would hold the frames through the next try
 
-    def _activating(self, _layer: nn.Module, forward: Forward) -> Forward:
-        def run(frames: Tensor) -> Tensor:
-            return self._spending.offer(forward(frames))
+    def _activate(self, _layer: nn.Module, forward: Forward, frames: Tensor) -> Tensor:
+        return self._spending.offer(forward(frames))
 
-        return run
-
-    def _convolving(self, layer: nn.Module, _forward: Forward) -> Forward:
-        return functools.partial(self._convolve, layer)
-
-    def _convolve(self, layer: Any, frames: Tensor, cache: Tensor | None = None) -> Tensor:
+    def _convolve(self, layer: Any, _forward: Forward, frames: Tensor, cache: Tensor | None = None) -> Tensor:
         if any(layer._padding):
             window = _padded(frames, cache, layer._padding)
             self._spending.spend(frames)
@@ -95,14 +88,6 @@ def _padded(frames: Tensor, cache: Tensor | None, padding: tuple[int, ...]) -> T
         inner[:, :, :past].copy_(cache[:, :, cache.shape[2] - past :])
     inner[:, :, past:].copy_(frames)
     return window
-
-
-def _norming(layer: nn.Module, forward: Forward) -> Forward:
-    return functools.partial(norms.unit_length, layer, forward)
-
-
-def _upsampling(layer: nn.Module, forward: Forward) -> Forward:
-    return functools.partial(_upsample, layer, forward)
 
 
 def _upsample(layer: Any, forward: Forward, frames: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.errors import UnsupportedVae
-from adaptive.stream.intercept import Forward, intercepted
+from adaptive.stream.intercept import Forward, intercepted, standing_in
 from adaptive.stream.stages import Journal, Passage, Pending, next_part
 from adaptive.stream.state import State as State
 from adaptive.stream.tick import Tick
@@ -216,7 +216,7 @@ class RuledEngine:
                 stage: passage.around(number, rules.get(stage))
                 for number, stage in enumerate(self._stages, 1)
             }
-        rules |= {module: functools.partial(_given, forward) for module, forward in instead.items()}
+        rules |= {module: standing_in(forward) for module, forward in instead.items()}
         with intercepted(rules), self._same_noise(tick, chunk.device):
             output = self._module(chunk, **self._kwargs)
         return None if tick.no_output else output
@@ -245,10 +245,6 @@ class RuledEngine:
 
 def _bound(tick: Tick, rule: Rule, module: nn.Module, forward: Forward) -> Forward:
     return functools.partial(rule, tick, module, forward)
-
-
-def _given(instead: Forward, module: nn.Module, forward: Forward) -> Forward:
-    return functools.partial(instead, module, forward)
 
 
 def _rng_state(device: torch.device) -> Tensor:

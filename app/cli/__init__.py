@@ -17,7 +17,7 @@ import sys
 
 import typer
 
-from adaptive.host import ask_for_huge_pages
+from adaptive.pages import ask_for_huge_pages
 from app.cli import bench, calibrate, convert, decode, encode, generate, inspect, keys, plan, processes
 from app.config import ConfigError
 

@@ -40,8 +40,8 @@ from adaptive import (
     stream_decode,
 )
 from adaptive.families import family_of
-from adaptive.host import ask_for_huge_pages
 from adaptive.memory import MemoryProfile
+from adaptive.pages import ask_for_huge_pages
 from adaptive.profile import profile_of
 from adaptive.stream.placement import whole_calls
 from adaptive.trace import trace_peak

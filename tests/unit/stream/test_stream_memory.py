@@ -25,6 +25,12 @@ def on_meta(name: str) -> Iterator[Any]:
         yield type(vae)(**vae.config).eval()
 
 
+def published(name: str) -> Any:
+    case = CASES[name]
+    with torch.device("meta"):
+        return getattr(diffusers, case.vae_class)(**case.config).eval()
+
+
 def decode_peak(vae: Any, latents: Tensor, chunk: int, **kwargs: Any) -> int:
     def consume() -> None:
         with open_decode(vae, latents, **kwargs) as stream:
@@ -61,10 +67,8 @@ def test_twice_the_frames_encode_in_the_same_memory(name: str) -> None:
 def test_the_published_ltx_streams_one_latent_frame_in_less_than_diffusers_framewise_decoding_takes(
     name: str,
 ) -> None:
-    case = CASES[name]
-    with torch.device("meta"):
-        vae = getattr(diffusers, case.vae_class)(**case.config).eval()
-        kwargs = {key: value.to("meta") for key, value in case.kwargs.items()}
+    case, vae = CASES[name], published(name)
+    kwargs = {key: value.to("meta") for key, value in case.kwargs.items()}
     latents = torch.empty(case.latents, device="meta")
     ours = decode_peak(vae, latents, 1, **kwargs)
     assert case.frugal is not None
@@ -75,9 +79,7 @@ def test_the_published_ltx_streams_one_latent_frame_in_less_than_diffusers_frame
 
 @pytest.mark.parametrize("name", ["wan-2.1", "wan-2.2", "qwen-image"])
 def test_wan_streams_in_less_than_its_own_call_takes_for_each_latent_frame(name: str) -> None:
-    case = CASES[name]
-    with torch.device("meta"):
-        vae = getattr(diffusers, case.vae_class)(**case.config).eval()
+    case, vae = CASES[name], published(name)
     latents = torch.empty(*case.latents[:2], 3, *case.latents[3:], device="meta")
     video = trace_peak(lambda: vae.decode(latents).sample)
     assert decode_peak(vae, latents, 1) <= 0.87 * (video.peak_bytes - video.left_bytes)
