@@ -184,9 +184,9 @@ def test_a_killed_worker_shows_as_gone_and_its_memory_is_not_counted_on(watched:
     worker.send_signal(signal.SIGKILL)
     worker.wait(10)
     wait_for(
-        lambda: watched.http.get("/readyz").status_code == 200 and watched.child("worker").pid != worker.pid,
+        lambda: (alive := watched.workers_alive()) and worker.pid not in alive,
         120,
-        lambda: watched.http.get("/readyz").text,
+        lambda: watched.http.get("/devices").text,
     )
     watched.scraped()
     assert (before, watched.value("framefit_worker_up")) == (1, 1)

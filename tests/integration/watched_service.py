@@ -88,6 +88,11 @@ class Watched:
         assert len(samples) == 1, (expr, samples)
         return float(samples[0]["value"][1])
 
+    def workers_alive(self) -> set[int]:
+        """Process ids of the workers that reported lately: a killed one is among them for some seconds."""
+        devices = self.http.get("/devices").raise_for_status().json()["devices"]
+        return {each["worker_pid"] for each in devices if each["worker_state"] != "lost"}
+
     def child(self, word: str) -> psutil.Process:
         """The service's child process with that word on its command line."""
         children = psutil.Process(self.process.pid).children()
