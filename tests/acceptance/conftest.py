@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_service import RunningService, StartService
+from running_service import RunningService, StartService, service_starter
 
 from app.pipelines import tiny
 
@@ -18,26 +18,11 @@ def built_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start_service(built_model: Path, tmp_path: Path) -> Iterator[StartService]:
     """Starts services on this test's data folder; every one is stopped at the end."""
-    yield from _starter(built_model, tmp_path / "data")
+    yield from service_starter(built_model, tmp_path / "data")
 
 
 @pytest.fixture(scope="module")
 def shared_service(built_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """One service for all tests of a file; what one test leaves behind, the next must live with."""
-    for start in _starter(built_model, tmp_path_factory.mktemp("shared") / "data"):
+    for start in service_starter(built_model, tmp_path_factory.mktemp("shared") / "data"):
         yield start()
-
-
-def _starter(built_model: Path, data_dir: Path) -> Iterator[StartService]:
-    started: list[RunningService] = []
-    models = data_dir / "models"
-    models.mkdir(parents=True)
-    (models / "tiny").symlink_to(built_model)
-
-    def start(**environ: str) -> RunningService:
-        started.append(RunningService(data_dir, environ))
-        return started[-1]
-
-    yield start
-    for service in started:
-        service.stop()

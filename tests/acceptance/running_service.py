@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 from PIL import Image
-from waiting import wait_for
+from waiting import POLL_SECONDS, wait_for
 
 from app.config import Settings
 from app.jobs import Event
@@ -21,6 +21,7 @@ from app.store import open_store
 
 START_SECONDS = 120.0
 JOB_SECONDS = 240.0
+END_POLL_SECONDS = 0.15  # an end does not pass by: asking rarely leaves the cores to the job
 
 
 class RunningService:
@@ -100,7 +101,7 @@ class RunningService:
         return body
 
     def wait_until(
-        self, job_id: str, met: Callable[[dict[str, Any]], bool], seconds: float = JOB_SECONDS
+        self, job_id: str, met: Callable[[dict[str, Any]], bool], *, every: float = POLL_SECONDS
     ) -> dict[str, Any]:
         """The job as soon as it meets a condition; fails at once where it has ended otherwise."""
 
@@ -111,11 +112,11 @@ class RunningService:
             assert job["status"] in ("queued", "running"), job
             return None
 
-        return wait_for(checked, seconds, self.log)
+        return wait_for(checked, JOB_SECONDS, self.log, every=every)
 
     def finished(self, job_id: str, status: str = "succeeded") -> dict[str, Any]:
         """The job once it has ended that way."""
-        return self.wait_until(job_id, lambda job: job["status"] == status)
+        return self.wait_until(job_id, lambda job: job["status"] == status, every=END_POLL_SECONDS)
 
     def events(self, job_id: str) -> list[Event]:
         """The job's history, from the table that everything else reads."""
@@ -163,3 +164,19 @@ class RunningService:
 
 
 StartService = Callable[..., RunningService]
+
+
+def service_starter(built_model: Path, data_dir: Path) -> Iterator[StartService]:
+    """Starts services on the folder; every one that still runs is stopped at the end."""
+    started: list[RunningService] = []
+    models = data_dir / "models"
+    models.mkdir(parents=True)
+    (models / "tiny").symlink_to(built_model)
+
+    def start(**environ: str) -> RunningService:
+        started.append(RunningService(data_dir, environ))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.stop()

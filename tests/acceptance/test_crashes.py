@@ -1,19 +1,40 @@
 """Nothing that was accepted is lost: processes are killed, and every job still ends with its video."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from running_service import RunningService, StartService
+from running_service import RunningService, StartService, service_starter
 
 # Long enough to be caught in each stage on a fast machine.
-LARGE = {"width": 256, "height": 256, "num_frames": 97, "num_inference_steps": 30, "fps": 24}
+LARGE = {"width": 256, "height": 256, "num_frames": 49, "num_inference_steps": 30, "fps": 24}
 # Denoises for several heartbeats, for what must come before its end.
 LONG = {**LARGE, "num_frames": 241, "num_inference_steps": 100}
 
 Moment = Callable[[dict[str, Any]], bool]
+
+
+class Succession:
+    """Services that follow each other on one data folder: what one leaves behind, the next must live with."""
+
+    def __init__(self, start: StartService, **environ: str) -> None:
+        self._start, self._environ = start, environ
+        self.now = self.follow()
+
+    def follow(self) -> RunningService:
+        """The next one; the one before has ended."""
+        self.now: RunningService = self._start(**self._environ)
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def services(built_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Succession]:
+    """A job here is killed once in most tests and given up at its second death."""
+    for start in service_starter(built_model, tmp_path_factory.mktemp("crashes") / "data"):
+        yield Succession(start, FRAMEFIT_MAX_ATTEMPTS="2")
 
 
 def denoising(job: dict[str, Any]) -> bool:
@@ -37,9 +58,9 @@ CASES = [
 
 @pytest.mark.parametrize(("moment", "strategy", "latents_kept"), CASES)
 def test_a_job_whose_worker_is_killed_still_succeeds_and_never_denoises_twice_for_nothing(
-    shared_service: RunningService, moment: Moment, strategy: str, latents_kept: bool
+    services: Succession, moment: Moment, strategy: str, latents_kept: bool
 ) -> None:
-    service = shared_service
+    service = services.now
     job_id = service.submit(**LARGE, decode_strategy=strategy)["id"]
     service.wait_until(job_id, moment)
     killed = service.worker()
@@ -56,38 +77,36 @@ def test_a_job_whose_worker_is_killed_still_succeeds_and_never_denoises_twice_fo
 
 @pytest.mark.parametrize(("moment", "strategy", "latents_kept"), CASES[:2])
 def test_every_accepted_job_succeeds_after_the_whole_service_was_killed_and_no_process_is_left(
-    start_service: StartService, moment: Moment, strategy: str, latents_kept: bool
+    services: Succession, moment: Moment, strategy: str, latents_kept: bool
 ) -> None:
-    first = start_service()
+    first = services.now
     running = first.submit(**LARGE, decode_strategy=strategy)["id"]
     waiting = [first.submit(num_inference_steps=1)["id"] for _ in range(3)]
     first.wait_until(running, moment)
     first.kill()
-    second = start_service()
+    second = services.follow()
     for job_id in (running, *waiting):
         second.finished(job_id)
     assert second.kinds(running).count("denoised") == 1
     assert second.kinds(running).count("resumed_from_latents") == int(latents_kept)
 
 
-def test_a_stopped_service_gives_the_running_job_back_and_leaves_no_process(
-    start_service: StartService,
-) -> None:
-    first = start_service()
+def test_a_stopped_service_gives_the_running_job_back_and_leaves_no_process(services: Succession) -> None:
+    first = services.now
     job_id = first.submit(**LONG)["id"]
     first.wait_until(job_id, denoising)
     everyone = first.processes()
     first.stop()
     assert not [p for p in everyone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    second = start_service()
+    second = services.follow()
     assert second.job(job_id)["status"] in ("queued", "running")
     assert "requeued" in second.kinds(job_id)
     second.http.delete(f"/jobs/{job_id}").raise_for_status()
     second.finished(job_id, "canceled")
 
 
-def test_a_running_job_is_canceled_within_a_step(shared_service: RunningService) -> None:
-    service = shared_service
+def test_a_running_job_is_canceled_within_a_step(services: Succession) -> None:
+    service = services.now
     job_id = service.submit(**LONG)["id"]
     service.wait_until(job_id, denoising)
     asked_at = time.monotonic()
@@ -99,8 +118,8 @@ def test_a_running_job_is_canceled_within_a_step(shared_service: RunningService)
     assert service.finished(service.submit(num_inference_steps=1)["id"])
 
 
-def test_a_job_that_kills_its_worker_every_time_is_given_up(start_service: StartService) -> None:
-    service = start_service(FRAMEFIT_MAX_ATTEMPTS="2")
+def test_a_job_that_kills_its_worker_every_time_is_given_up(services: Succession) -> None:
+    service = services.now
     job_id = service.submit(**LONG)["id"]
     for attempt in (1, 2):
         service.wait_until(

@@ -44,22 +44,30 @@ def test_a_child_whose_parent_is_already_gone_ends_at_once() -> None:
 
 
 class Stand:
-    """A supervisor over `framefit` commands that are quick, and what it reported."""
+    """A supervisor over `framefit` commands that are quick, and what it reported.
 
-    def __init__(self, *children: ChildSpec, stop_after: float) -> None:
+    It stops `stop_after` seconds from now, or when no child has run for `stop_idle` seconds.
+    """
+
+    def __init__(self, *children: ChildSpec, stop_after: float, stop_idle: float = float("inf")) -> None:
         self.deaths: list[str] = []
         self.children: set[int] = set()
         self.strangers = {process.pid for process in psutil.Process().children()}  # of earlier tests
         self.stop_at = time.monotonic() + stop_after
+        self.stop_idle = stop_idle
+        self.seen_at = float("inf")
         self.supervisor = Supervisor(
             children, drain_seconds=5, on_worker_death=self.deaths.append, on_tick=self.tick
         )
 
     def tick(self) -> None:
-        self.children |= {process.pid for process in psutil.Process().children()} - self.strangers
-        if time.monotonic() > self.stop_at:
+        alive = {process.pid for process in psutil.Process().children()} - self.strangers
+        self.children |= alive
+        if alive:
+            self.seen_at = time.monotonic()
+        if time.monotonic() > min(self.stop_at, self.seen_at + self.stop_idle):
             signal.raise_signal(signal.SIGTERM)
-            self.stop_at = float("inf")
+            self.stop_at = self.stop_idle = float("inf")
 
 
 @pytest.fixture
@@ -90,7 +98,7 @@ def test_a_one_shot_process_that_succeeds_is_not_started_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FRAMEFIT_DATA_DIR", str(tmp_path))
-    stand = Stand(ChildSpec("profiler", ("profile",), one_shot=True), stop_after=15)
+    stand = Stand(ChildSpec("profiler", ("profile",), one_shot=True), stop_after=60, stop_idle=2)
     stand.supervisor.run()
     assert len(stand.children) == 1
 
