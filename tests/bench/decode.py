@@ -41,7 +41,7 @@ from adaptive import (
 )
 from adaptive.families import family_of
 from adaptive.memory import MemoryProfile
-from adaptive.pages import ask_for_huge_pages
+from adaptive.pages import start_with_huge_pages
 from adaptive.profile import profile_of
 from adaptive.stream.placement import whole_calls
 from adaptive.trace import trace_peak
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--peaks", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    ask_for_huge_pages()
+    start_with_huge_pages()
     torch.set_num_threads(options.threads)
     if options.peaks:
         asked, options.family = options.family, []

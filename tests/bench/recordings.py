@@ -165,7 +165,6 @@ def _warmed_up(name: str) -> tuple[Any, Any]:
 
     from adaptive.profile import profile_of
 
-    ask_for_huge_pages()
     torch.set_num_threads(1)
     vae = build(name)
     profile = profile_of(vae)
@@ -232,6 +231,7 @@ def main() -> None:
     shapes = 3 if options.quick else options.shapes
     out = options.out or (REPEATS if options.again else LARGE if options.large else RECORDINGS)
     if options.worker is None:
+        ask_for_huge_pages()  # on behalf of the processes that measure
         record(options.model, shapes, options.processes, out)
         return
     if options.again:
