@@ -7,6 +7,7 @@ there. Weights are loaded only after their placement is known to fit.
 import importlib
 import importlib.util
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,20 @@ def load_pipeline(
     grouped = _grouped(entry, pipe, placement)
     log.info("model_loaded model=%s device=%s placement=%s", entry.name, device, kind)
     return PlacedPipeline(pipe, kind, placement, place(pipe, kind, device, grouped))
+
+
+def import_pipeline(entry: ModelEntry) -> None:
+    """Import what the model's pipeline is made of, which takes seconds; nothing of the model itself is read.
+
+    What cannot be imported is left to the model's first job to tell.
+    """
+    started = time.monotonic()
+    try:
+        _pipeline_class(entry.pipeline)
+    except Exception as error:
+        log.warning("import_failed pipeline=%s reason=%s", entry.pipeline, error)
+    else:
+        log.info("pipeline_imported pipeline=%s seconds=%.1f", entry.pipeline, time.monotonic() - started)
 
 
 def _demand_torchao(entry: ModelEntry) -> None:

@@ -22,6 +22,8 @@ from typing import Any, Literal
 LEVEL_FILE = "log-level"
 LEVELS = ("debug", "info", "warning", "error")
 OURS = ("app", "adaptive", "uvicorn.error")
+# When imported they warn of kernels and checkpoints that nothing here uses: torchao, and who imports it.
+TALKATIVE = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
 LOOK_SECONDS = 1.0
 _FIELD = re.compile(r"(\w+)=(%[-+ #0-9.]*[a-z]|\S+)")
 _EVENT = re.compile(r"(\w+)((?: \w+=\S+)*)")
@@ -95,6 +97,12 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     given = iter(arguments)
     pairs = {name: next(given) if form.startswith("%") else form for name, form in _FIELD.findall(event[2])}
     return {"event": event[1], **pairs}
+
+
+def hush_libraries() -> None:
+    """Have the talkative ones speak of errors only. Call before they are imported."""
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def configure(

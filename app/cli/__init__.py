@@ -20,6 +20,7 @@ import typer
 from adaptive.pages import ask_for_huge_pages
 from app.cli import bench, calibrate, convert, decode, encode, generate, inspect, keys, plan, processes
 from app.config import ConfigError
+from app.logs import hush_libraries
 
 app = typer.Typer(
     name="framefit",
@@ -35,6 +36,7 @@ for group in (processes, generate, plan, calibrate, encode, decode, convert, ins
 def main() -> None:
     """Run the command line; a bad configuration is one line, not a traceback."""
     ask_for_huge_pages()
+    hush_libraries()
     try:
         app()
     except ConfigError as error:
