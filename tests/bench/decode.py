@@ -208,10 +208,10 @@ def as_markdown(rows: list[Row], device: str) -> str:
 
 
 def earlier(options: argparse.Namespace) -> list[Row]:
-    """Rows of families that this run does not measure, from the file that it is going to write."""
+    """Rows of the file that this run is going to write."""
     path = options.out / f"decode-{options.device}.json"
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [Row(**row) for row in kept if row["family"] not in options.family]
+    return [Row(**row) for row in kept]
 
 
 def with_new_peaks(rows: list[Row]) -> list[Row]:
@@ -247,13 +247,13 @@ def main() -> None:
     start_with_huge_pages()
     torch.set_num_threads(options.threads)
     if options.peaks:
-        asked, options.family = options.family, []
         rows = earlier(options)
-        renewed = with_new_peaks([row for row in rows if row.family in asked])
-        write([*renewed, *(row for row in rows if row.family not in asked)], options)
+        renewed = with_new_peaks([row for row in rows if row.family in options.family])
+        write([*renewed, *(row for row in rows if row.family not in options.family)], options)
         return
     rows = earlier(options)
     for family in options.family:
+        rows = [row for row in rows if row.family != family]
         for row in measure(family, options.repeats, options.device):
             rows.append(row)
             print(f"{row.family:10} {row.way:20} {row.relative_error:.1e} {row.seconds:.2f} s")  # noqa: T201
