@@ -60,14 +60,14 @@ class Worker:
         self._store.register_worker(self._id, self._device())
         threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True).start()
         log.info("worker_ready worker_id=%s device=%s", self._id, self._engine.device)
-        idle_before = False
+        got_ready = False
         while not self._stopping.is_set():
             claim = None if self._paused else self._claim()
-            if claim is None and not idle_before:
-                idle_before = True
+            if claim is None and not got_ready:
                 self._engine.get_ready(next(iter(self._models.values())))
             elif claim is None:
                 self._stopping.wait(self._settings.poll_seconds)
+            got_ready = True  # by a job, where one was there already
             while claim is not None:
                 claim = self._run_job(claim)
         self._store.forget_worker(self._id, "worker_stopped")
