@@ -10,7 +10,7 @@ import pytest
 from running_service import RunningService, StartService, service_starter
 
 # Long enough to be caught in each stage on a fast machine.
-LARGE = {"width": 256, "height": 256, "num_frames": 49, "num_inference_steps": 30, "fps": 24}
+LARGE = {"width": 256, "height": 256, "num_frames": 97, "num_inference_steps": 30, "fps": 24}
 # Denoises for several heartbeats, for what must come before its end.
 LONG = {**LARGE, "num_frames": 241, "num_inference_steps": 100}
 
