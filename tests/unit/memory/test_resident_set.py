@@ -47,7 +47,7 @@ print(json.dumps({"predicted": predicted.live_bytes, "counted": live.peak_bytes,
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames_per_chunk", "frames", "height", "width"),
-    [(9, 5, 24, 8), (3, 5, 24, 4)],
+    [(9, 5, 24, 8), (3, 5, 24, 4), (4, 6, 16, 6)],
 )
 def test_the_resident_set_grows_by_the_live_bytes_and_no_more_than_is_assumed_before_any_decode(
     frames_per_chunk: int, frames: int, height: int, width: int
