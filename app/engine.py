@@ -19,7 +19,7 @@ from adaptive.probe import open_probe
 from app import profiles
 from app.config import ModelEntry, Settings
 from app.decoding import OnEvent, Surroundings, load_experience, save_experience
-from app.loading import import_pipeline, load_pipeline
+from app.loading import load_pipeline
 from app.model import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -69,10 +69,6 @@ class Engine:
         if self.device.type == "cpu" or not self._settings.allow_cpu:
             return None
         return max(0, read_host().total_bytes - self._settings.reserve_bytes)
-
-    def get_ready(self, entry: ModelEntry) -> None:
-        """Use idle time for what a job of the model would wait for; takes no memory of the device."""
-        import_pipeline(entry)
 
     def load(self, entry: ModelEntry, on_event: OnEvent, *, exact_only: bool = True) -> LoadedModel:
         """Bring a model onto the device, in place of the one that is there.

@@ -17,6 +17,7 @@ from app.config import ModelEntry, Settings
 from app.control import JobCanceled, JobControl, JobLost, MadeWay, WorkerStopping
 from app.engine import Engine
 from app.jobs import Claim, JobStatus
+from app.loading import import_pipeline
 from app.logs import bound
 from app.run import JobFailure, JobRun
 from app.store import JobStore, StoreUnavailable
@@ -64,7 +65,7 @@ class Worker:
         while not self._stopping.is_set():
             claim = None if self._paused else self._claim()
             if claim is None and not got_ready:
-                self._engine.get_ready(next(iter(self._models.values())))
+                import_pipeline(next(iter(self._models.values())))  # its first job need not wait for it
             elif claim is None:
                 self._stopping.wait(self._settings.poll_seconds)
             got_ready = True  # by a job, where one was there already

@@ -27,7 +27,7 @@ from typing import Any
 
 import diffusers
 import torch
-from decode_cases import CASES, Case, Frugal
+from decode_cases import CASES, Case, Frugal, build
 from torch import Tensor
 
 from adaptive import (
@@ -127,14 +127,6 @@ def _on(kwargs: dict[str, Any], device: str) -> dict[str, Any]:
     return {name: value.to(device) for name, value in kwargs.items()}
 
 
-def build(case: Case, device: str) -> Any:
-    """The VAE with random weights."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        vae = getattr(diffusers, case.vae_class)(**case.config).eval()
-    return vae.to(device)  # some parameters ignore the context
-
-
 def peak_live_bytes(case: Case, way: Way) -> int:
     """Of one way on the meta device, traced; frames are dropped as they come."""
     vae = build(case, "meta")
@@ -214,14 +206,11 @@ def earlier(options: argparse.Namespace) -> list[Row]:
     return [Row(**row) for row in kept]
 
 
-def with_new_peaks(rows: list[Row]) -> list[Row]:
-    """The same rows, their bytes traced anew; the planner's own choice keeps its bytes."""
-    return [
-        replace(row, peak_live_bytes=peak_live_bytes(CASES[row.family], ways[row.way]))
-        if row.way in (ways := ways_of(CASES[row.family], "meta"))
-        else row
-        for row in rows
-    ]
+def with_new_peak(row: Row) -> Row:
+    """The same row, its bytes traced anew; the planner's own choice keeps its bytes."""
+    case = CASES[row.family]
+    way = ways_of(case, "meta").get(row.way)
+    return row if way is None else replace(row, peak_live_bytes=peak_live_bytes(case, way))
 
 
 def write(rows: list[Row], options: argparse.Namespace) -> None:
@@ -246,12 +235,10 @@ def main() -> None:
     options = parser.parse_args()
     start_with_huge_pages()
     torch.set_num_threads(options.threads)
-    if options.peaks:
-        rows = earlier(options)
-        renewed = with_new_peaks([row for row in rows if row.family in options.family])
-        write([*renewed, *(row for row in rows if row.family not in options.family)], options)
-        return
     rows = earlier(options)
+    if options.peaks:
+        write([with_new_peak(row) if row.family in options.family else row for row in rows], options)
+        return
     for family in options.family:
         rows = [row for row in rows if row.family != family]
         for row in measure(family, options.repeats, options.device):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 
@@ -88,6 +89,14 @@ class Case:
     frugal: Frugal | None
     kwargs: dict[str, Any] = field(default_factory=dict)
     chunks: tuple[int, ...] = (1, 2, 4)
+
+
+def build(case: Case, device: str) -> Any:
+    """The VAE with random weights."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        vae = getattr(diffusers, case.vae_class)(**case.config).eval()
+    return vae.to(device)  # some parameters ignore the context
 
 
 _LTX_095 = {
