@@ -19,6 +19,7 @@ from typing import Any
 
 import typer
 from prometheus_client import CollectorRegistry
+from served_folder import ServedFolder
 from starlette.testclient import TestClient
 
 import adaptive
@@ -33,6 +34,11 @@ ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("snapshot")
 CHANGELOG = ROOT / "CHANGELOG.md"
 ANNOUNCED = "announced.json"
+ANSWERS = "answers.txt"
+ASKED = ("/devices", "/healthz", "/jobs", "/log-level", "/models", "/readyz", "/session", "/v1/videos")
+# Events of each job; other kinds depend on what was loaded before and on the memory that is free.
+EVENTS = frozenset({"accepted", "claimed", "stage", "progress", "denoised", "plan", "chunk", "finished"})
+KEYS_DEPTH = 2  # what is deeper depends on the job
 LONG_PART = 100  # characters of JSON; what is shorter is written out each time
 WORDING = frozenset({"description", "summary", "title"})
 # Calls whose argument at this position is an error code.
@@ -261,6 +267,42 @@ def _texts(node: ast.AST) -> Iterator[str]:
             yield from _texts(node.orelse)
         case ast.JoinedStr():
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+
+
+def served_answers() -> Lines:
+    """As `answers`, from a service that is started for this."""
+    with tempfile.TemporaryDirectory() as work, ServedFolder(Path(work) / "data") as service:
+        return answers(service)
+
+
+def answers(service: ServedFolder) -> Lines:
+    """The keys of the JSON that a running service answers with, and of a new job's events."""
+    image = (ROOT / "app" / "assets" / "demo.jpg").read_bytes()
+    service.wait_ready()  # a plan that knows no device tells less
+    job_id = service.submit(image, width=128, height=128, num_frames=9, prompt="pan right")["id"]
+    service.ended(job_id)
+    asked = {f"GET {path}": service.http.get(path).json() for path in ASKED}
+    asked["GET /devices"]["gpus"] = []  # whatever this machine has
+    asked["GET /jobs/{id}"] = service.job(job_id)
+    asked["GET /v1/videos/{id}"] = service.http.get(f"/v1/videos/{job_id}").json()
+    asked["GET /jobs/unknown"] = service.http.get("/jobs/unknown").json()
+    asked["POST /plan"] = service.http.post("/plan", data={"prompt": "a"}, files={"image": image}).json()
+    lines = {line for name, answer in asked.items() for line in _keys(answer, name)}
+    for kind, data in service.events(job_id):
+        if kind in EVENTS:
+            lines.update(_keys(data, f"GET /jobs/{{id}}/events > {kind}"))
+    return sorted(lines)
+
+
+def _keys(value: Any, path: str, depth: int = 0) -> Iterator[str]:
+    if isinstance(value, dict) and depth < KEYS_DEPTH:
+        for name, each in value.items():
+            yield from _keys(each, f"{path} > {name}", depth + 1)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for each in value:
+            yield from _keys(each, f"{path} > []", depth)
+    else:
+        yield path
 
 
 COLLECTORS: Mapping[str, Callable[[], Lines]] = {

@@ -17,6 +17,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     collected = {name: collect() for name, collect in public_interface.COLLECTORS.items()}
+    collected[public_interface.ANSWERS] = public_interface.served_answers()
     try:
         renewed = public_interface.record(collected, sys.argv[1])
     except ValueError as error:

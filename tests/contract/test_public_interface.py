@@ -5,7 +5,7 @@ from pathlib import Path
 
 import public_interface
 import pytest
-from public_interface import CHANGELOG, COLLECTORS, SNAPSHOT, differences, record, unannounced
+from public_interface import ANSWERS, CHANGELOG, COLLECTORS, SNAPSHOT, differences, record, unannounced
 
 FILES = sorted(path.name for path in SNAPSHOT.glob("*.txt"))
 
@@ -14,6 +14,10 @@ FILES = sorted(path.name for path in SNAPSHOT.glob("*.txt"))
 def test_the_public_interface_is_that_of_the_snapshot(name: str) -> None:
     told = differences(name, COLLECTORS[name]())
     assert not told, told
+
+
+def test_every_file_of_the_snapshot_is_compared() -> None:
+    assert set(FILES) == {*COLLECTORS, ANSWERS}  # the answers by `test_data_folder.py`, where a service runs
 
 
 @pytest.mark.parametrize("name", FILES)
