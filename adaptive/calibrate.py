@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from adaptive.decoder import AdaptiveDecoder
+from adaptive.device.probe import MemoryProbe, is_out_of_memory
 from adaptive.errors import AdaptiveError
 from adaptive.experience import Experience
 from adaptive.families import family_of
 from adaptive.memory import MemoryProfile
 from adaptive.planner import Policy, chunk_sizes
-from adaptive.probe import MemoryProbe, is_out_of_memory
 from adaptive.stream.placement import execution_device
 from adaptive.types import LatentShape, Strategy, strategy_of
 

@@ -12,20 +12,20 @@ from typing import Any
 
 from torch import Tensor
 
+from adaptive.device.host import read_host
+from adaptive.device.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
+from adaptive.device.spill import SpillWatch
 from adaptive.errors import DecodeOutOfMemory, UnsupportedVae
 from adaptive.events import GROWTH_SHARE, DecodeRun, chunk_data, plan_data, replan_data, spill_data
 from adaptive.events import DecodeEvent as DecodeEvent
 from adaptive.families import family_of
-from adaptive.host import read_host
 from adaptive.ladder import Ladder
 from adaptive.lessons import Lessons, report_of
 from adaptive.memory import MemoryProfile
 from adaptive.planner import PlanInputs, Policy, budget_of, plan_decode
-from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
 from adaptive.profile import profile_of
 from adaptive.residuals import Residuals
 from adaptive.speed import Speeds
-from adaptive.spill import SpillWatch
 from adaptive.stream import BlendedTiles, ChunksApart, DecodeStream, decode_whole, open_decode
 from adaptive.stream.placement import execution_device
 from adaptive.types import (

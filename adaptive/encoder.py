@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptive.device.probe import MemoryProbe, is_out_of_memory, open_probe
 from adaptive.errors import DoesNotFit
 from adaptive.families import family_of
 from adaptive.planner import Policy, budget_of
-from adaptive.probe import MemoryProbe, is_out_of_memory, open_probe
 from adaptive.profile import TracedVae, dtype_name
 from adaptive.residuals import Residuals
 from adaptive.stream.convolution import convolutions_for

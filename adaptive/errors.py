@@ -45,7 +45,7 @@ class UnsupportedVae(AdaptiveError):
 
 
 class NoDevice(AdaptiveError):
-    """The device cannot be used or read; `state` says why (see `adaptive.nvml.NvmlState`)."""
+    """The device cannot be used or read; `state` says why (see `adaptive.device.nvml.NvmlState`)."""
 
     def __init__(self, device: str, state: str) -> None:
         self.device = device

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adaptive.spill import SpillSign, SpillWatch
+from adaptive.device.spill import SpillSign, SpillWatch
 from adaptive.types import WHOLE_PICTURE, Cut, DecodePlan, MemoryReading
 
 # A larger chunk is taken in the middle of a decode only if it would fit into this share of the budget: a

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from adaptive.decoder import AdaptiveDecoder
+from adaptive.device.probe import open_probe
 from adaptive.families import family_of
 from adaptive.planner import Policy, plan_decode
-from adaptive.probe import open_probe
 from adaptive.profile import profile_of
 from adaptive.stream import decode_whole, gathered, open_decode
 from adaptive.stream.placement import execution_device

@@ -1,7 +1,7 @@
 """What one decode teaches: the margins and speeds of its device, and whether a faster way would have fitted.
 
-Owns which decodes count. Must not know: torch, streams, how anything is measured (`adaptive.probe`) or fitted
-(`adaptive.residuals`, `adaptive.speed`).
+Owns which decodes count. Must not know: torch, streams, how anything is measured (`adaptive.device.probe`) or
+fitted (`adaptive.residuals`, `adaptive.speed`).
 """
 
 from adaptive.events import DecodeRun

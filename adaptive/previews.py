@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptive.device.probe import is_out_of_memory
 from adaptive.families import family_of
-from adaptive.probe import is_out_of_memory
 from adaptive.stream import decode_whole
 from adaptive.types import LatentShape, VaeTraits
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from adaptive.calibrate import Measurement, as_markdown, calibrate, plot
+from adaptive.device.probe import open_probe
 from adaptive.memory import MemoryProfile
-from adaptive.probe import open_probe
 from adaptive.profile import trace_profile
 from app import profiles
 from app.components import build_component, components_of

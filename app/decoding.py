@@ -17,12 +17,12 @@ from torch import Tensor
 
 from adaptive.attach import decode_kwargs
 from adaptive.decoder import AdaptiveDecoder, DecodeEvent
+from adaptive.device.probe import MemoryProbe, is_out_of_memory
 from adaptive.experience import Experience
 from adaptive.families import family_of
 from adaptive.memory import MemoryProfile
 from adaptive.planner import PlanInputs, Policy
 from adaptive.previews import make_previews, plan_previews
-from adaptive.probe import MemoryProbe, is_out_of_memory
 from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream.placement import execution_device, wake
 from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, VideoShape

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from adaptive.device.gpu_processes import holders_of
+from adaptive.device.host import overlook_the_living, read_host
+from adaptive.device.nvml import Nvml, NvmlState, cuda_visible_uuid
+from adaptive.device.probe import open_probe
 from adaptive.errors import DoesNotFit, NoDevice
-from adaptive.holders import holders_of
-from adaptive.host import overlook_the_living, read_host
-from adaptive.nvml import Nvml, NvmlState, cuda_visible_uuid
-from adaptive.probe import open_probe
 from app import profiles
 from app.config import ModelEntry, Settings
 from app.decoding import OnEvent, Surroundings, load_experience, save_experience
@@ -111,7 +111,7 @@ class Engine:
         self._probe.release()
 
     def memory_report(self) -> dict[str, Any]:
-        """Free, own and others' bytes; on a GPU also who holds them (`adaptive.holders`)."""
+        """Free, own and others' bytes; on a GPU also who holds them (`adaptive.device.gpu_processes`)."""
         reading = self._probe.read()
         report: dict[str, Any] = {
             "free_bytes": reading.free_bytes,

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 import torch
 
+from adaptive.device.host import read_host
 from adaptive.errors import DoesNotFit
-from adaptive.host import read_host
 
 # A first guess, PCIe 3 from pageable memory; every move corrects it.
 BYTES_A_SECOND = 6e9

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from adaptive.capturing import check_capturable
+from adaptive.device.host import read_host
 from adaptive.errors import DoesNotFit
-from adaptive.host import read_host
 from adaptive.planner import Placement
 from adaptive.types import MemoryReading, VideoShape
 from app import profiles

@@ -26,8 +26,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from adaptive.nvml import GpuInfo, NvmlState
-from adaptive.spill import SpillSign
+from adaptive.device.nvml import GpuInfo, NvmlState
+from adaptive.device.spill import SpillSign
 from adaptive.types import Strategy
 from app.jobs import Event, JobStatus, Stage, WorkerRow
 

@@ -11,11 +11,11 @@ import torch
 
 from adaptive.calibrate import calibrate
 from adaptive.capturing import as_kept, capture
+from adaptive.device.probe import open_probe
 from adaptive.encode_call import AdaptiveEncodeCall
 from adaptive.encoder import AdaptiveEncoder
 from adaptive.experience import Experience
 from adaptive.planner import Policy
-from adaptive.probe import open_probe
 from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream import self_test
 from adaptive.types import VideoShape

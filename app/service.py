@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from adaptive.nvml import Nvml, NvmlState, cuda_visible_uuid
+from adaptive.device.nvml import Nvml, NvmlState, cuda_visible_uuid
 from app.config import ConfigError, Settings
 from app.logs import write_level
 from app.store import JobStore, StoreError, open_store

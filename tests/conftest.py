@@ -5,7 +5,7 @@ from pathlib import Path
 import nvml_stub
 import pytest
 
-from adaptive.host import overlook_the_living
+from adaptive.device.host import overlook_the_living
 
 
 def pytest_collection_finish() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from adaptive.nvml import Nvml
+from adaptive.device.nvml import Nvml
 from app.admission import Admission, LoadDemand, LoadProfile
 from app.api.bodies import BodyMemory
 from app.api.eta import RunTimes

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Path, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from adaptive.holders import holders_of
-from adaptive.nvml import GpuInfo
+from adaptive.device.gpu_processes import holders_of
+from adaptive.device.nvml import GpuInfo
 from adaptive.version import __version__
 from app.api.access import Administrator, Caller
 from app.api.answers import DEVICES, HEALTH, LOG_LEVEL, MODELS, READINESS, answer

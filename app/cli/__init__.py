@@ -17,7 +17,7 @@ import sys
 
 import typer
 
-from adaptive.pages import ask_for_huge_pages
+from adaptive.device.huge_pages import ask_for_huge_pages
 from app.cli import bench, calibrate, convert, decode, encode, generate, inspect, keys, plan, processes
 from app.config import ConfigError
 from app.logs import hush_libraries

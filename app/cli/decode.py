@@ -77,7 +77,7 @@ def _decode(
 ) -> dict[str, Any]:
     import torch
 
-    from adaptive.probe import open_probe
+    from adaptive.device.probe import open_probe
     from adaptive.recording import load_clip
     from app import latents, profiles
     from app.decoding import ClipDecoding, Surroundings, load_experience

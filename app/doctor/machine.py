@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from adaptive.nvml import GpuInfo, Nvml, NvmlState
+from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
 from app.config import ConfigError, ModelEntry, Settings, load_models
 from app.doctor.findings import Finding, Standing, note, ok, wrong
 from app.words import shown_bytes

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from adaptive.host import read_host
+from adaptive.device.host import read_host
 from app.config import Settings
 from app.doctor.findings import Finding, note, ok, wrong
 from app.words import shown_bytes

@@ -21,9 +21,9 @@ from stream_vaes import latents_of, shared
 from torch import Tensor
 
 from adaptive.decoder import AdaptiveDecoder, DecodeEvent
+from adaptive.device.host import give_back_heap, keep_heap_tight
+from adaptive.device.nvml import Nvml
 from adaptive.errors import DoesNotFit
-from adaptive.host import give_back_heap, keep_heap_tight
-from adaptive.nvml import Nvml
 from adaptive.planner import Policy
 from adaptive.residuals import Residuals
 from adaptive.stream import decode_whole, open_decode

@@ -39,9 +39,9 @@ from adaptive import (
     predict_peak,
     stream_decode,
 )
+from adaptive.device.huge_pages import start_with_huge_pages
 from adaptive.families import family_of
 from adaptive.memory import MemoryProfile
-from adaptive.pages import start_with_huge_pages
 from adaptive.profile import profile_of
 from adaptive.stream.placement import whole_calls
 from adaptive.trace import trace_peak

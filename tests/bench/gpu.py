@@ -89,7 +89,7 @@ def stamp(device: str) -> dict[str, Any]:
     """What the figures depend on."""
     import torch
 
-    from adaptive.nvml import Nvml
+    from adaptive.device.nvml import Nvml
 
     facts: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

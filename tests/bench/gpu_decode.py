@@ -19,10 +19,10 @@ import torch
 from gpu_cases import CASES, OURS, TINY_CASES, Case, build, ours, ways_of
 from torch import Tensor
 
-from adaptive.host import ResidentPeak, keep_heap_tight
-from adaptive.nvml import Nvml
+from adaptive.device.host import ResidentPeak, keep_heap_tight
+from adaptive.device.nvml import Nvml
+from adaptive.device.probe import is_out_of_memory, open_probe, synchronized_seconds
 from adaptive.planner import RESERVE_BYTES
-from adaptive.probe import is_out_of_memory, open_probe, synchronized_seconds
 
 SAMPLE_SECONDS = 0.005
 

@@ -5,11 +5,11 @@
 
 Each model runs in a process of its own (one thread), random shapes first, then every chunk size that the
 planner would consider. A decode's need is the growth of the resident set's high-water mark (`clear_refs`), in
-the parts that `adaptive.probe` tells; its time is processor time. Layers are wide and frames tall enough for
-oneDNN's own convolutions, as in any published model: below that torch unfolds every window. Rows are appended
-to `results/recordings-cpu.jsonl` as they come, and what is there already is not measured again: but with
-`--again` some of it is, in random order and several times, into `results/repeats-cpu.jsonl`, which tells how
-far the same decode takes the same memory.
+the parts that `adaptive.device.probe` tells; its time is processor time. Layers are wide and frames tall
+enough for oneDNN's own convolutions, as in any published model: below that torch unfolds every window. Rows
+are appended to `results/recordings-cpu.jsonl` as they come, and what is there already is not measured again:
+but with `--again` some of it is, in random order and several times, into `results/repeats-cpu.jsonl`, which
+tells how far the same decode takes the same memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptive.pages import ask_for_huge_pages
+from adaptive.device.huge_pages import ask_for_huge_pages
 
 HERE = Path(__file__).parent
 RECORDINGS = HERE / "results" / "recordings-cpu.jsonl"
@@ -121,8 +121,8 @@ def measure(name: str, shapes: int, done: set[tuple[Any, ...]], live_bytes: tupl
     """Every rung of `shapes` random decodes that is not among the `done` ones."""
     import torch
 
+    from adaptive.device.probe import open_probe
     from adaptive.planner import Policy, chunk_sizes
-    from adaptive.probe import open_probe
     from adaptive.types import LatentShape
 
     vae, profile = _warmed_up(name)
@@ -143,7 +143,7 @@ def measure_again(name: str) -> Iterator[Row]:
     """Recorded rungs of the smallest shapes, `TIMES` each, in random order."""
     import torch
 
-    from adaptive.probe import open_probe
+    from adaptive.device.probe import open_probe
 
     vae, _ = _warmed_up(name)
     probe, rows = open_probe("cpu"), list[Row]()

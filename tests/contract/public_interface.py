@@ -23,7 +23,7 @@ from served_folder import ServedFolder
 from starlette.testclient import TestClient
 
 import adaptive
-from adaptive.nvml import GpuInfo, NvmlState
+from adaptive.device.nvml import GpuInfo, NvmlState
 from app.api import create_app
 from app.cli import app as command_line
 from app.config import Settings

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from adaptive.probe import open_probe
+from adaptive.device.probe import open_probe
 from app import profiles
 from app.cli import app as command
 from app.components import ModelUnavailable, components_of, local_files

@@ -17,7 +17,7 @@ import gc, json, sys
 from pathlib import Path
 import psutil, torch
 from typer.testing import CliRunner
-from adaptive.probe import open_probe
+from adaptive.device.probe import open_probe
 from app.cli import app
 
 torch.set_num_threads(1)

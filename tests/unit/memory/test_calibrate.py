@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from adaptive.calibrate import Measurement, as_markdown, calibrate, plot
+from adaptive.device.probe import open_probe
 from adaptive.experience import Experience
 from adaptive.memory import MemoryProfile
-from adaptive.probe import open_probe
 from adaptive.testing import small_ltx_vae
 from adaptive.types import LatentShape, Strategy
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 import adaptive
 from adaptive.decoder import AdaptiveDecoder, DecodeEvent
+from adaptive.device.probe import CpuProbe
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit
 from adaptive.planner import Policy
-from adaptive.probe import CpuProbe
 from adaptive.profile import profile_of
 from adaptive.residuals import Residuals
 from adaptive.testing import ScriptedProbe, small_ltx_vae

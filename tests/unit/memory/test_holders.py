@@ -8,8 +8,8 @@ from pathlib import Path
 import nvml_stub
 import pytest
 
-from adaptive.holders import Holder, holders_of
-from adaptive.nvml import GpuInfo, GpuProcess, NvmlState
+from adaptive.device.gpu_processes import Holder, holders_of
+from adaptive.device.nvml import GpuInfo, GpuProcess, NvmlState
 
 GIB = 2**30
 
@@ -50,8 +50,8 @@ def test_memory_is_attributed_to_us_to_others_and_to_nobody(
 
 LOOK = """
 import json, os
-from adaptive.holders import holders_of
-from adaptive.nvml import Nvml
+from adaptive.device.gpu_processes import holders_of
+from adaptive.device.nvml import Nvml
 (gpu,) = Nvml().devices()
 print(json.dumps([each.as_json() for each in holders_of(gpu, {os.getpid(): 0})]))
 """

@@ -10,7 +10,7 @@ import nvml_stub
 import pytest
 from nvml_stub import StubGpu
 
-from adaptive.nvml import GpuInfo, Nvml, NvmlState, cuda_visible_uuid
+from adaptive.device.nvml import GpuInfo, Nvml, NvmlState, cuda_visible_uuid
 
 GIB = 2**30
 CARD_A = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
@@ -18,7 +18,7 @@ CARD_B = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
 
 SHOW = """
 import dataclasses, json, sys
-from adaptive.nvml import Nvml
+from adaptive.device.nvml import Nvml
 with Nvml() as nvml:
     seen = {"state": nvml.state, "devices": [dataclasses.asdict(d) for d in nvml.devices()],
             "read": [dataclasses.asdict(nvml.read(uuid)) for uuid in sys.argv[1:]]}
@@ -67,7 +67,7 @@ def test_free_memory_is_read_live_while_the_process_runs(nvml_library: Path, mac
     nvml_stub.write_machine(machine, [StubGpu(CARD_A, free_bytes=9 * GIB)])
     watch = "\n".join(
         [
-            "from adaptive.nvml import Nvml",
+            "from adaptive.device.nvml import Nvml",
             "nvml = Nvml()",
             "while input():",
             f"    print(nvml.read({CARD_A!r}).free_bytes, flush=True)",

@@ -8,7 +8,7 @@ DECODE = """
 import json, resource
 import psutil, torch
 from adaptive.decoder import AdaptiveDecoder
-from adaptive.host import give_back_heap, keep_heap_tight
+from adaptive.device.host import give_back_heap, keep_heap_tight
 from adaptive.planner import Policy
 from adaptive.profile import predict_peak
 from adaptive.testing import ScriptedProbe, small_ltx_vae

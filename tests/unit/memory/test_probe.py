@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
+from adaptive.device.probe import CpuProbe, is_out_of_memory, open_probe
 from adaptive.errors import NoDevice
-from adaptive.probe import CpuProbe, is_out_of_memory, open_probe
 
 MIB = 2**20
 
@@ -39,7 +39,7 @@ def test_the_peak_is_what_was_touched_since_the_reset_even_after_it_is_gone() ->
 def test_an_address_space_limit_is_all_the_memory_there_is() -> None:
     script = (
         "import psutil, resource\n"
-        "from adaptive.host import read_host\n"
+        "from adaptive.device.host import read_host\n"
         "used = psutil.Process().memory_info().vms\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20, used + 300 * 2**20))\n"
         "reading = read_host()\n"

@@ -18,7 +18,7 @@ import json, sys
 from collections import deque
 import torch
 import adaptive
-from adaptive.probe import open_probe
+from adaptive.device.probe import open_probe
 from adaptive.testing import small_ltx_vae
 from adaptive.trace import LiveBytes
 

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import torch
 
+from adaptive.device.host import ResidentPeak, give_back_heap, keep_heap_tight, read_host
+from adaptive.device.nvml import GpuInfo, Nvml, NvmlState, cuda_visible_uuid
 from adaptive.errors import NoDevice
-from adaptive.host import ResidentPeak, give_back_heap, keep_heap_tight, read_host
-from adaptive.nvml import GpuInfo, Nvml, NvmlState, cuda_visible_uuid
 from adaptive.types import MeasuredPeak, MemoryReading
 
 # A context's kernels and handles are some hundred MB; a larger move of the driver's figure is a neighbour's.

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from adaptive.nvml import GpuInfo
+from adaptive.device.nvml import GpuInfo
 
 
 @dataclass(frozen=True, slots=True)
