@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from adaptive.functions import decode as decode
     from adaptive.functions import plan as plan
     from adaptive.functions import stream_decode as stream_decode
-    from adaptive.memory import MemoryProfile as MemoryProfile
+    from adaptive.memory.profile import MemoryProfile as MemoryProfile
+    from adaptive.memory.profile_trace import predict_peak as predict_peak
+    from adaptive.memory.profile_trace import trace_profile as trace_profile
     from adaptive.planner import Policy as Policy
-    from adaptive.profile import predict_peak as predict_peak
-    from adaptive.profile import trace_profile as trace_profile
     from adaptive.types import DecodePlan as DecodePlan
     from adaptive.types import DecodeReport as DecodeReport
     from adaptive.types import LatentShape as LatentShape
@@ -39,33 +39,33 @@ if TYPE_CHECKING:
     from adaptive.types import VideoShape as VideoShape
 
 _HOMES = {
-    "AdaptiveDecoder": "decoder",
-    "AdaptiveEncoder": "encoder",
-    "AdaptiveError": "errors",
-    "DecodeEvent": "decoder",
-    "DecodeOutOfMemory": "errors",
-    "DecodePlan": "types",
-    "DecodeReport": "types",
-    "DoesNotFit": "errors",
-    "EncodePlan": "encoder",
-    "LatentShape": "types",
-    "MemoryProfile": "memory",
-    "MemoryReading": "types",
-    "NoDevice": "errors",
-    "PeakEstimate": "types",
-    "Policy": "planner",
-    "UnsupportedVae": "errors",
-    "VaeTraits": "types",
-    "VideoShape": "types",
-    "capture": "attach",
-    "decode": "functions",
-    "enable": "attach",
-    "encode": "encoder",
-    "plan": "functions",
-    "predict_peak": "profile",
-    "stream_decode": "functions",
-    "stream_encode": "encoder",
-    "trace_profile": "profile",
+    "AdaptiveDecoder": "adaptive.decoder",
+    "AdaptiveEncoder": "adaptive.encoder",
+    "AdaptiveError": "adaptive.errors",
+    "DecodeEvent": "adaptive.decoder",
+    "DecodeOutOfMemory": "adaptive.errors",
+    "DecodePlan": "adaptive.types",
+    "DecodeReport": "adaptive.types",
+    "DoesNotFit": "adaptive.errors",
+    "EncodePlan": "adaptive.encoder",
+    "LatentShape": "adaptive.types",
+    "MemoryProfile": "adaptive.memory.profile",
+    "MemoryReading": "adaptive.types",
+    "NoDevice": "adaptive.errors",
+    "PeakEstimate": "adaptive.types",
+    "Policy": "adaptive.planner",
+    "UnsupportedVae": "adaptive.errors",
+    "VaeTraits": "adaptive.types",
+    "VideoShape": "adaptive.types",
+    "capture": "adaptive.attach",
+    "decode": "adaptive.functions",
+    "enable": "adaptive.attach",
+    "encode": "adaptive.encoder",
+    "plan": "adaptive.functions",
+    "predict_peak": "adaptive.memory.profile_trace",
+    "stream_decode": "adaptive.functions",
+    "stream_encode": "adaptive.encoder",
+    "trace_profile": "adaptive.memory.profile_trace",
 }
 
 __all__ = sorted(_HOMES)
@@ -75,7 +75,7 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'adaptive' has no attribute {name!r}")
-    return getattr(import_module(f"adaptive.{home}"), name)
+    return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:

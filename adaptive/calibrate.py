@@ -17,9 +17,9 @@ import torch
 from adaptive.decoder import AdaptiveDecoder
 from adaptive.device.probe import MemoryProbe, is_out_of_memory
 from adaptive.errors import AdaptiveError
-from adaptive.experience import Experience
 from adaptive.families import family_of
-from adaptive.memory import MemoryProfile
+from adaptive.memory.learned_costs import Experience
+from adaptive.memory.profile import MemoryProfile
 from adaptive.planner import Policy, chunk_sizes
 from adaptive.stream.placement import execution_device
 from adaptive.types import LatentShape, Strategy, strategy_of

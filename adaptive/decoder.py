@@ -21,11 +21,11 @@ from adaptive.events import DecodeEvent as DecodeEvent
 from adaptive.families import family_of
 from adaptive.ladder import Ladder
 from adaptive.lessons import Lessons, report_of
-from adaptive.memory import MemoryProfile
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile import MemoryProfile
+from adaptive.memory.profile_trace import profile_of
+from adaptive.memory.speed import Speeds
 from adaptive.planner import PlanInputs, Policy, budget_of, plan_decode
-from adaptive.profile import profile_of
-from adaptive.residuals import Residuals
-from adaptive.speed import Speeds
 from adaptive.stream import BlendedTiles, ChunksApart, DecodeStream, decode_whole, open_decode
 from adaptive.stream.placement import execution_device
 from adaptive.types import (

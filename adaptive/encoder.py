@@ -18,13 +18,13 @@ from torch import Tensor
 from adaptive.device.probe import MemoryProbe, is_out_of_memory, open_probe
 from adaptive.errors import DoesNotFit
 from adaptive.families import family_of
+from adaptive.memory.live_bytes import trace_peak
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile_trace import TracedVae, dtype_name
 from adaptive.planner import Policy, budget_of
-from adaptive.profile import TracedVae, dtype_name
-from adaptive.residuals import Residuals
 from adaptive.stream.convolution import convolutions_for
 from adaptive.stream.encode import EncodeStream
 from adaptive.stream.placement import execution_device, whole_calls
-from adaptive.trace import trace_peak
 from adaptive.types import strategy_of
 
 # Latent frames a chunk of a stream: beyond eight, larger chunks take memory and save no time.

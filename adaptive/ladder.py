@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from adaptive.errors import DoesNotFit, UnsupportedVae
-from adaptive.memory import MemoryProfile
+from adaptive.memory.profile import MemoryProfile
 from adaptive.planner import PlanInputs, Policy, plan_decode, rungs
 from adaptive.policy import cuts
 from adaptive.types import Cut, LatentShape, MemoryReading, Strategy

@@ -6,9 +6,9 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from adaptive.errors import UnsupportedVae
-from adaptive.memory import MemoryProfile
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile import MemoryProfile
 from adaptive.policy import Policy, cuts
-from adaptive.residuals import Residuals
 from adaptive.types import VideoShape
 
 

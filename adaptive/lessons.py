@@ -1,15 +1,15 @@
 """What one decode teaches: the margins and speeds of its device, and whether a faster way would have fitted.
 
 Owns which decodes count. Must not know: torch, streams, how anything is measured (`adaptive.device.probe`) or
-fitted (`adaptive.residuals`, `adaptive.speed`).
+fitted (`adaptive.memory.margins`, `adaptive.memory.speed`).
 """
 
 from adaptive.events import DecodeRun
-from adaptive.memory import MemoryProfile
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile import MemoryProfile
+from adaptive.memory.speed import Speeds
 from adaptive.planner import PlanInputs, Policy, rungs
 from adaptive.regret import Regret, regret_of
-from adaptive.residuals import Residuals
-from adaptive.speed import Speeds
 from adaptive.types import WHOLE_PICTURE, Cut, DecodeReport, LatentShape, MeasuredPeak
 
 

@@ -10,20 +10,20 @@ import math
 from dataclasses import replace
 
 from adaptive.errors import DoesNotFit
-from adaptive.memory import MemoryProfile
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile import MemoryProfile
+from adaptive.memory.speed import UNTIMED
+from adaptive.memory.speed import SpeedModel as SpeedModel
 from adaptive.placement import ComponentSize as ComponentSize
 from adaptive.placement import Placement as Placement
 from adaptive.placement import plan_weights as plan_weights
 from adaptive.policy import RESERVE_BYTES as RESERVE_BYTES
 from adaptive.policy import Policy as Policy
 from adaptive.policy import chunk_sizes as chunk_sizes
-from adaptive.residuals import Residuals
 from adaptive.rungs import PlanInputs as PlanInputs
 from adaptive.rungs import Rung as Rung
 from adaptive.rungs import budget_of as budget_of
 from adaptive.rungs import rungs as rungs
-from adaptive.speed import UNTIMED
-from adaptive.speed import SpeedModel as SpeedModel
 from adaptive.types import (
     DecodePlan,
     LatentShape,

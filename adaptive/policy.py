@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from adaptive.errors import UnsupportedVae
-from adaptive.memory import MemoryProfile
+from adaptive.memory.profile import MemoryProfile
 from adaptive.tiles import grids, strip_numbers
 from adaptive.types import Cut, LatentShape, SpatialTiles, Strategy
 

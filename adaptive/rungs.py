@@ -6,10 +6,10 @@ arithmetic.
 
 from dataclasses import dataclass, replace
 
-from adaptive.memory import MemoryProfile
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile import MemoryProfile
+from adaptive.memory.speed import SpeedModel
 from adaptive.policy import Policy, cuts
-from adaptive.residuals import Residuals
-from adaptive.speed import SpeedModel
 from adaptive.types import (
     WHOLE_PICTURE,
     Cut,

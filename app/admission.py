@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from adaptive.errors import AdaptiveError, DoesNotFit
-from adaptive.experience import Experience
 from adaptive.largest import largest_shape_that_fits
-from adaptive.memory import MemoryProfile
+from adaptive.memory.learned_costs import Experience
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile import MemoryProfile
 from adaptive.placement import Stage
 from adaptive.planner import (
     PlanInputs,
@@ -23,7 +24,6 @@ from adaptive.planner import (
     plan_decode,
     rungs,
 )
-from adaptive.residuals import Residuals
 from adaptive.types import LatentShape, MemoryReading, VideoShape
 from app.config import ModelEntry
 from app.demand import ModelDemand

@@ -12,8 +12,8 @@ import torch
 
 from adaptive.calibrate import Measurement, as_markdown, calibrate, plot
 from adaptive.device.probe import open_probe
-from adaptive.memory import MemoryProfile
-from adaptive.profile import trace_profile
+from adaptive.memory.profile import MemoryProfile
+from adaptive.memory.profile_trace import trace_profile
 from app import profiles
 from app.components import build_component, components_of
 from app.config import ModelEntry, Settings

@@ -18,9 +18,9 @@ from torch import Tensor
 from adaptive.attach import decode_kwargs
 from adaptive.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.device.probe import MemoryProbe, is_out_of_memory
-from adaptive.experience import Experience
 from adaptive.families import family_of
-from adaptive.memory import MemoryProfile
+from adaptive.memory.learned_costs import Experience
+from adaptive.memory.profile import MemoryProfile
 from adaptive.planner import PlanInputs, Policy
 from adaptive.previews import make_previews, plan_previews
 from adaptive.recording import RecordedClip, RecordedDecode

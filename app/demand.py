@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from adaptive.errors import DoesNotFit
-from adaptive.memory import MemoryProfile
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile import MemoryProfile
 from adaptive.placement import ComponentSize, Placement, Stage, plan_weights, smallest_bytes
-from adaptive.residuals import Residuals
 from adaptive.types import LatentShape, VideoShape
 from app.config import ModelEntry
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from adaptive.trace import trace_peak
+from adaptive.memory.live_bytes import trace_peak
 from adaptive.types import LatentShape
 from app.components import Component, build_component
 from app.demand import DenoiseCurve

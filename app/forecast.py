@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaptive.errors import DoesNotFit
-from adaptive.memory import MemoryProfile, Residuals
+from adaptive.memory.profile import MemoryProfile, Residuals
 from adaptive.placement import ComponentSize, PlacementKind
 from adaptive.planner import Placement, PlanInputs, Policy, budget_of, plan_decode, rungs
 from adaptive.types import MemoryReading, VideoShape
@@ -70,7 +70,7 @@ def _profile(settings: Settings, entry: ModelEntry, vae_class: str, config: Any)
     kept = profiles.load(settings, entry)
     if kept is not None:
         return kept
-    from adaptive.profile import trace_profile
+    from adaptive.memory.profile_trace import trace_profile
 
     profile = trace_profile(vae_class, config, entry.dtype)
     profiles.save(settings, entry, profile)

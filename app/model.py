@@ -14,7 +14,7 @@ from adaptive.capturing import as_kept, capture
 from adaptive.device.probe import open_probe
 from adaptive.encode_call import AdaptiveEncodeCall
 from adaptive.encoder import AdaptiveEncoder
-from adaptive.experience import Experience
+from adaptive.memory.learned_costs import Experience
 from adaptive.planner import Policy
 from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream import self_test

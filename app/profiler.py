@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Mapping
 
-from adaptive.memory import MemoryProfile
+from adaptive.memory.profile import MemoryProfile
 from app import profiles
 from app.components import ModelUnavailable, components_of
 from app.config import ModelEntry, Settings
@@ -41,7 +41,7 @@ def write_shipped(settings: Settings, models: Mapping[str, ModelEntry]) -> None:
 
 
 def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:
-    from adaptive.profile import trace_profile
+    from adaptive.memory.profile_trace import trace_profile
 
     component = components_of(entry, settings)["vae"]
     return trace_profile(component.class_name, component.config, entry.dtype)

@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-from adaptive.memory import MemoryProfile
+from adaptive.memory.profile import MemoryProfile
 from app.config import ModelEntry, Settings
 from app.demand import ModelDemand
 

@@ -3,7 +3,7 @@ stored numbers; no torch, no HTTP.
 """
 
 from adaptive.errors import DoesNotFit
-from adaptive.memory import MemoryProfile
+from adaptive.memory.profile import MemoryProfile
 from adaptive.types import VideoShape
 from app.config import ModelEntry
 from app.demand import ModelDemand, choose_placement, placement_json

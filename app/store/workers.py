@@ -2,7 +2,7 @@
 
 A worker's `device` is JSON: name, kind ("cuda" or "cpu"), uuid, index, total_bytes, free_bytes, own_bytes,
 other_bytes, capacity_bytes (the most a decode could use with everything else gone, less the reserve),
-host_capacity_bytes (the same on the CPU, where that may help out), learned (`adaptive.experience`),
+host_capacity_bytes (the same on the CPU, where that may help out), learned (`adaptive.memory.learned_costs`),
 utilization (0 to 1), state, models, loaded_model. All but `name` may be absent.
 """
 

@@ -24,10 +24,10 @@ from adaptive.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.device.host import give_back_heap, keep_heap_tight
 from adaptive.device.nvml import Nvml
 from adaptive.errors import DoesNotFit
+from adaptive.memory.live_bytes import trace_peak
+from adaptive.memory.margins import Residuals
 from adaptive.planner import Policy
-from adaptive.residuals import Residuals
 from adaptive.stream import decode_whole, open_decode
-from adaptive.trace import trace_peak
 from adaptive.types import LatentShape, MeasuredPeak, MemoryReading
 
 MIB = 2**20

@@ -41,10 +41,10 @@ from adaptive import (
 )
 from adaptive.device.huge_pages import start_with_huge_pages
 from adaptive.families import family_of
-from adaptive.memory import MemoryProfile
-from adaptive.profile import profile_of
+from adaptive.memory.live_bytes import trace_peak
+from adaptive.memory.profile import MemoryProfile
+from adaptive.memory.profile_trace import profile_of
 from adaptive.stream.placement import whole_calls
-from adaptive.trace import trace_peak
 
 AUTO_SHARE = 0.6
 

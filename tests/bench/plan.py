@@ -32,7 +32,7 @@ BOUND_MILLISECONDS = 10.0
 
 def worker_device() -> dict[str, Any]:
     """What a worker with a 24 GB card reports once it has decoded some videos."""
-    from adaptive.experience import Experience
+    from adaptive.memory.learned_costs import Experience
     from adaptive.types import Chunking, LatentShape, MeasuredPeak, Strategy
     from app.config import Settings, load_models
     from app.profiles import load

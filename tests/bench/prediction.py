@@ -24,8 +24,8 @@ from typing import Any
 
 import recordings
 
-from adaptive.margins import TRUSTED_OBSERVATIONS
-from adaptive.residuals import Residuals
+from adaptive.memory.margin_fit import TRUSTED_OBSERVATIONS
+from adaptive.memory.margins import Residuals
 from adaptive.types import Cut, LatentShape, MeasuredPeak
 
 HERE = Path(__file__).parent
@@ -40,8 +40,8 @@ def live(shapes: Sequence[tuple[int, int, int]]) -> Iterator[dict[str, Any]]:
     import torch
 
     from adaptive.functions import stream_decode
-    from adaptive.profile import predict_peak, profile_of
-    from adaptive.trace import LiveBytes
+    from adaptive.memory.live_bytes import LiveBytes
+    from adaptive.memory.profile_trace import predict_peak, profile_of
 
     sys.path.insert(0, str(HERE.parent / "unit" / "stream"))
     from stream_vaes import CONFIGS, build, kwargs_of
@@ -102,9 +102,9 @@ def comfyui() -> Iterator[dict[str, Any]]:
     """Ours and ComfyUI's figure for the one-call decode beside a trace at the very shape."""
     import torch
 
-    from adaptive.profile import trace_profile
+    from adaptive.memory.live_bytes import trace_peak
+    from adaptive.memory.profile_trace import trace_profile
     from adaptive.stream import decode_whole
-    from adaptive.trace import trace_peak
 
     for name, (vae_class, config, sides, formula) in PUBLISHED.items():
         import diffusers

@@ -163,7 +163,7 @@ def _warmed_up(name: str) -> tuple[Any, Any]:
     """The VAE and its profile, one thread; code that is loaded at first use is there."""
     import torch
 
-    from adaptive.profile import profile_of
+    from adaptive.memory.profile_trace import profile_of
 
     torch.set_num_threads(1)
     vae = build(name)

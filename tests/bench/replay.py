@@ -16,9 +16,9 @@ from recordings import LARGE, RECORDINGS, REPEATS, Row, load
 
 from adaptive.errors import DoesNotFit
 from adaptive.ladder import Ladder
+from adaptive.memory.margins import Residuals
+from adaptive.memory.speed import Speeds
 from adaptive.planner import PlanInputs, Policy, plan_decode
-from adaptive.residuals import Residuals
-from adaptive.speed import Speeds
 from adaptive.types import Cut, LatentShape, MeasuredPeak, MemoryReading, PeakEstimate, VaeTraits
 
 POLICY = Policy(reserve_bytes=0)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from adaptive.errors import DoesNotFit
-from adaptive.trace import trace_peak
+from adaptive.memory.live_bytes import trace_peak
 from app.pipelines.dynamicrafter.unet import DynamiCrafterUNet
 
 MARGIN = 1.3

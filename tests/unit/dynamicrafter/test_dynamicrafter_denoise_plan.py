@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from adaptive.errors import DoesNotFit
-from adaptive.trace import trace_peak
+from adaptive.memory.live_bytes import trace_peak
 from app.pipelines.dynamicrafter import DynamiCrafterPipeline
 from app.pipelines.dynamicrafter.components import component_configs
 from app.pipelines.dynamicrafter.denoise_plan import (

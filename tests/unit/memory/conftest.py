@@ -2,7 +2,7 @@
 
 import pytest
 
-from adaptive.memory import Curve, MemoryProfile
+from adaptive.memory.profile import Curve, MemoryProfile
 from adaptive.types import VaeTraits
 
 LTX_TRAITS = VaeTraits("ltx", "AutoencoderKLLTXVideo", 128, 32, 8, True, True, False)

@@ -9,8 +9,8 @@ import pytest
 
 from adaptive.calibrate import Measurement, as_markdown, calibrate, plot
 from adaptive.device.probe import open_probe
-from adaptive.experience import Experience
-from adaptive.memory import MemoryProfile
+from adaptive.memory.learned_costs import Experience
+from adaptive.memory.profile import MemoryProfile
 from adaptive.testing import small_ltx_vae
 from adaptive.types import LatentShape, Strategy
 

@@ -11,9 +11,9 @@ import adaptive
 from adaptive.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.device.probe import CpuProbe
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile_trace import profile_of
 from adaptive.planner import Policy
-from adaptive.profile import profile_of
-from adaptive.residuals import Residuals
 from adaptive.testing import ScriptedProbe, small_ltx_vae
 from adaptive.types import LatentShape, Strategy
 

@@ -10,11 +10,11 @@ from torch import Tensor
 import adaptive
 from adaptive.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit, UnsupportedVae
+from adaptive.memory.live_bytes import LiveBytes
+from adaptive.memory.profile_trace import predict_peak, profile_of
 from adaptive.planner import Policy, Rung, rungs
-from adaptive.profile import predict_peak, profile_of
 from adaptive.stream import open_decode
 from adaptive.testing import ScriptedProbe, small_ltx_vae
-from adaptive.trace import LiveBytes
 from adaptive.types import LatentShape, Strategy
 
 GIB = 2**30

@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from adaptive import AdaptiveEncoder, DoesNotFit, Policy, encode
-from adaptive.residuals import Residuals
+from adaptive.memory.live_bytes import trace_peak
+from adaptive.memory.margins import Residuals
 from adaptive.testing import ScriptedProbe
-from adaptive.trace import trace_peak
 
 SHAPE = (1, 3, 16, 32, 48)
 

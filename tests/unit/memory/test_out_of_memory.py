@@ -10,7 +10,7 @@ import psutil, torch
 from adaptive.decoder import AdaptiveDecoder
 from adaptive.device.host import give_back_heap, keep_heap_tight
 from adaptive.planner import Policy
-from adaptive.profile import predict_peak
+from adaptive.memory.profile_trace import predict_peak
 from adaptive.testing import ScriptedProbe, small_ltx_vae
 
 torch.set_num_threads(1)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from adaptive.errors import DoesNotFit
-from adaptive.memory import Curve, MemoryProfile, SweepCosts
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile import Curve, MemoryProfile, SweepCosts
 from adaptive.planner import PlanInputs, Policy, plan_decode
-from adaptive.residuals import Residuals
 from adaptive.types import LatentShape, MemoryReading
 
 SHAPE = LatentShape(1, 16, 8, 100, 100)

@@ -6,7 +6,7 @@ import pytest
 
 from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.largest import largest_shape_that_fits
-from adaptive.memory import MemoryProfile
+from adaptive.memory.profile import MemoryProfile
 from adaptive.planner import (
     PlanInputs,
     Policy,

@@ -10,10 +10,10 @@ import torch
 
 from adaptive.errors import UnsupportedVae
 from adaptive.functions import stream_decode
-from adaptive.memory import Curve, MemoryProfile
-from adaptive.profile import config_digest, predict_peak, profile_of, trace_profile
+from adaptive.memory.live_bytes import LiveBytes
+from adaptive.memory.profile import Curve, MemoryProfile
+from adaptive.memory.profile_trace import config_digest, predict_peak, profile_of, trace_profile
 from adaptive.testing import small_ltx_vae
-from adaptive.trace import LiveBytes
 from adaptive.types import LatentShape
 
 SHAPES = [(1, 8, 3, 4, 6), (1, 8, 7, 3, 5), (2, 8, 5, 6, 2)]

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from adaptive.residuals import Residuals
+from adaptive.memory.margins import Residuals
 from adaptive.types import Cut
 
 # Layers wide and tall enough for oneDNN's direct convolutions; below, torch unfolds every window (27 copies).
@@ -20,7 +20,7 @@ import torch
 import adaptive
 from adaptive.device.probe import open_probe
 from adaptive.testing import small_ltx_vae
-from adaptive.trace import LiveBytes
+from adaptive.memory.live_bytes import LiveBytes
 
 torch.set_num_threads(1)
 frames_per_chunk, *shape = map(int, sys.argv[1:])

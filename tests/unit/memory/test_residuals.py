@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from adaptive.experience import Experience
-from adaptive.margins import COLD_MARGINS
-from adaptive.residuals import Residuals
+from adaptive.memory.learned_costs import Experience
+from adaptive.memory.margin_fit import COLD_MARGINS
+from adaptive.memory.margins import Residuals
 from adaptive.types import Chunking, MeasuredPeak, Strategy
 
 MIB = 2**20

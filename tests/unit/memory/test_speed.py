@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from adaptive.memory import MemoryProfile
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile import MemoryProfile
+from adaptive.memory.speed import SpeedModel, Speeds
 from adaptive.planner import PlanInputs, Policy, plan_decode, rungs
 from adaptive.regret import regret_of
-from adaptive.residuals import Residuals
-from adaptive.speed import SpeedModel, Speeds
 from adaptive.types import LatentShape, MemoryReading
 
 GIB = 2**30

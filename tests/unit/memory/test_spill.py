@@ -9,9 +9,9 @@ from torch import Tensor
 
 from adaptive.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.device.spill import ChunkSpeed, SpillSign, SpillWatch, find_spill
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile_trace import profile_of
 from adaptive.planner import Policy
-from adaptive.profile import profile_of
-from adaptive.residuals import Residuals
 from adaptive.testing import ScriptedProbe, small_ltx_vae
 from adaptive.types import DecodeReport, LatentShape, MemoryReading
 

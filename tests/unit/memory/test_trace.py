@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptive.trace import LiveBytes, trace_peak
+from adaptive.memory.live_bytes import LiveBytes, trace_peak
 
 KB = 1000  # bytes of 250 float32 numbers
 

@@ -24,8 +24,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from adaptive import UnsupportedVae, enable
-from adaptive.memory import MemoryProfile
-from adaptive.profile import profile_of
+from adaptive.memory.profile import MemoryProfile
+from adaptive.memory.profile_trace import profile_of
 from adaptive.recording import load_clip
 from app.api import create_app
 from app.calling import UnsuitablePipeline

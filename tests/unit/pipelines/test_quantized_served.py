@@ -20,9 +20,9 @@ from waiting import wait_for
 
 from adaptive.errors import DoesNotFit
 from adaptive.families import traits_of
-from adaptive.memory import Curve, MemoryProfile
+from adaptive.memory.profile import Curve, MemoryProfile
+from adaptive.memory.profile_trace import config_digest
 from adaptive.placement import Placement
-from adaptive.profile import config_digest
 from adaptive.recording import load_clip
 from adaptive.testing import ScriptedProbe
 from adaptive.types import VideoShape

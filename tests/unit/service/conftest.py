@@ -14,7 +14,7 @@ from PIL import Image
 from sqlalchemy import create_engine, make_url, text
 from starlette.testclient import TestClient
 
-from adaptive.memory import Curve, MemoryProfile
+from adaptive.memory.profile import Curve, MemoryProfile
 from adaptive.types import VaeTraits
 from app.admission import LoadProfile
 from app.api import create_app

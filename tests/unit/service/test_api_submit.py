@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from adaptive.memory import MemoryProfile
+from adaptive.memory.profile import MemoryProfile
 from app.api.eta import turn_of
 from app.config import Settings
 from app.jobs import Event, JobStatus, Stage

@@ -14,9 +14,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
+from adaptive.memory.live_bytes import trace_peak
 from adaptive.stream.causal import CausalLayers
 from adaptive.stream.norms import root_mean_square
-from adaptive.trace import trace_peak
 
 
 class Row(nn.Module):

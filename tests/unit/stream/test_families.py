@@ -10,7 +10,7 @@ from stream_vaes import CONFIGS, build, kwargs_of, latents_of, shared
 from adaptive.encoder import stream_encode
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of, traits_of
-from adaptive.memory import Curve, MemoryProfile
+from adaptive.memory.profile import Curve, MemoryProfile
 from adaptive.stream import decode_whole, open_decode, self_test
 from adaptive.types import LatentShape
 

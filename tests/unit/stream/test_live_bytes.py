@@ -12,8 +12,8 @@ from stream_vaes import build, kwargs_of
 
 from adaptive.families import family_of
 from adaptive.functions import stream_decode
-from adaptive.profile import TRACED, TracedVae, predict_peak, profile_of, trace_bytes
-from adaptive.trace import LiveBytes
+from adaptive.memory.live_bytes import LiveBytes
+from adaptive.memory.profile_trace import TRACED, TracedVae, predict_peak, profile_of, trace_bytes
 from adaptive.types import Cut, LatentShape
 
 WHOLE = 99

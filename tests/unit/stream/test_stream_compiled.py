@@ -11,7 +11,7 @@ from stream_property import encoded, video_of
 from stream_vaes import build, latents_of, relative_error, shared, streamed
 
 import adaptive
-import adaptive.profile
+import adaptive.memory.profile_trace
 from adaptive.errors import UnsupportedVae
 from adaptive.stream import decode_whole, open_decode
 
@@ -21,9 +21,9 @@ NAMES = ["ltx-0.9.0", "wan-2.1", "svd", "hunyuanvideo-1.0"]
 @pytest.fixture(autouse=True)
 def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a decode takes does not matter here."""
-    constant = adaptive.profile.TracedBytes(1.0, 0.0, 1.0)
-    monkeypatch.setattr(adaptive.profile, "trace_bytes", lambda *_: constant)
-    monkeypatch.setattr(adaptive.profile, "_strip_costs", lambda *_: (1.0, 1.0, 1.0))
+    constant = adaptive.memory.profile_trace.TracedBytes(1.0, 0.0, 1.0)
+    monkeypatch.setattr(adaptive.memory.profile_trace, "trace_bytes", lambda *_: constant)
+    monkeypatch.setattr(adaptive.memory.profile_trace, "_strip_costs", lambda *_: (1.0, 1.0, 1.0))
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from stream_vaes import run, shared
 from torch import Tensor
 
 from adaptive.encoder import stream_encode
+from adaptive.memory.live_bytes import trace_peak
 from adaptive.stream import open_decode
-from adaptive.trace import trace_peak
 from tests.bench.decode_cases import CASES, build
 
 

@@ -23,8 +23,8 @@ from stream_vaes import (
 )
 from torch import Tensor, nn
 
+from adaptive.memory.live_bytes import LiveBytes
 from adaptive.stream import DecodeStream, decode_whole, open_decode
-from adaptive.trace import LiveBytes
 
 STAGED = [
     name

@@ -7,8 +7,8 @@ import diffusers
 import pytest
 import torch
 
+from adaptive.memory.live_bytes import trace_peak
 from adaptive.placement import ComponentSize, Stage
-from adaptive.trace import trace_peak
 from adaptive.types import LatentShape
 from app import profiles
 from app.components import Component

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive.profile import config_digest
+from adaptive.memory.profile_trace import config_digest
 from adaptive.recording import load_calls, save_calls
 from adaptive.types import VideoShape
 from app import profiles

@@ -10,8 +10,8 @@ import tiny_pipelines
 import torch
 
 from adaptive.families import traits_of
-from adaptive.profile import config_digest, profile_of
-from adaptive.residuals import Residuals
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile_trace import config_digest, profile_of
 from adaptive.types import LatentShape
 from app import profiles
 from app.calling import check_call

@@ -17,11 +17,11 @@ from torch import nn
 
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of, traits_of
-from adaptive.memory import ITEM_BYTES, Curve, MemoryProfile, SweepCosts, TileCosts
-from adaptive.residuals import Residuals
+from adaptive.memory.live_bytes import LiveBytes, trace_peak
+from adaptive.memory.margins import Residuals
+from adaptive.memory.profile import ITEM_BYTES, Curve, MemoryProfile, SweepCosts, TileCosts
 from adaptive.stream import decode_whole, open_decode
 from adaptive.stream.sweep import Parking
-from adaptive.trace import LiveBytes, trace_peak
 from adaptive.types import Cut, LatentShape, PeakEstimate, SpatialTiles, VaeTraits
 
 # Latent pixels of the traced frames. Meta tensors cost nothing, and a real size keeps borders and small

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from adaptive.residuals import Residuals
-from adaptive.speed import Speeds
+from adaptive.memory.margins import Residuals
+from adaptive.memory.speed import Speeds
 
 FORMAT = 3
 

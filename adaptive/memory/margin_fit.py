@@ -1,7 +1,7 @@
 """The arithmetic of margins: from what finished and failed decodes took to what the next one may take.
 
 Owns: observations, failures, and the lines over live bytes that are fitted to them. Must not know: which
-decodes are compared (`adaptive.residuals`), torch, how anything is measured.
+decodes are compared (`adaptive.memory.margins`), torch, how anything is measured.
 """
 
 import math

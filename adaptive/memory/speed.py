@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Self
 
-from adaptive.memory import MemoryProfile
+from adaptive.memory.profile import MemoryProfile
 from adaptive.types import LatentShape
 
 KEPT_A_RUNG = 24  # observations of one chunk size; older ones go, rarely used rungs are not crowded out

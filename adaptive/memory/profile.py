@@ -1,7 +1,7 @@
 """How much memory a VAE's decode needs at any shape and chunk size, by arithmetic on a few traced numbers.
 
-Owns: `MemoryProfile`, made once a VAE configuration and dtype by `adaptive.profile` and stored as JSON, so
-that a process without torch plans in microseconds. Must not know: torch, devices, policies.
+Owns: `MemoryProfile`, made once a VAE configuration and dtype by `adaptive.memory.profile_trace` and stored
+as JSON, so that a process without torch plans in microseconds. Must not know: torch, devices, policies.
 
 The traced quantities behave as follows for decoders without attention over space (measured on real
 configurations; a mask over all pairs of positions, which two families make, is counted beside them):
@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from adaptive.residuals import Residuals as Residuals
+from adaptive.memory.margins import Residuals as Residuals
 from adaptive.tiles import largest_tile, strip_count
 from adaptive.types import Cut, LatentShape, PeakEstimate, VaeTraits
 

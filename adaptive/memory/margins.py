@@ -1,7 +1,8 @@
 """What live tensors do not tell: the memory a decode takes beyond them, learned from finished decodes.
 
 Owns: which earlier decodes tell of the next one on a device, and what was learned, as JSON. Must not know:
-torch, how live bytes are traced, how anything is measured, the arithmetic of margins (`adaptive.margins`).
+torch, how live bytes are traced, how anything is measured, the arithmetic of margins
+(`adaptive.memory.margin_fit`).
 
 What is beyond has three parts (`MeasuredPeak`). Workspace and fragmentation grow with the decode and are
 learned as shares of its live bytes; what lies outside torch does not, and is learned in bytes: in a service's
@@ -19,7 +20,7 @@ from dataclasses import asdict, fields, replace
 from statistics import median
 from typing import Any, Self
 
-from adaptive.margins import (
+from adaptive.memory.margin_fit import (
     COLD_MARGINS,
     FRESH_SAME,
     MOST_BELIEVED,
