@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from adaptive.memory.profile import MemoryProfile as MemoryProfile
     from adaptive.memory.profile_trace import predict_peak as predict_peak
     from adaptive.memory.profile_trace import trace_profile as trace_profile
-    from adaptive.planner import Policy as Policy
+    from adaptive.planning.planner import Policy as Policy
     from adaptive.types import DecodePlan as DecodePlan
     from adaptive.types import DecodeReport as DecodeReport
     from adaptive.types import LatentShape as LatentShape
@@ -53,7 +53,7 @@ _HOMES = {
     "MemoryReading": "adaptive.types",
     "NoDevice": "adaptive.errors",
     "PeakEstimate": "adaptive.types",
-    "Policy": "adaptive.planner",
+    "Policy": "adaptive.planning.planner",
     "UnsupportedVae": "adaptive.errors",
     "VaeTraits": "adaptive.types",
     "VideoShape": "adaptive.types",

@@ -79,14 +79,14 @@ def enable(pipe: Any, **policy: Any) -> Attachment:
     """Make any diffusers pipeline decode, and encode clips, in the memory that is free:
     `adaptive.enable(pipe)`.
 
-    `policy` are the fields of `adaptive.planner.Policy` (`strategy`, `frames_per_chunk`, `exact_only`,
-    `budget_bytes`, `reserve_bytes`, ...); an unknown one raises `TypeError`. Enabling again replaces the
-    policy. diffusers' slicing and tiling flags of the VAE no longer matter: the plan decides.
+    `policy` are the fields of `adaptive.planning.planner.Policy` (`strategy`, `frames_per_chunk`,
+    `exact_only`, `budget_bytes`, `reserve_bytes`, ...); an unknown one raises `TypeError`. Enabling again
+    replaces the policy. diffusers' slicing and tiling flags of the VAE no longer matter: the plan decides.
     """
     from adaptive.decoder import AdaptiveDecoder
     from adaptive.encode_call import AdaptiveEncodeCall
     from adaptive.encoder import AdaptiveEncoder
-    from adaptive.planner import Policy
+    from adaptive.planning.planner import Policy
 
     previous = getattr(pipe.vae.__dict__.get("decode"), "__self__", None)
     if isinstance(previous, Attachment):

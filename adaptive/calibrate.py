@@ -20,7 +20,7 @@ from adaptive.errors import AdaptiveError
 from adaptive.families import family_of
 from adaptive.memory.learned_costs import Experience
 from adaptive.memory.profile import MemoryProfile
-from adaptive.planner import Policy, chunk_sizes
+from adaptive.planning.planner import Policy, chunk_sizes
 from adaptive.stream.placement import execution_device
 from adaptive.types import LatentShape, Strategy, strategy_of
 

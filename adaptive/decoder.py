@@ -1,7 +1,7 @@
 """Decoding in whatever memory there is: plan, decode a chunk, look again, shrink when memory runs out.
 
 Owns: the loop around a decode stream, its events and its report. Must not know: jobs, files, how frames are
-made (`adaptive.stream`) or how a rung is chosen (`adaptive.planner`).
+made (`adaptive.stream`) or how a rung is chosen (`adaptive.planning.planner`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,13 +19,13 @@ from adaptive.errors import DecodeOutOfMemory, UnsupportedVae
 from adaptive.events import GROWTH_SHARE, DecodeRun, chunk_data, plan_data, replan_data, spill_data
 from adaptive.events import DecodeEvent as DecodeEvent
 from adaptive.families import family_of
-from adaptive.ladder import Ladder
 from adaptive.lessons import Lessons, report_of
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import profile_of
 from adaptive.memory.speed import Speeds
-from adaptive.planner import PlanInputs, Policy, budget_of, plan_decode
+from adaptive.planning.fallback import Ladder
+from adaptive.planning.planner import PlanInputs, Policy, budget_of, plan_decode
 from adaptive.stream import BlendedTiles, ChunksApart, DecodeStream, decode_whole, open_decode
 from adaptive.stream.placement import execution_device
 from adaptive.types import (

@@ -21,7 +21,7 @@ from adaptive.families import family_of
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile_trace import TracedVae, dtype_name
-from adaptive.planner import Policy, budget_of
+from adaptive.planning.planner import Policy, budget_of
 from adaptive.stream.convolution import convolutions_for
 from adaptive.stream.encode import EncodeStream
 from adaptive.stream.placement import execution_device, whole_calls

@@ -10,7 +10,7 @@ from adaptive.decoder import AdaptiveDecoder
 from adaptive.device.probe import open_probe
 from adaptive.families import family_of
 from adaptive.memory.profile_trace import profile_of
-from adaptive.planner import Policy, plan_decode
+from adaptive.planning.planner import Policy, plan_decode
 from adaptive.stream import decode_whole, gathered, open_decode
 from adaptive.stream.placement import execution_device
 from adaptive.types import DecodePlan, LatentShape

@@ -8,8 +8,8 @@ from adaptive.events import DecodeRun
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import Speeds
-from adaptive.planner import PlanInputs, Policy, rungs
-from adaptive.regret import Regret, regret_of
+from adaptive.planning.planner import PlanInputs, Policy, rungs
+from adaptive.planning.regret import Regret, regret_of
 from adaptive.types import WHOLE_PICTURE, Cut, DecodeReport, LatentShape, MeasuredPeak
 
 

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from adaptive.errors import AdaptiveError, DoesNotFit
-from adaptive.largest import largest_shape_that_fits
 from adaptive.memory.learned_costs import Experience
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
-from adaptive.placement import Stage
-from adaptive.planner import (
+from adaptive.planning.largest_shape import largest_shape_that_fits
+from adaptive.planning.planner import (
     PlanInputs,
     Policy,
     Rung,
@@ -24,6 +23,7 @@ from adaptive.planner import (
     plan_decode,
     rungs,
 )
+from adaptive.planning.weight_placement import Stage
 from adaptive.types import LatentShape, MemoryReading, VideoShape
 from app.config import ModelEntry
 from app.demand import ModelDemand

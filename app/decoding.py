@@ -21,7 +21,7 @@ from adaptive.device.probe import MemoryProbe, is_out_of_memory
 from adaptive.families import family_of
 from adaptive.memory.learned_costs import Experience
 from adaptive.memory.profile import MemoryProfile
-from adaptive.planner import PlanInputs, Policy
+from adaptive.planning.planner import PlanInputs, Policy
 from adaptive.previews import make_previews, plan_previews
 from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream.placement import execution_device, wake

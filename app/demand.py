@@ -12,7 +12,7 @@ from typing import Any, Self
 from adaptive.errors import DoesNotFit
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
-from adaptive.placement import ComponentSize, Placement, Stage, plan_weights, smallest_bytes
+from adaptive.planning.weight_placement import ComponentSize, Placement, Stage, plan_weights, smallest_bytes
 from adaptive.types import LatentShape, VideoShape
 from app.config import ModelEntry
 

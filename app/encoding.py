@@ -19,7 +19,7 @@ from adaptive.encoder import STREAMED_LATENT_FRAMES, AdaptiveEncoder, EncodePlan
 from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.families import traits_of
 from adaptive.latent_scale import LatentScale
-from adaptive.planner import Policy
+from adaptive.planning.planner import Policy
 from adaptive.types import VaeTraits, VideoShape
 from app import latents
 from app.clips import Clip, ClipError, Geometry, Picture

@@ -7,8 +7,8 @@ from typing import Any
 
 from adaptive.errors import DoesNotFit
 from adaptive.memory.profile import MemoryProfile, Residuals
-from adaptive.placement import ComponentSize, PlacementKind
-from adaptive.planner import Placement, PlanInputs, Policy, budget_of, plan_decode, rungs
+from adaptive.planning.planner import Placement, PlanInputs, Policy, budget_of, plan_decode, rungs
+from adaptive.planning.weight_placement import ComponentSize, PlacementKind
 from adaptive.types import MemoryReading, VideoShape
 from app import profiles
 from app.components import components_of

@@ -18,7 +18,7 @@ import torch
 from adaptive.capturing import check_capturable
 from adaptive.device.host import read_host
 from adaptive.errors import DoesNotFit
-from adaptive.planner import Placement
+from adaptive.planning.planner import Placement
 from adaptive.types import MemoryReading, VideoShape
 from app import profiles
 from app.components import OWN_PIPELINES, ModelUnavailable, components_of, demanded_files, local_files

@@ -15,7 +15,7 @@ from adaptive.device.probe import open_probe
 from adaptive.encode_call import AdaptiveEncodeCall
 from adaptive.encoder import AdaptiveEncoder
 from adaptive.memory.learned_costs import Experience
-from adaptive.planner import Policy
+from adaptive.planning.planner import Policy
 from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream import self_test
 from adaptive.types import VideoShape

@@ -1,5 +1,5 @@
-"""Carries out a weight placement with diffusers' own mechanisms. Which placement it is, `adaptive.planner`
-decides.
+"""Carries out a weight placement with diffusers' own mechanisms. Which placement it is,
+`adaptive.planning.planner` decides.
 
 Knows how each kind is done on a pipeline, and nothing of sizes, jobs or files.
 """

@@ -5,7 +5,7 @@ Owns the names and the words. Decides nothing.
 
 from collections.abc import Sequence
 
-from adaptive.planner import Rung, bytes_named
+from adaptive.planning.planner import Rung, bytes_named
 from adaptive.types import DecodePlan, SpatialTiles
 from app.jobs import Json
 

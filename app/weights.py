@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import torch
 
-from adaptive.placement import Stage
-from adaptive.planner import ComponentSize
+from adaptive.planning.planner import ComponentSize
+from adaptive.planning.weight_placement import Stage
 from app import profiles
 from app.components import Component, build_component
 from app.config import ModelEntry, Settings

@@ -41,7 +41,7 @@ def decode(
 ) -> None:
     """Decode a job's latents again, or an encoded clip's: any chunk size, any device, the same pixels."""
     from adaptive.errors import AdaptiveError
-    from adaptive.planner import Policy
+    from adaptive.planning.planner import Policy
     from app.components import ModelUnavailable
     from app.config import load_models
     from app.latents import read_info

@@ -102,7 +102,7 @@ def _work(clip: Path, out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path
 
 
 def _encoder(settings: Any, model: str | None, device: str, budget: int | None) -> Any:
-    from adaptive.planner import Policy
+    from adaptive.planning.planner import Policy
     from app.config import load_models
     from app.encoding import ClipEncoder
     from app.loading import load_vae

@@ -9,7 +9,7 @@ from running_service import RunningService, StartService
 from typer.testing import CliRunner
 from waiting import wait_for
 
-from adaptive.planner import Policy, rungs
+from adaptive.planning.planner import Policy, rungs
 from adaptive.recording import load_calls
 from adaptive.types import LatentShape, Strategy, VideoShape
 from app import profiles

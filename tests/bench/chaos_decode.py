@@ -26,7 +26,7 @@ from adaptive.device.nvml import Nvml
 from adaptive.errors import DoesNotFit
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.memory.margins import Residuals
-from adaptive.planner import Policy
+from adaptive.planning.planner import Policy
 from adaptive.stream import decode_whole, open_decode
 from adaptive.types import LatentShape, MeasuredPeak, MemoryReading
 

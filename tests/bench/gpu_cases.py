@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.decoder import AdaptiveDecoder
-from adaptive.planner import RESERVE_BYTES, Policy
+from adaptive.planning.planner import RESERVE_BYTES, Policy
 
 Way = Callable[[Any, Tensor], Iterator[Tensor]]
 DEFAULT, OURS = "diffusers default", "framefit"

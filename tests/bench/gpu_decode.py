@@ -22,7 +22,7 @@ from torch import Tensor
 from adaptive.device.host import ResidentPeak, keep_heap_tight
 from adaptive.device.nvml import Nvml
 from adaptive.device.probe import is_out_of_memory, open_probe, synchronized_seconds
-from adaptive.planner import RESERVE_BYTES
+from adaptive.planning.planner import RESERVE_BYTES
 
 SAMPLE_SECONDS = 0.005
 

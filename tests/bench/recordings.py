@@ -122,7 +122,7 @@ def measure(name: str, shapes: int, done: set[tuple[Any, ...]], live_bytes: tupl
     import torch
 
     from adaptive.device.probe import open_probe
-    from adaptive.planner import Policy, chunk_sizes
+    from adaptive.planning.planner import Policy, chunk_sizes
     from adaptive.types import LatentShape
 
     vae, profile = _warmed_up(name)

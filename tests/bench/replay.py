@@ -15,10 +15,10 @@ from typing import Any
 from recordings import LARGE, RECORDINGS, REPEATS, Row, load
 
 from adaptive.errors import DoesNotFit
-from adaptive.ladder import Ladder
 from adaptive.memory.margins import Residuals
 from adaptive.memory.speed import Speeds
-from adaptive.planner import PlanInputs, Policy, plan_decode
+from adaptive.planning.fallback import Ladder
+from adaptive.planning.planner import PlanInputs, Policy, plan_decode
 from adaptive.types import Cut, LatentShape, MeasuredPeak, MemoryReading, PeakEstimate, VaeTraits
 
 POLICY = Policy(reserve_bytes=0)

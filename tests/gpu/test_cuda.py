@@ -16,7 +16,7 @@ from adaptive.decoder import AdaptiveDecoder
 from adaptive.device.gpu_processes import holders_of
 from adaptive.device.nvml import Nvml
 from adaptive.device.probe import CudaProbe, is_out_of_memory
-from adaptive.planner import Policy
+from adaptive.planning.planner import Policy
 from adaptive.stream import decode_whole
 from adaptive.testing import small_ltx_vae
 from adaptive.types import VideoShape

@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from adaptive.encoder import AdaptiveEncoder, EncodePlan
-from adaptive.policy import Policy
+from adaptive.planning.policy import Policy
 from app.pipelines.dynamicrafter.call import (
     DynamiCrafterPipelineOutput,
     Generators,

@@ -13,7 +13,7 @@ from adaptive.device.probe import CpuProbe
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile_trace import profile_of
-from adaptive.planner import Policy
+from adaptive.planning.planner import Policy
 from adaptive.testing import ScriptedProbe, small_ltx_vae
 from adaptive.types import LatentShape, Strategy
 

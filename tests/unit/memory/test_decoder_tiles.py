@@ -12,7 +12,7 @@ from adaptive.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit, UnsupportedVae
 from adaptive.memory.live_bytes import LiveBytes
 from adaptive.memory.profile_trace import predict_peak, profile_of
-from adaptive.planner import Policy, Rung, rungs
+from adaptive.planning.planner import Policy, Rung, rungs
 from adaptive.stream import open_decode
 from adaptive.testing import ScriptedProbe, small_ltx_vae
 from adaptive.types import LatentShape, Strategy

@@ -9,7 +9,7 @@ import json, resource
 import psutil, torch
 from adaptive.decoder import AdaptiveDecoder
 from adaptive.device.host import give_back_heap, keep_heap_tight
-from adaptive.planner import Policy
+from adaptive.planning.planner import Policy
 from adaptive.memory.profile_trace import predict_peak
 from adaptive.testing import ScriptedProbe, small_ltx_vae
 

@@ -8,7 +8,7 @@ import pytest
 from adaptive.errors import DoesNotFit
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import Curve, MemoryProfile, SweepCosts
-from adaptive.planner import PlanInputs, Policy, plan_decode
+from adaptive.planning.planner import PlanInputs, Policy, plan_decode
 from adaptive.types import LatentShape, MemoryReading
 
 SHAPE = LatentShape(1, 16, 8, 100, 100)

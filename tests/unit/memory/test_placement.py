@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from adaptive.errors import DoesNotFit
-from adaptive.placement import ComponentSize, PlacementKind, Stage, plan_weights
+from adaptive.planning.weight_placement import ComponentSize, PlacementKind, Stage, plan_weights
 
 GB = 10**9
 GIB = 2**30

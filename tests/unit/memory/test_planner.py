@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from adaptive.errors import DoesNotFit, UnsupportedVae
-from adaptive.largest import largest_shape_that_fits
 from adaptive.memory.profile import MemoryProfile
-from adaptive.planner import (
+from adaptive.planning.largest_shape import largest_shape_that_fits
+from adaptive.planning.planner import (
     PlanInputs,
     Policy,
     SpeedModel,

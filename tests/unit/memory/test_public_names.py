@@ -24,7 +24,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_the_planning_half_imports_without_torch() -> None:
     script = (
         "import sys, adaptive, adaptive.device.host, adaptive.device.nvml\n"
-        "import adaptive.memory.profile, adaptive.planner\n"
+        "import adaptive.memory.profile, adaptive.planning.planner\n"
         "from adaptive import MemoryProfile, Policy, DoesNotFit\n"
         "from adaptive.families import traits_of\n"
         "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules), 'torch was imported'\n"

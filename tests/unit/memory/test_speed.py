@@ -7,8 +7,8 @@ import pytest
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import SpeedModel, Speeds
-from adaptive.planner import PlanInputs, Policy, plan_decode, rungs
-from adaptive.regret import regret_of
+from adaptive.planning.planner import PlanInputs, Policy, plan_decode, rungs
+from adaptive.planning.regret import regret_of
 from adaptive.types import LatentShape, MemoryReading
 
 GIB = 2**30

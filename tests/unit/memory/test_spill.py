@@ -11,7 +11,7 @@ from adaptive.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.device.spill import ChunkSpeed, SpillSign, SpillWatch, find_spill
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile_trace import profile_of
-from adaptive.planner import Policy
+from adaptive.planning.planner import Policy
 from adaptive.testing import ScriptedProbe, small_ltx_vae
 from adaptive.types import DecodeReport, LatentShape, MemoryReading
 

@@ -7,7 +7,7 @@ import pytest
 
 from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.memory.profile import Curve, MemoryProfile, TileCosts
-from adaptive.planner import Policy, plan_decode, rungs
+from adaptive.planning.planner import Policy, plan_decode, rungs
 from adaptive.tiles import grids, largest_tile, overlap_of, overlapping, strip_count, strip_numbers, strips
 from adaptive.types import Cut, LatentShape, MemoryReading, SpatialTiles, Strategy
 

@@ -11,7 +11,7 @@ from adaptive.memory.margin_fit import TRUSTED_OBSERVATIONS
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import SpeedModel
-from adaptive.planner import PlanInputs, Policy, plan_decode, rungs
+from adaptive.planning.planner import PlanInputs, Policy, plan_decode, rungs
 from adaptive.types import Chunking, Cut, DecodePlan, LatentShape, MeasuredPeak, MemoryReading, Strategy
 from app.plan_view import plan_json, rungs_json
 

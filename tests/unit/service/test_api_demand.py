@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from starlette.testclient import TestClient
 
-from adaptive.placement import ComponentSize, Stage
+from adaptive.planning.weight_placement import ComponentSize, Stage
 from app.config import ModelEntry, Settings
 from app.demand import DenoiseCurve, ModelDemand
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adaptive.memory.live_bytes import trace_peak
-from adaptive.placement import ComponentSize, Stage
+from adaptive.planning.weight_placement import ComponentSize, Stage
 from adaptive.types import LatentShape
 from app import profiles
 from app.components import Component

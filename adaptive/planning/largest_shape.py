@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from adaptive.errors import UnsupportedVae
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
-from adaptive.policy import Policy, cuts
+from adaptive.planning.policy import Policy, cuts
 from adaptive.types import VideoShape
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.memory.profile import MemoryProfile
-from adaptive.planner import PlanInputs, Policy, plan_decode, rungs
-from adaptive.policy import cuts
+from adaptive.planning.planner import PlanInputs, Policy, plan_decode, rungs
+from adaptive.planning.policy import cuts
 from adaptive.types import Cut, LatentShape, MemoryReading, Strategy
 
 

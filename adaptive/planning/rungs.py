@@ -1,7 +1,7 @@
 """The ladder: every way to decode that a policy allows, what each needs, how long it takes, whether it fits.
 
-Owns: rungs and their order. Must not know: torch, devices, jobs, how one is chosen (`adaptive.planner`). Pure
-arithmetic.
+Owns: rungs and their order. Must not know: torch, devices, jobs, how one is chosen
+(`adaptive.planning.planner`). Pure arithmetic.
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import SpeedModel
-from adaptive.policy import Policy, cuts
+from adaptive.planning.policy import Policy, cuts
 from adaptive.types import (
     WHOLE_PICTURE,
     Cut,

@@ -6,7 +6,7 @@ Pure arithmetic on the ladder the plan was chosen from. Must not know: torch, jo
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptive.planner import Rung, bytes_named, rung_named
+from adaptive.planning.planner import Rung, bytes_named, rung_named
 from adaptive.types import DecodePlan
 
 

@@ -1,6 +1,6 @@
 """Deciding how a decode runs: bytes in, plan and reason out. Pure arithmetic.
 
-Owns: the choice among rungs (`adaptive.rungs`), and its reason. Must not know: torch, devices, jobs.
+Owns: the choice among rungs (`adaptive.planning.rungs`), and its reason. Must not know: torch, devices, jobs.
 The choice is the fastest rung that fits, by predicted seconds; among rungs of the same speed the smallest.
 Tiles come after all that see whole pictures, and what changes pixels after all that does not: an approximate
 rung is never chosen where an exact one fits, however fast, unless it is asked for by name.
@@ -14,16 +14,16 @@ from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import UNTIMED
 from adaptive.memory.speed import SpeedModel as SpeedModel
-from adaptive.placement import ComponentSize as ComponentSize
-from adaptive.placement import Placement as Placement
-from adaptive.placement import plan_weights as plan_weights
-from adaptive.policy import RESERVE_BYTES as RESERVE_BYTES
-from adaptive.policy import Policy as Policy
-from adaptive.policy import chunk_sizes as chunk_sizes
-from adaptive.rungs import PlanInputs as PlanInputs
-from adaptive.rungs import Rung as Rung
-from adaptive.rungs import budget_of as budget_of
-from adaptive.rungs import rungs as rungs
+from adaptive.planning.policy import RESERVE_BYTES as RESERVE_BYTES
+from adaptive.planning.policy import Policy as Policy
+from adaptive.planning.policy import chunk_sizes as chunk_sizes
+from adaptive.planning.rungs import PlanInputs as PlanInputs
+from adaptive.planning.rungs import Rung as Rung
+from adaptive.planning.rungs import budget_of as budget_of
+from adaptive.planning.rungs import rungs as rungs
+from adaptive.planning.weight_placement import ComponentSize as ComponentSize
+from adaptive.planning.weight_placement import Placement as Placement
+from adaptive.planning.weight_placement import plan_weights as plan_weights
 from adaptive.types import (
     DecodePlan,
     LatentShape,
