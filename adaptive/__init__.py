@@ -12,12 +12,12 @@ from adaptive.version import __version__ as __version__
 if TYPE_CHECKING:
     from adaptive.attach import capture as capture
     from adaptive.attach import enable as enable
-    from adaptive.decoder import AdaptiveDecoder as AdaptiveDecoder
-    from adaptive.decoder import DecodeEvent as DecodeEvent
-    from adaptive.encoder import AdaptiveEncoder as AdaptiveEncoder
-    from adaptive.encoder import EncodePlan as EncodePlan
-    from adaptive.encoder import encode as encode
-    from adaptive.encoder import stream_encode as stream_encode
+    from adaptive.decoding.decoder import AdaptiveDecoder as AdaptiveDecoder
+    from adaptive.decoding.decoder import DecodeEvent as DecodeEvent
+    from adaptive.decoding.encoder import AdaptiveEncoder as AdaptiveEncoder
+    from adaptive.decoding.encoder import EncodePlan as EncodePlan
+    from adaptive.decoding.encoder import encode as encode
+    from adaptive.decoding.encoder import stream_encode as stream_encode
     from adaptive.errors import AdaptiveError as AdaptiveError
     from adaptive.errors import DecodeOutOfMemory as DecodeOutOfMemory
     from adaptive.errors import DoesNotFit as DoesNotFit
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
     from adaptive.types import VideoShape as VideoShape
 
 _HOMES = {
-    "AdaptiveDecoder": "adaptive.decoder",
-    "AdaptiveEncoder": "adaptive.encoder",
+    "AdaptiveDecoder": "adaptive.decoding.decoder",
+    "AdaptiveEncoder": "adaptive.decoding.encoder",
     "AdaptiveError": "adaptive.errors",
-    "DecodeEvent": "adaptive.decoder",
+    "DecodeEvent": "adaptive.decoding.decoder",
     "DecodeOutOfMemory": "adaptive.errors",
     "DecodePlan": "adaptive.types",
     "DecodeReport": "adaptive.types",
     "DoesNotFit": "adaptive.errors",
-    "EncodePlan": "adaptive.encoder",
+    "EncodePlan": "adaptive.decoding.encoder",
     "LatentShape": "adaptive.types",
     "MemoryProfile": "adaptive.memory.profile",
     "MemoryReading": "adaptive.types",
@@ -60,11 +60,11 @@ _HOMES = {
     "capture": "adaptive.attach",
     "decode": "adaptive.functions",
     "enable": "adaptive.attach",
-    "encode": "adaptive.encoder",
+    "encode": "adaptive.decoding.encoder",
     "plan": "adaptive.functions",
     "predict_peak": "adaptive.memory.profile_trace",
     "stream_decode": "adaptive.functions",
-    "stream_encode": "adaptive.encoder",
+    "stream_encode": "adaptive.decoding.encoder",
     "trace_profile": "adaptive.memory.profile_trace",
 }
 

@@ -18,9 +18,9 @@ from adaptive.stream import gathered
 from adaptive.types import DecodeReport
 
 if TYPE_CHECKING:
-    from adaptive.decoder import AdaptiveDecoder
+    from adaptive.decoding.decoder import AdaptiveDecoder
+    from adaptive.decoding.encoder import EncodePlan
     from adaptive.encode_call import AdaptiveEncodeCall
-    from adaptive.encoder import EncodePlan
 
 __all__ = ["Attachment", "RecordedDecode", "capture", "enable", "load_calls", "save_calls"]
 
@@ -83,9 +83,9 @@ def enable(pipe: Any, **policy: Any) -> Attachment:
     `exact_only`, `budget_bytes`, `reserve_bytes`, ...); an unknown one raises `TypeError`. Enabling again
     replaces the policy. diffusers' slicing and tiling flags of the VAE no longer matter: the plan decides.
     """
-    from adaptive.decoder import AdaptiveDecoder
+    from adaptive.decoding.decoder import AdaptiveDecoder
+    from adaptive.decoding.encoder import AdaptiveEncoder
     from adaptive.encode_call import AdaptiveEncodeCall
-    from adaptive.encoder import AdaptiveEncoder
     from adaptive.planning.planner import Policy
 
     previous = getattr(pipe.vae.__dict__.get("decode"), "__self__", None)

@@ -2,7 +2,7 @@
 
 Some pipelines encode a video as long as the one they make before they denoise (Wan conditions on the first
 frame followed by grey). Owns what stands in for `vae.encode` then; how a clip is encoded is
-`adaptive.encoder`'s business.
+`adaptive.decoding.encoder`'s business.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adaptive.encoder import AdaptiveEncoder, EncodePlan
+from adaptive.decoding.encoder import AdaptiveEncoder, EncodePlan
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive.decoder import AdaptiveDecoder
+from adaptive.decoding.decoder import AdaptiveDecoder
 from adaptive.device.probe import open_probe
 from adaptive.families import family_of
 from adaptive.memory.profile_trace import profile_of

@@ -1,6 +1,6 @@
 """Calibrating a configured model's VAE on a device of this machine, and keeping what it taught.
 
-Owns the way from a model's entry to measurements; what is measured is `adaptive.calibrate`.
+Owns the way from a model's entry to measurements; what is measured is `adaptive.decoding.calibrate`.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from adaptive.calibrate import Measurement, as_markdown, calibrate, plot
+from adaptive.decoding.calibrate import Measurement, as_markdown, calibrate, plot
 from adaptive.device.probe import open_probe
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import trace_profile

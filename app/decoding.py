@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from adaptive.attach import decode_kwargs
-from adaptive.decoder import AdaptiveDecoder, DecodeEvent
+from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
+from adaptive.decoding.previews import make_previews, plan_previews
 from adaptive.device.probe import MemoryProbe, is_out_of_memory
 from adaptive.families import family_of
 from adaptive.memory.learned_costs import Experience
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.planner import PlanInputs, Policy
-from adaptive.previews import make_previews, plan_previews
 from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream.placement import execution_device, wake
 from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, VideoShape
@@ -92,7 +92,7 @@ class Decoding:
 
     def previews(self) -> Iterator[tuple[int, Tensor]]:
         """Small pictures of some frames, by their number: `[3, H, W]` in the VAE's range. Not what the decode
-        will give: see `adaptive.previews`. Raises `DeviceFault`.
+        will give: see `adaptive.decoding.previews`. Raises `DeviceFault`.
         """
         traits = family_of(self._vae).traits(type(self._vae).__name__, self._vae.config)
         plan = plan_previews(traits, LatentShape(*self._latents.shape))

@@ -1,7 +1,7 @@
 """One clip to one file of latents, in memory that does not grow with the clip's length.
 
 Owns the way from pictures to tensors, and the choice of frames. Reading is the clip's business, chunks are
-the library's (see `adaptive.encoder`).
+the library's (see `adaptive.decoding.encoder`).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive.encoder import STREAMED_LATENT_FRAMES, AdaptiveEncoder, EncodePlan
+from adaptive.decoding.encoder import STREAMED_LATENT_FRAMES, AdaptiveEncoder, EncodePlan
 from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.families import traits_of
 from adaptive.latent_scale import LatentScale

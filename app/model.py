@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import torch
 
-from adaptive.calibrate import calibrate
 from adaptive.capturing import as_kept, capture
+from adaptive.decoding.calibrate import calibrate
+from adaptive.decoding.encoder import AdaptiveEncoder
 from adaptive.device.probe import open_probe
 from adaptive.encode_call import AdaptiveEncodeCall
-from adaptive.encoder import AdaptiveEncoder
 from adaptive.memory.learned_costs import Experience
 from adaptive.planning.planner import Policy
 from adaptive.recording import RecordedClip, RecordedDecode

@@ -20,7 +20,7 @@ import torch
 from stream_vaes import latents_of, shared
 from torch import Tensor
 
-from adaptive.decoder import AdaptiveDecoder, DecodeEvent
+from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.device.host import give_back_heap, keep_heap_tight
 from adaptive.device.nvml import Nvml
 from adaptive.errors import DoesNotFit

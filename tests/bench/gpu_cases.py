@@ -14,7 +14,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from adaptive.decoder import AdaptiveDecoder
+from adaptive.decoding.decoder import AdaptiveDecoder
 from adaptive.planning.planner import RESERVE_BYTES, Policy
 
 Way = Callable[[Any, Tensor], Iterator[Tensor]]

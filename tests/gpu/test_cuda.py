@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptive.decoder import AdaptiveDecoder
+from adaptive.decoding.decoder import AdaptiveDecoder
 from adaptive.device.gpu_processes import holders_of
 from adaptive.device.nvml import Nvml
 from adaptive.device.probe import CudaProbe, is_out_of_memory

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
-from adaptive.encoder import AdaptiveEncoder, EncodePlan
+from adaptive.decoding.encoder import AdaptiveEncoder, EncodePlan
 from adaptive.planning.policy import Policy
 from app.pipelines.dynamicrafter.call import (
     DynamiCrafterPipelineOutput,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adaptive.calibrate import Measurement, as_markdown, calibrate, plot
+from adaptive.decoding.calibrate import Measurement, as_markdown, calibrate, plot
 from adaptive.device.probe import open_probe
 from adaptive.memory.learned_costs import Experience
 from adaptive.memory.profile import MemoryProfile
@@ -64,7 +64,7 @@ def test_times_of_one_tiny_shape_alone_predict_nothing(
     vae: Any, profile: MemoryProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("adaptive.calibrate.time.monotonic", lambda: now)
+    monkeypatch.setattr("adaptive.decoding.calibrate.time.monotonic", lambda: now)
 
     def out_of_time(_: Measurement) -> None:
         nonlocal now

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import adaptive
-from adaptive.decoder import AdaptiveDecoder, DecodeEvent
+from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.device.probe import CpuProbe
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit
 from adaptive.memory.margins import Residuals

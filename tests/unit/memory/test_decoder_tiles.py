@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import adaptive
-from adaptive.decoder import AdaptiveDecoder, DecodeEvent
+from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit, UnsupportedVae
 from adaptive.memory.live_bytes import LiveBytes
 from adaptive.memory.profile_trace import predict_peak, profile_of

@@ -7,7 +7,7 @@ import sys
 DECODE = """
 import json, resource
 import psutil, torch
-from adaptive.decoder import AdaptiveDecoder
+from adaptive.decoding.decoder import AdaptiveDecoder
 from adaptive.device.host import give_back_heap, keep_heap_tight
 from adaptive.planning.planner import Policy
 from adaptive.memory.profile_trace import predict_peak

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive.decoder import AdaptiveDecoder
-from adaptive.previews import WORK_SHARE, make_previews, plan_previews
+from adaptive.decoding.decoder import AdaptiveDecoder
+from adaptive.decoding.previews import WORK_SHARE, make_previews, plan_previews
 from adaptive.testing import ScriptedProbe, small_ltx_vae
 from adaptive.types import LatentShape, VaeTraits
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adaptive.decoder import AdaptiveDecoder, DecodeEvent
+from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.device.spill import ChunkSpeed, SpillSign, SpillWatch, find_spill
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile_trace import profile_of

@@ -13,7 +13,7 @@ from diffusers.models.normalization import RMSNorm
 from stream_vaes import CONFIGS, kwargs_of, latents_of, relative_error, shared, streamed
 from torch import Tensor
 
-from adaptive.encoder import encode
+from adaptive.decoding.encoder import encode
 from adaptive.families import traits_of
 from adaptive.stream import decode_whole
 from adaptive.stream.encode import EncodeStream

@@ -7,7 +7,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from stream_vaes import CONFIGS, build, kwargs_of, latents_of, shared
 
-from adaptive.encoder import stream_encode
+from adaptive.decoding.encoder import stream_encode
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of, traits_of
 from adaptive.memory.profile import Curve, MemoryProfile

@@ -7,7 +7,7 @@ import torch
 from stream_property import ENCODED, video_of
 from stream_vaes import build, relative_error, shared
 
-from adaptive.encoder import encode, stream_encode
+from adaptive.decoding.encoder import encode, stream_encode
 from adaptive.errors import UnsupportedVae
 
 FOLDED = ("kl", "svd")  # diffusers encodes frames of these as a batch of pictures

@@ -11,7 +11,7 @@ import torch
 from stream_vaes import run, shared
 from torch import Tensor
 
-from adaptive.encoder import stream_encode
+from adaptive.decoding.encoder import stream_encode
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.stream import open_decode
 from tests.bench.decode_cases import CASES, build

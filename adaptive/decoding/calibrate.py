@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from adaptive.decoder import AdaptiveDecoder
+from adaptive.decoding.decoder import AdaptiveDecoder
 from adaptive.device.probe import MemoryProbe, is_out_of_memory
 from adaptive.errors import AdaptiveError
 from adaptive.families import family_of

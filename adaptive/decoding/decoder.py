@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
+from adaptive.decoding.events import GROWTH_SHARE, DecodeRun, chunk_data, plan_data, replan_data, spill_data
+from adaptive.decoding.events import DecodeEvent as DecodeEvent
+from adaptive.decoding.learning import Lessons, report_of
 from adaptive.device.host import read_host
 from adaptive.device.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
 from adaptive.device.spill import SpillWatch
 from adaptive.errors import DecodeOutOfMemory, UnsupportedVae
-from adaptive.events import GROWTH_SHARE, DecodeRun, chunk_data, plan_data, replan_data, spill_data
-from adaptive.events import DecodeEvent as DecodeEvent
 from adaptive.families import family_of
-from adaptive.lessons import Lessons, report_of
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import profile_of

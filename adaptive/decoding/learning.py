@@ -4,7 +4,7 @@ Owns which decodes count. Must not know: torch, streams, how anything is measure
 fitted (`adaptive.memory.margins`, `adaptive.memory.speed`).
 """
 
-from adaptive.events import DecodeRun
+from adaptive.decoding.events import DecodeRun
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import Speeds
