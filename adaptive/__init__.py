@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from adaptive.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from adaptive.attach import capture as capture
-    from adaptive.attach import enable as enable
     from adaptive.decoding.decoder import AdaptiveDecoder as AdaptiveDecoder
     from adaptive.decoding.decoder import DecodeEvent as DecodeEvent
     from adaptive.decoding.encoder import AdaptiveEncoder as AdaptiveEncoder
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
     from adaptive.memory.profile import MemoryProfile as MemoryProfile
     from adaptive.memory.profile_trace import predict_peak as predict_peak
     from adaptive.memory.profile_trace import trace_profile as trace_profile
+    from adaptive.pipelines.enable import capture as capture
+    from adaptive.pipelines.enable import enable as enable
     from adaptive.planning.planner import Policy as Policy
     from adaptive.types import DecodePlan as DecodePlan
     from adaptive.types import DecodeReport as DecodeReport
@@ -57,9 +57,9 @@ _HOMES = {
     "UnsupportedVae": "adaptive.errors",
     "VaeTraits": "adaptive.types",
     "VideoShape": "adaptive.types",
-    "capture": "adaptive.attach",
+    "capture": "adaptive.pipelines.enable",
     "decode": "adaptive.functions",
-    "enable": "adaptive.attach",
+    "enable": "adaptive.pipelines.enable",
     "encode": "adaptive.decoding.encoder",
     "plan": "adaptive.functions",
     "predict_peak": "adaptive.memory.profile_trace",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from adaptive.recording import Sound
+from adaptive.pipelines.recorded_call import Sound
 from app.config import ModelEntry
 from app.jobs import JobSpec, Json
 from app.media import open_image

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive.attach import decode_kwargs
 from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.decoding.previews import make_previews, plan_previews
 from adaptive.device.probe import MemoryProbe, is_out_of_memory
 from adaptive.families import family_of
 from adaptive.memory.learned_costs import Experience
 from adaptive.memory.profile import MemoryProfile
+from adaptive.pipelines.enable import decode_kwargs
+from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.planning.planner import PlanInputs, Policy
-from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream.placement import execution_device, wake
 from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, VideoShape
 from app.config import Settings

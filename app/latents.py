@@ -1,7 +1,7 @@
 """Files of latents that were encoded from clips: one tensor, and in the metadata all that decoding needs.
 
 `latents` is `[1, C, T, h, w]` as the model denoises it, unless the file is raw. Owns the file's form. What a
-job records of its decode has another form (see `adaptive.recording`).
+job records of its decode has another form (see `adaptive.pipelines.recorded_call`).
 """
 
 import json
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adaptive.families import family_of
 from adaptive.latent_scale import LatentScale
-from adaptive.recording import RecordedClip, RecordedDecode
+from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from app.tensorfile import TensorFile, TensorSpec
 
 FORMAT = "framefit-latents"

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from adaptive.capturing import check_capturable
 from adaptive.device.host import read_host
 from adaptive.errors import DoesNotFit
+from adaptive.pipelines.capture import check_capturable
 from adaptive.planning.planner import Placement
 from adaptive.types import MemoryReading, VideoShape
 from app import profiles

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import torch
 
-from adaptive.capturing import as_kept, capture
 from adaptive.decoding.calibrate import calibrate
 from adaptive.decoding.encoder import AdaptiveEncoder
 from adaptive.device.probe import open_probe
-from adaptive.encode_call import AdaptiveEncodeCall
 from adaptive.memory.learned_costs import Experience
+from adaptive.pipelines.capture import as_kept, capture
+from adaptive.pipelines.encode_call import AdaptiveEncodeCall
+from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.planning.planner import Policy
-from adaptive.recording import RecordedClip, RecordedDecode
 from adaptive.stream import self_test
 from adaptive.types import VideoShape
 from app.calling import OnStep, check_call, run_pipeline, sound_of

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from adaptive.errors import AdaptiveError, DecodeOutOfMemory, DoesNotFit
-from adaptive.recording import RecordedClip, RecordedDecode, load_clip, save_calls
+from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, load_clip, save_calls
 from app.artifacts import JobArtifacts, job_artifacts
 from app.calling import UnsuitablePipeline
 from app.components import ModelUnavailable

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adaptive.recording import Sound
+from adaptive.pipelines.recorded_call import Sound
 from app.audio import AudioSamples
 from app.video import VideoWriter
 

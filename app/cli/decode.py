@@ -78,7 +78,7 @@ def _decode(
     import torch
 
     from adaptive.device.probe import open_probe
-    from adaptive.recording import load_clip
+    from adaptive.pipelines.recorded_call import load_clip
     from app import latents, profiles
     from app.decoding import ClipDecoding, Surroundings, load_experience
     from app.loading import load_vae

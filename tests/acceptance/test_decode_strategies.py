@@ -9,8 +9,8 @@ from running_service import RunningService, StartService
 from typer.testing import CliRunner
 from waiting import wait_for
 
+from adaptive.pipelines.recorded_call import load_calls
 from adaptive.planning.planner import Policy, rungs
-from adaptive.recording import load_calls
 from adaptive.types import LatentShape, Strategy, VideoShape
 from app import profiles
 from app.cli import app as command

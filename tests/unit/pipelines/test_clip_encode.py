@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from adaptive import AdaptiveEncoder, DoesNotFit, Policy, capture, enable
-from adaptive.encode_call import AdaptiveEncodeCall
+from adaptive.pipelines.encode_call import AdaptiveEncodeCall
 
 FRAMES = 17
 CLIP = (1, 3, FRAMES, 32, 32)

@@ -26,7 +26,7 @@ from starlette.testclient import TestClient
 from adaptive import UnsupportedVae, enable
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import profile_of
-from adaptive.recording import load_clip
+from adaptive.pipelines.recorded_call import load_clip
 from app.api import create_app
 from app.calling import UnsuitablePipeline
 from app.components import components_of

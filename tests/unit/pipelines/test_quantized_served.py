@@ -22,8 +22,8 @@ from adaptive.errors import DoesNotFit
 from adaptive.families import traits_of
 from adaptive.memory.profile import Curve, MemoryProfile
 from adaptive.memory.profile_trace import config_digest
+from adaptive.pipelines.recorded_call import load_clip
 from adaptive.planning.weight_placement import Placement
-from adaptive.recording import load_clip
 from adaptive.testing import ScriptedProbe
 from adaptive.types import VideoShape
 from app import profiles

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from adaptive.recording import RecordedDecode, Sound, load_clip, save_calls
+from adaptive.pipelines.recorded_call import RecordedDecode, Sound, load_clip, save_calls
 from adaptive.types import VideoShape
 from app.audio import AudioSamples
 from app.video import VideoWriter

@@ -10,10 +10,10 @@ from accelerate import cpu_offload
 from accelerate.hooks import CpuOffload, SequentialHook
 from torch import Tensor
 
-from adaptive.attach import capture
-from adaptive.capturing import as_kept
 from adaptive.errors import UnsupportedVae
-from adaptive.recording import RecordedDecode, load_calls, save_calls
+from adaptive.pipelines.capture import as_kept
+from adaptive.pipelines.enable import capture
+from adaptive.pipelines.recorded_call import RecordedDecode, load_calls, save_calls
 
 
 def decoded(vae: Any, call: RecordedDecode) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adaptive.errors import DoesNotFit
-from adaptive.recording import RecordedDecode
+from adaptive.pipelines.recorded_call import RecordedDecode
 from adaptive.testing import ScriptedProbe
 from adaptive.types import VideoShape
 from app import profiles

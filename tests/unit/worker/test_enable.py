@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive.attach import enable
+from adaptive.pipelines.enable import enable
 
 
 @pytest.mark.parametrize(

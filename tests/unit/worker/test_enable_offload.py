@@ -14,7 +14,7 @@ from accelerate.hooks import AlignDevicesHook, CpuOffload
 from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.group_offloading import GroupOffloadingHook
 
-from adaptive.attach import enable
+from adaptive.pipelines.enable import enable
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adaptive.memory.profile_trace import config_digest
-from adaptive.recording import load_calls, save_calls
+from adaptive.pipelines.recorded_call import load_calls, save_calls
 from adaptive.types import VideoShape
 from app import profiles
 from app.components import components_of, weight_bytes
@@ -115,7 +115,7 @@ def test_every_placement_gives_the_same_latents_and_works_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from adaptive.attach import capture
+    from adaptive.pipelines.enable import capture
 
     with capture(pipe) as calls:
         pipe(**request_arguments)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
-from adaptive.recording import RecordedDecode, rng_states
+from adaptive.pipelines.recorded_call import RecordedDecode, rng_states
 
 # Pipelines that need the decoded frames themselves before they end; what each does with them is the reason it
 # is refused.

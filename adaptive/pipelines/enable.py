@@ -1,9 +1,9 @@
 """Where the library meets a diffusers pipeline: its VAE's `decode` is caught, or replaced.
 
-`capture(pipe)` (see `adaptive.capturing`) records what the pipeline asks of its VAE and decodes nothing.
-`enable(pipe)` makes the pipeline decode through `AdaptiveDecoder` in place. Both set attributes on the VAE
-object and take them off again; modules, their `forward` and accelerate's hooks are not touched. Knows nothing
-of jobs or files.
+`capture(pipe)` (see `adaptive.pipelines.capture`) records what the pipeline asks of its VAE and decodes
+nothing. `enable(pipe)` makes the pipeline decode through `AdaptiveDecoder` in place. Both set attributes on
+the VAE object and take them off again; modules, their `forward` and accelerate's hooks are not touched. Knows
+nothing of jobs or files.
 """
 
 import inspect
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from adaptive.capturing import capture, decoder_output
 from adaptive.families import family_of
-from adaptive.recording import RecordedDecode, load_calls, save_calls
+from adaptive.pipelines.capture import capture, decoder_output
+from adaptive.pipelines.recorded_call import RecordedDecode, load_calls, save_calls
 from adaptive.stream import gathered
 from adaptive.types import DecodeReport
 
 if TYPE_CHECKING:
     from adaptive.decoding.decoder import AdaptiveDecoder
     from adaptive.decoding.encoder import EncodePlan
-    from adaptive.encode_call import AdaptiveEncodeCall
+    from adaptive.pipelines.encode_call import AdaptiveEncodeCall
 
 __all__ = ["Attachment", "RecordedDecode", "capture", "enable", "load_calls", "save_calls"]
 
@@ -85,7 +85,7 @@ def enable(pipe: Any, **policy: Any) -> Attachment:
     """
     from adaptive.decoding.decoder import AdaptiveDecoder
     from adaptive.decoding.encoder import AdaptiveEncoder
-    from adaptive.encode_call import AdaptiveEncodeCall
+    from adaptive.pipelines.encode_call import AdaptiveEncodeCall
     from adaptive.planning.planner import Policy
 
     previous = getattr(pipe.vae.__dict__.get("decode"), "__self__", None)
