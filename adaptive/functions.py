@@ -12,7 +12,7 @@ from adaptive.families import family_of
 from adaptive.memory.profile_trace import profile_of
 from adaptive.planning.planner import Policy, plan_decode
 from adaptive.stream import decode_whole, gathered, open_decode
-from adaptive.stream.placement import execution_device
+from adaptive.stream.offload import execution_device
 from adaptive.types import DecodePlan, LatentShape
 
 

@@ -24,7 +24,7 @@ from adaptive.memory.profile import MemoryProfile
 from adaptive.pipelines.enable import decode_kwargs
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.planning.planner import PlanInputs, Policy
-from adaptive.stream.placement import execution_device, wake
+from adaptive.stream.offload import execution_device, wake
 from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, VideoShape
 from app.config import Settings
 from app.idle import IdleWeights

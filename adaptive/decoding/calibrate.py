@@ -21,7 +21,7 @@ from adaptive.families import family_of
 from adaptive.memory.learned_costs import Experience
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.planner import Policy, chunk_sizes
-from adaptive.stream.placement import execution_device
+from adaptive.stream.offload import execution_device
 from adaptive.types import LatentShape, Strategy, strategy_of
 
 # Latent frames and pixels a side, rising: a law of speed needs both to vary, and the first ones cost little.

@@ -27,7 +27,7 @@ from adaptive.memory.speed import Speeds
 from adaptive.planning.fallback import Ladder
 from adaptive.planning.planner import PlanInputs, Policy, budget_of, plan_decode
 from adaptive.stream import BlendedTiles, ChunksApart, DecodeStream, decode_whole, open_decode
-from adaptive.stream.placement import execution_device
+from adaptive.stream.offload import execution_device
 from adaptive.types import (
     WHOLE_PICTURE,
     Cut,

@@ -1,7 +1,7 @@
 """Encoding video to latents in chunks: exact, and in memory that does not grow with the length of the video.
 
 Owns the choice of the chunk size by the memory that is free, and what becomes of the posterior. How a video
-is cut and how latents come about is the stream's business (see `adaptive.stream.encode`).
+is cut and how latents come about is the stream's business (see `adaptive.stream.encode_stream`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from adaptive.memory.live_bytes import trace_peak
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile_trace import TracedVae, dtype_name
 from adaptive.planning.planner import Policy, budget_of
-from adaptive.stream.convolution import convolutions_for
-from adaptive.stream.encode import EncodeStream
-from adaptive.stream.placement import execution_device, whole_calls
+from adaptive.stream.encode_stream import EncodeStream
+from adaptive.stream.layers.convolution import convolutions_for
+from adaptive.stream.offload import execution_device, whole_calls
 from adaptive.types import strategy_of
 
 # Latent frames a chunk of a stream: beyond eight, larger chunks take memory and save no time.

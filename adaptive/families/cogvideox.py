@@ -16,7 +16,7 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine, State
+    from adaptive.stream.engines.engine import Engine, State
 
 
 class CogVideoXFamily(Family):
@@ -70,7 +70,7 @@ class CogVideoXFamily(Family):
 
 def _scheduled(run: Any, size: int) -> Engine:
     """Engine of chunks of `size` frames, the first of which takes the remainder too."""
-    from adaptive.stream.engine import CallEngine
+    from adaptive.stream.engines.engine import CallEngine
 
     class Scheduled(CallEngine):
         """One chunk of the schedule a step, whatever is wanted."""

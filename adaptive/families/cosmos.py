@@ -19,8 +19,8 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine, Rule
-    from adaptive.stream.tick import Tick
+    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.engine import Engine, Rule
 
 _POINTWISE = frozenset(
     {
@@ -51,8 +51,8 @@ class CosmosFamily(Family):
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The unmodified `vae.decoder` under this module's rules."""
-        from adaptive.stream.engine import RuledEngine
-        from adaptive.stream.stages import stages_of
+        from adaptive.stream.engines.engine import RuledEngine
+        from adaptive.stream.engines.stages import stages_of
 
         if kwargs:
             raise UnsupportedVae(type(vae).__name__, f"decoding with {', '.join(kwargs)}")
@@ -70,7 +70,7 @@ class CosmosFamily(Family):
         """The unmodified `vae.encoder` under this module's rules: the first frame, then whole latent
         frames.
         """
-        from adaptive.stream.engine import RuledEngine
+        from adaptive.stream.engines.engine import RuledEngine
 
         if kwargs:
             raise UnsupportedVae(type(vae).__name__, f"encoding with {', '.join(kwargs)}")
@@ -135,7 +135,7 @@ def _downsample(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor
 
 def _attention(tick: Tick, module: Any, forward: Any, frames: Tensor, mask: Any = None) -> Tensor:
     """Attention within a frame stays as it is; attention over time (`[B*H*W, 1, T, C]`) remembers."""
-    from adaptive.stream.tick import attend_back
+    from adaptive.stream.engines.chunk_pass import attend_back
 
     if type(module.processor).__name__ == "CosmosSpatialAttentionProcessor2_0":
         return forward(frames, mask)  # type: ignore[no-any-return]

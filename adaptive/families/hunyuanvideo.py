@@ -19,7 +19,7 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine, State
+    from adaptive.stream.engines.engine import Engine, State
 
 
 class HunyuanVideoFamily(Family):
@@ -53,7 +53,7 @@ class HunyuanVideoFamily(Family):
 
 
 def _sweep_engine(vae: Any) -> Engine:
-    from adaptive.stream.sweep import replicated
+    from adaptive.stream.engines.sweep import replicated
 
     decoder = vae.decoder
     last = decoder.conv_out
@@ -90,7 +90,7 @@ def _sweep_engine(vae: Any) -> Engine:
 
 def _swept(decoder: Any, latents: Tensor, size: int) -> Any:
     """Reel of what the last norm takes, and what it must know of all frames."""
-    from adaptive.stream.sweep import gathered
+    from adaptive.stream.engines.sweep import gathered
 
     device = latents.device
     starts = range(0, latents.shape[2], size)
@@ -123,7 +123,7 @@ def _causal(conv: Any, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     """A causal convolution over a video given in chunks."""
     import torch
 
-    from adaptive.stream.sweep import replicated
+    from adaptive.stream.engines.sweep import replicated
 
     before = conv.conv.kernel_size[0] - 1
     tail = None
@@ -139,7 +139,7 @@ def _resnet(block: Any, chunks: Iterable[Tensor], size: int, device: Any) -> Ite
     """A residual block: the first norm's statistics; first norm and convolution with the second norm's
     statistics; the rest.
     """
-    from adaptive.stream.sweep import gathered
+    from adaptive.stream.engines.sweep import gathered
 
     inputs, first = gathered(chunks, block.norm1, device)
     activated = (block.nonlinearity(first.normalized(piece)) for piece in inputs.pieces(size))
@@ -171,7 +171,7 @@ def _upsampled(chunks: Iterable[Tensor], factors: tuple[int, int, int]) -> Itera
 
 def _attention(attention: Any, chunks: Iterable[Tensor], size: int, device: Any) -> Iterator[Tensor]:
     """Every frame attends to all positions of itself and of all frames before it."""
-    from adaptive.stream.sweep import gathered
+    from adaptive.stream.engines.sweep import gathered
 
     inputs, norm = gathered(chunks, attention.group_norm, device)
     total, past = len(inputs), 0

@@ -18,8 +18,8 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine, Rule
-    from adaptive.stream.tick import Tick
+    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.engine import Engine, Rule
 
 _POINTWISE = frozenset(
     {
@@ -51,8 +51,8 @@ class HunyuanVideo15Family(Family):
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The unmodified `vae.decoder` under this module's rules."""
-        from adaptive.stream.engine import RuledEngine
-        from adaptive.stream.stages import stages_of
+        from adaptive.stream.engines.engine import RuledEngine
+        from adaptive.stream.engines.stages import stages_of
 
         if kwargs:
             raise UnsupportedVae(type(vae).__name__, f"decoding with {', '.join(kwargs)}")
@@ -69,7 +69,7 @@ class HunyuanVideo15Family(Family):
         """The unmodified `vae.encoder` under this module's rules: the first frame, then whole latent
         frames.
         """
-        from adaptive.stream.engine import RuledEngine
+        from adaptive.stream.engines.engine import RuledEngine
 
         if kwargs:
             raise UnsupportedVae(type(vae).__name__, f"encoding with {', '.join(kwargs)}")
@@ -108,7 +108,7 @@ def _conv(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # n
 
 
 def _norm(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001 - a rule
-    from adaptive.stream.norms import unit_length
+    from adaptive.stream.layers.norms import unit_length
 
     return unit_length(module, forward, frames)
 

@@ -15,7 +15,7 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine, State
+    from adaptive.stream.engines.engine import Engine, State
 
 
 class KlFamily(Family):
@@ -49,7 +49,7 @@ class KlFamily(Family):
 
     def strip_halo(self, vae: Any) -> float | None:
         """An upsampler and the residual block behind it reach three rows of the video."""
-        from adaptive.stream.planes import strippable
+        from adaptive.stream.engines.planes import strippable
 
         ratio = self.traits(type(vae).__name__, vae.config).spatial_ratio
         return 3 / ratio if strippable(vae.decoder) else None
@@ -71,8 +71,8 @@ class KlFamily(Family):
 
 
 def _decode_engine(family: KlFamily, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
-    from adaptive.stream.engine import PICTURE, CallEngine
-    from adaptive.stream.planes import strippable, upper_layers
+    from adaptive.stream.engines.engine import PICTURE, CallEngine
+    from adaptive.stream.engines.planes import strippable, upper_layers
 
     class KlDecode(CallEngine):
         """Frame by frame or many: the same."""
@@ -112,7 +112,7 @@ def encode_frames(vae: Any, video: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
 
 def frames_encode_engine(vae: Any, kwargs: Mapping[str, Any]) -> Engine:
     """Engine of an encoder that sees single frames: any grouping is exact."""
-    from adaptive.stream.engine import CallEngine
+    from adaptive.stream.engines.engine import CallEngine
 
     class FramesEncode(CallEngine):
         """Frame by frame or many: the same."""

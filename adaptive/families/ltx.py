@@ -18,8 +18,8 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine, Rule
-    from adaptive.stream.tick import Tick
+    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.engine import Engine, Rule
 
 _POINTWISE = frozenset(
     {
@@ -57,8 +57,8 @@ class LtxFamily(Family):
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The unmodified `vae.decoder` under this module's rules."""
-        from adaptive.stream.engine import RuledEngine
-        from adaptive.stream.strips import StripEngine, Tail
+        from adaptive.stream.engines.engine import RuledEngine
+        from adaptive.stream.engines.strips import StripEngine, Tail
 
         if not self.traits(type(vae).__name__, vae.config).exact_streaming:
             raise UnsupportedVae(type(vae).__name__, "streaming with patches in time")
@@ -88,7 +88,7 @@ class LtxFamily(Family):
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The unmodified `vae.encoder` under this module's rules, where it is causal (as published)."""
-        from adaptive.stream.engine import RuledEngine
+        from adaptive.stream.engines.engine import RuledEngine
 
         if not (self._encoder_causal(vae, kwargs) and vae.config.get("patch_size_t", 1) == 1):
             raise UnsupportedVae(
@@ -176,7 +176,7 @@ def resnet(
 
 
 def _norm(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001 - a rule
-    from adaptive.stream.norms import root_mean_square
+    from adaptive.stream.layers.norms import root_mean_square
 
     return root_mean_square(module, forward, frames)
 

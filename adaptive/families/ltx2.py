@@ -14,7 +14,7 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.tick import Tick
+    from adaptive.stream.engines.chunk_pass import Tick
 
 _POINTWISE = frozenset(
     {

@@ -16,8 +16,8 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine, Rule
-    from adaptive.stream.tick import Tick
+    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.engine import Engine, Rule
 
 _POINTWISE = frozenset(
     {
@@ -54,8 +54,8 @@ class MagvitFamily(Family):
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The unmodified `vae.decoder` under this module's rules."""
-        from adaptive.stream.engine import RuledEngine
-        from adaptive.stream.stages import stages_of
+        from adaptive.stream.engines.engine import RuledEngine
+        from adaptive.stream.engines.stages import stages_of
 
         self._check(vae, kwargs)
         return RuledEngine(
@@ -72,7 +72,7 @@ class MagvitFamily(Family):
         """The unmodified `vae.encoder` under this module's rules: the first frame, then whole latent
         frames.
         """
-        from adaptive.stream.engine import RuledEngine
+        from adaptive.stream.engines.engine import RuledEngine
 
         self._check(vae, kwargs)
         return RuledEngine(

@@ -18,8 +18,8 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine, Rule
-    from adaptive.stream.tick import Tick
+    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.engine import Engine, Rule
 
 _POINTWISE = frozenset(
     {
@@ -51,7 +51,7 @@ class MochiFamily(Family):
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """The unmodified `vae.decoder` under this module's rule."""
-        from adaptive.stream.engine import RuledEngine
+        from adaptive.stream.engines.engine import RuledEngine
 
         if kwargs or not vae.drop_last_temporal_frames:
             raise UnsupportedVae(type(vae).__name__, "streaming with these arguments")
@@ -70,7 +70,7 @@ class MochiFamily(Family):
         """The unmodified `vae.encoder` under this module's rules: the first frame, then whole latent
         frames.
         """
-        from adaptive.stream.engine import RuledEngine
+        from adaptive.stream.engines.engine import RuledEngine
 
         if kwargs:
             raise UnsupportedVae(type(vae).__name__, f"encoding with {', '.join(kwargs)}")
@@ -112,7 +112,7 @@ def _attention(tick: Tick, module: Any, forward: Any, tokens: Tensor) -> Tensor:
     """Attention over time, `[B*H*W, T, C]`: what `MochiVaeAttnProcessor2_0` computes, with earlier frames
     remembered.
     """
-    from adaptive.stream.tick import attend_back
+    from adaptive.stream.engines.chunk_pass import attend_back
 
     if not module.is_causal or module.residual_connection:
         raise UnsupportedVae("MochiEncoder3D", "encoding in chunks through attention that looks ahead")

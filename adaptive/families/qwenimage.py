@@ -17,7 +17,7 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine, State
+    from adaptive.stream.engines.engine import Engine, State
 
 _PREFIX = "QwenImage"  # of its layers' names
 
@@ -46,9 +46,9 @@ class QwenImageFamily(Family):
         if kwargs:
             raise UnsupportedVae(type(vae).__name__, f"decoding with {', '.join(kwargs)}")
 
-        from adaptive.stream.cached import CachedEngine
-        from adaptive.stream.causal import CausalLayers
-        from adaptive.stream.stages import stages_of
+        from adaptive.stream.engines.cached import CachedEngine
+        from adaptive.stream.engines.stages import stages_of
+        from adaptive.stream.layers.causal import CausalLayers
 
         def run(chunk: Tensor, caches: Any, place: list[int], *, first: bool) -> Tensor:  # noqa: ARG001 - alike
             hidden = vae.post_quant_conv(chunk)
@@ -71,8 +71,8 @@ class QwenImageFamily(Family):
 
 
 def _cached(network: Any, run: Any, group: int) -> Engine:
-    from adaptive.stream.causal import CausalLayers
-    from adaptive.stream.engine import CallEngine, whole_groups
+    from adaptive.stream.engines.engine import CallEngine, whole_groups
+    from adaptive.stream.layers.causal import CausalLayers
 
     layers = CausalLayers(network, _PREFIX)
     places = sum(type(module).__name__ == f"{_PREFIX}CausalConv3d" for module in network.modules())

@@ -21,7 +21,7 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine, State
+    from adaptive.stream.engines.engine import Engine, State
 
 
 class TemporalDecoderFamily(Family):
@@ -108,7 +108,7 @@ def _sweep_engine(vae: Any) -> Engine:
 
 def _swept(decoder: Any, latents: Tensor, size: int) -> Any:
     """Reel of what the last convolution over time takes."""
-    from adaptive.stream.sweep import Reel, temporal_block
+    from adaptive.stream.engines.sweep import Reel, temporal_block
 
     starts = range(0, latents.shape[2], size)
     chunks: Iterable[Tensor] = (latents[:, :, start : start + size] for start in starts)

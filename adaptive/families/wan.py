@@ -16,7 +16,7 @@ from adaptive.types import VaeTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engine import Engine, State
+    from adaptive.stream.engines.engine import Engine, State
 
 _PREFIX = "Wan"  # of its layers' names
 
@@ -61,9 +61,9 @@ class WanFamily(Family):
 def _decode_engine(vae: Any) -> Engine:
     from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-    from adaptive.stream.cached import CachedEngine
-    from adaptive.stream.causal import CausalLayers
-    from adaptive.stream.stages import stages_of
+    from adaptive.stream.engines.cached import CachedEngine
+    from adaptive.stream.engines.stages import stages_of
+    from adaptive.stream.layers.causal import CausalLayers
 
     def run(chunk: Tensor, caches: Any, place: list[int], *, first: bool) -> Tensor:
         """What diffusers' `AutoencoderKLWan._decode` does in its loop."""
@@ -80,8 +80,8 @@ def _decode_engine(vae: Any) -> Engine:
 def _encode_engine(vae: Any, temporal_ratio: int) -> Engine:
     from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 
-    from adaptive.stream.causal import CausalLayers
-    from adaptive.stream.engine import CallEngine, whole_groups
+    from adaptive.stream.engines.engine import CallEngine, whole_groups
+    from adaptive.stream.layers.causal import CausalLayers
 
     layers = CausalLayers(vae.encoder, _PREFIX)
 

@@ -21,7 +21,7 @@ from adaptive.memory.live_bytes import LiveBytes, trace_peak
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import ITEM_BYTES, Curve, MemoryProfile, SweepCosts, TileCosts
 from adaptive.stream import decode_whole, open_decode
-from adaptive.stream.sweep import Parking
+from adaptive.stream.engines.sweep import Parking
 from adaptive.types import Cut, LatentShape, PeakEstimate, SpatialTiles, VaeTraits
 
 # Latent pixels of the traced frames. Meta tensors cost nothing, and a real size keeps borders and small

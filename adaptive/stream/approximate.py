@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from adaptive.families import family_of
-from adaptive.stream.decode import DecodeStream, decode_whole, open_decode
-from adaptive.stream.placement import execution_device
+from adaptive.stream.decode_stream import DecodeStream, decode_whole, open_decode
+from adaptive.stream.offload import execution_device
 from adaptive.stream.seams import SeamScore
 from adaptive.tiles import Span, overlap_of, overlapping
 from adaptive.types import SpatialTiles

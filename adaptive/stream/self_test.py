@@ -9,8 +9,8 @@ import torch
 
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
-from adaptive.stream.decode import decode_whole, open_decode
-from adaptive.stream.placement import execution_device
+from adaptive.stream.decode_stream import decode_whole, open_decode
+from adaptive.stream.offload import execution_device
 
 # A wrong rule shows as an error of the signal's own size; what a right one leaves is rounding, which differs
 # between convolution algorithms (and TF32) by far less than these. Some norms compute in float32 whatever the

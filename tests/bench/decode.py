@@ -44,7 +44,7 @@ from adaptive.families import family_of
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import profile_of
-from adaptive.stream.placement import whole_calls
+from adaptive.stream.offload import whole_calls
 
 AUTO_SHARE = 0.6
 

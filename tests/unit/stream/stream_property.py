@@ -16,7 +16,7 @@ from torch import Tensor
 from adaptive.decoding.encoder import encode
 from adaptive.families import traits_of
 from adaptive.stream import decode_whole
-from adaptive.stream.encode import EncodeStream
+from adaptive.stream.encode_stream import EncodeStream
 
 DECODED = tuple(CONFIGS)
 ENCODED = (

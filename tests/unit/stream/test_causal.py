@@ -15,8 +15,8 @@ from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 from adaptive.memory.live_bytes import trace_peak
-from adaptive.stream.causal import CausalLayers
-from adaptive.stream.norms import root_mean_square
+from adaptive.stream.layers.causal import CausalLayers
+from adaptive.stream.layers.norms import root_mean_square
 
 
 class Row(nn.Module):

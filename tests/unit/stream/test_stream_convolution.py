@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaptive.stream.convolution import convolutions_for
+from adaptive.stream.layers.convolution import convolutions_for
 
 CPU = torch.device("cpu")
 CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], bool]] = {

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
-from adaptive.stream.convolution import convolutions_for
-from adaptive.stream.engine import PICTURE, Engine, StagedEngine, State, StripwiseEngine
-from adaptive.stream.placement import execution_device, wake, whole_calls
-from adaptive.stream.stages import PENDING
+from adaptive.stream.engines.engine import PICTURE, Engine, StagedEngine, State, StripwiseEngine
+from adaptive.stream.engines.stages import PENDING
+from adaptive.stream.layers.convolution import convolutions_for
+from adaptive.stream.offload import execution_device, wake, whole_calls
 from adaptive.stream.state import moved, tensors
 from adaptive.types import VaeTraits
 

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaptive.stream import norms
 from adaptive.stream.intercept import Forward, intercepted, standing_in
-from adaptive.stream.spending import Spending
+from adaptive.stream.layers import norms
+from adaptive.stream.layers.early_release import Spending
 
 _ACTIVATION = "SiLU"
 

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from adaptive.stream.causal import CausalLayers
-from adaptive.stream.engine import whole_groups
+from adaptive.stream.engines.engine import whole_groups
+from adaptive.stream.engines.stages import Journal, Marks, Passage, Pending, next_part
 from adaptive.stream.intercept import intercepted
-from adaptive.stream.stages import Journal, Marks, Passage, Pending, next_part
+from adaptive.stream.layers.causal import CausalLayers
 from adaptive.stream.state import State
 
 
@@ -27,7 +27,7 @@ class Run(Protocol):
 
 
 class CachedEngine:
-    """Streams through a network with caches of its own, see `adaptive.stream.engine.StagedEngine`.
+    """Streams through a network with caches of its own, see `adaptive.stream.engines.engine.StagedEngine`.
 
     `stages`: modules that the network calls one after another, each on what the last one gave, `group` as in
     `whole_groups`, `layers` the network's.

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptive.stream.residual import Branch
-from adaptive.stream.spending import Spending
-from adaptive.stream.stages import Marks
-from adaptive.stream.window import Held, Kernel, Pushed, add_delayed, push
+from adaptive.stream.engines.stages import Marks
+from adaptive.stream.layers.early_release import Spending
+from adaptive.stream.layers.residual import Branch
+from adaptive.stream.layers.window import Held, Kernel, Pushed, add_delayed, push
 
 _NEW = Held()
 

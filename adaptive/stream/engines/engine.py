@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.errors import UnsupportedVae
+from adaptive.stream.engines.chunk_pass import Tick
+from adaptive.stream.engines.stages import Journal, Passage, Pending, next_part
 from adaptive.stream.intercept import Forward, intercepted, standing_in
-from adaptive.stream.stages import Journal, Passage, Pending, next_part
 from adaptive.stream.state import State as State
-from adaptive.stream.tick import Tick
 
 Rule = Callable[
     ..., Any

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from adaptive.families import family_of
-from adaptive.stream.convolution import convolutions_for
-from adaptive.stream.engine import State
-from adaptive.stream.placement import execution_device, wake, whole_calls
+from adaptive.stream.engines.engine import State
+from adaptive.stream.layers.convolution import convolutions_for
+from adaptive.stream.offload import execution_device, wake, whole_calls
 from adaptive.stream.state import tensors
 
 _UNKNOWN_LENGTH = 2**62 + 1  # a number of frames of every VAE's usual form, 8k+1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from adaptive.stream.sweep import GroupStatistics
+from adaptive.stream.engines.sweep import GroupStatistics
 from adaptive.tiles import Span, strips
 
 Rows = Callable[

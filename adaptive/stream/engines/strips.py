@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adaptive.stream.engine import PICTURE, RuledEngine, State
+from adaptive.stream.engines.engine import PICTURE, RuledEngine, State
 from adaptive.stream.intercept import Forward
 from adaptive.stream.state import mapped, tensors
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from adaptive.stream.intercept import Forward
-from adaptive.stream.spending import let_go
+from adaptive.stream.layers.early_release import let_go
 from adaptive.stream.state import State, mapped, tensors
 
 PENDING = "pending"  # key of a state in which frames wait between two stages: a tuple, the newest last
