@@ -25,9 +25,9 @@ from adaptive.planning.planner import (
 )
 from adaptive.planning.weight_placement import Stage
 from adaptive.types import LatentShape, MemoryReading, VideoShape
-from app.config import ModelEntry
-from app.demand import ModelDemand
 from app.jobs import JobSpec, Json, WorkerRow
+from app.models.entries import ModelEntry
+from app.models.requirements import ModelDemand
 from app.plan_view import plan_json
 from app.weighing import weights_told
 

@@ -14,9 +14,9 @@ import torch
 from PIL import Image, ImageOps
 
 from adaptive.pipelines.recorded_call import Sound
-from app.config import ModelEntry
 from app.jobs import JobSpec, Json
 from app.media import open_image
+from app.models.entries import ModelEntry
 from app.pipelines.calls import call_form
 
 OnStep = Callable[[int, int], None]

@@ -23,8 +23,8 @@ from adaptive.planning.planner import Policy
 from adaptive.types import VaeTraits, VideoShape
 from app import latents
 from app.clips import Clip, ClipError, Geometry, Picture
-from app.config import ModelEntry
 from app.latents import LatentsInfo
+from app.models.entries import ModelEntry
 from app.tensorfile import TensorSpec
 
 STRATEGIES = ("auto", "batched", "chunked", "per_frame")

@@ -16,11 +16,12 @@ from adaptive.device.host import overlook_the_living, read_host
 from adaptive.device.nvml import Nvml, NvmlState, cuda_visible_uuid
 from adaptive.device.probe import open_probe
 from adaptive.errors import DoesNotFit, NoDevice
-from app import profiles
-from app.config import ModelEntry, Settings
+from app.config import Settings
 from app.decoding import OnEvent, Surroundings, load_experience, save_experience
-from app.loading import load_pipeline
 from app.model import LoadedModel
+from app.models import profiles
+from app.models.entries import ModelEntry
+from app.models.loading import load_pipeline
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ stored numbers; no torch, no HTTP.
 from adaptive.errors import DoesNotFit
 from adaptive.memory.profile import MemoryProfile
 from adaptive.types import VideoShape
-from app.config import ModelEntry
-from app.demand import ModelDemand, choose_placement, placement_json
 from app.jobs import JobSpec, Json
+from app.models.entries import ModelEntry
+from app.models.requirements import ModelDemand, choose_placement, placement_json
 
 _NOT_KNOWN = 2**62  # how much the host has is its worker's to know
 

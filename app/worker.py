@@ -13,12 +13,13 @@ import time
 from collections.abc import Mapping
 from types import FrameType
 
-from app.config import ModelEntry, Settings
+from app.config import Settings
 from app.control import JobCanceled, JobControl, JobLost, MadeWay, WorkerStopping
 from app.engine import Engine
 from app.jobs import Claim, JobStatus
-from app.loading import import_pipeline
 from app.logs import bound
+from app.models.entries import ModelEntry
+from app.models.loading import import_pipeline
 from app.run import JobFailure, JobRun
 from app.store import JobStore, StoreUnavailable
 

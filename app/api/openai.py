@@ -20,8 +20,8 @@ from app.api.requests import entry_of
 from app.api.schemas import VIDEO_BODY
 from app.api.service import Service, TheService, visible
 from app.api.submit import Body, IdempotencyKey, submit
-from app.config import ModelEntry
 from app.jobs import Job, JobStatus, Json
+from app.models.entries import ModelEntry
 
 router = APIRouter(prefix="/v1/videos", tags=["openai"])
 STATUS = {

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.api.problems import Problem
-from app.config import ModelEntry
 from app.jobs import JobSpec
+from app.models.entries import ModelEntry
 from app.pipelines import builtin
 
 _BLANK_MEANS_ABSENT = frozenset(

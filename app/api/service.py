@@ -16,11 +16,12 @@ from app.api.feed import EventFeed
 from app.api.stranded import Stranded
 from app.api.views import job_view, ready_device_view
 from app.artifacts import job_artifacts
-from app.config import ModelEntry, Settings, load_models
+from app.config import Settings
 from app.jobs import Job, JobStatus, Json, WorkerRow
 from app.keys import KeyRing, load_keys
 from app.media import ImageLimits
 from app.metrics import LiveGauges, ServiceMetrics
+from app.models.entries import ModelEntry, load_models
 from app.store import JobStore, NoSuchJob, StoreError, open_store
 from app.webhooks import Webhooks
 

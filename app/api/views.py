@@ -5,8 +5,8 @@ given.
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from app.config import ModelEntry
 from app.jobs import Event, Job, JobStatus, Json, WorkerRow
+from app.models.entries import ModelEntry
 
 
 def timestamp(seconds: float | None) -> str | None:

@@ -26,7 +26,8 @@ def calibrate(
 
     A model that is not on this machine is measured with random weights: they take as long and as much.
     """
-    from app.config import ConfigError, load_models
+    from app.config import ConfigError
+    from app.models.entries import load_models
 
     settings = settings_with(data_dir=data_dir)
     models = load_models(settings)

@@ -42,9 +42,9 @@ def decode(
     """Decode a job's latents again, or an encoded clip's: any chunk size, any device, the same pixels."""
     from adaptive.errors import AdaptiveError
     from adaptive.planning.planner import Policy
-    from app.components import ModelUnavailable
-    from app.config import load_models
     from app.latents import read_info
+    from app.models.components import ModelUnavailable
+    from app.models.entries import load_models
     from app.video import VideoWriteError
 
     if out.suffix not in (".mp4", FRAMES_SUFFIX):
@@ -79,9 +79,10 @@ def _decode(
 
     from adaptive.device.probe import open_probe
     from adaptive.pipelines.recorded_call import load_clip
-    from app import latents, profiles
+    from app import latents
     from app.decoding import ClipDecoding, Surroundings, load_experience
-    from app.loading import load_vae
+    from app.models import profiles
+    from app.models.loading import load_vae
 
     path, info = found_in
     around = Surroundings(

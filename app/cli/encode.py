@@ -43,8 +43,8 @@ def encode(
     """Encode clips of any length to latents, as the model denoises them. Only the VAE is loaded."""
     from adaptive.errors import AdaptiveError
     from app.clips import ClipError
-    from app.components import ModelUnavailable
     from app.encoding import EncodeWishes
+    from app.models.components import ModelUnavailable
 
     settings = settings_with(data_dir=data_dir)
     budget = None if memory_budget is None else byte_count(memory_budget)
@@ -103,9 +103,9 @@ def _work(clip: Path, out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path
 
 def _encoder(settings: Any, model: str | None, device: str, budget: int | None) -> Any:
     from adaptive.planning.planner import Policy
-    from app.config import load_models
     from app.encoding import ClipEncoder
-    from app.loading import load_vae
+    from app.models.entries import load_models
+    from app.models.loading import load_vae
 
     entry = chosen_model(load_models(settings), model)
     policy = Policy(budget_bytes=budget, reserve_bytes=settings.reserve_bytes)

@@ -47,7 +47,7 @@ def doctor(
 
 def models(data_dir: DataDir = None) -> None:
     """List the models that the service offers, the default first."""
-    from app.config import load_models
+    from app.models.entries import load_models
 
     entries = load_models(settings_with(data_dir=data_dir))
     names, sources = (max(map(len, column)) for column in (entries, [e.source for e in entries.values()]))

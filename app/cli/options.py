@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from app.config import PREFIX, ConfigError, ModelEntry, Settings, load_settings
+from app.config import PREFIX, ConfigError, Settings, load_settings
+from app.models.entries import ModelEntry
 
 SupervisorPid = Annotated[int | None, typer.Option(hidden=True)]
 DataDir = Annotated[Path | None, typer.Option(help="Data folder; FRAMEFIT_DATA_DIR, or ./data.")]

@@ -42,7 +42,8 @@ def plan(
     needed.
     """
     from adaptive.types import VideoShape
-    from app.config import ConfigError, load_models
+    from app.config import ConfigError
+    from app.models.entries import load_models
 
     settings = settings_with(data_dir=data_dir)
     models = load_models(settings)
@@ -51,7 +52,7 @@ def plan(
         raise ConfigError(f"there is no model {model!r}; there are {', '.join(models)}")
     given = entry.defaults
     video = VideoShape(frames or given.num_frames, height or given.height, width or given.width)
-    from app.forecast import Unfeasible, forecast
+    from app.models.forecast import Unfeasible, forecast
 
     try:
         found = forecast(

@@ -32,8 +32,8 @@ def serve(
     """Run the service: API, profiler and one worker a device."""
     _start_process(supervisor_pid)
     settings = settings_with(host=host, port=port, devices=devices, data_dir=data_dir)
-    from app.config import load_models
     from app.keys import load_keys
+    from app.models.entries import load_models
     from app.service import AlreadyRunning, run_service
 
     _configure_log(settings, "serve")
@@ -83,9 +83,9 @@ def worker(
     from contextlib import closing
 
     from adaptive.errors import NoDevice
-    from app.config import load_models
     from app.engine import Engine
     from app.lifeline import EXIT_DEVICE_UNAVAILABLE
+    from app.models.entries import load_models
     from app.store import open_store
     from app.worker import Worker
 
@@ -112,8 +112,8 @@ def profile(
     """Trace the memory profiles that are missing, then end."""
     _start_process(supervisor_pid)
     settings = settings_with(data_dir=data_dir)
-    from app.config import load_models
-    from app.profiler import trace_missing, write_shipped
+    from app.models.entries import load_models
+    from app.models.profile_tracer import trace_missing, write_shipped
 
     _configure_log(settings, "profiler")
     if ship:

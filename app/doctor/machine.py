@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
-from app.config import ConfigError, ModelEntry, Settings, load_models
+from app.config import ConfigError, Settings
 from app.doctor.findings import Finding, Standing, note, ok, wrong
+from app.models.entries import ModelEntry, load_models
 from app.words import shown_bytes
 
 HUB_SECONDS = 4.0
@@ -128,7 +129,7 @@ def encoder() -> Finding:
 
 def models(settings: Settings) -> Iterator[Finding]:
     """Each model's files; where some must be downloaded, whether they could be."""
-    from app.loading import where_weights_are
+    from app.models.loading import where_weights_are
 
     entries = load_models(settings)
     missing = []

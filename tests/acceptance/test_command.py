@@ -13,7 +13,14 @@ from PIL import Image
 
 from app.cli.options import byte_count
 
-TORCH_FREE = ("app.cli", "app.service", "app.supervisor", "app.client", "app.profiles", "app.components")
+TORCH_FREE = (
+    "app.cli",
+    "app.service",
+    "app.supervisor",
+    "app.client",
+    "app.models.profiles",
+    "app.models.components",
+)
 
 
 def framefit(*arguments: str, data_dir: Path, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -12,9 +12,9 @@ from waiting import wait_for
 from adaptive.pipelines.recorded_call import load_calls
 from adaptive.planning.planner import Policy, rungs
 from adaptive.types import LatentShape, Strategy, VideoShape
-from app import profiles
 from app.cli import app as command
-from app.config import load_models
+from app.models import profiles
+from app.models.entries import load_models
 
 VIDEO = {"width": 256, "height": 256, "num_frames": 33, "num_inference_steps": 1, "seed": 5}
 

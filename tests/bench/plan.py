@@ -34,8 +34,9 @@ def worker_device() -> dict[str, Any]:
     """What a worker with a 24 GB card reports once it has decoded some videos."""
     from adaptive.memory.learned_costs import Experience
     from adaptive.types import Chunking, LatentShape, MeasuredPeak, Strategy
-    from app.config import Settings, load_models
-    from app.profiles import load
+    from app.config import Settings
+    from app.models.entries import load_models
+    from app.models.profiles import load
 
     settings = Settings()
     profile = load(settings, load_models(settings)["ltx-video"])

@@ -20,8 +20,8 @@ from adaptive.planning.planner import Policy
 from adaptive.stream import decode_whole
 from adaptive.testing import small_ltx_vae
 from adaptive.types import VideoShape
+from app.models.place_weights import place
 from app.pipelines import tiny
-from app.placement import place
 from app.transfer import FrameTransfer, to_pixels
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

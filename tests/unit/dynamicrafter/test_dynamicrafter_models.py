@@ -11,16 +11,17 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from adaptive.device.probe import open_probe
-from app import profiles
 from app.cli import app as command
-from app.components import ModelUnavailable, components_of, local_files
-from app.config import BUILT_IN_MODELS, ModelEntry, Settings, load_models
-from app.loading import load_pipeline, load_vae, where_weights_are
+from app.config import Settings
+from app.models import profiles
+from app.models.components import ModelUnavailable, components_of, local_files
+from app.models.entries import BUILT_IN_MODELS, ModelEntry, load_models
+from app.models.loading import load_pipeline, load_vae, where_weights_are
+from app.models.weight_sizes import component_sizes
 from app.pipelines.dynamicrafter import DEFAULTS, DynamiCrafterPipeline, conversion
 from app.pipelines.dynamicrafter.components import ComponentConfigs, component_configs
 from app.pipelines.dynamicrafter.tiny import tiny_configs
 from app.pipelines.dynamicrafter.tokenizer import tokenizer_from_merges
-from app.weights import component_sizes
 
 CPU = torch.device("cpu")
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from app.components import components_of
-from app.config import ModelDefaults, ModelEntry, ModelLimits, Settings
+from app.config import Settings
 from app.engine import Engine
 from app.jobs import DecodeStrategy, JobSpec
 from app.model import LoadedModel
+from app.models.components import components_of
+from app.models.entries import ModelDefaults, ModelEntry, ModelLimits
+from app.models.weight_sizes import component_sizes
 from app.pipelines.dynamicrafter import build_tiny_pipeline
-from app.weights import component_sizes
 
 Events = list[tuple[str, dict[str, Any]]]
 

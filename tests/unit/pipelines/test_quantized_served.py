@@ -26,18 +26,19 @@ from adaptive.pipelines.recorded_call import load_clip
 from adaptive.planning.weight_placement import Placement
 from adaptive.testing import ScriptedProbe
 from adaptive.types import VideoShape
-from app import profiles
 from app.api import create_app
-from app.components import ModelUnavailable, components_of
-from app.config import ConfigError, ModelEntry, Settings, load_models
+from app.config import ConfigError, Settings
 from app.control import JobControl
-from app.demand import ModelDemand, choose_placement
 from app.engine import Engine
 from app.jobs import JobStatus, Json
-from app.loading import in_int8, load_pipeline
+from app.models import profiles
+from app.models.components import ModelUnavailable, components_of
+from app.models.entries import ModelEntry, load_models
+from app.models.loading import in_int8, load_pipeline
+from app.models.requirements import ModelDemand, choose_placement
+from app.models.weight_sizes import component_sizes, stored_demand
 from app.run import JobRun
 from app.service import open_store
-from app.weights import component_sizes, stored_demand
 
 CPU = torch.device("cpu")
 WITH_TRANSFORMER = [
@@ -245,7 +246,7 @@ def test_without_the_library_it_is_refused_by_the_name_of_the_extra(
 ) -> None:
     settings, entry = offered(tmp_path, "LTXImageToVideoPipeline")
     reading = ScriptedProbe([2**40]).read()
-    monkeypatch.setattr("app.loading.importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("app.models.loading.importlib.util.find_spec", lambda _name: None)
     with pytest.raises(ModelUnavailable, match=r"torchao is missing: pip install 'framefit\[quantize\]'"):
         load_pipeline(entry, settings, CPU, reading, exact_only=False)
     assert load_pipeline(entry, settings, CPU, reading).quantized == ()

@@ -18,8 +18,9 @@ from adaptive.memory.profile import Curve, MemoryProfile
 from adaptive.types import VaeTraits
 from app.admission import LoadProfile
 from app.api import create_app
-from app.config import ModelEntry, Settings
+from app.config import Settings
 from app.jobs import JobSpec
+from app.models.entries import ModelEntry
 from app.store import JobStore, Rules
 
 MIB = 2**20

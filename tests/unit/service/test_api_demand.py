@@ -6,8 +6,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from adaptive.planning.weight_placement import ComponentSize, Stage
-from app.config import ModelEntry, Settings
-from app.demand import DenoiseCurve, ModelDemand
+from app.config import Settings
+from app.models.entries import ModelEntry
+from app.models.requirements import DenoiseCurve, ModelDemand
 
 GIB = 2**30
 CARD = {"name": "cuda:0", "kind": "cuda", "total_bytes": 8 * GIB, "free_bytes": 8 * GIB}

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.config import BUILT_IN_MODELS, Settings
+from app.config import Settings
+from app.models.entries import BUILT_IN_MODELS
 from app.store import JobStore
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.config import ConfigError, Settings, load_models, load_settings
+from app.config import ConfigError, Settings, load_settings
+from app.models.entries import load_models
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,9 @@ from starlette.testclient import TestClient
 from app.api.bodies import BodyMemory, take_apart
 from app.api.problems import Problem, problem_of
 from app.api.requests import job_spec
-from app.config import Settings, load_models
+from app.config import Settings
 from app.media import ImageLimits, ImageRejected, check_image, open_image
+from app.models.entries import load_models
 
 MODELS = load_models(Settings())
 ROOT = Path(__file__).parents[3]

@@ -9,8 +9,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from adaptive.types import VideoShape
-from app import profiles
-from app.config import ConfigError, ModelEntry, Settings, load_models
+from app.config import ConfigError, Settings
+from app.models import profiles
+from app.models.entries import ModelEntry, load_models
 
 GIB = 2**30
 CARD = {"name": "cuda:0", "kind": "cuda", "total_bytes": 80 * GIB, "free_bytes": 60 * GIB}

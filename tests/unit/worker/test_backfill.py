@@ -9,8 +9,9 @@ import pytest
 
 from adaptive.errors import DoesNotFit
 from app.calling import UnsuitablePipeline
-from app.config import Settings, load_models
+from app.config import Settings
 from app.jobs import Job, JobSpec, JobStatus
+from app.models.entries import load_models
 from app.store import JobStore, Rules
 from app.worker import Worker
 

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from app import engine as engines
-from app.config import Settings, load_models
+from app.config import Settings
 from app.engine import Engine
 from app.jobs import Job, JobSpec, JobStatus
+from app.models.entries import load_models
 from app.store import JobStore
 from app.worker import Worker
 

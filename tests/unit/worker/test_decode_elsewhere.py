@@ -10,12 +10,13 @@ from adaptive.errors import DoesNotFit
 from adaptive.pipelines.recorded_call import RecordedDecode
 from adaptive.testing import ScriptedProbe
 from adaptive.types import VideoShape
-from app import profiles
-from app.config import Settings, load_models
+from app.config import Settings
 from app.decoding import Surroundings, load_experience
 from app.jobs import JobSpec
-from app.loading import load_pipeline
 from app.model import LoadedModel
+from app.models import profiles
+from app.models.entries import load_models
+from app.models.loading import load_pipeline
 
 CPU = torch.device("cpu")
 

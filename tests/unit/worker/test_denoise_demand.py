@@ -10,11 +10,12 @@ import torch
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.planning.weight_placement import ComponentSize, Stage
 from adaptive.types import LatentShape
-from app import profiles
-from app.components import Component
-from app.config import Settings, load_models
-from app.demand import DenoiseCurve, ModelDemand
-from app.denoisers import CALLS, step_bytes, trace_curve
+from app.config import Settings
+from app.models import profiles
+from app.models.components import Component
+from app.models.denoiser_memory import CALLS, step_bytes, trace_curve
+from app.models.entries import load_models
+from app.models.requirements import DenoiseCurve, ModelDemand
 
 GIB = 2**30
 TINY: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from app.hub import hub_trouble
+from app.models.hub import hub_trouble
 
 SOURCE = "somebody/some-model"
 

@@ -8,7 +8,7 @@ import torch
 
 from adaptive.errors import DoesNotFit
 from app.idle import IdleWeights
-from app.prompts import PromptCache
+from app.models.prompt_cache import PromptCache
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,9 @@
 import weakref
 from pathlib import Path
 
-from app.config import Settings, load_models
+from app.config import Settings
 from app.engine import Engine
+from app.models.entries import load_models
 
 
 def test_a_replaced_models_weights_are_gone_though_it_holds_itself(tmp_path: Path, tiny_folder: Path) -> None:

@@ -9,12 +9,13 @@ import torch
 from adaptive.memory.profile_trace import config_digest
 from adaptive.pipelines.recorded_call import load_calls, save_calls
 from adaptive.types import VideoShape
-from app import profiles
-from app.components import components_of, weight_bytes
-from app.config import ModelEntry, Settings, load_models
-from app.forecast import Unfeasible, forecast
-from app.placement import place
-from app.weights import component_sizes
+from app.config import Settings
+from app.models import profiles
+from app.models.components import components_of, weight_bytes
+from app.models.entries import ModelEntry, load_models
+from app.models.forecast import Unfeasible, forecast
+from app.models.place_weights import place
+from app.models.weight_sizes import component_sizes
 
 GIB = 2**30
 
@@ -121,7 +122,7 @@ def test_every_placement_gives_the_same_latents_and_works_again(
         pipe(**request_arguments)
     save_calls(calls, tmp_path / "expected")
     # A CPU is placed as resident; what is meant for a GPU runs here all the same, host and device being one.
-    monkeypatch.setattr("app.placement._is_host", lambda _device: False)
+    monkeypatch.setattr("app.models.place_weights._is_host", lambda _device: False)
     vacate = place(pipe, kind, torch.device("cpu"), grouped)
     for _ in range(2):
         request_arguments["generator"].manual_seed(7)

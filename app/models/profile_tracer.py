@@ -10,10 +10,11 @@ import time
 from collections.abc import Mapping
 
 from adaptive.memory.profile import MemoryProfile
-from app import profiles
-from app.components import ModelUnavailable, components_of
-from app.config import ModelEntry, Settings
-from app.demand import ModelDemand
+from app.config import Settings
+from app.models import profiles
+from app.models.components import ModelUnavailable, components_of
+from app.models.entries import ModelEntry
+from app.models.requirements import ModelDemand
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:
 
 
 def _demand(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> ModelDemand:
-    from app.weights import demand_of
+    from app.models.weight_sizes import demand_of
 
     return demand_of(components_of(entry, settings), profile.traits.latent_channels, entry.dtype)
 

@@ -10,11 +10,12 @@ from adaptive.memory.profile import MemoryProfile, Residuals
 from adaptive.planning.planner import Placement, PlanInputs, Policy, budget_of, plan_decode, rungs
 from adaptive.planning.weight_placement import ComponentSize, PlacementKind
 from adaptive.types import MemoryReading, VideoShape
-from app import profiles
-from app.components import components_of
-from app.config import ModelEntry, Settings
-from app.demand import choose_placement, placement_json
-from app.weights import stored_demand
+from app.config import Settings
+from app.models import profiles
+from app.models.components import components_of
+from app.models.entries import ModelEntry
+from app.models.requirements import choose_placement, placement_json
+from app.models.weight_sizes import stored_demand
 
 
 class Unfeasible(Exception):

@@ -20,16 +20,17 @@ from adaptive.errors import DoesNotFit
 from adaptive.pipelines.capture import check_capturable
 from adaptive.planning.planner import Placement
 from adaptive.types import MemoryReading, VideoShape
-from app import profiles
-from app.components import OWN_PIPELINES, ModelUnavailable, components_of, demanded_files, local_files
-from app.config import ModelEntry, Settings
-from app.demand import choose_placement, placement_json
-from app.hub import hub_trouble
+from app.config import Settings
 from app.jobs import Json
+from app.models import profiles
+from app.models.components import OWN_PIPELINES, ModelUnavailable, components_of, demanded_files, local_files
+from app.models.entries import ModelEntry
+from app.models.hub import hub_trouble
+from app.models.place_weights import place
+from app.models.prompt_cache import PromptCache
+from app.models.requirements import choose_placement, placement_json
+from app.models.weight_sizes import stored_demand
 from app.pipelines.calls import call_form
-from app.placement import place
-from app.prompts import PromptCache
-from app.weights import stored_demand
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,13 @@ import torch
 
 from adaptive.planning.planner import ComponentSize
 from adaptive.planning.weight_placement import Stage
-from app import profiles
-from app.components import Component, build_component
-from app.config import ModelEntry, Settings
-from app.demand import ModelDemand
-from app.denoisers import trace_curve
-from app.placement import DENOISERS, TRANSFORMERS
+from app.config import Settings
+from app.models import profiles
+from app.models.components import Component, build_component
+from app.models.denoiser_memory import trace_curve
+from app.models.entries import ModelEntry
+from app.models.place_weights import DENOISERS, TRANSFORMERS
+from app.models.requirements import ModelDemand
 
 # Beside each row of a matrix in int8, torchao keeps its scale in float32 and its zero point in int8.
 BYTES_A_QUANTIZED_ROW = 5

@@ -1,8 +1,8 @@
 """What a whole job demands of a device, stage by stage: arithmetic on stored numbers, without torch.
 
-Owns: `ModelDemand`, made once a model by `app.weights` and stored beside its memory profile, so that the API
-refuses what no placement of the weights can make fit and tells which one would be chosen. Must not know: how
-numbers are traced, devices, HTTP.
+Owns: `ModelDemand`, made once a model by `app.models.weight_sizes` and stored beside its memory profile, so
+that the API refuses what no placement of the weights can make fit and tells which one would be chosen. Must
+not know: how numbers are traced, devices, HTTP.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from adaptive.memory.margins import Residuals
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.weight_placement import ComponentSize, Placement, Stage, plan_weights, smallest_bytes
 from adaptive.types import LatentShape, VideoShape
-from app.config import ModelEntry
+from app.models.entries import ModelEntry
 
 FORMAT = 2
 MIB = 2**20
 # A prompt of some hundred tokens; the text encoder's activations are small beside its weights.
 PROMPT_ACTIVATION_BYTES = 256 * MIB
-# For denoisers whose inputs are not known (`app.denoisers`).
+# For denoisers whose inputs are not known (`app.models.denoiser_memory`).
 UNKNOWN_DENOISE_BYTES = 3072 * MIB
 # Workspace of attention and matrix kernels, and fragmentation, beyond the traced tensors.
 DENOISE_MARGIN = 1.3

@@ -13,13 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from app.config import ModelEntry, Settings
-from app.hub import hub_trouble
+from app.config import Settings
+from app.models.entries import ModelEntry
+from app.models.hub import hub_trouble
 
 # Pipelines that diffusers does not have, and where they are.
 OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
 CHECKPOINTS = ("model.ckpt", "model.safetensors")
-_PUBLISHED = Path(__file__).parent / "pipelines" / "published" / "configurations"
+_PUBLISHED = Path(__file__).parents[1] / "pipelines" / "published" / "configurations"
 
 # Components that diffusers defines beside a pipeline are indexed under the name of its folder.
 _PIPELINE_MODULES = {"ltx2": "diffusers.pipelines.ltx2"}

@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.types import LatentShape
-from app.components import Component, build_component
-from app.demand import DenoiseCurve
+from app.models.components import Component, build_component
+from app.models.requirements import DenoiseCurve
 
 Inputs = Callable[[Any, LatentShape, torch.dtype], dict[str, Any]]
 # Latent sizes that are traced: of real videos, so that the peak is where it is for them. They cost nothing.

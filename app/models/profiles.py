@@ -3,7 +3,7 @@
 The file's name holds a digest of all that a profile depends on: a changed model, dtype or version asks
 for a new file instead of trusting an old one. Profiles of models whose configuration is known beforehand come
 with Framefit, so that a first start need not wait for them. Importing this imports no torch, so that the API
-process plans with it; profiles are made by `app.profiler`.
+process plans with it; profiles are made by `app.models.profile_tracer`.
 """
 
 import hashlib
@@ -14,11 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from adaptive.memory.profile import MemoryProfile
-from app.config import ModelEntry, Settings
-from app.demand import ModelDemand
+from app.config import Settings
+from app.models.entries import ModelEntry
+from app.models.requirements import ModelDemand
 
 _LIBRARIES = ("torch", "diffusers")
-_SHIPPED = Path(__file__).parent / "pipelines" / "published" / "profiles"
+_SHIPPED = Path(__file__).parents[1] / "pipelines" / "published" / "profiles"
 
 
 def profile_path(settings: Settings, entry: ModelEntry) -> Path:

@@ -1,0 +1,167 @@
+"""The models that the service offers: entries of models.toml, merged with the user's file. No torch.
+
+A bad entry stops the start, and the error names its key.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.config import PREFIX, ConfigError, Settings
+
+BUILT_IN_MODELS = Path(__file__).with_name("models.toml")
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelDefaults(_Entry):
+    """What a request for the model gets where it says nothing."""
+
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    num_frames: int = Field(ge=1)
+    fps: int = Field(ge=1)
+    num_inference_steps: int = Field(ge=1)
+    guidance_scale: float = Field(ge=0)
+    fs: int | None = Field(None, ge=1)
+
+
+class ModelLimits(_Entry):
+    """What a request for the model may ask for at most. `max_pixels` is width times height."""
+
+    max_pixels: int = Field(ge=1)
+    max_frames: int = Field(ge=1)
+    max_steps: int = Field(ge=1)
+
+
+class ModelEntry(_Entry):
+    """One model the service offers: where its weights are, and which requests it can take.
+
+    `size_multiple` is in pixels. A clip has `frame_step * k` frames, plus one where `first_frame_alone`;
+    `frame_step` is the VAE's `temporal_ratio` unless the pipeline asks for more.
+    """
+
+    name: str
+    pipeline: str
+    source: str = Field(description="builtin:NAME, a local folder or checkpoint file, or a hub id.")
+    resolution: int | None = Field(
+        None, description="Which model it is, of those that are published as one checkpoint file each."
+    )
+    revision: str | None = None
+    variant: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    placement: Literal["auto", "resident", "drop_text_encoder", "model_offload", "group_offload"] = "auto"
+    quantize: Literal["int8"] | None = Field(
+        None, description="How a transformer may be rounded where it does not fit and a job allows it."
+    )
+    vae_class: str
+    size_multiple: int = Field(ge=1)
+    temporal_ratio: int = Field(ge=1)
+    frame_step: int | None = Field(None, ge=1)
+    first_frame_alone: bool
+    shapes: tuple[Annotated[str, Field(pattern=r"^\d+x\d+x\d+$")], ...] = Field(
+        (), description="WIDTHxHEIGHTxFRAMES, where it can make no others; empty: all that the rules allow."
+    )
+    uses_prompt: bool = True
+    defaults: ModelDefaults
+    limits: ModelLimits
+    inputs: frozenset[Literal["last_image", "loop", "fs"]] = Field(
+        frozenset(), description="What a request may give beside an image and a prompt."
+    )
+    call: dict[str, int | float | str | bool] = Field(
+        default_factory=dict, description="Arguments that the pipeline is always called with."
+    )
+    description: str = ""
+    notice: str | None = None
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the weights are made by Framefit itself."""
+        return self.source.startswith("builtin:")
+
+    @property
+    def frames_step(self) -> int:
+        """Between one legal frame count and the next."""
+        return self.frame_step or self.temporal_ratio
+
+    @property
+    def frame_rule(self) -> str:
+        """The legal frame counts, as people write them: `8k+1`."""
+        return f"{self.frames_step}k{'+1' if self.first_frame_alone else ''}"
+
+    def allows_frames(self, num_frames: int) -> bool:
+        """Whether the model can make a clip of that many frames."""
+        return num_frames >= 1 and (num_frames - self.first_frame_alone) % self.frames_step == 0
+
+    def allows_shape(self, width: int, height: int, num_frames: int) -> bool:
+        """Whether the model can make pictures of that size for that long, where it makes only some shapes."""
+        return not self.shapes or f"{width}x{height}x{num_frames}" in self.shapes
+
+
+def load_models(settings: Settings) -> dict[str, ModelEntry]:
+    """The built-in models merged with the user's file, default model first; `ConfigError` on anything not
+    understood.
+    """
+    tables = _read_tables(BUILT_IN_MODELS)
+    if settings.models_file is not None:
+        for name, table in _read_tables(settings.models_file).items():
+            tables[name] = _merged(tables.get(name, {}), table)
+    models = {name: _entry(name, table) for name, table in tables.items()}
+    if settings.model is None:
+        return models
+    if settings.model not in models:
+        raise ConfigError(f"{PREFIX}MODEL: no model {settings.model!r}; there are {', '.join(models)}")
+    return {settings.model: models[settings.model], **models}
+
+
+def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    models = document.pop("models", {})
+    if (
+        document
+        or not isinstance(models, dict)
+        or not all(isinstance(table, dict) for table in models.values())
+    ):
+        raise ConfigError(
+            f"{path}: only [models.NAME] tables are known, found {', '.join(document) or 'other values'}"
+        )
+    return models
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both_tables else value
+    return merged
+
+
+def _entry(name: str, table: Mapping[str, Any]) -> ModelEntry:
+    try:
+        entry = ModelEntry(name=name, **table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(("models", name, *map(str, first["loc"])))
+        raise ConfigError(f"{key}: {first['msg']}") from None
+    except TypeError as error:
+        raise ConfigError(f"models.{name}: {error}") from None
+    given = entry.defaults
+    if given.width % entry.size_multiple or given.height % entry.size_multiple:
+        raise ConfigError(f"models.{name}.defaults: sizes must be multiples of {entry.size_multiple}")
+    if not entry.allows_frames(given.num_frames):
+        raise ConfigError(
+            f"models.{name}.defaults.num_frames: must be {entry.frame_rule}, got {given.num_frames}"
+        )
+    if entry.quantize and entry.dtype != "bfloat16":
+        raise ConfigError(f"models.{name}.quantize: int8 needs dtype bfloat16, not {entry.dtype}")
+    if not entry.allows_shape(given.width, given.height, given.num_frames):
+        raise ConfigError(f"models.{name}.defaults: must be one of {', '.join(entry.shapes)}")
+    return entry
