@@ -79,8 +79,8 @@ class JobSpec(BaseModel):
     """Everything that decides a job's result, apart from its image.
 
     Sizes are pixels, `num_frames` are video frames, `memory_budget_bytes` caps what the decode may use above
-    the weights. Numbers that depend on the model have no default here: `app.config.ModelEntry.defaults` fills
-    them in.
+    the weights. Numbers that depend on the model have no default here:
+    `app.models.entries.ModelEntry.defaults` fills them in.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -12,12 +12,12 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from adaptive.version import __version__
-from app.admission import LoadDemand, LoadProfile
 from app.api import batch, jobs, openai, problems, session, submit, system
 from app.api.guard import Guard
 from app.api.service import build_service
 from app.config import Settings
 from app.models import profiles
+from app.scheduling.admission import LoadDemand, LoadProfile
 
 STATIC = Path(__file__).with_name("static")
 THREADS = 64

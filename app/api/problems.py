@@ -14,9 +14,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from adaptive.errors import UnsupportedVae
-from app.admission import FitsNowhere, ProfilePending
-from app.api.eta import retry_after_seconds
 from app.media import ImageRejected
+from app.scheduling.admission import FitsNowhere, ProfilePending
 from app.store import (
     IdempotencyConflict,
     NoSuchJob,
@@ -175,7 +174,7 @@ def install(app: FastAPI) -> None:
         if problem is None:
             raise error
         if isinstance(error, QueueFull):
-            wait = retry_after_seconds(request.app.state.service, error)
+            wait = request.app.state.service.waiting_times.retry_after_seconds(error)
             problem.headers["Retry-After"] = str(wait)
         return _answer(request, problem)
 

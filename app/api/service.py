@@ -9,11 +9,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from adaptive.device.nvml import Nvml
-from app.admission import Admission, LoadDemand, LoadProfile
 from app.api.bodies import BodyMemory
-from app.api.eta import RunTimes
 from app.api.feed import EventFeed
-from app.api.stranded import Stranded
 from app.api.views import job_view, ready_device_view
 from app.artifacts import job_artifacts
 from app.config import Settings
@@ -22,6 +19,9 @@ from app.keys import KeyRing, load_keys
 from app.media import ImageLimits
 from app.metrics import LiveGauges, ServiceMetrics
 from app.models.entries import ModelEntry, load_models
+from app.scheduling.admission import Admission, LoadDemand, LoadProfile
+from app.scheduling.eta import RunTimes, WaitingTimes
+from app.scheduling.unschedulable import Stranded
 from app.store import JobStore, NoSuchJob, StoreError, open_store
 from app.webhooks import Webhooks
 
@@ -41,7 +41,7 @@ class Service:
     admission: Admission
     metrics: ServiceMetrics
     feed: EventFeed
-    run_times: RunTimes
+    waiting_times: WaitingTimes
     nvml: Nvml
     image_limits: ImageLimits
     body_memory: BodyMemory
@@ -122,7 +122,7 @@ def build_service(settings: Settings, load_profile: LoadProfile, load_demand: Lo
         admission=admission,
         metrics=metrics,
         feed=EventFeed(store, [metrics.apply, run_times.apply], poll_seconds=settings.poll_seconds),
-        run_times=run_times,
+        waiting_times=WaitingTimes(run_times, store, alive_workers),
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
         body_memory=BodyMemory(BODIES_AT_ONCE * settings.max_body_bytes),

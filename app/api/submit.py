@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 from app.api.access import Caller, check_key_limits
 from app.api.answers import JOB, PLAN, answer
 from app.api.bodies import Parts, from_json, read_body, take_apart
-from app.api.eta import eta_of_new, eta_seconds
 from app.api.problems import Problem, documented
 from app.api.requests import job_spec
 from app.api.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
@@ -21,7 +20,7 @@ from app.api.views import job_view, without_strangers
 from app.artifacts import job_artifacts
 from app.jobs import Job, JobSpec, Json, Stage
 from app.media import ImageRejected, check_image
-from app.plan_view import rungs_json
+from app.scheduling.plan_view import rungs_json
 from app.store import Submission
 from app.webhooks import check_url
 
@@ -45,7 +44,7 @@ DECODE_FIELDS = frozenset({"decode_strategy", "frames_per_chunk", "exact_only", 
 
 def view(service: Service, job: Job, owner: str | None) -> Json:
     """The job's JSON, with its expected wait, and what it lacks where it waits for memory."""
-    shown = job_view(job, service.models.get(job.spec.model), eta_seconds=eta_seconds(service, job))
+    shown = job_view(job, service.models.get(job.spec.model), eta_seconds=service.waiting_times.of_job(job))
     if job.stage in PICTURED and not job.expired:
         previews = job_artifacts(service.settings.jobs_dir, job.id).previews()
         shown["links"]["previews"] = [f"/jobs/{job.id}/previews/{number}.jpg" for number in range(previews)]
@@ -164,7 +163,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
         "needed_bytes": verdict.needed_bytes,
         "rungs": rungs_json(verdict.rungs, verdict.plan),
         "largest": None if largest is None else asdict(largest),
-        "eta_seconds": eta_of_new(service, spec.model, verdict.plan),
+        "eta_seconds": service.waiting_times.of_new(spec.model, verdict.plan),
         "request": spec.model_dump(mode="json", exclude={"prompt", "seed"}),
     }
 

@@ -164,7 +164,7 @@ def _profile(service: Any, requests: list[bytes]) -> None:
     from adaptive.errors import AdaptiveError
     from app.api.problems import Problem
     from app.api.requests import job_spec
-    from app.plan_view import rungs_json
+    from app.scheduling.plan_view import rungs_json
 
     profiler = cProfile.Profile()
     for body in requests:

@@ -13,7 +13,7 @@ from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import SpeedModel
 from adaptive.planning.planner import PlanInputs, Policy, plan_decode, rungs
 from adaptive.types import Chunking, Cut, DecodePlan, LatentShape, MeasuredPeak, MemoryReading, Strategy
-from app.plan_view import plan_json, rungs_json
+from app.scheduling.plan_view import plan_json, rungs_json
 
 SHAPE = LatentShape(1, 16, 8, 100, 100)
 MB = 10**6

@@ -16,11 +16,11 @@ from starlette.testclient import TestClient
 
 from adaptive.memory.profile import Curve, MemoryProfile
 from adaptive.types import VaeTraits
-from app.admission import LoadProfile
 from app.api import create_app
 from app.config import Settings
 from app.jobs import JobSpec
 from app.models.entries import ModelEntry
+from app.scheduling.admission import LoadProfile
 from app.store import JobStore, Rules
 
 MIB = 2**20

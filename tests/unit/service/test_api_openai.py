@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from app.admission import LoadProfile
 from app.api import create_app
 from app.artifacts import job_artifacts
 from app.config import Settings
 from app.jobs import JobError, JobStatus
+from app.scheduling.admission import LoadProfile
 from app.store import JobStore
 from tests.unit.service.served import served
 

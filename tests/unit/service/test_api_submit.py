@@ -14,9 +14,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from adaptive.memory.profile import MemoryProfile
-from app.api.eta import turn_of
 from app.config import Settings
 from app.jobs import Event, JobStatus, Stage
+from app.scheduling.eta import turn_of
 from app.store import JobStore
 
 Post = Callable[..., dict[str, Any]]
@@ -309,7 +309,7 @@ def test_a_full_queue_says_when_a_place_is_likely_to_be_free(
             claim = service.store.claim("w0")
             durations = {"denoising": seconds}
             service.store.finish(claim.job.id, claim.token, status=JobStatus.SUCCEEDED, durations=durations)
-            service.run_times.apply(service.store.events_after(seq=0, limit=100))
+            service.waiting_times.run_times.apply(service.store.events_after(seq=0, limit=100))
     assert (answer.status_code, answer.headers["retry-after"]) == (429, str(expected))
 
 
@@ -324,7 +324,7 @@ def test_a_key_with_a_full_queue_is_told_when_its_own_first_job_is_likely_to_sta
     event = Event(
         1, "x", "finished", 0.0, {"outcome": "succeeded", "model": "m", "durations": {"loading": 10}}
     )
-    service.run_times.apply([event])
+    service.waiting_times.run_times.apply([event])
     for name in ("other", "studio", "studio"):
         headers = {"Authorization": f"Bearer {keys[name]}"}
         form = {"data": {"prompt": "x"}, "files": {"image": ("a", picture)}}
@@ -418,7 +418,7 @@ def test_the_expected_end_counts_the_jobs_before_and_the_predicted_decode(
     assert claim is not None
     durations = {"denoising": 10.0, "decoding": 2.0}
     app_store.finish(first["id"], claim.token, status=JobStatus.SUCCEEDED, durations=durations)
-    run_times = client.app.state.service.run_times  # type: ignore[attr-defined]
+    run_times = client.app.state.service.waiting_times.run_times  # type: ignore[attr-defined]
     run_times.apply(app_store.events_after(seq=0, limit=100))
     second = submit(**SMALL)
     eta = client.post("/plan", json=SMALL).json()["eta_seconds"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.api.stranded import Stranded
 from app.jobs import JobSpec, JobStatus
+from app.scheduling.unschedulable import Stranded
 from app.store import JobStore
 
 MakeSpec = Callable[..., JobSpec]

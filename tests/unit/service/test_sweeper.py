@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from served import served
 
-from app.admission import LoadProfile
 from app.api import create_app
 from app.artifacts import job_artifacts
 from app.config import Settings
 from app.jobs import JobSpec, JobStatus
+from app.scheduling.admission import LoadProfile
 from app.store import retention
 
 # More than all buffers between the server's file and this client hold.

@@ -28,8 +28,8 @@ from adaptive.types import LatentShape, MemoryReading, VideoShape
 from app.jobs import JobSpec, Json, WorkerRow
 from app.models.entries import ModelEntry
 from app.models.requirements import ModelDemand
-from app.plan_view import plan_json
-from app.weighing import weights_told
+from app.scheduling.plan_view import plan_json
+from app.scheduling.weights_view import weights_told
 
 LoadProfile = Callable[[ModelEntry], MemoryProfile | None]
 LoadDemand = Callable[[ModelEntry], ModelDemand | None]

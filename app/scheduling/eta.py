@@ -1,0 +1,148 @@
+"""When a job will be done: an estimate from how long finished jobs took and how many jobs are before it.
+
+The job's own decode counts with the seconds that the planner predicts. Knows the job table and no HTTP.
+"""
+
+import heapq
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from app.jobs import Event, Job, JobStatus, Json, Stage, WorkerRow
+from app.store import JobStore, QueueFull, StoreError
+
+REMEMBERED = 50
+UNKNOWN_RETRY_SECONDS = 60
+MAX_RETRY_SECONDS = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Median seconds of a job, and of its decode alone."""
+
+    seconds: float
+    decode_seconds: float
+
+    def with_decode(self, predicted_seconds: float | None) -> float:
+        """The same with this decode in the place of the usual one; None: the usual."""
+        if predicted_seconds is None:
+            return self.seconds
+        return max(0.0, self.seconds - self.decode_seconds) + predicted_seconds
+
+
+class RunTimes:
+    """Seconds of work that recent jobs took, by model; follows the events."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, deque[Expected]] = {}
+        self._lock = threading.Lock()
+
+    def apply(self, events: Sequence[Event]) -> None:
+        """Learn from the jobs that succeeded."""
+        with self._lock:
+            for event in events:
+                durations = event.data.get("durations")
+                if event.kind == "finished" and event.data["outcome"] == JobStatus.SUCCEEDED and durations:
+                    recent = self._taken.setdefault(event.data["model"], deque(maxlen=REMEMBERED))
+                    recent.append(Expected(sum(durations.values()), durations.get(Stage.DECODING, 0.0)))
+
+    def expected(self, model: str | None = None) -> Expected | None:
+        """Medians of the model's jobs; of any job where that model has none; None where nothing ran yet."""
+        with self._lock:
+            recent = self._taken.get(model or "") or [one for many in self._taken.values() for one in many]
+            if not recent:
+                return None
+            return Expected(
+                median(one.seconds for one in recent), median(one.decode_seconds for one in recent)
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingTimes:
+    """Estimates of when jobs will be done and when the queue has room again."""
+
+    run_times: RunTimes
+    store: JobStore
+    alive_workers: Callable[[], Sequence[WorkerRow]]
+
+    def of_job(self, job: Job) -> float | None:
+        """Seconds until `job` is expected to be done; None if it has ended or no job has finished yet."""
+        expected = self.run_times.expected(job.spec.model)
+        if expected is None or job.status.is_terminal:
+            return None
+        if job.status is JobStatus.RUNNING:
+            return round(_left_of(job, expected), 1)
+        return self._in_queue(expected, _whole_of(job, expected), job.queue_position or 1)
+
+    def of_new(self, model: str, plan: Json) -> float | None:
+        """Seconds that a job with `plan`, submitted now, would take; None if no job has finished yet."""
+        expected = self.run_times.expected(model)
+        if expected is None:
+            return None
+        own = expected.with_decode(plan.get("predicted_seconds"))
+        return self._in_queue(expected, own, self.store.counts()[JobStatus.QUEUED] + 1)
+
+    def retry_after_seconds(self, refusal: QueueFull) -> int:
+        """Seconds until the queue is likely to have room: when the next job ends or, if a key's own limit is
+        reached, when the first of that key's jobs leaves the queue.
+        """
+        try:
+            seconds = self._until_a_place(refusal.owner)
+        except StoreError:
+            seconds = None
+        if seconds is None:
+            return UNKNOWN_RETRY_SECONDS
+        return min(MAX_RETRY_SECONDS, max(1, math.ceil(seconds)))
+
+    def _until_a_place(self, owner: str | None) -> float | None:
+        expected, workers = self.run_times.expected(), len(self.alive_workers())
+        if expected is None or not workers:
+            return None
+        if owner is None:
+            return expected.seconds / workers
+        own = self.store.page(owner=owner, status=JobStatus.QUEUED, limit=1, newest_first=False)
+        position = (own[0].queue_position if own else None) or 1
+        return expected.seconds * -(-position // workers)
+
+    def _in_queue(self, expected: Expected, own_seconds: float, position: int) -> float:
+        """Each worker takes the next job of the queue when it is free; then the job itself runs."""
+        return round(turn_of(position, self._seconds_until_free(), expected.seconds) + own_seconds, 1)
+
+    def _seconds_until_free(self) -> list[float]:
+        """For each worker, what is left of the job that it runs; one idle worker if none is known."""
+        left = {worker.id: 0.0 for worker in self.alive_workers()}
+        for job in self.store.page(status=JobStatus.RUNNING, limit=2 * len(left)) if left else []:
+            expected = self.run_times.expected(job.spec.model)
+            if job.worker_id in left and expected is not None:
+                left[job.worker_id] = _left_of(job, expected)
+        return list(left.values()) or [0.0]
+
+
+def turn_of(position: int, free_in: Sequence[float], seconds: float) -> float:
+    """Seconds until the job at `position` of the queue, from 1, is begun: workers are free in `free_in`
+    seconds, and every job before it takes `seconds`.
+
+    Rounds in which every worker surely takes a job are not gone through one by one: a queue may be long, and
+    this is asked for every job that comes in.
+    """
+    if seconds <= 0:
+        return min(free_in)
+    uneven = math.ceil((max(free_in) - min(free_in)) / seconds) + 1  # jobs that one takes more than another
+    rounds = max(0, (position - 1) // len(free_in) - uneven)
+    ahead = [free + rounds * seconds for free in free_in]
+    heapq.heapify(ahead)
+    for _ in range(position - 1 - rounds * len(ahead)):
+        heapq.heapreplace(ahead, ahead[0] + seconds)
+    return ahead[0]
+
+
+def _left_of(job: Job, expected: Expected) -> float:
+    """Seconds that a running job still takes."""
+    return _whole_of(job, expected) * (1 - job.progress)
+
+
+def _whole_of(job: Job, expected: Expected) -> float:
+    return expected.with_decode((job.plan or {}).get("predicted_seconds"))
