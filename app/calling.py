@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from adaptive.pipelines.recorded_call import Sound
 from app.jobs import JobSpec, Json
-from app.media import open_image
+from app.media.images import open_image
 from app.models.entries import ModelEntry
 from app.pipelines.calls import call_form
 

@@ -22,8 +22,8 @@ from adaptive.latent_scale import LatentScale
 from adaptive.planning.planner import Policy
 from adaptive.types import VaeTraits, VideoShape
 from app import latents
-from app.clips import Clip, ClipError, Geometry, Picture
 from app.latents import LatentsInfo
+from app.media.clips import Clip, ClipError, Geometry, Picture
 from app.models.entries import ModelEntry
 from app.tensorfile import TensorSpec
 

@@ -14,20 +14,20 @@ from typing import Any
 
 from adaptive.errors import AdaptiveError, DecodeOutOfMemory, DoesNotFit
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, load_clip, save_calls
-from app.artifacts import JobArtifacts, job_artifacts
+from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.calling import UnsuitablePipeline
 from app.config import Settings
 from app.control import Interrupted, JobControl, JobLost, MadeWay, stay, wait_for_memory
 from app.decoding import Decoding, DeviceFault, OutOfMemory, whole_report
 from app.engine import Engine
 from app.jobs import Claim, JobError, Json, Stage
+from app.media.thumbnails import write_jpeg
+from app.media.video import NO_SPACE, VideoWriteError, VideoWriter
 from app.model import LoadedModel
 from app.models.components import ModelUnavailable
 from app.models.entries import ModelEntry
 from app.store import JobStore, StoreError
-from app.thumbnails import write_jpeg
 from app.transfer import FrameTransfer, samples_of, to_pixels
-from app.video import NO_SPACE, VideoWriteError, VideoWriter
 
 log = logging.getLogger(__name__)
 

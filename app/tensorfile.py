@@ -15,7 +15,7 @@ from typing import BinaryIO, Self
 import torch
 from torch import Tensor
 
-from app.artifacts import part_of, publish
+from app.artifacts.local_folder import part_of, publish
 
 _NAMES = {
     torch.float64: "F64",

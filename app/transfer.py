@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptive.pipelines.recorded_call import Sound
-from app.audio import AudioSamples
-from app.video import VideoWriter
+from app.media.audio import AudioSamples
+from app.media.video import VideoWriter
 
 # Frames converted at a time: bounds the conversion's scratch memory, whatever the chunk size.
 _FRAMES_AT_A_TIME = 8

@@ -17,7 +17,7 @@ from app.api.problems import Problem, documented
 from app.api.service import Service, TheService, visible
 from app.api.submit import view
 from app.api.views import event_view, has_video
-from app.artifacts import job_artifacts
+from app.artifacts.local_folder import job_artifacts
 from app.jobs import Event, Job, JobStatus, Json
 from app.store import NoSuchJob
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from adaptive.errors import UnsupportedVae
-from app.media import ImageRejected
+from app.media.images import ImageRejected
 from app.scheduling.admission import FitsNowhere, ProfilePending
 from app.store import (
     IdempotencyConflict,

@@ -12,11 +12,11 @@ from adaptive.device.nvml import Nvml
 from app.api.bodies import BodyMemory
 from app.api.feed import EventFeed
 from app.api.views import job_view, ready_device_view
-from app.artifacts import job_artifacts
+from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
 from app.jobs import Job, JobStatus, Json, WorkerRow
 from app.keys import KeyRing, load_keys
-from app.media import ImageLimits
+from app.media.images import ImageLimits
 from app.metrics import LiveGauges, ServiceMetrics
 from app.models.entries import ModelEntry, load_models
 from app.scheduling.admission import Admission, LoadDemand, LoadProfile

@@ -17,9 +17,9 @@ from app.api.requests import job_spec
 from app.api.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
 from app.api.service import Service, TheService, visible
 from app.api.views import job_view, without_strangers
-from app.artifacts import job_artifacts
+from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job, JobSpec, Json, Stage
-from app.media import ImageRejected, check_image
+from app.media.images import ImageRejected, check_image
 from app.scheduling.plan_view import rungs_json
 from app.store import Submission
 from app.webhooks import check_url

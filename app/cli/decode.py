@@ -43,9 +43,9 @@ def decode(
     from adaptive.errors import AdaptiveError
     from adaptive.planning.planner import Policy
     from app.latents import read_info
+    from app.media.video import VideoWriteError
     from app.models.components import ModelUnavailable
     from app.models.entries import load_models
-    from app.video import VideoWriteError
 
     if out.suffix not in (".mp4", FRAMES_SUFFIX):
         raise typer.BadParameter(f"{out.name} must end in .mp4 or {FRAMES_SUFFIX}")
@@ -116,8 +116,8 @@ def _write(decoding: Any, out: Path, fps: Any, device: str) -> None:
                 file.write("frames", chunk)
             file.finish()
         return
+    from app.media.video import VideoWriter
     from app.transfer import FrameTransfer, samples_of
-    from app.video import VideoWriter
 
     with VideoWriter(out, shape, fps, samples_of(decoding.sound)) as writer:
         transfer = FrameTransfer(writer, torch.device(device))

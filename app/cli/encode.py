@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import DataDir, MemoryBudget, byte_count, chosen_model, settings_with
-from app.words import shown_bytes
+from app.units import shown_bytes
 
 LATENTS_SUFFIX = ".safetensors"
 
@@ -42,8 +42,8 @@ def encode(
 ) -> None:
     """Encode clips of any length to latents, as the model denoises them. Only the VAE is loaded."""
     from adaptive.errors import AdaptiveError
-    from app.clips import ClipError
     from app.encoding import EncodeWishes
+    from app.media.clips import ClipError
     from app.models.components import ModelUnavailable
 
     settings = settings_with(data_dir=data_dir)
@@ -81,7 +81,7 @@ def _rate(text: str) -> Fraction:
 
 def _work(clip: Path, out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path]], int]:
     """Clips and where their latents go, and how many are there already. `ValueError` where two would meet."""
-    from app.clips import SUFFIXES
+    from app.media.clips import SUFFIXES
 
     if not clip.is_dir():
         if out.suffix != LATENTS_SUFFIX:
@@ -116,7 +116,7 @@ def _one(encoder: Any, source: Path, target: Path, wishes: Any) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from app.clips import open_clip
+    from app.media.clips import open_clip
 
     target.parent.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import STRATEGIES, DataDir, byte_count, settings_with
-from app.words import shown_bytes
+from app.units import shown_bytes
 
 _STAGES = {
     "queued": "waiting in the queue",

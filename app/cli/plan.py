@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import DataDir, byte_count, settings_with
-from app.words import shown_bytes
+from app.units import shown_bytes
 
 # What a process holds on a card before its first tensor: CUDA's context and the libraries' kernels.
 CONTEXT_BYTES = 600 * 2**20

@@ -14,7 +14,7 @@ from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
 from app.config import ConfigError, Settings
 from app.doctor.findings import Finding, Standing, note, ok, wrong
 from app.models.entries import ModelEntry, load_models
-from app.words import shown_bytes
+from app.units import shown_bytes
 
 HUB_SECONDS = 4.0
 RESET = "The card does not answer: nvidia-smi says more; it needs a reset (nvidia-smi -r) or a reboot."
@@ -110,7 +110,7 @@ def encoder() -> Finding:
     import numpy
 
     from adaptive.types import VideoShape
-    from app.video import VideoWriter
+    from app.media.video import VideoWriter
 
     advice = "Reinstall PyAV from its wheel (pip install --force-reinstall av): it brings x264."
     if "libx264" not in av.codecs_available:

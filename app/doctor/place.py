@@ -15,7 +15,7 @@ import psutil
 from adaptive.device.host import read_host
 from app.config import Settings
 from app.doctor.findings import Finding, note, ok, wrong
-from app.words import shown_bytes
+from app.units import shown_bytes
 
 LOW_DISK_BYTES = 5 * 2**30
 LOW_MEMORY_BYTES = 2 * 2**30

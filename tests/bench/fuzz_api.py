@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from app.api import create_app  # noqa: E402
-from app.artifacts import job_artifacts  # noqa: E402
+from app.artifacts.local_folder import job_artifacts  # noqa: E402
 from app.config import Settings  # noqa: E402
 from app.jobs import JobError, JobSpec, JobStatus  # noqa: E402
 from app.store import JobStore  # noqa: E402

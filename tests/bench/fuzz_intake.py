@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from app.api.bodies import take_apart  # noqa: E402
 from app.api.problems import Problem  # noqa: E402
-from app.media import ImageLimits, ImageRejected, check_image, open_image  # noqa: E402
+from app.media.images import ImageLimits, ImageRejected, check_image, open_image  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 MIB = 2**20

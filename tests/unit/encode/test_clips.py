@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from encode_clips import picture, write_clip
 
-from app.clips import Clip, ClipError, open_clip
+from app.media.clips import Clip, ClipError, open_clip
 
 
 def plain(clip: Clip) -> list[np.ndarray]:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from adaptive.pipelines.recorded_call import RecordedDecode, Sound, load_clip, save_calls
 from adaptive.types import VideoShape
-from app.audio import AudioSamples
-from app.video import VideoWriter
+from app.media.audio import AudioSamples
+from app.media.video import VideoWriter
 
 RATE = 16_000
 FPS = 8

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.artifacts import job_artifacts
+from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
 from app.jobs import JobStatus, Stage
 from app.store import JobStore

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.api import create_app
-from app.artifacts import job_artifacts
+from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
 from app.jobs import JobError, JobStatus
 from app.scheduling.admission import LoadProfile

@@ -20,7 +20,7 @@ from app.api.bodies import BodyMemory, take_apart
 from app.api.problems import Problem, problem_of
 from app.api.requests import job_spec
 from app.config import Settings
-from app.media import ImageLimits, ImageRejected, check_image, open_image
+from app.media.images import ImageLimits, ImageRejected, check_image, open_image
 from app.models.entries import load_models
 
 MODELS = load_models(Settings())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.media import ImageLimits, ImageRejected, check_image, open_image
+from app.media.images import ImageLimits, ImageRejected, check_image, open_image
 
 ROOT = Path(__file__).parents[3]
 Picture = Callable[..., bytes]
@@ -90,7 +90,7 @@ def test_limits_hold_for_sides_and_for_pixels(make_picture: Picture) -> None:
 def test_a_bomb_costs_no_memory() -> None:
     program = """
 import io, resource, struct, zlib
-from app.media import ImageLimits, ImageRejected, check_image
+from app.media.images import ImageLimits, ImageRejected, check_image
 def chunk(kind, data):
     return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 rows = zlib.compress(bytes(50_000_000), 9)

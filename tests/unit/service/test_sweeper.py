@@ -9,7 +9,7 @@ import pytest
 from served import served
 
 from app.api import create_app
-from app.artifacts import job_artifacts
+from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
 from app.jobs import JobSpec, JobStatus
 from app.scheduling.admission import LoadProfile

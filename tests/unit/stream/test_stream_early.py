@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor, nn
 
 from adaptive.stream import open_decode
-from app.video import OPTIONS
+from app.media.video import OPTIONS
 
 
 @pytest.mark.slow

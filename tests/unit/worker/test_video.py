@@ -14,8 +14,8 @@ from diffusers.video_processor import VideoProcessor
 from numpy.typing import NDArray
 
 from adaptive.types import VideoShape
+from app.media.video import VideoWriteError, VideoWriter
 from app.transfer import FrameTransfer, to_pixels
-from app.video import VideoWriteError, VideoWriter
 
 SHAPE = VideoShape(frames=12, height=64, width=96)
 
@@ -81,7 +81,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from adaptive.types import VideoShape
-from app.video import VideoWriteError, VideoWriter
+from app.media.video import VideoWriteError, VideoWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 noise = np.random.default_rng(0).integers(0, 255, (60, 128, 128, 3), np.uint8)
 try:

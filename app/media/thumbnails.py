@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.artifacts import write_whole
+from app.artifacts.local_folder import write_whole
 
 SIDE = 512
 QUALITY = 82

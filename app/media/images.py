@@ -15,7 +15,7 @@ from typing import Final
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from app import pieces
+from app.media import image_structure
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
 ORIENTATION: Final = 0x0112  # the EXIF tag
@@ -82,7 +82,7 @@ def open_image(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
 def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
     if not data:
         raise ImageRejected("missing_image", "the image is empty")
-    excess = pieces.too_many(data)
+    excess = image_structure.too_many(data)
     if excess is not None:
         raise ImageRejected("image_too_complex", f"the image has {excess}")
     _check_size(_webp_canvas(data), limits)

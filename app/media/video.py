@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptive.types import VideoShape
-from app.artifacts import part_of, publish
-from app.audio import AudioSamples, AudioTrack
+from app.artifacts.local_folder import part_of, publish
+from app.media.audio import AudioSamples, AudioTrack
 
 # x264's constant quality: 18 is near transparent. BT.709 is what players assume for untagged video of these
 # sizes.
