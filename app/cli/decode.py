@@ -42,7 +42,7 @@ def decode(
     """Decode a job's latents again, or an encoded clip's: any chunk size, any device, the same pixels."""
     from adaptive.errors import AdaptiveError
     from adaptive.planning.planner import Policy
-    from app.latents import read_info
+    from app.latents.latents_file import read_info
     from app.media.video import VideoWriteError
     from app.models.components import ModelUnavailable
     from app.models.entries import load_models
@@ -79,8 +79,8 @@ def _decode(
 
     from adaptive.device.probe import open_probe
     from adaptive.pipelines.recorded_call import load_clip
-    from app import latents
     from app.decoding import ClipDecoding, Surroundings, load_experience
+    from app.latents import latents_file as latents
     from app.models import profiles
     from app.models.loading import load_vae
 
@@ -108,7 +108,7 @@ def _write(decoding: Any, out: Path, fps: Any, device: str) -> None:
 
     shape = decoding.video_shape
     if out.suffix == FRAMES_SUFFIX:
-        from app.tensorfile import TensorFile, TensorSpec
+        from app.latents.tensor_file import TensorFile, TensorSpec
 
         frames = TensorSpec((1, 3, shape.frames, shape.height, shape.width), decoding.dtype)
         with TensorFile(out, {"frames": frames}, {}) as file:

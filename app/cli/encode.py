@@ -42,7 +42,7 @@ def encode(
 ) -> None:
     """Encode clips of any length to latents, as the model denoises them. Only the VAE is loaded."""
     from adaptive.errors import AdaptiveError
-    from app.encoding import EncodeWishes
+    from app.latents.clip_encoder import EncodeWishes
     from app.media.clips import ClipError
     from app.models.components import ModelUnavailable
 
@@ -103,7 +103,7 @@ def _work(clip: Path, out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path
 
 def _encoder(settings: Any, model: str | None, device: str, budget: int | None) -> Any:
     from adaptive.planning.planner import Policy
-    from app.encoding import ClipEncoder
+    from app.latents.clip_encoder import ClipEncoder
     from app.models.entries import load_models
     from app.models.loading import load_vae
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from app.tensorfile import TensorFile, TensorSpec
+from app.latents.tensor_file import TensorFile, TensorSpec
 
 SHAPE = (2, 3, 7, 4, 5)
 

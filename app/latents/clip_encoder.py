@@ -18,14 +18,14 @@ from torch import Tensor
 from adaptive.decoding.encoder import STREAMED_LATENT_FRAMES, AdaptiveEncoder, EncodePlan
 from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.families import traits_of
-from adaptive.latent_scale import LatentScale
 from adaptive.planning.planner import Policy
 from adaptive.types import VaeTraits, VideoShape
-from app import latents
-from app.latents import LatentsInfo
+from app.latents import latents_file as latents
+from app.latents.latent_scale import LatentScale
+from app.latents.latents_file import LatentsInfo
+from app.latents.tensor_file import TensorSpec
 from app.media.clips import Clip, ClipError, Geometry, Picture
 from app.models.entries import ModelEntry
-from app.tensorfile import TensorSpec
 
 STRATEGIES = ("auto", "batched", "chunked", "per_frame")
 _PICTURES_AT_A_TIME = 4

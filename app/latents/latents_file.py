@@ -14,9 +14,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from adaptive.families import family_of
-from adaptive.latent_scale import LatentScale
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
-from app.tensorfile import TensorFile, TensorSpec
+from app.latents.latent_scale import LatentScale
+from app.latents.tensor_file import TensorFile, TensorSpec
 
 FORMAT = "framefit-latents"
 FORMAT_VERSION = "1"
