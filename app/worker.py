@@ -17,10 +17,10 @@ from app.config import Settings
 from app.control import JobCanceled, JobControl, JobLost, MadeWay, WorkerStopping
 from app.engine import Engine
 from app.jobs import Claim, JobStatus
-from app.logs import bound
 from app.models.entries import ModelEntry
 from app.models.loading import import_pipeline
 from app.run import JobFailure, JobRun
+from app.service.logs import bound
 from app.store import JobStore, StoreUnavailable
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 from app.api.problems import Problem
 from app.api.service import Service, TheService
 from app.jobs import JobSpec
-from app.keys import ApiKey
+from app.service.keys import ApiKey
 
 COOKIE = "framefit_key"
 

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import Problem
-from app.logs import bound
+from app.service.logs import bound
 
 log = logging.getLogger(__name__)
 REQUEST_ID = "X-Request-Id"

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from adaptive.errors import UnsupportedVae
 from app.media.images import ImageRejected
 from app.scheduling.admission import FitsNowhere, ProfilePending
+from app.service.webhooks import WebhookRefused
 from app.store import (
     IdempotencyConflict,
     NoSuchJob,
@@ -24,7 +25,6 @@ from app.store import (
     StoreUnavailable,
     WrongState,
 )
-from app.webhooks import WebhookRefused
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 5

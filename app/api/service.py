@@ -15,15 +15,15 @@ from app.api.views import job_view, ready_device_view
 from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
 from app.jobs import Job, JobStatus, Json, WorkerRow
-from app.keys import KeyRing, load_keys
 from app.media.images import ImageLimits
-from app.metrics import LiveGauges, ServiceMetrics
 from app.models.entries import ModelEntry, load_models
 from app.scheduling.admission import Admission, LoadDemand, LoadProfile
 from app.scheduling.eta import RunTimes, WaitingTimes
 from app.scheduling.unschedulable import Stranded
+from app.service.keys import KeyRing, load_keys
+from app.service.metrics import LiveGauges, ServiceMetrics
+from app.service.webhooks import Webhooks
 from app.store import JobStore, NoSuchJob, StoreError, open_store
-from app.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 2.0

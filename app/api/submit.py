@@ -21,8 +21,8 @@ from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job, JobSpec, Json, Stage
 from app.media.images import ImageRejected, check_image
 from app.scheduling.plan_view import rungs_json
+from app.service.webhooks import check_url
 from app.store import Submission
-from app.webhooks import check_url
 
 log = logging.getLogger(__name__)
 router = APIRouter()

@@ -16,7 +16,7 @@ from app.api.problems import Problem, documented
 from app.api.service import Service, TheService, readiness, visible
 from app.api.views import device_view, model_view, without_strangers
 from app.jobs import Json, WorkerRow
-from app.logs import read_level, write_level
+from app.service.logs import read_level, write_level
 from app.store import NoSuchJob
 
 router = APIRouter()

@@ -20,7 +20,7 @@ import typer
 from adaptive.device.huge_pages import ask_for_huge_pages
 from app.cli import bench, calibrate, convert, decode, encode, generate, inspect, keys, plan, processes
 from app.config import ConfigError
-from app.logs import hush_libraries
+from app.service.logs import hush_libraries
 
 app = typer.Typer(
     name="framefit",

@@ -17,7 +17,7 @@ def new(
     name: Annotated[str, typer.Option(help="What the key file calls it.")] = "caller",
 ) -> None:
     """Draw a key. It is shown this once; the service only ever needs its hash."""
-    from app.keys import new_key, shown_hash
+    from app.service.keys import new_key, shown_hash
 
     key = new_key()
     typer.echo(f"key for the caller    {key}")
@@ -27,6 +27,6 @@ def new(
 
 def hash_of() -> None:
     """Print the hash of a key that exists; it is asked for, so that no shell keeps it in its history."""
-    from app.keys import shown_hash
+    from app.service.keys import shown_hash
 
     typer.echo(shown_hash(typer.prompt("key", hide_input=True)))

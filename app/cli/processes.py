@@ -32,9 +32,9 @@ def serve(
     """Run the service: API, profiler and one worker a device."""
     _start_process(supervisor_pid)
     settings = settings_with(host=host, port=port, devices=devices, data_dir=data_dir)
-    from app.keys import load_keys
     from app.models.entries import load_models
-    from app.service import AlreadyRunning, run_service
+    from app.service.keys import load_keys
+    from app.service.processes import AlreadyRunning, run_service
 
     _configure_log(settings, "serve")
     load_models(settings)  # a mistake in a file is told here, once, not by every child
@@ -84,8 +84,8 @@ def worker(
 
     from adaptive.errors import NoDevice
     from app.engine import Engine
-    from app.lifeline import EXIT_DEVICE_UNAVAILABLE
     from app.models.entries import load_models
+    from app.service.parent_death import EXIT_DEVICE_UNAVAILABLE
     from app.store import open_store
     from app.worker import Worker
 
@@ -123,13 +123,13 @@ def profile(
 
 
 def _configure_log(settings: Settings, process: str) -> None:
-    from app.logs import configure
+    from app.service.logs import configure
 
     configure(settings.log_level, form=settings.log_format, process=process, data_dir=settings.data_dir)
 
 
 def _start_process(supervisor_pid: int | None) -> None:
     if supervisor_pid is not None:
-        from app.lifeline import die_with
+        from app.service.parent_death import die_with
 
         die_with(supervisor_pid)

@@ -31,7 +31,7 @@ def devices(settings: Settings) -> Iterator[Finding]:
             "gpu", f"the driver answers {state}", "Run nvidia-smi; a lost card needs a reset or a reboot."
         )
     yield from (_card(gpu, driver) for gpu in gpus)
-    from app.service import worker_specs
+    from app.service.processes import worker_specs
 
     try:
         worker_specs(settings.devices)

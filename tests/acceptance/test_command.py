@@ -15,8 +15,8 @@ from app.cli.options import byte_count
 
 TORCH_FREE = (
     "app.cli",
-    "app.service",
-    "app.supervisor",
+    "app.service.processes",
+    "app.service.supervisor",
     "app.client",
     "app.models.profiles",
     "app.models.components",

@@ -38,7 +38,7 @@ from app.models.entries import ModelEntry, load_models
 from app.models.weight_sizes import component_sizes
 from app.pipelines.calls import call_form
 from app.run import JobRun
-from app.service import open_store
+from app.service.processes import open_store
 
 SEED = 5
 COMMON: Json = {"num_inference_steps": 2, "output_type": "pt"}

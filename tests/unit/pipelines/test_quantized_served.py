@@ -38,7 +38,7 @@ from app.models.loading import in_int8, load_pipeline
 from app.models.requirements import ModelDemand, choose_placement
 from app.models.weight_sizes import component_sizes, stored_demand
 from app.run import JobRun
-from app.service import open_store
+from app.service.processes import open_store
 
 CPU = torch.device("cpu")
 WITH_TRANSFORMER = [

@@ -17,7 +17,7 @@ from nvml_stub import StubGpu
 from app.config import Settings
 from app.doctor import Standing, machine, place
 from app.doctor.findings import Finding
-from app.service import _data_folder_locked
+from app.service.processes import _data_folder_locked
 from app.store import health, open_store
 from app.store.database import open_engines
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from app.api import create_app
 from app.config import ConfigError, Settings, load_settings
 from app.jobs import JobStatus
-from app.keys import digest_of, load_keys, new_key, shown_hash
+from app.service.keys import digest_of, load_keys, new_key, shown_hash
 from app.store import JobStore
 
 ADA, BOB, EVE = new_key(), new_key(), new_key()
@@ -94,7 +94,7 @@ def test_keys_are_compared_by_digest_and_all_of_them_every_time(monkeypatch: pyt
         return one == other
 
     ring = load_keys(Settings(api_keys=(ADA, BOB, EVE)))
-    monkeypatch.setattr("app.keys.hmac.compare_digest", compare)
+    monkeypatch.setattr("app.service.keys.hmac.compare_digest", compare)
     for key in (ADA, EVE, "unknown"):
         compared.clear()
         ring.find(key)

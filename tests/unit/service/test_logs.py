@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from app import logs
+from app.service import logs
 
 
 @pytest.fixture(autouse=True)

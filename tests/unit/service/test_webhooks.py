@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app import webhooks
 from app.config import Settings
 from app.jobs import JobSpec, JobStatus
+from app.service import webhooks
+from app.service.webhooks import WebhookRefused, Webhooks, check_url, post, resolve, sign
 from app.store import JobStore
-from app.webhooks import WebhookRefused, Webhooks, check_url, post, resolve, sign
 
 SECRET = "a secret of the operator"
 

@@ -1,7 +1,7 @@
 """The whole service on one machine: which processes there are, and what they share.
 
-Owns the data folder's lock, the listening socket and the list of children; `app.supervisor` keeps them
-running. Imports no torch: GPUs are found through the driver.
+Owns the data folder's lock, the listening socket and the list of children; `app.service.supervisor` keeps
+them running. Imports no torch: GPUs are found through the driver.
 """
 
 import fcntl
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from adaptive.device.nvml import Nvml, NvmlState, cuda_visible_uuid
 from app.config import ConfigError, Settings
-from app.logs import write_level
+from app.service.logs import write_level
+from app.service.supervisor import ChildSpec, Supervisor
 from app.store import JobStore, StoreError, open_store
-from app.supervisor import ChildSpec, Supervisor
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from app.lifeline import EXIT_DEVICE_UNAVAILABLE
+from app.service.parent_death import EXIT_DEVICE_UNAVAILABLE
 
 log = logging.getLogger(__name__)
 

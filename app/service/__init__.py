@@ -1,0 +1,1 @@
+"""The processes of one host and what they share: supervisor, API keys, webhooks, logs, metrics. No torch."""
