@@ -34,7 +34,7 @@ def calibrate(
     entry = models.get(model or next(iter(models)))
     if entry is None:
         raise ConfigError(f"there is no model {model!r}; there are {', '.join(models)}")
-    from app.calibration import calibrate_model
+    from app.worker.calibration import calibrate_model
 
     found = calibrate_model(settings, entry, device, limit_seconds=seconds, on_measured=_show)
     if not found.measurements:

@@ -79,10 +79,10 @@ def _decode(
 
     from adaptive.device.probe import open_probe
     from adaptive.pipelines.recorded_call import load_clip
-    from app.decoding import ClipDecoding, Surroundings, load_experience
     from app.latents import latents_file as latents
     from app.models import profiles
     from app.models.loading import load_vae
+    from app.worker.decoding import ClipDecoding, Surroundings, load_experience
 
     path, info = found_in
     around = Surroundings(
@@ -117,7 +117,7 @@ def _write(decoding: Any, out: Path, fps: Any, device: str) -> None:
             file.finish()
         return
     from app.media.video import VideoWriter
-    from app.transfer import FrameTransfer, samples_of
+    from app.worker.frame_transfer import FrameTransfer, samples_of
 
     with VideoWriter(out, shape, fps, samples_of(decoding.sound)) as writer:
         transfer = FrameTransfer(writer, torch.device(device))

@@ -83,11 +83,11 @@ def worker(
     from contextlib import closing
 
     from adaptive.errors import NoDevice
-    from app.engine import Engine
     from app.models.entries import load_models
     from app.service.parent_death import EXIT_DEVICE_UNAVAILABLE
     from app.store import open_store
-    from app.worker import Worker
+    from app.worker.engine import Engine
+    from app.worker.loop import Worker
 
     gc.enable()
     gc.freeze()

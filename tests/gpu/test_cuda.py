@@ -22,7 +22,7 @@ from adaptive.testing import small_ltx_vae
 from adaptive.types import VideoShape
 from app.models.place_weights import place
 from app.pipelines import tiny
-from app.transfer import FrameTransfer, to_pixels
+from app.worker.frame_transfer import FrameTransfer, to_pixels
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 MIB = 2**20

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from app.config import Settings
-from app.engine import Engine
 from app.jobs import DecodeStrategy, JobSpec
-from app.model import LoadedModel
 from app.models.components import components_of
 from app.models.entries import ModelDefaults, ModelEntry, ModelLimits
 from app.models.weight_sizes import component_sizes
 from app.pipelines.dynamicrafter import build_tiny_pipeline
+from app.worker.engine import Engine
+from app.worker.loaded_model import LoadedModel
 
 Events = list[tuple[str, dict[str, Any]]]
 

@@ -28,17 +28,17 @@ from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import profile_of
 from adaptive.pipelines.recorded_call import load_clip
 from app.api import create_app
-from app.calling import UnsuitablePipeline
 from app.config import Settings
-from app.control import JobControl
-from app.engine import Engine
 from app.jobs import JobStatus, Json
 from app.models.components import components_of
 from app.models.entries import ModelEntry, load_models
 from app.models.weight_sizes import component_sizes
 from app.pipelines.calls import call_form
-from app.run import JobRun
 from app.service.processes import open_store
+from app.worker.engine import Engine
+from app.worker.job_control import JobControl
+from app.worker.job_run import JobRun
+from app.worker.pipeline_call import UnsuitablePipeline
 
 SEED = 5
 COMMON: Json = {"num_inference_steps": 2, "output_type": "pt"}

@@ -28,8 +28,6 @@ from adaptive.testing import ScriptedProbe
 from adaptive.types import VideoShape
 from app.api import create_app
 from app.config import ConfigError, Settings
-from app.control import JobControl
-from app.engine import Engine
 from app.jobs import JobStatus, Json
 from app.models import profiles
 from app.models.components import ModelUnavailable, components_of
@@ -37,8 +35,10 @@ from app.models.entries import ModelEntry, load_models
 from app.models.loading import in_int8, load_pipeline
 from app.models.requirements import ModelDemand, choose_placement
 from app.models.weight_sizes import component_sizes, stored_demand
-from app.run import JobRun
 from app.service.processes import open_store
+from app.worker.engine import Engine
+from app.worker.job_control import JobControl
+from app.worker.job_run import JobRun
 
 CPU = torch.device("cpu")
 WITH_TRANSFORMER = [
@@ -201,7 +201,7 @@ class Served:
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     settings, entry = offered(tmp_path, "LTXImageToVideoPipeline")
     probe = ScriptedProbe([tight(settings, entry)])
-    monkeypatch.setattr("app.engine.open_probe", lambda _device: probe)
+    monkeypatch.setattr("app.worker.engine.open_probe", lambda _device: probe)
     engine = Engine(settings, "cpu")
     with TestClient(create_app(settings)) as http, closing(open_store(settings)) as store:
         store.register_worker("here", {**engine.device_report(), "models": ["small"]})

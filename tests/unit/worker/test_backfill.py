@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from adaptive.errors import DoesNotFit
-from app.calling import UnsuitablePipeline
 from app.config import Settings
 from app.jobs import Job, JobSpec, JobStatus
 from app.models.entries import load_models
 from app.store import JobStore, Rules
-from app.worker import Worker
+from app.worker.loop import Worker
+from app.worker.pipeline_call import UnsuitablePipeline
 
 FREE_BYTES, BIG_BYTES, SMALL_BYTES = 1000, 5000, 100
 MAX_SKIPS = 2
@@ -80,8 +80,8 @@ def added(store: JobStore, seed: int, *, width: int, needed_bytes: int) -> Job:
 def test_small_jobs_run_while_a_big_one_waits_until_it_was_passed_over_often_enough(
     settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.control.MEMORY_POLL_SECONDS", 0.01)
-    monkeypatch.setattr("app.control.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("app.worker.job_control.MEMORY_POLL_SECONDS", 0.01)
+    monkeypatch.setattr("app.worker.job_control.PATIENCE_SECONDS", 0.05)
     big = added(store, 1, width=512, needed_bytes=BIG_BYTES)
     small = [added(store, seed, width=64, needed_bytes=SMALL_BYTES) for seed in (2, 3, 4)]
     device = CrampedDevice()

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from app import engine as engines
 from app.config import Settings
-from app.engine import Engine
 from app.jobs import Job, JobSpec, JobStatus
 from app.models.entries import load_models
 from app.store import JobStore
-from app.worker import Worker
+from app.worker import engine as engines
+from app.worker.engine import Engine
+from app.worker.loop import Worker
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from adaptive.pipelines.recorded_call import RecordedDecode
 from adaptive.testing import ScriptedProbe
 from adaptive.types import VideoShape
 from app.config import Settings
-from app.decoding import Surroundings, load_experience
 from app.jobs import JobSpec
-from app.model import LoadedModel
 from app.models import profiles
 from app.models.entries import load_models
 from app.models.loading import load_pipeline
+from app.worker.decoding import Surroundings, load_experience
+from app.worker.loaded_model import LoadedModel
 
 CPU = torch.device("cpu")
 
@@ -71,7 +71,7 @@ def test_a_device_that_knows_how_fast_it_is_is_not_measured_again(
         experience.speeds.observe(profile, shape, 1, 1.0)
         return []
 
-    monkeypatch.setattr("app.model.calibrate", measured)
+    monkeypatch.setattr("app.worker.loaded_model.calibrate", measured)
     for limit in (0, 2, 3):
         full.calibrate(limit)
     assert calls == [2], "0 turns it off, and what is known is not measured"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from adaptive.errors import DoesNotFit
-from app.idle import IdleWeights
 from app.models.prompt_cache import PromptCache
+from app.worker.idle_weights import IdleWeights
 
 CPU = torch.device("cpu")
 

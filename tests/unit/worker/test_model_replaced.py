@@ -4,8 +4,8 @@ import weakref
 from pathlib import Path
 
 from app.config import Settings
-from app.engine import Engine
 from app.models.entries import load_models
+from app.worker.engine import Engine
 
 
 def test_a_replaced_models_weights_are_gone_though_it_holds_itself(tmp_path: Path, tiny_folder: Path) -> None:

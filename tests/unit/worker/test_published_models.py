@@ -13,12 +13,12 @@ from adaptive.families import traits_of
 from adaptive.memory.margins import Residuals
 from adaptive.memory.profile_trace import config_digest, profile_of
 from adaptive.types import LatentShape
-from app.calling import check_call
 from app.config import Settings
 from app.models import profiles
 from app.models.components import build_component, components_of, weight_bytes
 from app.models.entries import ModelEntry, load_models
 from app.models.profile_tracer import trace_missing
+from app.worker.pipeline_call import check_call
 
 PUBLISHED = {name: entry for name, entry in load_models(Settings()).items() if not entry.is_builtin}
 

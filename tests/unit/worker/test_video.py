@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from adaptive.types import VideoShape
 from app.media.video import VideoWriteError, VideoWriter
-from app.transfer import FrameTransfer, to_pixels
+from app.worker.frame_transfer import FrameTransfer, to_pixels
 
 SHAPE = VideoShape(frames=12, height=64, width=96)
 

@@ -1,8 +1,8 @@
 """One process, one device: claims jobs, keeps its lease alive, runs them one after another.
 
 Owns the loop, the heartbeat and what each ending of a job means to the job table. How a job is done is
-`app.run`; how the device is used is `app.engine`. A job's failure leaves the worker alive; a failure of the
-process ends it, and the supervisor or the end of the lease gives the job back.
+`app.worker.job_run`; how the device is used is `app.worker.engine`. A job's failure leaves the worker alive;
+a failure of the process ends it, and the supervisor or the end of the lease gives the job back.
 """
 
 import logging
@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from types import FrameType
 
 from app.config import Settings
-from app.control import JobCanceled, JobControl, JobLost, MadeWay, WorkerStopping
-from app.engine import Engine
 from app.jobs import Claim, JobStatus
 from app.models.entries import ModelEntry
 from app.models.loading import import_pipeline
-from app.run import JobFailure, JobRun
 from app.service.logs import bound
 from app.store import JobStore, StoreUnavailable
+from app.worker.engine import Engine
+from app.worker.job_control import JobCanceled, JobControl, JobLost, MadeWay, WorkerStopping
+from app.worker.job_run import JobFailure, JobRun
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from adaptive.planning.planner import PlanInputs, Policy
 from adaptive.stream.offload import execution_device, wake
 from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, VideoShape
 from app.config import Settings
-from app.idle import IdleWeights
 from app.jobs import Json
+from app.worker.idle_weights import IdleWeights
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 

@@ -2,8 +2,8 @@
 happens.
 
 Owns the order of the stages, their progress and durations, and the translation of errors into a job's
-failure. Does not decide what becomes of the job afterwards (`app.worker`), nor how the device does its part
-(`app.engine`).
+failure. Does not decide what becomes of the job afterwards (`app.worker.loop`), nor how the device does its
+part (`app.worker.engine`).
 """
 
 import logging
@@ -15,19 +15,19 @@ from typing import Any
 from adaptive.errors import AdaptiveError, DecodeOutOfMemory, DoesNotFit
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, load_clip, save_calls
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
-from app.calling import UnsuitablePipeline
 from app.config import Settings
-from app.control import Interrupted, JobControl, JobLost, MadeWay, stay, wait_for_memory
-from app.decoding import Decoding, DeviceFault, OutOfMemory, whole_report
-from app.engine import Engine
 from app.jobs import Claim, JobError, Json, Stage
 from app.media.thumbnails import write_jpeg
 from app.media.video import NO_SPACE, VideoWriteError, VideoWriter
-from app.model import LoadedModel
 from app.models.components import ModelUnavailable
 from app.models.entries import ModelEntry
 from app.store import JobStore, StoreError
-from app.transfer import FrameTransfer, samples_of, to_pixels
+from app.worker.decoding import Decoding, DeviceFault, OutOfMemory, whole_report
+from app.worker.engine import Engine
+from app.worker.frame_transfer import FrameTransfer, samples_of, to_pixels
+from app.worker.job_control import Interrupted, JobControl, JobLost, MadeWay, stay, wait_for_memory
+from app.worker.loaded_model import LoadedModel
+from app.worker.pipeline_call import UnsuitablePipeline
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The device at work: which model is on it, how much memory it has, what to let go of between jobs.
 
 Owns the loaded model's place on the device and the readings of its memory. Knows jobs not at all; what is
-done with the model is `app.model`.
+done with the model is `app.worker.loaded_model`.
 """
 
 import gc
@@ -17,11 +17,11 @@ from adaptive.device.nvml import Nvml, NvmlState, cuda_visible_uuid
 from adaptive.device.probe import open_probe
 from adaptive.errors import DoesNotFit, NoDevice
 from app.config import Settings
-from app.decoding import OnEvent, Surroundings, load_experience, save_experience
-from app.model import LoadedModel
 from app.models import profiles
 from app.models.entries import ModelEntry
 from app.models.loading import load_pipeline
+from app.worker.decoding import OnEvent, Surroundings, load_experience, save_experience
+from app.worker.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from adaptive.device.probe import open_probe
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import trace_profile
 from app.config import Settings
-from app.decoding import experience_path, load_experience, save_experience
 from app.models import profiles
 from app.models.components import build_component, components_of
 from app.models.entries import ModelEntry
 from app.models.loading import load_vae, where_weights_are
+from app.worker.decoding import experience_path, load_experience, save_experience
 
 
 @dataclass(frozen=True, slots=True)

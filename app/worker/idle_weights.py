@@ -1,7 +1,7 @@
 """Weights that have nothing to do while a video is decoded: off the device and back on it.
 
 Owns the moving and what it takes. Whether it is worth it, `adaptive.planning.planner` decides; when,
-`app.decoding`.
+`app.worker.decoding`.
 """
 
 import time

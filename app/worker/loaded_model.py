@@ -19,14 +19,14 @@ from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.planning.planner import Policy
 from adaptive.stream import self_test
 from adaptive.types import VideoShape
-from app.calling import OnStep, check_call, run_pipeline, sound_of
 from app.config import Settings
-from app.decoding import Decoding, OnEvent, Surroundings, faults_named, load_experience, video_shape
-from app.idle import IdleWeights
 from app.jobs import JobSpec, Json
 from app.models.entries import ModelEntry
 from app.models.loading import PlacedPipeline, load_vae
 from app.models.place_weights import DENOISERS
+from app.worker.decoding import Decoding, OnEvent, Surroundings, faults_named, load_experience, video_shape
+from app.worker.idle_weights import IdleWeights
+from app.worker.pipeline_call import OnStep, check_call, run_pipeline, sound_of
 
 log = logging.getLogger(__name__)
 
