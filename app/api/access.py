@@ -8,8 +8,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.api.dependencies import Service, TheService
 from app.api.problems import Problem
-from app.api.service import Service, TheService
 from app.jobs import JobSpec
 from app.service.keys import ApiKey
 

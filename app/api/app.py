@@ -12,9 +12,10 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from adaptive.version import __version__
-from app.api import batch, jobs, openai, problems, session, submit, system
+from app.api import problems
+from app.api.dependencies import build_service
 from app.api.guard import Guard
-from app.api.service import build_service
+from app.api.routes import batch, events, files, jobs, openai, session, submit, system
 from app.config import Settings
 from app.models import profiles
 from app.scheduling.admission import LoadDemand, LoadProfile
@@ -59,8 +60,8 @@ def create_app(
     )
     app.state.service = service
     problems.install(app)
-    app.add_exception_handler(jobs.StreamEnded, jobs.no_more_events)
-    for module in (submit, batch, jobs, openai, system, session):
+    app.add_exception_handler(events.StreamEnded, events.no_more_events)
+    for module in (submit, batch, jobs, files, events, openai, system, session):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_api_route("/", _page, include_in_schema=False, response_class=FileResponse)

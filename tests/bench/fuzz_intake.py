@@ -25,8 +25,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from app.api.bodies import take_apart  # noqa: E402
 from app.api.problems import Problem  # noqa: E402
+from app.api.requests.bodies import take_apart  # noqa: E402
 from app.media.images import ImageLimits, ImageRejected, check_image, open_image  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")

@@ -163,7 +163,7 @@ def _profile(service: Any, requests: list[bytes]) -> None:
     """Planning runs in a thread of the framework's, where a profiler of the loop would not look."""
     from adaptive.errors import AdaptiveError
     from app.api.problems import Problem
-    from app.api.requests import job_spec
+    from app.api.requests.job_spec import job_spec
     from app.scheduling.plan_view import rungs_json
 
     profiler = cProfile.Profile()

@@ -16,9 +16,9 @@ from PIL import Image
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from app.api.bodies import BodyMemory, take_apart
 from app.api.problems import Problem, problem_of
-from app.api.requests import job_spec
+from app.api.requests.bodies import BodyMemory, take_apart
+from app.api.requests.job_spec import job_spec
 from app.config import Settings
 from app.media.images import ImageLimits, ImageRejected, check_image, open_image
 from app.models.entries import load_models

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from served import served
 
-from app.api import bodies, create_app, server
+from app.api import create_app, server
+from app.api.requests import bodies
 from app.config import Settings
 
 Connect = Callable[[], socket.socket]

@@ -11,9 +11,9 @@ from adaptive.device.gpu_processes import holders_of
 from adaptive.device.nvml import GpuInfo
 from adaptive.version import __version__
 from app.api.access import Administrator, Caller
-from app.api.answers import DEVICES, HEALTH, LOG_LEVEL, MODELS, READINESS, answer
+from app.api.dependencies import Service, TheService, readiness, visible
 from app.api.problems import Problem, documented
-from app.api.service import Service, TheService, readiness, visible
+from app.api.response_schemas import DEVICES, HEALTH, LOG_LEVEL, MODELS, READINESS, answer
 from app.api.views import device_view, model_view, without_strangers
 from app.jobs import Json, WorkerRow
 from app.service.logs import read_level, write_level

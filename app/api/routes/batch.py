@@ -8,12 +8,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api.access import Caller
-from app.api.answers import JOBS, answer
-from app.api.bodies import Parts, take_apart_many
+from app.api.dependencies import Service, TheService
 from app.api.problems import Problem, documented, problem_of
-from app.api.schemas import BATCH_BODY, MAX_JOBS
-from app.api.service import Service, TheService
-from app.api.submit import Body, IdempotencyKey, checked, view
+from app.api.requests.bodies import Parts, take_apart_many
+from app.api.requests.schemas import BATCH_BODY, MAX_JOBS
+from app.api.response_schemas import JOBS, answer
+from app.api.routes.submit import Body, IdempotencyKey, checked, view
 from app.jobs import Json
 from app.store import Submission
 

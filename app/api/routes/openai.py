@@ -12,14 +12,15 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import FileResponse, Response
 
 from app.api.access import Caller
-from app.api.answers import VIDEO, VIDEO_DELETED, VIDEOS, answer
-from app.api.bodies import take_apart
-from app.api.jobs import PLAIN, get_video
+from app.api.dependencies import Service, TheService, visible
 from app.api.problems import Problem
-from app.api.requests import entry_of
-from app.api.schemas import VIDEO_BODY
-from app.api.service import Service, TheService, visible
-from app.api.submit import Body, IdempotencyKey, submit
+from app.api.requests.bodies import take_apart
+from app.api.requests.job_spec import entry_of
+from app.api.requests.schemas import VIDEO_BODY
+from app.api.response_schemas import VIDEO, VIDEO_DELETED, VIDEOS, answer
+from app.api.routes.files import get_video
+from app.api.routes.jobs import PLAIN
+from app.api.routes.submit import Body, IdempotencyKey, submit
 from app.jobs import Job, JobStatus, Json
 from app.models.entries import ModelEntry
 

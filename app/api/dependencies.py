@@ -9,8 +9,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from adaptive.device.nvml import Nvml
-from app.api.bodies import BodyMemory
 from app.api.feed import EventFeed
+from app.api.requests.bodies import BodyMemory
 from app.api.views import job_view, ready_device_view
 from app.artifacts.local_folder import job_artifacts
 from app.config import Settings

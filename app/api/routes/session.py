@@ -6,11 +6,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.access import COOKIE, Caller
-from app.api.answers import SESSION, answer
-from app.api.bodies import from_json, read_body
+from app.api.dependencies import TheService
 from app.api.problems import Problem, documented
-from app.api.schemas import SESSION_BODY
-from app.api.service import TheService
+from app.api.requests.bodies import from_json, read_body
+from app.api.requests.schemas import SESSION_BODY
+from app.api.response_schemas import SESSION, answer
 from app.jobs import Json
 
 router = APIRouter(tags=["service"])

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.api.access import Caller, check_key_limits
-from app.api.answers import JOB, PLAN, answer
-from app.api.bodies import Parts, from_json, read_body, take_apart
+from app.api.dependencies import Service, TheService, visible
 from app.api.problems import Problem, documented
-from app.api.requests import job_spec
-from app.api.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
-from app.api.service import Service, TheService, visible
+from app.api.requests.bodies import Parts, from_json, read_body, take_apart
+from app.api.requests.job_spec import job_spec
+from app.api.requests.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
+from app.api.response_schemas import JOB, PLAN, answer
 from app.api.views import job_view, without_strangers
 from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job, JobSpec, Json, Stage

@@ -1,0 +1,1 @@
+"""How a request body becomes a `JobSpec`: read within limits, taken apart, checked against its model."""

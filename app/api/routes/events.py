@@ -1,0 +1,122 @@
+"""Routes that follow jobs by server-sent events: one job until it ends, or every job."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.responses import Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from app.api.access import Caller
+from app.api.dependencies import Service, TheService, visible
+from app.api.problems import Problem, documented
+from app.api.views import event_view
+from app.jobs import Event, Job
+from app.store import NoSuchJob
+
+router = APIRouter(tags=["jobs"])
+PAGE = 1000
+
+
+class StreamEnded(Exception):
+    """The client has seen everything: answered with 204, after which a browser does not ask again."""
+
+
+def _followed(
+    job_id: str,
+    service: TheService,
+    owner: Caller,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> tuple[Job, int]:
+    job = visible(service, job_id, owner)
+    seen = _sequence(last_event_id)
+    if job.status.is_terminal and seen and not service.store.events_after(seen, 1, job_id):
+        raise StreamEnded
+    return job, seen
+
+
+def _sequence(last_event_id: str | None) -> int:
+    if not last_event_id:
+        return 0
+    if not last_event_id.isascii() or not last_event_id.isdigit() or len(last_event_id) > 18:
+        raise Problem(422, "invalid_last_event_id", "Last-Event-ID must be the id of an event")
+    return int(last_event_id)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    summary="Follow a job (server-sent events)",
+    response_class=EventSourceResponse,
+    responses={
+        204: {"description": "Everything was seen and the job has ended."},
+        **documented(401, 404, 422),
+    },
+)
+async def follow_job(
+    service: TheService, owner: Caller, followed: Annotated[tuple[Job, int], Depends(_followed)]
+) -> AsyncIterator[ServerSentEvent]:
+    """The job's history from its first event, or from the one after `Last-Event-ID`, then what happens, until
+    it ends.
+
+    Each message has the event's kind as its type and JSON data.
+    """
+    job, seen = followed
+    async for event in _history_then_news(service, job.id, seen):
+        yield ServerSentEvent(data=event_view(event, owner), event=event.kind, id=str(event.seq))
+        if event.kind == "finished" and await asyncio.to_thread(_is_last, service, event):
+            return
+
+
+def _seen(service: TheService, last_event_id: Annotated[str | None, Header()] = None) -> int:
+    # Before the stream begins: once it has, nothing can be refused any more.
+    return _sequence(last_event_id) or service.store.last_event()
+
+
+@router.get(
+    "/events",
+    summary="Follow every job (server-sent events)",
+    response_class=EventSourceResponse,
+    responses=documented(401, 422),
+)
+async def follow_all(
+    service: TheService, owner: Caller, seen: Annotated[int, Depends(_seen)]
+) -> AsyncIterator[ServerSentEvent]:
+    """What happens to the caller's jobs from now on, or from the event after `Last-Event-ID`; it does not
+    end.
+    """
+    mine: dict[str, bool] = {}
+    async for event in _history_then_news(service, None, seen):
+        if owner is not None and event.job_id not in mine:
+            mine[event.job_id] = await asyncio.to_thread(_belongs, service, event.job_id, owner)
+        if owner is None or mine[event.job_id]:
+            yield ServerSentEvent(data=event_view(event, owner), event=event.kind, id=str(event.seq))
+
+
+async def _history_then_news(service: Service, job_id: str | None, seen: int) -> AsyncIterator[Event]:
+    async with service.feed.subscribe(job_id) as subscription:
+        while page := await asyncio.to_thread(service.store.events_after, seen, PAGE, job_id):
+            for event in page:
+                seen = event.seq
+                yield event
+        while (event_or_end := await subscription.pending.get()) is not None:
+            if event_or_end.seq > seen:
+                seen = event_or_end.seq
+                yield event_or_end
+
+
+def _is_last(service: Service, event: Event) -> bool:
+    """Whether a `finished` event really was the end: a job that was queued again has later ones."""
+    return not service.store.events_after(event.seq, 1, event.job_id)
+
+
+def _belongs(service: Service, job_id: str, owner: str) -> bool:
+    try:
+        return service.store.get(job_id).owner == owner
+    except NoSuchJob:
+        return False
+
+
+def no_more_events(_request: Request, _error: Exception) -> Response:
+    """The answer to a client that has seen everything."""
+    return Response(status_code=204)

@@ -1,0 +1,150 @@
+"""Routes for the files of a job: video, images, thumbnail and previews."""
+
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path
+from fastapi.responses import FileResponse, Response
+
+from app.api.access import Caller
+from app.api.dependencies import Service, TheService, visible
+from app.api.problems import Problem, documented
+from app.api.views import has_video
+from app.artifacts.local_folder import job_artifacts
+from app.jobs import Job
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.get(
+    "/jobs/{job_id}/video",
+    summary="The finished video",
+    response_class=FileResponse,
+    responses={
+        200: {"content": {"video/mp4": {}}, "description": "The video; ranges are served."},
+        206: {"content": {"video/mp4": {}}, "description": "Part of the video."},
+        304: {"description": "Unchanged since the ETag given."},
+        416: {"description": "No such range."},
+        **documented(401, 404, 409, 410),
+    },
+)
+def get_video(
+    job_id: str,
+    service: TheService,
+    owner: Caller,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The job's video as mp4."""
+    job = visible(service, job_id, owner)
+    response = _video_response(service, job)
+    etag = response.headers["etag"]
+    if if_none_match is not None and etag in [
+        tag.strip().removeprefix("W/") for tag in if_none_match.split(",")
+    ]:
+        return Response(status_code=304, headers={"ETag": etag, "Cache-Control": "private, no-cache"})
+    return response
+
+
+def _video_response(service: Service, job: Job) -> FileResponse:
+    if job.expired:
+        raise Problem(410, "result_expired", "the video was deleted when its time was over")
+    path = job_artifacts(service.settings.jobs_dir, job.id).video
+    if not has_video(job):
+        retry = {} if job.status.is_terminal else {"Retry-After": "5"}
+        message = f"job {job.id} is {job.status}; there is no video"
+        raise Problem(409, "no_video", message, headers=retry, data={"job_status": job.status})
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise Problem(410, "result_missing", "the video is no longer on the disk") from None
+    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{found.st_mtime_ns:x}-{found.st_size:x}"'}
+    return FileResponse(
+        path,
+        media_type="video/mp4",
+        filename=f"{job.id}.mp4",
+        content_disposition_type="inline",
+        stat_result=found,
+        headers=headers,
+    )
+
+
+@router.delete(
+    "/jobs/{job_id}/video", status_code=204, summary="Delete a result", responses=documented(401, 404, 409)
+)
+def delete_video(job_id: str, service: TheService, owner: Caller) -> None:
+    """Delete the video, the latents and the image of an ended job now; the job itself stays, marked as
+    expired.
+    """
+    job = visible(service, job_id, owner)
+    if not job.status.is_terminal:
+        raise Problem(409, "wrong_state", f"job {job_id} is {job.status}: cancel it first")
+    service.store.discard(job_id)
+
+
+@router.get(
+    "/jobs/{job_id}/image",
+    summary="The image a job starts from",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {}}}, **documented(401, 404, 410)},
+)
+def get_image(job_id: str, service: TheService, owner: Caller) -> Response:
+    """The image as it was sent."""
+    visible(service, job_id, owner)
+    return _image_response(service.store.image(job_id))
+
+
+@router.get(
+    "/jobs/{job_id}/last_image",
+    summary="The image a job ends with",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {}}}, **documented(401, 404)},
+)
+def get_last_image(job_id: str, service: TheService, owner: Caller) -> Response:
+    """The image as it was sent."""
+    visible(service, job_id, owner)
+    data = service.store.last_image(job_id)
+    if data is None:
+        raise Problem(404, "no_last_image", f"job {job_id} has no last image")
+    return _image_response(data)
+
+
+def _image_response(data: bytes) -> Response:
+    kind = "image/png" if data[:4] == b"\x89PNG" else "image/webp" if data[:4] == b"RIFF" else "image/jpeg"
+    return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=86400, immutable"})
+
+
+JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
+
+
+@router.get(
+    "/jobs/{job_id}/thumbnail",
+    summary="A picture of the finished video",
+    response_class=FileResponse,
+    responses={**JPEG, **documented(401, 404, 410)},
+)
+def get_thumbnail(job_id: str, service: TheService, owner: Caller) -> Response:
+    """The video's first frame, small."""
+    job = visible(service, job_id, owner)
+    return _picture(job, job_artifacts(service.settings.jobs_dir, job.id).thumbnail)
+
+
+@router.get(
+    "/jobs/{job_id}/previews/{number}.jpg",
+    summary="A picture of a frame, made before the video was decoded",
+    response_class=FileResponse,
+    responses={**JPEG, **documented(401, 404, 410, 422)},
+)
+def get_preview(
+    job_id: str, number: Annotated[int, Path(ge=0, le=99)], service: TheService, owner: Caller
+) -> Response:
+    """About what the frame will be: decoded alone and small. No part of the video."""
+    job = visible(service, job_id, owner)
+    return _picture(job, job_artifacts(service.settings.jobs_dir, job.id).preview(number))
+
+
+def _picture(job: Job, path: FilePath) -> FileResponse:
+    if job.expired:
+        raise Problem(410, "result_expired", "the pictures were deleted when the video's time was over")
+    if not path.is_file():
+        raise Problem(404, "no_picture", f"job {job.id} has no such picture")
+    return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": "private, no-cache"})

@@ -1,0 +1,65 @@
+"""Routes about jobs that exist: list, look up, cancel."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime
+
+from app.api.access import Caller
+from app.api.dependencies import TheService, visible
+from app.api.problems import documented
+from app.api.response_schemas import JOB, answer
+from app.api.response_schemas import PAGE as PAGE_OF_JOBS
+from app.api.routes.submit import view
+from app.jobs import JobStatus, Json
+
+router = APIRouter(tags=["jobs"])
+# Neither database accepts a NUL character in a text.
+PLAIN = r"^[^\x00]*$"
+
+
+@router.get(
+    "/jobs", summary="List jobs, newest first", responses={**answer(PAGE_OF_JOBS), **documented(401, 422)}
+)
+def list_jobs(
+    service: TheService,
+    owner: Caller,
+    status: JobStatus | None = None,
+    model: Annotated[str | None, Query(max_length=100, pattern=PLAIN)] = None,
+    since: Annotated[
+        AwareDatetime | None, Query(description="Only jobs that came in at or after this time (RFC 3339).")
+    ] = None,
+    cursor: Annotated[
+        str | None, Query(max_length=64, pattern=PLAIN, description="next_cursor of the page before.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> Json:
+    """One page; `next_cursor` is null on the last."""
+    jobs = service.store.page(
+        status=status,
+        model=model,
+        owner=owner,
+        since=None if since is None else since.timestamp(),
+        after=cursor,
+        limit=limit + 1,
+    )
+    page = jobs[:limit]
+    return {
+        "jobs": [view(service, job, owner) for job in page],
+        "next_cursor": page[-1].id if len(jobs) > limit else None,
+    }
+
+
+@router.get("/jobs/{job_id}", summary="A job", responses={**answer(JOB), **documented(401, 404)})
+def get_job(job_id: str, service: TheService, owner: Caller) -> Json:
+    """The job as it stands now."""
+    return view(service, visible(service, job_id, owner), owner)
+
+
+@router.delete(
+    "/jobs/{job_id}", summary="Cancel a job", responses={**answer(JOB), **documented(401, 404, 409)}
+)
+def cancel_job(job_id: str, service: TheService, owner: Caller) -> Json:
+    """A queued job is canceled at once, a running one at its next step or chunk; an ended one answers 409."""
+    visible(service, job_id, owner)
+    return view(service, service.store.cancel(job_id), owner)
