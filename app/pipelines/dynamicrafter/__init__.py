@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from app.pipelines.dynamicrafter.call import DynamiCrafterPipelineOutput
-    from app.pipelines.dynamicrafter.checkpoint import CheckpointMismatch
+    from app.pipelines.dynamicrafter.checkpoint.reading import CheckpointMismatch
     from app.pipelines.dynamicrafter.components import described_components
     from app.pipelines.dynamicrafter.conversion import convert, from_single_file
     from app.pipelines.dynamicrafter.defaults import DEFAULTS, ResolutionDefaults
+    from app.pipelines.dynamicrafter.networks.projector import DynamiCrafterImageProjector
+    from app.pipelines.dynamicrafter.networks.unet import DynamiCrafterUNet
     from app.pipelines.dynamicrafter.pipeline import DynamiCrafterPipeline
-    from app.pipelines.dynamicrafter.projector import DynamiCrafterImageProjector
     from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
     from app.pipelines.dynamicrafter.tiny import build_tiny_pipeline
-    from app.pipelines.dynamicrafter.unet import DynamiCrafterUNet
 
 _HOME = {
-    "CheckpointMismatch": "checkpoint",
+    "CheckpointMismatch": "checkpoint.reading",
     "DEFAULTS": "defaults",
-    "DynamiCrafterImageProjector": "projector",
+    "DynamiCrafterImageProjector": "networks.projector",
     "DynamiCrafterPipeline": "pipeline",
     "DynamiCrafterPipelineOutput": "call",
     "DynamiCrafterScheduler": "scheduler",
-    "DynamiCrafterUNet": "unet",
+    "DynamiCrafterUNet": "networks.unet",
     "ResolutionDefaults": "defaults",
     "build_tiny_pipeline": "tiny",
     "convert": "conversion",

@@ -14,10 +14,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 from app.pipelines.dynamicrafter.defaults import defaults_for
-from app.pipelines.dynamicrafter.keymap import Layout
-from app.pipelines.dynamicrafter.projector import DynamiCrafterImageProjector
+from app.pipelines.dynamicrafter.networks.projector import DynamiCrafterImageProjector
+from app.pipelines.dynamicrafter.networks.unet import DynamiCrafterUNet
 from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
-from app.pipelines.dynamicrafter.unet import DynamiCrafterUNet
 
 ComponentConfigs = dict[str, dict[str, Any]]
 PartialConfigs = Mapping[str, Mapping[str, Any]]
@@ -124,17 +123,6 @@ def build_scheduler(configs: ComponentConfigs) -> DynamiCrafterScheduler:
     """The scheduler, set up as configured."""
     scheduler: DynamiCrafterScheduler = _built(DynamiCrafterScheduler, configs["scheduler"])
     return scheduler
-
-
-def layout_of(components: Mapping[str, Any]) -> Layout:
-    """The numbers that the original key names depend on."""
-    unet, vae, text_encoder = components["unet"], components["vae"], components["text_encoder"]
-    return Layout(
-        unet_layers_per_block=len(unet.down_blocks[0].resnets),
-        unet_up_attention=tuple(hasattr(block, "attentions") for block in unet.up_blocks),
-        vae_levels=len(vae.decoder.up_blocks),
-        text_layers=len(text_encoder.encoder.layers),
-    )
 
 
 def _built(cls: type[Any], config: dict[str, Any]) -> Any:

@@ -1,85 +1,20 @@
-"""From a published checkpoint to a pipeline, and once and for all to a diffusers folder.
+"""Convert a published checkpoint once and for all to a folder that diffusers loads.
 
-Owns the joining of file, architecture and vocabulary. `convert` is what the command line calls.
+`convert` is what the command line calls.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from transformers import CLIPTokenizer
 
-from app.pipelines.dynamicrafter.checkpoint import CheckpointError, check, fill, read_tensors
-from app.pipelines.dynamicrafter.components import (
-    PartialConfigs,
-    build_scheduler,
-    component_configs,
-    empty_components,
-    layout_of,
-)
+from app.pipelines.dynamicrafter.checkpoint.loading import OnProgress, ignore_progress, load_components
+from app.pipelines.dynamicrafter.components import PartialConfigs
 from app.pipelines.dynamicrafter.pipeline import DynamiCrafterPipeline
-from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
-from app.pipelines.dynamicrafter.tokenizer import find_tokenizer, load_tokenizer
 
-_RESCALE_TOLERANCE = 1e-3
 # Share of a conversion that reading is; writing the folder is the rest.
 _READING = 0.6
-
-OnProgress = Callable[[float, str], None]
-"""Told the share that is done, 0 to 1, and what comes next."""
-
-
-def _untold(_share: float, _what: str) -> None:
-    """Nobody listens."""
-
-
-def load_components(
-    path: str | Path,
-    resolution: int,
-    tokenizer: str | Path | CLIPTokenizer | None = None,
-    config: PartialConfigs | None = None,
-    torch_dtype: torch.dtype = torch.float32,
-    on_progress: OnProgress = _untold,
-) -> dict[str, Any]:
-    """Every component of the pipeline, from the checkpoint at `path` (`model.ckpt` or safetensors).
-
-    `tokenizer`: a CLIP tokenizer, its folder or CLIP's merges file; searched beside the checkpoint if None.
-    `config`: changes to the published component configurations, such as `{"unet": {"block_out_channels":
-    ...}}`. Raises FileNotFoundError, UnreadableCheckpoint, CheckpointMismatch (naming missing, extra and
-    misshaped keys), CheckpointError for a file of another resolution, and ValueError for an unknown
-    resolution or configuration.
-    """
-    path = Path(path)
-    configs = component_configs(resolution, config)
-    components: dict[str, Any] = dict(empty_components(configs))
-    scheduler = build_scheduler(configs)
-    on_progress(0.0, f"reading {path.name}")
-    tensors = read_tensors(path)
-    sources = check(path, tensors, components, layout_of(components))
-    _check_rescale(path, tensors, scheduler)
-    words = load_tokenizer(find_tokenizer(path) if tokenizer is None else tokenizer)
-    sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in components.items()}
-    done = 0
-    for name, component in components.items():
-        on_progress(done / sum(sizes.values()), f"reading {name}")
-        fill(component, sources[name], tensors, torch_dtype)
-        done += sizes[name]
-    return {**components, "tokenizer": words, "scheduler": scheduler}
-
-
-def _check_rescale(path: Path, tensors: dict[str, torch.Tensor], scheduler: DynamiCrafterScheduler) -> None:
-    """The 512 and 1024 files have the same keys; only this leftover table tells them apart."""
-    if "scale_arr" not in tensors:
-        return
-    found = float(tensors["scale_arr"][-1])
-    expected = scheduler.config.rescale_base
-    if expected is None or abs(found - expected) > _RESCALE_TOLERANCE:
-        raise CheckpointError(
-            f"{path.name} was trained with a dynamic rescale to {found:.3g}, not {expected}:"
-            " is it the model of another resolution?"
-        )
 
 
 def from_single_file(
@@ -102,7 +37,7 @@ def convert(
     torch_dtype: torch.dtype = torch.float16,
     *,
     overwrite: bool = False,
-    on_progress: OnProgress = _untold,
+    on_progress: OnProgress = ignore_progress,
 ) -> Path:
     """Write the checkpoint at `path` as a folder that `DynamiCrafterPipeline.from_pretrained` loads; returns
     it.

@@ -15,7 +15,7 @@ import torch
 
 from adaptive.errors import DoesNotFit
 from adaptive.memory.live_bytes import trace_peak
-from app.pipelines.dynamicrafter.unet import DynamiCrafterUNet
+from app.pipelines.dynamicrafter.networks.unet import DynamiCrafterUNet
 
 MARGIN = 1.3
 """What kernels' workspace and fragmentation may add to the traced tensors."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from app.pipelines.dynamicrafter.unet import DynamiCrafterUNet
+from app.pipelines.dynamicrafter.networks.unet import DynamiCrafterUNet
 
 
 @dataclass(frozen=True, slots=True)

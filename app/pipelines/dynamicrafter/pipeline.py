@@ -35,9 +35,9 @@ from app.pipelines.dynamicrafter.denoise_plan import (
 )
 from app.pipelines.dynamicrafter.guidance import Conditions, Guidance, conditioning_latents, predict
 from app.pipelines.dynamicrafter.images import ImageInput, clip_pixels, load_images, present
-from app.pipelines.dynamicrafter.projector import DynamiCrafterImageProjector
+from app.pipelines.dynamicrafter.networks.projector import DynamiCrafterImageProjector
+from app.pipelines.dynamicrafter.networks.unet import DynamiCrafterUNet
 from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
-from app.pipelines.dynamicrafter.unet import DynamiCrafterUNet
 
 
 class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
@@ -88,10 +88,10 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         config: PartialConfigs | None = None,
         torch_dtype: torch.dtype = torch.float32,
     ) -> "DynamiCrafterPipeline":
-        """The pipeline of a published checkpoint; see `conversion.load_components`, which says what is
-        raised.
+        """The pipeline of a published checkpoint; see `checkpoint.loading.load_components`, which says what
+        is raised.
         """
-        from app.pipelines.dynamicrafter.conversion import load_components
+        from app.pipelines.dynamicrafter.checkpoint.loading import load_components
 
         return cls(**load_components(path, resolution, tokenizer, config, torch_dtype), resolution=resolution)
 

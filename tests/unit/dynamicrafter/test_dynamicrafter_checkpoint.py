@@ -13,16 +13,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from app.pipelines.dynamicrafter import DynamiCrafterPipeline, convert, from_single_file
-from app.pipelines.dynamicrafter.checkpoint import (
+from app.pipelines.dynamicrafter.checkpoint.keymap import canonical, is_unused
+from app.pipelines.dynamicrafter.checkpoint.loading import layout_of, load_components
+from app.pipelines.dynamicrafter.checkpoint.reading import (
     CheckpointError,
     CheckpointMismatch,
     UnreadableCheckpoint,
     check,
     read_tensors,
 )
-from app.pipelines.dynamicrafter.components import component_configs, empty_components, layout_of
-from app.pipelines.dynamicrafter.conversion import load_components
-from app.pipelines.dynamicrafter.keymap import canonical, is_unused
+from app.pipelines.dynamicrafter.components import component_configs, empty_components
 from app.pipelines.dynamicrafter.tiny import tiny_configs
 from app.pipelines.dynamicrafter.tokenizer import tokenizer_from_merges
 

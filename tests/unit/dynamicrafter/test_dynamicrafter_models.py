@@ -18,7 +18,8 @@ from app.models.components import ModelUnavailable, components_of, local_files
 from app.models.entries import BUILT_IN_MODELS, ModelEntry, load_models
 from app.models.loading import load_pipeline, load_vae, where_weights_are
 from app.models.weight_sizes import component_sizes
-from app.pipelines.dynamicrafter import DEFAULTS, DynamiCrafterPipeline, conversion
+from app.pipelines.dynamicrafter import DEFAULTS, DynamiCrafterPipeline
+from app.pipelines.dynamicrafter.checkpoint import loading
 from app.pipelines.dynamicrafter.components import ComponentConfigs, component_configs
 from app.pipelines.dynamicrafter.tiny import tiny_configs
 from app.pipelines.dynamicrafter.tokenizer import tokenizer_from_merges
@@ -43,7 +44,7 @@ def tiny_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     def configs(resolution: int, _overrides: object = None) -> ComponentConfigs:
         return component_configs(resolution, tiny_configs())
 
-    monkeypatch.setattr(conversion, "component_configs", configs)
+    monkeypatch.setattr(loading, "component_configs", configs)
 
 
 @pytest.fixture

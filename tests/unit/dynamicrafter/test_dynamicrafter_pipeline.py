@@ -14,8 +14,8 @@ from PIL import Image
 
 from adaptive import AdaptiveEncoder, Policy
 from app.pipelines.dynamicrafter import DEFAULTS, DynamiCrafterPipeline, build_tiny_pipeline
-from app.pipelines.dynamicrafter.attention import ImageCrossAttention
 from app.pipelines.dynamicrafter.defaults import SIZE_MULTIPLE
+from app.pipelines.dynamicrafter.networks.attention import ImageCrossAttention
 
 SIZE = {"height": 64, "width": 64}
 # Of whole runs: untrained weights and a guidance of 7.5 amplify the last bits.

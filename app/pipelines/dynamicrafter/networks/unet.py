@@ -15,7 +15,11 @@ from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel, UNet3DConditionOutput
 
-from app.pipelines.dynamicrafter.attention import FrameAttention, ImageCrossAttention, SlicedFeedForward
+from app.pipelines.dynamicrafter.networks.attention import (
+    FrameAttention,
+    ImageCrossAttention,
+    SlicedFeedForward,
+)
 
 # diffusers looks a component's base class up in the module that defines it.
 __all__ = ["DynamiCrafterUNet", "ModelMixin"]

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from app.pipelines.dynamicrafter.keymap import Layout, Source, canonical, is_unused, source_of
+from app.pipelines.dynamicrafter.checkpoint.keymap import Layout, Source, canonical, is_unused, source_of
 
 _NAMED_KEYS = 8
 _DEEPSPEED_PREFIX = "_forward_module."

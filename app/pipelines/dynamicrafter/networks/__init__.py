@@ -1,0 +1,1 @@
+"""The networks that diffusers lacks: the UNet with image attention and its image projector."""
