@@ -87,7 +87,7 @@ def migrate(engine: Engine) -> None:
         from alembic.config import Config
 
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations"))
+        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 

@@ -490,7 +490,7 @@ def test_the_schema_of_a_fresh_database_is_at_the_newest_revision(store: JobStor
 
     from app.store import database
 
-    folder = Path(database.__file__).parents[1] / "migrations"
+    folder = Path(database.__file__).with_name("migrations")
     assert ScriptDirectory(str(folder)).get_heads() == [database.HEAD_REVISION]
     store.migrate()
 
