@@ -26,7 +26,7 @@ def compare(
     markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
 ) -> None:
     """Show each way of decoding on each card, or our seconds in two documents side by side."""
-    from app.benchmark import HEAD, contests, side_by_side, stamp_line, verdict
+    from app.cli.benchmark_tables import HEAD, contests, side_by_side, stamp_line, verdict
 
     documents = [_read(path) for path in (first, second) if path is not None]
     try:

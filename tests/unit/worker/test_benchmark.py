@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app.benchmark import OURS, Contest, contests, side_by_side, verdict
 from app.cli import app
+from app.cli.benchmark_tables import OURS, Contest, contests, side_by_side, verdict
 
 BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
 
