@@ -18,7 +18,7 @@ from app.store import (
     Submission,
     WrongState,
 )
-from app.store.rows import append_event
+from app.store.rows import append_event, new_id
 from app.store.transaction import Transaction
 
 IMAGE = b"\xff\xd8 a picture"
@@ -510,6 +510,12 @@ def test_what_another_process_does_is_counted_at_once(open_store: OpenStore, mak
     other.release(claim.job.id, claim.token, "test")
     with pytest.raises(QueueFull):
         one.add(make_spec(), IMAGE)
+
+
+def test_jobs_of_one_millisecond_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.store.rows.time.time_ns", lambda: 1_700_000_000_000_000_000)
+    ids = [new_id() for _ in range(1000)]
+    assert ids == sorted(set(ids))
 
 
 def test_a_job_that_waits_for_memory_makes_way_for_a_smaller_one_but_not_for_ever(
