@@ -1,7 +1,7 @@
 """Numbers as people say them."""
 
 
-def shown_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     """A byte count for people."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:

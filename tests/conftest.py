@@ -5,17 +5,17 @@ from pathlib import Path
 import nvml_stub
 import pytest
 
-from adaptive.device.host import overlook_the_living
+from adaptive.device.host import freeze_garbage_collection
 
 
 def pytest_collection_finish() -> None:
-    overlook_the_living()
+    freeze_garbage_collection()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     if nextitem is None or item.path != nextitem.path:
-        overlook_the_living()  # libraries, too, that this file's tests have imported
+        freeze_garbage_collection()  # libraries, too, that this file's tests have imported
 
 
 @pytest.fixture(scope="session")

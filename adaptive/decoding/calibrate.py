@@ -18,7 +18,7 @@ from adaptive.decoding.decoder import AdaptiveDecoder
 from adaptive.device.probe import MemoryProbe, is_out_of_memory
 from adaptive.errors import AdaptiveError
 from adaptive.families import family_of
-from adaptive.memory.learned_costs import Experience
+from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.planner import Policy, chunk_sizes
 from adaptive.stream.offload import execution_device
@@ -51,22 +51,22 @@ def calibrate(
     vae: Any,
     profile: MemoryProfile,
     probe: MemoryProbe,
-    experience: Experience,
+    learned_costs: LearnedCosts,
     *,
     limit_seconds: float,
     on_measured: Callable[[Measurement], None] = lambda _: None,
 ) -> list[Measurement]:
     """Decode random latents on every rung, small shapes first, until `limit_seconds` are over.
 
-    `experience` learns from each. A decode that would outlast the limit, by what the ones before took, is not
-    begun, so the whole takes hardly longer. Shapes that do not fit in what is free now are passed over. Where
-    time was for one shape alone its times are forgotten again, if they are the only ones: what a decode so
-    small takes says nothing of the next.
+    `learned_costs` learns from each. A decode that would outlast the limit, by what the ones before took, is
+    not begun, so the whole takes hardly longer. Shapes that do not fit in what is free now are passed over.
+    Where time was for one shape alone its times are forgotten again, if they are the only ones: what a decode
+    so small takes says nothing of the next.
     """
     deadline = time.monotonic() + limit_seconds
-    decode = _Decodes(vae, profile, probe, experience)
+    decode = _Decodes(vae, profile, probe, learned_costs)
     decode.warm_up()
-    timed_before = experience.speeds.observations(profile)
+    timed_before = learned_costs.speeds.observations(profile)
     found: list[Measurement] = []
     for shape, size in _cases(profile):
         if time.monotonic() + decode.expected_seconds(shape, size) > deadline:
@@ -76,15 +76,17 @@ def calibrate(
             found.append(measured)
             on_measured(measured)
     if not timed_before and len({each.shape for each in found}) < LEAST_SHAPES:
-        experience.speeds.forget(profile)
+        learned_costs.speeds.forget(profile)
     return found
 
 
 class _Decodes:
     """Decodes of one VAE."""
 
-    def __init__(self, vae: Any, profile: MemoryProfile, probe: MemoryProbe, experience: Experience) -> None:
-        self._vae, self._profile, self._probe, self._experience = vae, profile, probe, experience
+    def __init__(
+        self, vae: Any, profile: MemoryProfile, probe: MemoryProbe, learned_costs: LearnedCosts
+    ) -> None:
+        self._vae, self._profile, self._probe, self._learned_costs = vae, profile, probe, learned_costs
         self._device = execution_device(vae)
         _, self._kwargs = family_of(vae).self_test_case(vae)
         self._kwargs = {
@@ -94,22 +96,22 @@ class _Decodes:
 
     def warm_up(self) -> None:
         """Pay once what first calls cost; it teaches nothing."""
-        apart = Experience.none(self._experience.device, self._experience.build)
+        apart = LearnedCosts.none(self._learned_costs.device, self._learned_costs.build)
         size = 1 if self._profile.can_stream else 3
         self._decode(LatentShape(1, self._profile.traits.latent_channels, 3, 4, 4), size, apart)
 
     def expected_seconds(self, shape: LatentShape, frames_per_chunk: int) -> float:
         """By what was timed so far; nothing where nothing was."""
-        law = self._experience.speeds.model(self._profile)
+        law = self._learned_costs.speeds.model(self._profile)
         return law.seconds(shape, frames_per_chunk) if law is not None else 0.0
 
     def measure(self, shape: LatentShape, frames_per_chunk: int) -> Measurement | None:
         """One decode; None where it does not fit."""
-        residuals = self._experience.residuals
+        residuals = self._learned_costs.residuals
         try:
             # With what is known before the decode: afterwards it would be no prediction.
             predicted = self._profile.estimate(shape, frames_per_chunk, residuals)
-            report = self._decode(shape, frames_per_chunk, self._experience)
+            report = self._decode(shape, frames_per_chunk, self._learned_costs)
         except AdaptiveError:
             return None
         except Exception as error:
@@ -127,14 +129,14 @@ class _Decodes:
             report.seconds,
         )
 
-    def _decode(self, shape: LatentShape, frames_per_chunk: int, experience: Experience) -> Any:
+    def _decode(self, shape: LatentShape, frames_per_chunk: int, learned_costs: LearnedCosts) -> Any:
         decoder = AdaptiveDecoder(
             self._vae,
             profile=self._profile,
             probe=self._probe,
             policy=Policy(frames_per_chunk=frames_per_chunk),
-            residuals=experience.residuals,
-            speeds=experience.speeds,
+            residuals=learned_costs.residuals,
+            speeds=learned_costs.speeds,
         )
         sizes = (shape.batch, shape.channels, shape.frames, shape.height, shape.width)
         latents = torch.randn(sizes, dtype=self._vae.dtype, device=self._device)

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from adaptive.decoding.events import GROWTH_SHARE, DecodeRun, chunk_data, plan_data, replan_data, spill_data
 from adaptive.decoding.events import DecodeEvent as DecodeEvent
-from adaptive.decoding.learning import Lessons, report_of
+from adaptive.decoding.learning import DecodeLearning, report_of
 from adaptive.device.host import read_host
 from adaptive.device.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
 from adaptive.device.spill import SpillWatch
 from adaptive.errors import DecodeOutOfMemory, UnsupportedVae
 from adaptive.families import family_of
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import profile_of
 from adaptive.memory.speed import Speeds
-from adaptive.planning.fallback import Ladder
+from adaptive.planning.fallback import FallbackOrder
 from adaptive.planning.planner import PlanInputs, Policy, budget_of, plan_decode
-from adaptive.stream import BlendedTiles, ChunksApart, DecodeStream, decode_whole, open_decode
+from adaptive.stream import BlendedTiles, DecodeStream, IndependentChunks, decode_whole, open_decode
 from adaptive.stream.offload import execution_device
 from adaptive.types import (
     WHOLE_PICTURE,
@@ -38,7 +38,7 @@ from adaptive.types import (
     Strategy,
 )
 
-Stream = DecodeStream | ChunksApart | BlendedTiles
+Stream = DecodeStream | IndependentChunks | BlendedTiles
 
 
 class AdaptiveDecoder:
@@ -56,7 +56,7 @@ class AdaptiveDecoder:
         profile: MemoryProfile | None = None,
         probe: MemoryProbe | None = None,
         policy: Policy | None = None,
-        residuals: Residuals | None = None,
+        residuals: LearnedMargins | None = None,
         speeds: Speeds | None = None,
         on_event: Callable[[DecodeEvent], None] | None = None,
         inputs: PlanInputs | None = None,
@@ -71,10 +71,10 @@ class AdaptiveDecoder:
         self._probe = probe or open_probe(str(self._device))
         self._policy = policy or Policy()
         self._inputs = inputs or PlanInputs(
-            residuals=Residuals(str(self._device)) if residuals is None else residuals
+            residuals=LearnedMargins(str(self._device)) if residuals is None else residuals
         )
         self._speeds = speeds or Speeds()
-        self._lessons = Lessons(self._profile, self._inputs.residuals, self._speeds)
+        self._lessons = DecodeLearning(self._profile, self._inputs.residuals, self._speeds)
         self._on_event = on_event
         self._keeps_output = keeps_output
         # On the CPU running out may mean that the kernel kills the process: there nobody should try.
@@ -167,7 +167,7 @@ class AdaptiveDecoder:
             return open_decode(self._vae, latents, **decode_kwargs)
         run.exact = False
         if run.cut.tiles == WHOLE_PICTURE:
-            return ChunksApart(self._vae, latents, **decode_kwargs)
+            return IndependentChunks(self._vae, latents, **decode_kwargs)
         return BlendedTiles(self._vae, latents, run.cut.tiles, done=run.video_frames, **decode_kwargs)
 
     def _steps(self, latents: Tensor, run: DecodeRun, stream: Stream) -> Iterator[Tensor]:
@@ -270,10 +270,10 @@ class AdaptiveDecoder:
     def _video_frames(self, latents: Tensor) -> int:
         return family_of(self._vae).video_frames(self._profile.traits, _frames(latents))
 
-    def _ladder(self, latents: Tensor) -> Ladder:
+    def _ladder(self, latents: Tensor) -> FallbackOrder:
         host = self._host_budget()
         inputs = replace(self._inputs, host_budget_bytes=host, may_fail=self._may_fail)
-        return Ladder(self._profile, _shape(latents), self._policy, inputs)
+        return FallbackOrder(self._profile, _shape(latents), self._policy, inputs)
 
     def _host_budget(self) -> int | None:
         """What a sweep may park in host memory; None where it is the device's own, or nothing is parked."""

@@ -19,12 +19,12 @@ from adaptive.device.probe import MemoryProbe, is_out_of_memory, open_probe
 from adaptive.errors import DoesNotFit
 from adaptive.families import family_of
 from adaptive.memory.live_bytes import trace_peak
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile_trace import TracedVae, dtype_name
 from adaptive.planning.planner import Policy, budget_of
 from adaptive.stream.encode_stream import EncodeStream
 from adaptive.stream.layers.convolution import convolutions_for
-from adaptive.stream.offload import execution_device, whole_calls
+from adaptive.stream.offload import execution_device, splitting_off
 from adaptive.types import strategy_of
 
 # Latent frames a chunk of a stream: beyond eight, larger chunks take memory and save no time.
@@ -57,7 +57,7 @@ def encode(
         return torch.cat(list(parts), 2)
     _traits(vae).latent_frames(video.shape[2])
     device = execution_device(vae)
-    with torch.no_grad(), whole_calls(vae), convolutions_for(device):
+    with torch.no_grad(), splitting_off(vae), convolutions_for(device):
         parameters = family_of(vae).encode_whole(vae, video.to(device), encode_kwargs)
     return _chosen(vae, parameters, posterior)
 
@@ -234,7 +234,7 @@ class AdaptiveEncoder:
         traced = TracedVae(type(self._vae), self._vae.config, dtype)
         live_bytes = live(traced, shape, frames_per_chunk)
         strategy = strategy_of(frames_per_chunk, shape[2])
-        residuals = Residuals(str(self._device))
+        residuals = LearnedMargins(str(self._device))
         return residuals.estimate(traced.traits.family, dtype, strategy, live_bytes).upper_bytes
 
 

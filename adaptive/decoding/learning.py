@@ -5,7 +5,7 @@ fitted (`adaptive.memory.margins`, `adaptive.memory.speed`).
 """
 
 from adaptive.decoding.events import DecodeRun
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import Speeds
 from adaptive.planning.planner import PlanInputs, Policy, rungs
@@ -13,10 +13,10 @@ from adaptive.planning.regret import Regret, regret_of
 from adaptive.types import WHOLE_PICTURE, Cut, DecodeReport, LatentShape, MeasuredPeak
 
 
-class Lessons:
+class DecodeLearning:
     """Teaches `residuals` (None: nothing about memory) and `speeds` from decodes of one VAE."""
 
-    def __init__(self, profile: MemoryProfile, residuals: Residuals | None, speeds: Speeds) -> None:
+    def __init__(self, profile: MemoryProfile, residuals: LearnedMargins | None, speeds: Speeds) -> None:
         self._profile = profile
         self._residuals = residuals
         self._speeds = speeds

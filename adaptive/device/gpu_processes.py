@@ -15,7 +15,7 @@ from adaptive.device.nvml import GpuInfo
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class GpuMemoryUser:
     """A process with memory on the card; None where the driver, or the operating system, does not tell."""
 
     pid: int | None
@@ -36,21 +36,21 @@ def process_name(pid: int) -> str | None:
         return None
 
 
-def holders_of(
+def gpu_memory_users(
     gpu: GpuInfo, own_bytes_by_pid: dict[int, int], name_of: Callable[[int], str | None] = process_name
-) -> list[Holder]:
+) -> list[GpuMemoryUser]:
     """The card's memory by process, largest first: ours as they report it, others as the driver does.
 
     What neither explains (the driver's own, processes it does not show) comes as one holder without a pid.
     """
     told = {process.pid: process.used_bytes for process in gpu.processes}
     same_ids = bool(own_bytes_by_pid.keys() & told.keys())
-    mine = [Holder(pid, name_of(pid), used, own=True) for pid, used in own_bytes_by_pid.items()]
+    mine = [GpuMemoryUser(pid, name_of(pid), used, own=True) for pid, used in own_bytes_by_pid.items()]
     # Where none of our ids is among the driver's, the others' ids are of another namespace, or ours hold
     # nothing: a name looked up here could be that of a stranger.
     named = same_ids or not own_bytes_by_pid
     others = [
-        Holder(pid, name_of(pid) if named else None, used, own=False)
+        GpuMemoryUser(pid, name_of(pid) if named else None, used, own=False)
         for pid, used in told.items()
         if pid not in own_bytes_by_pid
     ]
@@ -59,11 +59,11 @@ def holders_of(
     explained = sum(each.used_bytes or 0 for each in (*mine, *others))
     rest = gpu.used_bytes - explained
     if rest > 0:
-        others.append(Holder(None, None, rest, own=False))
+        others.append(GpuMemoryUser(None, None, rest, own=False))
     return sorted((*mine, *others), key=lambda each: each.used_bytes or 0, reverse=True)
 
 
-def _without_own(others: list[Holder], own_bytes: int) -> list[Holder]:
+def _without_own(others: list[GpuMemoryUser], own_bytes: int) -> list[GpuMemoryUser]:
     """Leave out the one that is most likely ourselves under the host's process id: of about our size."""
     near = [each for each in others if each.used_bytes and abs(each.used_bytes - own_bytes) < own_bytes * 0.1]
     own = min(near, key=lambda each: abs((each.used_bytes or 0) - own_bytes), default=None)

@@ -33,7 +33,7 @@ def read_host() -> MemoryReading:
     return MemoryReading("cpu", free, total, 0, process.rss, other, "host")
 
 
-def keep_heap_tight() -> None:
+def limit_heap_growth() -> None:
     """Have the C library map each tensor of `MAPPED_BYTES` or more by itself: freed, it is given back.
 
     Left alone, glibc raises that size to 32 MiB as it goes, and blocks of many sizes fragment the heap: the
@@ -45,7 +45,7 @@ def keep_heap_tight() -> None:
         set_option(M_TRIM_THRESHOLD, MAPPED_BYTES)
 
 
-def give_back_heap(generation: int = 2) -> None:
+def trim_heap(generation: int = 2) -> None:
     """Collect garbage up to a generation, and return the C library's free heap pages to the system."""
     gc.collect(generation)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
@@ -53,7 +53,7 @@ def give_back_heap(generation: int = 2) -> None:
         trim(0)
 
 
-def overlook_the_living() -> None:
+def freeze_garbage_collection() -> None:
     """Collect garbage, and have later collections pass over all that is alive now, until `gc.unfreeze`.
 
     Every decode collects; torch, diffusers and transformers bring some 700,000 objects, at which each full
@@ -92,7 +92,7 @@ class ResidentPeak:
         if not self._works:
             return None
         grown = max(0, _status_bytes("VmHWM") - self._base_bytes)
-        give_back_heap(1)  # what one decode left is young; all objects of torch and diffusers take 0.4 s
+        trim_heap(1)  # what one decode left is young; all objects of torch and diffusers take 0.4 s
         left = max(0, _status_bytes("VmRSS") - self._base_bytes - held_bytes)
         return MeasuredPeak(max(0, grown - left), outside_bytes=left)
 

@@ -11,7 +11,7 @@ import sys
 _SWITCH = "THP_MEM_ALLOC_ENABLE"
 
 
-def ask_for_huge_pages() -> None:
+def enable_huge_pages() -> None:
     """Have torch map each host tensor of 2 MiB or more in huge pages, where the kernel lets programs ask.
 
     Heard only before the process makes its first tensor; children inherit it. A decode on the CPU then spends
@@ -20,10 +20,10 @@ def ask_for_huge_pages() -> None:
     os.environ.setdefault(_SWITCH, "1")
 
 
-def start_with_huge_pages() -> None:
+def restart_with_huge_pages() -> None:
     """The same for a script that has imported torch, or what makes tensors when it is imported: the process
     starts itself anew, unless it was asked before.
     """
     if _SWITCH not in os.environ:
-        ask_for_huge_pages()
+        enable_huge_pages()
         os.execv(sys.executable, sys.orig_argv)

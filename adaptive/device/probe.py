@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from adaptive.device.host import ResidentPeak, give_back_heap, keep_heap_tight, read_host
+from adaptive.device.host import ResidentPeak, limit_heap_growth, read_host, trim_heap
 from adaptive.device.nvml import GpuInfo, Nvml, NvmlState, cuda_visible_uuid
 from adaptive.errors import NoDevice
 from adaptive.types import MeasuredPeak, MemoryReading
@@ -63,7 +63,7 @@ class CpuProbe:
     noise_bytes = 16_000_000  # pages of code and small objects take a MB or two
 
     def __init__(self) -> None:
-        keep_heap_tight()
+        limit_heap_growth()
         self._peak = ResidentPeak()
 
     def read(self) -> MemoryReading:
@@ -80,7 +80,7 @@ class CpuProbe:
 
     def release(self) -> None:
         """Trim the heap."""
-        give_back_heap()
+        trim_heap()
 
 
 class CudaProbe:

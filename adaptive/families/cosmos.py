@@ -135,7 +135,7 @@ def _downsample(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor
 
 def _attention(tick: Tick, module: Any, forward: Any, frames: Tensor, mask: Any = None) -> Tensor:
     """Attention within a frame stays as it is; attention over time (`[B*H*W, 1, T, C]`) remembers."""
-    from adaptive.stream.engines.chunk_pass import attend_back
+    from adaptive.stream.engines.chunk_pass import attend_to_past
 
     if type(module.processor).__name__ == "CosmosSpatialAttentionProcessor2_0":
         return forward(frames, mask)  # type: ignore[no-any-return]
@@ -147,7 +147,7 @@ def _attention(tick: Tick, module: Any, forward: Any, frames: Tensor, mask: Any 
     )
     key, value = key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
     keys, values = tick.remember(module, key, value, dim=2)
-    mixed = attend_back(query.transpose(1, 2), keys, values).transpose(1, 2).flatten(2)
+    mixed = attend_to_past(query.transpose(1, 2), keys, values).transpose(1, 2).flatten(2)
     mixed = mixed.reshape(batch, height, width, *mixed.shape[1:]).permute(0, 4, 3, 1, 2)
     out: Tensor = module.to_out[1](module.to_out[0](mixed))
     return out + frames

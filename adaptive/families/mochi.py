@@ -112,7 +112,7 @@ def _attention(tick: Tick, module: Any, forward: Any, tokens: Tensor) -> Tensor:
     """Attention over time, `[B*H*W, T, C]`: what `MochiVaeAttnProcessor2_0` computes, with earlier frames
     remembered.
     """
-    from adaptive.stream.engines.chunk_pass import attend_back
+    from adaptive.stream.engines.chunk_pass import attend_to_past
 
     if not module.is_causal or module.residual_connection:
         raise UnsupportedVae("MochiEncoder3D", "encoding in chunks through attention that looks ahead")
@@ -121,7 +121,7 @@ def _attention(tick: Tick, module: Any, forward: Any, tokens: Tensor) -> Tensor:
         for project in (module.to_q, module.to_k, module.to_v)
     )
     keys, values = tick.remember(module, module.norm_k(key), value, dim=2)
-    mixed = attend_back(module.norm_q(query), keys, values).transpose(1, 2).flatten(2)
+    mixed = attend_to_past(module.norm_q(query), keys, values).transpose(1, 2).flatten(2)
     out: Tensor = module.to_out[1](module.to_out[0](mixed)) / module.rescale_output_factor
     return out
 

@@ -108,14 +108,14 @@ def _sweep_engine(vae: Any) -> Engine:
 
 def _swept(decoder: Any, latents: Tensor, size: int) -> Any:
     """Reel of what the last convolution over time takes."""
-    from adaptive.stream.engines.sweep import Reel, temporal_block
+    from adaptive.stream.engines.sweep import HostFrames, temporal_block
 
     starts = range(0, latents.shape[2], size)
     chunks: Iterable[Tensor] = (latents[:, :, start : start + size] for start in starts)
     for before, block in _blocks(decoder):
         chunks = _each(chunks, [*before, partial(block.spatial_res_block, temb=None)])
         chunks = temporal_block(chunks, block.temporal_res_block, block.time_mixer, latents.device, size)
-    reel = Reel(latents.device)
+    reel = HostFrames(latents.device)
     for chunk in _each(chunks, [*_tail(decoder), decoder.conv_norm_out, decoder.conv_act, decoder.conv_out]):
         reel.append(chunk)
         del chunk

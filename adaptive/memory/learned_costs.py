@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.speed import Speeds
 
 FORMAT = 3
 
 
 @dataclass(slots=True)
-class Experience:
+class LearnedCosts:
     """Learned on `device` ("cpu", or "cuda" and the card's name) under `build` (torch and cuDNN versions)."""
 
     device: str
     build: str
-    residuals: Residuals = field(default_factory=Residuals)
+    residuals: LearnedMargins = field(default_factory=LearnedMargins)
     speeds: Speeds = field(default_factory=Speeds)
 
     @classmethod
     def none(cls, device: str, build: str) -> Self:
         """Nothing learned yet."""
-        return cls(device, build, Residuals(device), Speeds())
+        return cls(device, build, LearnedMargins(device), Speeds())
 
     def summary(self) -> dict[str, Any]:
         """Margins and laws of speed, as JSON values, small enough for every heartbeat."""
@@ -39,9 +39,12 @@ class Experience:
     @classmethod
     def from_summary(cls, device: str, summary: dict[str, Any]) -> Self:
         """For a process that only plans: predicts as the one summarised did."""
-        residuals = Residuals.from_summary(device, summary.get("margins") or {})
+        residuals = LearnedMargins.from_summary(device, summary.get("margins") or {})
         return cls(
-            device, summary.get("build") or "", residuals, Speeds.from_summary(summary.get("speeds") or {})
+            device,
+            summary.get("build") or "",
+            residuals,
+            Speeds.from_summary(summary.get("speeds") or {}),
         )
 
     def save(self, path: Path) -> None:
@@ -66,7 +69,7 @@ class Experience:
             data = json.loads(path.read_text())
             if (data["format"], data["device"], data["build"]) != (FORMAT, device, build):
                 return cls.none(device, build)
-            residuals = Residuals.from_json(device, data["residuals"])
+            residuals = LearnedMargins.from_json(device, data["residuals"])
             return cls(device, build, residuals, Speeds.from_json(data["speeds"]))
         except (OSError, ValueError, KeyError, TypeError):
             return cls.none(device, build)

@@ -3,7 +3,7 @@ computed.
 
 Owns: accounting of tensor storages from birth to death. Must not know: VAEs, strategies, devices' real
 memory. What happens inside one operator (a convolution's workspace) is invisible here;
-`adaptive.memory.profile.Residuals` learns it.
+`adaptive.memory.profile.LearnedMargins` learns it.
 """
 
 import math

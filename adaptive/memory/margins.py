@@ -44,7 +44,7 @@ _NONE = Learned()
 _MARGIN = [each.name for each in fields(Margin)]
 
 
-class Residuals:
+class LearnedMargins:
     """Learned margins of one device and build. Not thread-safe: one decoder owns it."""
 
     def __init__(self, device: str = "cpu") -> None:
@@ -200,7 +200,7 @@ class Residuals:
         }
 
     @staticmethod
-    def from_summary(device: str, summary: Mapping[str, Any]) -> "Residuals":
+    def from_summary(device: str, summary: Mapping[str, Any]) -> "LearnedMargins":
         """Margins as the ones summarised, for a process that only plans."""
         return _Told(device, summary)
 
@@ -229,7 +229,7 @@ class Residuals:
         return residuals
 
 
-class _Told(Residuals):
+class _Told(LearnedMargins):
     """What a summary says, looked up as it is: one is made for every request that is planned."""
 
     def __init__(self, device: str, summary: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from adaptive.memory.margins import Residuals as Residuals
+from adaptive.memory.margins import LearnedMargins as LearnedMargins
 from adaptive.tiles import largest_tile, strip_count
 from adaptive.types import Cut, LatentShape, PeakEstimate, VaeTraits
 
@@ -186,16 +186,17 @@ class MemoryProfile:
         return 3 * self.traits.video_frames(shape.frames) * pixels * self.item_bytes
 
     def estimate(
-        self, latent_shape: LatentShape, frames_per_chunk: int, residuals: Residuals | None = None
+        self, latent_shape: LatentShape, frames_per_chunk: int, residuals: LearnedMargins | None = None
     ) -> PeakEstimate:
-        """Live, expected and upper bytes on the device of the `residuals`; without, on a CPU unmeasured."""
+        """Live, expected and upper bytes on the device of `residuals`; without them, on an unmeasured
+        CPU."""
         return self.estimate_cut(latent_shape, Cut(frames_per_chunk), residuals)
 
     def estimate_cut(
-        self, latent_shape: LatentShape, cut: Cut, residuals: Residuals | None = None
+        self, latent_shape: LatentShape, cut: Cut, residuals: LearnedMargins | None = None
     ) -> PeakEstimate:
         """`estimate` of any cut."""
-        residuals = residuals or Residuals()
+        residuals = residuals or LearnedMargins()
         live = self.cut_bytes(latent_shape, cut, on_host=residuals.on_host)
         frames = latent_shape.frames
         known_by = self.traits.family, self.dtype, cut.strategy(frames)

@@ -18,7 +18,7 @@ from torch import nn
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of, traits_of
 from adaptive.memory.live_bytes import LiveBytes, trace_peak
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import ITEM_BYTES, Curve, MemoryProfile, SweepCosts, TileCosts
 from adaptive.stream import decode_whole, open_decode
 from adaptive.stream.engines.sweep import Parking
@@ -81,7 +81,7 @@ def predict_peak(
     dtype: torch.dtype | str | None = None,
     frames_per_chunk: int,
     strips: int = 1,
-    residuals: Residuals | None = None,
+    residuals: LearnedMargins | None = None,
 ) -> PeakEstimate:
     """Memory that decoding latents of this shape (`[B, C, T, h, w]`) will need above weights and input.
 
@@ -94,7 +94,7 @@ def predict_peak(
     """
     if not isinstance(latent_shape, LatentShape):
         latent_shape = LatentShape(*latent_shape)
-    traced, residuals = _traced_copy(vae, dtype), residuals or Residuals(str(vae.device))
+    traced, residuals = _traced_copy(vae, dtype), residuals or LearnedMargins(str(vae.device))
     frames, size = latent_shape.frames, (latent_shape.height, latent_shape.width)
     cut = Cut(frames_per_chunk) if strips == 1 else Cut(1, SpatialTiles(strips))
     host_bytes = 0

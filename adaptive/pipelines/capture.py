@@ -2,7 +2,7 @@
 
 `capture(pipe)` hands the pipeline placeholders instead of frames: every pipeline's own de-normalisation,
 timestep and noise handling stays in force, and the memory-hungry part can run later, elsewhere, or again
-after a crash. A placeholder's values say which frame they stand for, so that `as_kept` can read from the
+after a crash. A placeholder's values say which frame they stand for, so that `kept_frames` can read from the
 pipeline's output what it did with them: frames that it drops are dropped from the real video too, and a
 pipeline that changes them is found out. Sets one attribute on the VAE object and takes it off again; modules,
 their `forward` and accelerate's hooks are not touched. Knows nothing of jobs or files.
@@ -57,9 +57,9 @@ def capture(pipe: Any, encode: Callable[..., Any] | None = None) -> Iterator[lis
 
     Yields the list that fills up, in order, while the pipeline runs inside the block. The pipeline gets a
     placeholder `[B, C, F, 1, 1]` on the CPU per call (`[N, C, 1, 1]` for VAEs that decode single frames),
-    with the right number of frames, which its post-processing accepts; `as_kept` reads from the pipeline's
-    output what became of them. The recorded latents stay where they are. Raises `UnsupportedVae`, naming the
-    pipeline, where frames are needed before the pipeline ends.
+    with the right number of frames, which its post-processing accepts; `kept_frames` reads from the
+    pipeline's output what became of them. The recorded latents stay where they are. Raises `UnsupportedVae`,
+    naming the pipeline, where frames are needed before the pipeline ends.
     """
     check_capturable(type(pipe).__name__)
     vae = pipe.vae
@@ -74,7 +74,7 @@ def capture(pipe: Any, encode: Callable[..., Any] | None = None) -> Iterator[lis
         yield calls
 
 
-def as_kept(calls: Sequence[RecordedDecode], output: Any, pipe_class: str) -> list[RecordedDecode]:
+def kept_frames(calls: Sequence[RecordedDecode], output: Any, pipe_class: str) -> list[RecordedDecode]:
     """The calls, each with the frames of it that the pipeline kept (`RecordedDecode.keep`).
 
     `output` is what the pipeline returned as frames under `capture` with `output_type="pt"`:

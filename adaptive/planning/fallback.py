@@ -14,7 +14,7 @@ from adaptive.planning.policy import cuts
 from adaptive.types import Cut, LatentShape, MemoryReading, Strategy
 
 
-class Ladder:
+class FallbackOrder:
     """The cuts of one decode: of `shape` by a VAE with `profile`, under `policy`."""
 
     def __init__(

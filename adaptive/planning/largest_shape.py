@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from adaptive.errors import UnsupportedVae
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.policy import Policy, cuts
 from adaptive.types import VideoShape
@@ -18,7 +18,7 @@ def largest_shape_that_fits(
     budget_bytes: int,
     policy: Policy | None = None,
     *,
-    residuals: Residuals | None = None,
+    residuals: LearnedMargins | None = None,
     size_multiple: int | None = None,
 ) -> VideoShape | None:
     """Largest video of `like`'s frame count and about its aspect that some allowed rung decodes in

@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 
 from adaptive.errors import DoesNotFit
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import UNTIMED
 from adaptive.memory.speed import SpeedModel as SpeedModel
@@ -47,7 +47,7 @@ def plan_decode(
 ) -> DecodePlan:
     """The fastest allowed rung that fits. `DoesNotFit` with the bytes of the smallest where none does."""
     policy, inputs = policy or Policy(), inputs or PlanInputs()
-    residuals = inputs.residuals or Residuals(reading.device)
+    residuals = inputs.residuals or LearnedMargins(reading.device)
     inputs = replace(inputs, residuals=residuals)
     budget = budget_of(reading, policy, inputs.held_bytes)
     ladder = rungs(profile, shape, budget, policy, inputs, whole_pictures=True)
@@ -138,18 +138,18 @@ def _reason(profile: MemoryProfile, policy: Policy, chosen: Rung, ladder: tuple[
 
 
 def _detail(chosen: Rung, ladder: tuple[Rung, ...], budget_bytes: int, free_bytes: int) -> str:
-    most = f"at most {bytes_named(chosen.predicted.upper_bytes)}"
+    most = f"at most {format_mebibytes(chosen.predicted.upper_bytes)}"
     if not chosen.fits:
-        most = f"probably {bytes_named(chosen.predicted.expected_bytes)}, {most},"
+        most = f"probably {format_mebibytes(chosen.predicted.expected_bytes)}, {most},"
     text = (
         f"{rung_named(chosen)} needs {most} of "
-        f"{bytes_named(budget_bytes + chosen.dropped_bytes)} ({bytes_named(free_bytes)} free)"
+        f"{format_mebibytes(budget_bytes + chosen.dropped_bytes)} ({format_mebibytes(free_bytes)} free)"
     )
     if chosen.predicted.host_bytes:
-        text += f", and {bytes_named(chosen.predicted.host_bytes)} of host memory for parked activations"
+        text += f", and {format_mebibytes(chosen.predicted.host_bytes)} of host memory for parked activations"
     faster = ladder[: ladder.index(chosen)]
     if faster:
-        text += f"; {rung_named(faster[-1])} would need {bytes_named(faster[-1].predicted.upper_bytes)}"
+        text += f"; {rung_named(faster[-1])} would need {format_mebibytes(faster[-1].predicted.upper_bytes)}"
     return text
 
 
@@ -157,7 +157,7 @@ def rung_named(rung: Rung) -> str:
     """A rung's name for people."""
     text = _cut_named(rung)
     return (
-        f"{text} after dropping {bytes_named(rung.dropped_bytes)} of idle weights"
+        f"{text} after dropping {format_mebibytes(rung.dropped_bytes)} of idle weights"
         if rung.dropped_bytes
         else text
     )
@@ -170,6 +170,6 @@ def _cut_named(rung: Rung) -> str:
     return f"{rung.strategy} ({rung.frames_per_chunk} latent frames)" if chunked else str(rung.strategy)
 
 
-def bytes_named(size_bytes: int) -> str:
+def format_mebibytes(size_bytes: int) -> str:
     """A byte count for people."""
     return f"{size_bytes / MIB:,.0f} MiB"

@@ -6,7 +6,7 @@ Pure arithmetic on the ladder the plan was chosen from. Must not know: torch, jo
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptive.planning.planner import Rung, bytes_named, rung_named
+from adaptive.planning.planner import Rung, format_mebibytes, rung_named
 from adaptive.types import DecodePlan
 
 
@@ -38,10 +38,10 @@ def regret_of(
     fitting = [rung for rung in faster if rung.predicted.live_bytes * share <= room + rung.dropped_bytes]
     if not fitting:
         need = min(round(rung.predicted.live_bytes * share) for rung in faster)
-        return Regret(0.0, f"none: every faster way needed {bytes_named(need)} or more")
+        return Regret(0.0, f"none: every faster way needed {format_mebibytes(need)} or more")
     best = fitting[0]
     text = f"{rung_named(best)} would have fitted: it needed about "
-    text += f"{bytes_named(round(best.predicted.live_bytes * share))} of {bytes_named(room)}"
+    text += f"{format_mebibytes(round(best.predicted.live_bytes * share))} of {format_mebibytes(room)}"
     if not best.predicted_seconds or not chosen.predicted_seconds:
         return Regret(0.0, f"{text}; how much faster is not known yet")
     scale = seconds / (chosen.predicted_seconds - chosen.reload_seconds)  # `seconds` are the decode's alone

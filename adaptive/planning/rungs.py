@@ -6,7 +6,7 @@ Owns: rungs and their order. Must not know: torch, devices, jobs, how one is cho
 
 from dataclasses import dataclass, replace
 
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import SpeedModel
 from adaptive.planning.policy import Policy, cuts
@@ -61,7 +61,7 @@ class PlanInputs:
     so that a faster rung may be tried whose bound does not fit, where that takes less time on average.
     """
 
-    residuals: Residuals | None = None
+    residuals: LearnedMargins | None = None
     speed: SpeedModel | None = None
     held_bytes: int = 0
     kept_output_bytes: int = 0

@@ -1,7 +1,7 @@
 """Approximate decoding, for what fits in no exact way: parts that do not know of each other.
 
-Owns two streams with the interface of `DecodeStream`. `ChunksApart` decodes some frames at a time as if they
-were a video of their own, as diffusers' pipelines do by `decode_chunk_size`. `BlendedTiles` decodes
+Owns two streams with the interface of `DecodeStream`. `IndependentChunks` decodes some frames at a time as if
+they were a video of their own, as diffusers' pipelines do by `decode_chunk_size`. `BlendedTiles` decodes
 overlapping tiles of the picture one after another, each over the whole length (exactly in time where the VAE
 can stream), and fades them into each other. Both know how much their seams show.
 """
@@ -21,7 +21,7 @@ from adaptive.tiles import Span, overlap_of, overlapping
 from adaptive.types import SpatialTiles
 
 
-class ChunksApart:
+class IndependentChunks:
     """Chunks of any size, each one call of the VAE; nothing is kept between them."""
 
     def __init__(self, vae: Any, latents: Tensor, **decode_kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from adaptive.families import family_of
 from adaptive.stream.engines.engine import PICTURE, Engine, StagedEngine, State, StripwiseEngine
 from adaptive.stream.engines.stages import PENDING
 from adaptive.stream.layers.convolution import convolutions_for
-from adaptive.stream.offload import execution_device, wake, whole_calls
+from adaptive.stream.offload import execution_device, run_offload_hook, splitting_off
 from adaptive.stream.state import moved, tensors
 from adaptive.types import VaeTraits
 
@@ -93,7 +93,7 @@ class DecodeStream:
             raise RuntimeError("the stream is closed")
         if self.finished:
             return self._no_frames(self._latents[:, :, :0].to(self._device))
-        wake(self._vae)
+        run_offload_hook(self._vae)
         self.resume()
         if PENDING in self._state:
             return self._step_pending(latent_frames, strips)
@@ -224,7 +224,7 @@ def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
     Returns `[B, C, F, H, W]` in the VAE's own range. Takes and raises what `vae.decode` does.
     """
     device = execution_device(vae)
-    with torch.no_grad(), whole_calls(vae), convolutions_for(device):
+    with torch.no_grad(), splitting_off(vae), convolutions_for(device):
         return family_of(vae).decode_whole(vae, latents.to(device), _kwargs(decode_kwargs, device))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from adaptive.families import family_of
 from adaptive.stream.engines.engine import State
 from adaptive.stream.layers.convolution import convolutions_for
-from adaptive.stream.offload import execution_device, wake, whole_calls
+from adaptive.stream.offload import execution_device, run_offload_hook, splitting_off
 from adaptive.stream.state import tensors
 
 _UNKNOWN_LENGTH = 2**62 + 1  # a number of frames of every VAE's usual form, 8k+1
@@ -89,8 +89,8 @@ class EncodeStream:
         ended = self._parts.ended
         if ended:
             self._expected = self._traits.latent_frames(self.position + chunk.shape[2])
-        wake(self._vae)
-        with torch.no_grad(), whole_calls(self._vae), convolutions_for(self._device):
+        run_offload_hook(self._vae)
+        with torch.no_grad(), splitting_off(self._vae), convolutions_for(self._device):
             # Encoders that stream are causal: nothing is held back, so the chunk is the only limit needed.
             chunk = chunk.to(self._device)
             return self._engine.advance(self._state, chunk, limit=_UNKNOWN_LENGTH, ended=ended)

@@ -72,13 +72,13 @@ def _beneath(module: nn.Module, forward: object) -> tuple[MutableMapping[str, An
     raise UnsupportedVae(type(module).__name__, f"streaming: its forward was replaced by {forward!r}")
 
 
-def standing_in(instead: Forward) -> Callable[[nn.Module, Forward], Forward]:
-    """For `intercepted`: run `instead(module, forward, ...)` in place of `forward(...)`."""
+def replacing_forward(instead: Forward) -> Callable[[nn.Module, Forward], Forward]:
+    """For `forwards_replaced`: run `instead(module, forward, ...)` in place of `forward(...)`."""
     return functools.partial(functools.partial, instead)
 
 
 @contextmanager
-def intercepted(rules: Mapping[nn.Module, Callable[[nn.Module, Forward], Forward]]) -> Iterator[None]:
+def forwards_replaced(rules: Mapping[nn.Module, Callable[[nn.Module, Forward], Forward]]) -> Iterator[None]:
     """Within, each module runs `rules[module](module, forward)` instead of `forward`; after, all is as it
     was."""
     filled: list[_Slot] = []

@@ -15,7 +15,7 @@ import torch
 _SPLITTING = ("use_slicing", "use_tiling", "use_framewise_decoding", "use_framewise_encoding")
 
 
-def wake(vae: Any) -> None:
+def run_offload_hook(vae: Any) -> None:
     """Run the VAE's own accelerate hook, as diffusers does before `decode` and `encode`: it brings the
     weights."""
     hook: Any = getattr(vae, "_hf_hook", None)
@@ -39,7 +39,7 @@ def _flat(hook: Any) -> tuple[Any, ...]:
 
 
 @contextmanager
-def whole_calls(vae: Any) -> Iterator[None]:
+def splitting_off(vae: Any) -> Iterator[None]:
     """Within, slicing, tiling and framewise coding are off: a call treats its whole input at once."""
     previous = {flag: getattr(vae, flag) for flag in _SPLITTING if hasattr(vae, flag)}
     try:

@@ -18,7 +18,7 @@ from app.api.guard import Guard
 from app.api.routes import batch, events, files, jobs, openai, session, submit, system
 from app.config import Settings
 from app.models import profiles
-from app.scheduling.admission import LoadDemand, LoadProfile
+from app.scheduling.admission import LoadProfile, LoadRequirements
 
 STATIC = Path(__file__).with_name("static")
 THREADS = 64
@@ -29,16 +29,22 @@ PAGE_POLICY = (
 
 
 def create_app(
-    settings: Settings, *, load_profile: LoadProfile | None = None, load_demand: LoadDemand | None = None
+    settings: Settings,
+    *,
+    load_profile: LoadProfile | None = None,
+    load_requirements: LoadRequirements | None = None,
 ) -> FastAPI:
     """The API over one database.
 
-    `load_profile` and `load_demand` find a model's memory profile and what it demands of a device; by default
-    both are read from where they are stored, and with a profile of one's own there is no other demand.
+    `load_profile` and `load_requirements` find a model's memory profile and what it demands of a device; by
+    default both are read from where they are stored, and with a profile of one's own there is no other
+    demand.
     """
-    if load_demand is None:
-        load_demand = partial(profiles.load_demand, settings) if load_profile is None else lambda _entry: None
-    service = build_service(settings, load_profile or partial(profiles.load, settings), load_demand)
+    if load_requirements is None:
+        load_requirements = (
+            partial(profiles.load_requirements, settings) if load_profile is None else lambda _entry: None
+        )
+    service = build_service(settings, load_profile or partial(profiles.load, settings), load_requirements)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

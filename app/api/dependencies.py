@@ -17,9 +17,9 @@ from app.config import Settings
 from app.jobs import Job, JobStatus, Json, WorkerRow
 from app.media.images import ImageLimits
 from app.models.entries import ModelEntry, load_models
-from app.scheduling.admission import Admission, LoadDemand, LoadProfile
+from app.scheduling.admission import Admission, LoadProfile, LoadRequirements
 from app.scheduling.eta import RunTimes, WaitingTimes
-from app.scheduling.unschedulable import Stranded
+from app.scheduling.unschedulable import UnschedulableJobs
 from app.service.keys import KeyRing, load_keys
 from app.service.metrics import LiveGauges, ServiceMetrics
 from app.service.webhooks import Webhooks
@@ -45,7 +45,7 @@ class Service:
     nvml: Nvml
     image_limits: ImageLimits
     body_memory: BodyMemory
-    stranded: Stranded
+    stranded: UnschedulableJobs
     webhooks: Webhooks | None
     stopping: threading.Event
 
@@ -95,7 +95,9 @@ class Service:
         job_artifacts(self.settings.jobs_dir, job_id).remove()
 
 
-def build_service(settings: Settings, load_profile: LoadProfile, load_demand: LoadDemand) -> Service:
+def build_service(
+    settings: Settings, load_profile: LoadProfile, load_requirements: LoadRequirements
+) -> Service:
     """All parts, nothing started."""
     models = load_models(settings)
     store = open_store(settings)
@@ -112,7 +114,7 @@ def build_service(settings: Settings, load_profile: LoadProfile, load_demand: Lo
         load_profile,
         alive_workers,
         reserve_bytes=settings.reserve_bytes,
-        load_demand=load_demand,
+        load_requirements=load_requirements,
     )
     return Service(
         settings=settings,
@@ -126,7 +128,7 @@ def build_service(settings: Settings, load_profile: LoadProfile, load_demand: Lo
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
         body_memory=BodyMemory(BODIES_AT_ONCE * settings.max_body_bytes),
-        stranded=Stranded(store, models, alive_workers, grace_seconds=settings.fit_grace_seconds),
+        stranded=UnschedulableJobs(store, models, alive_workers, grace_seconds=settings.fit_grace_seconds),
         webhooks=_webhooks(settings, models, store),
         stopping=threading.Event(),
     )

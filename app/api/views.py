@@ -75,11 +75,11 @@ def _result(job: Job) -> Json | None:
 
 def event_view(event: Event, owner: str | None) -> Json:
     """An event as it is streamed."""
-    data = without_strangers(event.data, owner)
+    data = hide_other_owners(event.data, owner)
     return {"job_id": event.job_id, "kind": event.kind, "at": timestamp(event.at), **data}
 
 
-def without_strangers(told: Json, owner: str | None) -> Json:
+def hide_other_owners(told: Json, owner: str | None) -> Json:
     """The same without names and ids of other programs, where the caller is not the machine's own
     administrator.
     """

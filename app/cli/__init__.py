@@ -17,10 +17,10 @@ import sys
 
 import typer
 
-from adaptive.device.huge_pages import ask_for_huge_pages
+from adaptive.device.huge_pages import enable_huge_pages
 from app.cli import bench, calibrate, convert, decode, encode, generate, inspect, keys, plan, processes
 from app.config import ConfigError
-from app.service.logs import hush_libraries
+from app.service.logs import quiet_libraries
 
 app = typer.Typer(
     name="framefit",
@@ -35,8 +35,8 @@ for group in (processes, generate, plan, calibrate, encode, decode, convert, ins
 
 def main() -> None:
     """Run the command line; a bad configuration is one line, not a traceback."""
-    ask_for_huge_pages()
-    hush_libraries()
+    enable_huge_pages()
+    quiet_libraries()
     try:
         app()
     except ConfigError as error:

@@ -82,11 +82,11 @@ def _decode(
     from app.latents import latents_file as latents
     from app.models import profiles
     from app.models.loading import load_vae
-    from app.worker.decoding import ClipDecoding, Surroundings, load_experience
+    from app.worker.decoding import ClipDecoding, DecodeContext, load_learned_costs
 
     path, info = found_in
-    around = Surroundings(
-        open_probe(device), profiles.load(settings, entry), load_experience(settings, torch.device(device))
+    around = DecodeContext(
+        open_probe(device), profiles.load(settings, entry), load_learned_costs(settings, torch.device(device))
     )
     vae = load_vae(entry, settings).to(device)
     clip = load_clip(path) if info is None else latents.load(path, info, vae)

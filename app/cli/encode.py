@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import DataDir, MemoryBudget, byte_count, chosen_model, settings_with
-from app.units import shown_bytes
+from app.units import format_bytes
 
 LATENTS_SUFFIX = ".safetensors"
 
@@ -42,7 +42,7 @@ def encode(
 ) -> None:
     """Encode clips of any length to latents, as the model denoises them. Only the VAE is loaded."""
     from adaptive.errors import AdaptiveError
-    from app.latents.clip_encoder import EncodeWishes
+    from app.latents.clip_encoder import EncodeOptions
     from app.media.clips import ClipError
     from app.models.components import ModelUnavailable
 
@@ -51,7 +51,7 @@ def encode(
     failed = 0
     try:
         rate = None if fps is None else _rate(fps)
-        wishes = EncodeWishes(width, height, frames, rate, strategy, frames_per_chunk, raw)
+        wishes = EncodeOptions(width, height, frames, rate, strategy, frames_per_chunk, raw)
         work, skipped = _work(clip, out, overwrite)
         if skipped:
             typer.echo(f"{skipped} clips are encoded already: --overwrite encodes them again", err=True)
@@ -143,7 +143,7 @@ def _in_words(name: str, result: Any) -> str:
     one_call = plan.frames_per_chunk >= plan.video_frames
     chunks = "in one call" if one_call else f"about {plan.frames_per_chunk} frames at a time"
     text = f"{name}: {info.frames} frames of {info.width}x{info.height}, {chunks} "
-    text += f"(at most {shown_bytes(plan.predicted_peak_bytes)}); latents {how}."
+    text += f"(at most {format_bytes(plan.predicted_peak_bytes)}); latents {how}."
     if result.dropped:
         text += f" The last {result.dropped} frames are left out: the VAE cannot encode all "
         text += f"{info.frames + result.dropped}."

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import STRATEGIES, DataDir, byte_count, settings_with
-from app.units import shown_bytes
+from app.units import format_bytes
 
 _STAGES = {
     "queued": "waiting in the queue",
@@ -156,7 +156,7 @@ def decision_in_words(decode: dict[str, Any]) -> str:
         text += f" Seam score {decode['seam_score']:.2f} (0: no seam shows)."
     measured = decode.get("measured_peak_bytes")
     if measured is not None:
-        text += f" Measured peak {shown_bytes(measured)}."
+        text += f" Measured peak {format_bytes(measured)}."
     if decode["retries"]:
         text += f" Ran out of memory {decode['retries']} times and went on with smaller chunks."
     return text

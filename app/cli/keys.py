@@ -17,16 +17,16 @@ def new(
     name: Annotated[str, typer.Option(help="What the key file calls it.")] = "caller",
 ) -> None:
     """Draw a key. It is shown this once; the service only ever needs its hash."""
-    from app.service.keys import new_key, shown_hash
+    from app.service.keys import format_hash, new_key
 
     key = new_key()
     typer.echo(f"key for the caller    {key}")
-    typer.echo(f"FRAMEFIT_API_KEYS     {shown_hash(key)}")
-    typer.echo(f'FRAMEFIT_KEYS_FILE    [keys.{name}]\n{"":21} hash = "{shown_hash(key)}"')
+    typer.echo(f"FRAMEFIT_API_KEYS     {format_hash(key)}")
+    typer.echo(f'FRAMEFIT_KEYS_FILE    [keys.{name}]\n{"":21} hash = "{format_hash(key)}"')
 
 
 def hash_of() -> None:
     """Print the hash of a key that exists; it is asked for, so that no shell keeps it in its history."""
-    from app.service.keys import shown_hash
+    from app.service.keys import format_hash
 
-    typer.echo(shown_hash(typer.prompt("key", hide_input=True)))
+    typer.echo(format_hash(typer.prompt("key", hide_input=True)))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import DataDir, byte_count, settings_with
-from app.units import shown_bytes
+from app.units import format_bytes
 
 # What a process holds on a card before its first tensor: CUDA's context and the libraries' kernels.
 CONTEXT_BYTES = 600 * 2**20
@@ -80,12 +80,12 @@ def _show(found: dict[str, Any], title: str) -> None:
     video, placement, decode = found["video"], found["placement"], found["decode"]
     console.print(f"[bold]{title}[/bold], {video['frames']} frames of {video['width']}x{video['height']}")
     console.print(f"weights  {placement['reason']}")
-    console.print(f"         {shown_bytes(placement['host_bytes'])} of host memory", highlight=False)
+    console.print(f"         {format_bytes(placement['host_bytes'])} of host memory", highlight=False)
     console.print(f"decode   {decode['detail']} ({'exact' if decode['exact'] else 'approximate'})")
     table = Table(Column("rung", no_wrap=True), "latent frames", "pixels", "needs at most", "fits")
     for rung in found["rungs"]:
         fits = "yes" if rung["fits"] else "no"
         name = rung["strategy"] + (f" x {rung['strips']}" if rung["strips"] > 1 else "")
         pixels = "exact" if rung["exact"] else "approximate"
-        table.add_row(name, str(rung["frames_per_chunk"]), pixels, shown_bytes(rung["upper_bytes"]), fits)
+        table.add_row(name, str(rung["frames_per_chunk"]), pixels, format_bytes(rung["upper_bytes"]), fits)
     console.print(table)

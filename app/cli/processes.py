@@ -130,6 +130,6 @@ def _configure_log(settings: Settings, process: str) -> None:
 
 def _start_process(supervisor_pid: int | None) -> None:
     if supervisor_pid is not None:
-        from app.service.parent_death import die_with
+        from app.service.parent_death import end_with_parent
 
-        die_with(supervisor_pid)
+        end_with_parent(supervisor_pid)

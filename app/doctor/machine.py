@@ -14,7 +14,7 @@ from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
 from app.config import ConfigError, Settings
 from app.doctor.findings import Finding, Standing, note, ok, wrong
 from app.models.entries import ModelEntry, load_models
-from app.units import shown_bytes
+from app.units import format_bytes
 
 HUB_SECONDS = 4.0
 RESET = "The card does not answer: nvidia-smi says more; it needs a reset (nvidia-smi -r) or a reboot."
@@ -44,7 +44,7 @@ def devices(settings: Settings) -> Iterator[Finding]:
 def _card(gpu: GpuInfo, driver: str | None) -> Finding:
     if gpu.state is not NvmlState.OK:
         return wrong("gpu", f"{gpu.name or gpu.uuid}: {gpu.state}", RESET)
-    memory = f"{shown_bytes(gpu.free_bytes)} of {shown_bytes(gpu.total_bytes)} free"
+    memory = f"{format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free"
     return ok("gpu", f"{gpu.name} {gpu.uuid}: {memory}, driver {driver}")
 
 

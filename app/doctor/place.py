@@ -15,7 +15,7 @@ import psutil
 from adaptive.device.host import read_host
 from app.config import Settings
 from app.doctor.findings import Finding, note, ok, wrong
-from app.units import shown_bytes
+from app.units import format_bytes
 
 LOW_DISK_BYTES = 5 * 2**30
 LOW_MEMORY_BYTES = 2 * 2**30
@@ -35,7 +35,7 @@ def disk(settings: Settings) -> Finding:
     except OSError as error:
         return wrong("disk", str(error), "Set FRAMEFIT_DATA_DIR to a folder that can be written.")
     free = shutil.disk_usage(folder).free
-    detail = f"{folder}: {shown_bytes(free)} free"
+    detail = f"{folder}: {format_bytes(free)} free"
     if free < LOW_DISK_BYTES:
         return wrong("disk", detail, "Videos and models need room: free some, or set FRAMEFIT_DATA_DIR.")
     system = _file_system(folder)
@@ -57,11 +57,11 @@ def _file_system(folder: Path) -> str:
 def database(settings: Settings) -> Finding:
     """The schema's revision, and whether the write lock can be had."""
     from app.store import StoreError
-    from app.store.health import HEAD_REVISION, look_at
+    from app.store.health import HEAD_REVISION, inspect_database
 
     url = settings.resolved_database_url
     try:
-        revision, counts = look_at(url)
+        revision, counts = inspect_database(url)
     except StoreError as error:
         advice = "Another process may hold the database for long; end it, or look at FRAMEFIT_DATABASE_URL."
         return wrong("database", str(error), advice)
@@ -116,8 +116,8 @@ def limits(settings: Settings) -> Iterator[Finding]:
     del settings
     memory = read_host()
     physical = psutil.virtual_memory().total
-    bound = "" if memory.total_bytes >= physical else f" (a limit; the machine has {shown_bytes(physical)})"
-    detail = f"{shown_bytes(memory.free_bytes)} of {shown_bytes(memory.total_bytes)} free{bound}"
+    bound = "" if memory.total_bytes >= physical else f" (a limit; the machine has {format_bytes(physical)})"
+    detail = f"{format_bytes(memory.free_bytes)} of {format_bytes(memory.total_bytes)} free{bound}"
     if memory.free_bytes < LOW_MEMORY_BYTES:
         advice = (
             "Models pass through host memory: end other programs, or raise the container's or ulimit's limit."

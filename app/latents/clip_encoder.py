@@ -34,7 +34,7 @@ OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class EncodeWishes:
+class EncodeOptions:
     """What the user wants of every clip; None is the clip's, or the memory's, own.
 
     `frames_per_chunk` counts video frames.
@@ -73,7 +73,7 @@ class ClipEncoder:
         self._encoder = AdaptiveEncoder(vae, policy=policy)
         self._traits: VaeTraits = traits_of(type(vae).__name__, vae.config)
 
-    def encode(self, clip: Clip, out: Path, wishes: EncodeWishes, on_progress: OnProgress) -> EncodedClip:
+    def encode(self, clip: Clip, out: Path, wishes: EncodeOptions, on_progress: OnProgress) -> EncodedClip:
         """Write the clip's latents to `out`. `on_progress` gets latent frames done and all.
 
         Raises `ClipError`, `ValueError` for sizes and frame counts that the VAE cannot take, `DoesNotFit`.
@@ -99,7 +99,7 @@ class ClipEncoder:
             file.finish()
         return EncodedClip(info, plan, dropped)
 
-    def _frames(self, clip: Clip, wishes: EncodeWishes) -> tuple[int, int]:
+    def _frames(self, clip: Clip, wishes: EncodeOptions) -> tuple[int, int]:
         """Frames to encode, and those left over at the end."""
         if wishes.frames is not None:
             self._traits.latent_frames(wishes.frames)
@@ -116,7 +116,7 @@ class ClipEncoder:
         return used, there - used
 
     def _planned(
-        self, clip: Clip, geometry: Geometry, video: VideoShape, wishes: EncodeWishes
+        self, clip: Clip, geometry: Geometry, video: VideoShape, wishes: EncodeOptions
     ) -> tuple[EncodePlan, Iterator[Tensor]]:
         shape = (1, 3, video.frames, video.height, video.width)
         pictures = islice(clip.frames(geometry, wishes.fps), video.frames)
@@ -131,7 +131,7 @@ class ClipEncoder:
             return plan, iter([whole])
         return plan, self._encoder.stream(parts, shape, frames_per_chunk=size)
 
-    def _forced(self, shape: tuple[int, ...], wishes: EncodeWishes) -> int | None:
+    def _forced(self, shape: tuple[int, ...], wishes: EncodeOptions) -> int | None:
         ratio, frames = self._traits.temporal_ratio, shape[2]
         if wishes.strategy == "batched":
             return frames
@@ -147,7 +147,7 @@ class ClipEncoder:
                 continue
         return sizes[-1] if sizes else ratio
 
-    def _info(self, clip: Clip, video: VideoShape, wishes: EncodeWishes, scale: LatentScale) -> LatentsInfo:
+    def _info(self, clip: Clip, video: VideoShape, wishes: EncodeOptions, scale: LatentScale) -> LatentsInfo:
         return LatentsInfo(
             model=self._entry.name,
             source=self._entry.source,

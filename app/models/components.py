@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 from app.config import Settings
 from app.models.entries import ModelEntry
-from app.models.hub import hub_trouble
+from app.models.hub import explain_hub_error
 
 # Pipelines that diffusers does not have, and where they are.
 OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
@@ -79,7 +79,7 @@ def local_files(entry: ModelEntry, settings: Settings) -> Path | None:
     return next((folder / name for name in CHECKPOINTS if (folder / name).is_file()), None)
 
 
-def demanded_files(entry: ModelEntry, settings: Settings) -> Path | None:
+def required_files(entry: ModelEntry, settings: Settings) -> Path | None:
     """As `local_files`; raises `ModelUnavailable`, saying what to do, where they cannot come from the hub."""
     files = local_files(entry, settings)
     if files is not None and files.is_file() and entry.resolution is None:
@@ -186,7 +186,7 @@ def _hub_reader(entry: ModelEntry) -> ReadJson:
         try:
             path = hf_hub_download(entry.source, name, revision=entry.revision)
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-            raise ModelUnavailable(hub_trouble(error, entry.source, entry.revision)) from None
+            raise ModelUnavailable(explain_hub_error(error, entry.source, entry.revision)) from None
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         return content
 

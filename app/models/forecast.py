@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaptive.errors import DoesNotFit
-from adaptive.memory.profile import MemoryProfile, Residuals
+from adaptive.memory.profile import LearnedMargins, MemoryProfile
 from adaptive.planning.planner import Placement, PlanInputs, Policy, budget_of, plan_decode, rungs
 from adaptive.planning.weight_placement import ComponentSize, PlacementKind
 from adaptive.types import MemoryReading, VideoShape
@@ -15,7 +15,7 @@ from app.models import profiles
 from app.models.components import components_of
 from app.models.entries import ModelEntry
 from app.models.requirements import choose_placement, placement_json
-from app.models.weight_sizes import stored_demand
+from app.models.weight_sizes import stored_requirements
 
 
 class Unfeasible(Exception):
@@ -39,10 +39,10 @@ def forecast(
     """
     components = components_of(entry, settings)
     profile = _profile(settings, entry, components["vae"].class_name, components["vae"].config)
-    demand = stored_demand(settings, entry, components, profile.traits.latent_channels)
+    requirements = stored_requirements(settings, entry, components, profile.traits.latent_channels)
     try:
         placement = choose_placement(
-            demand,
+            requirements,
             entry,
             profile,
             video,
@@ -50,7 +50,7 @@ def forecast(
             host_budget_bytes=host_bytes,
             exact_only=exact_only,
         )
-        held = _weights_while_decoding(demand.components, placement)
+        held = _weights_while_decoding(requirements.components, placement)
         return {
             "model": entry.name,
             "video": {"frames": video.frames, "height": video.height, "width": video.width},
@@ -93,7 +93,11 @@ def _decode(
     shape = profile.traits.latent_shape(video)
     plan = plan_decode(profile, shape, reading, policy)
     ladder = rungs(
-        profile, shape, budget_of(reading, policy), policy, PlanInputs(residuals=Residuals("cuda:0"))
+        profile,
+        shape,
+        budget_of(reading, policy),
+        policy,
+        PlanInputs(residuals=LearnedMargins("cuda:0")),
     )
     return {
         "decode": {

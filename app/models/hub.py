@@ -14,7 +14,7 @@ _ELSEWHERE = (
 )
 
 
-def hub_trouble(error: BaseException, source: str, revision: str | None = None) -> str:
+def explain_hub_error(error: BaseException, source: str, revision: str | None = None) -> str:
     """Why `source`, a hub id, could not be read; the client's own words where nothing better is known."""
     for cause in _causes(error):
         words = _named(cause, source, revision)

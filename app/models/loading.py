@@ -23,13 +23,13 @@ from adaptive.types import MemoryReading, VideoShape
 from app.config import Settings
 from app.jobs import Json
 from app.models import profiles
-from app.models.components import OWN_PIPELINES, ModelUnavailable, components_of, demanded_files, local_files
+from app.models.components import OWN_PIPELINES, ModelUnavailable, components_of, local_files, required_files
 from app.models.entries import ModelEntry
-from app.models.hub import hub_trouble
+from app.models.hub import explain_hub_error
 from app.models.place_weights import place
 from app.models.prompt_cache import PromptCache
 from app.models.requirements import choose_placement, placement_json
-from app.models.weight_sizes import stored_demand
+from app.models.weight_sizes import stored_requirements
 from app.pipelines.calls import call_form
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,10 @@ def load_pipeline(
     Without `exact_only`, transformers are loaded in int8 where they do not fit and the entry allows that.
     """
     check_capturable(entry.pipeline)
-    demanded_files(entry, settings)
+    required_files(entry, settings)
     exact_only = exact_only or entry.quantize is None
     if not exact_only:
-        _demand_torchao(entry)
+        _require_torchao(entry)
     placement = _placement(entry, settings, device, reading, exact_only=exact_only)
     _silence_progress_bars()
     rounded = () if placement is None else placement.quantized
@@ -104,7 +104,7 @@ def import_pipeline(entry: ModelEntry) -> None:
         log.info("pipeline_imported pipeline=%s seconds=%.1f", entry.pipeline, time.monotonic() - started)
 
 
-def _demand_torchao(entry: ModelEntry) -> None:
+def _require_torchao(entry: ModelEntry) -> None:
     if importlib.util.find_spec("torchao") is None:
         raise ModelUnavailable(
             f"model {entry.name} may be loaded in int8, and torchao is missing: "
@@ -144,7 +144,7 @@ def _placement(
     video = VideoShape(given.num_frames, given.height, given.width)
     try:
         return choose_placement(
-            stored_demand(settings, entry, components, profile.traits.latent_channels),
+            stored_requirements(settings, entry, components, profile.traits.latent_channels),
             entry,
             profile,
             video,
@@ -171,7 +171,7 @@ def _grouped(entry: ModelEntry, pipe: Any, placement: Placement | None) -> tuple
 
 def load_vae(entry: ModelEntry, settings: Settings) -> Any:
     """The model's VAE, on the CPU. Raises `ModelUnavailable`."""
-    files = demanded_files(entry, settings)
+    files = required_files(entry, settings)
     if files is not None and files.is_file():
         return _pretrained(_pipeline_class(entry.pipeline), entry, settings).vae
     vae_class = getattr(importlib.import_module("diffusers"), entry.vae_class)
@@ -192,7 +192,7 @@ def where_weights_are(entry: ModelEntry, settings: Settings) -> str | None:
 
 
 def _pretrained(loaded_class: Any, entry: ModelEntry, settings: Settings, **options: Any) -> Any:
-    files = demanded_files(entry, settings)
+    files = required_files(entry, settings)
     dtype = getattr(torch, entry.dtype)
     try:
         if files is not None and files.is_file():
@@ -207,7 +207,9 @@ def _pretrained(loaded_class: Any, entry: ModelEntry, settings: Settings, **opti
         )
     except (OSError, ValueError) as error:  # diffusers and the hub client raise these for anything missing
         why = (
-            hub_trouble(error, entry.source, entry.revision) if files is None else f"{entry.source}: {error}"
+            explain_hub_error(error, entry.source, entry.revision)
+            if files is None
+            else f"{entry.source}: {error}"
         )
         raise ModelUnavailable(f"model {entry.name} cannot be loaded: {why}") from error
 

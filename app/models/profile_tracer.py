@@ -14,7 +14,7 @@ from app.config import Settings
 from app.models import profiles
 from app.models.components import ModelUnavailable, components_of
 from app.models.entries import ModelEntry
-from app.models.requirements import ModelDemand
+from app.models.requirements import ModelRequirements
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,10 @@ def write_shipped(settings: Settings, models: Mapping[str, ModelEntry]) -> None:
         profile = _traced(settings, entry)
         path = profiles.shipped_path(entry)
         path.parent.mkdir(exist_ok=True)
-        demand = _demand(settings, entry, profile)
+        requirements = _demand(settings, entry, profile)
         document = {
             "versions": profiles.library_versions(),
-            "demand": demand.to_json(),
+            "demand": requirements.to_json(),
             "profile": profile.to_json(),
         }
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -48,19 +48,19 @@ def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:
     return trace_profile(component.class_name, component.config, entry.dtype)
 
 
-def _demand(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> ModelDemand:
-    from app.models.weight_sizes import demand_of
+def _demand(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> ModelRequirements:
+    from app.models.weight_sizes import trace_requirements
 
-    return demand_of(components_of(entry, settings), profile.traits.latent_channels, entry.dtype)
+    return trace_requirements(components_of(entry, settings), profile.traits.latent_channels, entry.dtype)
 
 
 def _trace_one(settings: Settings, entry: ModelEntry) -> bool:
     if not _trace_vae(settings, entry):
         return False
     profile = profiles.load(settings, entry)
-    if profile is not None and profiles.load_demand(settings, entry) is None:
+    if profile is not None and profiles.load_requirements(settings, entry) is None:
         try:
-            profiles.save_demand(settings, entry, _demand(settings, entry, profile))
+            profiles.save_requirements(settings, entry, _demand(settings, entry, profile))
         except Exception:  # jobs are then judged by their decode alone
             log.exception("demand_failed model=%s", entry.name)
     return True

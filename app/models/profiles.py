@@ -16,7 +16,7 @@ from pathlib import Path
 from adaptive.memory.profile import MemoryProfile
 from app.config import Settings
 from app.models.entries import ModelEntry
-from app.models.requirements import ModelDemand
+from app.models.requirements import ModelRequirements
 
 _LIBRARIES = ("torch", "diffusers")
 _SHIPPED = Path(__file__).parents[1] / "pipelines" / "published" / "profiles"
@@ -62,26 +62,26 @@ def save(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> None:
     profile.save(path)
 
 
-def load_demand(settings: Settings, entry: ModelEntry) -> ModelDemand | None:
+def load_requirements(settings: Settings, entry: ModelEntry) -> ModelRequirements | None:
     """What the model demands of a device; None while it has not been traced yet."""
-    path = _demand_path(settings, entry)
+    path = _requirements_path(settings, entry)
     try:
-        return _read_demand(path, path.stat().st_mtime_ns)
+        return _read_requirements(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):
-        return _shipped_demand(shipped_path(entry)) if entry.revision is None else None
+        return _shipped_requirements(shipped_path(entry)) if entry.revision is None else None
 
 
-def save_demand(settings: Settings, entry: ModelEntry, demand: ModelDemand) -> None:
+def save_requirements(settings: Settings, entry: ModelEntry, requirements: ModelRequirements) -> None:
     """Keep what the model demands; atomic."""
-    path = _demand_path(settings, entry)
+    path = _requirements_path(settings, entry)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".new")
-    draft.write_text(json.dumps(demand.to_json()), encoding="utf-8")
+    draft.write_text(json.dumps(requirements.to_json()), encoding="utf-8")
     draft.replace(path)
 
 
-def _demand_path(settings: Settings, entry: ModelEntry) -> Path:
-    return profile_path(settings, entry).with_suffix(".demand.json")
+def _requirements_path(settings: Settings, entry: ModelEntry) -> Path:
+    return profile_path(settings, entry).with_suffix(".requirements.json")
 
 
 @cache
@@ -96,18 +96,18 @@ def _read(path: Path, _modified_ns: int) -> MemoryProfile:
 
 
 @lru_cache(maxsize=64)
-def _read_demand(path: Path, _modified_ns: int) -> ModelDemand:
-    return ModelDemand.from_json(json.loads(path.read_text(encoding="utf-8")))
+def _read_requirements(path: Path, _modified_ns: int) -> ModelRequirements:
+    return ModelRequirements.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 @cache
-def _shipped_demand(path: Path) -> ModelDemand | None:
+def _shipped_requirements(path: Path) -> ModelRequirements | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        demand = ModelDemand.from_json(document["demand"])
+        requirements = ModelRequirements.from_json(document["demand"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return demand if document["versions"] == library_versions() else None
+    return requirements if document["versions"] == library_versions() else None
 
 
 @cache

@@ -1,8 +1,8 @@
 """What a whole job demands of a device, stage by stage: arithmetic on stored numbers, without torch.
 
-Owns: `ModelDemand`, made once a model by `app.models.weight_sizes` and stored beside its memory profile, so
-that the API refuses what no placement of the weights can make fit and tells which one would be chosen. Must
-not know: how numbers are traced, devices, HTTP.
+Owns: `ModelRequirements`, made once a model by `app.models.weight_sizes` and stored beside its memory
+profile, so that the API refuses what no placement of the weights can make fit and tells which one would be
+chosen. Must not know: how numbers are traced, devices, HTTP.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from adaptive.errors import DoesNotFit
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.weight_placement import ComponentSize, Placement, Stage, plan_weights, smallest_bytes
 from adaptive.types import LatentShape, VideoShape
@@ -50,7 +50,7 @@ class DenoiseCurve:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelDemand:
+class ModelRequirements:
     """A model's components, and its denoiser's curves (None: not known)."""
 
     components: tuple[ComponentSize, ...]
@@ -101,7 +101,7 @@ class ModelDemand:
 
 
 def choose_placement(
-    demand: ModelDemand,
+    requirements: ModelRequirements,
     entry: ModelEntry,
     profile: MemoryProfile,
     video: VideoShape,
@@ -120,7 +120,7 @@ def choose_placement(
     """
     latent = profile.traits.latent_shape(video)
     guided = entry.defaults.guidance_scale > 1
-    parts = demand.components
+    parts = requirements.components
     if entry.quantize is None:
         parts = tuple(replace(each, quantized_bytes=None) for each in parts)
 
@@ -128,11 +128,11 @@ def choose_placement(
 
     def placed(*, may_quantize: bool) -> Placement:
         for position, frames_per_chunk in enumerate(chunks):
-            decode_bytes = profile.estimate(latent, frames_per_chunk, Residuals("cuda")).upper_bytes
+            decode_bytes = profile.estimate(latent, frames_per_chunk, LearnedMargins("cuda")).upper_bytes
             try:
                 return plan_weights(
                     parts,
-                    activation_bytes=demand.activation_bytes(latent, decode_bytes, guided=guided),
+                    activation_bytes=requirements.activation_bytes(latent, decode_bytes, guided=guided),
                     device_budget_bytes=device_budget_bytes,
                     host_budget_bytes=host_budget_bytes,
                     may_quantize=may_quantize,

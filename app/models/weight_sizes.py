@@ -16,7 +16,7 @@ from app.models.components import Component, build_component
 from app.models.denoiser_memory import trace_curve
 from app.models.entries import ModelEntry
 from app.models.place_weights import DENOISERS, TRANSFORMERS
-from app.models.requirements import ModelDemand
+from app.models.requirements import ModelRequirements
 
 # Beside each row of a matrix in int8, torchao keeps its scale in float32 and its zero point in int8.
 BYTES_A_QUANTIZED_ROW = 5
@@ -27,21 +27,23 @@ def component_sizes(components: Mapping[str, Component], dtype: str) -> list[Com
     return [_size(name, component, _dtype(dtype)) for name, component in components.items()]
 
 
-def stored_demand(
+def stored_requirements(
     settings: Settings, entry: ModelEntry, components: Mapping[str, Component], latent_channels: int
-) -> ModelDemand:
+) -> ModelRequirements:
     """The model's stored demand, traced and stored where there is none yet."""
-    kept = profiles.load_demand(settings, entry)
+    kept = profiles.load_requirements(settings, entry)
     if kept is None:
-        kept = demand_of(components, latent_channels, entry.dtype)
-        profiles.save_demand(settings, entry, kept)
+        kept = trace_requirements(components, latent_channels, entry.dtype)
+        profiles.save_requirements(settings, entry, kept)
     return kept
 
 
-def demand_of(components: Mapping[str, Component], latent_channels: int, dtype: str) -> ModelDemand:
+def trace_requirements(
+    components: Mapping[str, Component], latent_channels: int, dtype: str
+) -> ModelRequirements:
     """What the model demands of a device at any shape; takes seconds."""
     curves = [trace_curve(part, latent_channels, dtype) for part in _denoisers(components)]
-    return ModelDemand(tuple(component_sizes(components, dtype)), tuple(curves))
+    return ModelRequirements(tuple(component_sizes(components, dtype)), tuple(curves))
 
 
 def _size(name: str, component: Component, dtype: torch.dtype) -> ComponentSize:

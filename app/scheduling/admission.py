@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from adaptive.errors import AdaptiveError, DoesNotFit
-from adaptive.memory.learned_costs import Experience
-from adaptive.memory.margins import Residuals
+from adaptive.memory.learned_costs import LearnedCosts
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.largest_shape import largest_shape_that_fits
 from adaptive.planning.planner import (
@@ -27,12 +27,12 @@ from adaptive.planning.weight_placement import Stage
 from adaptive.types import LatentShape, MemoryReading, VideoShape
 from app.jobs import JobSpec, Json, WorkerRow
 from app.models.entries import ModelEntry
-from app.models.requirements import ModelDemand
+from app.models.requirements import ModelRequirements
 from app.scheduling.plan_view import plan_json
-from app.scheduling.weights_view import weights_told
+from app.scheduling.weights_view import weights_json
 
 LoadProfile = Callable[[ModelEntry], MemoryProfile | None]
-LoadDemand = Callable[[ModelEntry], ModelDemand | None]
+LoadRequirements = Callable[[ModelEntry], ModelRequirements | None]
 
 
 _NEEDS = {
@@ -94,7 +94,7 @@ class Verdict:
         """The largest video of the job's length that would fit now; None where no device told its memory."""
         if self.budget_bytes is None:
             return None
-        return self.question.largest(self.budget_bytes, self.inputs.residuals or Residuals())
+        return self.question.largest(self.budget_bytes, self.inputs.residuals or LearnedMargins())
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class _Room:
 
     available_bytes: int
     limit: str
-    residuals: Residuals
+    residuals: LearnedMargins
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +121,11 @@ class _Question:
     def ladder(self, budget_bytes: int, inputs: PlanInputs) -> tuple[Rung, ...]:
         return rungs(self.profile, self.shape, budget_bytes, self.policy, inputs)
 
-    def needed_bytes(self, residuals: Residuals) -> int:
+    def needed_bytes(self, residuals: LearnedMargins) -> int:
         ladder = self.ladder(0, PlanInputs(residuals=residuals))
         return min(rung.predicted.upper_bytes for rung in ladder)
 
-    def largest(self, budget_bytes: int, residuals: Residuals) -> VideoShape | None:
+    def largest(self, budget_bytes: int, residuals: LearnedMargins) -> VideoShape | None:
         """Of this length and aspect, up to what the model takes at all."""
         if self.only_shape:
             return self.video if self.needed_bytes(residuals) <= budget_bytes else None
@@ -152,9 +152,9 @@ class Admission:
         workers: Callable[[], Iterable[WorkerRow]],
         *,
         reserve_bytes: int,
-        load_demand: LoadDemand = lambda _entry: None,
+        load_requirements: LoadRequirements = lambda _entry: None,
     ) -> None:
-        self._load_demand = load_demand
+        self._load_requirements = load_requirements
         self._models = models
         self._load_profile = load_profile
         self._workers = workers
@@ -174,36 +174,36 @@ class Admission:
         if not fitting:
             widest = max(range(len(rooms)), key=lambda index: rooms[index].available_bytes)
             raise _refusal(question, needed[widest], rooms[widest])
-        demand = self._load_demand(self._models[spec.model])
-        self._check_stages(spec, question, devices, demand)
+        requirements = self._load_requirements(self._models[spec.model])
+        self._check_stages(spec, question, devices, requirements)
         verdict = _verdict(question, devices, min(fitting))
-        return self._with_weights(spec, question, devices, demand, verdict)
+        return self._with_weights(spec, question, devices, requirements, verdict)
 
     def _with_weights(
         self,
         spec: JobSpec,
         question: _Question,
         devices: list[Json],
-        demand: ModelDemand | None,
+        requirements: ModelRequirements | None,
         verdict: Verdict,
     ) -> Verdict:
         """The same, telling in its plan of weights that may be rounded for the job."""
         entry = self._models[spec.model]
         planned_on = next((one for one in devices if one.get("name") == verdict.plan.get("device")), {})
-        told = weights_told(spec, entry, demand, question.profile, planned_on, self._reserve_bytes)
+        told = weights_json(spec, entry, requirements, question.profile, planned_on, self._reserve_bytes)
         return verdict if told is None else replace(verdict, plan={**verdict.plan, "weights": told})
 
     def _check_stages(
-        self, spec: JobSpec, question: _Question, devices: list[Json], demand: ModelDemand | None
+        self, spec: JobSpec, question: _Question, devices: list[Json], requirements: ModelRequirements | None
     ) -> None:
         """Refuse what no placement of the model's weights lets any device denoise. A device that did not say
         how much it has is taken to have enough.
         """
         totals = [device.get("total_bytes") for device in devices]
-        if demand is None or not totals or None in totals:
+        if requirements is None or not totals or None in totals:
             return
         capacity = max(int(total or 0) for total in totals) - self._reserve_bytes
-        short = demand.short_of(question.shape, capacity, guided=spec.guidance_scale > 1)
+        short = requirements.short_of(question.shape, capacity, guided=spec.guidance_scale > 1)
         if short is not None:
             stage, needed_bytes = short
             limit = "the most any device can give"
@@ -266,9 +266,9 @@ def _inputs(device: Json, profile: MemoryProfile) -> PlanInputs:
     )
 
 
-def _learned(device: Json) -> Experience:
+def _learned(device: Json) -> LearnedCosts:
     kind = str(device.get("kind") or device.get("name") or "cpu")
-    return Experience.from_summary(kind, device.get("learned") or {})
+    return LearnedCosts.from_summary(kind, device.get("learned") or {})
 
 
 def policy_of(spec: JobSpec, reserve_bytes: int) -> Policy:
@@ -312,7 +312,7 @@ def _rooms(spec: JobSpec, devices: list[Json]) -> Iterable[_Room]:
         known = device.get("capacity_bytes")
         places = [(2**63 if known is None else int(known), _learned(device).residuals)]
         if device.get("host_capacity_bytes"):
-            places.append((int(device["host_capacity_bytes"]), Residuals("cpu")))
+            places.append((int(device["host_capacity_bytes"]), LearnedMargins("cpu")))
         for capacity, residuals in places:
             if budget is not None and budget <= capacity:
                 yield _Room(budget, "the request's memory_budget_bytes", residuals)

@@ -109,7 +109,9 @@ class WaitingTimes:
 
     def _in_queue(self, expected: Expected, own_seconds: float, position: int) -> float:
         """Each worker takes the next job of the queue when it is free; then the job itself runs."""
-        return round(turn_of(position, self._seconds_until_free(), expected.seconds) + own_seconds, 1)
+        return round(
+            seconds_until_turn(position, self._seconds_until_free(), expected.seconds) + own_seconds, 1
+        )
 
     def _seconds_until_free(self) -> list[float]:
         """For each worker, what is left of the job that it runs; one idle worker if none is known."""
@@ -121,7 +123,7 @@ class WaitingTimes:
         return list(left.values()) or [0.0]
 
 
-def turn_of(position: int, free_in: Sequence[float], seconds: float) -> float:
+def seconds_until_turn(position: int, free_in: Sequence[float], seconds: float) -> float:
     """Seconds until the job at `position` of the queue, from 1, is begun: workers are free in `free_in`
     seconds, and every job before it takes `seconds`.
 

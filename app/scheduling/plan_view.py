@@ -5,7 +5,7 @@ Owns the names and the words. Decides nothing.
 
 from collections.abc import Sequence
 
-from adaptive.planning.planner import Rung, bytes_named
+from adaptive.planning.planner import Rung, format_mebibytes
 from adaptive.types import DecodePlan, SpatialTiles
 from app.jobs import Json
 
@@ -69,7 +69,8 @@ def _why(rung: Rung, chosen: Rung | None, budget_bytes: int) -> str:
         return "the fastest that fits" if rung.fits else "fits probably, and is faster on average"
     if not rung.fits:
         room = budget_bytes + rung.dropped_bytes
-        return f"needs at most {bytes_named(rung.predicted.upper_bytes)}, {bytes_named(room)} are there"
+        needed = format_mebibytes(rung.predicted.upper_bytes)
+        return f"needs at most {needed}, {format_mebibytes(room)} are there"
     if not rung.exact:
         return "changes pixels, and an exact way fits"
     if chosen is not None and rung.predicted_seconds and chosen.predicted_seconds:

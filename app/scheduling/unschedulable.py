@@ -11,7 +11,7 @@ from app.jobs import Json, WorkerRow
 from app.store import JobStore
 
 
-class Stranded:
+class UnschedulableJobs:
     """Remembers since when each hopeless job has been one; call `fail` every few seconds."""
 
     def __init__(

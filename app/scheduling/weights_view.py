@@ -7,15 +7,15 @@ from adaptive.memory.profile import MemoryProfile
 from adaptive.types import VideoShape
 from app.jobs import JobSpec, Json
 from app.models.entries import ModelEntry
-from app.models.requirements import ModelDemand, choose_placement, placement_json
+from app.models.requirements import ModelRequirements, choose_placement, placement_json
 
 _NOT_KNOWN = 2**62  # how much the host has is its worker's to know
 
 
-def weights_told(
+def weights_json(
     spec: JobSpec,
     entry: ModelEntry,
-    demand: ModelDemand | None,
+    requirements: ModelRequirements | None,
     profile: MemoryProfile,
     device: Json,
     reserve_bytes: int,
@@ -29,13 +29,13 @@ def weights_told(
         return None
     if device.get("loaded_model") == entry.name and device.get("loaded_placement"):
         return dict(device["loaded_placement"])
-    if demand is None or entry.placement != "auto" or device.get("free_bytes") is None:
+    if requirements is None or entry.placement != "auto" or device.get("free_bytes") is None:
         return None
     given = entry.defaults
     held = int(device.get("own_bytes") or 0) if device.get("loaded_model") else 0
     try:
         placement = choose_placement(
-            demand,
+            requirements,
             entry,
             profile,
             VideoShape(given.num_frames, given.height, given.width),

@@ -77,7 +77,7 @@ def digest_of(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="surrogatepass")).digest()
 
 
-def shown_hash(key: str) -> str:
+def format_hash(key: str) -> str:
     """What settings and key files hold in a key's place."""
     return HASH_PREFIX + digest_of(key).hex()
 

@@ -99,7 +99,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     return {"event": event[1], **pairs}
 
 
-def hush_libraries() -> None:
+def quiet_libraries() -> None:
     """Have the talkative ones speak of errors only. Call before they are imported."""
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)

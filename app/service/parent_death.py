@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG = 1
 EXIT_DEVICE_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
 
 
-def die_with(parent_pid: int) -> None:
+def end_with_parent(parent_pid: int) -> None:
     """From here on this process is killed when process `parent_pid`, its parent, ends; at once where it ended
     already.
     """

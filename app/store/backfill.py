@@ -23,7 +23,7 @@ WAITING = text("""
 """)
 
 
-def make_way(
+def yield_to_smaller(
     tx: Transaction,
     job_id: str,
     token: int,

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 from app.store.database import HEAD_REVISION, WRITE_LOCK, open_engines, revision_of
 from app.store.errors import StoreUnavailable
 
-__all__ = ["HEAD_REVISION", "LOCK_SECONDS", "look_at"]
+__all__ = ["HEAD_REVISION", "LOCK_SECONDS", "inspect_database"]
 
 LOCK_SECONDS = 3.0
 TRY_LOCK = text("select pg_try_advisory_lock(:key)").bindparams(key=WRITE_LOCK)
@@ -21,7 +21,7 @@ UNLOCK = text("select pg_advisory_unlock(:key)").bindparams(key=WRITE_LOCK)
 COUNTS = text("select status, count(*) as jobs from jobs group by status order by status")
 
 
-def look_at(url: str) -> tuple[str | None, dict[str, int]]:
+def inspect_database(url: str) -> tuple[str | None, dict[str, int]]:
     """The schema's revision (None: no schema yet) and jobs by status.
 
     Raises `StoreUnavailable` where the database does not answer, or lets nobody write for `LOCK_SECONDS`;

@@ -106,7 +106,7 @@ class JobStore:
     checkpoint = _writes(leases.checkpoint)
     finish = _writes(leases.finish)
     release = _writes(leases.release)
-    _make_way = _writes(backfill.make_way)
+    _yield_to_smaller = _writes(backfill.yield_to_smaller)
     _claim = _writes(leases.claim)
     _requeue_expired = _writes(leases.requeue_expired)
 
@@ -117,11 +117,11 @@ class JobStore:
                 return None
         return self._claim(worker_id, **wanted)
 
-    def make_way(self, job_id: str, token: int, worker_id: str, **wanted: Any) -> Claim | None:
-        """As `backfill.make_way`; a wait with nothing queued takes no write lock."""
+    def yield_to_smaller(self, job_id: str, token: int, worker_id: str, **wanted: Any) -> Claim | None:
+        """As `backfill.yield_to_smaller`; a wait with nothing queued takes no write lock."""
         if not self._any(leases.ANY_QUEUED):
             return None
-        return self._make_way(job_id, token, worker_id, **wanted)
+        return self._yield_to_smaller(job_id, token, worker_id, **wanted)
 
     def requeue_expired(self) -> list[str]:
         """Give back every job whose lease has ended; their ids."""

@@ -19,7 +19,7 @@ from app.models import profiles
 from app.models.components import build_component, components_of
 from app.models.entries import ModelEntry
 from app.models.loading import load_vae, where_weights_are
-from app.worker.decoding import experience_path, load_experience, save_experience
+from app.worker.decoding import learned_costs_path, load_learned_costs, save_learned_costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,15 @@ def calibrate_model(
     probe, where = open_probe(device), torch.device(device)
     vae = _vae(settings, entry).to(where)
     profile = profiles.load(settings, entry) or _traced(settings, entry)
-    experience = load_experience(settings, where)
-    found = calibrate(vae, profile, probe, experience, limit_seconds=limit_seconds, on_measured=on_measured)
-    save_experience(settings, experience)
-    title = f"{entry.name} ({entry.vae_class}, {entry.dtype}) on {experience.device}, {experience.build}"
-    return Calibration(found, device, title, experience_path(settings, experience.device))
+    learned_costs = load_learned_costs(settings, where)
+    found = calibrate(
+        vae, profile, probe, learned_costs, limit_seconds=limit_seconds, on_measured=on_measured
+    )
+    save_learned_costs(settings, learned_costs)
+    title = (
+        f"{entry.name} ({entry.vae_class}, {entry.dtype}) on {learned_costs.device}, {learned_costs.build}"
+    )
+    return Calibration(found, device, title, learned_costs_path(settings, learned_costs.device))
 
 
 def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:

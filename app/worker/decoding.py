@@ -19,12 +19,12 @@ from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.decoding.previews import make_previews, plan_previews
 from adaptive.device.probe import MemoryProbe, is_out_of_memory
 from adaptive.families import family_of
-from adaptive.memory.learned_costs import Experience
+from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.profile import MemoryProfile
 from adaptive.pipelines.enable import decode_kwargs
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.planning.planner import PlanInputs, Policy
-from adaptive.stream.offload import execution_device, wake
+from adaptive.stream.offload import execution_device, run_offload_hook
 from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, VideoShape
 from app.config import Settings
 from app.jobs import Json
@@ -46,12 +46,12 @@ class DeviceFault(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class DecodeContext:
     """What a decode runs in: the device's probe, the VAE's profile, and what was learned on this device."""
 
     probe: MemoryProbe
     profile: MemoryProfile | None
-    experience: Experience
+    learned_costs: LearnedCosts
     idle: IdleWeights | None = None  # what may leave the device while decoding; None where nothing is there
 
 
@@ -59,9 +59,9 @@ class Decoding:
     """One planned decode. Planning raises `DoesNotFit` where nothing fits now."""
 
     def __init__(
-        self, vae: Any, recorded: RecordedDecode, policy: Policy, around: Surroundings, on_event: OnEvent
+        self, vae: Any, recorded: RecordedDecode, policy: Policy, around: DecodeContext, on_event: OnEvent
     ) -> None:
-        wake(vae)  # offloaded weights come first: what they take is not free for decoding
+        run_offload_hook(vae)  # offloaded weights come first: what they take is not free for decoding
         self._vae = vae
         self._recorded = recorded
         self._on_event = on_event
@@ -73,11 +73,11 @@ class Decoding:
             probe=around.probe,
             policy=policy,
             inputs=PlanInputs(
-                residuals=around.experience.residuals,
+                residuals=around.learned_costs.residuals,
                 droppable_bytes=idle_bytes,
                 reload_seconds=around.idle.reload_seconds if around.idle is not None else 0.0,
             ),
-            speeds=around.experience.speeds,
+            speeds=around.learned_costs.speeds,
             on_event=self._tell,
         )
         # Pipelines of image VAEs fold a video's frames into the batch.
@@ -97,7 +97,7 @@ class Decoding:
         traits = family_of(self._vae).traits(type(self._vae).__name__, self._vae.config)
         plan = plan_previews(traits, LatentShape(*self._latents.shape))
         if plan is not None:
-            with torch.no_grad(), faults_named("decoding"):
+            with torch.no_grad(), translated_device_errors("decoding"):
                 first, _ = self._recorded.keep or (0, None)
                 for frame, picture in make_previews(self._vae, self._latents, plan, self._kwargs):
                     yield max(0, frame - first), picture
@@ -110,7 +110,7 @@ class Decoding:
         position = 0
         if self._idle is not None and self.plan.dropped_bytes:
             self._idle.drop()
-        with torch.no_grad(), self._recorded.replaying_noise(), faults_named("decoding"):
+        with torch.no_grad(), self._recorded.replaying_noise(), translated_device_errors("decoding"):
             for frames in self._decoder.frames(self._latents, resume_plan=self.plan, **self._kwargs):
                 ends = None if stop is None else max(0, stop - position)
                 kept = frames[:, :, max(0, start - position) : ends]
@@ -154,7 +154,7 @@ class Decoding:
 class ClipDecoding:
     """All decodes of a recorded clip, one after another, each planned when its turn comes."""
 
-    def __init__(self, vae: Any, clip: RecordedClip, policy: Policy, around: Surroundings) -> None:
+    def __init__(self, vae: Any, clip: RecordedClip, policy: Policy, around: DecodeContext) -> None:
         self.video_shape = video_shape(vae, clip)
         self.dtype: torch.dtype = vae.dtype
         self.sound = clip.sound
@@ -214,7 +214,7 @@ def _cut(report: Json) -> Cut:
 
 
 @contextmanager
-def faults_named(stage: str) -> Iterator[None]:
+def translated_device_errors(stage: str) -> Iterator[None]:
     """Tell running out of memory, and a broken device, from every other failure of torch.
 
     The refusal is raised outside the handler, so that the failed call's tensors are let go of first.
@@ -233,20 +233,20 @@ def faults_named(stage: str) -> Iterator[None]:
         raise OutOfMemory(stage)
 
 
-def load_experience(settings: Settings, device: torch.device) -> Experience:
+def load_learned_costs(settings: Settings, device: torch.device) -> LearnedCosts:
     """What earlier runs learned about this kind of device, under this build of torch."""
     name, build = _device_name(device), _build()
-    return Experience.load(experience_path(settings, name), device=name, build=build)
+    return LearnedCosts.load(learned_costs_path(settings, name), device=name, build=build)
 
 
-def save_experience(settings: Settings, experience: Experience) -> None:
+def save_learned_costs(settings: Settings, learned_costs: LearnedCosts) -> None:
     """Keep what was learned."""
-    path = experience_path(settings, experience.device)
+    path = learned_costs_path(settings, learned_costs.device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    experience.save(path)
+    learned_costs.save(path)
 
 
-def experience_path(settings: Settings, device_name: str) -> Path:
+def learned_costs_path(settings: Settings, device_name: str) -> Path:
     """File of what was learned on a device."""
     return settings.profiles_dir / f"learned-{re.sub('[^a-z0-9]+', '-', device_name.lower())}.json"
 

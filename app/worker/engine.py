@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from adaptive.device.gpu_processes import holders_of
-from adaptive.device.host import overlook_the_living, read_host
+from adaptive.device.gpu_processes import gpu_memory_users
+from adaptive.device.host import freeze_garbage_collection, read_host
 from adaptive.device.nvml import Nvml, NvmlState, cuda_visible_uuid
 from adaptive.device.probe import open_probe
 from adaptive.errors import DoesNotFit, NoDevice
@@ -20,7 +20,7 @@ from app.config import Settings
 from app.models import profiles
 from app.models.entries import ModelEntry
 from app.models.loading import load_pipeline
-from app.worker.decoding import OnEvent, Surroundings, load_experience, save_experience
+from app.worker.decoding import DecodeContext, OnEvent, load_learned_costs, save_learned_costs
 from app.worker.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Engine:
         self._probe = open_probe(device)
         self._nvml = Nvml()
         self._uuid = cuda_visible_uuid(self.device.index or 0) if self.device.type == "cuda" else None
-        self._experience = load_experience(settings, self.device)
+        self._learned_costs = load_learned_costs(settings, self.device)
         self._model: LoadedModel | None = None
 
     @property
@@ -87,9 +87,9 @@ class Engine:
         gc.freeze()  # `clean_up` has collected
         reading = self._probe.read()
         placed = load_pipeline(entry, self._settings, self.device, reading, exact_only=exact_only)
-        around = Surroundings(self._probe, profiles.load(self._settings, entry), self._experience)
+        around = DecodeContext(self._probe, profiles.load(self._settings, entry), self._learned_costs)
         model = LoadedModel(entry, placed, self._settings, self.device, around)
-        overlook_the_living()
+        freeze_garbage_collection()
         on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
         model.check_streaming(on_event)
         model.calibrate(self._settings.calibrate_seconds)
@@ -106,9 +106,9 @@ class Engine:
 
     def clean_up(self) -> None:
         """Keep what the last job taught; give back what it left in caches."""
-        save_experience(self._settings, self._experience)
+        save_learned_costs(self._settings, self._learned_costs)
         if self._model is not None and self._model.host_experience is not None:
-            save_experience(self._settings, self._model.host_experience)
+            save_learned_costs(self._settings, self._model.host_experience)
         self._probe.release()
 
     def memory_report(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Engine:
         }
         gpu = None if self._uuid is None else self._nvml.read(self._uuid)
         if gpu is not None and gpu.state is NvmlState.OK:
-            found = holders_of(gpu, {os.getpid(): reading.own_bytes})
+            found = gpu_memory_users(gpu, {os.getpid(): reading.own_bytes})
             report["holders"] = [each.as_json() for each in found]
         return report
 
@@ -138,7 +138,7 @@ class Engine:
             "loaded_model": self.loaded_model,
             "loaded_placement": None if self._model is None else self._model.placement,
             "state": "ok",
-            "learned": self._experience.summary(),
+            "learned": self._learned_costs.summary(),
         }
         if self._uuid is not None:
             gpu = self._nvml.read(self._uuid)

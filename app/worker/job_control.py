@@ -35,7 +35,7 @@ class WorkerStopping(Interrupted):
     """The worker was told to stop at the next boundary; the job goes back to the queue."""
 
 
-class MadeWay(Interrupted):
+class JobYielded(Interrupted):
     """The job waits for memory in the queue again; its worker holds a smaller one, `claim`."""
 
     def __init__(self, claim: Claim) -> None:
@@ -80,12 +80,13 @@ def wait_for_memory(
     limit_seconds: float,
     may_fit_later: Callable[[DoesNotFit], bool],
     on_wait: Callable[[DoesNotFit], None],
-    make_way: Callable[[], None] = stay,
+    yield_to_smaller: Callable[[], None] = stay,
 ) -> T:
     """Repeat `attempt` while it raises `DoesNotFit`, for a bounded time.
 
-    `on_wait` is told once, at the first refusal. `make_way` is called at every look after a short patience,
-    and may raise `MadeWay`. A refusal that no waiting can change, or that outlasts the limit, is raised.
+    `on_wait` is told once, at the first refusal. `yield_to_smaller` is called at every look after a short
+    patience, and may raise `JobYielded`. A refusal that no waiting can change, or that outlasts the limit, is
+    raised.
     """
     deadline: float | None = None
     while True:
@@ -102,5 +103,5 @@ def wait_for_memory(
         if now >= deadline:
             raise refusal
         if now >= deadline - limit_seconds + PATIENCE_SECONDS:
-            make_way()
+            yield_to_smaller()
         control.pause(MEMORY_POLL_SECONDS)

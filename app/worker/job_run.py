@@ -25,7 +25,7 @@ from app.store import JobStore, StoreError
 from app.worker.decoding import Decoding, DeviceFault, OutOfMemory, whole_report
 from app.worker.engine import Engine
 from app.worker.frame_transfer import FrameTransfer, samples_of, to_pixels
-from app.worker.job_control import Interrupted, JobControl, JobLost, MadeWay, stay, wait_for_memory
+from app.worker.job_control import Interrupted, JobControl, JobLost, JobYielded, stay, wait_for_memory
 from app.worker.loaded_model import LoadedModel
 from app.worker.pipeline_call import UnsuitablePipeline
 
@@ -115,7 +115,7 @@ class JobRun:
             limit_seconds=self._settings.memory_wait_seconds,
             may_fit_later=self._engine.may_fit_later,
             on_wait=self._wait_for_memory,
-            make_way=self._make_way,
+            yield_to_smaller=self._yield_to_smaller,
         )
         with self._in_stage(Stage.DENOISING):
             image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
@@ -183,7 +183,7 @@ class JobRun:
                 limit_seconds=self._settings.memory_wait_seconds,
                 may_fit_later=lambda refusal: self._engine.may_fit_later(refusal, spec.memory_budget_bytes),
                 on_wait=self._wait_for_memory,
-                make_way=self._make_way if first else stay,
+                yield_to_smaller=self._yield_to_smaller if first else stay,
             )
         except DoesNotFit as refusal:
             if self._engine.host_capacity_bytes is None:
@@ -217,14 +217,14 @@ class JobRun:
             )
         )
 
-    def _make_way(self) -> None:
-        """Let a smaller job of the loaded model run while this one waits; raises `MadeWay` where there is
+    def _yield_to_smaller(self) -> None:
+        """Let a smaller job of the loaded model run while this one waits; raises `JobYielded` where there is
         one.
         """
         model, worker_id = self._engine.loaded_model, self._job.worker_id
         if model is None or worker_id is None:
             return
-        smaller = self._store.make_way(
+        smaller = self._store.yield_to_smaller(
             self._job.id,
             self._token,
             worker_id,
@@ -233,7 +233,7 @@ class JobRun:
             lease_seconds=self._settings.lease_seconds,
         )
         if smaller is not None:
-            raise MadeWay(smaller)
+            raise JobYielded(smaller)
 
     @contextmanager
     def _in_stage(self, stage: Stage) -> Iterator[None]:

@@ -12,8 +12,8 @@ import torch
 from adaptive.decoding.calibrate import calibrate
 from adaptive.decoding.encoder import AdaptiveEncoder
 from adaptive.device.probe import open_probe
-from adaptive.memory.learned_costs import Experience
-from adaptive.pipelines.capture import as_kept, capture
+from adaptive.memory.learned_costs import LearnedCosts
+from adaptive.pipelines.capture import capture, kept_frames
 from adaptive.pipelines.encode_call import AdaptiveEncodeCall
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.planning.planner import Policy
@@ -24,7 +24,14 @@ from app.jobs import JobSpec, Json
 from app.models.entries import ModelEntry
 from app.models.loading import PlacedPipeline, load_vae
 from app.models.place_weights import DENOISERS
-from app.worker.decoding import Decoding, OnEvent, Surroundings, faults_named, load_experience, video_shape
+from app.worker.decoding import (
+    DecodeContext,
+    Decoding,
+    OnEvent,
+    load_learned_costs,
+    translated_device_errors,
+    video_shape,
+)
 from app.worker.idle_weights import IdleWeights
 from app.worker.pipeline_call import OnStep, check_call, run_pipeline, sound_of
 
@@ -43,7 +50,7 @@ class LoadedModel:
         placed: PlacedPipeline,
         settings: Settings,
         device: torch.device,
-        around: Surroundings,
+        around: DecodeContext,
     ) -> None:
         self.entry = entry
         self.device = device
@@ -58,7 +65,7 @@ class LoadedModel:
         policy = Policy(reserve_bytes=settings.reserve_bytes)
         vae = placed.pipe.vae
         self._encode = AdaptiveEncodeCall(vae, AdaptiveEncoder(vae, probe=around.probe, policy=policy))
-        self.host_experience: Experience | None = None  # once a decode ran on the CPU instead of the device
+        self.host_experience: LearnedCosts | None = None  # once a decode ran on the CPU instead of the device
         parts = [part for name, part in placed.pipe.components.items() if name != "vae"]
         modules = [part for part in parts if isinstance(part, torch.nn.Module)]
         if placed.kind == "resident" and device.type != "cpu" and not placed.quantized:
@@ -142,12 +149,12 @@ class LoadedModel:
         pipe = self._pipe
         images = {"image": image} | ({} if last_image is None else {"last_image": last_image})
         torch.manual_seed(spec.seed)
-        with faults_named("denoising"), capture(pipe, self._encode) as calls:
+        with translated_device_errors("denoising"), capture(pipe, self._encode) as calls:
             try:
                 output = run_pipeline(pipe, self.entry, spec, images, self.device, on_step)
             finally:
                 self._vacate()  # also where a step raised: components that take turns leave the device
-        kept = as_kept(calls, output.frames, type(pipe).__name__)
+        kept = kept_frames(calls, output.frames, type(pipe).__name__)
         return RecordedClip(tuple(kept), sound_of(pipe, output))
 
     def video_shape(self, clip: RecordedClip) -> VideoShape:
@@ -166,8 +173,8 @@ class LoadedModel:
         """
         host = torch.device("cpu")
         if self.host_experience is None:
-            self.host_experience = load_experience(self._settings, host)
-        around = Surroundings(open_probe("cpu"), None, self.host_experience)
+            self.host_experience = load_learned_costs(self._settings, host)
+        around = DecodeContext(open_probe("cpu"), None, self.host_experience)
         vae = load_vae(self.entry, self._settings).to(torch.float32)
         return Decoding(vae, recorded.to(host, torch.float32), self._policy(spec), around, on_event)
 
@@ -183,9 +190,9 @@ class LoadedModel:
         around, vae = self._around, self._pipe.vae
         if limit_seconds <= 0 or around.profile is None:
             return
-        if around.experience.speeds.model(around.profile) is not None:
+        if around.learned_costs.speeds.model(around.profile) is not None:
             return
-        done = calibrate(vae, around.profile, around.probe, around.experience, limit_seconds=limit_seconds)
+        done = calibrate(vae, around.profile, around.probe, around.learned_costs, limit_seconds=limit_seconds)
         self._vacate()
         log.info("calibrated model=%s decodes=%d", self.entry.name, len(done))
 

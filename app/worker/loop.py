@@ -20,7 +20,7 @@ from app.models.loading import import_pipeline
 from app.service.logs import bound
 from app.store import JobStore, StoreUnavailable
 from app.worker.engine import Engine
-from app.worker.job_control import JobCanceled, JobControl, JobLost, MadeWay, WorkerStopping
+from app.worker.job_control import JobCanceled, JobControl, JobLost, JobYielded, WorkerStopping
 from app.worker.job_run import JobFailure, JobRun
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Worker:
         try:
             with bound(job_id=job_id, worker_id=self._id):
                 outcome = self._outcome(claim, control)
-        except MadeWay as way:
+        except JobYielded as way:
             outcome, following = "made_way", way.claim
         finally:
             self._current = None

@@ -21,11 +21,11 @@ from stream_vaes import latents_of, shared
 from torch import Tensor
 
 from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
-from adaptive.device.host import give_back_heap, keep_heap_tight
+from adaptive.device.host import limit_heap_growth, trim_heap
 from adaptive.device.nvml import Nvml
 from adaptive.errors import DoesNotFit
 from adaptive.memory.live_bytes import trace_peak
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.planning.planner import Policy
 from adaptive.stream import decode_whole, open_decode
 from adaptive.types import LatentShape, MeasuredPeak, MemoryReading
@@ -82,7 +82,7 @@ class ChaosProbe:
 
     def release(self) -> None:
         """As the host's own probe."""
-        give_back_heap()
+        trim_heap()
 
 
 def decode(decoder: AdaptiveDecoder, latents: Tensor, expected: Tensor) -> tuple[float, int, int]:
@@ -121,13 +121,13 @@ def one_case(family: str, case: int, chance: random.Random) -> dict[str, Any]:
     frames = chance.choice(LATENT_FRAMES)
     latents = latents_of(vae, frames, seed=case, sides=SIDES[family])
     expected = decode_whole(vae, latents)
-    give_back_heap()
+    trim_heap()
     events: list[DecodeEvent] = []
     decoder = AdaptiveDecoder(
         vae,
         probe=ChaosProbe(chance, _room(family, frames)),
         policy=Policy(reserve_bytes=0),
-        residuals=Residuals("cpu"),
+        residuals=LearnedMargins("cpu"),
         on_event=events.append,
     )
     shape = LatentShape(*latents.shape)
@@ -174,7 +174,7 @@ def _room(family: str, frames: int) -> tuple[int, int]:
 def main(first: int, stop: int, seed: int, families: list[str]) -> None:
     """Run the cases, the families in turn; an error of one is its row, and the next ones run."""
     torch.set_num_threads(1)
-    keep_heap_tight()
+    limit_heap_growth()
     for case in range(first, stop):
         family = families[case % len(families)]
         try:

@@ -39,12 +39,12 @@ from adaptive import (
     predict_peak,
     stream_decode,
 )
-from adaptive.device.huge_pages import start_with_huge_pages
+from adaptive.device.huge_pages import restart_with_huge_pages
 from adaptive.families import family_of
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import profile_of
-from adaptive.stream.offload import whole_calls
+from adaptive.stream.offload import splitting_off
 
 AUTO_SHARE = 0.6
 
@@ -67,7 +67,7 @@ class Row:
 
 def _batched(kwargs: dict[str, Any]) -> Way:
     def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
-        with torch.no_grad(), whole_calls(vae):  # `decode_whole` chooses convolutions besides
+        with torch.no_grad(), splitting_off(vae):  # `decode_whole` chooses convolutions besides
             frames = family_of(vae).decode_whole(vae, latents, kwargs)
         yield frames
 
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--peaks", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    start_with_huge_pages()
+    restart_with_huge_pages()
     torch.set_num_threads(options.threads)
     rows = earlier(options)
     if options.peaks:

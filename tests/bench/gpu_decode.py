@@ -19,7 +19,7 @@ import torch
 from gpu_cases import CASES, OURS, TINY_CASES, Case, build, ours, ways_of
 from torch import Tensor
 
-from adaptive.device.host import ResidentPeak, keep_heap_tight
+from adaptive.device.host import ResidentPeak, limit_heap_growth
 from adaptive.device.nvml import Nvml
 from adaptive.device.probe import is_out_of_memory, open_probe, synchronized_seconds
 from adaptive.planning.planner import RESERVE_BYTES
@@ -129,7 +129,7 @@ def run(case: Case, way_name: str, device: str, dtype: str, repeats: int, card_b
     latents = torch.randn(case.latents, generator=torch.Generator().manual_seed(1)).to(vae.dtype)
     if device == "cpu":
         torch.set_num_threads(1)
-        keep_heap_tight()
+        limit_heap_growth()
         limit_host(card_bytes)
     try:
         vae, latents = vae.to(device), latents.to(device)

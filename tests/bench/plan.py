@@ -32,7 +32,7 @@ BOUND_MILLISECONDS = 10.0
 
 def worker_device() -> dict[str, Any]:
     """What a worker with a 24 GB card reports once it has decoded some videos."""
-    from adaptive.memory.learned_costs import Experience
+    from adaptive.memory.learned_costs import LearnedCosts
     from adaptive.types import Chunking, LatentShape, MeasuredPeak, Strategy
     from app.config import Settings
     from app.models.entries import load_models
@@ -41,7 +41,7 @@ def worker_device() -> dict[str, Any]:
     settings = Settings()
     profile = load(settings, load_models(settings)["ltx-video"])
     assert profile is not None
-    learned = Experience.none("cuda NVIDIA GeForce RTX 4090", "2.13.0+cu130 91900")
+    learned = LearnedCosts.none("cuda NVIDIA GeForce RTX 4090", "2.13.0+cu130 91900")
     draw = random.Random(0)
     for _ in range(60):
         frames = draw.randint(4, 16)

@@ -25,7 +25,7 @@ from typing import Any
 import recordings
 
 from adaptive.memory.margin_fit import TRUSTED_OBSERVATIONS
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.types import Cut, LatentShape, MeasuredPeak
 
 HERE = Path(__file__).parent
@@ -145,7 +145,7 @@ def coverage(rows: Sequence[recordings.Row], seed: int = 0) -> dict[str, Any]:
     """
     order = list(rows)
     random.Random(seed).shuffle(order)
-    residuals, seen = Residuals("cpu"), dict[tuple[str, str], int]()
+    residuals, seen = LearnedMargins("cpu"), dict[tuple[str, str], int]()
     ratios, missed = [], []
     for row in order:
         cut, frames = Cut(row.frames_per_chunk), row.shape[2]

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptive.device.huge_pages import ask_for_huge_pages
+from adaptive.device.huge_pages import enable_huge_pages
 
 HERE = Path(__file__).parent
 RECORDINGS = HERE / "results" / "recordings-cpu.jsonl"
@@ -231,7 +231,7 @@ def main() -> None:
     shapes = 3 if options.quick else options.shapes
     out = options.out or (REPEATS if options.again else LARGE if options.large else RECORDINGS)
     if options.worker is None:
-        ask_for_huge_pages()  # on behalf of the processes that measure
+        enable_huge_pages()  # on behalf of the processes that measure
         record(options.model, shapes, options.processes, out)
         return
     if options.again:

@@ -15,9 +15,9 @@ from typing import Any
 from recordings import LARGE, RECORDINGS, REPEATS, Row, load
 
 from adaptive.errors import DoesNotFit
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.speed import Speeds
-from adaptive.planning.fallback import Ladder
+from adaptive.planning.fallback import FallbackOrder
 from adaptive.planning.planner import PlanInputs, Policy, plan_decode
 from adaptive.types import Cut, LatentShape, MeasuredPeak, MemoryReading, PeakEstimate, VaeTraits
 
@@ -45,7 +45,7 @@ class Case:
         """Latents."""
         return LatentShape(*next(iter(self.rows.values())).shape)
 
-    def estimate_cut(self, shape: LatentShape, cut: Cut, residuals: Residuals | None) -> PeakEstimate:
+    def estimate_cut(self, shape: LatentShape, cut: Cut, residuals: LearnedMargins | None) -> PeakEstimate:
         """As a profile's: recorded live bytes with learned margins."""
         assert residuals is not None
         live = self.rows[cut.frames_per_chunk].live_bytes
@@ -73,7 +73,7 @@ class Outcome:
 class Planner:
     """The real planner, with what it has learned."""
 
-    residuals: Residuals = field(default_factory=lambda: Residuals("cpu"))
+    residuals: LearnedMargins = field(default_factory=lambda: LearnedMargins("cpu"))
     speeds: Speeds = field(default_factory=Speeds)
     may_fail: bool = True
 
@@ -107,7 +107,7 @@ class Planner:
         self, case: Case, budget_bytes: int, failed: Cut, tried: set[Cut], *, again: bool
     ) -> Cut | None:
         profile: Any = case
-        ladder = Ladder(profile, case.shape, POLICY, self._inputs(case))
+        ladder = FallbackOrder(profile, case.shape, POLICY, self._inputs(case))
         below = ladder.after(failed, lambda cut: cut not in tried, _reading(budget_bytes), 0)
         return below or ladder.instead(tried, None if again else budget_bytes) or (None if again else failed)
 
@@ -122,7 +122,7 @@ class Planner:
         try:
             plan = plan_decode(profile, case.shape, _reading(budget_bytes), POLICY, inputs)
         except DoesNotFit:  # the service waits first; nothing comes free here
-            return Ladder(profile, case.shape, POLICY, inputs).least().frames_per_chunk
+            return FallbackOrder(profile, case.shape, POLICY, inputs).least().frames_per_chunk
         return plan.frames_per_chunk
 
     def _learn(self, case: Case, row: Row) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adaptive.decoding.decoder import AdaptiveDecoder
-from adaptive.device.gpu_processes import holders_of
+from adaptive.device.gpu_processes import gpu_memory_users
 from adaptive.device.nvml import Nvml
 from adaptive.device.probe import CudaProbe, is_out_of_memory
 from adaptive.planning.planner import Policy
@@ -70,7 +70,7 @@ def test_an_allocation_beyond_the_card_is_an_out_of_memory(device: torch.device)
 
 def test_memory_is_attributed_to_somebody(probe: CudaProbe) -> None:
     gpu = Nvml().devices()[0]
-    holders = holders_of(gpu, {1: probe.read().own_bytes})
+    holders = gpu_memory_users(gpu, {1: probe.read().own_bytes})
     assert sum(each.used_bytes or 0 for each in holders) > 0
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adaptive.stream.engines.engine import whole_groups
 from adaptive.stream.engines.stages import Journal, Marks, Passage, Pending, next_part
-from adaptive.stream.intercept import intercepted
+from adaptive.stream.intercept import forwards_replaced
 from adaptive.stream.layers.causal import CausalLayers
 from adaptive.stream.state import State
 
@@ -72,7 +72,7 @@ class CachedEngine:
             journal, fed, start=start, marks=lambda: Marks(place=place[0], first=first), restore=restore
         )
         rules = {stage: passage.around(number, None) for number, stage in enumerate(self._stages, 1)}
-        with passage, intercepted(rules), self._layers.lean():
+        with passage, forwards_replaced(rules), self._layers.lean():
             frames = self._run(chunk, _Caches(journal), place, first=first)
         return frames, state
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.stream.engines.stages import Marks
-from adaptive.stream.layers.early_release import Spending
+from adaptive.stream.layers.early_release import EarlyRelease
 from adaptive.stream.layers.residual import Branch
 from adaptive.stream.layers.window import Held, Kernel, Pushed, add_delayed, push
 
@@ -40,7 +40,7 @@ class Tick:
     may_skip: bool
     touch: bool
     no_output: bool = False
-    spending: Spending = field(default_factory=Spending)
+    spending: EarlyRelease = field(default_factory=EarlyRelease)
     _prepared: dict[nn.Module, Tensor | None] = field(default_factory=dict)
     _shortcuts: dict[nn.Module, nn.Module] = field(default_factory=dict)
 
@@ -169,7 +169,7 @@ class Tick:
         return total
 
 
-def attend_back(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend_to_past(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of the newest `[B, heads, n, C]` frames to all `[B, heads, N, C]` frames up to each."""
     count, total = query.shape[-2], keys.shape[-2]
     seen = query.new_ones(count, total, dtype=torch.bool).tril(total - count) if count > 1 else None

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adaptive.errors import UnsupportedVae
 from adaptive.stream.engines.chunk_pass import Tick
 from adaptive.stream.engines.stages import Journal, Passage, Pending, next_part
-from adaptive.stream.intercept import Forward, intercepted, standing_in
+from adaptive.stream.intercept import Forward, forwards_replaced, replacing_forward
 from adaptive.stream.state import State as State
 
 Rule = Callable[
@@ -216,8 +216,8 @@ class RuledEngine:
                 stage: passage.around(number, rules.get(stage))
                 for number, stage in enumerate(self._stages, 1)
             }
-        rules |= {module: standing_in(forward) for module, forward in instead.items()}
-        with intercepted(rules), self._same_noise(tick, chunk.device):
+        rules |= {module: replacing_forward(forward) for module, forward in instead.items()}
+        with forwards_replaced(rules), self._same_noise(tick, chunk.device):
             output = self._module(chunk, **self._kwargs)
         return None if tick.no_output else output
 

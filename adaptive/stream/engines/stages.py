@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from adaptive.stream.intercept import Forward
-from adaptive.stream.layers.early_release import let_go
+from adaptive.stream.layers.early_release import release_early
 from adaptive.stream.state import State, mapped, tensors
 
 PENDING = "pending"  # key of a state in which frames wait between two stages: a tuple, the newest last
@@ -157,7 +157,7 @@ class Passage:
             # The network around holds it until its block ends, and a view what it is a view of.
             for spent in (args[0]._base, args[0]):
                 if spent is not None:
-                    let_go(spent)
+                    release_early(spent)
         return output
 
     def __enter__(self) -> Passage:

@@ -58,7 +58,7 @@ class _Absent:
             weakref.finalize(self, parking.add, -frame.nbytes)
 
 
-class Reel:
+class HostFrames:
     """Frames `[B, C, H, W]` of one video, parked in host memory, handed out as `[B, C, n, H, W]` on the
     device.
     """
@@ -170,9 +170,9 @@ def replicated(window: Tensor, frames: int) -> Tensor:
     return torch.cat([window[:, :, :1].expand(-1, -1, missing, -1, -1), window], 2)
 
 
-def gathered(chunks: Iterable[Tensor], norm: Any, device: torch.device) -> tuple[Reel, GroupStatistics]:
+def gathered(chunks: Iterable[Tensor], norm: Any, device: torch.device) -> tuple[HostFrames, GroupStatistics]:
     """All frames parked, and what `norm` must know of them."""
-    reel, statistics = Reel(device), GroupStatistics(norm)
+    reel, statistics = HostFrames(device), GroupStatistics(norm)
     for chunk in chunks:
         statistics.add(chunk)
         reel.append(chunk)
@@ -193,7 +193,7 @@ def temporal_block(
     Three sweeps: the first norm's statistics; first norm and convolution with the second norm's statistics;
     the rest. Only the last one's chunks are handed on, so the next layers run within it.
     """
-    inputs, hidden = Reel(device), Reel(device)
+    inputs, hidden = HostFrames(device), HostFrames(device)
     first, second = GroupStatistics(block.norm1), GroupStatistics(block.norm2)
     for chunk in chunks:
         first.add(chunk)

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaptive.stream.intercept import Forward, intercepted, standing_in
+from adaptive.stream.intercept import Forward, forwards_replaced, replacing_forward
 from adaptive.stream.layers import norms
-from adaptive.stream.layers.early_release import Spending
+from adaptive.stream.layers.early_release import EarlyRelease
 
 _ACTIVATION = "SiLU"
 
@@ -34,7 +34,7 @@ class CausalLayers:
     """
 
     def __init__(self, network: nn.Module, prefix: str) -> None:
-        self._spending = Spending()
+        self._spending = EarlyRelease()
         rules: dict[str, Forward] = {
             f"{prefix}CausalConv3d": self._convolve,
             f"{prefix}RMS_norm": norms.unit_length,
@@ -45,13 +45,13 @@ class CausalLayers:
         if any(layer._compiled_call_impl is not None for layer in layers):
             layers = []
         named = ((layer, type(layer).__name__) for layer in layers)
-        self._rules = {layer: standing_in(rules[name]) for layer, name in named if name in rules}
+        self._rules = {layer: replacing_forward(rules[name]) for layer, name in named if name in rules}
 
     @contextmanager
     def lean(self) -> Iterator[None]:
         """A context in which these layers take less memory."""
         try:
-            with intercepted(self._rules):
+            with forwards_replaced(self._rules):
                 yield
         finally:
             self._spending.withdraw()  # after a failure it would hold the frames through the next try

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def let_go(tensor: Tensor) -> None:
+def release_early(tensor: Tensor) -> None:
     """Empty a tensor that others still hold but nobody will look at: it gets another storage, of no bytes.
 
     Views of it, and what it is a view of, keep theirs. A tensor made in inference mode cannot be changed
@@ -20,7 +20,7 @@ def let_go(tensor: Tensor) -> None:
         tensor.set_()  # type: ignore[call-overload]
 
 
-class Spending:
+class EarlyRelease:
     """The newest tensor of which the layer that gets it next may leave nothing."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Spending:
     def spend(self, tensor: Tensor) -> None:
         """The layer goes on with a copy of `tensor`: empty it, if it was offered."""
         if tensor is self._offered:
-            let_go(tensor)
+            release_early(tensor)
         self.withdraw()
 
     def withdraw(self) -> None:

@@ -16,7 +16,7 @@ from app.api.requests.bodies import Parts, from_json, read_body, take_apart
 from app.api.requests.job_spec import job_spec
 from app.api.requests.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
 from app.api.response_schemas import JOB, PLAN, answer
-from app.api.views import job_view, without_strangers
+from app.api.views import hide_other_owners, job_view
 from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job, JobSpec, Json, Stage
 from app.media.images import ImageRejected, check_image
@@ -57,7 +57,7 @@ def _waiting(service: Service, job: Job, owner: str | None) -> Json | None:
         return None
     history = service.store.events_after(0, HISTORY_LIMIT, job.id)
     told = next((event for event in reversed(history) if event.kind == "waiting_for_memory"), None)
-    return None if told is None else without_strangers(told.data, owner)
+    return None if told is None else hide_other_owners(told.data, owner)
 
 
 @router.post(

@@ -7,14 +7,14 @@ from fastapi import APIRouter, Path, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from adaptive.device.gpu_processes import holders_of
+from adaptive.device.gpu_processes import gpu_memory_users
 from adaptive.device.nvml import GpuInfo
 from adaptive.version import __version__
 from app.api.access import Administrator, Caller
 from app.api.dependencies import Service, TheService, readiness, visible
 from app.api.problems import Problem, documented
 from app.api.response_schemas import DEVICES, HEALTH, LOG_LEVEL, MODELS, READINESS, answer
-from app.api.views import device_view, model_view, without_strangers
+from app.api.views import device_view, hide_other_owners, model_view
 from app.jobs import Json, WorkerRow
 from app.service.logs import read_level, write_level
 from app.store import NoSuchJob
@@ -41,9 +41,9 @@ def devices(service: TheService, owner: Caller) -> Json:
         one["job_id"] = _if_visible(service, one["job_id"], owner)
     alive = service.alive_workers()
     return {
-        "devices": [without_strangers(one, owner) for one in views],
+        "devices": [hide_other_owners(one, owner) for one in views],
         "gpus": [
-            without_strangers(_gpu_view(gpu, _own_bytes(alive, gpu)), owner) for gpu in service.nvml.devices()
+            hide_other_owners(_gpu_view(gpu, _own_bytes(alive, gpu)), owner) for gpu in service.nvml.devices()
         ],
         "driver_state": service.nvml.state,
         "reserve_bytes": service.settings.reserve_bytes,
@@ -67,7 +67,7 @@ def _own_bytes(workers: list[WorkerRow], gpu: GpuInfo) -> dict[int, int]:
 
 def _gpu_view(gpu: GpuInfo, own_bytes_by_pid: dict[int, int]) -> dict[str, Any]:
     return {
-        "holders": [each.as_json() for each in holders_of(gpu, own_bytes_by_pid)],
+        "holders": [each.as_json() for each in gpu_memory_users(gpu, own_bytes_by_pid)],
         "uuid": gpu.uuid,
         "index": gpu.index,
         "name": gpu.name,

@@ -9,7 +9,7 @@ import pytest
 
 from adaptive.decoding.calibrate import Measurement, as_markdown, calibrate, plot
 from adaptive.device.probe import open_probe
-from adaptive.memory.learned_costs import Experience
+from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.profile import MemoryProfile
 from adaptive.testing import small_ltx_vae
 from adaptive.types import LatentShape, Strategy
@@ -33,7 +33,7 @@ class Enough(Exception):
 def test_every_strategy_is_measured_and_from_then_on_time_is_predicted(
     vae: Any, profile: MemoryProfile, tmp_path: Path
 ) -> None:
-    experience = Experience.none("cpu", "")
+    learned_costs = LearnedCosts.none("cpu", "")
     found: list[Measurement] = []
 
     def note(measured: Measurement) -> None:
@@ -42,8 +42,8 @@ def test_every_strategy_is_measured_and_from_then_on_time_is_predicted(
             raise Enough
 
     with pytest.raises(Enough):
-        calibrate(vae, profile, open_probe("cpu"), experience, limit_seconds=120, on_measured=note)
-    law = experience.speeds.model(profile)
+        calibrate(vae, profile, open_probe("cpu"), learned_costs, limit_seconds=120, on_measured=note)
+    law = learned_costs.speeds.model(profile)
     assert law is not None
     measured = found[0]
     assert 0.2 < law.seconds(measured.shape, measured.frames_per_chunk) / measured.seconds < 5
@@ -54,10 +54,10 @@ def test_every_strategy_is_measured_and_from_then_on_time_is_predicted(
 
 
 def test_with_no_time_nothing_is_measured_beyond_the_warm_up(vae: Any, profile: MemoryProfile) -> None:
-    experience = Experience.none("cpu", "")
-    found = calibrate(vae, profile, open_probe("cpu"), experience, limit_seconds=0)
+    learned_costs = LearnedCosts.none("cpu", "")
+    found = calibrate(vae, profile, open_probe("cpu"), learned_costs, limit_seconds=0)
     assert found == []
-    assert experience.speeds.model(profile) is None
+    assert learned_costs.speeds.model(profile) is None
 
 
 def test_times_of_one_tiny_shape_alone_predict_nothing(
@@ -70,13 +70,13 @@ def test_times_of_one_tiny_shape_alone_predict_nothing(
         nonlocal now
         now += 1000.0
 
-    experience = Experience.none("cpu", "")
+    learned_costs = LearnedCosts.none("cpu", "")
     probe = open_probe("cpu")
-    (only,) = calibrate(vae, profile, probe, experience, limit_seconds=120, on_measured=out_of_time)
-    assert experience.speeds.model(profile) is None
-    experience.speeds.observe(profile, LatentShape(1, 8, 9, 8, 8), 9, 2.0)
-    calibrate(vae, profile, probe, experience, limit_seconds=120, on_measured=out_of_time)
-    assert experience.speeds.observations(profile) == 2, "a real decode's time is kept"
+    (only,) = calibrate(vae, profile, probe, learned_costs, limit_seconds=120, on_measured=out_of_time)
+    assert learned_costs.speeds.model(profile) is None
+    learned_costs.speeds.observe(profile, LatentShape(1, 8, 9, 8, 8), 9, 2.0)
+    calibrate(vae, profile, probe, learned_costs, limit_seconds=120, on_measured=out_of_time)
+    assert learned_costs.speeds.observations(profile) == 2, "a real decode's time is kept"
     assert only.seconds > 0
 
 

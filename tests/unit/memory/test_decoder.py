@@ -11,7 +11,7 @@ import adaptive
 from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.device.probe import CpuProbe
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile_trace import profile_of
 from adaptive.planning.planner import Policy
 from adaptive.testing import ScriptedProbe, small_ltx_vae
@@ -168,7 +168,7 @@ def test_a_batched_decode_that_fails_falls_to_chunks(
 def test_a_failure_and_a_success_are_both_learned(
     fragile: Callable[[Callable[[int], bool]], Any], latents: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    residuals = Residuals("cpu")
+    residuals = LearnedMargins("cpu")
     vae = fragile(lambda call: call == 0)
     before = needs(vae, latents, 8)
     failing = AdaptiveDecoder(vae, probe=ScriptedProbe([before]), policy=FREE, residuals=residuals)

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 
 from adaptive import AdaptiveEncoder, DoesNotFit, Policy, encode
 from adaptive.memory.live_bytes import trace_peak
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.testing import ScriptedProbe
 
 SHAPE = (1, 3, 16, 32, 48)
@@ -61,7 +61,7 @@ def test_prediction_is_what_a_real_encode_holds(
     chunk = None if frames_per_chunk == 16 else frames_per_chunk
     real = trace_peak(lambda: encode(vae, video, frames_per_chunk=chunk, posterior="parameters")).peak_bytes
     strategy = {16: "batched", 1: "per_frame"}.get(frames_per_chunk, "chunked")
-    predicted = Residuals("cpu").estimate("kl", "float32", strategy, real).upper_bytes
+    predicted = LearnedMargins("cpu").estimate("kl", "float32", strategy, real).upper_bytes
     assert needs(vae, frames_per_chunk) == predicted
 
 

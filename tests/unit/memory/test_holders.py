@@ -8,7 +8,7 @@ from pathlib import Path
 import nvml_stub
 import pytest
 
-from adaptive.device.gpu_processes import Holder, holders_of
+from adaptive.device.gpu_processes import GpuMemoryUser, gpu_memory_users
 from adaptive.device.nvml import GpuInfo, GpuProcess, NvmlState
 
 GIB = 2**30
@@ -44,16 +44,18 @@ def card(used_gib: int, processes: dict[int, int | None]) -> GpuInfo:
 def test_memory_is_attributed_to_us_to_others_and_to_nobody(
     gpu: GpuInfo, own: dict[int, int], expected: list[tuple[int | None, str | None, int | None, bool]]
 ) -> None:
-    found = holders_of(gpu, {pid: used * GIB for pid, used in own.items()}, lambda _pid: "game")
-    assert found == [Holder(pid, name, used and used * GIB, own=mine) for pid, name, used, mine in expected]
+    found = gpu_memory_users(gpu, {pid: used * GIB for pid, used in own.items()}, lambda _pid: "game")
+    assert found == [
+        GpuMemoryUser(pid, name, used and used * GIB, own=mine) for pid, name, used, mine in expected
+    ]
 
 
 LOOK = """
 import json, os
-from adaptive.device.gpu_processes import holders_of
+from adaptive.device.gpu_processes import gpu_memory_users
 from adaptive.device.nvml import Nvml
 (gpu,) = Nvml().devices()
-print(json.dumps([each.as_json() for each in holders_of(gpu, {os.getpid(): 0})]))
+print(json.dumps([each.as_json() for each in gpu_memory_users(gpu, {os.getpid(): 0})]))
 """
 
 

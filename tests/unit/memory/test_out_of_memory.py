@@ -8,13 +8,13 @@ DECODE = """
 import json, resource
 import psutil, torch
 from adaptive.decoding.decoder import AdaptiveDecoder
-from adaptive.device.host import give_back_heap, keep_heap_tight
+from adaptive.device.host import trim_heap, limit_heap_growth
 from adaptive.planning.planner import Policy
 from adaptive.memory.profile_trace import predict_peak
 from adaptive.testing import ScriptedProbe, small_ltx_vae
 
 torch.set_num_threads(1)
-keep_heap_tight()
+limit_heap_growth()
 vae = small_ltx_vae(decoder_block_out_channels=(32, 64, 64, 64))
 latents = torch.randn(1, 8, 12, 24, 2)  # tall: oneDNN's direct convolutions, with little scratch
 with torch.no_grad():
@@ -23,7 +23,7 @@ with torch.no_grad():
 class Optimist(ScriptedProbe):
     def release(self):
         super().release()
-        give_back_heap()
+        trim_heap()
 
 events = []
 decoder = AdaptiveDecoder(
@@ -37,7 +37,7 @@ for part in decoder.frames(latents):
     first, done = done == 0, done + part.shape[2]
     del part
     if first:
-        give_back_heap()
+        trim_heap()
         room = (live[1] * 2 + live[6]) // 2
         limit = psutil.Process().memory_info().vms + room
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))

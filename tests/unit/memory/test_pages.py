@@ -9,12 +9,12 @@ import pytest
 KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 TENSOR_BYTES = 64 * 2**20
 
-ASKS_FIRST = "from adaptive.device.huge_pages import ask_for_huge_pages; ask_for_huge_pages(); import torch"
+ASKS_FIRST = "from adaptive.device.huge_pages import enable_huge_pages; enable_huge_pages(); import torch"
 STARTS_ANEW = """
 import torch
-from adaptive.device.huge_pages import start_with_huge_pages
+from adaptive.device.huge_pages import restart_with_huge_pages
 small = torch.zeros(9)
-start_with_huge_pages()
+restart_with_huge_pages()
 """
 MEASURE = f"""
 import re

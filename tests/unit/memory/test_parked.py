@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from adaptive.errors import DoesNotFit
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import Curve, MemoryProfile, SweepCosts
 from adaptive.planning.planner import PlanInputs, Policy, plan_decode
 from adaptive.types import LatentShape, MemoryReading
@@ -26,7 +26,9 @@ def swept_profile(ltx_profile: MemoryProfile) -> MemoryProfile:
 
 def plan(profile: MemoryProfile, device: str, free_bytes: int, **inputs: Any) -> Any:
     reading = MemoryReading(device, free_bytes, 2 * free_bytes, 0, 0, 0, "test")
-    return plan_decode(profile, SHAPE, reading, POLICY, PlanInputs(residuals=Residuals(device), **inputs))
+    return plan_decode(
+        profile, SHAPE, reading, POLICY, PlanInputs(residuals=LearnedMargins(device), **inputs)
+    )
 
 
 def test_parked_activations_are_host_memory_on_a_card_and_part_of_the_peak_on_the_cpu(
@@ -37,7 +39,7 @@ def test_parked_activations_are_host_memory_on_a_card_and_part_of_the_peak_on_th
     assert card.predicted.live_bytes == 10**4 * 1500
     assert card.predicted.host_bytes == 10**4 * 8 * 900
     assert "of host memory for parked activations" in card.detail
-    cpu = swept_profile.estimate(SHAPE, 1, Residuals("cpu"))
+    cpu = swept_profile.estimate(SHAPE, 1, LearnedMargins("cpu"))
     assert (cpu.live_bytes, cpu.host_bytes) == (10**4 * (1000 + 8 * 900), 0)
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.types import Cut
 
 # Layers wide and tall enough for oneDNN's direct convolutions; below, torch unfolds every window (27 copies).
@@ -61,5 +61,5 @@ def test_the_resident_set_grows_by_the_live_bytes_and_no_more_than_is_assumed_be
     assert measured["predicted"] == pytest.approx(measured["counted"], rel=0.02)
     live_bytes = measured["predicted"]
     strategy = Cut(frames_per_chunk).strategy(frames)
-    cold = Residuals("cpu").estimate("ltx", "float32", strategy, live_bytes)
+    cold = LearnedMargins("cpu").estimate("ltx", "float32", strategy, live_bytes)
     assert live_bytes <= measured["grown"] <= cold.upper_bytes

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import SpeedModel, Speeds
 from adaptive.planning.planner import PlanInputs, Policy, plan_decode, rungs
@@ -95,7 +95,7 @@ def reading(free_bytes: int) -> MemoryReading:
 def test_idle_weights_are_dropped_where_that_is_faster_than_smaller_chunks(
     ltx_profile: MemoryProfile,
 ) -> None:
-    residuals = Residuals("cuda:0")
+    residuals = LearnedMargins("cuda:0")
     tight = ltx_profile.estimate(SHAPE, 2, residuals).upper_bytes
     inputs = PlanInputs(residuals=residuals, speed=LAW, droppable_bytes=GIB, reload_seconds=0.001)
     plan = plan_decode(ltx_profile, SHAPE, reading(tight), FREE, inputs)
@@ -110,7 +110,7 @@ def test_idle_weights_are_dropped_where_that_is_faster_than_smaller_chunks(
 def test_idle_weights_stay_where_everything_fits_and_a_jobs_own_cap_is_not_lifted(
     ltx_profile: MemoryProfile,
 ) -> None:
-    inputs = PlanInputs(residuals=Residuals("cuda:0"), speed=LAW, droppable_bytes=GIB)
+    inputs = PlanInputs(residuals=LearnedMargins("cuda:0"), speed=LAW, droppable_bytes=GIB)
     plan = plan_decode(ltx_profile, SHAPE, reading(64 * GIB), FREE, inputs)
     assert (plan.frames_per_chunk, plan.dropped_bytes) == (8, 0)
     cap = ltx_profile.estimate(SHAPE, 4, inputs.residuals).upper_bytes
@@ -125,7 +125,7 @@ def test_idle_weights_stay_where_everything_fits_and_a_jobs_own_cap_is_not_lifte
 def test_a_margin_that_was_too_wide_is_regretted_and_one_that_was_needed_is_not(
     ltx_profile: MemoryProfile, taken: float, regretted: bool, words: str
 ) -> None:
-    inputs = PlanInputs(residuals=Residuals("cuda:0"), speed=LAW)
+    inputs = PlanInputs(residuals=LearnedMargins("cuda:0"), speed=LAW)
     budget = ltx_profile.estimate(SHAPE, 8, inputs.residuals).upper_bytes - 1
     plan = plan_decode(ltx_profile, SHAPE, reading(budget), FREE, inputs)
     ladder = rungs(ltx_profile, SHAPE, budget, FREE, inputs)
@@ -140,7 +140,7 @@ def test_a_margin_that_was_too_wide_is_regretted_and_one_that_was_needed_is_not(
 
 
 def test_the_fastest_way_is_never_regretted(ltx_profile: MemoryProfile) -> None:
-    inputs = PlanInputs(residuals=Residuals("cuda:0"), speed=LAW)
+    inputs = PlanInputs(residuals=LearnedMargins("cuda:0"), speed=LAW)
     plan = plan_decode(ltx_profile, SHAPE, reading(64 * GIB), FREE, inputs)
     ladder = rungs(ltx_profile, SHAPE, 64 * GIB, FREE, inputs)
     regret = regret_of(plan, ladder, measured_bytes=1, seconds=9.0)
@@ -154,6 +154,6 @@ def test_what_takes_as_long_is_chosen_alike_though_predictions_drift(
     """Two jobs of one seed must not be cut differently: sums in another order round a pixel differently."""
     whole, chunk = LAW.seconds(SHAPE, 8), LAW.seconds(SHAPE, 4)
     level = replace(LAW, corrections={**LAW.corrections, 2: drift * whole / chunk})
-    inputs = PlanInputs(residuals=Residuals("cuda:0"), speed=level)
+    inputs = PlanInputs(residuals=LearnedMargins("cuda:0"), speed=level)
     plan = plan_decode(ltx_profile, SHAPE, reading(64 * GIB), FREE, inputs)
     assert plan.frames_per_chunk == 8

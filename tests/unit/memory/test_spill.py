@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.device.spill import ChunkSpeed, SpillSign, SpillWatch, find_spill
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile_trace import profile_of
 from adaptive.planning.planner import Policy
 from adaptive.testing import ScriptedProbe, small_ltx_vae
@@ -71,14 +71,18 @@ def latents() -> Tensor:
 
 
 def decoded(
-    vae: Any, latents: Tensor, own_bytes: list[int], policy: Policy, residuals: Residuals | None = None
+    vae: Any,
+    latents: Tensor,
+    own_bytes: list[int],
+    policy: Policy,
+    residuals: LearnedMargins | None = None,
 ) -> tuple[DecodeReport, list[DecodeEvent]]:
     events: list[DecodeEvent] = []
     decoder = AdaptiveDecoder(
         vae,
         probe=OverflowingCard(own_bytes),
         policy=policy,
-        residuals=residuals or Residuals("cuda"),
+        residuals=residuals or LearnedMargins("cuda"),
         on_event=events.append,
     )
     with torch.no_grad():
@@ -99,7 +103,7 @@ def test_a_chunk_that_spills_makes_the_next_one_smaller_and_is_counted(vae: Any,
 
 
 def test_a_whole_decode_that_spilled_is_planned_smaller_the_next_time(vae: Any, latents: Tensor) -> None:
-    residuals, shape = Residuals("cuda"), LatentShape(*latents.shape)
+    residuals, shape = LearnedMargins("cuda"), LatentShape(*latents.shape)
     profile = profile_of(vae)
     cold_bytes = profile.estimate(shape, 8, residuals).upper_bytes
     report, spills = decoded(vae, latents, [GIB, 30 * GIB], Policy(), residuals)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adaptive.memory.margin_fit import TRUSTED_OBSERVATIONS
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import SpeedModel
 from adaptive.planning.planner import PlanInputs, Policy, plan_decode, rungs
@@ -21,16 +21,20 @@ LIVE = 80 * MB  # of the batched decode
 SPEED = SpeedModel(1e-5, 0.0, 1e-5)  # chunks of four take 3/8 longer
 
 
-def plan(profile: MemoryProfile, residuals: Residuals, free_bytes: int, **inputs: Any) -> DecodePlan:
+def plan(profile: MemoryProfile, residuals: LearnedMargins, free_bytes: int, **inputs: Any) -> DecodePlan:
     reading = MemoryReading("cpu", free_bytes, 2 * free_bytes, 0, 0, 0, "test")
     inputs = {"may_fail": True, "speed": SPEED, **inputs}
     return plan_decode(
-        profile, SHAPE, reading, Policy(reserve_bytes=0), PlanInputs(residuals=residuals, **inputs)
+        profile,
+        SHAPE,
+        reading,
+        Policy(reserve_bytes=0),
+        PlanInputs(residuals=residuals, **inputs),
     )
 
 
-def learned(ratios: list[float]) -> Residuals:
-    residuals = Residuals("cpu")
+def learned(ratios: list[float]) -> LearnedMargins:
+    residuals = LearnedMargins("cpu")
     for ratio in ratios:
         measured = MeasuredPeak(round(ratio * LIVE))
         residuals.observe(
@@ -45,7 +49,7 @@ def learned(ratios: list[float]) -> Residuals:
 
 
 def test_what_is_expected_to_fit_is_tried_while_little_is_known(ltx_profile: MemoryProfile) -> None:
-    residuals = Residuals("cpu")
+    residuals = LearnedMargins("cpu")
     expected = ltx_profile.estimate_cut(SHAPE, Cut(8), residuals)
     tried = plan(ltx_profile, residuals, expected.expected_bytes)
     assert (tried.frames_per_chunk, tried.reason) == (8, "fits_probably")
@@ -56,7 +60,7 @@ def test_what_is_expected_to_fit_is_tried_while_little_is_known(ltx_profile: Mem
 
 
 def test_the_ways_to_decode_say_which_one_is_tried(ltx_profile: MemoryProfile) -> None:
-    residuals = Residuals("cpu")
+    residuals = LearnedMargins("cpu")
     free = ltx_profile.estimate_cut(SHAPE, Cut(8), residuals).expected_bytes
     inputs = PlanInputs(residuals=residuals, may_fail=True, speed=SPEED)
     ladder = rungs(ltx_profile, SHAPE, free, Policy(reserve_bytes=0), inputs)
@@ -67,7 +71,7 @@ def test_the_ways_to_decode_say_which_one_is_tried(ltx_profile: MemoryProfile) -
 
 
 def test_a_failure_is_not_tried_again_with_as_little(ltx_profile: MemoryProfile) -> None:
-    residuals = Residuals("cpu")
+    residuals = LearnedMargins("cpu")
     free = ltx_profile.estimate_cut(SHAPE, Cut(8), residuals).expected_bytes
     residuals.out_of_memory("ltx", "float32", Strategy.BATCHED, live_bytes=LIVE, free_bytes=free)
     assert plan(ltx_profile, residuals, free).frames_per_chunk == 4
@@ -86,7 +90,7 @@ def test_once_enough_is_known_a_try_must_be_worth_its_risk(
 
 
 def test_the_reload_of_idle_weights_is_no_part_of_a_decodes_own_time(ltx_profile: MemoryProfile) -> None:
-    residuals = Residuals("cpu")
+    residuals = LearnedMargins("cpu")
     upper = ltx_profile.estimate_cut(SHAPE, Cut(8), residuals).upper_bytes
     dropping = plan(
         ltx_profile,
@@ -104,7 +108,7 @@ def test_the_reload_of_idle_weights_is_no_part_of_a_decodes_own_time(ltx_profile
 
 def test_margins_told_in_a_summary_are_as_tentative_as_the_ones_summarised() -> None:
     for residuals in (learned([1.1]), learned([1.1] * TRUSTED_OBSERVATIONS)):
-        told = Residuals.from_summary("cpu", residuals.summary())
+        told = LearnedMargins.from_summary("cpu", residuals.summary())
         for strategy in (Strategy.BATCHED, Strategy.CHUNKED):
             before = residuals.estimate("ltx", "float32", strategy, LIVE)
             assert told.estimate("ltx", "float32", strategy, LIVE).tentative == before.tentative

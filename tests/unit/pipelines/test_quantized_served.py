@@ -33,8 +33,8 @@ from app.models import profiles
 from app.models.components import ModelUnavailable, components_of
 from app.models.entries import ModelEntry, load_models
 from app.models.loading import in_int8, load_pipeline
-from app.models.requirements import ModelDemand, choose_placement
-from app.models.weight_sizes import component_sizes, stored_demand
+from app.models.requirements import ModelRequirements, choose_placement
+from app.models.weight_sizes import component_sizes, stored_requirements
 from app.service.processes import open_store
 from app.worker.engine import Engine
 from app.worker.job_control import JobControl
@@ -93,23 +93,25 @@ def tight(settings: Settings, entry: ModelEntry) -> int:
     traits = traits_of(vae.class_name, vae.config)
     profile = MemoryProfile(traits, entry.dtype, config_digest(vae.config), batched, streamed)
     profiles.save(settings, entry, profile)
-    demand = stored_demand(settings, entry, components, traits.latent_channels)
-    return bisect.bisect_left(range(2**32), True, key=lambda few: fits(entry, demand, profile, few)) - 1
+    requirements = stored_requirements(settings, entry, components, traits.latent_channels)
+    return bisect.bisect_left(range(2**32), True, key=lambda few: fits(entry, requirements, profile, few)) - 1
 
 
-def fits(entry: ModelEntry, demand: ModelDemand, profile: MemoryProfile, few_bytes: int) -> bool:
+def fits(entry: ModelEntry, requirements: ModelRequirements, profile: MemoryProfile, few_bytes: int) -> bool:
     """Whether the model as it is fits into memory that is the host's own."""
     try:
-        place(entry, demand, profile, few_bytes)
+        place(entry, requirements, profile, few_bytes)
     except DoesNotFit:
         return False
     return True
 
 
-def place(entry: ModelEntry, demand: ModelDemand, profile: MemoryProfile, few_bytes: int) -> Placement:
+def place(
+    entry: ModelEntry, requirements: ModelRequirements, profile: MemoryProfile, few_bytes: int
+) -> Placement:
     given = entry.defaults
     return choose_placement(
-        demand,
+        requirements,
         entry,
         profile,
         VideoShape(given.num_frames, given.height, given.width),
@@ -154,11 +156,11 @@ PUBLISHED = [entry for entry in load_models(Settings()).values() if not entry.is
 
 @pytest.mark.parametrize("entry", [one for one in PUBLISHED if one.dtype == "bfloat16"], ids=lambda e: e.name)
 def test_published_transformers_shrink_by_half(entry: ModelEntry, tmp_path: Path) -> None:
-    demand = profiles.load_demand(Settings(data_dir=tmp_path), entry)
-    assert demand is not None
+    requirements = profiles.load_requirements(Settings(data_dir=tmp_path), entry)
+    assert requirements is not None
     shares = {
         each.name: each.quantized_bytes / each.weight_bytes
-        for each in demand.components
+        for each in requirements.components
         if each.quantized_bytes is not None
     }
     assert "transformer" in shares
@@ -269,8 +271,8 @@ def test_int8_is_for_bfloat16(tmp_path: Path) -> None:
 def test_a_refused_exact_job_is_told_that_rounding_would_help(tmp_path: Path) -> None:
     settings, entry = offered(tmp_path, "LTXImageToVideoPipeline")
     few = tight(settings, entry)
-    profile, demand = profiles.load(settings, entry), profiles.load_demand(settings, entry)
+    profile, requirements = profiles.load(settings, entry), profiles.load_requirements(settings, entry)
     assert profile is not None
-    assert demand is not None
+    assert requirements is not None
     with pytest.raises(DoesNotFit, match="exact_only=false and int8 weights"):
-        place(entry, demand, profile, few)
+        place(entry, requirements, profile, few)

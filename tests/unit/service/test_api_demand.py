@@ -8,16 +8,16 @@ from starlette.testclient import TestClient
 from adaptive.planning.weight_placement import ComponentSize, Stage
 from app.config import Settings
 from app.models.entries import ModelEntry
-from app.models.requirements import DenoiseCurve, ModelDemand
+from app.models.requirements import DenoiseCurve, ModelRequirements
 
 GIB = 2**30
 CARD = {"name": "cuda:0", "kind": "cuda", "total_bytes": 8 * GIB, "free_bytes": 8 * GIB}
 
 
-def demand(bytes_a_position: float) -> Callable[[ModelEntry], ModelDemand]:
+def requirements(bytes_a_position: float) -> Callable[[ModelEntry], ModelRequirements]:
     part = ComponentSize("transformer", GIB, (Stage.DENOISE,), GIB // 8)
     curve = DenoiseCurve(0, bytes_a_position, 0, guidance_in_batch=True)
-    return lambda _entry: ModelDemand((part,), (curve,))
+    return lambda _entry: ModelRequirements((part,), (curve,))
 
 
 @pytest.mark.parametrize(("bytes_a_position", "status"), [(1.0, 202), (float(GIB), 422)])
@@ -28,7 +28,7 @@ def test_denoising_that_fits_no_device_is_refused_by_name(
     bytes_a_position: float,
     status: int,
 ) -> None:
-    client = client_of(settings, load_demand=demand(bytes_a_position))
+    client = client_of(settings, load_requirements=requirements(bytes_a_position))
     client.app.state.service.store.register_worker("w", CARD)  # type: ignore[attr-defined]
     answer = client.post("/generate", data={"prompt": "x"}, files={"image": ("a.jpg", picture)})
     assert answer.status_code == status

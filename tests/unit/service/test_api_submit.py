@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from adaptive.memory.profile import MemoryProfile
 from app.config import Settings
 from app.jobs import Event, JobStatus, Stage
-from app.scheduling.eta import turn_of
+from app.scheduling.eta import seconds_until_turn
 from app.store import JobStore
 
 Post = Callable[..., dict[str, Any]]
@@ -439,7 +439,7 @@ def test_the_turn_in_a_long_queue_is_that_of_going_through_it(position: int, fre
     ahead = list(free_in)
     for _ in range(position - 1):
         ahead[ahead.index(min(ahead))] += 4.0
-    assert turn_of(position, free_in, 4.0) == pytest.approx(min(ahead))
+    assert seconds_until_turn(position, free_in, 4.0) == pytest.approx(min(ahead))
 
 
 @pytest.mark.usefixtures("tight")

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from app.api import create_app
 from app.config import ConfigError, Settings, load_settings
 from app.jobs import JobStatus
-from app.service.keys import digest_of, load_keys, new_key, shown_hash
+from app.service.keys import digest_of, format_hash, load_keys, new_key
 from app.store import JobStore
 
 ADA, BOB, EVE = new_key(), new_key(), new_key()
@@ -29,11 +29,11 @@ def key_file(folder: Path, text: str) -> Path:
 def settings(tmp_path: Path) -> Settings:
     text = f"""
     [keys.ada]
-    hash = "{shown_hash(ADA)}"
+    hash = "{format_hash(ADA)}"
     max_queued = 2
     max_pixels = 2_000_000
     [keys.bob]
-    hash = "{shown_hash(BOB)}"
+    hash = "{format_hash(BOB)}"
     admin = true
     """
     return Settings(data_dir=tmp_path, keys_file=key_file(tmp_path, text), poll_seconds=0.02)
@@ -49,14 +49,14 @@ def hand_in(client: Any, key: str, picture: bytes, **fields: Any) -> Any:
 
 
 def test_a_hash_in_the_settings_lets_its_key_in(client_of: Callable[..., TestClient], tmp_path: Path) -> None:
-    client = client_of(Settings(data_dir=tmp_path, api_keys=(shown_hash(ADA),)))
+    client = client_of(Settings(data_dir=tmp_path, api_keys=(format_hash(ADA),)))
     assert client.get("/jobs", headers=bearer(ADA)).status_code == 200
     assert client.get("/jobs", headers=bearer(BOB)).status_code == 401
-    assert client.get("/jobs", headers=bearer(shown_hash(ADA))).status_code == 401, "the hash is no key"
+    assert client.get("/jobs", headers=bearer(format_hash(ADA))).status_code == 401, "the hash is no key"
 
 
 def test_a_key_owns_the_same_jobs_once_it_is_replaced_by_its_hash() -> None:
-    plain, hashed = (load_keys(Settings(api_keys=(form,))).find(ADA) for form in (ADA, shown_hash(ADA)))
+    plain, hashed = (load_keys(Settings(api_keys=(form,))).find(ADA) for form in (ADA, format_hash(ADA)))
     assert plain == hashed
     assert plain is not None
     assert plain.owner not in ADA
@@ -73,8 +73,8 @@ def test_what_only_looks_like_a_hash_stops_the_start(keys: str) -> None:
     [
         ("", r"\[keys.NAME\]"),
         ("[keys.a]\nhash = 'secret-secret-secret'", r"keys\.a\.hash"),
-        (f"[keys.a]\nhash = '{shown_hash(ADA)}'\nmax_queued = 0", r"keys\.a\.max_queued"),
-        (f"[keys.a]\nhash = '{shown_hash(ADA)}'\nmax_queue = 5", r"keys\.a\.max_queue"),
+        (f"[keys.a]\nhash = '{format_hash(ADA)}'\nmax_queued = 0", r"keys\.a\.max_queued"),
+        (f"[keys.a]\nhash = '{format_hash(ADA)}'\nmax_queue = 5", r"keys\.a\.max_queue"),
         ("[[[", "keys.toml"),
     ],
 )

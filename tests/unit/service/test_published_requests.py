@@ -24,7 +24,7 @@ def plan(client_of: Callable[..., TestClient], settings: Settings) -> Plan:
     """POST /plan where one card lives and the shipped profiles are all there is."""
     shipped = {
         "load_profile": partial(profiles.load, settings),
-        "load_demand": partial(profiles.load_demand, settings),
+        "load_requirements": partial(profiles.load_requirements, settings),
     }
     client = client_of(settings, **shipped)
     client.app.state.service.store.register_worker("w", CARD)  # type: ignore[attr-defined]

@@ -530,14 +530,14 @@ def test_a_job_that_waits_for_memory_makes_way_for_a_smaller_one_but_not_for_eve
         assert waiting is not None
         assert waiting.job.id == big  # it kept its place
         assert waiting.job.attempts == 1  # making way costs no attempt
-        smaller = store.make_way(big, waiting.token, "w", model=model, room_bytes=50)
+        smaller = store.yield_to_smaller(big, waiting.token, "w", model=model, room_bytes=50)
         assert smaller is not None
         assert smaller.job.id == expected
         assert store.get(big).status is JobStatus.QUEUED
         store.finish(smaller.job.id, smaller.token, status=JobStatus.SUCCEEDED)
     waiting = store.claim("w", models=[model], capacity_bytes=200)
     assert waiting is not None
-    assert store.make_way(big, waiting.token, "w", model=model, room_bytes=50) is None
+    assert store.yield_to_smaller(big, waiting.token, "w", model=model, room_bytes=50) is None
     assert store.get(big).status is JobStatus.RUNNING
 
 
@@ -554,5 +554,5 @@ def test_a_waiting_job_keeps_its_worker_where_nobody_can_take_it(
         store.cancel(big)
     model = "another" if case == "other_model" else make_spec().model
     token = claim.token + 1 if case == "lost" else claim.token
-    assert store.make_way(big, token, "w", model=model, room_bytes=50) is None
+    assert store.yield_to_smaller(big, token, "w", model=model, room_bytes=50) is None
     assert store.get(big).status is JobStatus.RUNNING

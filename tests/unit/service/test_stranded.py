@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.jobs import JobSpec, JobStatus
-from app.scheduling.unschedulable import Stranded
+from app.scheduling.unschedulable import UnschedulableJobs
 from app.store import JobStore
 
 MakeSpec = Callable[..., JobSpec]
@@ -27,8 +27,8 @@ class Time:
         return self.now
 
 
-def stranded(store: JobStore, time: Time, *models: str) -> Stranded:
-    return Stranded(store, models or ("tiny",), store.workers, grace_seconds=60, clock=time)
+def stranded(store: JobStore, time: Time, *models: str) -> UnschedulableJobs:
+    return UnschedulableJobs(store, models or ("tiny",), store.workers, grace_seconds=60, clock=time)
 
 
 CASES: list[tuple[list[dict[str, Any]], bool]] = [

@@ -10,12 +10,12 @@ from stream_vaes import build, latents_of, relative_error, shared
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from adaptive.stream import BlendedTiles, ChunksApart, decode_whole
+from adaptive.stream import BlendedTiles, IndependentChunks, decode_whole
 from adaptive.stream.seams import SeamScore
 from adaptive.types import SpatialTiles
 
 
-def drained(stream: BlendedTiles | ChunksApart, latent_frames: int = 1) -> Tensor:
+def drained(stream: BlendedTiles | IndependentChunks, latent_frames: int = 1) -> Tensor:
     pieces = []
     while not stream.finished:
         pieces.append(stream.step(latent_frames).clone())
@@ -65,7 +65,7 @@ def test_tiles_of_a_real_decoder_are_close_to_the_whole_away_from_their_borders(
 def test_chunks_apart_are_each_what_they_are_alone() -> None:
     vae = shared("svd")
     latents = latents_of(vae, 4)
-    stream = ChunksApart(vae, latents)
+    stream = IndependentChunks(vae, latents)
     frames = drained(stream, 2)
     alone = torch.cat([decode_whole(vae, latents[:, :, :2]), decode_whole(vae, latents[:, :, 2:])], 2)
     assert torch.equal(frames, alone)

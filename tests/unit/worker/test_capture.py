@@ -11,7 +11,7 @@ from accelerate.hooks import CpuOffload, SequentialHook
 from torch import Tensor
 
 from adaptive.errors import UnsupportedVae
-from adaptive.pipelines.capture import as_kept
+from adaptive.pipelines.capture import kept_frames
 from adaptive.pipelines.enable import capture
 from adaptive.pipelines.recorded_call import RecordedDecode, load_calls, save_calls
 
@@ -125,7 +125,7 @@ def test_frames_that_the_pipeline_drops_are_known(
     pipe: Any, change: Callable[[Tensor], Tensor], kept: list[tuple[int, int]]
 ) -> None:
     calls, frames = shown(pipe, change)
-    found = as_kept(calls, frames, "SomePipeline")
+    found = kept_frames(calls, frames, "SomePipeline")
     assert [call.keep for call in found] == kept
     assert found[-1].latents is calls[1].latents
 
@@ -145,7 +145,7 @@ def test_a_pipeline_that_changes_decoded_frames_is_found_out(
 ) -> None:
     calls, frames = shown(pipe, change)
     with pytest.raises(UnsupportedVae, match=f"SomePipeline.*{verb} frames"):
-        as_kept(calls, frames, "SomePipeline")
+        kept_frames(calls, frames, "SomePipeline")
 
 
 def model_offload(pipe: Any) -> None:

@@ -71,7 +71,7 @@ def test_a_waiting_job_is_asked_to_make_way_only_after_some_patience(monkeypatch
     monkeypatch.setattr("app.worker.job_control.PATIENCE_SECONDS", 0.1)
     began, asked = time.monotonic(), []
 
-    def make_way() -> None:
+    def yield_to_smaller() -> None:
         asked.append(time.monotonic() - began)
         raise JobLost
 
@@ -82,7 +82,7 @@ def test_a_waiting_job_is_asked_to_make_way_only_after_some_patience(monkeypatch
             limit_seconds=600,
             may_fit_later=lambda _refusal: True,
             on_wait=lambda _refusal: None,
-            make_way=make_way,
+            yield_to_smaller=yield_to_smaller,
         )
     assert len(asked) == 1
     assert asked[0] >= 0.1

@@ -15,7 +15,7 @@ from app.jobs import JobSpec
 from app.models import profiles
 from app.models.entries import load_models
 from app.models.loading import load_pipeline
-from app.worker.decoding import Surroundings, load_experience
+from app.worker.decoding import DecodeContext, load_learned_costs
 from app.worker.loaded_model import LoadedModel
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def full(settings: Settings) -> LoadedModel:
     entry = load_models(settings)["tiny"]
     probe = ScriptedProbe([0])
     placed = load_pipeline(entry, settings, CPU, probe.read())
-    around = Surroundings(probe, profiles.load(settings, entry), load_experience(settings, CPU))
+    around = DecodeContext(probe, profiles.load(settings, entry), load_learned_costs(settings, CPU))
     return LoadedModel(entry, placed, settings, CPU, around)
 
 
@@ -66,9 +66,9 @@ def test_a_device_that_knows_how_fast_it_is_is_not_measured_again(
 
     def measured(*args: Any, limit_seconds: float) -> list[Any]:
         calls.append(limit_seconds)
-        _, profile, _, experience = args
+        _, profile, _, learned_costs = args
         shape = profile.traits.latent_shape(VideoShape(17, 64, 64))
-        experience.speeds.observe(profile, shape, 1, 1.0)
+        learned_costs.speeds.observe(profile, shape, 1, 1.0)
         return []
 
     monkeypatch.setattr("app.worker.loaded_model.calibrate", measured)

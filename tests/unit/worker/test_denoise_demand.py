@@ -15,7 +15,7 @@ from app.models import profiles
 from app.models.components import Component
 from app.models.denoiser_memory import CALLS, step_bytes, trace_curve
 from app.models.entries import load_models
-from app.models.requirements import DenoiseCurve, ModelDemand
+from app.models.requirements import DenoiseCurve, ModelRequirements
 
 GIB = 2**30
 TINY: dict[str, dict[str, Any]] = {
@@ -150,14 +150,14 @@ PARTS = (
 def test_the_stage_that_fits_no_device_is_named_with_its_bytes(
     capacity: int, activation: int, expected: tuple[Stage, int] | None
 ) -> None:
-    demand = ModelDemand(PARTS, (DenoiseCurve(activation, 0, 0, guidance_in_batch=False), None))
-    assert demand.short_of(LatentShape(1, 8, 2, 3, 5), capacity, guided=True) == expected
+    requirements = ModelRequirements(PARTS, (DenoiseCurve(activation, 0, 0, guidance_in_batch=False), None))
+    assert requirements.short_of(LatentShape(1, 8, 2, 3, 5), capacity, guided=True) == expected
 
 
 def test_what_is_stored_is_what_was_traced(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     entry = load_models(settings)["tiny"].model_copy(update={"revision": "one"})
-    assert profiles.load_demand(settings, entry) is None
-    demand = ModelDemand(PARTS, (DenoiseCurve(1.5, 2.5, 0.0, guidance_in_batch=True), None))
-    profiles.save_demand(settings, entry, demand)
-    assert profiles.load_demand(settings, entry) == demand
+    assert profiles.load_requirements(settings, entry) is None
+    requirements = ModelRequirements(PARTS, (DenoiseCurve(1.5, 2.5, 0.0, guidance_in_batch=True), None))
+    profiles.save_requirements(settings, entry, requirements)
+    assert profiles.load_requirements(settings, entry) == requirements

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from app.models.hub import hub_trouble
+from app.models.hub import explain_hub_error
 
 SOURCE = "somebody/some-model"
 
@@ -51,7 +51,7 @@ def test_what_the_hub_refuses_is_said_with_what_to_do(
     endpoint = f"http://127.0.0.1:{hub.server_port}/{code}"
     with pytest.raises(HfHubHTTPError) as caught:
         hf_hub_download(SOURCE, "model_index.json", revision="v9", endpoint=endpoint, cache_dir=tmp_path)
-    assert words in hub_trouble(caught.value, SOURCE, "v9")
+    assert words in explain_hub_error(caught.value, SOURCE, "v9")
 
 
 def test_a_hub_that_is_not_there_is_told_from_a_model_that_is_not(hub: ThreadingHTTPServer) -> None:
@@ -63,15 +63,15 @@ def test_a_hub_that_is_not_there_is_told_from_a_model_that_is_not(hub: Threading
     wrapped = OSError("the model is not fully cached locally")  # as diffusers wraps it
     wrapped.__cause__ = caught.value
     for error in (caught.value, wrapped):
-        words = hub_trouble(error, SOURCE)
+        words = explain_hub_error(error, SOURCE)
         assert "hub cannot be reached" in words
         assert "FRAMEFIT_MODELS_FILE" in words
 
 
 def test_offline_mode_and_full_disks_are_named() -> None:
-    assert "HF_HUB_OFFLINE is set" in hub_trouble(OfflineModeIsEnabled("no"), SOURCE)
-    assert "disk is full" in hub_trouble(OSError(28, "No space left on device"), SOURCE)
+    assert "HF_HUB_OFFLINE is set" in explain_hub_error(OfflineModeIsEnabled("no"), SOURCE)
+    assert "disk is full" in explain_hub_error(OSError(28, "No space left on device"), SOURCE)
 
 
 def test_anything_else_keeps_its_own_words() -> None:
-    assert hub_trouble(ValueError("no such variant: fp8"), SOURCE) == f"{SOURCE}: no such variant: fp8"
+    assert explain_hub_error(ValueError("no such variant: fp8"), SOURCE) == f"{SOURCE}: no such variant: fp8"

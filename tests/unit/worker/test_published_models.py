@@ -10,7 +10,7 @@ import tiny_pipelines
 import torch
 
 from adaptive.families import traits_of
-from adaptive.memory.margins import Residuals
+from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile_trace import config_digest, profile_of
 from adaptive.types import LatentShape
 from app.config import Settings
@@ -49,8 +49,8 @@ def test_its_profile_ships_so_that_no_start_traces_it(entry: ModelEntry, offline
     profile = profiles.load(offline, entry)
     assert profile is not None
     assert profile.config_digest == config_digest(components_of(entry, offline)["vae"].config)
-    demand = profiles.load_demand(offline, entry)
-    assert demand is not None
+    requirements = profiles.load_requirements(offline, entry)
+    assert requirements is not None
     assert trace_missing(offline, {entry.name: entry})
     assert not list(offline.data_dir.rglob("*.json"))
 
@@ -98,5 +98,5 @@ def test_a_shipped_profile_is_what_decoding_needs_today(entry: ModelEntry, offli
         vae = build_component(components_of(entry, offline)["vae"])
     traced = profile_of(vae, entry.dtype)
     shape = LatentShape(1, shipped.traits.latent_channels, 3, 32, 48)
-    now, then = (each.estimate(shape, 2, Residuals("cuda")).live_bytes for each in (traced, shipped))
+    now, then = (each.estimate(shape, 2, LearnedMargins("cuda")).live_bytes for each in (traced, shipped))
     assert then == pytest.approx(now, rel=0.001), "decoding changed: run `framefit profile --ship`"

@@ -15,8 +15,8 @@ from app.service.supervisor import ChildSpec, Supervisor
 # A family of three: the grandparent starts a parent and tells the child's pid; the child only waits.
 FAMILY = """
 import os, subprocess, sys, time
-code = "import sys, time; from app.service.parent_death import die_with; die_with(int(sys.argv[1]));"
-code += "print('up', flush=True); time.sleep(60)"
+code = "import sys, time; from app.service.parent_death import end_with_parent;"
+code += "end_with_parent(int(sys.argv[1])); print('up', flush=True); time.sleep(60)"
 process = subprocess.Popen([sys.executable, "-c", code, str(os.getpid())], stdout=subprocess.PIPE, text=True)
 process.stdout.readline()
 print(process.pid, flush=True)
@@ -37,7 +37,8 @@ def test_a_child_whose_parent_is_already_gone_ends_at_once() -> None:
     gone = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    code = f"from app.service.parent_death import die_with; die_with({int(gone.stdout)}); raise SystemExit(0)"
+    code = "from app.service.parent_death import end_with_parent;"
+    code += f"end_with_parent({int(gone.stdout)}); raise SystemExit(0)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "is gone" in result.stderr
