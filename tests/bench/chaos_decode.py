@@ -38,7 +38,7 @@ BESIDE_TENSORS = 16 * MIB
 INTERPRETER_BYTES = 4 * MIB
 
 
-# Configuration (tests/unit/stream/stream_vaes.py) and latent size `[h, w]`: few channels and many pixels, for
+# Configuration (tests/stream_vaes.py) and latent size `[h, w]`: few channels and many pixels, for
 # much memory at little arithmetic.
 SIDES = {"ltx-0.9.0": (12, 4), "wan-2.1": (32, 16), "svd": (64, 32), "kl": (160, 64)}
 LATENT_FRAMES = (6, 8)

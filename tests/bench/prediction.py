@@ -43,7 +43,7 @@ def live(shapes: Sequence[tuple[int, int, int]]) -> Iterator[dict[str, Any]]:
     from adaptive.memory.live_bytes import LiveBytes
     from adaptive.memory.profile_trace import predict_peak, profile_of
 
-    sys.path.insert(0, str(HERE.parent / "unit" / "stream"))
+    sys.path.insert(0, str(HERE.parent))
     from stream_vaes import CONFIGS, build, kwargs_of
 
     for name in CONFIGS:

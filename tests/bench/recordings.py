@@ -90,7 +90,7 @@ def build(name: str) -> Any:
     import diffusers
     import torch
 
-    sys.path.insert(0, str(HERE.parent / "unit" / "stream"))
+    sys.path.insert(0, str(HERE.parent))
     from stream_vaes import CONFIGS
 
     vae_class, config = CONFIGS[name]

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "stream"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from stream_property import DECODED, HALF_SHARE, half_errors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

@@ -17,7 +17,7 @@ from app import api
 from app.config import Settings
 from app.store import JobStore
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def test_readiness_follows_the_workers(client: TestClient, app_store: JobStore) -> None:

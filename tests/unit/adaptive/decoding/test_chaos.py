@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CHAOS = Path(__file__).parents[2] / "bench" / "chaos.py"
+CHAOS = Path(__file__).parents[3] / "bench" / "chaos.py"
 
 
 def test_no_decode_is_lost_or_begun_again_while_free_memory_swings_and_allocations_fail(

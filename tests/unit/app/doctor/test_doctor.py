@@ -21,7 +21,7 @@ from app.service.processes import _data_folder_locked
 from app.store import health, open_store
 from app.store.database import open_engines
 
-OLD_SCHEMA = Path(__file__).with_name("schemas") / "0001.sqlite.sql"
+OLD_SCHEMA = Path(__file__).parents[1] / "store" / "schemas" / "0001.sqlite.sql"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 
 from app.media.images import ImageLimits, ImageRejected, check_image, open_image
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 Picture = Callable[..., bytes]
 
 

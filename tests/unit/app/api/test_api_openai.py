@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from served import served
 
 from app.api import create_app
 from app.artifacts.local_folder import job_artifacts
@@ -13,7 +14,6 @@ from app.config import Settings
 from app.jobs import JobError, JobStatus
 from app.scheduling.admission import LoadProfile
 from app.store import JobStore
-from tests.unit.service.served import served
 
 openai = pytest.importorskip("openai", reason="the openai package is not installed")
 KEY = "k" * 24

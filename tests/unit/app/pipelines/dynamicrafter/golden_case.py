@@ -8,7 +8,7 @@ import torch
 
 from app.pipelines.dynamicrafter import DynamiCrafterPipeline
 
-GOLDEN = Path(__file__).parents[3].parent / "shared" / "golden" / "dynamicrafter_512"
+GOLDEN = Path(__file__).parents[5].parent / "shared" / "golden" / "dynamicrafter_512"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from app.cli import app
 from app.cli.benchmark_tables import OURS, Contest, contests, side_by_side, verdict
 
-BENCH = Path(__file__).parents[2] / "bench" / "gpu.py"
+BENCH = Path(__file__).parents[3] / "bench" / "gpu.py"
 
 
 def row(way: str, seconds: float | None, **extra: Any) -> dict[str, Any]:

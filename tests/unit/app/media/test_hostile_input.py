@@ -24,7 +24,7 @@ from app.media.images import ImageLimits, ImageRejected, check_image, open_image
 from app.models.entries import load_models
 
 MODELS = load_models(Settings())
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 LIMITS = ImageLimits(max_pixels=1_000_000, max_side=4096)
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

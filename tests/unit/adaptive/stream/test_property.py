@@ -1,7 +1,7 @@
 """Streamed equals one call: any family, length, batch and schedule of chunks, in single and double precision.
 
-The same few cases each time. `PROPERTY_EXAMPLES=50 pytest tests/unit/stream/test_property.py` looks at that
-many new ones of every kind.
+The same few cases each time. `PROPERTY_EXAMPLES=50 pytest tests/unit/adaptive/stream/test_property.py` looks
+at that many new ones of every kind.
 """
 
 from __future__ import annotations
