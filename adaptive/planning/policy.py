@@ -59,8 +59,9 @@ def chunk_sizes(profile: MemoryProfile, latent_frames: int, policy: Policy) -> t
     with it.
 
     With seven latent frames, chunks of five and of four both make two passes; five would only take more
-    memory. `UnsupportedVae` where the policy forces what this VAE cannot do.
+    memory. `UnsupportedVae` where the policy forces what this VAE, or this number of frames, cannot do.
     """
+    refuse_one_chunk(profile.traits.vae_class, latent_frames, policy)
     sizes = {math.ceil(latent_frames / chunks) for chunks in range(1, latent_frames + 1)}
     if policy.frames_per_chunk is not None:
         sizes = {min(policy.frames_per_chunk, latent_frames)}
@@ -74,6 +75,19 @@ def chunk_sizes(profile: MemoryProfile, latent_frames: int, policy: Policy) -> t
     if streams and not profile.can_stream and latent_frames > 1:
         raise UnsupportedVae(profile.traits.vae_class, "exact decoding in chunks")
     return tuple(sorted(sizes, reverse=True))
+
+
+def refuse_one_chunk(vae_class: str, latent_frames: int, policy: Policy) -> None:
+    """Raise `UnsupportedVae` where `chunked` is forced in chunks that would hold all frames: that is batched.
+
+    A single latent frame is batched under every strategy.
+    """
+    size = policy.frames_per_chunk
+    if policy.strategy == Strategy.CHUNKED and size is not None and size >= latent_frames > 1:
+        wanted = f"chunked decoding of {latent_frames} latent frames in chunks of {size}"
+        raise UnsupportedVae(
+            vae_class, f"{wanted}: ask for fewer than {latent_frames} frames a chunk, or for batched"
+        )
 
 
 def cuts(profile: MemoryProfile, shape: LatentShape, policy: Policy) -> tuple[Cut, ...]:

@@ -7,7 +7,7 @@ device is kept between runs. Knows neither jobs nor where frames go.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from adaptive.memory.profile import MemoryProfile
 from adaptive.pipelines.enable import decode_kwargs
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.planning.planner import PlanInputs, Policy
+from adaptive.planning.policy import refuse_one_chunk
 from adaptive.stream.offload import execution_device, run_offload_hook
-from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, VideoShape
+from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, Strategy, VideoShape
 from app.config import Settings
 from app.jobs import Json
 from app.worker.idle_weights import IdleWeights
@@ -61,6 +62,9 @@ class Decoding:
     def __init__(
         self, vae: Any, recorded: RecordedDecode, policy: Policy, around: DecodeContext, on_event: OnEvent
     ) -> None:
+        # Pipelines of image VAEs fold a video's frames into the batch.
+        self._kwargs = decode_kwargs(type(vae), recorded.args, recorded.kwargs)
+        self._latents = family_of(vae).as_video(recorded.latents, self._kwargs)
         run_offload_hook(vae)  # offloaded weights come first: what they take is not free for decoding
         self._vae = vae
         self._recorded = recorded
@@ -71,7 +75,7 @@ class Decoding:
             vae,
             profile=around.profile,
             probe=around.probe,
-            policy=policy,
+            policy=_policy_of_call(policy, self._latents.shape[2]),
             inputs=PlanInputs(
                 residuals=around.learned_costs.residuals,
                 droppable_bytes=idle_bytes,
@@ -80,9 +84,6 @@ class Decoding:
             speeds=around.learned_costs.speeds,
             on_event=self._tell,
         )
-        # Pipelines of image VAEs fold a video's frames into the batch.
-        self._kwargs = decode_kwargs(type(vae), recorded.args, recorded.kwargs)
-        self._latents = family_of(vae).as_video(recorded.latents, self._kwargs)
         self.plan: DecodePlan = self._decoder.plan(self._latents)
 
     @property
@@ -151,10 +152,25 @@ class Decoding:
         self._on_event(event.kind, data)
 
 
+def _policy_of_call(policy: Policy, latent_frames: int) -> Policy:
+    """The policy for one call of a clip: a call no longer than the chunks that are forced is one of them.
+
+    What is refused for the whole clip was refused when the job came in.
+    """
+    size = policy.frames_per_chunk
+    if policy.strategy == Strategy.CHUNKED and size is not None and size >= latent_frames:
+        return replace(policy, strategy="auto")
+    return policy
+
+
 class ClipDecoding:
-    """All decodes of a recorded clip, one after another, each planned when its turn comes."""
+    """All decodes of a recorded clip, one after another, each planned when its turn comes.
+
+    `UnsupportedVae` where chunks are forced that would hold all frames of the longest call.
+    """
 
     def __init__(self, vae: Any, clip: RecordedClip, policy: Policy, around: DecodeContext) -> None:
+        refuse_one_chunk(type(vae).__name__, _longest_call(vae, clip), policy)
         self.video_shape = video_shape(vae, clip)
         self.dtype: torch.dtype = vae.dtype
         self.sound = clip.sound
@@ -185,6 +201,16 @@ def video_shape(vae: Any, clip: RecordedClip) -> VideoShape:
         start, stop = call.keep or (0, family.video_frames(traits, count))
         frames += stop - start
     return VideoShape(frames, height * traits.spatial_ratio, width * traits.spatial_ratio)
+
+
+def _longest_call(vae: Any, clip: RecordedClip) -> int:
+    """Latent frames of the clip's longest call."""
+    family = family_of(vae)
+    shapes = [
+        family.as_video(call.latents, decode_kwargs(type(vae), call.args, call.kwargs)).shape
+        for call in clip.calls
+    ]
+    return max((shape[2] for shape in shapes), default=0)
 
 
 def whole_report(reports: Sequence[Json]) -> Json:

@@ -10,7 +10,7 @@ from torch import Tensor
 import adaptive
 from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.device.probe import CpuProbe
-from adaptive.errors import DecodeOutOfMemory, DoesNotFit
+from adaptive.errors import DecodeOutOfMemory, DoesNotFit, UnsupportedVae
 from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile_trace import profile_of
 from adaptive.planning.planner import Policy
@@ -254,6 +254,14 @@ def test_the_plain_function_gives_diffusers_own_pixels_on_every_strategy(
     frames = adaptive.decode(vae, latents, **wanted)
     assert close(frames, batched)
     assert not frames.requires_grad
+
+
+def test_the_plain_functions_refuse_chunks_that_would_hold_all_frames(vae: Any, latents: Tensor) -> None:
+    wanted: dict[str, Any] = {"strategy": "chunked", "frames_per_chunk": 99}
+    with pytest.raises(UnsupportedVae, match="chunks of 99"):
+        adaptive.decode(vae, latents, **wanted)
+    with pytest.raises(UnsupportedVae, match="chunks of 99"):
+        adaptive.plan(vae, latents.shape, **wanted)
 
 
 def test_the_plain_function_refuses_a_budget_that_nothing_fits(vae: Any, latents: Tensor) -> None:

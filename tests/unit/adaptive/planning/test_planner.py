@@ -97,6 +97,19 @@ def test_chunks_of_a_vae_that_cannot_stream_are_refused(alone_profile: MemoryPro
         plan_decode(alone_profile, SHAPE, reading(64 * GIB), policy)
 
 
+def test_chunks_that_would_hold_all_frames_are_refused(
+    ltx_profile: MemoryProfile,
+) -> None:
+    for size in (7, 99):
+        with pytest.raises(UnsupportedVae, match=f"chunks of {size}: .*fewer than 7"):
+            plan_decode(
+                ltx_profile, SHAPE, reading(64 * GIB), Policy(strategy="chunked", frames_per_chunk=size)
+            )
+    single = replace(SHAPE, frames=1)
+    plan = plan_decode(ltx_profile, single, reading(64 * GIB), Policy(strategy="chunked", frames_per_chunk=4))
+    assert plan.strategy is Strategy.BATCHED, "a single latent frame has no chunks"
+
+
 def test_a_vae_that_cannot_stream_is_decoded_in_one_call(alone_profile: MemoryProfile) -> None:
     plan = plan_decode(alone_profile, SHAPE, reading(64 * GIB), Policy())
     assert (plan.strategy, plan.reason) == (Strategy.BATCHED, "only_strategy")

@@ -348,6 +348,25 @@ def test_a_plan_needs_no_image_and_queues_nothing(client: TestClient, app_store:
     assert app_store.page() == []
 
 
+def test_chunks_that_would_hold_the_whole_video_are_refused_on_every_route(
+    client: TestClient, picture: bytes, submit: Post, app_store: JobStore
+) -> None:
+    wanted = {"decode_strategy": "chunked", "frames_per_chunk": 99}
+    job = submit(num_frames=17)
+    app_store.cancel(job["id"])
+    form = {"prompt": "x", "num_frames": "17", **wanted}
+    answers = [
+        client.post("/generate", data=form, files={"image": ("photo.jpg", picture)}),
+        client.post("/plan", json={"num_frames": 17, **wanted}),
+        client.post(f"/jobs/{job['id']}/redecode", json=wanted),
+    ]
+    for answer in answers:
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["code"] == "strategy_not_possible"
+        assert "chunks of 99" in answer.json()["detail"]
+        assert "fewer than 3" in answer.json()["detail"]
+
+
 def test_unicode_prompts_survive(submit: Post) -> None:
     prompt = "eine Möwe 🐦 飛ぶ \u202e"
     assert json.loads(json.dumps(submit(prompt=prompt)))["request"]["prompt"] == prompt

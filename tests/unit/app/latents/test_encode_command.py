@@ -191,3 +191,12 @@ def test_latents_of_a_model_that_is_not_known_here_name_it(framefit: Framefit, t
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"nothing of the kind")
     assert "no safetensors file" in framefit("decode", other, "-o", tmp_path / "out.mp4").output
+
+
+def test_chunks_that_would_hold_the_whole_clip_are_refused(framefit: Framefit, tmp_path: Path) -> None:
+    clip, out = write_clip(tmp_path / "clip.mkv", 25), tmp_path / "out.safetensors"
+    framefit("encode", clip, "--model", "ltx", "-o", out)
+    forced = ["--strategy", "chunked", "--frames-per-chunk", 99]
+    done = framefit("decode", out, "-o", tmp_path / "out.mp4", *forced)
+    assert done.exit_code == 1
+    assert "chunks of 99" in done.output

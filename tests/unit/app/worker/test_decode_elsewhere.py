@@ -59,6 +59,14 @@ def test_what_the_device_cannot_hold_is_decoded_on_the_cpu_with_the_same_pixels(
     assert full.host_experience.speeds.summary(), "the next one is predicted"
 
 
+def test_a_call_as_short_as_the_job_s_chunks_is_decoded_as_one_of_them(full: LoadedModel) -> None:
+    latents = torch.randn(1, full._pipe.vae.config.latent_channels, 2, 2, 2)
+    asked = spec(decode_strategy="chunked", frames_per_chunk=2)
+    decoding = full.open_decode_on_host(RecordedDecode(latents), asked, lambda _kind, _data: None)
+    assert torch.cat(list(decoding.frames()), 2).shape[2] == 9
+    assert decoding.report()["frames_per_chunk"] == 2
+
+
 def test_a_device_that_knows_how_fast_it_is_is_not_measured_again(
     full: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
