@@ -101,6 +101,7 @@ def test_a_photo_becomes_a_video_that_plays_and_its_decision_is_told(
     job.locator("video").evaluate("video => video.play()")
     page.wait_for_function("() => document.querySelector('.job video').currentTime > 0.2", timeout=20_000)
     assert job.locator("video").evaluate("video => video.videoWidth") == 256
+    assert job.locator(".again option >> nth=0").inner_text() == "Decode again…"
     job.locator(".again").select_option("approximate_tiled")
     job.locator(".decision:has-text('blended tiles') .chip.approximate").wait_for(timeout=120_000)
     job.locator("xpath=self::*[@data-status='succeeded']").wait_for(timeout=120_000)
@@ -121,6 +122,8 @@ def test_a_job_is_canceled_from_the_page_and_tried_again(open_page: Any) -> None
     for press in (".cancel", ".retry", ".cancel"):
         card.locator(press).click(timeout=60_000)
     card.locator(".badge:has-text('Canceled')").wait_for(timeout=60_000)
+    assert card.locator(".again option >> nth=0").inner_text() == "Run again…", "it has no latents to decode"
+    assert card.locator(".again").get_attribute("aria-label") == "Run again: to be canceled"
 
 
 def test_a_size_the_model_cannot_make_is_corrected_with_one_click(open_page: Any) -> None:

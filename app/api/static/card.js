@@ -14,7 +14,7 @@ export function build(job, act) {
     target.value = "";
     act(job.id, "POST", `/jobs/${job.id}/redecode`, { decode_strategy: strategy, exact_only: !strategy.startsWith("approximate") });
   });
-  for (const [name, what] of [["cancel", "Cancel"], ["retry", "Try again"], ["download", "Download"], ["again", "Decode again"]]) {
+  for (const [name, what] of [["cancel", "Cancel"], ["retry", "Try again"], ["download", "Download"]]) {
     card.querySelector(`.${name}`).setAttribute("aria-label", `${what}: ${job.request.prompt}`);
   }
   return card;
@@ -39,7 +39,15 @@ export function fill(card, job) {
   part("download").hidden = !job.links.video;
   if (job.links.video) part("download").href = job.links.video;
   part("again-label").hidden = !job.links.redecode;
+  tellAgain(part("again"), job);
   fillMedia(part("media"), job);
+}
+
+// A job that ended before its denoising did has no latents: it starts from the beginning.
+function tellAgain(select, job) {
+  const what = job.denoise ? "Decode again" : "Run again";
+  say(select.options[0], `${what}…`);
+  select.setAttribute("aria-label", `${what}: ${job.request.prompt}`);
 }
 
 function tellDecision(element, job, active) {
