@@ -6,22 +6,28 @@ enters the result. Must not know: jobs, files, plans.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaptive.device.probe import is_out_of_memory
+from adaptive.device.probe import is_out_of_memory, synchronized_seconds
 from adaptive.families import family_of
+from adaptive.memory.speed import SpeedModel
 from adaptive.stream import decode_whole
+from adaptive.stream.offload import execution_device
 from adaptive.types import LatentShape, VaeTraits
 
 log = logging.getLogger(__name__)
 
-# Together the pictures take at most this share of the decode's work, counted in latent pixels and frames.
+# Together the pictures take at most this share of the decode's work, counted in latent pixels and frames, and
+# of its predicted time: each pass has a fixed cost, so small pictures take longer than their share of pixels.
 WORK_SHARE = 0.25
+TIME_SHARE = 0.25
+LEAST_SECONDS = 0.5  # pictures may take this long in any case
 MOST_PICTURES = 8
 # Latents are averaged over squares of these sides; a picture keeps at least so many pixels and latents.
 FACTORS = (4, 2, 1)
@@ -35,19 +41,33 @@ class PreviewPlan:
     latent_frames: tuple[int, ...]
     factor: int
     work_share: float  # of the whole decode's work
+    limit_seconds: float = LEAST_SECONDS  # of all pictures together
 
 
-def plan_previews(traits: VaeTraits, shape: LatentShape) -> PreviewPlan | None:
-    """First, last and every k-th latent frame, as many as their share of the work allows; None where even
-    two would be too much.
+def plan_previews(
+    traits: VaeTraits, shape: LatentShape, speed: SpeedModel | None = None, frames_per_chunk: int = 1
+) -> PreviewPlan | None:
+    """First, last and every k-th latent frame, as many as their shares of the decode's work and time allow;
+    None where even two would be too much work, or one take too long.
+
+    `speed` predicts the seconds of a decode in chunks of `frames_per_chunk` latent frames. Without it, all
+    pictures together may take `LEAST_SECONDS`.
     """
     factor = _factor(traits, shape)
-    affordable = int(WORK_SHARE * shape.frames * factor**2)
-    count = min(MOST_PICTURES, affordable, shape.frames)
+    count = min(MOST_PICTURES, int(WORK_SHARE * shape.frames * factor**2), shape.frames)
     if count < 2:
         return None
-    spread = [round(index * (shape.frames - 1) / (count - 1)) for index in range(count)]
-    return PreviewPlan((0, spread[-1], *spread[1:-1]), factor, count / (shape.frames * factor**2))
+    limit_seconds = LEAST_SECONDS
+    if speed is not None:
+        limit_seconds = max(limit_seconds, TIME_SHARE * speed.seconds(shape, frames_per_chunk))
+        height, width = shape.height // factor, shape.width // factor
+        picture_seconds = speed.seconds(LatentShape(1, shape.channels, 1, height, width), 1)
+        count = min(count, int(limit_seconds / picture_seconds))
+    if count < 1:
+        return None
+    spread = [round(index * (shape.frames - 1) / max(1, count - 1)) for index in range(count)]
+    latent_frames = tuple(dict.fromkeys((0, spread[-1], *spread[1:-1])))
+    return PreviewPlan(latent_frames, factor, count / (shape.frames * factor**2), limit_seconds)
 
 
 def _factor(traits: VaeTraits, shape: LatentShape) -> int:
@@ -61,20 +81,32 @@ def _factor(traits: VaeTraits, shape: LatentShape) -> int:
 
 
 def make_previews(
-    vae: Any, latents: Tensor, plan: PreviewPlan, decode_kwargs: Mapping[str, Any]
+    vae: Any,
+    latents: Tensor,
+    plan: PreviewPlan,
+    decode_kwargs: Mapping[str, Any],
+    *,
+    clock: Callable[[], float] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """The planned pictures of latents `[B, C, T, h, w]`: number of the video frame, and `[C, H, W]` of the
     first video in the VAE's range and on its device.
 
     The generators of random numbers are left as they are. Ends early, without an error, where memory runs
-    out or the VAE cannot decode a frame alone.
+    out, the VAE cannot decode a frame alone, or another picture, taking as long as the slowest so far, would
+    end after the plan's `limit_seconds`; what the caller does with a picture counts. `clock` gives seconds.
     """
     traits = family_of(vae).traits(type(vae).__name__, vae.config)
+    now = clock or partial(synchronized_seconds, execution_device(vae))
+    started, slowest = now(), 0.0
     for latent_frame in plan.latent_frames:
+        begun = now()
+        if begun - started + slowest > plan.limit_seconds:
+            return
         picture = _picture(vae, latents[:1, :, latent_frame : latent_frame + 1], plan.factor, decode_kwargs)
         if picture is None:
             return
         yield traits.video_frames(latent_frame) if latent_frame else 0, picture
+        slowest = max(slowest, now() - begun)
 
 
 def _picture(vae: Any, latent: Tensor, factor: int, decode_kwargs: Mapping[str, Any]) -> Tensor | None:

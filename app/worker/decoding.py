@@ -70,6 +70,7 @@ class Decoding:
         self._recorded = recorded
         self._on_event = on_event
         self._idle = around.idle
+        self._speeds = around.learned_costs.speeds
         idle_bytes = 0 if around.idle is None else around.idle.droppable_bytes
         self._decoder = AdaptiveDecoder(
             vae,
@@ -81,7 +82,7 @@ class Decoding:
                 droppable_bytes=idle_bytes,
                 reload_seconds=around.idle.reload_seconds if around.idle is not None else 0.0,
             ),
-            speeds=around.learned_costs.speeds,
+            speeds=self._speeds,
             on_event=self._tell,
         )
         self.plan: DecodePlan = self._decoder.plan(self._latents)
@@ -93,10 +94,12 @@ class Decoding:
 
     def previews(self) -> Iterator[tuple[int, Tensor]]:
         """Small pictures of some frames, by their number: `[3, H, W]` in the VAE's range. Not what the decode
-        will give: see `adaptive.decoding.previews`. Raises `DeviceFault`.
+        will give, and bounded in time: see `adaptive.decoding.previews`. Raises `DeviceFault`.
         """
-        traits = family_of(self._vae).traits(type(self._vae).__name__, self._vae.config)
-        plan = plan_previews(traits, LatentShape(*self._latents.shape))
+        profile = self._decoder.profile
+        speed = self._speeds.model(profile)
+        shape = LatentShape(*self._latents.shape)
+        plan = plan_previews(profile.traits, shape, speed, self.plan.frames_per_chunk)
         if plan is not None:
             with torch.no_grad(), translated_device_errors("decoding"):
                 first, _ = self._recorded.keep or (0, None)

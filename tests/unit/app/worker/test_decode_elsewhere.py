@@ -9,7 +9,7 @@ import torch
 from adaptive.errors import DoesNotFit
 from adaptive.pipelines.recorded_call import RecordedDecode
 from adaptive.testing import ScriptedProbe
-from adaptive.types import VideoShape
+from adaptive.types import LatentShape, VideoShape
 from app.config import Settings
 from app.jobs import JobSpec
 from app.models import profiles
@@ -65,6 +65,20 @@ def test_a_call_as_short_as_the_job_s_chunks_is_decoded_as_one_of_them(full: Loa
     decoding = full.open_decode_on_host(RecordedDecode(latents), asked, lambda _kind, _data: None)
     assert torch.cat(list(decoding.frames()), 2).shape[2] == 9
     assert decoding.report()["frames_per_chunk"] == 2
+
+
+def test_previews_that_would_take_as_long_as_the_decode_are_not_made(full: LoadedModel) -> None:
+    vae = full._pipe.vae
+    recorded = RecordedDecode(torch.randn(1, vae.config.latent_channels, 4, 8, 8))
+    first = full.open_decode_on_host(recorded, spec(), lambda _kind, _data: None)
+    assert list(first.previews()), "before anything was timed, as many as half a second allows"
+    assert full.host_experience is not None
+    profile = first._decoder.profile
+    for frames, sides in ((1, 4), (3, 4), (3, 8)):
+        shape = LatentShape(1, vae.config.latent_channels, frames, sides, sides)
+        full.host_experience.speeds.observe(profile, shape, frames, 5.0)  # only the pass costs
+    second = full.open_decode_on_host(recorded, spec(), lambda _kind, _data: None)
+    assert list(second.previews()) == []
 
 
 def test_a_device_that_knows_how_fast_it_is_is_not_measured_again(
