@@ -13,13 +13,14 @@ class AdaptiveError(Exception):
 
 
 class DoesNotFit(AdaptiveError):
-    """No plan that the policy allows fits into the budget."""
+    """No plan that the policy allows fits into the budget; `hint` says what would need less."""
 
-    def __init__(self, what: str, *, needed_bytes: int, budget_bytes: int) -> None:
+    def __init__(self, what: str, *, needed_bytes: int, budget_bytes: int, hint: str = "") -> None:
         self.what = what
         self.needed_bytes = needed_bytes
         self.budget_bytes = budget_bytes
-        super().__init__(f"{what} needs {needed_bytes:,} bytes, the budget is {budget_bytes:,} bytes")
+        numbers = f"{what} needs {needed_bytes:,} bytes, the budget is {budget_bytes:,} bytes"
+        super().__init__(f"{numbers}; {hint}" if hint else numbers)
 
 
 class DecodeOutOfMemory(AdaptiveError):

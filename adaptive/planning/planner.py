@@ -58,7 +58,7 @@ def plan_decode(
         ladder = rungs(profile, shape, budget, policy, inputs)
         chosen = next((rung for rung in ladder if rung.fits), None)
     if chosen is None:
-        raise _refusal(ladder, budget, policy, inputs)
+        raise _refusal(ladder, budget, policy, inputs, smallest_unforced(profile, shape, policy, inputs))
     return DecodePlan(
         latent_frames=shape.frames,
         frames_per_chunk=chosen.frames_per_chunk,
@@ -109,7 +109,23 @@ def _chance(predicted: PeakEstimate, budget_bytes: int) -> float:
     return 0.5 + 0.48 * min(1.0, above / max(1, predicted.upper_bytes - predicted.expected_bytes))
 
 
-def _refusal(ladder: tuple[Rung, ...], budget_bytes: int, policy: Policy, inputs: PlanInputs) -> DoesNotFit:
+def smallest_unforced(
+    profile: MemoryProfile, shape: LatentShape, policy: Policy, inputs: PlanInputs
+) -> Rung | None:
+    """Where a rung is forced, the rung that needs least of those that were allowed otherwise."""
+    if not policy.forced:
+        return None
+    ladder = rungs(profile, shape, 0, replace(policy, strategy="auto", frames_per_chunk=None), inputs)
+    return min(ladder, key=lambda rung: rung.predicted.upper_bytes)
+
+
+def _refusal(
+    ladder: tuple[Rung, ...],
+    budget_bytes: int,
+    policy: Policy,
+    inputs: PlanInputs,
+    unforced: Rung | None,
+) -> DoesNotFit:
     """What the smallest rung lacks: device memory, or host memory for what it parks there."""
     smallest = min(ladder, key=lambda rung: rung.predicted.upper_bytes, default=None)
     needed = smallest.predicted.upper_bytes if smallest else budget_bytes + 1
@@ -120,7 +136,10 @@ def _refusal(ladder: tuple[Rung, ...], budget_bytes: int, policy: Policy, inputs
             needed_bytes=smallest.predicted.host_bytes,
             budget_bytes=inputs.host_budget_bytes,
         )
-    return DoesNotFit(f"{name} decoding", needed_bytes=needed, budget_bytes=budget_bytes)
+    hint = ""
+    if unforced is not None and unforced.predicted.upper_bytes < needed:
+        hint = f"{unforced.strategy} decoding would need {unforced.predicted.upper_bytes:,} bytes"
+    return DoesNotFit(f"{name} decoding", needed_bytes=needed, budget_bytes=budget_bytes, hint=hint)
 
 
 def _reason(profile: MemoryProfile, policy: Policy, chosen: Rung, ladder: tuple[Rung, ...]) -> str:

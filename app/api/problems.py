@@ -130,6 +130,7 @@ def _fit_data(error: FitsNowhere) -> dict[str, Any]:
         "available_bytes": error.available_bytes,
         "largest_shape_that_fits": shape,
         "fits_with_exact_only_false": error.fits_approximately,
+        "needed_bytes_with_strategy_auto": error.needed_bytes_unforced,
     }
 
 

@@ -22,6 +22,7 @@ from adaptive.planning.planner import (
     budget_of,
     plan_decode,
     rungs,
+    smallest_unforced,
 )
 from adaptive.planning.weight_placement import Stage
 from adaptive.types import LatentShape, MemoryReading, VideoShape
@@ -50,7 +51,8 @@ class FitsNowhere(AdaptiveError):
     """No known device could hold the job, or the request's own budget cannot. Bytes; `largest` would fit.
 
     `stage` is the one that does not: prompt, denoise or decode. `fits_approximately`: it would fit as it is,
-    if the request allowed pixels to change.
+    if the request allowed pixels to change. `forced` is the strategy that the request forces; `smallest` the
+    way to decode that needs less, if it did not.
     """
 
     def __init__(
@@ -62,14 +64,21 @@ class FitsNowhere(AdaptiveError):
         *,
         fits_approximately: bool = False,
         stage: Stage = Stage.DECODE,
+        forced: str | None = None,
+        smallest: Rung | None = None,
     ) -> None:
         self.stage = stage
+        self.needed_bytes_unforced = None if smallest is None else smallest.predicted.upper_bytes
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
         self.largest = largest
         self.fits_approximately = fits_approximately
         hint = "; with exact_only=false it would fit, approximately" if fits_approximately else ""
-        super().__init__(f"{_NEEDS[stage].format(needed_bytes)}; {limit} is {available_bytes:,} bytes{hint}")
+        if smallest is not None:
+            least = f"{self.needed_bytes_unforced:,} bytes ({smallest.strategy})"
+            hint = f"; with decode_strategy=auto it needs {least}{hint}"
+        needs = _NEEDS[stage] if forced is None else f"{forced} decoding needs {{:,}} bytes"
+        super().__init__(f"{needs.format(needed_bytes)}; {limit} is {available_bytes:,} bytes{hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,4 +333,15 @@ def _refusal(question: _Question, needed_bytes: int, room: _Room) -> FitsNowhere
     largest = question.largest(room.available_bytes, room.residuals)
     approximately = replace(question, policy=replace(question.policy, exact_only=False))
     fits = approximately.needed_bytes(room.residuals) <= room.available_bytes
-    return FitsNowhere(needed_bytes, room.available_bytes, largest, room.limit, fits_approximately=fits)
+    inputs = PlanInputs(residuals=room.residuals)
+    unforced = smallest_unforced(question.profile, question.shape, question.policy, inputs)
+    smaller = unforced is not None and unforced.predicted.upper_bytes < needed_bytes
+    return FitsNowhere(
+        needed_bytes,
+        room.available_bytes,
+        largest,
+        room.limit,
+        fits_approximately=fits,
+        forced=None if question.policy.strategy == "auto" else question.policy.strategy,
+        smallest=unforced if smaller else None,
+    )

@@ -87,6 +87,8 @@ def test_a_forced_strategy_that_does_not_fit_is_refused(ltx_profile: MemoryProfi
         plan_decode(ltx_profile, SHAPE, reading(free_bytes), replace(NO_RESERVE, strategy="batched"))
     assert refused.value.needed_bytes == upper(ltx_profile, 7)
     assert refused.value.budget_bytes == free_bytes
+    smaller = f"per_frame decoding would need {upper(ltx_profile, 1):,} bytes"
+    assert smaller in str(refused.value), "the way that the caller did not ask for is named"
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,28 @@ def test_a_job_is_decoded_again_with_another_strategy(client: TestClient, submit
     assert client.get(f"/jobs/{job['id']}/video").content == VIDEO, "the video that is there stays meanwhile"
 
 
+def test_a_strategy_that_needs_too_much_is_refused_with_what_the_smallest_way_needs(
+    client: TestClient, submit: Post, finish: Any
+) -> None:
+    job = submit()
+    finish()
+    rungs = client.post("/plan", json={"memory_budget_bytes": 2**40}).json()["rungs"]
+    needs = {rung["strategy"]: rung["predicted_peak_bytes"] for rung in rungs}
+    least = min(needs.values())
+    wanted = {"decode_strategy": "batched", "memory_budget_bytes": needs["batched"] - 1}
+    refused = client.post(f"/jobs/{job['id']}/redecode", json=wanted)
+    body = refused.json()
+    assert (refused.status_code, body["code"]) == (422, "does_not_fit")
+    assert body["needed_bytes"] == needs["batched"]
+    assert body["needed_bytes_with_strategy_auto"] == least < needs["batched"]
+    assert f"decode_strategy=auto it needs {least:,} bytes" in body["detail"]
+    assert f"batched decoding needs {needs['batched']:,} bytes" in body["detail"]
+    wanted = {"decode_strategy": "auto", "memory_budget_bytes": least - 1}
+    body = client.post(f"/jobs/{job['id']}/redecode", json=wanted).json()
+    assert (body["needed_bytes"], body["needed_bytes_with_strategy_auto"]) == (least, None)
+    assert "decode_strategy" not in body["detail"], "nothing was forced"
+
+
 def messages(text: str) -> list[dict[str, Any]]:
     found = []
     for block in text.split("\n\n"):
