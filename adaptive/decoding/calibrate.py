@@ -1,4 +1,4 @@
-"""Measuring every rung of a VAE's decode on this machine, in bounded time.
+"""Measuring batched, chunked and per-frame decodes of a VAE on this machine, in bounded time.
 
 Owns: which shapes are decoded, in which order, and what is kept of each: times go to the laws of speed,
 memory to the learned margins. The plot needs matplotlib (the `calibrate` extra). Must not know: models, files
@@ -54,14 +54,16 @@ def calibrate(
     learned_costs: LearnedCosts,
     *,
     limit_seconds: float,
+    every_strategy: bool = False,
     on_measured: Callable[[Measurement], None] = lambda _: None,
 ) -> list[Measurement]:
-    """Decode random latents on every rung, small shapes first, until `limit_seconds` are over.
+    """Decode random latents batched, in chunks of half the frames and of two, and per frame, small shapes
+    first, until `limit_seconds` are over.
 
-    `learned_costs` learns from each. A decode that would outlast the limit, by what the ones before took, is
-    not begun, so the whole takes hardly longer. Shapes that do not fit in what is free now are passed over.
-    Where time was for one shape alone its times are forgotten again, if they are the only ones: what a decode
-    so small takes says nothing of the next.
+    `learned_costs` learns from each decode. A decode that earlier times predict to end after the limit is not
+    started, so the limit is hardly exceeded; with `every_strategy` the smallest shape is decoded every way,
+    however long that takes. Shapes that do not fit in the memory free now are skipped. If there was time for
+    one shape only and no earlier times exist, its times are dropped: a decode so small does not predict others.
     """
     deadline = time.monotonic() + limit_seconds
     decode = _Decodes(vae, profile, probe, learned_costs)
@@ -69,7 +71,8 @@ def calibrate(
     timed_before = learned_costs.speeds.observations(profile)
     found: list[Measurement] = []
     for shape, size in _cases(profile):
-        if time.monotonic() + decode.expected_seconds(shape, size) > deadline:
+        needed = every_strategy and (shape.frames, shape.height) == SHAPES[0]
+        if not needed and time.monotonic() + decode.expected_seconds(shape, size) > deadline:
             break
         measured = decode.measure(shape, size)
         if measured is not None:

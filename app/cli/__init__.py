@@ -6,7 +6,7 @@ generate   the client: one image in, one video out
 plan       what would run where, computed without weights
 encode     a clip, or a folder of clips, to latents
 decode     a latents file to a video
-calibrate  time and memory of every way to decode, measured here
+calibrate  time and memory of each decode strategy, measured here
 convert    a published checkpoint file to a folder
 inspect    doctor, models
 bench      bench compare

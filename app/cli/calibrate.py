@@ -1,4 +1,4 @@
-"""`framefit calibrate`: time and memory of every way to decode, measured here with a model's VAE."""
+"""`framefit calibrate`: time and memory of each decode strategy, measured here with a model's VAE."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,12 +18,14 @@ def calibrate(
         str | None, typer.Option(help="See `framefit models`; the default model otherwise.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda:0, ...; the first GPU where there is one.")] = "auto",
-    seconds: Annotated[float, typer.Option(min=0.1, help="Longer measures larger videos.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Longer measures larger videos, too.")] = 10.0,
     out: Annotated[Path, typer.Option(help="Folder for the table and the plot.")] = Path(),
     data_dir: DataDir = None,
 ) -> None:
-    """Measure every strategy, teach the planner, and write a table and a plot of memory against time.
+    """Measure batched, chunked and per-frame decoding, teach the planner, and write a table and a plot of
+    memory against time.
 
+    The smallest video is decoded in all three ways, however long that takes; larger ones in the time left.
     A model that is not on this machine is measured with random weights: they take as long and as much.
     """
     from app.config import ConfigError
@@ -45,6 +47,8 @@ def calibrate(
     found.write_table(out / f"{stem}.md")
     found.write_plot(out / f"{stem}.png")
     typer.echo(f"{len(found.measurements)} decodes; {out / stem}.md and .png; kept in {found.kept_in}")
+    if not found.times_kept:
+        typer.echo("one size alone says nothing of other sizes: its times are not kept; give more --seconds")
 
 
 def _show(each: Any) -> None:

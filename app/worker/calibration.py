@@ -24,9 +24,13 @@ from app.worker.decoding import learned_costs_path, load_learned_costs, save_lea
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured, and the file the planner knows it from."""
+    """What was measured, and the file the planner knows it from.
+
+    `times_kept`: whether it knows the times, too, which those of one small shape alone do not tell.
+    """
 
     measurements: list[Measurement]
+    times_kept: bool
     device: str
     title: str
     kept_in: Path
@@ -48,7 +52,9 @@ def calibrate_model(
     limit_seconds: float,
     on_measured: Callable[[Measurement], None],
 ) -> Calibration:
-    """Measure on `device` ("auto": the first GPU, else the CPU). Raises `NoDevice`, `ModelUnavailable`."""
+    """Measure on `device` ("auto": the first GPU, else the CPU), every strategy at least once. Raises
+    `NoDevice`, `ModelUnavailable`.
+    """
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
     probe, where = open_probe(device), torch.device(device)
@@ -56,13 +62,20 @@ def calibrate_model(
     profile = profiles.load(settings, entry) or _traced(settings, entry)
     learned_costs = load_learned_costs(settings, where)
     found = calibrate(
-        vae, profile, probe, learned_costs, limit_seconds=limit_seconds, on_measured=on_measured
+        vae,
+        profile,
+        probe,
+        learned_costs,
+        limit_seconds=limit_seconds,
+        every_strategy=True,
+        on_measured=on_measured,
     )
     save_learned_costs(settings, learned_costs)
     title = (
         f"{entry.name} ({entry.vae_class}, {entry.dtype}) on {learned_costs.device}, {learned_costs.build}"
     )
-    return Calibration(found, device, title, learned_costs_path(settings, learned_costs.device))
+    times_kept = learned_costs.speeds.observations(profile) > 0
+    return Calibration(found, times_kept, device, title, learned_costs_path(settings, learned_costs.device))
 
 
 def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:

@@ -80,6 +80,14 @@ def test_times_of_one_tiny_shape_alone_predict_nothing(
     assert only.seconds > 0
 
 
+def test_every_strategy_is_measured_once_although_time_is_over(vae: Any, profile: MemoryProfile) -> None:
+    found = calibrate(
+        vae, profile, open_probe("cpu"), LearnedCosts.none("cpu", ""), limit_seconds=0, every_strategy=True
+    )
+    assert [each.strategy for each in found] == [Strategy.BATCHED, Strategy.CHUNKED, Strategy.PER_FRAME]
+    assert len({each.shape for each in found}) == 1, "larger videos only where there is time"
+
+
 def test_without_matplotlib_the_plot_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     one = Measurement(LatentShape(1, 8, 3, 4, 4), 3, 1, 1, 1, 1.0)
