@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev run demo check audit format test bench test-docker acceptance clean
+.PHONY: help env dev run demo check docs audit format test bench test-docker acceptance clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,12 +34,16 @@ run: $(VENV)/.run ## start the service on 127.0.0.1:8000
 demo: $(VENV)/.run ## the main job in one command: a bundled photo becomes out.mp4
 	$(BIN)/framefit generate app/assets/demo.jpg "the camera pans slowly to the right" -o out.mp4 $(ARGS)
 
-check: $(VENV)/.dev ## ruff, mypy --strict, import rules, requirements that agree
+check: $(VENV)/.dev docs ## ruff, mypy --strict, import rules, requirements that agree, the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pip check
+
+# The theme would print an advertisement for its successor; the variable keeps it quiet.
+docs: $(VENV)/.dev ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
 
 audit: $(VENV)/.dev ## known vulnerabilities of what is installed (asks PyPI's advisories)
 	$(BIN)/python -m pip install -q pip-audit

@@ -1,0 +1,185 @@
+"""`docs/http-api.md` from the service's OpenAPI document and the table of error codes."""
+
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import error_codes
+from markdown_text import one_line, table
+
+from app.api.app import create_app
+from app.config import Settings
+
+TITLES = {
+    "jobs": "Jobs",
+    "planning": "Planning",
+    "openai": "OpenAI's form",
+    "service": "The service",
+}
+TEXTS: dict[str, dict[str, str]] = tomllib.loads(
+    Path(__file__).with_name("field_texts.toml").read_text(encoding="utf-8")
+)
+HEAD = """# HTTP API
+
+The service listens on `http://127.0.0.1:8000` unless [settings](settings.md) say otherwise. `GET
+/openapi.json` has this page as an OpenAPI document, with the schema of every answer.
+
+* Requests are forms (`multipart/form-data`) or JSON. In JSON an image is a data URL.
+* Answers are JSON. Times are RFC 3339 in UTC, sizes are bytes, durations are seconds.
+* An error is a problem document (RFC 9457) with a stable `code`: see [error codes](#error-codes).
+* Every answer has an `X-Request-Id`: your own if you sent one. The log has the same id.
+* With API keys set, send `Authorization: Bearer KEY`. A caller sees only the jobs of its own key.
+
+```sh
+curl -F image=@photo.jpg -F prompt="a slow pan to the right" http://127.0.0.1:8000/generate
+```
+"""
+CODES = """## Error codes
+
+```json
+{
+  "type": "urn:framefit:problem:does_not_fit",
+  "title": "Unprocessable Entity",
+  "status": 422,
+  "code": "does_not_fit",
+  "detail": "..."
+}
+```
+
+Programs should read `code`; `detail` is for people and may change. Under `/v1/` the same code comes in
+OpenAI's form:
+`{"error": {"code": ..., "message": ...}}`.
+"""
+JOB_CODES = """## Errors of failed jobs
+
+A job with status `failed` has an `error` with a `code` and a `message`. `POST /jobs/{id}/retry` runs it
+again, from its saved latents where it has them.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    with tempfile.TemporaryDirectory() as folder:
+        document = create_app(Settings(data_dir=Path(folder))).openapi()
+    parts = [HEAD, *_routes(document), _job(document), CODES, _request_codes(), JOB_CODES, _job_codes()]
+    return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def _routes(document: Mapping[str, Any]) -> Iterator[str]:
+    by_tag: dict[str, list[tuple[str, str, Mapping[str, Any]]]] = {}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            by_tag.setdefault(operation["tags"][0], []).append((method.upper(), path, operation))
+    for tag in sorted(by_tag, key=lambda tag: [*TITLES, tag].index(tag)):
+        yield f"## {TITLES.get(tag, tag)}"
+        for method, path, operation in by_tag[tag]:
+            yield _route(document, method, path.replace("job_id", "id").replace("video_id", "id"), operation)
+
+
+def _route(document: Mapping[str, Any], method: str, path: str, operation: Mapping[str, Any]) -> str:
+    lines = [f"### `{method} {path}`", "", _purpose(operation), ""]
+    parameters = [
+        (f"`{each['name']}`", each["in"], *_field(document, "parameter", each["name"], each["schema"]))
+        for each in operation.get("parameters", ())
+        if each["in"] != "path"
+    ]
+    if parameters:
+        lines += [*table(("parameter", "in", "type", "meaning"), parameters), ""]
+    content = operation.get("requestBody", {}).get("content", {})
+    if content and (method, path) != ("POST", "/generate") and _is_generate(content):
+        lines += [
+            "The body has the fields of [`POST /generate`](#post-generate).",
+            *_others(document, content),
+            "",
+        ]
+    elif content:
+        body = content.get("multipart/form-data") or content["application/json"]
+        lines += [f"Body: {' or '.join(f'`{kind}`' for kind in sorted(content, reverse=True))}.", ""]
+        lines += [*_fields(document, body["schema"]), ""]
+    lines += [
+        f"Answers: {', '.join(_answer(status, operation) for status in sorted(operation['responses']))}."
+    ]
+    return "\n".join(lines)
+
+
+def _purpose(operation: Mapping[str, Any]) -> str:
+    """Summary and description; a summary that is only the function's name says nothing more."""
+    summary, description = str(operation["summary"]), one_line(operation.get("description", ""))
+    named = summary.replace(" ", "_").lower() in operation["operationId"]
+    return description if named and description else f"**{summary}.** {description}".strip()
+
+
+def _is_generate(content: Mapping[str, Any]) -> bool:
+    properties = content["application/json"]["schema"]["properties"]
+    return "num_frames" in properties
+
+
+def _others(document: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:
+    """The fields that the body has beside those of a job."""
+    schema = content["application/json"]["schema"]
+    names = [name for name in schema["properties"] if name in ("jobs", "seconds", "size", "input_reference")]
+    if not names:
+        return []
+    kept = {**schema, "properties": {name: schema["properties"][name] for name in names}}
+    return ["It also has:", "", *_fields(document, kept)]
+
+
+def _fields(document: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
+    required = schema.get("required", ())
+    rows = []
+    for name, field in schema["properties"].items():
+        kind, meaning = _field(document, "request", name, field)
+        rows.append((f"`{name}`" + (" (required)" if name in required else ""), kind, meaning))
+    return table(("field", "type", "meaning"), rows)
+
+
+def _field(document: Mapping[str, Any], group: str, name: str, schema: Mapping[str, Any]) -> tuple[str, str]:
+    meaning = schema.get("description") or TEXTS[group].get(name, "")
+    default = schema.get("default")
+    if default not in (None, ""):
+        shown = str(default).lower() if isinstance(default, bool) else str(default)
+        meaning = f"{meaning} Default: `{shown}`.".strip()
+    return _type(document, schema), one_line(meaning)
+
+
+def _type(document: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    if "$ref" in schema:
+        return _type(document, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
+    if "anyOf" in schema:
+        real = [each for each in schema["anyOf"] if each.get("type") != "null"]
+        return " or ".join(_type(document, each) for each in real)
+    if "enum" in schema:
+        return " ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("format") in ("binary", "data-url"):
+        return "file" if schema["format"] == "binary" else "data URL"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    bounds = f", {low:g} to {high:g}" if low is not None and high is not None and high < 2**53 else ""
+    return f"{schema.get('type', 'any')}{bounds}"
+
+
+def _answer(status: str, operation: Mapping[str, Any]) -> str:
+    kinds = operation["responses"][status].get("content", {})
+    is_problem = int(status) >= 400
+    kind = "" if is_problem or not kinds else f" `{next(iter(kinds))}`"
+    return f"{status} {HTTPStatus(int(status)).phrase}{kind}" if not is_problem else status
+
+
+def _job(document: Mapping[str, Any]) -> str:
+    answer = document["paths"]["/generate"]["post"]["responses"]["202"]
+    properties = answer["content"]["application/json"]["schema"]["properties"]
+    rows = [(f"`{name}`", TEXTS["job"][name]) for name in properties]
+    return "\n".join(("## A job", "", *table(("field", "meaning"), rows)))
+
+
+def _request_codes() -> str:
+    rows = sorted(error_codes.documented("request"), key=lambda row: (row.statuses, row.code))
+    cells = [(", ".join(map(str, row.statuses)), f"`{row.code}`", row.meaning, row.action) for row in rows]
+    return "\n".join(table(("status", "code", "meaning", "what to do"), cells))
+
+
+def _job_codes() -> str:
+    cells = [(f"`{row.code}`", row.meaning, row.action) for row in error_codes.documented("job")]
+    return "\n".join(table(("code", "meaning", "what to do"), cells))
