@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import error_codes
+import figures
 import pytest
 import results
 
@@ -35,4 +36,4 @@ def test_a_figure_is_rewritten_and_an_unknown_one_is_refused() -> None:
 
 
 def test_every_figure_can_be_computed() -> None:
-    assert all(results.figure(name) for name in results.figure_names())
+    assert all(figures.figure(name) for name in figures.figure_names())
