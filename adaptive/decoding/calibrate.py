@@ -63,7 +63,8 @@ def calibrate(
     `learned_costs` learns from each decode. A decode that earlier times predict to end after the limit is not
     started, so the limit is hardly exceeded; with `every_strategy` the smallest shape is decoded every way,
     however long that takes. Shapes that do not fit in the memory free now are skipped. If there was time for
-    one shape only and no earlier times exist, its times are dropped: a decode so small does not predict others.
+    one shape only and no earlier times exist, its times are dropped: a decode so small does not predict
+    others.
     """
     deadline = time.monotonic() + limit_seconds
     decode = _Decodes(vae, profile, probe, learned_costs)

@@ -18,17 +18,23 @@ import settings
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {"http-api.md": http_api.page, "cli.md": commands.page, "settings.md": settings.page}
-NOTE = "<!-- Written by `python docs/generate`: edit the source of each text, not this page. -->\n\n"
+NOTE = "<!-- Written by `python docs/generate`: edit the source of each text, not this page. -->"
 
 
 def texts() -> dict[Path, str]:
     """Each page's path and what its text has to be."""
-    generated = {DOCS / name: NOTE + page().rstrip() + "\n" for name, page in PAGES.items()}
+    generated = {DOCS / name: _noted(page()) for name, page in PAGES.items()}
     written = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
     filled = {
         path: results.filled(path.read_text(encoding="utf-8")) for path in written if path not in generated
     }
     return {**filled, **generated}
+
+
+def _noted(text: str) -> str:
+    """The page with a note for whoever opens it to edit it; the title stays the first line."""
+    title, _, rest = text.rstrip().partition("\n")
+    return f"{title}\n\n{NOTE}\n{rest}\n"
 
 
 def main() -> int:

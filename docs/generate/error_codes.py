@@ -42,6 +42,18 @@ def used(kind: str) -> set[str]:
     return {code for path in sorted((ROOT / "app").rglob("*.py")) for code in _in_file(path, errors, kind)}
 
 
+def used_statuses() -> set[tuple[str, int]]:
+    """Each code with the status that is written beside it, where both are literals."""
+    found = set()
+    for path in (ROOT / "app").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and _name(node.func) == "Problem" and len(node.args) > 1:
+                status, code = node.args[:2]
+                if isinstance(status, ast.Constant) and isinstance(status.value, int):
+                    found |= {(text, status.value) for text in _strings(code, {})}
+    return found
+
+
 def _in_file(path: Path, errors: dict[str, int], kind: str) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for scope in ast.walk(tree):

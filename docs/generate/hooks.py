@@ -1,7 +1,7 @@
 """What MkDocs calls while it builds the site: see `hooks` in .mkdocs.yml.
 
 Pages link to files of the repository outside docs/, so that the links work where the repository is read. In
-the site a picture of those is copied, and any other such link becomes plain text.
+the site a picture of those is copied, and of any other such link the text and the path remain.
 """
 
 import re
@@ -32,13 +32,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Point pictures at their copies; keep only the text of links that leave the site."""
+    """Point pictures at their copies; make links that leave the site plain text."""
 
     def inside(match: re.Match[str]) -> str:
         path = match["path"][3:]
         if path.endswith(PICTURES):
             return f"{match['image']}[{match['text']}]({_in_site(path)})"
-        return match["text"]
+        text = match["text"]
+        return text if path in text else f"{text} (`{path}`)"
 
     return OUTSIDE.sub(inside, markdown)
 

@@ -1,5 +1,6 @@
 """`docs/http-api.md` from the service's OpenAPI document and the table of error codes."""
 
+import re
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -24,8 +25,8 @@ TEXTS: dict[str, dict[str, str]] = tomllib.loads(
 )
 HEAD = """# HTTP API
 
-The service listens on `http://127.0.0.1:8000` unless [settings](settings.md) say otherwise. `GET
-/openapi.json` has this page as an OpenAPI document, with the schema of every answer.
+The service listens on `http://127.0.0.1:8000` unless [settings](settings.md) say otherwise.
+`GET /openapi.json` has this page as an OpenAPI document, with the schema of every answer.
 
 * Requests are forms (`multipart/form-data`) or JSON. In JSON an image is a data URL.
 * Answers are JSON. Times are RFC 3339 in UTC, sizes are bytes, durations are seconds.
@@ -33,8 +34,21 @@ The service listens on `http://127.0.0.1:8000` unless [settings](settings.md) sa
 * Every answer has an `X-Request-Id`: your own if you sent one. The log has the same id.
 * With API keys set, send `Authorization: Bearer KEY`. A caller sees only the jobs of its own key.
 
+Queue a job, follow it, fetch the video:
+
 ```sh
 curl -F image=@photo.jpg -F prompt="a slow pan to the right" http://127.0.0.1:8000/generate
+curl -N http://127.0.0.1:8000/jobs/JOB_ID/events
+curl -o out.mp4 http://127.0.0.1:8000/jobs/JOB_ID/video
+```
+
+The same with JSON, a forced strategy, and a key that makes the request safe to repeat:
+
+```sh
+curl http://127.0.0.1:8000/generate \\
+  -H "Content-Type: application/json" -H "Idempotency-Key: 7f3a" \\
+  -d '{"prompt": "a pan", "decode_strategy": "per_frame",
+       "image": "data:image/jpeg;base64,..."}'
 ```
 """
 CODES = """## Error codes
@@ -64,8 +78,49 @@ def page() -> str:
     """The whole page as Markdown."""
     with tempfile.TemporaryDirectory() as folder:
         document = create_app(Settings(data_dir=Path(folder))).openapi()
-    parts = [HEAD, *_routes(document), _job(document), CODES, _request_codes(), JOB_CODES, _job_codes()]
+    parts = [
+        HEAD,
+        _overview(document),
+        *_routes(document),
+        _job(document),
+        CODES,
+        _request_codes(),
+        JOB_CODES,
+        _job_codes(),
+    ]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def _overview(document: Mapping[str, Any]) -> str:
+    """Every route in a line."""
+    rows = [
+        (f"[`{_title(method, path)}`](#{_anchor(method, path)})", _summary(operation))
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    return "\n".join(("## Routes", "", *table(("route", "what it does"), rows)))
+
+
+def _title(method: str, path: str) -> str:
+    return f"{method.upper()} {path.replace('job_id', 'id').replace('video_id', 'id')}"
+
+
+def _anchor(method: str, path: str) -> str:
+    """The anchor that MkDocs gives to the heading of a route."""
+    text = re.sub(r"[^\w\s-]", "", _title(method, path)).strip().lower()
+    return re.sub(r"[\s-]+", "-", text)
+
+
+def _summary(operation: Mapping[str, Any]) -> str:
+    summary = str(operation["summary"])
+    if _is_bare(operation):
+        return one_line(operation.get("description", summary)).rstrip(".")
+    return summary
+
+
+def _is_bare(operation: Mapping[str, Any]) -> bool:
+    """Whether the summary is only the function's name."""
+    return " " in operation["summary"] and str(operation["summary"]).istitle()
 
 
 def _routes(document: Mapping[str, Any]) -> Iterator[str]:
@@ -76,11 +131,11 @@ def _routes(document: Mapping[str, Any]) -> Iterator[str]:
     for tag in sorted(by_tag, key=lambda tag: [*TITLES, tag].index(tag)):
         yield f"## {TITLES.get(tag, tag)}"
         for method, path, operation in by_tag[tag]:
-            yield _route(document, method, path.replace("job_id", "id").replace("video_id", "id"), operation)
+            yield _route(document, method, path, operation)
 
 
 def _route(document: Mapping[str, Any], method: str, path: str, operation: Mapping[str, Any]) -> str:
-    lines = [f"### `{method} {path}`", "", _purpose(operation), ""]
+    lines = [f"### `{_title(method, path)}`", "", _purpose(operation), ""]
     parameters = [
         (f"`{each['name']}`", each["in"], *_field(document, "parameter", each["name"], each["schema"]))
         for each in operation.get("parameters", ())
@@ -106,10 +161,9 @@ def _route(document: Mapping[str, Any], method: str, path: str, operation: Mappi
 
 
 def _purpose(operation: Mapping[str, Any]) -> str:
-    """Summary and description; a summary that is only the function's name says nothing more."""
-    summary, description = str(operation["summary"]), one_line(operation.get("description", ""))
-    named = summary.replace(" ", "_").lower() in operation["operationId"]
-    return description if named and description else f"**{summary}.** {description}".strip()
+    """Summary and description of a route."""
+    description = one_line(operation.get("description", ""))
+    return description if _is_bare(operation) else f"**{operation['summary']}.** {description}".strip()
 
 
 def _is_generate(content: Mapping[str, Any]) -> bool:

@@ -42,7 +42,8 @@ max_pixels = 40_000_000      # width x height x frames of one request
 admin = false                # whether it may pause devices and set the log level
 ```
 
-Keys in `FRAMEFIT_API_KEYS` are admin keys without limits.
+Keys in `FRAMEFIT_API_KEYS` are admin keys without limits of their own. [Operating](operating.md#api-keys)
+has more on keys.
 """
 TEXTS: dict[str, str] = tomllib.loads(
     Path(__file__).with_name("setting_texts.toml").read_text(encoding="utf-8")

@@ -137,7 +137,7 @@ def _plan(plan: Mapping[str, Any]) -> str:
     way = {"batched": "batched", "per_frame": "per-frame", "tiled": "tiled"}.get(
         plan["strategy"], f"chunks of {plan['frames_per_chunk']}"
     )
-    return f"{PLACEMENTS[plan['placement']]}; {way}; {_gib(plan['peak_bytes'])} GiB"
+    return f"{PLACEMENTS[plan['placement']]}<br>{way}<br>{_gib(plan['peak_bytes'])} GiB"
 
 
 def _plans(model: str, asked: str = "plain") -> list[Mapping[str, Any]]:

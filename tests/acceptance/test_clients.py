@@ -1,11 +1,7 @@
-"""What clients run: the README's script as it stands there, OpenAI's own client, many listeners at once."""
+"""What clients run: OpenAI's own client, many listeners at once."""
 
 import io
-import re
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import av
 import httpx
@@ -14,28 +10,12 @@ import pytest
 from PIL import Image
 from running_service import RunningService
 
-README = Path(__file__).parents[2] / "README.md"
 LISTENERS = 20
 
 
 def frames_in(video: bytes) -> int:
     with av.open(io.BytesIO(video)) as container:
         return sum(1 for _ in container.decode(video=0))
-
-
-def test_the_script_in_the_readme_makes_a_video(shared_service: RunningService, tmp_path: Path) -> None:
-    scripts = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    script = next(text for text in scripts if "import time, requests" in text)
-    assert len(script.splitlines()) <= 12
-    Image.linear_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
-    shared_service.finished(shared_service.submit(num_inference_steps=1)["id"])  # the service is ready
-    script = script.replace("http://127.0.0.1:8000", str(shared_service.http.base_url).rstrip("/"))
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("succeeded {'strategy': 'batched'"), done.stdout
-    assert frames_in((tmp_path / "out.mp4").read_bytes()) > 1
 
 
 # OpenAI ends its own service of this form; its client goes on speaking it to others.

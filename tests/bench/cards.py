@@ -45,10 +45,9 @@ CHUNKS = (8, 4, 2, 1)
 
 def planned(names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A row for each model, way of asking and card; a row without placement names what does not fit."""
-    from app.models.entries import load_models
-
     from app.cli.plan import CONTEXT_BYTES
     from app.config import Settings
+    from app.models.entries import load_models
 
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data_dir=Path(folder))
@@ -111,10 +110,9 @@ def _row(settings: Any, entry: Any, free_bytes: int, *, exact_only: bool) -> dic
 
 def traced() -> Iterator[dict[str, Any]]:
     """Live bytes above weights of single decodes, in one call and in chunks."""
-    from app.models.entries import load_models
-
     from adaptive.types import VideoShape
     from app.config import Settings
+    from app.models.entries import load_models
     from app.models.profiles import load
 
     with tempfile.TemporaryDirectory() as folder:

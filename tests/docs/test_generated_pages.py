@@ -27,6 +27,12 @@ def test_every_error_code_has_a_row_and_every_row_a_code(kind: str) -> None:
     assert rows == used
 
 
+def test_a_row_has_the_statuses_that_its_code_is_sent_with() -> None:
+    rows = {row.code: row.statuses for row in error_codes.documented("request")}
+    wrong = [(code, status) for code, status in error_codes.used_statuses() if status not in rows[code]]
+    assert not wrong
+
+
 def test_a_figure_is_rewritten_and_an_unknown_one_is_refused() -> None:
     page = "uses **1.0**<!-- figure: ltx-chunk1-live --> MB"
     assert results.filled(page) != page
@@ -37,3 +43,8 @@ def test_a_figure_is_rewritten_and_an_unknown_one_is_refused() -> None:
 
 def test_every_figure_can_be_computed() -> None:
     assert all(figures.figure(name) for name in figures.figure_names())
+
+
+def test_live_bytes_are_as_exact_as_the_pages_say() -> None:
+    errors = [abs(row["error"]) for row in figures.document("prediction-cpu.json")["live"]]
+    assert max(errors) < 1e-4  # "within 0.01 %"
