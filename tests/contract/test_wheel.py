@@ -15,8 +15,6 @@ from served_folder import ROOT, ServedFolder
 
 PACKAGES = ("adaptive", "app")
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE")
-# A picture for the README alone: neither served nor installed.
-NOT_INSTALLED = {"app/assets/page.png"}
 STATIC = "app/api/static/"
 WHERE = "import adaptive, app; print(adaptive.__file__); print(app.__file__)"
 DECODE = """
@@ -100,7 +98,7 @@ def service(installed: Installed) -> Iterator[ServedFolder]:
 
 def test_the_wheel_has_every_file_of_both_packages(installed: Installed) -> None:
     with zipfile.ZipFile(installed.wheel) as wheel:
-        missing = set(source_files()) - NOT_INSTALLED - set(wheel.namelist())
+        missing = set(source_files()) - set(wheel.namelist())
     assert not missing, f"not in the wheel, see [tool.setuptools] in pyproject.toml: {sorted(missing)}"
 
 

@@ -1,11 +1,11 @@
-"""What README and the documentation name exists: links, files, commands, options, settings, targets."""
+"""What README and the documentation name exists: files, commands, options, settings, targets."""
 
 import re
 from pathlib import Path
 
 import pytest
 import typer.main
-from pages import ROOT, codes, inline_codes, links, pages
+from pages import ROOT, codes, inline_codes, pages
 
 from app.cli import app
 from app.config import PREFIX, Settings
@@ -16,28 +16,6 @@ REPOSITORY_PATH = re.compile(r"(?<![\w/.-])(?:app|adaptive|tests|docker|docs|\.c
 MADE_BY_THE_READER = {"docker/.env"}
 SETTING = re.compile(r"\bFRAMEFIT_[A-Z_]*[A-Z]\b")
 METRIC = re.compile(r"\bframefit_[a-z_]+\b(?!\.)")
-
-
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as MkDocs makes them."""
-    found = set()
-    for line in page.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            text = re.sub(r"[^\w\s-]", "", re.sub(r"^#+\s*", "", line)).strip().lower()
-            found.add(re.sub(r"[\s-]+", "-", text))
-    return found
-
-
-@PAGES
-def test_every_relative_link_leads_somewhere(page: Path) -> None:
-    for link in links(page):
-        if "://" in link or link.startswith("mailto:"):
-            continue
-        path, _, anchor = link.partition("#")
-        target = (page.parent / path).resolve() if path else page
-        assert target.exists(), link
-        if anchor and target.suffix == ".md":
-            assert anchor in anchors(target), link
 
 
 @PAGES
