@@ -1,8 +1,9 @@
 """Draws the boards from a running Prometheus as PNG, in their own layout and colours, without Grafana.
 
-    python tests/integration/draw_boards.py --prometheus http://127.0.0.1:9090 --minutes 10 --out FOLDER
+    python tests/integration/draw_boards.py --prometheus http://127.0.0.1:9090 --minutes 10
 
-It follows the panels' drawing styles, not Grafana's pixels. Needs matplotlib.
+Writes `board-NAME.png` into `docs/pictures`, or into the folder that `--out` names. It follows the panels'
+drawing styles, not Grafana's pixels. Needs matplotlib.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from matplotlib.axes import Axes
 COLORS = {"green": "#56a64b", "yellow": "#e0b400", "orange": "#ff780a", "red": "#e02f44", "blue": "#3274d9"}
 PALETTE = ("#7eb26d", "#eab839", "#6ed0e0", "#ef843c", "#e24d42", "#1f78c1", "#ba43a9", "#705da0")
 COLUMN_INCHES, ROW_INCHES = 0.72, 0.36
+PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 
 
 def draw(name: str, board: dict[str, Any], prometheus: Prometheus, span: Span, out: Path) -> Path:
@@ -47,7 +49,7 @@ def draw(name: str, board: dict[str, Any], prometheus: Prometheus, span: Span, o
         axes.set_title(panel["title"], fontsize=9, loc="left", weight="bold")
         _DRAW[panel["type"]](axes, panel, answers(prometheus, panel, span), span)
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}.png"
+    path = out / f"board-{name}.png"
     figure.savefig(path, dpi=80, facecolor=figure.get_facecolor())
     plt.close(figure)
     return path
@@ -232,7 +234,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--window", type=int, default=300, help="seconds that rates are taken over")
     parser.add_argument("--scrape", type=float, default=5, help="scrape interval in seconds")
-    parser.add_argument("--out", type=Path, default=Path("boards"))
+    parser.add_argument("--out", type=Path, default=PICTURES)
     given = parser.parse_args()
     end = time.time()
     seconds = given.minutes * 60
