@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families.family import Family
+from adaptive.families.shared.family import Family
 from adaptive.types import VaeTraits
 
 __all__ = ["Family", "family_of", "family_of_class", "traits_of"]
@@ -48,7 +48,7 @@ def family_of(vae: Any) -> Family:
 @cache
 def family_of_class(vae_class: str) -> Family:
     """Family of a VAE class, by name."""
-    module = import_module(f"adaptive.families.{_REGISTRY.get(vae_class, 'unknown')}")
+    module = import_module(f"adaptive.families.{_REGISTRY.get(vae_class, 'shared.unknown')}")
     family: Family = module.FAMILY
     return family
 

@@ -12,8 +12,8 @@ from math import log2
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families.family import Family
 from adaptive.families.ltx import channels_to_space, space_to_channels
+from adaptive.families.shared.family import Family
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from adaptive.families.family import Family
+from adaptive.families.shared.family import Family
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from adaptive.families.family import activation
 from adaptive.families.ltx import LtxFamily, conv, downsampler, resnet, upsampler
+from adaptive.families.shared.family import activation
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families.family import Family
 from adaptive.families.kl import encode_frames, frames_encode_engine
+from adaptive.families.shared.family import Family
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families.family import Family
+from adaptive.families.shared.family import Family
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:

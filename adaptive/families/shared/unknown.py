@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptive.families.family import Family
+from adaptive.families.shared.family import Family
 from adaptive.types import VaeTraits
 
 
