@@ -1,7 +1,8 @@
-"""Families: what is known of each VAE, one file a family and one line here.
+"""VAE families: traits and streaming engines of each VAE; one file a family, and one registry line here.
 
-Owns the registry. `traits_of` needs names and numbers alone and works without torch; engines are made from a
-live VAE. A VAE that is not listed is treated as unknown: it is decoded in one call, nothing else is promised.
+`traits_of` needs a class name and a configuration alone and works without torch; engines are made from a live
+VAE. A VAE that is not in the registry belongs to the unknown family: it is decoded in one call. `shared` has
+what several families use.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ _REGISTRY = {
 
 
 def family_of(vae: Any) -> Family:
-    """Family of a live VAE, by the name of its class; the family of unknown VAEs where it is not listed.
+    """Family of a live VAE, by the name of its class; the unknown family if it is not in the registry.
 
-    `UnsupportedVae` for one that `torch.compile` wrapped: it is no VAE any more, and hides which one it was.
+    Raises `UnsupportedVae` for a VAE that `torch.compile` wrapped: the wrapper hides its class.
     """
     name = type(vae).__name__
     if name == "OptimizedModule":
@@ -54,6 +55,5 @@ def family_of_class(vae_class: str) -> Family:
 
 
 def traits_of(vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
-    """Traits of a VAE from the name of its class and the numbers of its configuration (diffusers'
-    `config.json`)."""
+    """Traits of a VAE from its class name and its configuration (diffusers' `config.json`)."""
     return family_of_class(vae_class).traits(vae_class, config)

@@ -1,7 +1,9 @@
-"""CogVideoX: norms over the frames of a chunk, so the VAE's own schedule of chunks is part of its arithmetic.
+"""CogVideoX: causal convolutions, and group norms over the frames of a chunk. Serves
+`AutoencoderKLCogVideoX`.
 
-diffusers decodes two latent frames at a time (three first, where their number is odd) and encodes eight video
-frames at a time. That schedule is the reference; it is reproduced here with caches that belong to the stream.
+Because of the norms, diffusers' own chunk schedule is part of the arithmetic. It decodes two latent frames at
+a time (three first, if their number is odd) and encodes eight video frames at a time. The engines follow that
+schedule, with caches that belong to the stream.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from adaptive.errors import UnsupportedVae
-from adaptive.families.shared.family import Family
+from adaptive.families.shared.family import Family, refuse_arguments
+from adaptive.families.shared.traits import TraitsFromConfig, doubling_blocks, option
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:
@@ -20,34 +22,25 @@ if TYPE_CHECKING:
 
 
 class CogVideoXFamily(Family):
-    """AutoencoderKLCogVideoX."""
+    """`AutoencoderKLCogVideoX`."""
 
     name = "cogvideox"
     proportional = True
-
-    def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
-        """Every block but the last doubles both sides; time is doubled as often as its ratio says."""
-        return VaeTraits(
-            family=self.name,
-            vae_class=vae_class,
-            latent_channels=config.get("latent_channels", 16),
-            spatial_ratio=2 ** (len(config.get("block_out_channels", (0,) * 4)) - 1),
-            temporal_ratio=int(config.get("temporal_compression_ratio", 4)),
-            first_frame_alone=True,
-            exact_streaming=True,
-            frames_independent=False,
-        )
+    traits_from_config = TraitsFromConfig(
+        latent_channels=option("latent_channels", 16),
+        spatial_ratio=doubling_blocks(4),
+        temporal_ratio=lambda config: int(config.get("temporal_compression_ratio", 4)),
+    )
 
     def video_frames(self, traits: VaeTraits, latent_frames: int) -> int:
-        """An even number of latent frames has no lone first frame."""
+        """An odd number of latent frames begins with a frame alone, an even number does not."""
         if latent_frames % 2 == 0:
             return traits.temporal_ratio * latent_frames
         return traits.video_frames(latent_frames)
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
-        """The decoder on diffusers' schedule."""
-        if kwargs:
-            raise UnsupportedVae(type(vae).__name__, f"decoding with {', '.join(kwargs)}")
+        """The decoder on diffusers' chunk schedule."""
+        refuse_arguments(vae, kwargs, "decoding")
 
         def decode(latents: Tensor, cache: Any) -> tuple[Tensor, Any]:
             if vae.post_quant_conv is not None:
@@ -57,9 +50,8 @@ class CogVideoXFamily(Family):
         return _scheduled(decode, vae.num_latent_frames_batch_size)
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
-        """The encoder on diffusers' schedule; a video read in parts is taken to have 8k+1 frames."""
-        if kwargs:
-            raise UnsupportedVae(type(vae).__name__, f"encoding with {', '.join(kwargs)}")
+        """The encoder on diffusers' chunk schedule; a video that is read in parts must have 8k+1 frames."""
+        refuse_arguments(vae, kwargs, "encoding")
 
         def encode(frames: Tensor, cache: Any) -> tuple[Tensor, Any]:
             latents, cache = vae.encoder(frames, conv_cache=cache)
@@ -69,22 +61,22 @@ class CogVideoXFamily(Family):
 
 
 def _scheduled(run: Any, size: int) -> Engine:
-    """Engine of chunks of `size` frames, the first of which takes the remainder too."""
+    """Engine of chunks of `size` frames; the first chunk also takes the remainder."""
     from adaptive.stream.engines.engine import CallEngine
 
     class Scheduled(CallEngine):
-        """One chunk of the schedule a step, whatever is wanted."""
+        """A step is one chunk of the schedule, whatever the caller asks for."""
 
-        def take(self, position: int, wanted: int, total: int) -> int:  # noqa: ARG002 - not for the caller to choose
-            """See above."""
+        def take(self, position: int, wanted: int, total: int) -> int:  # noqa: ARG002 - the schedule decides
+            """See `Engine.take`."""
             return min(total - position, size + total % size if position == 0 else size)
 
         def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
             """The network returns new caches and leaves the old ones alone."""
             if state and chunk.shape[2] != size:
                 raise ValueError(
-                    f"chunks are {size} frames, got {chunk.shape[2]}: a video whose number of frames is not "
-                    f"{size}k+1 must be given as one tensor, for its first chunk depends on it"
+                    f"a chunk must have {size} frames, got {chunk.shape[2]}: pass a video whose number of "
+                    f"frames is not {size}k+1 as one tensor, because the length decides the first chunk"
                 )
             frames, cache = run(chunk, state.get("cache"))
             return frames, {"cache": _pruned(cache)}
@@ -93,7 +85,7 @@ def _scheduled(run: Any, size: int) -> Engine:
 
 
 def _pruned(cache: Any) -> Any:
-    """The cache without what kernels of one frame left in it: whole inputs, which are never read again."""
+    """The cache without the entries of kernels of one frame: whole inputs that are never read again."""
     if isinstance(cache, dict):
         return {key: _pruned(part) for key, part in cache.items() if key not in ("conv_y", "conv_b")}
     return cache

@@ -1,20 +1,22 @@
-"""HunyuanVideo 1.0 (its VAE also serves Kandinsky 5, FramePack and SkyReels): norms over all frames, so
-exactness takes a layer sweep.
+"""HunyuanVideo 1.0, whose VAE also serves Kandinsky 5, FramePack and SkyReels: causal convolutions with
+replicate padding, group norms over all frames. Serves `AutoencoderKLHunyuanVideo`.
 
-diffusers decodes overlapping tiles of time and cross-fades them, which changes the result. Here the whole
-video is one: layer by layer, with activations in host memory, a few frames on the device. Convolutions are
-causal, with replicate padding; the middle attention looks back over all latent positions, whose keys and
-values are on the device while it runs. Torch is imported only where used.
+diffusers decodes overlapping tiles of time and blends them, which changes the result. Here the whole video is
+one: a layer sweep keeps activations in host memory and a few frames on the device. The attention in the
+middle looks back over all latent positions; its key-value cache is on the device while the attention runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families.shared.family import Family
-from adaptive.types import VaeTraits
+from adaptive.families.shared.family import Family, refuse_arguments
+from adaptive.families.shared.rules import attend_frame_by_frame, pad_in_space
+from adaptive.families.shared.sweep_engine import SweepEngine, refuse_offloaded_layers
+from adaptive.families.shared.traits import named_ratios
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,76 +25,37 @@ if TYPE_CHECKING:
 
 
 class HunyuanVideoFamily(Family):
-    """AutoencoderKLHunyuanVideo."""
+    """`AutoencoderKLHunyuanVideo`."""
 
     name = "hunyuanvideo"
     parks_activations = True
-
-    def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
-        """The configuration names both ratios."""
-        return VaeTraits(
-            family=self.name,
-            vae_class=vae_class,
-            latent_channels=config.get("latent_channels", 16),
-            spatial_ratio=config.get("spatial_compression_ratio", 8),
-            temporal_ratio=config.get("temporal_compression_ratio", 4),
-            first_frame_alone=True,
-            exact_streaming=True,
-            frames_independent=False,
-            mask_numbers=3.5,  # in half precision: made in single precision, by way of booleans
-        )
+    traits_from_config = named_ratios(
+        latent_channels=16,
+        spatial_ratio=8,
+        temporal_ratio=4,
+        mask_numbers=3.5,  # in half precision: the mask is made in single precision, from booleans
+    )
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
-        """A sweep in the first step, frames from then on; weights must be on the device while it runs."""
-        offloaded = {"_hf_hook", "_diffusers_hook"}  # by layers: norms are computed here, not called
-        if kwargs or any(offloaded & vars(module).keys() for module in vae.decoder.modules()):
-            raise UnsupportedVae(type(vae).__name__, "layer sweeps with these arguments or offloaded layers")
-        if any(module._compiled_call_impl is not None for module in vae.decoder.modules()):
+        """A layer sweep in the first step, frames from then on; the weights must be on the device."""
+        refuse_arguments(vae, kwargs, "decoding")
+        refuse_offloaded_layers(vae)
+        if any(layer._compiled_call_impl is not None for layer in vae.decoder.modules()):
             raise UnsupportedVae(type(vae).__name__, "layer sweeps through compiled layers")
-        return _sweep_engine(vae)
+        return SweepEngine(partial(_sweep, vae), partial(_last_layers, vae.decoder))
 
 
-def _sweep_engine(vae: Any) -> Engine:
-    from adaptive.stream.engines.sweep import replicated
-
-    decoder = vae.decoder
-    last = decoder.conv_out
-
-    class Sweep:
-        """All latents go in with the first step, whose limit is how many frames are on the device at once."""
-
-        def take(self, position: int, wanted: int, total: int) -> int:  # noqa: ARG002 - all or none
-            """Latents are small: all of them at once."""
-            return total - position
-
-        def advance(
-            self,
-            state: State,
-            chunk: Tensor,
-            *,
-            limit: int,
-            ended: bool,  # noqa: ARG002 - all are fed at once
-        ) -> tuple[Tensor | None, State]:
-            """The last norm and convolution run as frames are asked for."""
-            if not state:
-                reel, norm = _swept(decoder, vae.post_quant_conv(chunk), limit)
-                state = {"reel": reel, "norm": norm, "next": 0}
-            reel, start = state["reel"], state["next"]
-            stop = min(len(reel), start + limit)
-            before = last.conv.kernel_size[0] - 1
-            window = reel.frames(max(0, start - before), stop)
-            window = decoder.conv_act(state["norm"].normalized(window))
-            window = replicated(window, before + stop - start)
-            return _in_space(last, window), {**state, "next": stop}
-
-    return Sweep()
-
-
-def _swept(decoder: Any, latents: Tensor, size: int) -> Any:
-    """Reel of what the last norm takes, and what it must know of all frames."""
+def _sweep(vae: Any, latents: Tensor, size: int) -> State:
+    """A reel of the input of the last norm, and that norm's statistics over all frames."""
     from adaptive.stream.engines.sweep import gathered
 
-    device = latents.device
+    reel, norm = gathered(_hidden(vae, latents, size), vae.decoder.conv_norm_out, latents.device)
+    return {"reel": reel, "norm": norm}
+
+
+def _hidden(vae: Any, latents: Tensor, size: int) -> Iterable[Tensor]:
+    """What the last norm takes, in chunks."""
+    decoder, device, latents = vae.decoder, latents.device, vae.post_quant_conv(latents)
     starts = range(0, latents.shape[2], size)
     chunks: Iterable[Tensor] = (latents[:, :, start : start + size] for start in starts)
     chunks = _causal(decoder.conv_in, chunks)
@@ -107,37 +70,45 @@ def _swept(decoder: Any, latents: Tensor, size: int) -> Any:
             chunks = _resnet(block, chunks, size, device)
         for upsampler in up_block.upsamplers or ():
             chunks = _causal(upsampler.conv, _upsampled(chunks, upsampler.upsample_factor))
-    return gathered(chunks, decoder.conv_norm_out, device)
+    return chunks
 
 
-def _in_space(conv: Any, window: Tensor) -> Tensor:
-    """The layer's convolution over a window that is already padded in time."""
-    import torch.nn.functional as F
+def _last_layers(decoder: Any, state: State, start: int, stop: int) -> Tensor:
+    """Video frames `start` to `stop`, by the last norm and convolution."""
+    from adaptive.stream.engines.sweep import replicated
 
-    left, right, top, bottom, *_ = conv.time_causal_padding
-    convolved: Tensor = conv.conv(F.pad(window, (left, right, top, bottom, 0, 0), mode=conv.pad_mode))
+    before = decoder.conv_out.conv.kernel_size[0] - 1
+    window = state["reel"].frames(max(0, start - before), stop)
+    window = decoder.conv_act(state["norm"].normalized(window))
+    window = replicated(window, before + stop - start)
+    return _in_space(decoder.conv_out, window)
+
+
+def _in_space(layer: Any, window: Tensor) -> Tensor:
+    """The layer's convolution of a window that is already padded in time."""
+    convolved: Tensor = layer.conv(pad_in_space(window, layer.time_causal_padding[:4], layer.pad_mode))
     return convolved
 
 
-def _causal(conv: Any, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+def _causal(layer: Any, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     """A causal convolution over a video given in chunks."""
     import torch
 
     from adaptive.stream.engines.sweep import replicated
 
-    before = conv.conv.kernel_size[0] - 1
+    before = layer.conv.kernel_size[0] - 1
     tail = None
     for chunk in chunks:
         window = replicated(chunk, before + chunk.shape[2]) if tail is None else torch.cat([tail, chunk], 2)
         del chunk
         tail = window[:, :, window.shape[2] - before :].clone()
-        yield _in_space(conv, window)
+        yield _in_space(layer, window)
         del window
 
 
 def _resnet(block: Any, chunks: Iterable[Tensor], size: int, device: Any) -> Iterator[Tensor]:
-    """A residual block: the first norm's statistics; first norm and convolution with the second norm's
-    statistics; the rest.
+    """A residual block in three sweeps: the first norm's statistics; first norm and convolution with the
+    second norm's statistics; the rest.
     """
     from adaptive.stream.engines.sweep import gathered
 
@@ -154,7 +125,7 @@ def _resnet(block: Any, chunks: Iterable[Tensor], size: int, device: Any) -> Ite
 
 
 def _upsampled(chunks: Iterable[Tensor], factors: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Nearest neighbours in space and, but for the video's first frame, in time."""
+    """Nearest neighbours in space and, except for the video's first frame, in time."""
     import torch
 
     times, rows, columns = (int(factor) for factor in factors)
@@ -169,44 +140,29 @@ def _upsampled(chunks: Iterable[Tensor], factors: tuple[int, int, int]) -> Itera
         del out
 
 
-def _attention(attention: Any, chunks: Iterable[Tensor], size: int, device: Any) -> Iterator[Tensor]:
-    """Every frame attends to all positions of itself and of all frames before it."""
+def _attention(layer: Any, chunks: Iterable[Tensor], size: int, device: Any) -> Iterator[Tensor]:
+    """Every frame attends to all positions of itself and of all earlier frames."""
     from adaptive.stream.engines.sweep import gathered
 
-    inputs, norm = gathered(chunks, attention.group_norm, device)
+    inputs, norm = gathered(chunks, layer.group_norm, device)
     total, past = len(inputs), 0
-    memory: list[Tensor] = []
+    cache: list[Tensor] = []
     for piece in inputs.drained(size):
-        area = piece.shape[3] * piece.shape[4]
+        count, area = piece.shape[2], piece.shape[3] * piece.shape[4]
         tokens = norm.normalized(piece).flatten(2).transpose(1, 2)
         query, *found = (
-            project(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-            for project in (attention.to_q, attention.to_k, attention.to_v)
+            project(tokens).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+            for project in (layer.to_q, layer.to_k, layer.to_v)
         )
-        if not memory:
-            memory = [part.new_empty(*part.shape[:2], total * area, part.shape[3]) for part in found]
-        mixed = _look_back(query, found, memory, past, area).transpose(1, 2).flatten(2)
-        mixed = attention.to_out[1](attention.to_out[0](mixed)).transpose(1, 2).reshape(piece.shape)
-        past += piece.shape[2]
-        yield (mixed + piece) / attention.rescale_output_factor
-        del piece, tokens, query, found, mixed
-
-
-def _look_back(query: Tensor, found: list[Tensor], memory: list[Tensor], past: int, area: int) -> Tensor:
-    """Attention of some frames, `past` of which came before; keys and values `found` now join `memory`."""
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention as attend
-
-    start = past * area
-    for part, whole in zip(found, memory, strict=True):
-        whole[:, :, start : start + part.shape[2]] = part
-    ends = range(start + area, start + query.shape[2] + 1, area)
-    keys, values = memory
-    looked = [
-        attend(own, keys[:, :, :end], values[:, :, :end])
-        for own, end in zip(torch.split(query, area, 2), ends, strict=True)
-    ]
-    return torch.cat(looked, 2)
+        if not cache:
+            cache = [part.new_empty(*part.shape[:2], total * area, part.shape[3]) for part in found]
+        for part, whole in zip(found, cache, strict=True):
+            whole[:, :, past * area : (past + count) * area] = part
+        mixed = attend_frame_by_frame(query, *cache, area=area, past=past).transpose(1, 2).flatten(2)
+        mixed = layer.to_out[1](layer.to_out[0](mixed)).transpose(1, 2).reshape(piece.shape)
+        past += count
+        yield (mixed + piece) / layer.rescale_output_factor
+        del piece, tokens, query, found, mixed, part
 
 
 FAMILY = HunyuanVideoFamily()

@@ -1,9 +1,8 @@
-"""LTX-Video (0.9, 0.9.1, 0.9.5, 0.9.7): convolutions with replicate padding, causal or not, norms within a
-position.
+"""LTX-Video (0.9, 0.9.1, 0.9.5, 0.9.7): convolutions with replicate padding, causal or not, and norms within
+a position. Serves `AutoencoderKLLTXVideo`.
 
-Owns the streaming rules of its temporal layers: the convolution, the residual block (whose two branches have
-different delays when the decoder is not causal) and the pixel-shuffle upsampler. Torch is imported only where
-an engine is made.
+The temporal layers are the convolution, the residual block (if it is not causal, its two branches have
+different delays) and the layers that exchange channels for frames and pixels.
 """
 
 from __future__ import annotations
@@ -12,65 +11,64 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families.shared.family import Family, activation
-from adaptive.types import VaeTraits
+from adaptive.families.shared.causal_family import ALWAYS_FRAMEWISE
+from adaptive.families.shared.family import Family
+from adaptive.families.shared.rules import activation, channels_to_space, space_to_channels
+from adaptive.families.shared.traits import Config, TraitsFromConfig, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adaptive.families.shared.rules import Forward
     from adaptive.stream.engines.chunk_pass import Tick
     from adaptive.stream.engines.engine import Engine, Rule
 
-_POINTWISE = frozenset(
-    {
-        "LTXVideoDecoder3d", "LTXVideoMidBlock3d", "LTXVideoUpBlock3d", "LTXVideoEncoder3d",
-        "LTXVideoDownBlock3D", "LTXVideo095DownBlock3D", "LayerNorm", "Conv3d", "Dropout",
-        "ModuleList", "Linear", "PixArtAlphaCombinedTimestepSizeEmbeddings", "Timesteps", "TimestepEmbedding",
-    }
-)  # fmt: skip
+
+def no_patches_in_time(config: Config) -> bool:
+    """Whether a latent frame stands for whole frames: only then is the decode streamed."""
+    return bool(config.get("patch_size_t", 1) == 1)
+
+
+def _doublings(config: Config) -> int:
+    """Number of decoder blocks that double time and both sides of space; patches do the rest."""
+    return sum(config.get("decoder_spatio_temporal_scaling", (True, True, True, False)))
 
 
 class LtxFamily(Family):
-    """AutoencoderKLLTXVideo."""
+    """`AutoencoderKLLTXVideo`. `rules` and `framewise`, as in `CausalFamily`, add to the tables below."""
 
     name = "ltx"
+    layer_prefix = "LTXVideo"  # the class names of the layers begin with it
     proportional = True
+    traits_from_config = TraitsFromConfig(
+        latent_channels=option("latent_channels", 128),
+        spatial_ratio=lambda config: config.get("patch_size", 4) * 2 ** _doublings(config),
+        temporal_ratio=lambda config: config.get("patch_size_t", 1) * 2 ** _doublings(config),
+        exact_streaming=no_patches_in_time,
+    )
 
-    def __init__(self, rules: Mapping[str, Rule], pointwise: frozenset[str]) -> None:
-        self.rules = rules
-        self.pointwise = pointwise
-
-    def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
-        """Each scaled block of the decoder doubles time and both sides of space; patching does the rest."""
-        scaled = sum(config.get("decoder_spatio_temporal_scaling", (True, True, True, False)))
-        patch_frames = config.get("patch_size_t", 1)
-        return VaeTraits(
-            family=self.name,
-            vae_class=vae_class,
-            latent_channels=config.get("latent_channels", 128),
-            spatial_ratio=config.get("patch_size", 4) * 2**scaled,
-            temporal_ratio=patch_frames * 2**scaled,
-            first_frame_alone=True,
-            exact_streaming=patch_frames == 1,
-            frames_independent=False,
-        )
+    def __init__(self, rules: Mapping[str, Rule], framewise: frozenset[str]) -> None:
+        self.rules = {self.layer_prefix + name: rule for name, rule in _RULES.items()}
+        self.rules |= {"SiLU": activation, **rules}
+        blocks = {self.layer_prefix + name for name in _BLOCKS}
+        self.framewise = framewise | blocks | _CONDITIONING | ALWAYS_FRAMEWISE
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
-        """The unmodified `vae.decoder` under this module's rules."""
+        """The unmodified `vae.decoder` under this family's rules; without noise, its last block in strips."""
         from adaptive.stream.engines.engine import RuledEngine
         from adaptive.stream.engines.strips import StripEngine, Tail
 
-        if not self.traits(type(vae).__name__, vae.config).exact_streaming:
+        if not no_patches_in_time(vae.config):
             raise UnsupportedVae(type(vae).__name__, "streaming with patches in time")
         decoder = vae.decoder
         options: dict[str, Any] = {
             "rules": self.rules,
-            "pointwise": self.pointwise,
+            "pointwise": self.framewise,
             "sink": decoder.conv_out,
             "kwargs": kwargs,
             "stages": _stages(decoder),
         }
-        if _seeded(vae):  # noise is drawn for whole pictures
+        if _draws_noise(vae):  # for whole pictures
             return RuledEngine(decoder, seeded=True, **options)
         *before, entry = decoder.up_blocks
         tail = Tail(
@@ -79,37 +77,34 @@ class LtxFamily(Family):
         return StripEngine(decoder, tail=tail, **options)
 
     def strip_halo(self, vae: Any) -> float | None:
-        """Strips go through the last block, which works at half or all of the last upsampling."""
-        if _seeded(vae):
+        """Strips go through the last block, before or behind the last upsampling."""
+        if _draws_noise(vae):
             return None
         rows, scale = _halo(vae.decoder)
-        ratio = self.traits(type(vae).__name__, vae.config).spatial_ratio
-        return float(rows * scale * vae.config.get("patch_size", 4) / ratio)
+        return float(rows * scale * vae.config.get("patch_size", 4) / self.traits_of(vae).spatial_ratio)
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
-        """The unmodified `vae.encoder` under this module's rules, where it is causal (as published)."""
+        """The unmodified `vae.encoder` under this family's rules, if it is causal (as published)."""
         from adaptive.stream.engines.engine import RuledEngine
 
-        if not (self._encoder_causal(vae, kwargs) and vae.config.get("patch_size_t", 1) == 1):
+        causal = kwargs.get("causal") or vae.config.get("encoder_causal", True)
+        if not (causal and no_patches_in_time(vae.config)):
             raise UnsupportedVae(
                 type(vae).__name__, "encoding in chunks with a non-causal or patched encoder"
             )
         return RuledEngine(
-            vae.encoder, rules=self.rules, pointwise=self.pointwise, sink=vae.encoder.conv_out, kwargs=kwargs
+            vae.encoder, rules=self.rules, pointwise=self.framewise, sink=vae.encoder.conv_out, kwargs=kwargs
         )
 
-    def _encoder_causal(self, vae: Any, kwargs: Mapping[str, Any]) -> bool:
-        return bool(kwargs.get("causal") or vae.config.get("encoder_causal", True))
-
     def clean_kwargs(self, vae: Any) -> dict[str, Any]:
-        """Timestep-conditioned decoders also take noise away: none, at timestep 0."""
+        """A timestep-conditioned decoder also removes noise: none at timestep 0."""
         import torch
 
         conditioned = vae.config.get("timestep_conditioning")
         return {"temb": torch.zeros(1, dtype=vae.dtype)} if conditioned else {}
 
     def self_test_case(self, vae: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
-        """Timestep-conditioned decoders need one timestep a sample."""
+        """A timestep-conditioned decoder needs one timestep for each sample."""
         import torch
 
         shape, _ = super().self_test_case(vae)
@@ -125,12 +120,13 @@ def _stages(decoder: Any) -> list[Any]:
     return stages
 
 
-def _seeded(vae: Any) -> bool:
-    return _any(vae.config.get("decoder_inject_noise", ()))
+def _draws_noise(vae: Any) -> bool:
+    flags = vae.config.get("decoder_inject_noise", ())
+    return flags if isinstance(flags, bool) else any(flags)
 
 
 def _halo(decoder: Any) -> tuple[int, int]:
-    """Rows of the last block's input that a row of the result depends on to either side; rows made of one."""
+    """Rows of the last block's input on each side that a row of the result depends on; rows made of one."""
     entry = decoder.up_blocks[-1]
     scale = entry.upsamplers[0].stride[1] if entry.upsamplers else 1
     late = _reach(entry.resnets) + _reach(decoder.conv_out)
@@ -138,101 +134,84 @@ def _halo(decoder: Any) -> tuple[int, int]:
 
 
 def _reach(module: Any) -> int:
-    """Rows on either side that a row depends on, through every convolution of the module in turn."""
+    """Rows on each side that a row depends on, through all convolutions of the module in turn."""
     return sum(layer.kernel_size[1] // 2 for layer in module.modules() if type(layer).__name__ == "Conv3d")
 
 
-def _any(flags: bool | tuple[bool, ...]) -> bool:
-    return flags if isinstance(flags, bool) else any(flags)
-
-
-def conv(tick: Tick, module: Any, forward: Any, frames: Tensor, **options: Any) -> Tensor:
+def _convolution(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor, **options: Any) -> Tensor:
     """Temporal convolution; a kernel of one frame needs no state."""
-    if module.kernel_size[0] == 1 and module.conv.stride[0] == 1:
-        mixed = forward(frames, **options) if frames.shape[2] else tick.no_frames(frames, module.conv)
-        return tick.as_branch(module, mixed)
-    return tick.convolve(module, frames, module.conv, causal=_causal(module, options))
+    if layer.kernel_size[0] == 1 and layer.conv.stride[0] == 1:
+        mixed = forward(frames, **options) if frames.shape[2] else chunk_pass.no_frames(frames, layer.conv)
+        return chunk_pass.as_branch(layer, mixed)
+    return chunk_pass.convolve(layer, frames, layer.conv, causal=_is_causal(layer, options))
 
 
-def resnet(
-    tick: Tick,
-    module: Any,
-    forward: Any,
+def _residual_block(
+    chunk_pass: Tick,
+    layer: Any,
+    forward: Forward,
     frames: Tensor,
     temb: Any = None,
     generator: Any = None,
     **options: Any,
 ) -> Tensor:
-    """Residual block: without causality the main branch lags behind its input, so the sum waits for it."""
-    if tick.idle(frames, (module.conv1, module.conv2)):
-        return frames.new_empty(frames.shape[0], module.conv2.out_channels, 0, *frames.shape[3:])
-    if _causal(module.conv1, options) and _causal(module.conv2, options):
-        return forward(frames, temb, generator, **options)  # type: ignore[no-any-return]
-    if module.conv_shortcut is None:
-        frames = tick.delayed(module, frames)
+    """Without causality the main branch lags behind the input, so the sum waits for it."""
+    if chunk_pass.idle(frames, (layer.conv1, layer.conv2)):
+        return frames.new_empty(frames.shape[0], layer.conv2.out_channels, 0, *frames.shape[3:])
+    if _is_causal(layer.conv1, options) and _is_causal(layer.conv2, options):
+        return forward(frames, temb, generator, **options)
+    if layer.conv_shortcut is None:
+        frames = chunk_pass.delayed(layer, frames)
     else:
-        tick.expect_branch(module.conv_shortcut, module)
-    return forward(frames, temb, generator, **options)  # type: ignore[no-any-return]
+        chunk_pass.expect_branch(layer.conv_shortcut, layer)
+    return forward(frames, temb, generator, **options)
 
 
-def _norm(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001 - a rule
-    from adaptive.stream.layers.norms import root_mean_square
-
-    return root_mean_square(module, forward, frames)
-
-
-def upsampler(tick: Tick, module: Any, forward: Any, frames: Tensor, **options: Any) -> Tensor:  # noqa: ARG001
-    """Convolution, then channels to frames and pixels; the very first input frame loses all but one frame."""
-    conv, (step, *_) = module.conv, module.stride
-    pushed, centre = tick.push_centred(module, frames, conv.kernel_size[0], causal=_causal(conv, options))
-    tick.limit *= step
-    tick.prepare(conv, pushed.window)
-    out = channels_to_space(conv(frames, **options), module.stride)
-    if module.residual and centre is not None:
-        shuffled = channels_to_space(centre, module.stride)
+def _upsample(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor, **options: Any) -> Tensor:
+    """A convolution, then channels to frames and pixels; the first frame of the stream gives one frame."""
+    conv, (step, *_) = layer.conv, layer.stride
+    causal = _is_causal(conv, options)
+    pushed, centre = chunk_pass.push_centred(layer, frames, conv.kernel_size[0], causal=causal)
+    chunk_pass.limit *= step
+    chunk_pass.prepare(conv, pushed.window)
+    out = channels_to_space(conv(frames, **options), layer.stride)
+    if layer.residual and centre is not None:
+        shuffled = channels_to_space(centre, layer.stride)
         out.add_(shuffled.repeat(1, out.shape[1] // shuffled.shape[1], 1, 1, 1))
     is_first = pushed.windows > 0 and pushed.held.emitted == pushed.windows
     return out[:, :, step - 1 :] if is_first else out
 
 
-def downsampler(tick: Tick, module: Any, forward: Any, frames: Tensor, **options: Any) -> Tensor:  # noqa: ARG001
-    """Groups of frames and pixels to channels, after a convolution and, averaged, around it."""
-    grouped = tick.groups(module, frames, module.stride[0])
-    out = space_to_channels(module.conv(grouped, **options), module.stride)
-    around = space_to_channels(grouped, module.stride)
+def _downsample(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor, **options: Any) -> Tensor:
+    """Frames and pixels to channels: behind a convolution, plus the average of its input."""
+    grouped = chunk_pass.groups(layer, frames, layer.stride[0])
+    out = space_to_channels(layer.conv(grouped, **options), layer.stride)
+    around = space_to_channels(grouped, layer.stride)
     batch, channels, *sides = around.shape
-    averaged = around.reshape(batch, channels // module.group_size, module.group_size, *sides).mean(dim=2)
+    averaged = around.reshape(batch, channels // layer.group_size, layer.group_size, *sides).mean(dim=2)
     return out.add_(averaged)
 
 
-def _causal(conv: Any, options: Mapping[str, Any]) -> bool:
-    """LTX-Video's convolutions know whether they are causal, LTX-2's are told."""
+def _norm(_chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+    from adaptive.stream.layers.norms import root_mean_square
+
+    return root_mean_square(layer, forward, frames)
+
+
+def _is_causal(conv: Any, options: Mapping[str, Any]) -> bool:
+    """LTX-2 passes `causal` with every call, LTX-Video's convolutions have an attribute."""
     return bool(options.get("causal", getattr(conv, "is_causal", True)))
 
 
-def channels_to_space(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """`[B, c*p*q*r, T, H, W]` to `[B, c, T*p, H*q, W*r]`."""
-    p, q, r = stride
-    batch, channels, count, height, width = frames.shape
-    split = frames.reshape(batch, channels // (p * q * r), p, q, r, count, height, width)
-    return split.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-def space_to_channels(frames: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """`[B, c, T*p, H*q, W*r]` to `[B, c*p*q*r, T, H, W]`."""
-    p, q, r = stride
-    batch, channels, count, height, width = frames.shape
-    split = frames.reshape(batch, channels, count // p, p, height // q, q, width // r, r)
-    return split.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
-
-
-RULES: Mapping[str, Rule] = {
-    "LTXVideoDownsampler3d": downsampler,
-    "LTXVideoCausalConv3d": conv,
-    "LTXVideoResnetBlock3d": resnet,
-    "LTXVideoUpsampler3d": upsampler,
-    "RMSNorm": _norm,
-    "SiLU": activation,
+_RULES: Mapping[str, Rule] = {
+    "CausalConv3d": _convolution,
+    "ResnetBlock3d": _residual_block,
+    "Upsampler3d": _upsample,
+    "Downsampler3d": _downsample,
 }
+_BLOCKS = ("Decoder3d", "MidBlock3d", "UpBlock3d", "Encoder3d", "DownBlock3D")
+_CONDITIONING = {
+    "LayerNorm", "PixArtAlphaCombinedTimestepSizeEmbeddings", "Timesteps", "TimestepEmbedding",
+}  # fmt: skip
 
-FAMILY = LtxFamily(RULES, _POINTWISE)
+FAMILY = LtxFamily({"RMSNorm": _norm}, frozenset({"LTXVideo095DownBlock3D", "Conv3d"}))

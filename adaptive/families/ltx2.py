@@ -1,80 +1,59 @@
-"""LTX-2's video VAE: LTX-Video's layers, told at each call whether to be causal, with other norms and
-paddings.
+"""LTX-2's video VAE: the layers of LTX-Video, which are told at each call whether to be causal, with other
+norms and paddings. Serves `AutoencoderKLLTX2Video`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from adaptive.families.ltx import LtxFamily, conv, downsampler, resnet, upsampler
-from adaptive.families.shared.family import activation
-from adaptive.types import VaeTraits
+from adaptive.families.ltx import LtxFamily, no_patches_in_time
+from adaptive.families.shared.traits import Config, TraitsFromConfig, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adaptive.families.shared.rules import Forward
     from adaptive.stream.engines.chunk_pass import Tick
 
-_POINTWISE = frozenset(
-    {
-        "LTX2VideoDecoder3d", "LTX2VideoMidBlock3d", "LTX2VideoUpBlock3d", "LTX2VideoEncoder3d",
-        "LTX2VideoDownBlock3D", "PerChannelRMSNorm", "LayerNorm", "Dropout", "ModuleList", "Linear",
-        "PixArtAlphaCombinedTimestepSizeEmbeddings", "Timesteps", "TimestepEmbedding",
-    }
-)  # fmt: skip
+
+def _doublings(config: Config, other: str) -> int:
+    """Number of decoder blocks that double time or space, as all do whose type is not `other`."""
+    types = config.get("upsample_type", ("spatiotemporal",) * 3)
+    scaling = config.get("decoder_spatio_temporal_scaling", True)
+    scaled = (scaling,) * len(types) if isinstance(scaling, bool) else tuple(scaling)
+    used = [kind for kind, is_scaled in zip(types, reversed(scaled), strict=True) if is_scaled]
+    return sum(kind != other for kind in used)
 
 
 class Ltx2Family(LtxFamily):
-    """AutoencoderKLLTX2Video."""
+    """`AutoencoderKLLTX2Video`."""
 
     name = "ltx2"
-
-    def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
-        """Each scaled block of the decoder doubles time, space, or both, by its type."""
-        types = config.get("upsample_type", ("spatiotemporal",) * 3)
-        scaling = config.get("decoder_spatio_temporal_scaling", True)
-        scaled = (scaling,) * len(types) if isinstance(scaling, bool) else tuple(scaling)
-        used = [kind for kind, is_scaled in zip(types, reversed(scaled), strict=True) if is_scaled]
-        patch_frames = config.get("patch_size_t", 1)
-        return VaeTraits(
-            family=self.name,
-            vae_class=vae_class,
-            latent_channels=config.get("latent_channels", 128),
-            spatial_ratio=config.get("patch_size", 4) * 2 ** sum(kind != "temporal" for kind in used),
-            temporal_ratio=patch_frames * 2 ** sum(kind != "spatial" for kind in used),
-            first_frame_alone=True,
-            exact_streaming=patch_frames == 1,
-            frames_independent=False,
-        )
+    layer_prefix = "LTX2Video"
+    traits_from_config = TraitsFromConfig(
+        latent_channels=option("latent_channels", 128),
+        spatial_ratio=lambda config: config.get("patch_size", 4) * 2 ** _doublings(config, "temporal"),
+        temporal_ratio=lambda config: config.get("patch_size_t", 1) * 2 ** _doublings(config, "spatial"),
+        exact_streaming=no_patches_in_time,
+    )
 
 
-def _plain_conv(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:
-    """A shortcut's convolution is an ordinary one; those inside temporal ones never see empty input.
+def _plain_convolution(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+    """The convolution of a shortcut, or the one inside a temporal convolution.
 
-    Theirs pads by copying, so the unpadded frames need not stay while it runs.
+    The latter pads by a copy, so that its unpadded frames can be released early.
     """
-    import torch.nn.functional as F
+    from torch.nn.functional import conv3d, pad
 
     if not frames.shape[2]:
-        return tick.as_branch(module, tick.no_frames(frames, module))
-    if module.padding_mode == "zeros":
-        return tick.as_branch(module, forward(frames))
-    depth, height, width = module.padding
-    padded = F.pad(frames, (width, width, height, height, depth, depth), mode=module.padding_mode)
-    tick.spending.spend(frames)
-    mixed = F.conv3d(padded, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
-    return tick.as_branch(module, mixed)
+        return chunk_pass.as_branch(layer, chunk_pass.no_frames(frames, layer))
+    if layer.padding_mode == "zeros":
+        return chunk_pass.as_branch(layer, forward(frames))
+    depth, height, width = layer.padding
+    padded = pad(frames, (width, width, height, height, depth, depth), mode=layer.padding_mode)
+    chunk_pass.spending.spend(frames)
+    mixed = conv3d(padded, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
+    return chunk_pass.as_branch(layer, mixed)
 
 
-FAMILY = Ltx2Family(
-    {
-        "Conv3d": _plain_conv,
-        "LTX2VideoCausalConv3d": conv,
-        "LTX2VideoResnetBlock3d": resnet,
-        "LTX2VideoUpsampler3d": upsampler,
-        "LTX2VideoDownsampler3d": downsampler,
-        "SiLU": activation,
-    },
-    _POINTWISE,
-)
+FAMILY = Ltx2Family({"Conv3d": _plain_convolution}, frozenset({"PerChannelRMSNorm"}))

@@ -1,131 +1,96 @@
-"""Mochi 1: causal convolutions with replicate padding, norms within each frame, no attention in its decoder.
+"""Mochi 1: causal convolutions with replicate padding, group norms within each frame, no attention in the
+decoder. Serves `AutoencoderKLMochi`.
 
-Its own framewise decoding pads chunks with zeros where the whole decode replicates; here the padding is kept.
-Its encoder attends, within each position, to all earlier frames at several resolutions: their keys and values
-are kept, so an encode's state grows with the video, by less than the activations of encoding it in one call.
+diffusers' own framewise decoding pads with zeros where a whole decode replicates; here the padding is kept.
+The encoder attends, within each position, to all earlier frames at several resolutions. Its key-value cache
+grows with the video, but stays smaller than the activations of one encode call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families.shared.family import Family, activation
-from adaptive.types import VaeTraits
+from adaptive.families.shared.causal_family import CausalFamily
+from adaptive.families.shared.rules import activation, pad_in_space
+from adaptive.families.shared.traits import TraitsFromConfig, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adaptive.families.shared.rules import Forward
     from adaptive.stream.engines.chunk_pass import Tick
-    from adaptive.stream.engines.engine import Engine, Rule
-
-_POINTWISE = frozenset(
-    {
-        "MochiDecoder3D", "MochiMidBlock3D", "MochiUpBlock3D", "MochiResnetBlock3D",
-        "MochiChunkedGroupNorm3D", "GroupNorm", "CogVideoXSafeConv3d",
-        "MochiEncoder3D", "MochiDownBlock3D", "FourierFeatures", "LpNorm", "Dropout",
-        "Conv3d", "Linear", "ModuleList",
-    }
-)  # fmt: skip
 
 
-class MochiFamily(Family):
-    """AutoencoderKLMochi."""
+class MochiFamily(CausalFamily):
+    """`AutoencoderKLMochi`. Both networks return their frames and an unused cache."""
 
     name = "mochi"
+    last_layer = "proj_out"
+    traits_from_config = TraitsFromConfig(
+        latent_channels=option("latent_channels", 12),
+        spatial_ratio=lambda config: prod(config.get("spatial_expansions", (2, 2, 2))),
+        temporal_ratio=lambda config: prod(config.get("temporal_expansions", (1, 2, 3))),
+    )
 
-    def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
-        """Expansions multiply; what the first latent frame gives in excess of one frame is dropped."""
-        return VaeTraits(
-            family=self.name,
-            vae_class=vae_class,
-            latent_channels=config.get("latent_channels", 12),
-            spatial_ratio=prod(config.get("spatial_expansions", (2, 2, 2))),
-            temporal_ratio=prod(config.get("temporal_expansions", (1, 2, 3))),
-            first_frame_alone=True,
-            exact_streaming=True,
-            frames_independent=False,
-        )
+    def decoder_options(self, vae: Any) -> dict[str, Any]:
+        """All but one of the frames that the first latent frame gives are dropped."""
+        if not vae.drop_last_temporal_frames:
+            raise UnsupportedVae(type(vae).__name__, "streaming with drop_last_temporal_frames switched off")
+        decoder = vae.decoder
+        blocks = [decoder.block_in, *decoder.up_blocks, decoder.block_out]
+        return {
+            "finish": _frames,
+            "drop": self.traits_of(vae).temporal_ratio - 1,
+            "stages": [stage for block in blocks for stage in (*block.resnets, block)],
+        }
 
-    def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
-        """The unmodified `vae.decoder` under this module's rule."""
-        from adaptive.stream.engines.engine import RuledEngine
-
-        if kwargs or not vae.drop_last_temporal_frames:
-            raise UnsupportedVae(type(vae).__name__, "streaming with these arguments")
-        return RuledEngine(
-            vae.decoder,
-            rules=_RULES,
-            pointwise=_POINTWISE,
-            sink=vae.decoder.proj_out,
-            kwargs={},
-            finish=lambda output: output[0],  # the second part is an unused cache
-            drop=self.traits(type(vae).__name__, vae.config).temporal_ratio - 1,
-            stages=_stages(vae.decoder),
-        )
-
-    def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
-        """The unmodified `vae.encoder` under this module's rules: the first frame, then whole latent
-        frames.
-        """
-        from adaptive.stream.engines.engine import RuledEngine
-
-        if kwargs:
-            raise UnsupportedVae(type(vae).__name__, f"encoding with {', '.join(kwargs)}")
-        return RuledEngine(
-            vae.encoder,
-            rules=_RULES,
-            pointwise=_POINTWISE,
-            sink=vae.encoder.proj_out,
-            kwargs={},
-            finish=lambda output: output[0],
-            group=self.traits(type(vae).__name__, vae.config).temporal_ratio,
-        )
+    def encoder_options(self, vae: Any) -> dict[str, Any]:
+        """The usual ones, without the cache."""
+        return {**super().encoder_options(vae), "finish": _frames}
 
 
-def _stages(decoder: Any) -> list[Any]:
-    """Each residual block, and each block of them with what follows inside it."""
-    blocks = [decoder.block_in, *decoder.up_blocks, decoder.block_out]
-    return [stage for block in blocks for stage in (*block.resnets, block)]
+def _frames(output: tuple[Tensor, Any]) -> Tensor:
+    return output[0]
 
 
-def _conv(
-    tick: Tick,
-    module: Any,
-    forward: Any,  # noqa: ARG001 - replaced
-    frames: Tensor,
-    conv_cache: Any = None,  # noqa: ARG001 - the stream's own state serves
+def _convolution(
+    chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor, **_conv_cache: Any
 ) -> tuple[Tensor, None]:
-    """Temporal window first, then the padding in space that the layer does together with it."""
-    import torch.nn.functional as F
+    """The window in time first, then the padding in space, which the layer does together with it.
 
-    size, stride = module.time_kernel_size, module.conv.stride[0]
-    window = tick.push_causal(module, frames, size, stride=stride)
-    sides = (module.width_pad, module.width_pad, module.height_pad, module.height_pad, 0, 0)
-    window = F.pad(window, sides, mode="replicate")  # the unpadded one goes
-    return module.conv(window), None
-
-
-def _attention(tick: Tick, module: Any, forward: Any, tokens: Tensor) -> Tensor:  # noqa: ARG001 - replaced
-    """Attention over time, `[B*H*W, T, C]`: what `MochiVaeAttnProcessor2_0` computes, with earlier frames
-    remembered.
+    The layer's own cache stays unused: the stream keeps the window.
     """
+    window = chunk_pass.push_causal(layer, frames, layer.time_kernel_size, stride=layer.conv.stride[0])
+    sides = (layer.width_pad, layer.width_pad, layer.height_pad, layer.height_pad)
+    window = pad_in_space(window, sides, "replicate")  # frees the unpadded window
+    return layer.conv(window), None
+
+
+def _attention(chunk_pass: Tick, layer: Any, _forward: Forward, tokens: Tensor) -> Tensor:
+    """Attention over time, `[B*H*W, T, C]`, as in `MochiVaeAttnProcessor2_0`, with a key-value cache."""
     from adaptive.stream.engines.chunk_pass import attend_to_past
 
-    if not module.is_causal or module.residual_connection:
-        raise UnsupportedVae("MochiEncoder3D", "encoding in chunks through attention that looks ahead")
+    if not layer.is_causal or layer.residual_connection:
+        raise UnsupportedVae("MochiEncoder3D", "encoding in chunks through attention that is not causal")
     query, key, value = (
-        project(tokens).unflatten(-1, (module.heads, -1)).transpose(1, 2).contiguous()
-        for project in (module.to_q, module.to_k, module.to_v)
+        project(tokens).unflatten(-1, (layer.heads, -1)).transpose(1, 2).contiguous()
+        for project in (layer.to_q, layer.to_k, layer.to_v)
     )
-    keys, values = tick.remember(module, module.norm_k(key), value, dim=2)
-    mixed = attend_to_past(module.norm_q(query), keys, values).transpose(1, 2).flatten(2)
-    out: Tensor = module.to_out[1](module.to_out[0](mixed)) / module.rescale_output_factor
+    keys, values = chunk_pass.remember(layer, layer.norm_k(key), value, dim=2)
+    mixed = attend_to_past(layer.norm_q(query), keys, values).transpose(1, 2).flatten(2)
+    out: Tensor = layer.to_out[1](layer.to_out[0](mixed)) / layer.rescale_output_factor
     return out
 
 
-_RULES: Mapping[str, Rule] = {"CogVideoXCausalConv3d": _conv, "Attention": _attention, "SiLU": activation}
-
-FAMILY = MochiFamily()
+FAMILY = MochiFamily(
+    rules={"CogVideoXCausalConv3d": _convolution, "Attention": _attention, "SiLU": activation},
+    framewise=frozenset(
+        {
+            "MochiDecoder3D", "MochiMidBlock3D", "MochiUpBlock3D", "MochiResnetBlock3D", "GroupNorm",
+            "MochiChunkedGroupNorm3D", "CogVideoXSafeConv3d", "MochiEncoder3D", "MochiDownBlock3D",
+            "FourierFeatures", "LpNorm", "Conv3d",
+        }
+    ),
+)  # fmt: skip

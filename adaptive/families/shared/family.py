@@ -1,92 +1,103 @@
-"""What a VAE family must say of itself. Torch-free: tensors appear only in signatures."""
+"""The base class of all VAE families: what a family states about its VAEs, and the defaults.
+
+Imports no torch: tensors appear in signatures only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptive.errors import UnsupportedVae
+from adaptive.families.shared.traits import TraitsFromConfig
 from adaptive.types import VaeTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engines.chunk_pass import Tick
     from adaptive.stream.engines.engine import Engine
 
 
 class Family:
-    """Base of all families; what it does not override is what holds for a VAE nothing is known of."""
+    """Base of all families. The defaults hold for a VAE that nothing is known about."""
 
     name = "unknown"
-    has_variance = True  # whether the posterior's parameters are means and log-variances, or means alone
-    folds_frames = False  # whether `vae.decode` takes a video's frames in the batch, `[N, C, h, w]`
-    # Whether a decode's bytes are exactly proportional to the picture's area. Not where padded copies of
-    # frames are made, whose borders weigh more the smaller the picture is.
+    traits_from_config: TraitsFromConfig  # how the traits follow from the configuration
+    has_variance = True  # the posterior's parameters are means and log-variances; False: means alone
+    folds_frames = False  # `vae.decode` takes a video's frames in the batch, `[N, C, h, w]`
+    # The bytes of a decode are exactly proportional to the picture's area. False for layers that make padded
+    # copies of frames: their borders weigh more in a small picture.
     proportional = False
-    parks_activations = False  # in host memory, between the layers of a sweep
+    parks_activations = False  # a layer sweep keeps activations in host memory between layers
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """Shape rules and abilities of a VAE of this family, from its configuration alone."""
-        raise NotImplementedError
+        return self.traits_from_config.traits(self.name, vae_class, config)
+
+    def traits_of(self, vae: Any) -> VaeTraits:
+        """Traits of a live VAE."""
+        return self.traits(type(vae).__name__, vae.config)
 
     def video_frames(self, traits: VaeTraits, latent_frames: int) -> int:
-        """Video frames that a decode of `latent_frames` gives."""
+        """Number of video frames that `latent_frames` decode to."""
         return traits.video_frames(latent_frames)
 
     def video_channels(self, config: Mapping[str, Any]) -> int:
-        """Channels of the decoded video."""
+        """Number of channels of the decoded video."""
         return int(config.get("out_channels", 3))
 
     def as_video(self, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:  # noqa: ARG002 - for families
-        """Latents as `[B, C, T, h, w]`, from the layout that `vae.decode` takes (a view)."""
+        """Latents as `[B, C, T, h, w]`: a view of what `vae.decode` takes.
+
+        Raises `ValueError` for any other number of dimensions.
+        """
         if latents.ndim != 5:
             raise ValueError(f"latents must be [B, C, T, h, w], got shape {tuple(latents.shape)}")
         return latents
 
-    def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:  # noqa: ARG002 - what families override
+    def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:  # noqa: ARG002 - for families
         """Engine of one exact streamed decode; `kwargs` are those of `vae.decode`.
 
-        Raises `UnsupportedVae` where this VAE cannot be streamed.
+        Raises `UnsupportedVae` if this VAE cannot be streamed with these arguments.
         """
         raise UnsupportedVae(type(vae).__name__, "decoding in chunks")
 
     def strip_halo(self, vae: Any) -> float | None:  # noqa: ARG002 - for families
-        """Latent rows beside a strip that its pixels depend on; None where there are no exact strips.
+        """Number of latent rows on each side of a strip that its pixels depend on; None: no exact strips.
 
-        Where there are, `decode_engine` gives a `StripwiseEngine`.
+        If it is a number, `decode_engine` returns a `StripwiseEngine`.
         """
         return None
 
     def encode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:  # noqa: ARG002 - for families
-        """Engine of one exact streamed encode, giving the posterior's parameters `[B, 2C, t, h, w]` (`[B, C,
-        t, h, w]` without `has_variance`).
+        """Engine of one exact streamed encode; `kwargs` are those of `vae.encode`.
 
-        Raises `UnsupportedVae` where this VAE cannot be streamed.
+        It gives the posterior's parameters `[B, 2C, t, h, w]` (`[B, C, t, h, w]` without `has_variance`).
+        Raises `UnsupportedVae` if this VAE cannot be streamed with these arguments.
         """
         raise UnsupportedVae(type(vae).__name__, "encoding in chunks")
 
     def encode_whole(self, vae: Any, video: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        """Parameters of the posterior by the VAE's own one call, with slicing and tiling already held off."""
+        """Parameters of the posterior by one `vae.encode`. The caller has switched off slicing and tiling."""
         parameters: Tensor = vae.encode(video, **kwargs, return_dict=False)[0].parameters
         return parameters
 
     def decode_whole(self, vae: Any, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-        """The VAE's own one call, with slicing and tiling already held off."""
+        """The video by one `vae.decode`. The caller has switched off slicing and tiling."""
         frames: Tensor = vae.decode(latents, **kwargs, return_dict=False)[0]
         return frames
 
     def clean_kwargs(self, vae: Any) -> dict[str, Any]:  # noqa: ARG002 - for families
-        """What `vae.decode` needs beside latents that carry no noise, as those of an encoded clip."""
+        """Arguments of `vae.decode` for latents without noise, such as those of an encoded clip."""
         return {}
 
     def self_test_case(self, vae: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
-        """Shape of the smallest latent worth testing, and the keyword arguments that `vae.decode` needs with
-        it."""
-        channels = self.traits(type(vae).__name__, vae.config).latent_channels
-        return (1, channels, 4, 2, 2), {}
+        """Shape of the smallest latents worth testing, and the arguments of `vae.decode` for them."""
+        return (1, self.traits_of(vae).latent_channels, 4, 2, 2), {}
 
 
-def activation(tick: Tick, module: Any, forward: Any, frames: Tensor) -> Tensor:  # noqa: ARG001 - a rule
-    """Rule of activations in front of temporal layers: that layer is all that looks at their result."""
-    return tick.spending.offer(forward(frames))
+def refuse_arguments(vae: Any, arguments: Iterable[str], action: str) -> None:
+    """Raise `UnsupportedVae` if there are `arguments`, which the engine would have to ignore."""
+    names = ", ".join(arguments)
+    if names:
+        raise UnsupportedVae(type(vae).__name__, f"{action} in chunks with arguments of its own: {names}")

@@ -1,4 +1,6 @@
-"""VAEs that no family is known for: shapes are guessed from usual names of options, decoding is one call."""
+"""The family of VAE classes that are not in the registry: `traits_of` guesses the shapes from the usual
+option names, and a decode is one call.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from adaptive.types import VaeTraits
 
 
 class UnknownFamily(Family):
-    """Batched decoding only."""
+    """Any other class; batched decoding only."""
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
-        """Best guess: latent channels and ratios under the names that configurations commonly use."""
+        """A guess: latent channels and ratios from the names that configurations commonly use."""
         blocks = config.get("block_out_channels") or config.get("decoder_block_out_channels") or (0, 0, 0, 0)
         spatial = _first(config, "spatial_compression_ratio", "scale_factor_spatial", "spatial_compression")
         temporal = _first(

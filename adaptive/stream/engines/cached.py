@@ -1,6 +1,6 @@
-"""Decoders whose own forward carries caches from call to call: Wan and its relatives.
+"""Networks whose own forward carries caches from call to call: those of Wan and its relatives.
 
-Owns one step of such a decoder: its caches are the stream's, an entry each, and what a step has replaced is
+Owns one step of such a network: its caches are the stream's, an entry each, and what a step has replaced is
 kept until the stage it happened in is done (see `stages`). Knows no family.
 """
 

@@ -1,0 +1,59 @@
+"""The engine of a layer sweep, for decoders whose group norms span all frames of a video.
+
+No chunk can go through such a decoder on its own. The first step therefore runs each layer over the whole
+video, some frames at a time, with activations in host memory. Later steps run the last layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from adaptive.errors import UnsupportedVae
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adaptive.stream.engines.engine import State
+
+
+class SweepEngine:
+    """All latents go in with the first step; its `limit` is the number of frames on the device at a time.
+
+    `sweep(latents, limit)` returns a state whose `"reel"` holds the input of the last layers; `finish(state,
+    start, stop)` returns the video frames `start` to `stop`.
+    """
+
+    def __init__(
+        self, sweep: Callable[[Tensor, int], State], finish: Callable[[State, int, int], Tensor]
+    ) -> None:
+        self._sweep = sweep
+        self._finish = finish
+
+    def take(self, position: int, wanted: int, total: int) -> int:  # noqa: ARG002 - all or none
+        """All latents at once: they are small."""
+        return total - position
+
+    def advance(
+        self,
+        state: State,
+        chunk: Tensor,
+        *,
+        limit: int,
+        ended: bool,  # noqa: ARG002 - all latents come at once
+    ) -> tuple[Tensor | None, State]:
+        """See `Engine.advance`: the next `limit` frames."""
+        if not state:
+            state = {**self._sweep(chunk, limit), "next": 0}
+        start = state["next"]
+        stop = min(len(state["reel"]), start + limit)
+        return self._finish(state, start, stop), {**state, "next": stop}
+
+
+def refuse_offloaded_layers(vae: Any) -> None:
+    """Raise `UnsupportedVae` if single layers have offload hooks: a sweep computes norms without calling
+    them.
+    """
+    hooks = {"_hf_hook", "_diffusers_hook"}
+    if any(hooks & vars(layer).keys() for layer in vae.decoder.modules()):
+        raise UnsupportedVae(type(vae).__name__, "layer sweeps through offloaded layers")
