@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from stream_vaes import CONFIGS, build, kwargs_of, latents_of, shared
+from torch import nn
 
 from adaptive.decoding.encoder import stream_encode
 from adaptive.errors import UnsupportedVae
@@ -37,6 +41,40 @@ def test_a_magvit_that_norms_over_time_is_not_streamed() -> None:
         open_decode(other, latents_of(vae, 2))
     with pytest.raises(UnsupportedVae, match="norms over time"):
         stream_encode(other, torch.zeros(1, 3, 5, 16, 16), frames_per_chunk=4)
+
+
+def test_traits_of_every_family_need_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from adaptive.families import _REGISTRY, traits_of\n"
+        "for name in (*_REGISTRY, 'Unlisted'):\n"
+        "    assert traits_of(name, {}).vae_class == name\n"
+        "assert not {'torch', 'diffusers'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["cosmos", "hunyuanvideo-1.5", "ltx-0.9.5", "magvit", "mochi"])
+def test_a_network_with_a_layer_that_its_family_does_not_list_is_refused(name: str) -> None:
+    vae = build(name)
+    vae.decoder.unlisted = nn.Tanh()
+    with pytest.raises(UnsupportedVae, match=r"streaming through unlisted \(Tanh\)"):
+        open_decode(vae, latents_of(vae, 2), **kwargs_of(vae))
+
+
+@pytest.mark.parametrize("name", ["qwenimage", "wan-2.1"])
+def test_a_network_of_another_class_is_refused_where_it_carries_its_own_caches(name: str) -> None:
+    vae = build(name)
+    vae.decoder.__class__ = type("OtherDecoder", (type(vae.decoder),), {})
+    with pytest.raises(UnsupportedVae, match="through a network of class OtherDecoder"):
+        open_decode(vae, latents_of(vae, 2))
+
+
+@pytest.mark.parametrize("name", ["cogvideox", "cosmos", "hunyuanvideo-1.0", "mochi", "svd", "wan-2.1"])
+def test_an_argument_that_streaming_would_have_to_ignore_is_refused_by_name(name: str) -> None:
+    vae = build(name)
+    with pytest.raises(UnsupportedVae, match="decoding in chunks with arguments of its own: gamma"):
+        family_of(vae).decode_engine(vae, {"gamma": 2.2})
 
 
 @pytest.mark.parametrize("name", ["hunyuanvideo-1.0", "svd"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
 import pytest
 import torch
 from stream_property import ENCODED, video_of
@@ -9,6 +13,7 @@ from stream_vaes import build, relative_error, shared
 
 from adaptive.decoding.encoder import encode, stream_encode
 from adaptive.errors import UnsupportedVae
+from adaptive.stream.encode_stream import EncodeStream
 
 FOLDED = ("kl", "svd")  # diffusers encodes frames of these as a batch of pictures
 
@@ -29,6 +34,27 @@ def test_parts_may_have_any_lengths(lengths: tuple[int, ...]) -> None:
     vae, video = shared("ltx-0.9.5"), video_of("ltx-0.9.5", 3)
     parts = stream_encode(vae, iter(video.split(list(lengths), 2)), frames_per_chunk=8)
     assert relative_error(torch.cat(list(parts), 2), encode(vae, video)) <= 2e-5
+
+
+@pytest.mark.parametrize("name", ["cosmos", "qwenimage", "wan-2.1"])
+def test_an_encode_step_that_fails_can_be_tried_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, video = build(name), video_of(name, 4)
+    expected = encode(vae, video, posterior="parameters")
+    middle, calls = type(vae.encoder.mid_block), count()
+    forward = middle.forward
+
+    def fails_now_and_then(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if next(calls) in (0, 2, 3):
+            raise RuntimeError("out of memory")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(middle, "forward", fails_now_and_then)
+    stream, parts = EncodeStream(vae, iter([video])), []
+    while not stream.finished:
+        with suppress(RuntimeError):
+            parts.append(stream.step(4))
+    assert next(calls) > 4
+    assert relative_error(torch.cat(parts, 2), expected) <= 2e-5
 
 
 @pytest.mark.parametrize("chunk", [None, 4])
