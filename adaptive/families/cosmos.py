@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adaptive.families.shared.rules import Forward
-    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.chunk_pass import ChunkPass
 
 
 class CosmosFamily(CausalFamily):
@@ -30,7 +30,7 @@ class CosmosFamily(CausalFamily):
     traits_from_config = named_ratios(latent_channels=16, spatial_ratio=8, temporal_ratio=8)
 
 
-def _convolution(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def _convolution(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     """The window in time first, then the padding in space, which the layer does together with it."""
     from torch.nn.functional import conv3d
 
@@ -43,14 +43,14 @@ def _convolution(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor)
     return conv3d(window, layer.weight, layer.bias, layer.stride, 0, layer.dilation)
 
 
-def _group_norm(_chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def _group_norm(_chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     """One group is normed frame by frame; several groups would be normed over time."""
     if layer.num_groups != 1:
         raise UnsupportedVae("CosmosCausalGroupNorm", f"streaming with {layer.num_groups} groups")
     return forward(frames)
 
 
-def _upsample(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def _upsample(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     """In time, the first frame of the stream gives one frame, every later frame two."""
     if not layer.temporal_upsample or chunk_pass.first(layer):
         return forward(frames)
@@ -64,7 +64,7 @@ def _upsample(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) ->
     return out
 
 
-def _downsample(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def _downsample(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     """In time, the first frame of the stream gives one frame, every later pair one."""
     from torch.nn.functional import avg_pool3d, pad
 
@@ -78,7 +78,9 @@ def _downsample(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) 
     return out
 
 
-def _attention(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor, mask: Any = None) -> Tensor:
+def _attention(
+    chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor, mask: Any = None
+) -> Tensor:
     """Attention within a frame stays as it is; attention over time (`[B*H*W, 1, T, C]`) has a key-value
     cache.
     """
@@ -93,14 +95,14 @@ def _attention(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor, m
         for project in (layer.to_q, layer.to_k, layer.to_v)
     )
     key, value = key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
-    keys, values = chunk_pass.remember(layer, key, value, dim=2)
+    keys, values = chunk_pass.extend_cache(layer, key, value, dim=2)
     mixed = attend_to_past(query.transpose(1, 2), keys, values).transpose(1, 2).flatten(2)
     mixed = mixed.reshape(batch, height, width, *mixed.shape[1:]).permute(0, 4, 3, 1, 2)
     out: Tensor = layer.to_out[1](layer.to_out[0](mixed))
     return out + frames
 
 
-def _unpatch(chunk_pass: Tick, layer: Any, forward: Forward, patches: Tensor) -> Tensor:
+def _unpatch(chunk_pass: ChunkPass, layer: Any, forward: Forward, patches: Tensor) -> Tensor:
     """A patch spans several frames. Of the first patch of the stream, only the last frame is kept."""
     if chunk_pass.first(layer):
         return forward(patches).clone()  # a view would keep the dropped frames in memory
@@ -109,7 +111,7 @@ def _unpatch(chunk_pass: Tick, layer: Any, forward: Forward, patches: Tensor) ->
     return _wavelet_levels(layer._idwt, patches, layer.patch_size)
 
 
-def _patch(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def _patch(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     """The first frame of the stream is repeated to fill a patch; later patches are whole."""
     if chunk_pass.first(layer):
         return forward(frames)

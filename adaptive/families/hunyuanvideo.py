@@ -46,11 +46,13 @@ class HunyuanVideoFamily(Family):
 
 
 def _sweep(vae: Any, latents: Tensor, size: int) -> State:
-    """A reel of the input of the last norm, and that norm's statistics over all frames."""
-    from adaptive.stream.engines.sweep import gathered
+    """The parked input of the last norm, and that norm's statistics over all frames."""
+    from adaptive.stream.engines.sweep import park_with_statistics
 
-    reel, norm = gathered(_hidden(vae, latents, size), vae.decoder.conv_norm_out, latents.device)
-    return {"reel": reel, "norm": norm}
+    parked, norm = park_with_statistics(
+        _hidden(vae, latents, size), vae.decoder.conv_norm_out, latents.device
+    )
+    return {"parked": parked, "norm": norm}
 
 
 def _hidden(vae: Any, latents: Tensor, size: int) -> Iterable[Tensor]:
@@ -78,7 +80,7 @@ def _last_layers(decoder: Any, state: State, start: int, stop: int) -> Tensor:
     from adaptive.stream.engines.sweep import replicated
 
     before = decoder.conv_out.conv.kernel_size[0] - 1
-    window = state["reel"].frames(max(0, start - before), stop)
+    window = state["parked"].frames(max(0, start - before), stop)
     window = decoder.conv_act(state["norm"].normalized(window))
     window = replicated(window, before + stop - start)
     return _in_space(decoder.conv_out, window)
@@ -110,11 +112,11 @@ def _resnet(block: Any, chunks: Iterable[Tensor], size: int, device: Any) -> Ite
     """A residual block in three sweeps: the first norm's statistics; first norm and convolution with the
     second norm's statistics; the rest.
     """
-    from adaptive.stream.engines.sweep import gathered
+    from adaptive.stream.engines.sweep import park_with_statistics
 
-    inputs, first = gathered(chunks, block.norm1, device)
+    inputs, first = park_with_statistics(chunks, block.norm1, device)
     activated = (block.nonlinearity(first.normalized(piece)) for piece in inputs.pieces(size))
-    hidden, second = gathered(_causal(block.conv1, activated), block.norm2, device)
+    hidden, second = park_with_statistics(_causal(block.conv1, activated), block.norm2, device)
     activated = (block.dropout(block.nonlinearity(second.normalized(each))) for each in hidden.drained(size))
     for mixed in _causal(block.conv2, activated):
         shortcut = inputs.take(mixed.shape[2])
@@ -142,9 +144,9 @@ def _upsampled(chunks: Iterable[Tensor], factors: tuple[int, int, int]) -> Itera
 
 def _attention(layer: Any, chunks: Iterable[Tensor], size: int, device: Any) -> Iterator[Tensor]:
     """Every frame attends to all positions of itself and of all earlier frames."""
-    from adaptive.stream.engines.sweep import gathered
+    from adaptive.stream.engines.sweep import park_with_statistics
 
-    inputs, norm = gathered(chunks, layer.group_norm, device)
+    inputs, norm = park_with_statistics(chunks, layer.group_norm, device)
     total, past = len(inputs), 0
     cache: list[Tensor] = []
     for piece in inputs.drained(size):

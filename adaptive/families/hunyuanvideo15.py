@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adaptive.families.shared.rules import Forward
-    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.chunk_pass import ChunkPass
 
 
 class HunyuanVideo15Family(CausalFamily):
@@ -41,7 +41,7 @@ class HunyuanVideo15Family(CausalFamily):
         return torch.cat([Family.encode_whole(self, vae, one, kwargs) for one in torch.split(video, 1)])
 
 
-def _convolution(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor) -> Tensor:
+def _convolution(chunk_pass: ChunkPass, layer: Any, _forward: Forward, frames: Tensor) -> Tensor:
     """The window in time first, then the padding in space, which the layer does together with it."""
     window = chunk_pass.push_causal(layer, frames, layer.conv.kernel_size[0])
     window = pad_in_space(window, layer.time_causal_padding[:4], layer.pad_mode)  # frees the unpadded window
@@ -49,13 +49,13 @@ def _convolution(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor
     return convolved
 
 
-def _norm(_chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def _norm(_chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     from adaptive.stream.layers.norms import unit_length
 
     return unit_length(layer, forward, frames)
 
 
-def _upsample(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def _upsample(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     """In time, the first frame of the stream gives one frame, every later frame two."""
     if not layer.add_temporal_upsample or chunk_pass.first(layer):
         return forward(frames)
@@ -64,7 +64,7 @@ def _upsample(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) ->
     return out.add_(shortcut.repeat_interleave(repeats=layer.repeats, dim=1))
 
 
-def _downsample(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def _downsample(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     """In time, the first frame of the stream gives one frame, every later pair one."""
     if not layer.add_temporal_downsample or chunk_pass.first(layer):
         return forward(frames)
@@ -75,13 +75,13 @@ def _downsample(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) 
     return out.add_(grouped.mean(dim=2))
 
 
-def _attention(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor) -> Tensor:
+def _attention(chunk_pass: ChunkPass, layer: Any, _forward: Forward, frames: Tensor) -> Tensor:
     """Each frame attends to itself and to all earlier frames."""
     batch, channels, count, height, width = frames.shape
     area = height * width
     normed = layer.norm(frames)
     query, key, value = (_tokens(project(normed)) for project in (layer.to_q, layer.to_k, layer.to_v))
-    keys, values = chunk_pass.remember(layer, key, value, dim=2)
+    keys, values = chunk_pass.extend_cache(layer, key, value, dim=2)
     mixed = attend_frame_by_frame(query, keys, values, area=area, past=keys.shape[2] // area - count)
     mixed = mixed.squeeze(1).reshape(batch, count, height, width, channels)
     projected: Tensor = layer.proj_out(mixed.permute(0, 4, 1, 2, 3))

@@ -33,20 +33,22 @@ class KlFamily(FoldedFamily):
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """Calls of `vae.decode` on any number of frames, or of its upper layers on strips."""
-        from adaptive.stream.engines.planes import strippable
+        from adaptive.stream.engines.planes import supports_strips
 
         decode = partial(self.decode_whole, vae, kwargs=kwargs)
-        return stateless_engine(decode) if kwargs or not strippable(vae.decoder) else _strips(vae, decode)
+        return (
+            stateless_engine(decode) if kwargs or not supports_strips(vae.decoder) else _strips(vae, decode)
+        )
 
     def strip_halo(self, vae: Any) -> float | None:
         """An upsampler and the residual block behind it reach three rows of the video."""
-        from adaptive.stream.engines.planes import strippable
+        from adaptive.stream.engines.planes import supports_strips
 
-        return 3 / self.traits_of(vae).spatial_ratio if strippable(vae.decoder) else None
+        return 3 / self.traits_of(vae).spatial_ratio if supports_strips(vae.decoder) else None
 
 
 def _strips(vae: Any, decode: Any) -> Engine:
-    from adaptive.stream.engines.engine import PICTURE, CallEngine
+    from adaptive.stream.engines.engine import UNFINISHED_CHUNK, CallEngine
     from adaptive.stream.engines.planes import upper_layers
 
     class KlStrips(CallEngine):
@@ -64,11 +66,11 @@ def _strips(vae: Any, decode: Any) -> Engine:
             decoder = vae.decoder
             hidden = decoder.mid_block(decoder.conv_in(latents), None)
             hidden = hidden.to(next(decoder.up_blocks.parameters()).dtype)
-            return {PICTURE: hidden, "batch": chunk.shape[0]}
+            return {UNFINISHED_CHUNK: hidden, "batch": chunk.shape[0]}
 
         def finish(self, state: State, rows: int) -> Iterator[tuple[Tensor | None, State]]:
             """All strips of all layers at once; a failed attempt starts again after the middle block."""
-            hidden = state[PICTURE]
+            hidden = state[UNFINISHED_CHUNK]
             frames = upper_layers(vae.decoder, hidden, -(-hidden.shape[2] // rows))
             yield unfolded(frames, state["batch"]), {}
 

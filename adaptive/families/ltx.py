@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adaptive.families.shared.rules import Forward
-    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.chunk_pass import ChunkPass
     from adaptive.stream.engines.engine import Engine, Rule
 
 
@@ -138,16 +138,18 @@ def _reach(module: Any) -> int:
     return sum(layer.kernel_size[1] // 2 for layer in module.modules() if type(layer).__name__ == "Conv3d")
 
 
-def _convolution(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor, **options: Any) -> Tensor:
+def _convolution(
+    chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor, **options: Any
+) -> Tensor:
     """Temporal convolution; a kernel of one frame needs no state."""
     if layer.kernel_size[0] == 1 and layer.conv.stride[0] == 1:
-        mixed = forward(frames, **options) if frames.shape[2] else chunk_pass.no_frames(frames, layer.conv)
+        mixed = forward(frames, **options) if frames.shape[2] else chunk_pass.empty_output(frames, layer.conv)
         return chunk_pass.as_branch(layer, mixed)
     return chunk_pass.convolve(layer, frames, layer.conv, causal=_is_causal(layer, options))
 
 
 def _residual_block(
-    chunk_pass: Tick,
+    chunk_pass: ChunkPass,
     layer: Any,
     forward: Forward,
     frames: Tensor,
@@ -156,33 +158,35 @@ def _residual_block(
     **options: Any,
 ) -> Tensor:
     """Without causality the main branch lags behind the input, so the sum waits for it."""
-    if chunk_pass.idle(frames, (layer.conv1, layer.conv2)):
+    if chunk_pass.is_idle(frames, (layer.conv1, layer.conv2)):
         return frames.new_empty(frames.shape[0], layer.conv2.out_channels, 0, *frames.shape[3:])
     if _is_causal(layer.conv1, options) and _is_causal(layer.conv2, options):
         return forward(frames, temb, generator, **options)
     if layer.conv_shortcut is None:
-        frames = chunk_pass.delayed(layer, frames)
+        frames = chunk_pass.delayed_branch(layer, frames)
     else:
         chunk_pass.expect_branch(layer.conv_shortcut, layer)
     return forward(frames, temb, generator, **options)
 
 
-def _upsample(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor, **options: Any) -> Tensor:
+def _upsample(chunk_pass: ChunkPass, layer: Any, _forward: Forward, frames: Tensor, **options: Any) -> Tensor:
     """A convolution, then channels to frames and pixels; the first frame of the stream gives one frame."""
     conv, (step, *_) = layer.conv, layer.stride
     causal = _is_causal(conv, options)
     pushed, centre = chunk_pass.push_centred(layer, frames, conv.kernel_size[0], causal=causal)
     chunk_pass.limit *= step
-    chunk_pass.prepare(conv, pushed.window)
+    chunk_pass.set_window(conv, pushed.window)
     out = channels_to_space(conv(frames, **options), layer.stride)
     if layer.residual and centre is not None:
         shuffled = channels_to_space(centre, layer.stride)
         out.add_(shuffled.repeat(1, out.shape[1] // shuffled.shape[1], 1, 1, 1))
-    is_first = pushed.windows > 0 and pushed.held.emitted == pushed.windows
+    is_first = pushed.windows > 0 and pushed.state.emitted == pushed.windows
     return out[:, :, step - 1 :] if is_first else out
 
 
-def _downsample(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor, **options: Any) -> Tensor:
+def _downsample(
+    chunk_pass: ChunkPass, layer: Any, _forward: Forward, frames: Tensor, **options: Any
+) -> Tensor:
     """Frames and pixels to channels: behind a convolution, plus the average of its input."""
     grouped = chunk_pass.groups(layer, frames, layer.stride[0])
     out = space_to_channels(layer.conv(grouped, **options), layer.stride)
@@ -192,7 +196,7 @@ def _downsample(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor,
     return out.add_(averaged)
 
 
-def _norm(_chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def _norm(_chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     from adaptive.stream.layers.norms import root_mean_square
 
     return root_mean_square(layer, forward, frames)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adaptive.families.shared.rules import Forward
-    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.chunk_pass import ChunkPass
 
 
 def _doublings(config: Config, other: str) -> int:
@@ -38,7 +38,7 @@ class Ltx2Family(LtxFamily):
     )
 
 
-def _plain_convolution(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def _plain_convolution(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     """The convolution of a shortcut, or the one inside a temporal convolution.
 
     The latter pads by a copy, so that its unpadded frames can be released early.
@@ -46,12 +46,12 @@ def _plain_convolution(chunk_pass: Tick, layer: Any, forward: Forward, frames: T
     from torch.nn.functional import conv3d, pad
 
     if not frames.shape[2]:
-        return chunk_pass.as_branch(layer, chunk_pass.no_frames(frames, layer))
+        return chunk_pass.as_branch(layer, chunk_pass.empty_output(frames, layer))
     if layer.padding_mode == "zeros":
         return chunk_pass.as_branch(layer, forward(frames))
     depth, height, width = layer.padding
     padded = pad(frames, (width, width, height, height, depth, depth), mode=layer.padding_mode)
-    chunk_pass.spending.spend(frames)
+    chunk_pass.early_release.release_if_marked(frames)
     mixed = conv3d(padded, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
     return chunk_pass.as_branch(layer, mixed)
 

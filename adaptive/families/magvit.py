@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adaptive.families.shared.rules import Forward
-    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.chunk_pass import ChunkPass
 
 
 class MagvitFamily(CausalFamily):
@@ -34,7 +34,7 @@ class MagvitFamily(CausalFamily):
     )
 
 
-def _convolution(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor) -> Tensor:
+def _convolution(chunk_pass: ChunkPass, layer: Any, _forward: Forward, frames: Tensor) -> Tensor:
     """The window in time; the convolution itself pads in space."""
     from torch.nn.functional import conv3d
 
@@ -43,7 +43,7 @@ def _convolution(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor
     return conv3d(window, layer.weight, layer.bias, layer.stride, layer.padding)
 
 
-def _upsample(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor) -> Tensor:
+def _upsample(chunk_pass: ChunkPass, layer: Any, _forward: Forward, frames: Tensor) -> Tensor:
     """In time, the first frame of the stream gives one frame, every later frame two."""
     import torch
     from torch.nn.functional import interpolate

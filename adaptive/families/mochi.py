@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adaptive.families.shared.rules import Forward
-    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.chunk_pass import ChunkPass
 
 
 class MochiFamily(CausalFamily):
@@ -56,7 +56,7 @@ def _frames(output: tuple[Tensor, Any]) -> Tensor:
 
 
 def _convolution(
-    chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor, **_conv_cache: Any
+    chunk_pass: ChunkPass, layer: Any, _forward: Forward, frames: Tensor, **_conv_cache: Any
 ) -> tuple[Tensor, None]:
     """The window in time first, then the padding in space, which the layer does together with it.
 
@@ -68,7 +68,7 @@ def _convolution(
     return layer.conv(window), None
 
 
-def _attention(chunk_pass: Tick, layer: Any, _forward: Forward, tokens: Tensor) -> Tensor:
+def _attention(chunk_pass: ChunkPass, layer: Any, _forward: Forward, tokens: Tensor) -> Tensor:
     """Attention over time, `[B*H*W, T, C]`, as in `MochiVaeAttnProcessor2_0`, with a key-value cache."""
     from adaptive.stream.engines.chunk_pass import attend_to_past
 
@@ -78,7 +78,7 @@ def _attention(chunk_pass: Tick, layer: Any, _forward: Forward, tokens: Tensor) 
         project(tokens).unflatten(-1, (layer.heads, -1)).transpose(1, 2).contiguous()
         for project in (layer.to_q, layer.to_k, layer.to_v)
     )
-    keys, values = chunk_pass.remember(layer, layer.norm_k(key), value, dim=2)
+    keys, values = chunk_pass.extend_cache(layer, layer.norm_k(key), value, dim=2)
     mixed = attend_to_past(layer.norm_q(query), keys, values).transpose(1, 2).flatten(2)
     out: Tensor = layer.to_out[1](layer.to_out[0](mixed)) / layer.rescale_output_factor
     return out

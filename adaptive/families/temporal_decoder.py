@@ -42,7 +42,7 @@ class TemporalDecoderFamily(FoldedFamily):
 
 
 def _sweep(decoder: Any, latents: Tensor, size: int) -> State:
-    """A reel of the input of the last layer, a convolution over time."""
+    """The parked input of the last layer, a convolution over time."""
     from adaptive.stream.engines.sweep import HostFrames, temporal_block
 
     starts = range(0, latents.shape[2], size)
@@ -51,18 +51,18 @@ def _sweep(decoder: Any, latents: Tensor, size: int) -> State:
         chunks = _framewise(chunks, [*before, partial(block.spatial_res_block, temb=None)])
         chunks = temporal_block(chunks, block.temporal_res_block, block.time_mixer, latents.device, size)
     last = [*(decoder.up_blocks[-1].upsamplers or ()), decoder.conv_norm_out, decoder.conv_act]
-    reel = HostFrames(latents.device)
+    parked = HostFrames(latents.device)
     for chunk in _framewise(chunks, [*last, decoder.conv_out]):
-        reel.append(chunk)
+        parked.append(chunk)
         del chunk
-    return {"reel": reel}
+    return {"parked": parked}
 
 
 def _last_layer(decoder: Any, state: State, start: int, stop: int) -> Tensor:
     """Video frames `start` to `stop`; the convolution needs one neighbour on each side."""
-    reel = state["reel"]
+    parked = state["parked"]
     first = max(0, start - 1)
-    window = reel.frames(first, min(len(reel), stop + 1))
+    window = parked.frames(first, min(len(parked), stop + 1))
     frames: Tensor = decoder.time_conv_out(window)[:, :, start - first : stop - first].clone()
     return frames
 

@@ -1,4 +1,20 @@
-"""Exact streaming: a video goes through a VAE in chunks and comes out as if in one call. Imports torch."""
+"""Exact streaming: decode or encode a video chunk by chunk, with the result of a single call. Imports torch.
+
+Start with `decode_stream`, the loop over chunks. `engines` runs one chunk through a network; `layers` holds
+the arithmetic of single layers.
+
+Terms used throughout this room:
+
+- *Chunk*: consecutive frames fed in one step. *Latent frame*: one frame of the VAE's latents.
+- *Window*: the input frames that one output frame of a temporal convolution needs. A layer keeps the last
+  frames of a chunk, because the windows of the next chunk begin with them.
+- *Delayed residual add*: a non-causal convolution emits its frames later than it receives them. The block's
+  shortcut then waits in a queue until the matching frames arrive.
+- *Stage*: one of the modules that a network calls one after another. After an out-of-memory, a step resumes
+  at the stage that failed.
+- *Strip*: a horizontal band of a frame. Running the last layers on one strip at a time lowers peak memory.
+- *Layer sweep*: one layer runs over the whole video before the next begins, for norms that span all frames.
+"""
 
 from adaptive.stream.approximate import BlendedTiles, IndependentChunks
 from adaptive.stream.decode_stream import DecodeStream, decode_whole, gathered, open_decode

@@ -1,9 +1,9 @@
-"""Approximate decoding, for what fits in no exact way: parts that do not know of each other.
+"""Approximate decoding, if no exact option fits: decode parts of the video separately.
 
 Owns two streams with the interface of `DecodeStream`. `IndependentChunks` decodes some frames at a time as if
-they were a video of their own, as diffusers' pipelines do by `decode_chunk_size`. `BlendedTiles` decodes
-overlapping tiles of the picture one after another, each over the whole length (exactly in time where the VAE
-can stream), and fades them into each other. Both know how much their seams show.
+they were a video on their own, as diffusers' pipelines do with `decode_chunk_size`. `BlendedTiles` decodes
+overlapping tiles of the frame one after another, each over the whole length (exactly in time if the VAE can
+stream), and cross-fades them. Both measure how visible their seams are (`adaptive.stream.seams`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adaptive.types import SpatialTiles
 
 
 class IndependentChunks:
-    """Chunks of any size, each one call of the VAE; nothing is kept between them."""
+    """Chunks of any size, each decoded by one call of the VAE without state between them."""
 
     def __init__(self, vae: Any, latents: Tensor, **decode_kwargs: Any) -> None:
         self._vae = vae
@@ -36,33 +36,34 @@ class IndependentChunks:
 
     @property
     def finished(self) -> bool:
-        """Whether every frame has been handed out."""
+        """Whether every frame has been returned."""
         return self.position == self._latents.shape[2]
 
     @property
     def seam_score(self) -> float | None:
-        """See `adaptive.stream.seams`."""
+        """How visible the seams are so far, see `SeamScore.value`."""
         return self._seams.value
 
-    def step(self, latent_frames: int, strips: int = 1) -> Tensor:  # noqa: ARG002 - pictures are whole
-        """The next frames, `[B, C, f, H, W]`; a step that raises may be repeated."""
+    def step(self, latent_frames: int, strips: int = 1) -> Tensor:  # noqa: ARG002 - frames are decoded whole
+        """Return the next frames, `[B, C, f, H, W]`. A step that raises may be repeated."""
         chunk = self._latents[:, :, self.position : self.position + latent_frames]
         frames = decode_whole(self._vae, chunk, **self._kwargs)
-        self._seams.add_chunk(frames)
+        self._seams.add_temporal_seam(frames)
         self.position += chunk.shape[2]
         return frames
 
     def close(self) -> None:
-        """Let go of the VAE and the latents."""
+        """Drop the references to the VAE and the latents."""
         self._vae = self._latents = None  # type: ignore[assignment]
 
 
 class BlendedTiles:
-    """A grid of overlapping tiles; frames come when the last one is done, without the first `done`."""
+    """A grid of overlapping tiles. Steps return frames once the last tile is done."""
 
     def __init__(
         self, vae: Any, latents: Tensor, tiles: SpatialTiles, *, done: int = 0, **decode_kwargs: Any
     ) -> None:
+        """`latents` are `[B, C, T, h, w]`. The first `done` video frames are decoded but not returned."""
         family = family_of(vae)
         traits = family.traits(type(vae).__name__, vae.config)
         self._vae = vae
@@ -79,18 +80,18 @@ class BlendedTiles:
         self._stream: DecodeStream | None = None
         self._canvas: Tensor | None = None
         self._tile = 0
-        self._time = 0  # frames of the present tile that are in the canvas, or passed over
+        self._time = 0  # frames of the current tile that are in the canvas or skipped
         self._skipped = done
-        self._given = done
+        self._returned = done
 
     @property
     def finished(self) -> bool:
-        """Whether every frame has been handed out."""
-        return self._given == self._total
+        """Whether every frame has been returned."""
+        return self._returned == self._total
 
     @property
     def position(self) -> int:
-        """Latent frames' worth of work that is done."""
+        """Share of the work that is done, as a number of latent frames."""
         whole: int = self._latents.shape[2]
         if self._tile == len(self._tiles):
             return whole
@@ -99,7 +100,7 @@ class BlendedTiles:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the canvas and of the present tile's state."""
+        """Bytes of the canvas and of the current tile's state."""
         canvas = 0 if self._canvas is None else self._canvas.nbytes
         return canvas + (0 if self._stream is None else self._stream.state_bytes)
 
@@ -110,32 +111,33 @@ class BlendedTiles:
 
     @property
     def seam_score(self) -> float | None:
-        """See `adaptive.stream.seams`."""
+        """How visible the seams are so far, see `SeamScore.value`."""
         return self._seams.value
 
     def step(self, latent_frames: int, strips: int = 1) -> Tensor:  # noqa: ARG002 - tiles are whole
-        """One chunk of one tile, and no frames; once all tiles are there, frames. May be repeated if it
-        raises.
+        """Decode one chunk of one tile and return no frames; once all tiles are done, return frames.
+
+        A step that raises may be repeated.
         """
         if self._tile < len(self._tiles):
             self._advance(latent_frames)
             assert self._canvas is not None
             return self._canvas[:, :, :0]
         assert self._canvas is not None
-        start = self._given - self._skipped
+        start = self._returned - self._skipped
         piece = self._canvas[:, :, start : start + max(8, latent_frames)]
-        self._seams.add_picture(piece)
-        self._given += piece.shape[2]
+        self._seams.add_spatial_seams(piece)
+        self._returned += piece.shape[2]
         return piece
 
     def close(self) -> None:
-        """Let go of the VAE, the latents and the canvas."""
+        """Drop the references to the VAE, the latents and the canvas."""
         if self._stream is not None:
             self._stream.close()
         self._vae = self._latents = self._stream = self._canvas = None  # type: ignore[assignment]
 
     def _advance(self, latent_frames: int) -> None:
-        if self._canvas is None:  # before anything is decoded: a step that fails must have done nothing
+        if self._canvas is None:  # allocate before decoding: a step that fails must have changed nothing
             self._canvas = self._blank()
         row, column = self._tiles[self._tile]
         frames = self._decoded(self._latents[:, :, :, slice(*row), slice(*column)], latent_frames)
@@ -161,7 +163,10 @@ class BlendedTiles:
         return self._stream.step(latent_frames)
 
     def _blend(self, frames: Tensor, row: Span, column: Span, start: int) -> None:
-        """Add a tile's frames, faded over each overlap so that all weights at a pixel add up to one."""
+        """Add a tile's frames to the canvas.
+
+        They fade over each overlap, so that the weights at a pixel add up to one.
+        """
         assert self._canvas is not None
         rows, columns = self._weights(row, 3, frames), self._weights(column, 4, frames)
         frames.mul_(rows[:, None]).mul_(columns)
@@ -180,5 +185,5 @@ class BlendedTiles:
         return weights
 
     def _lines(self, spans: tuple[Span, ...]) -> list[int]:
-        """Pixels at the middle of each overlap."""
+        """Return the pixel at the middle of each overlap."""
         return [(span.start + self._overlap // 2) * self._ratio for span in spans[1:]]

@@ -1,7 +1,12 @@
-"""Decoding latents in steps of any size, with the result of one call.
+"""Decode latents in steps of any size, with the result of a single call.
 
-Owns positions, devices, atomicity and parking of one decode. How frames come about is the engine's business
-(see `engine`), which engine is the family's (see `adaptive.families`).
+A `DecodeStream` feeds chunks of latents to an engine and counts what comes back. Chunk sizes may differ from
+step to step, because all that earlier chunks contribute to later ones is in the stream's state. A step that
+fails loses nothing: it leaves the state of before the step or, for staged engines, of the last completed
+stage (see `engines.stages`).
+
+Owns positions, devices, atomicity and parking of one decode. The engine computes the frames (see
+`engines.engine`); the family chooses the engine (see `adaptive.families`).
 """
 
 from __future__ import annotations
@@ -15,31 +20,35 @@ from torch import Tensor
 
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
-from adaptive.stream.engines.engine import PICTURE, Engine, StagedEngine, State, StripwiseEngine
+from adaptive.stream.engines.engine import UNFINISHED_CHUNK, Engine, StagedEngine, State, StripwiseEngine
 from adaptive.stream.engines.stages import PENDING
 from adaptive.stream.layers.convolution import convolutions_for
 from adaptive.stream.offload import execution_device, run_offload_hook, splitting_off
 from adaptive.stream.state import moved, tensors
 from adaptive.types import VaeTraits
 
-_FINEST = 4096  # parts of a chunk, more than it ever has frames
-_MAX_IDLE_STEPS = 4096  # far beyond the delay of any decoder: a stream that idles longer is a bug of ours
+_MOST_PARTS = 4096  # more parts than a chunk has frames: one frame at a time
+_MAX_IDLE_STEPS = 4096  # far beyond the delay of any decoder: more is a bug of ours
 
 
 class DecodeStream:
     """One decode in progress: feed latent frames, get finished video frames.
 
-    All state is in the stream, so several may take turns on one VAE, and a step may be as large as memory
-    allows just then. A step that raises leaves the stream as it was or, where the VAE's decoder is a row of
-    stages, behind the last stage that was done: then the next steps take its frames on from there, as many at
-    a time as they are told, before they feed more. So no second state is held, and nothing is done twice but
-    one stage. Not for two threads at once on the same VAE.
+    All state is in the stream, so several streams may take turns on one VAE, and each step may be as large as
+    memory allows at that moment. After an exception, the stream is as before the step. If the VAE's decoder
+    is a sequence of stages, the stream is instead where the last completed stage left it. The frames of the
+    failed step then wait before the next stage, and the following steps resume with them before they feed
+    more, in smaller parts if they are asked to. So a step holds no second copy of the state, and only one
+    stage is computed twice. Two threads must not use one VAE at once.
     """
 
     def __init__(
         self, vae: Any, engine: Engine, latents: Tensor, traits: VaeTraits, device: torch.device
     ) -> None:
-        """`device`: where the VAE computes; looked for once, for that takes a walk through all modules."""
+        """`latents`: `[B, C, T, h, w]`. `device`: where the VAE computes.
+
+        The caller finds the device once, because that takes a walk through all modules.
+        """
         self._vae = vae
         self._engine = engine
         self._latents = latents
@@ -57,47 +66,52 @@ class DecodeStream:
 
     @property
     def video_frames(self) -> int:
-        """Video frames that the whole stream gives."""
+        """Number of video frames of the whole stream."""
         return self._video_frames
 
     @property
     def finished(self) -> bool:
-        """Whether every video frame has been handed out."""
+        """Whether every video frame has been returned."""
         return self.position == self.latent_frames and self.video_frames_done == self.video_frames
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the tensors kept between steps; they do not grow with the length of the video."""
+        """Bytes of the tensors kept between steps.
+
+        They grow with the length of the video only if the decoder attends to all earlier frames.
+        """
         distinct = {id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors(self._state)}
         return sum(distinct.values())
 
     @property
     def waiting_bytes(self) -> int:
-        """Of those, bytes of frames that a failed step has left waiting."""
+        """Bytes of `state_bytes` that belong to pending frames of a failed step."""
         return sum(tensor.nbytes for tensor in tensors(self._state.get(PENDING)))
 
     def step(self, latent_frames: int, strips: int = 1) -> Tensor:
-        """Feed up to `latent_frames` more latent frames; once all are fed, drain at the same rate.
+        """Feed up to `latent_frames` more latent frames; once all are fed, drain frames at the same rate.
 
-        With more than one of `strips`, the later layers see each picture in that many parts, for less memory
-        and the same result; a step that then fails has kept the strips that were done, and the next one goes
-        on from there. Fewer frames (or, for VAEs whose chunks are part of their arithmetic, more) are fed
-        where the family says so.
+        With `strips` above 1, the later layers run on each frame in that many horizontal strips, with less
+        memory and the same result. If such a step fails, completed strips remain valid and the next step
+        resumes after them. Fewer frames are fed, or more for VAEs whose chunks are part of their arithmetic,
+        if the family requires it.
+
         Returns the video frames that became final, `[B, C, f, H, W]` with f >= 0, in order, in the VAE's own
-        range and on its device. Raises whatever the decoder raises, after which the step may be repeated with
-        as many frames or fewer; `UnsupportedVae` where this VAE has no strips.
+        range and on its device. After any exception of the decoder, the step may be repeated with as many
+        frames or fewer. Raises `UnsupportedVae` if this VAE cannot decode in strips, `ValueError` if
+        `latent_frames` is below 1, `RuntimeError` if the stream is closed.
         """
         if latent_frames < 1:
             raise ValueError(f"latent_frames must be at least 1, got {latent_frames}")
         if self._closed:
-            raise RuntimeError("the stream is closed")
+            raise RuntimeError("the stream is closed: open a new one with open_decode")
         if self.finished:
             return self._no_frames(self._latents[:, :, :0].to(self._device))
         run_offload_hook(self._vae)
         self.resume()
         if PENDING in self._state:
             return self._step_pending(latent_frames, strips)
-        if strips > 1 or PICTURE in self._state:
+        if strips > 1 or UNFINISHED_CHUNK in self._state:
             return self._step_in_strips(latent_frames, strips)
         chunk, stop = self._next_chunk(latent_frames)
         ended = stop == self.latent_frames
@@ -116,10 +130,10 @@ class DecodeStream:
         return frames
 
     def _step_pending(self, latent_frames: int, strips: int) -> Tensor:
-        """Take on what a failed step has left waiting; one that fails again is taken frame by frame."""
+        """Resume with the pending frames of a failed step; after a second failure, one frame at a time."""
         engine, blank = self._engine, self._latents[:, :, :1].to(self._device)
         assert isinstance(engine, StagedEngine)
-        parts = strips * (_FINEST if self._failed_pending else 1)
+        parts = strips * (_MOST_PARTS if self._failed_pending else 1)
         self._failed_pending = True
         with torch.no_grad(), convolutions_for(blank.device):
             frames, self._state = engine.resume(self._state, blank, limit=latent_frames, parts=parts)
@@ -130,12 +144,15 @@ class DecodeStream:
         return frames
 
     def _next_chunk(self, latent_frames: int) -> tuple[Tensor, int]:
-        """The next latent frames on the VAE's device, and where they stop."""
+        """Return the next latent frames on the VAE's device, and the position after them."""
         stop = self.position + self._engine.take(self.position, latent_frames, self.latent_frames)
         return self._latents[:, :, self.position : stop].to(self._device), stop
 
     def begin(self, latent_frames: int) -> None:
-        """First part of a step in strips: feed, through the earlier layers only. The next step ends it."""
+        """Feed a chunk through the earlier layers only, as the first part of a step in strips.
+
+        The next `step` runs the later layers.
+        """
         engine = self._stripwise_engine()
         chunk, stop = self._next_chunk(latent_frames)
         ended = stop == self.latent_frames
@@ -146,14 +163,14 @@ class DecodeStream:
 
     def _step_in_strips(self, latent_frames: int, strips: int) -> Tensor:
         engine = self._stripwise_engine()
-        if PICTURE not in self._state:
+        if UNFINISHED_CHUNK not in self._state:
             self.begin(latent_frames)
         rows = -(-self._latents.shape[3] // strips)
         frames: Tensor | None = None
         with torch.no_grad(), convolutions_for(self._device):
             for part, state in engine.finish(moved(self._state, self._device), rows):
                 frames, self._state = part, state
-                del part, state  # what the engine lets go of must not be kept here
+                del part, state  # else these references would keep tensors that the engine has dropped
         if frames is None:
             return self._no_frames(self._latents[:, :, :0].to(self._device))
         self._count(self.position, frames.shape[2])
@@ -161,19 +178,19 @@ class DecodeStream:
 
     def _stripwise_engine(self) -> StripwiseEngine:
         if not isinstance(self._engine, StripwiseEngine):
-            raise UnsupportedVae(type(self._vae).__name__, "exact decoding in strips of a picture")
+            raise UnsupportedVae(type(self._vae).__name__, "exact decoding in strips of a frame")
         return self._engine
 
     def park(self, device: str | torch.device = "cpu") -> None:
-        """Move the state off the VAE's device; the next step (or `resume`) brings it back."""
+        """Move the state to `device`; the next step (or `resume`) moves it back to the VAE's device."""
         self._state = moved(self._state, torch.device(device))
 
     def resume(self) -> None:
-        """Bring a parked state back to the VAE's device."""
+        """Move a parked state back to the VAE's device."""
         self._state = moved(self._state, self._device)
 
     def close(self) -> None:
-        """Let go of the VAE, the latents and the state. Calling it again does nothing."""
+        """Drop the references to the VAE, the latents and the state. Calling it again does nothing."""
         self._closed = True
         self._state = {}
         self._vae = self._engine = self._latents = None  # type: ignore[assignment]
@@ -197,7 +214,8 @@ class DecodeStream:
         done = self.video_frames_done + new_frames
         if done > self.video_frames or (self._idle_steps > _MAX_IDLE_STEPS and not self.finished):
             raise AssertionError(
-                f"stream of {self.video_frames} frames stands at {done}, latents at {position}"
+                f"the stream gave {done} of {self.video_frames} video frames after {position} of "
+                f"{self.latent_frames} latent frames, the last {self._idle_steps} steps without progress"
             )
         self.position = position
         self.video_frames_done = done
@@ -206,8 +224,8 @@ class DecodeStream:
 def open_decode(vae: Any, latents: Tensor, **decode_kwargs: Any) -> DecodeStream:
     """Begin an exact streamed decode of `latents` (`[B, C, T, h, w]`, on any device).
 
-    `decode_kwargs` are the VAE's own (`temb`, ...). Raises `UnsupportedVae` where this VAE cannot be streamed
-    exactly.
+    `decode_kwargs` are keyword arguments of `vae.decode`, such as `temb`. Raises `UnsupportedVae` if this VAE
+    cannot be streamed exactly.
     """
     family = family_of(vae)
     device = execution_device(vae)
@@ -218,9 +236,9 @@ def open_decode(vae: Any, latents: Tensor, **decode_kwargs: Any) -> DecodeStream
 
 
 def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
-    """Batched decode: diffusers' own one call, with slicing, tiling and framewise decoding held off for its
-    length, and convolutions chosen as in a stream.
+    """Decode `latents` (`[B, C, T, h, w]`) by a single call of diffusers' own `decode`.
 
+    Slicing, tiling and framewise decoding are off meanwhile, and convolutions are chosen as in a stream.
     Returns `[B, C, F, H, W]` in the VAE's own range. Takes and raises what `vae.decode` does.
     """
     device = execution_device(vae)
@@ -229,7 +247,10 @@ def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
 
 
 def gathered(chunks: Iterator[Tensor], total_frames: int) -> Tensor:
-    """One tensor `[B, C, F, H, W]` of all chunks, each let go of once copied; a single one is not copied."""
+    """Join all chunks to one tensor `[B, C, F, H, W]`, with one chunk alive at a time.
+
+    A single chunk of `total_frames` is returned without a copy.
+    """
     video: Tensor | None = None
     done = 0
     for frames in chunks:
@@ -243,12 +264,15 @@ def gathered(chunks: Iterator[Tensor], total_frames: int) -> Tensor:
         done += count
         del frames  # or it would stay alive through the next step
     if video is None or done != total_frames:
-        raise AssertionError(f"decoding gave {done} of {total_frames} frames")
+        raise AssertionError(f"decoding gave {done} of {total_frames} video frames")
     return video
 
 
 def _kwargs(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Keyword arguments of the decode on its device; `return_dict` is not the caller's to choose here."""
+    """Return `kwargs` with their tensors on `device`.
+
+    `return_dict` is removed: the caller cannot choose it here.
+    """
     moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in kwargs.items()}
     moved.pop("return_dict", None)
     return moved

@@ -1,8 +1,7 @@
-"""Encoding a video in steps of any size, with the latents of one call.
+"""Encode a video in steps of any size, with the latents of a single call.
 
-Owns positions, devices and atomicity of one encode, and the cutting of a video that is read part by part. How
-latents come about is the engine's business (see `engine`), which engine is the family's (see
-`adaptive.families`).
+Owns positions, devices and atomicity of one encode, and cuts a video that is read part by part. The engine
+computes the latents (see `engines.engine`); the family chooses the engine (see `adaptive.families`).
 """
 
 from __future__ import annotations
@@ -20,31 +19,30 @@ from adaptive.stream.layers.convolution import convolutions_for
 from adaptive.stream.offload import execution_device, run_offload_hook, splitting_off
 from adaptive.stream.state import tensors
 
-_UNKNOWN_LENGTH = 2**62 + 1  # a number of frames of every VAE's usual form, 8k+1
-_MAX_IDLE_STEPS = 4096  # far beyond the delay of any encoder: a stream that idles longer is a bug of ours
+_UNKNOWN_LENGTH = 2**62 + 1  # has the form 8k+1, which every VAE accepts
+_MAX_IDLE_STEPS = 4096  # far beyond the delay of any encoder: more is a bug of ours
 
 
 class EncodeStream:
-    """One encode in progress: `video` comes in parts `[B, C, f, H, W]`, of any lengths, as they are read.
+    """One encode in progress: `video` is read in parts `[B, C, f, H, W]` of any length.
 
-    A step that raises leaves the stream as it was, so that it can be tried again with fewer frames. Not for
-    two threads at once on the same VAE.
+    A step that raises leaves the stream unchanged and may be repeated with fewer frames. Two threads must not
+    use one VAE at once.
     """
 
     def __init__(
         self, vae: Any, video: Iterable[Tensor], total: int | None = None, **encode_kwargs: Any
     ) -> None:
-        """`total` frames, where it is known before the end; `encode_kwargs` are the VAE's own.
+        """`total`: number of frames, if known in advance. `encode_kwargs`: keyword arguments of `vae.encode`.
 
-        Raises `UnsupportedVae` where this VAE cannot encode in steps, `ValueError` for a video without
-        frames.
+        Raises `UnsupportedVae` if this VAE cannot encode in steps, `ValueError` for a video without frames.
         """
         self._vae = vae
         family = family_of(vae)
         self._engine = family.encode_engine(vae, encode_kwargs)
-        self._device = execution_device(vae)  # looked for once: it takes a walk through all modules
+        self._device = execution_device(vae)  # found once: it takes a walk through all modules
         self._traits = family.traits(type(vae).__name__, vae.config)
-        self._parts = _Parts(video)
+        self._reader = _VideoReader(video)
         self._total = total or _UNKNOWN_LENGTH
         self._state: State = {}
         self._idle_steps = 0
@@ -54,7 +52,7 @@ class EncodeStream:
 
     @property
     def finished(self) -> bool:
-        """Whether every latent frame has been handed out."""
+        """Whether every latent frame has been returned."""
         return self.latent_frames_done == self._expected
 
     @property
@@ -64,17 +62,17 @@ class EncodeStream:
         return sum(distinct.values())
 
     def step(self, video_frames: int) -> Tensor | None:
-        """Feed about `video_frames` more frames; parameters of the latent frames that came of it, if any.
+        """Feed about `video_frames` more frames; return the latent frames that are finished, or None.
 
-        Fewer frames, or more, are fed where the family says so. Raises whatever the encoder raises, with the
-        stream left as it was, and `ValueError` for a number of frames that the VAE cannot encode, which is
-        only known at the end.
+        They are parameters of the posterior, `[B, 2C, t, h, w]`. The family may feed fewer frames or more.
+        Any exception of the encoder leaves the stream unchanged. Raises `ValueError` at the end of the video
+        if its number of frames is one that the VAE cannot encode.
         """
-        chunk = self._parts.take(self._engine.take(self.position, video_frames, self._total))
+        chunk = self._reader.take(self._engine.take(self.position, video_frames, self._total))
         try:
             latents, state = self._advance(chunk)
         except BaseException:
-            self._parts.give_back(chunk)
+            self._reader.put_back(chunk)
             raise
         self.position += chunk.shape[2]
         self._state = state
@@ -82,22 +80,25 @@ class EncodeStream:
         self.latent_frames_done += count
         self._idle_steps = 0 if count or chunk.shape[2] else self._idle_steps + 1
         if self._idle_steps > _MAX_IDLE_STEPS:
-            raise AssertionError(f"an encode of {self._expected} frames stands at {self.latent_frames_done}")
+            raise AssertionError(
+                f"the encode gave {self.latent_frames_done} of {self._expected} latent frames, "
+                f"then none in {self._idle_steps} steps"
+            )
         return latents if count else None
 
     def _advance(self, chunk: Tensor) -> tuple[Tensor | None, State]:
-        ended = self._parts.ended
+        ended = self._reader.ended
         if ended:
             self._expected = self._traits.latent_frames(self.position + chunk.shape[2])
         run_offload_hook(self._vae)
         with torch.no_grad(), splitting_off(self._vae), convolutions_for(self._device):
-            # Encoders that stream are causal: nothing is held back, so the chunk is the only limit needed.
+            # Encoders that stream are causal: they keep nothing back, so the chunk is the only limit needed.
             chunk = chunk.to(self._device)
             return self._engine.advance(self._state, chunk, limit=_UNKNOWN_LENGTH, ended=ended)
 
 
-class _Parts:
-    """A video read part by part, handed out in the lengths asked for; knows the end one part ahead."""
+class _VideoReader:
+    """Reads a video part by part and returns chunks of any length. Reads one part ahead, to know the end."""
 
     def __init__(self, parts: Iterable[Tensor]) -> None:
         self._rest = iter(parts)
@@ -113,7 +114,7 @@ class _Parts:
         return not self._ready
 
     def take(self, frames: int) -> Tensor:
-        """Up to `frames` frames; none once all have been handed out."""
+        """Return up to `frames` frames; an empty tensor after the last."""
         pieces: list[Tensor] = []
         while frames and self._ready:
             piece = self._ready.popleft()
@@ -128,8 +129,8 @@ class _Parts:
             return self._none
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 2)
 
-    def give_back(self, chunk: Tensor) -> None:
-        """Frames that were taken last, to be handed out again."""
+    def put_back(self, chunk: Tensor) -> None:
+        """Put back the frames taken last, so that the next `take` returns them first."""
         if chunk.shape[2]:
             self._ready.appendleft(chunk)
 

@@ -1,10 +1,8 @@
-"""Interception: for the length of one step, chosen modules run a streaming rule in place of their own
-`forward`.
+"""Run a streaming rule in place of a module's `forward`, for the length of one step.
 
-Owns where that replacement goes. Offloading (accelerate's hooks, diffusers' hook registry) wraps
-`module.forward`, so the rule is put at the *innermost* place, where the class's own `forward` is kept: every
-hook around it is called as always, and leaving restores the very objects that were there. Knows nothing of
-tensors or families.
+Offloading (accelerate's hooks, diffusers' hook registry) wraps `module.forward`. The rule therefore goes to
+the *innermost* place, where the class's own `forward` is kept: every hook around it still runs. On exit, the
+very objects that were replaced are put back. Knows neither tensors nor families.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ _MISSING = object()
 
 
 class _Slot:
-    """One place that holds a module's innermost forward: a key of some object's `__dict__`."""
+    """The place that holds a module's innermost forward: a key of some object's `__dict__`."""
 
     __slots__ = ("_key", "_namespace", "_previous")
 
@@ -44,9 +42,9 @@ class _Slot:
 
 
 def innermost(module: nn.Module) -> tuple[_Slot, Forward]:
-    """The place of the module's own `forward` beneath all known hooks, and that `forward`.
+    """Return the place of the module's own `forward` inside all known hooks, and that `forward`.
 
-    Raises `UnsupportedVae` where something unknown has replaced it: it could not be honoured.
+    Raises `UnsupportedVae` if unknown code has replaced it: a rule would bypass that code.
     """
     namespace: MutableMapping[str, Any] = module.__dict__
     key = "forward"
@@ -56,11 +54,11 @@ def innermost(module: nn.Module) -> tuple[_Slot, Forward]:
             return _Slot(namespace, key), module.forward
         if isinstance(forward, MethodType) and forward.__func__ is type(module).forward:
             return _Slot(namespace, key), forward
-        namespace, key = _beneath(module, forward)
+        namespace, key = _inside(module, forward)
 
 
-def _beneath(module: nn.Module, forward: object) -> tuple[MutableMapping[str, Any], str]:
-    """Where the forward that `forward` wraps is kept."""
+def _inside(module: nn.Module, forward: object) -> tuple[MutableMapping[str, Any], str]:
+    """Return where the forward that `forward` wraps is kept: a `__dict__` and a key."""
     if isinstance(forward, functools.partial):
         wrapper = forward.func
         if wrapper.__module__ == "accelerate.hooks" and "_old_forward" in module.__dict__:
@@ -69,18 +67,19 @@ def _beneath(module: nn.Module, forward: object) -> tuple[MutableMapping[str, An
             reference: Any = cast("Any", wrapper).__closure__[0].cell_contents
             key = "forward" if reference.original_forward is None else "original_forward"
             return vars(reference), key
-    raise UnsupportedVae(type(module).__name__, f"streaming: its forward was replaced by {forward!r}")
+    raise UnsupportedVae(
+        type(module).__name__, f"streaming: its forward was replaced by {forward!r}; remove that to stream it"
+    )
 
 
 def replacing_forward(instead: Forward) -> Callable[[nn.Module, Forward], Forward]:
-    """For `forwards_replaced`: run `instead(module, forward, ...)` in place of `forward(...)`."""
+    """Return a rule for `forwards_replaced`: it runs `instead(module, forward, ...)`."""
     return functools.partial(functools.partial, instead)
 
 
 @contextmanager
 def forwards_replaced(rules: Mapping[nn.Module, Callable[[nn.Module, Forward], Forward]]) -> Iterator[None]:
-    """Within, each module runs `rules[module](module, forward)` instead of `forward`; after, all is as it
-    was."""
+    """Within the context, each module runs `rules[module](module, forward)` in place of `forward`."""
     filled: list[_Slot] = []
     try:
         for module, rule in rules.items():

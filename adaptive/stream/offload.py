@@ -1,7 +1,7 @@
-"""How a VAE is called: where it computes, waking it up there, and keeping its own splitting out of the way.
+"""How to call a VAE that may be offloaded, and how to keep it from splitting its input.
 
-Owns the two conventions of offloaded modules: which device inputs must be on, and the hook that diffusers
-fires before `vae.decode` (a method that hooks on `forward` do not see).
+Owns two conventions of offloaded modules: the device that inputs must be on, and the hook that diffusers runs
+before `vae.decode` (hooks on `forward` do not see that method).
 """
 
 from __future__ import annotations
@@ -16,21 +16,26 @@ _SPLITTING = ("use_slicing", "use_tiling", "use_framewise_decoding", "use_framew
 
 
 def run_offload_hook(vae: Any) -> None:
-    """Run the VAE's own accelerate hook, as diffusers does before `decode` and `encode`: it brings the
-    weights."""
+    """Run the VAE's accelerate hook, which loads its weights.
+
+    diffusers does the same before `decode` and `encode`.
+    """
     hook: Any = getattr(vae, "_hf_hook", None)
     if hasattr(hook, "pre_forward"):
         hook.pre_forward(vae)
 
 
 def execution_device(vae: Any) -> torch.device:
-    """Device that the VAE's inputs belong on; offloaded weights may be elsewhere until they are used."""
+    """Return the device that the VAE's inputs must be on.
+
+    Offloaded weights may be elsewhere until they are used.
+    """
     for module in vae.modules():
         for hook in _flat(getattr(module, "_hf_hook", None)):
             device = getattr(hook, "execution_device", None)
             if device is not None:
                 return torch.device(device)
-    device = vae.device  # diffusers' own property knows of group offloading
+    device = vae.device  # this property of diffusers takes group offloading into account
     return device if isinstance(device, torch.device) else torch.device(device)
 
 
@@ -40,7 +45,10 @@ def _flat(hook: Any) -> tuple[Any, ...]:
 
 @contextmanager
 def splitting_off(vae: Any) -> Iterator[None]:
-    """Within, slicing, tiling and framewise coding are off: a call treats its whole input at once."""
+    """Within the context, slicing, tiling and framewise coding are off.
+
+    A call then computes its whole input at once.
+    """
     previous = {flag: getattr(vae, flag) for flag in _SPLITTING if hasattr(vae, flag)}
     try:
         for flag in previous:

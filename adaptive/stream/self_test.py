@@ -1,5 +1,4 @@
-"""Load-time check that streaming a VAE gives what its own one call gives, on the smallest latent worth
-trying."""
+"""Check at load time that streaming a VAE gives the result of its own single call, on a very small latent."""
 
 from __future__ import annotations
 
@@ -12,19 +11,19 @@ from adaptive.families import family_of
 from adaptive.stream.decode_stream import decode_whole, open_decode
 from adaptive.stream.offload import execution_device
 
-# A wrong rule shows as an error of the signal's own size; what a right one leaves is rounding, which differs
-# between convolution algorithms (and TF32) by far less than these. Some norms compute in float32 whatever the
-# dtype.
+# A wrong rule causes an error as large as the signal. A right one leaves rounding errors, far below these
+# limits for all convolution algorithms (and TF32). The limit for float64 allows for norms that always use
+# float32.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 5e-3}
 _HALF_TOLERANCE = 5e-2
 _SCHEDULE = (1, 2)
 
 
 def self_test(vae: Any) -> None:
-    """Compare streamed with batched decoding on random latents; takes a fraction of a second, leaves no
-    trace.
+    """Compare streamed with batched decoding on random latents, in a fraction of a second.
 
-    Raises `UnsupportedVae`, naming the error found, where they differ or where the VAE cannot be streamed.
+    Leaves torch's random number generators as they were. Raises `UnsupportedVae` with the error if the
+    results differ, or if the VAE cannot be streamed.
     """
     shape, kwargs = family_of(vae).self_test_case(vae)
     device = execution_device(vae)

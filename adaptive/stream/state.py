@@ -1,7 +1,7 @@
-"""State between steps: nested values with tensors in them, whatever the engine keeps.
+"""The state of a stream: a dictionary of nested values that contain tensors.
 
-Owns walking through them: tensors lie in dictionaries, tuples, named tuples and lists; everything else is
-left alone.
+Each engine decides what it stores. This module walks through such values: tensors may be nested in
+dictionaries, tuples, named tuples and lists; any other value is left alone.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ State = dict[Hashable, Any]
 
 
 def moved(state: State, device: torch.device) -> State:
-    """The state with every tensor in it on `device`."""
-    return {key: mapped(value, lambda tensor: tensor.to(device)) for key, value in state.items()}
+    """Return a copy of `state` whose tensors are on `device`."""
+    return {key: map_tensors(value, lambda tensor: tensor.to(device)) for key, value in state.items()}
 
 
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with every tensor in it changed: tuples, named tuples and lists are followed."""
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return `value` with `change` applied to every tensor nested in it."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(part, change) for part in value))
+        return type(value)(*(map_tensors(part, change) for part in value))
     if isinstance(value, dict):
-        return {key: mapped(part, change) for key, part in value.items()}
+        return {key: map_tensors(part, change) for key, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(mapped(part, change) for part in value)
+        return type(value)(map_tensors(part, change) for part in value)
     return value
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in `value`, in the order in which `mapped` meets them."""
+    """Yield every tensor nested in `value`, in the order in which `map_tensors` visits them."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

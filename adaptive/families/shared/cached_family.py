@@ -16,7 +16,7 @@ from adaptive.families.shared.family import Family, refuse_arguments
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engines.cached import Run
+    from adaptive.stream.engines.cached import CachedForward
     from adaptive.stream.engines.engine import Engine
 
 
@@ -41,7 +41,8 @@ class CachedFamily(Family):
         return self._engine(vae.encoder, partial(self.encode_chunk, vae), group=group)
 
     def decode_chunk(self, vae: Any, chunk: Tensor, caches: Any, place: list[int], *, first: bool) -> Tensor:  # noqa: ARG002 - for families
-        """Frames of a chunk of latents, as the loop of diffusers' `decode` makes them; see `Run`."""
+        """Frames of a chunk of latents, as the loop of diffusers' `decode` makes them; see
+        `CachedForward`."""
         frames: Tensor = vae.decoder(vae.post_quant_conv(chunk), feat_cache=caches, feat_idx=place)
         return frames.clamp_(-1.0, 1.0)
 
@@ -55,7 +56,7 @@ class CachedFamily(Family):
         if found != self.layer_prefix + suffix:
             raise UnsupportedVae(type(vae).__name__, f"streaming through a network of class {found}")
 
-    def _engine(self, network: Any, run: Run, *, stages: Any = (), group: int = 1) -> Engine:
+    def _engine(self, network: Any, run: CachedForward, *, stages: Any = (), group: int = 1) -> Engine:
         from adaptive.stream.engines.cached import CachedEngine
         from adaptive.stream.layers.causal import CausalLayers
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.chunk_pass import ChunkPass
 
     Forward = Callable[..., Tensor]  # the layer's own forward
 
 
-def activation(chunk_pass: Tick, _layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def activation(chunk_pass: ChunkPass, _layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     """Rule of activations directly before temporal layers: the next layer may free the result early."""
-    return chunk_pass.spending.offer(forward(frames))
+    return chunk_pass.early_release.mark_last_use(forward(frames))
 
 
 def pad_in_space(window: Tensor, sides: tuple[int, int, int, int], mode: str) -> Tensor:

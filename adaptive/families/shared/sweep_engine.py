@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class SweepEngine:
     """All latents go in with the first step; its `limit` is the number of frames on the device at a time.
 
-    `sweep(latents, limit)` returns a state whose `"reel"` holds the input of the last layers; `finish(state,
+    `sweep(latents, limit)` returns a state whose `"parked"` holds the input of the last layers; `finish(state,
     start, stop)` returns the video frames `start` to `stop`.
     """
 
@@ -46,7 +46,7 @@ class SweepEngine:
         if not state:
             state = {**self._sweep(chunk, limit), "next": 0}
         start = state["next"]
-        stop = min(len(state["reel"]), start + limit)
+        stop = min(len(state["parked"]), start + limit)
         return self._finish(state, start, stop), {**state, "next": stop}
 
 

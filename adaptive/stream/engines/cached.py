@@ -1,7 +1,8 @@
-"""Networks whose own forward carries caches from call to call: those of Wan and its relatives.
+"""Decoders whose own forward carries caches from call to call: Wan and its relatives.
 
-Owns one step of such a network: its caches are the stream's, an entry each, and what a step has replaced is
-kept until the stage it happened in is done (see `stages`). Knows no family.
+Such a network takes a list of caches, one for each causal convolution, and replaces an entry whenever that
+layer runs. Here the list is the stream's state. Entries are written through a rollback journal, so a failed
+step resumes at the stage that failed (see `stages`). Knows no family.
 """
 
 from __future__ import annotations
@@ -12,29 +13,32 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from adaptive.stream.engines.engine import whole_groups
-from adaptive.stream.engines.stages import Journal, Marks, Passage, Pending, next_part
+from adaptive.stream.engines.stages import PendingFrames, ResumePoint, RollbackJournal, StagedRun, next_part
 from adaptive.stream.intercept import forwards_replaced
 from adaptive.stream.layers.causal import CausalLayers
 from adaptive.stream.state import State
 
 
-class Run(Protocol):
-    """A call of the network with its caches; `place` is a list of one number, the cache that is next."""
+class CachedForward(Protocol):
+    """One call of the network with its caches.
+
+    `place` is a list with one number, the index of the next cache. The network increments it.
+    """
 
     def __call__(self, chunk: Tensor, caches: Any, place: list[int], *, first: bool) -> Tensor:
-        """Frames of `chunk`; entries of `caches` (None at first) are replaced, never changed."""
+        """Return the frames of `chunk`. Entries of `caches`, at first None, are replaced, never changed."""
         ...
 
 
 class CachedEngine:
-    """Streams through a network with caches of its own, see `adaptive.stream.engines.engine.StagedEngine`.
+    """A `StagedEngine` (see `engine`) for a network that takes its caches as an argument.
 
-    `stages`: modules that the network calls one after another, each on what the last one gave, `group` as in
-    `whole_groups`, `layers` the network's.
+    `stages`: modules that the network calls one after another, each on the output of the one before.
+    `layers`: its causal layers. `group`: the group size of `whole_groups`.
     """
 
     def __init__(
-        self, run: Run, *, stages: Sequence[nn.Module], layers: CausalLayers, group: int = 1
+        self, run: CachedForward, *, stages: Sequence[nn.Module], layers: CausalLayers, group: int = 1
     ) -> None:
         self._run = run
         self._stages = stages
@@ -51,7 +55,7 @@ class CachedEngine:
         chunk: Tensor,
         *,
         limit: int,  # noqa: ARG002 - the chunk itself is the limit
-        ended: bool,  # noqa: ARG002 - the end needs nothing
+        ended: bool,  # noqa: ARG002 - nothing is drained at the end
     ) -> tuple[Tensor | None, State]:
         """See `Engine.advance`."""
         return self._step(state, chunk, None, fed=chunk.shape[2])
@@ -61,26 +65,29 @@ class CachedEngine:
         part = next_part(state, limit, parts)
         return self._step(state, blank, part, fed=part.fed)
 
-    def _step(self, state: State, chunk: Tensor, start: Pending | None, *, fed: int) -> tuple[Tensor, State]:
-        journal, place = Journal(state), [0]
-        first = not state if start is None else start.marks.first
+    def _step(
+        self, state: State, chunk: Tensor, start: PendingFrames | None, *, fed: int
+    ) -> tuple[Tensor, State]:
+        journal, place = RollbackJournal(state), [0]
+        first = not state if start is None else start.resume_point.first
 
-        def restore(marks: Marks) -> None:
-            place[0] = marks.place
+        def resume_point() -> ResumePoint:
+            return ResumePoint(place=place[0], first=first)
 
-        passage = Passage(
-            journal, fed, start=start, marks=lambda: Marks(place=place[0], first=first), restore=restore
-        )
-        rules = {stage: passage.around(number, None) for number, stage in enumerate(self._stages, 1)}
-        with passage, forwards_replaced(rules), self._layers.lean():
+        def restore(point: ResumePoint) -> None:
+            place[0] = point.place
+
+        staged_run = StagedRun(journal, fed, start=start, resume_point=resume_point, restore=restore)
+        rules = {stage: staged_run.stage_rule(number, None) for number, stage in enumerate(self._stages, 1)}
+        with staged_run, forwards_replaced(rules), self._layers.low_memory():
             frames = self._run(chunk, _Caches(journal), place, first=first)
         return frames, state
 
 
 class _Caches:
-    """A list of caches, to the network; entries of the journal."""
+    """Looks like a list of caches to the network; its items are entries of the journal."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: RollbackJournal) -> None:
         self._journal = journal
 
     def __getitem__(self, place: int) -> Any:

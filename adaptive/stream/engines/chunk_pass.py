@@ -1,8 +1,16 @@
-"""The tick: one chunk's way through a network, and what a family's rules do with it.
+"""One pass of a chunk through a network, and the operations that streaming rules use on it.
 
-Owns the working copy of the stream's state and the verbs that rules are written in (window, convolve, delay,
-skip), so that a family's file needs no torch of its own. Knows layers, not families; a tick that fails is
-simply dropped.
+A chunk carries no tag of its own. Instead, a `ChunkPass` accompanies it from layer to layer. It says how many
+frames a layer may emit and whether the end of the stream has been reached, and it holds the state that each
+layer keeps between chunks. A *streaming rule* is a function that runs in place of one layer's `forward`. It
+is written with the methods below: append the chunk to the layer's window, convolve complete windows, delay a
+residual branch, extend a key and value cache. A family's rules therefore need hardly any torch code.
+
+Layers that treat every frame alone run unchanged. A temporal layer may receive a chunk and emit fewer frames
+than it received, or none; the frames it keeps complete the windows of the next chunk. At the end of the
+stream, passes with an empty chunk drain what the layers still keep.
+
+If a pass fails, its engine discards it or rolls its writes back (see `stages`). Knows layers, not families.
 """
 
 from __future__ import annotations
@@ -15,55 +23,58 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptive.stream.engines.stages import Marks
+from adaptive.stream.engines.stages import ResumePoint
 from adaptive.stream.layers.early_release import EarlyRelease
-from adaptive.stream.layers.residual import Branch
-from adaptive.stream.layers.window import Held, Kernel, Pushed, add_delayed, push
+from adaptive.stream.layers.residual import ResidualBranch
+from adaptive.stream.layers.window import Kernel, PushResult, WindowState, add_delayed, push
 
-_NEW = Held()
+_NEW_WINDOW = WindowState()
 
 
 @dataclass(slots=True)
-class Tick:
-    """State of the step being made.
+class ChunkPass:
+    """One chunk on its way through the network.
 
-    `limit` (frames a layer may emit) and `ended` (the frames now in flight reach the stream's end) describe
-    the stream at the layer being run: rules of resampling layers scale the limit, temporal layers set
-    `ended`. `may_skip`: blocks with nothing to do may be left out; `touch`: convolutions with nothing to do
-    are still called, for their hooks.
+    `layer_states` holds what each layer keeps between chunks. `limit` and `ended` describe the stream at the
+    layer that runs now: `limit` is the number of frames that it may emit, `ended` says that the frames in
+    flight include the last one. Rules of resampling layers scale `limit`; temporal layers update `ended`.
+    `sink` is the last temporal layer. `may_skip_idle_blocks` allows rules to skip blocks without input.
+    `call_idle_convolutions` makes rules call convolutions without input too, so that offload hooks run in the
+    usual order. `no_output` is set when the pass completes no frame.
     """
 
-    cells: MutableMapping[Hashable, Any]
+    layer_states: MutableMapping[Hashable, Any]
     limit: int
     ended: bool
     sink: nn.Module
-    may_skip: bool
-    touch: bool
+    may_skip_idle_blocks: bool
+    call_idle_convolutions: bool
     no_output: bool = False
-    spending: EarlyRelease = field(default_factory=EarlyRelease)
-    _prepared: dict[nn.Module, Tensor | None] = field(default_factory=dict)
+    early_release: EarlyRelease = field(default_factory=EarlyRelease)
+    _windows: dict[nn.Module, Tensor | None] = field(default_factory=dict)
     _shortcuts: dict[nn.Module, nn.Module] = field(default_factory=dict)
 
-    def marks(self) -> Marks:
-        """Where the tick stands, for one that goes on from here."""
-        return Marks(self.limit, self.ended)
+    def resume_point(self) -> ResumePoint:
+        """Return what a later pass needs to resume after the layer that ran last."""
+        return ResumePoint(self.limit, self.ended)
 
-    def restore(self, marks: Marks) -> None:
-        """Go on from there."""
-        self.limit, self.ended = marks.limit, marks.ended
+    def restore(self, resume_point: ResumePoint) -> None:
+        """Resume at `resume_point`."""
+        self.limit, self.ended = resume_point.limit, resume_point.ended
 
-    def push(self, layer: nn.Module, frames: Tensor, kernel: Kernel) -> Pushed:
-        """Add frames to the layer's window and take what is complete, within the limit."""
+    def push(self, layer: nn.Module, frames: Tensor, kernel: Kernel) -> PushResult:
+        """Append `frames` to the layer's window state and return its complete windows, at most `limit`."""
         self.limit = -(-self.limit // kernel.stride)
-        pushed = push(self.cells.get(layer, _NEW), frames, kernel, ended=self.ended, limit=self.limit)
-        self.cells[layer] = pushed.held
-        self.ended = pushed.held.finished
+        state = self.layer_states.get(layer, _NEW_WINDOW)
+        pushed = push(state, frames, kernel, ended=self.ended, limit=self.limit)
+        self.layer_states[layer] = pushed.state
+        self.ended = pushed.state.finished
         return pushed
 
     def push_centred(
         self, layer: nn.Module, frames: Tensor, size: int, *, causal: bool
-    ) -> tuple[Pushed, Tensor | None]:
-        """`push` for a layer of stride 1, and the input frame in the middle of each window that is taken."""
+    ) -> tuple[PushResult, Tensor | None]:
+        """`push` for a layer of stride 1. Also returns the input frame at the centre of each window."""
         kernel = Kernel.replicate(size, 1, causal=causal)
         pushed = self.push(layer, frames, kernel)
         if pushed.window is None:
@@ -73,111 +84,117 @@ class Tick:
     def push_causal(
         self, layer: nn.Module, frames: Tensor, size: int, *, stride: int = 1, left: int | None = None
     ) -> Tensor:
-        """Window of a causal layer, which holds nothing back: one output frame for every `stride` input
-        frames.
+        """Return the window of a causal layer, which emits one frame for every `stride` input frames at once.
 
-        `left`: frames replicated before the first one, `size - 1` unless the layer pads less.
+        `left` is the number of copies of the first frame before it: `size - 1` unless the layer pads less.
         """
         kernel = Kernel(size, stride, size - 1 if left is None else left, 0)
-        held = self.cells.get(layer, _NEW)
-        pushed = push(held, frames, kernel, ended=self.ended, limit=frames.shape[2])
+        state = self.layer_states.get(layer, _NEW_WINDOW)
+        pushed = push(state, frames, kernel, ended=self.ended, limit=frames.shape[2])
         assert pushed.window is not None, "a causal stream has no empty chunks"
-        self.cells[layer] = pushed.held
-        self.spending.spend(frames)
+        self.layer_states[layer] = pushed.state
+        self.early_release.release_if_marked(frames)
         return pushed.window
 
     def first(self, layer: nn.Module) -> bool:
-        """Whether `layer` has not been asked in this stream before."""
-        seen: bool = self.cells.get(layer, False)
-        self.cells[layer] = True
+        """Whether this is the layer's first call in this stream."""
+        seen: bool = self.layer_states.get(layer, False)
+        self.layer_states[layer] = True
         return not seen
 
-    def remember(self, layer: nn.Module, *tensors: Tensor, dim: int) -> tuple[Tensor, ...]:
-        """Each of `tensors` behind what the layer was given in this stream before, along `dim`: for attention
-        that looks back, whose keys and values must stay.
+    def extend_cache(self, layer: nn.Module, *tensors: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Append `tensors` to the layer's cache and return each joined with all earlier ones along `dim`.
+
+        For attention to earlier frames, whose keys and values must be kept: the cache grows with the stream.
         """
-        past: tuple[tuple[Tensor, ...], ...] = self.cells.get(layer, ())
-        self.cells[layer] = (*past, tensors)
+        past: tuple[tuple[Tensor, ...], ...] = self.layer_states.get(layer, ())
+        self.layer_states[layer] = (*past, tensors)
         if not past:
             return tensors
         return tuple(torch.cat(pieces, dim) for pieces in zip(*past, tensors, strict=True))
 
     def groups(self, layer: nn.Module, frames: Tensor, size: int) -> Tensor:
-        """Frames in whole groups of `size`, the stream's first frames repeated so that its first group is
-        full.
+        """Return the frames that form whole groups of `size`; the rest waits for the next chunk.
 
-        What does not fill a group waits for the next tick.
+        The stream's first `size - 1` frames are repeated in front, so that its first frame completes a group.
         """
-        held: Tensor | None = self.cells.get(layer)
-        lead = frames[:, :, : size - 1] if held is None else held
+        waiting: Tensor | None = self.layer_states.get(layer)
+        lead = frames[:, :, : size - 1] if waiting is None else waiting
         joined = torch.cat([lead, frames], 2) if lead.shape[2] else frames
         whole = joined.shape[2] // size * size
-        if held is not None or frames.shape[2]:
-            self.cells[layer] = joined[:, :, whole:].clone()
+        if waiting is not None or frames.shape[2]:
+            self.layer_states[layer] = joined[:, :, whole:].clone()
         return joined[:, :, :whole]
 
-    def prepare(self, layer: nn.Module, window: Tensor | None) -> None:
-        """Give `layer` its window from outside: its next `convolve` in this tick uses it as it is."""
-        self._prepared[layer] = window
+    def set_window(self, layer: nn.Module, window: Tensor | None) -> None:
+        """Make the next `convolve` of `layer` in this pass use `window` instead of pushing frames itself."""
+        self._windows[layer] = window
 
     def convolve(self, layer: nn.Module, frames: Tensor, conv: Any, *, causal: bool) -> Tensor:
-        """Temporal convolution with replicate padding: `conv`, which pads in space only, over complete
-        windows."""
-        if layer in self._prepared:
-            window = self._prepared.pop(layer)
+        """Return a temporal convolution with replicate padding over the windows that are complete.
+
+        `conv` pads in space only. Without a complete window the result has no frames.
+        """
+        if layer in self._windows:
+            window = self._windows.pop(layer)
         else:
             kernel = Kernel.replicate(conv.kernel_size[0], conv.stride[0], causal=causal)
             window = self.push(layer, frames, kernel).window
         if window is not None:
-            self.spending.spend(frames)
-            convolved: Tensor = conv(self.spending.offer(window))
-            self.spending.withdraw()
+            self.early_release.release_if_marked(frames)
+            convolved: Tensor = conv(self.early_release.mark_last_use(window))
+            self.early_release.forget()
             return convolved
         if layer is self.sink:
-            self.no_output = (
-                True  # the code behind the sink cannot take an empty tensor: it gets a frame to drop
-            )
-        return self.no_frames(frames, conv, count=1 if layer is self.sink else 0)
+            # The code after the sink cannot take an empty tensor: it gets one frame, which the engine drops.
+            self.no_output = True
+        return self.empty_output(frames, conv, count=1 if layer is self.sink else 0)
 
-    def no_frames(self, frames: Tensor, conv: Any, *, count: int = 0) -> Tensor:
-        """What `conv`, with nothing to do, gives in this tick: an empty tensor of its output's sides."""
-        if self.touch:
+    def empty_output(self, frames: Tensor, conv: Any, *, count: int = 0) -> Tensor:
+        """Return `count` frames of zeros, with the channels, height and width of the output of `conv`."""
+        if self.call_idle_convolutions:
             conv(frames.new_zeros(1, conv.in_channels, *conv.kernel_size))
         return _blank_output(frames, conv, count)
 
-    def idle(self, frames: Tensor, layers: tuple[nn.Module, ...]) -> bool:
-        """Whether a block of these temporal layers would turn an empty input into an empty output."""
-        if not self.may_skip or frames.shape[2]:
+    def is_idle(self, frames: Tensor, layers: tuple[nn.Module, ...]) -> bool:
+        """Whether a block with these temporal layers may be skipped: no input, and nothing left to emit."""
+        if not self.may_skip_idle_blocks or frames.shape[2]:
             return False
-        return all(self.cells.get(layer, _NEW).idle(self.ended) for layer in layers)
+        return all(self.layer_states.get(layer, _NEW_WINDOW).is_idle(self.ended) for layer in layers)
 
-    def delayed(self, block: nn.Module, frames: Tensor) -> Branch:
-        """`frames` as the residual branch of `block`: added to the main branch when its frames are ready."""
-        return Branch.of(frames, functools.partial(self._merge, block))
+    def delayed_branch(self, block: nn.Module, frames: Tensor) -> ResidualBranch:
+        """Return `frames` as the residual branch of `block`.
+
+        Adding it to the main branch adds each of its frames once the main branch emits the matching frame.
+        """
+        return ResidualBranch.of(frames, functools.partial(self._add_delayed, block))
 
     def expect_branch(self, shortcut: nn.Module, block: nn.Module) -> None:
-        """The output of `shortcut` is the residual branch of `block`."""
+        """Declare that the output of the layer `shortcut` is the residual branch of `block`."""
         self._shortcuts[shortcut] = block
 
     def as_branch(self, shortcut: nn.Module, frames: Tensor) -> Tensor:
-        """`frames`, as a residual branch where one is expected of `shortcut`."""
+        """Return `frames`, as a residual branch if `expect_branch` declared one for `shortcut`."""
         block = self._shortcuts.get(shortcut)
-        return frames if block is None else self.delayed(block, frames)
+        return frames if block is None else self.delayed_branch(block, frames)
 
-    def _merge(self, block: nn.Module, hidden: Tensor, branch: Tensor) -> Tensor:
-        total, self.cells[block] = add_delayed(self.cells.get(block), hidden, branch)
+    def _add_delayed(self, block: nn.Module, hidden: Tensor, branch: Tensor) -> Tensor:
+        total, self.layer_states[block] = add_delayed(self.layer_states.get(block), hidden, branch)
         return total
 
 
 def attend_to_past(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of the newest `[B, heads, n, C]` frames to all `[B, heads, N, C]` frames up to each."""
+    """Return causal attention of the newest frames over all frames.
+
+    `query` is `[B, heads, n, C]`, the newest n of the N frames in `keys` and `values`, `[B, heads, N, C]`.
+    """
     count, total = query.shape[-2], keys.shape[-2]
     seen = query.new_ones(count, total, dtype=torch.bool).tril(total - count) if count > 1 else None
     return torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen)
 
 
 def _blank_output(inputs: Tensor, conv: Any, count: int) -> Tensor:
-    """`count` output frames of `conv`, all zero."""
+    """Return `count` output frames of `conv`, all zero, with the height and width it gives for `inputs`."""
     sides = (
         (side + 2 * pad - size) // stride + 1
         for side, pad, size, stride in zip(

@@ -1,10 +1,12 @@
-"""Engines: how one kind of VAE turns the next latent frames into the next finished video frames.
+"""Engines: turn the next latent frames into the next finished video frames of one kind of VAE.
 
-All state is the caller's, so streams interleave on one VAE. Most engines are pure step functions: a failed
-step needs no undoing. A `StagedEngine` writes the state in place, and goes on where a step failed.
-`RuledEngine` sends a chunk through the unmodified decoder while streaming rules stand in for its temporal
-layers. Knows no device placement, no accounting of positions (see `decode`) and no family (see
-`adaptive.families`).
+All state belongs to the caller, so several streams can take turns on one VAE. Most engines are pure functions
+from state and chunk to frames and next state: after a failure the caller still has the old state. A
+`StagedEngine` writes the state in place and resumes a failed step at the stage that failed (see `stages`).
+
+`RuledEngine` calls the unmodified network with a streaming rule in place of each temporal layer's `forward`
+(see `chunk_pass`). `CallEngine` is the base of engines that need no rules. Knows neither device placement nor
+positions in the video (see `decode_stream`) nor any family (see `adaptive.families`).
 """
 
 from __future__ import annotations
@@ -19,52 +21,60 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.errors import UnsupportedVae
-from adaptive.stream.engines.chunk_pass import Tick
-from adaptive.stream.engines.stages import Journal, Passage, Pending, next_part
+from adaptive.stream.engines.chunk_pass import ChunkPass
+from adaptive.stream.engines.stages import PendingFrames, RollbackJournal, StagedRun, next_part
 from adaptive.stream.intercept import Forward, forwards_replaced, replacing_forward
 from adaptive.stream.state import State as State
 
-Rule = Callable[
-    ..., Any
-]  # rule(tick, module, forward, *args, **kwargs), in place of forward(*args, **kwargs)
-_RNG = "rng"
-_LEAD = "lead"  # frames at the start that are still to be dropped
-PICTURE = "picture"  # key of a state in which a picture is begun
+# A rule is called as rule(chunk_pass, module, forward, *args, **kwargs) in place of forward(*args, **kwargs).
+Rule = Callable[..., Any]
+# Keys of a stream's state:
+_RNG = "rng"  # state of the random number generator at the first chunk
+_FRAMES_TO_DROP = "frames_to_drop"  # frames at the start of the stream that are still to be dropped
+UNFINISHED_CHUNK = (
+    "unfinished_chunk"  # a chunk that has passed the earlier layers only (see `StripwiseEngine`)
+)
 
 
 class Engine(Protocol):
-    """One decode's (or encode's) way through its VAE."""
+    """Runs one decode or encode through its VAE, chunk by chunk."""
 
     def take(self, position: int, wanted: int, total: int) -> int:
-        """Input frames of the next chunk: `wanted`, unless the VAE's arithmetic only allows other cuts."""
+        """Return the number of input frames of the next chunk.
+
+        It is `wanted`, unless the VAE's arithmetic demands another. `position` of `total` frames have been
+        fed.
+        """
         ...
 
     def advance(self, state: State, chunk: Tensor, *, limit: int, ended: bool) -> tuple[Tensor | None, State]:
-        """Feed `chunk` (`[B, C, n, h, w]`, n may be 0) and return finished frames, if any, and the next
-        state.
+        """Feed `chunk` (`[B, C, n, h, w]`, n may be 0); return the finished frames and the next state.
 
-        No layer emits more frames than `limit` input frames stand for. `ended`: the chunk holds the last
-        frame, or comes after it. No tensor in `state` is changed, nor is `state` unless the engine is staged:
-        then a call that fails leaves it as it was, or with frames that wait (`PENDING`).
+        The frames are `[B, C, f, H, W]`, or None if there are none. `limit` bounds what each layer emits: no
+        more frames than that many input frames correspond to. `ended` says that the chunk contains the last
+        input frame or comes after it. Tensors in `state` are never changed. The dictionary `state` is changed
+        by a staged engine only. If its call fails, `state` is as before, or holds frames that wait between
+        two stages (`PENDING`).
         """
         ...
 
 
 @runtime_checkable
 class StagedEngine(Engine, Protocol):
-    """An engine whose failed steps go on where they failed."""
+    """An engine that resumes a failed step at the stage that failed."""
 
     def resume(self, state: State, blank: Tensor, *, limit: int, parts: int) -> tuple[Tensor | None, State]:
-        """Take frames that wait in `state` (`PENDING`) on: as many as `limit` input frames stand for, or one
-        of `parts` of that. Gives, and leaves after a failure, what `advance` does.
+        """Continue with frames that wait in `state` (`PENDING`) after a failed step.
 
-        `blank` are latent frames to call the network with, of any content.
+        Takes as many of them as `limit` input frames correspond to, divided by `parts`. `blank` is a latent
+        frame of any content: the network is called with it, and its stages up to the failed one are skipped.
+        Returns, or leaves after a failure, what `advance` does.
         """
         ...
 
 
 def whole_groups(position: int, wanted: int, total: int, size: int) -> int:
-    """Frames of the next chunk where the first frame goes alone and groups of `size` follow, never cut."""
+    """Return the next chunk's frames: the first frame goes alone, later ones in whole groups of `size`."""
     if position == 0:
         return 1
     return min(max(1, wanted // size) * size, total - position)
@@ -72,26 +82,29 @@ def whole_groups(position: int, wanted: int, total: int, size: int) -> int:
 
 @runtime_checkable
 class StripwiseEngine(Engine, Protocol):
-    """An engine that can also take a chunk's pictures through its later layers in strips."""
+    """An engine that can also run its later layers on horizontal strips of the chunk's frames."""
 
     def begin(self, state: State, chunk: Tensor, *, limit: int, ended: bool) -> State:
-        """Feed a chunk, like `advance`, but through the earlier layers only. Gives a state with `PICTURE`."""
+        """Feed a chunk through the earlier layers only; return a state with `UNFINISHED_CHUNK`.
+
+        Arguments are those of `advance`.
+        """
         ...
 
     def finish(self, state: State, rows: int) -> Iterator[tuple[Tensor | None, State]]:
-        """The later layers for what was begun, in strips of at most `rows` latent rows.
+        """Run the later layers on the unfinished chunk, in strips of at most `rows` latent rows.
 
-        Yields after each part that is done for good; the last brings the frames, and a state without
-        `PICTURE`. `state` is the engine's own: it may be written to.
+        Yields after each completed part a state to resume from. The last item has the frames, and a state
+        without `UNFINISHED_CHUNK`. The engine may write to `state`.
         """
         ...
 
 
 class CallEngine(ABC):
-    """Base of engines whose every call finishes all the frames it is given: nothing waits, nothing drains."""
+    """Base of engines whose every call returns all frames of its chunk, so that nothing is left to drain."""
 
     def take(self, position: int, wanted: int, total: int) -> int:
-        """See `Engine.take`: any cut is right."""
+        """See `Engine.take`: any chunk size is right."""
         return min(wanted, total - position)
 
     def advance(
@@ -100,26 +113,27 @@ class CallEngine(ABC):
         chunk: Tensor,
         *,
         limit: int,  # noqa: ARG002 - the chunk itself is the limit
-        ended: bool,  # noqa: ARG002 - the end needs nothing
+        ended: bool,  # noqa: ARG002 - nothing is drained at the end
     ) -> tuple[Tensor | None, State]:
         """See `Engine.advance`."""
         return self.call(state, chunk)
 
     @abstractmethod
     def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
-        """All frames of `chunk`, which holds at least one, and the next state. Changes nothing in `state`."""
+        """Return all frames of `chunk` (one or more) and the next state, without changing `state`."""
 
 
 class RuledEngine:
-    """Streams through `module`, whose temporal layers are replaced by the rule of their class for each step.
+    """Streams through an unmodified `module` by running streaming rules in place of its temporal layers.
 
-    `rules` is keyed by class name; every class below `module` must be in `rules` or in `pointwise` (layers
-    that treat frames one by one), else `UnsupportedVae` is raised: what is not known is not streamed. `sink`
-    is the last temporal layer. `seeded` says that the forward draws random numbers, which every chunk must
-    share. `begin` makes what `module` takes of a chunk, `finish` makes frames of what it gives, where they
-    are not that already. `drop`: frames at the start of the stream that are none of the video's. `group`:
-    chunks are cut by `whole_groups` of this size. `stages`: modules that `module` calls one after another,
-    each on what the last one gave; with them a step that fails goes on behind the last that was done.
+    `rules` maps class names to rules. The class of every submodule must be in `rules` or in `pointwise`
+    (layers that treat each frame alone), else `UnsupportedVae` is raised: an unknown layer might mix frames.
+    `sink`: the last temporal layer. `kwargs`: keyword arguments of the module's `forward`. `seeded`: the
+    forward draws random numbers, which must be the same for every chunk. `begin`, `finish`: applied to a
+    chunk before `module` and to the module's output, if given. `drop`: number of frames at the start of the
+    output that do not belong to the video. `group`: chunks have the sizes of `whole_groups` with this group
+    size. `stages`: modules that `module` calls one after another, each on the output of the one before. With
+    them, a failed step resumes after the last completed stage.
     """
 
     def __init__(
@@ -145,7 +159,8 @@ class RuledEngine:
         self._drop = drop
         self._group = group
         self._sink = sink
-        self._stages = () if seeded else tuple(stages)  # noise is drawn by one forward after another
+        # A resumed forward would draw other noise than a whole one.
+        self._stages = () if seeded else tuple(stages)
         self._hooked = any("_diffusers_hook" in child.__dict__ for child in module.modules())
         self._ruled: dict[nn.Module, Rule] = {}
         for name, child in module.named_modules():
@@ -156,7 +171,7 @@ class RuledEngine:
                 raise UnsupportedVae(type(module).__name__, f"streaming through {name or 'itself'} ({kind})")
 
     def take(self, position: int, wanted: int, total: int) -> int:
-        """See `Engine.take`: any cut is right, unless frames go in groups."""
+        """See `Engine.take`: any chunk size is right, unless frames go in groups."""
         if self._group is not None:
             return whole_groups(position, wanted, total, self._group)
         return min(wanted, total - position)
@@ -171,80 +186,91 @@ class RuledEngine:
         return self._step(state, blank, part, fed=part.fed, limit=limit, ended=False)
 
     def _step(
-        self, state: State, chunk: Tensor, start: Pending | None, *, fed: int, limit: int, ended: bool
+        self, state: State, chunk: Tensor, start: PendingFrames | None, *, fed: int, limit: int, ended: bool
     ) -> tuple[Tensor | None, State]:
-        cells = Journal(state if self._stages else dict(state))
-        tick = self._tick(cells, limit=limit, ended=ended)
-        with Passage(cells, fed, start=start, marks=tick.marks, restore=tick.restore) as passage:
+        journal = RollbackJournal(state if self._stages else dict(state))
+        chunk_pass = self._chunk_pass(journal, limit=limit, ended=ended)
+        with StagedRun(
+            journal, fed, start=start, resume_point=chunk_pass.resume_point, restore=chunk_pass.restore
+        ) as staged_run:
             if self._begin is not None:
                 chunk = self._begin(chunk)
-            output = self._run(tick, chunk, {}, passage)
+            output = self._run(chunk_pass, chunk, {}, staged_run)
             if output is not None:
-                output = self._without_lead(cells, output if self._finish is None else self._finish(output))
-        return output, cells.cells
+                frames = output if self._finish is None else self._finish(output)
+                output = self._drop_first_frames(journal, frames)
+        return output, journal.state
 
-    def _without_lead(self, cells: Journal, frames: Tensor) -> Tensor:
-        left: int = cells.get(_LEAD, self._drop)
+    def _drop_first_frames(self, journal: RollbackJournal, frames: Tensor) -> Tensor:
+        left: int = journal.get(_FRAMES_TO_DROP, self._drop)
         if not left:
             return frames
-        cells[_LEAD] = max(0, left - frames.shape[2])
+        journal[_FRAMES_TO_DROP] = max(0, left - frames.shape[2])
         return frames[:, :, left:].clone()
 
-    def _tick(self, cells: MutableMapping[Hashable, Any], *, limit: int, ended: bool) -> Tick:
-        return Tick(
-            cells=cells,
+    def _chunk_pass(
+        self, layer_states: MutableMapping[Hashable, Any], *, limit: int, ended: bool
+    ) -> ChunkPass:
+        return ChunkPass(
+            layer_states=layer_states,
             limit=limit,
             ended=ended,
             sink=self._sink,
-            may_skip=not (self._seeded or self._hooked),
-            touch=self._hooked,
+            may_skip_idle_blocks=not (self._seeded or self._hooked),
+            call_idle_convolutions=self._hooked,
         )
 
     def _run(
         self,
-        tick: Tick,
+        chunk_pass: ChunkPass,
         chunk: Tensor,
-        instead: Mapping[nn.Module, Forward],
-        passage: Passage | None = None,
+        overrides: Mapping[nn.Module, Forward],
+        staged_run: StagedRun | None = None,
     ) -> Any:
-        """What `module` gives for this tick, or None; modules in `instead` run that and not their rule."""
+        """Return the output of `module`, or None if this pass completes no frame.
+
+        A module in `overrides` runs that function, called as function(module, forward, ...), and not its
+        rule.
+        """
         rules: dict[nn.Module, Callable[[nn.Module, Forward], Forward]] = {
-            module: functools.partial(_bound, tick, rule) for module, rule in self._ruled.items()
+            module: functools.partial(_bound, chunk_pass, rule) for module, rule in self._ruled.items()
         }
-        if passage is not None:
+        if staged_run is not None:
             rules |= {
-                stage: passage.around(number, rules.get(stage))
+                stage: staged_run.stage_rule(number, rules.get(stage))
                 for number, stage in enumerate(self._stages, 1)
             }
-        rules |= {module: replacing_forward(forward) for module, forward in instead.items()}
-        with forwards_replaced(rules), self._same_noise(tick, chunk.device):
+        rules |= {module: replacing_forward(forward) for module, forward in overrides.items()}
+        with forwards_replaced(rules), self._same_noise(chunk_pass, chunk.device):
             output = self._module(chunk, **self._kwargs)
-        return None if tick.no_output else output
+        return None if chunk_pass.no_output else output
 
     @contextmanager
-    def _same_noise(self, tick: Tick, device: torch.device) -> Iterator[None]:
-        """Every chunk sees the random numbers that the first one saw; the generator moves on once, as if
-        batched."""
+    def _same_noise(self, chunk_pass: ChunkPass, device: torch.device) -> Iterator[None]:
+        """Let every chunk draw the random numbers that the first one drew.
+
+        The generator advances once for the whole stream, as it does in a batched decode.
+        """
         if not self._seeded or device.type == "meta":
             yield
             return
         before = _rng_state(device)
-        first = tick.cells.setdefault(_RNG, before)
-        moves_on = first is before
+        first = chunk_pass.layer_states.setdefault(_RNG, before)
+        restore = first is not before
         try:
-            if not moves_on:
+            if restore:
                 _set_rng_state(device, first)
             yield
         except BaseException:
-            moves_on = False
+            restore = True
             raise
         finally:
-            if not moves_on:
+            if restore:
                 _set_rng_state(device, before)
 
 
-def _bound(tick: Tick, rule: Rule, module: nn.Module, forward: Forward) -> Forward:
-    return functools.partial(rule, tick, module, forward)
+def _bound(chunk_pass: ChunkPass, rule: Rule, module: nn.Module, forward: Forward) -> Forward:
+    return functools.partial(rule, chunk_pass, module, forward)
 
 
 def _rng_state(device: torch.device) -> Tensor:

@@ -1,10 +1,12 @@
-"""Planes: one frame's upper layers in strips, where norms span the whole picture.
+"""Planes: the up blocks of diffusers' 2D `Decoder` in strips, where norms span the whole frame.
 
-A group norm needs every position before it can give any, so a strip cannot go through all layers. Each
-residual block is run on its own: over all strips for the statistics of either norm, then once more for its
-result, which takes the place of its input row by row. An upsampler runs as part of the block behind it: what
-lies between them is the largest tensor of all, and never whole. Owns strips and passes of diffusers' 2D
-`Decoder`.
+A group norm needs every position of a frame before it can normalise any, so a strip cannot go through all
+layers at once (as in `strips`). Instead each residual block runs alone on the frame, in three passes over the
+strips: the statistics of its first norm, those of its second norm, and the result. The result overwrites the
+block's input row by row where shapes allow. An upsampler runs as part of the block after it, strip by strip:
+the tensor between the two is the largest of the decode and never exists as a whole.
+
+Owns the passes over strips of that decoder's blocks. Knows no other network.
 """
 
 from __future__ import annotations
@@ -19,15 +21,17 @@ from torch.nn.functional import interpolate
 from adaptive.stream.engines.sweep import GroupStatistics
 from adaptive.tiles import Span, strips
 
-Rows = Callable[
-    [int, int], Tensor
-]  # rows first to last of a picture [N, C, H, W] that need not exist as a whole
+# rows(low, high) returns those rows `[N, C, high - low, W]` of a tensor that need not exist as a whole.
+Rows = Callable[[int, int], Tensor]
 _BLOCK_REACH = 2  # rows on either side that the two convolutions of a residual block need
 
 
-def strippable(decoder: Any) -> bool:
-    """Whether every layer behind the middle block is one that `upper_layers` knows, on plain weights."""
-    offloaded = {"_hf_hook", "_diffusers_hook"}  # by layers: norms are computed here, not called
+def supports_strips(decoder: Any) -> bool:
+    """Whether `upper_layers` knows every layer after the middle block, and no layer has an offload hook."""
+    offloaded = {
+        "_hf_hook",
+        "_diffusers_hook",
+    }  # norms are computed here, not called: their hooks would not run
     return not any(offloaded & vars(module).keys() for module in decoder.modules()) and all(
         type(block).__name__ == "UpDecoderBlock2D"
         and all(_known_resnet(resnet) for resnet in block.resnets)
@@ -47,33 +51,36 @@ def _known_upsampler(upsampler: Any) -> bool:
 
 
 def upper_layers(decoder: Any, hidden: Tensor, number: int) -> Tensor:
-    """What `decoder` gives behind its middle block: `[N, C, h, w]` to `[N, c, H, W]`, in `number` strips.
+    """Run the layers after the middle block in `number` strips: `[N, C, h, w]` to `[N, c, H, W]`.
 
-    `hidden` is left as it is.
+    `hidden`, the output of the middle block, is not changed.
     """
-    plane, upsampler, own = hidden, None, False
+    plane, upsampler, overwrite = hidden, None, False
     for up_block in decoder.up_blocks:
         for block in up_block.resnets:
-            plane = _block(plane, upsampler, block, number, own=own)
-            upsampler, own = None, True
+            plane = _block(plane, upsampler, block, number, overwrite=overwrite)
+            upsampler, overwrite = None, True
         upsampler = up_block.upsamplers[0] if up_block.upsamplers else None
     rows, height = _source(plane, upsampler)
     spans = strips(height, number)
     norm = _statistics(decoder.conv_norm_out, rows, spans)
     last = _convolved(lambda part: decoder.conv_out(decoder.conv_act(norm.normalized(part))), rows, height)
-    picture: Tensor | None = None
+    frame: Tensor | None = None
     for start, stop in spans:
         part = last(start, stop)
-        if picture is None:
-            picture = part.new_empty(*part.shape[:2], height, part.shape[3])
-        picture[:, :, start:stop] = part
+        if frame is None:
+            frame = part.new_empty(*part.shape[:2], height, part.shape[3])
+        frame[:, :, start:stop] = part
         del part
-    assert picture is not None
-    return picture
+    assert frame is not None
+    return frame
 
 
-def _block(plane: Tensor, upsampler: Any, block: Any, number: int, *, own: bool) -> Tensor:
-    """A residual block on `plane`, upsampled first where there is an upsampler; in place where it can be."""
+def _block(plane: Tensor, upsampler: Any, block: Any, number: int, *, overwrite: bool) -> Tensor:
+    """Run `upsampler` (may be None) and then the residual block on `plane`, in `number` strips.
+
+    With `overwrite` the result may take the place of `plane`.
+    """
     rows, height = _source(plane, upsampler)
     spans = strips(height, number)
     norm1 = _statistics(block.norm1, rows, spans)
@@ -86,9 +93,9 @@ def _block(plane: Tensor, upsampler: Any, block: Any, number: int, *, own: bool)
     def second(part: Tensor) -> Tensor:
         return block.conv2(block.dropout(block.nonlinearity(norm2.normalized(part))))  # type: ignore[no-any-return]
 
-    in_place = own and upsampler is None and block.conv_shortcut is None
+    in_place = overwrite and upsampler is None and block.conv_shortcut is None
     result = plane if in_place else None
-    kept: Tensor | None = None  # rows above the strip as they were before they were overwritten
+    kept: Tensor | None = None  # the rows just above the strip, from before they were overwritten
     for start, stop in spans:
         low, high = max(0, start - _BLOCK_REACH), min(height, stop + _BLOCK_REACH)
         inputs = rows(low, high) if kept is None else torch.cat([kept, rows(start, high)], 2)
@@ -110,13 +117,14 @@ def _residual(
     inputs: Tensor,
     span: Span,
 ) -> Tensor:
-    """The block's output for the rows `span` of `inputs`, which holds all that they depend on."""
+    """Return the block's output for the rows `span` of `inputs`, which contains all rows they depend on."""
     height = inputs.shape[2]
 
     def rows(low: int, high: int) -> Tensor:
         return inputs[:, :, low:high]
 
-    # Rows that only the second convolution needs are wrong at an edge which is not the picture's: cut off.
+    # At an edge of `inputs` inside the frame, the first convolution pads with zeros instead of the
+    # neighbours. Only rows outside `span` are wrong for that; they are cut off.
     hidden = _convolved(first, rows, height)
     outputs = _convolved(second, hidden, height)(*span)
     shortcut = rows(*span)
@@ -126,7 +134,7 @@ def _residual(
 
 
 def _source(plane: Tensor, upsampler: Any) -> tuple[Rows, int]:
-    """Rows of `plane`, or of what the upsampler makes of it, and how many there are."""
+    """Return the rows of `plane`, or of the upsampler's output for it, and their number."""
     height = plane.shape[2]
 
     def own(low: int, high: int) -> Tensor:
@@ -142,17 +150,17 @@ def _source(plane: Tensor, upsampler: Any) -> tuple[Rows, int]:
 
 
 def _convolved(layer: Callable[[Tensor], Tensor], rows: Rows, height: int) -> Rows:
-    """Rows of what a layer with one convolution of kernel size three gives."""
+    """Return the output rows of `layer`, which contains one convolution of kernel size three."""
 
-    def made(low: int, high: int) -> Tensor:
+    def output_rows(low: int, high: int) -> Tensor:
         first, last = max(0, low - 1), min(height, high + 1)
         return layer(rows(first, last))[:, :, low - first : high - first]
 
-    return made
+    return output_rows
 
 
 def _statistics(norm: Any, rows: Rows, spans: Iterable[Span]) -> GroupStatistics:
-    found = GroupStatistics(norm)
+    statistics = GroupStatistics(norm)
     for span in spans:
-        found.add(rows(*span))
-    return found
+        statistics.add(rows(*span))
+    return statistics

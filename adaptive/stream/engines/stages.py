@@ -1,10 +1,18 @@
-"""Stages: a step that fails in the middle of a network goes on from there, and holds no second state.
+"""Staged steps: a step that fails inside a network resumes at the stage that failed, without a second state.
 
-A network is a row of stages, each a module that takes what the last one gave. Layers write their new state in
-place of the old as they run; only what the present stage has replaced is kept until it ends. When it fails,
-its own writes are undone, and what its input holds waits, in the state, for the next step, which may take it
-some frames at a time. Owns the journal of one step and that waiting line. Knows modules and tensors `[B, C,
-T, H, W]`, neither rules nor families.
+A network is a sequence of stages: modules of which each takes the output of the one before. Keeping the whole
+old state until a step succeeds would double the memory of the state. Instead, layers replace their state in
+place as they run, and a rollback journal keeps the values that the current stage has replaced. When the stage
+completes, the journal is cleared and the stage's output is stored in the state as *pending frames*.
+
+If a stage fails, for example with an out-of-memory, the journal restores its old values. Everything that
+earlier stages did remains valid, and the pending frames are the failed stage's input. The next step calls the
+network again with a blank input: stages that are done are skipped, the failed one receives the pending
+frames. It may take only part of them, to need less memory; the rest stays pending and is taken by the steps
+after it.
+
+Owns the journal of one step and the pending frames. Knows modules and tensors `[B, C, T, H, W]`, neither
+rules nor families.
 """
 
 from __future__ import annotations
@@ -18,17 +26,17 @@ from torch import Tensor, nn
 
 from adaptive.stream.intercept import Forward
 from adaptive.stream.layers.early_release import release_early
-from adaptive.stream.state import State, mapped, tensors
+from adaptive.stream.state import State, map_tensors, tensors
 
-PENDING = "pending"  # key of a state in which frames wait between two stages: a tuple, the newest last
+PENDING = "pending"  # key of a state: a tuple of `PendingFrames`, the most advanced last
 _MISSING = object()
 
 
-class Marks(NamedTuple):
-    """What an engine must know of a step to go on between two stages.
+class ResumePoint(NamedTuple):
+    """What an engine must know to resume a step between two stages.
 
-    `limit` and `ended` are a tick's; `place` counts the caches that are behind; `first`: it is the stream's
-    first step.
+    `limit` and `ended` are those of a `ChunkPass`. `place` is the number of caches that the completed stages
+    have used. `first` says that this is the stream's first step.
     """
 
     limit: int = 1
@@ -37,101 +45,108 @@ class Marks(NamedTuple):
     first: bool = False
 
 
-class Pending(NamedTuple):
-    """Frames that wait behind the first `done` stages.
+class PendingFrames(NamedTuple):
+    """Frames that have completed the first `done` stages and wait for the next one.
 
-    `output` is what the last of those gave, tensors of the same frames in any structure; `fed` the latent
-    frames that the step was made for.
+    `output` is the output of stage number `done`: tensors with the same number of frames, nested in any way.
+    `fed` is the number of latent frames of the step that made it.
     """
 
     done: int
     output: Any
-    marks: Marks
+    resume_point: ResumePoint
     fed: int
 
     @property
     def frames(self) -> int:
-        """How many frames wait."""
+        """Number of frames that wait."""
         return next(tensors(self.output)).shape[2]
 
-    def cut(self, start: int, stop: int) -> Pending:
-        """Frames start to stop, as a view."""
-        return self._replace(output=mapped(self.output, lambda tensor: tensor[:, :, start:stop]))
+    def cut(self, start: int, stop: int) -> PendingFrames:
+        """Return frames `start` to `stop`, as views."""
+        return self._replace(output=map_tensors(self.output, lambda tensor: tensor[:, :, start:stop]))
 
-    def for_limit(self, limit: int) -> Pending:
-        """The same in a step made for no more than `limit` latent frames."""
+    def for_limit(self, limit: int) -> PendingFrames:
+        """Return the same frames for a step of at most `limit` latent frames.
+
+        Its layers may emit fewer frames in proportion.
+        """
         if limit >= self.fed:
             return self
-        fewer = max(1, -(-self.marks.limit * limit // self.fed))
-        return self._replace(marks=self.marks._replace(limit=fewer), fed=limit)
+        fewer = max(1, -(-self.resume_point.limit * limit // self.fed))
+        return self._replace(resume_point=self.resume_point._replace(limit=fewer), fed=limit)
 
 
-class Journal(MutableMapping[Hashable, Any]):
-    """A state that is written in place, and what was there before, until `commit` or `undo`."""
+class RollbackJournal(MutableMapping[Hashable, Any]):
+    """A state that is written in place, with the replaced values kept until `commit` or `rollback`."""
 
-    def __init__(self, cells: State) -> None:
-        self.cells = cells
+    def __init__(self, state: State) -> None:
+        self.state = state
         self._before: dict[Hashable, Any] = {}
 
     def __getitem__(self, key: Hashable) -> Any:
-        return self.cells[key]
+        return self.state[key]
 
     def __setitem__(self, key: Hashable, value: Any) -> None:
-        self._before.setdefault(key, self.cells.get(key, _MISSING))
-        self.cells[key] = value
+        self._before.setdefault(key, self.state.get(key, _MISSING))
+        self.state[key] = value
 
     def __delitem__(self, key: Hashable) -> None:
-        self._before.setdefault(key, self.cells[key])
-        del self.cells[key]
+        self._before.setdefault(key, self.state[key])
+        del self.state[key]
 
     def __iter__(self) -> Iterator[Hashable]:
-        return iter(self.cells)
+        return iter(self.state)
 
     def __len__(self) -> int:
-        return len(self.cells)
+        return len(self.state)
 
     def commit(self) -> None:
-        """What was there before is let go of."""
+        """Discard the replaced values."""
         self._before.clear()
 
-    def undo(self) -> None:
-        """What was there at the last commit is there again."""
+    def rollback(self) -> None:
+        """Restore every value to what it was at the last commit."""
         while self._before:
             key, value = self._before.popitem()
             if value is _MISSING:
-                self.cells.pop(key, None)
+                self.state.pop(key, None)
             else:
-                self.cells[key] = value
+                self.state[key] = value
 
 
-class Passage:
-    """One run through the stages, on a journal, as a context: it ends, or what failed is undone.
+class StagedRun:
+    """One run of a network through its stages, on a journal. Use it as a context: a failure rolls back.
 
-    `waiting` are frames that wait further behind; with `start` the run begins with those on top of them.
-    `marks` and `restore` are the engine's: what must be known to go on from here, and going on with it.
+    `fed` is the number of latent frames that the step was made for. With `start`, the run resumes with those
+    pending frames, the last of the state's. `resume_point` returns what the engine must know to resume after
+    the stage that just completed; `restore` makes the engine resume there.
     """
 
     def __init__(
         self,
-        journal: Journal,
+        journal: RollbackJournal,
         fed: int,
         *,
-        start: Pending | None,
-        marks: Callable[[], Marks],
-        restore: Callable[[Marks], None],
+        start: PendingFrames | None,
+        resume_point: Callable[[], ResumePoint],
+        restore: Callable[[ResumePoint], None],
     ) -> None:
         self._journal = journal
         self._fed = fed
-        self._marks = marks
+        self._resume_point = resume_point
         self._restore = restore
         self._done = 0 if start is None else start.done
         waiting = journal.get(PENDING, ())
-        self._waiting: tuple[Pending, ...] = waiting if start is None else waiting[:-1]
+        self._waiting: tuple[PendingFrames, ...] = waiting if start is None else waiting[:-1]
 
-    def around(
+    def stage_rule(
         self, number: int, rule: Callable[[nn.Module, Forward], Forward] | None
     ) -> Callable[[nn.Module, Forward], Forward]:
-        """How the stage of this number, from 1, is run: by its rule or as it is, or passed over."""
+        """Return the rule that runs stage `number` (from 1), or skips it if this run resumes after it.
+
+        `rule` is the stage's own streaming rule; without one, its `forward` runs.
+        """
         return functools.partial(self._bound, number, rule)
 
     def _bound(
@@ -139,65 +154,68 @@ class Passage:
         number: int,
         rule: Callable[[nn.Module, Forward], Forward] | None,
         module: nn.Module,
-        own: Forward,
+        forward: Forward,
     ) -> Forward:
-        return functools.partial(self._stage, number, own if rule is None else rule(module, own))
+        return functools.partial(self._stage, number, forward if rule is None else rule(module, forward))
 
     def _stage(self, number: int, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         if number <= self._done:
-            start: Pending = self._journal[PENDING][-1]
+            start: PendingFrames = self._journal[PENDING][-1]
             if number == self._done:
-                self._journal.undo()  # what layers before the first stage have written
-                self._restore(start.marks)
+                self._journal.rollback()  # layers before the first stage have run again, on the blank input
+                self._restore(start.resume_point)
             return start.output
         output = forward(*args, **kwargs)
-        self._journal[PENDING] = (*self._waiting, Pending(number, output, self._marks(), self._fed))
+        pending = PendingFrames(number, output, self._resume_point(), self._fed)
+        self._journal[PENDING] = (*self._waiting, pending)
         self._journal.commit()
         if number > 1 and type(args[0]) is Tensor and args[0] is not output:
-            # The network around holds it until its block ends, and a view what it is a view of.
+            # The network's code keeps a reference to the input until its block returns, and a view keeps the
+            # tensor that it is a view of.
             for spent in (args[0]._base, args[0]):
                 if spent is not None:
                     release_early(spent)
         return output
 
-    def __enter__(self) -> Passage:
+    def __enter__(self) -> StagedRun:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """A failure leaves what the stages done have left; else nothing of this run waits any more."""
+        """After a failure, keep what the completed stages wrote; else remove this run's pending frames."""
         if kind is not None:
-            self._journal.undo()
+            self._journal.rollback()
             return
         self._journal.commit()
         if self._waiting:
-            self._journal.cells[PENDING] = self._waiting
+            self._journal.state[PENDING] = self._waiting
         else:
-            self._journal.cells.pop(PENDING, None)
+            self._journal.state.pop(PENDING, None)
 
 
-def next_part(state: State, limit: int, parts: int) -> Pending:
-    """What goes on next: of the newest frames that wait, as many as `limit` latent frames stand for, or one
-    of `parts` of that.
+def next_part(state: State, limit: int, parts: int) -> PendingFrames:
+    """Return the pending frames to resume with, and leave the rest pending before them.
 
-    The rest stays behind them.
+    They are the first of the most advanced ones: as many as `limit` latent frames correspond to, divided by
+    `parts`.
     """
-    *waiting, newest = state[PENDING]
-    frames = newest.frames
-    count = max(1, -(-frames * limit // (newest.fed * parts)))
-    part: Pending = newest.for_limit(limit)
+    *waiting, latest = state[PENDING]
+    frames = latest.frames
+    count = max(1, -(-frames * limit // (latest.fed * parts)))
+    part: PendingFrames = latest.for_limit(limit)
     if count < frames:
-        waiting.append(newest.cut(count, frames))
-        part = part.cut(0, count)._replace(marks=part.marks._replace(ended=False))
+        waiting.append(latest.cut(count, frames))
+        part = part.cut(0, count)._replace(resume_point=part.resume_point._replace(ended=False))
     state[PENDING] = (*waiting, part)
     return part
 
 
 def stages_of(decoder: Any) -> list[nn.Module]:
-    """Stages of a decoder of the usual shape: the middle, then each layer of the blocks behind it.
+    """Return the stages of a decoder: the middle block, then each layer of the up blocks.
 
-    A block with a shortcut around all its layers is one stage.
+    The decoder has the form that is usual in diffusers. A block with a shortcut past all its layers is one
+    stage.
     """
     stages: list[nn.Module] = [decoder.mid_block]
     for block in decoder.up_blocks:

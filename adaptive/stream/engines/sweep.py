@@ -1,9 +1,12 @@
 """Layer sweeps: exact decoding in little device memory where norms span all frames of a video.
 
-A norm over time needs every frame before it can give any, so no chunk can go all the way through. Instead
-each layer is run over the whole video, some frames at a time, with activations kept in host memory between
-layers. Owns those reels of frames and the two-pass statistics; which layers there are is the family's
-business.
+A norm over time needs every frame before it can normalise any, so no chunk can go through the whole network.
+Instead each layer runs over the whole video, some frames at a time, before the next layer begins. The
+activations between two layers are parked in host memory. A norm takes two sweeps: one gathers its statistics,
+the other applies them.
+
+Owns the parked frames (`HostFrames`) and the statistics (`GroupStatistics`). The family decides which layers
+run in which order.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class Parking:
-    """How a trace sees parked frames: of `same_memory` as the device, as on the CPU, or elsewhere; then
-    `peak_bytes` is the most that ever lay there.
+    """Counts the parked frames of a trace on meta tensors.
+
+    `same_memory`: host and device memory are the same, as on a CPU, so the device's own accounting sees the
+    parked frames. Otherwise `live_bytes` counts them here and `peak_bytes` is their maximum.
     """
 
     same_memory: bool
@@ -31,7 +36,7 @@ class Parking:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Frames of meta tensors that are parked within are counted here."""
+        """Within the context, count frames of meta tensors that are parked."""
         token = _PARKING.set(self)
         try:
             yield
@@ -39,7 +44,7 @@ class Parking:
             _PARKING.reset(token)
 
     def add(self, size_bytes: int) -> None:
-        """Bytes more, or less."""
+        """Count `size_bytes` more, or fewer if negative."""
         self.live_bytes += size_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
@@ -47,8 +52,8 @@ class Parking:
 _PARKING: ContextVar[Parking | None] = ContextVar("parking", default=None)
 
 
-class _Absent:
-    """A parked frame of a meta tensor: on the device it takes nothing."""
+class _MetaFrame:
+    """A parked frame of a meta tensor: its shape and dtype, without memory on the device."""
 
     def __init__(self, frame: Tensor, parking: Parking | None) -> None:
         self.shape = frame.shape
@@ -59,13 +64,11 @@ class _Absent:
 
 
 class HostFrames:
-    """Frames `[B, C, H, W]` of one video, parked in host memory, handed out as `[B, C, n, H, W]` on the
-    device.
-    """
+    """Frames `[B, C, H, W]` of one video in host memory, returned as `[B, C, n, H, W]` on `device`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._frames: list[Tensor | _Absent] = []
+        self._frames: list[Tensor | _MetaFrame] = []
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -79,33 +82,33 @@ class HostFrames:
             elif parking is not None and parking.same_memory:
                 self._frames.append(frame.clone(memory_format=torch.contiguous_format))
             else:
-                self._frames.append(_Absent(frame, parking))
+                self._frames.append(_MetaFrame(frame, parking))
 
     def frames(self, start: int, stop: int) -> Tensor:
-        """Frames start to stop, on the device."""
-        return torch.stack([self._fetched(frame) for frame in self._frames[start:stop]], 2)
+        """Return frames `start` to `stop` on the device."""
+        return torch.stack([self._on_device(frame) for frame in self._frames[start:stop]], 2)
 
     def take(self, count: int) -> Tensor:
-        """The first `count` frames, on the device; the reel lets go of them."""
+        """Remove the first `count` frames and return them on the device."""
         frames = self.frames(0, count)
         del self._frames[:count]
         return frames
 
     def pieces(self, size: int) -> Iterator[Tensor]:
-        """All frames, `size` at a time."""
+        """Yield all frames, `size` at a time."""
         for start in range(0, len(self), size):
             yield self.frames(start, start + size)
 
     def drained(self, size: int) -> Iterator[Tensor]:
-        """All frames, `size` at a time; the reel lets go of each."""
+        """Yield all frames, `size` at a time, and remove them."""
         while self._frames:
             yield self.take(size)
 
     def windows(self, size: int) -> Iterator[tuple[Tensor, slice, range]]:
-        """Pieces of `size` frames with one neighbour on either side where there is one.
+        """Yield all frames, `size` at a time, each piece with one neighbouring frame on either side.
 
-        Gives the piece with its neighbours, where in it the piece itself is, and which frames of the reel it
-        is.
+        The first piece has none before it, the last none after it. Each item is the piece with its
+        neighbours, the slice of it without them, and the piece's frame numbers.
         """
         for start in range(0, len(self), size):
             stop = min(len(self), start + size)
@@ -113,15 +116,15 @@ class HostFrames:
             piece = self.frames(first, min(len(self), stop + 1))
             yield piece, slice(start - first, stop - first), range(start, stop)
 
-    def _fetched(self, frame: Tensor | _Absent) -> Tensor:
-        if isinstance(frame, _Absent):
+    def _on_device(self, frame: Tensor | _MetaFrame) -> Tensor:
+        if isinstance(frame, _MetaFrame):
             return torch.empty(frame.shape, dtype=frame.dtype, device=self._device)
         return frame.to(self._device)
 
 
 @dataclass(slots=True)
 class GroupStatistics:
-    """Mean and squared deviation of each group of channels over all frames, gathered chunk by chunk.
+    """Mean and sum of squared deviations of each group of channels over all frames, gathered chunk by chunk.
 
     Chunks are merged by Chan's formula (Chan, Golub and LeVeque, 1979), which keeps the accuracy of a
     two-pass computation. `norm` is a `GroupNorm`; chunks are `[B, C, n, H, W]` or rows `[B, C, n, W]`.
@@ -133,7 +136,7 @@ class GroupStatistics:
     deviation: Tensor | None = None
 
     def add(self, chunk: Tensor) -> None:
-        """Take in the next frames."""
+        """Include the next frames."""
         grouped = _wide(chunk).reshape(chunk.shape[0], self.norm.num_groups, -1)
         variance, mean = torch.var_mean(grouped, -1, correction=0)
         count = grouped.shape[-1]
@@ -148,7 +151,7 @@ class GroupStatistics:
         self.count = total
 
     def normalized(self, chunk: Tensor) -> Tensor:
-        """What `norm` would give for these frames if it had seen the whole video."""
+        """Return what `norm` would give for these frames if it had seen the whole video."""
         assert self.mean is not None
         assert self.deviation is not None
         batch, channels = chunk.shape[:2]
@@ -156,32 +159,35 @@ class GroupStatistics:
         inverse = torch.rsqrt(self.deviation / self.count + self.norm.eps)
         scale = inverse.repeat_interleave(share, 1) * _wide(self.norm.weight)
         sides = (batch, channels, *(1,) * (chunk.ndim - 2))
-        # The mean goes first: folding it into the offset would lose digits where it outweighs the deviation.
+        # Subtract the mean first: folding it into the offset loses digits if it is much larger than the
+        # deviation.
         centred = _wide(chunk) - self.mean.repeat_interleave(share, 1).reshape(sides)
         scaled = centred.mul_(scale.reshape(sides)).add_(_wide(self.norm.bias).reshape(1, -1, *sides[2:]))
         return scaled.to(chunk.dtype)
 
 
 def replicated(window: Tensor, frames: int) -> Tensor:
-    """`window` with its first frame repeated in front until there are `frames`: a causal layer's padding."""
+    """Return `window` as a causal layer pads it: first frame repeated in front, to a length of `frames`."""
     missing = frames - window.shape[2]
     if not missing:
         return window
     return torch.cat([window[:, :, :1].expand(-1, -1, missing, -1, -1), window], 2)
 
 
-def gathered(chunks: Iterable[Tensor], norm: Any, device: torch.device) -> tuple[HostFrames, GroupStatistics]:
-    """All frames parked, and what `norm` must know of them."""
-    reel, statistics = HostFrames(device), GroupStatistics(norm)
+def park_with_statistics(
+    chunks: Iterable[Tensor], norm: Any, device: torch.device
+) -> tuple[HostFrames, GroupStatistics]:
+    """Park all frames; return them with the statistics that `norm` needs."""
+    parked, statistics = HostFrames(device), GroupStatistics(norm)
     for chunk in chunks:
         statistics.add(chunk)
-        reel.append(chunk)
+        parked.append(chunk)
         del chunk
-    return reel, statistics
+    return parked, statistics
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Half precision is summed in single, as torch's own norms do."""
+    """Return half precision as single precision: sums use it, as in torch's own norms."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -190,8 +196,8 @@ def temporal_block(
 ) -> Iterator[Tensor]:
     """Run diffusers' `TemporalResnetBlock` and the `AlphaBlender` after it over a video given in chunks.
 
-    Three sweeps: the first norm's statistics; first norm and convolution with the second norm's statistics;
-    the rest. Only the last one's chunks are handed on, so the next layers run within it.
+    Takes three sweeps: the first norm's statistics; first norm and convolution, with the second norm's
+    statistics; the rest. The last sweep yields its chunks, so per-frame layers after the block run within it.
     """
     inputs, hidden = HostFrames(device), HostFrames(device)
     first, second = GroupStatistics(block.norm1), GroupStatistics(block.norm2)
@@ -204,8 +210,8 @@ def temporal_block(
         second.add(convolved)
         hidden.append(convolved)
         del window, convolved
-    for window, inner, where in hidden.windows(size):
+    for window, inner, numbers in hidden.windows(size):
         mixed = block.conv2(block.dropout(block.nonlinearity(second.normalized(window))))[:, :, inner]
-        spatial = inputs.frames(where.start, where.stop)
+        spatial = inputs.frames(numbers.start, numbers.stop)
         yield mixer(x_spatial=spatial, x_temporal=mixed + spatial, image_only_indicator=None)
         del window, mixed, spatial

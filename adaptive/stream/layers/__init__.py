@@ -1,4 +1,4 @@
-"""Single layers of a stream: temporal windows, norms, convolutions and the early release of their inputs.
+"""Single layers of a stream: temporal windows, residual adds, norms, convolutions, early release of inputs.
 
-Imports only the interception of `forward`; knows no engine and no VAE family.
+Imports only the replacement of `forward` (`adaptive.stream.intercept`); knows no engine and no VAE family.
 """

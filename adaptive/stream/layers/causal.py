@@ -1,10 +1,10 @@
-"""Layers of Wan's kind in less memory: convolutions that copy their input once, norms and upsampling without
-copies in float32.
+"""Causal convolutions, norms and upsampling of Wan's kind in less memory, with the same sums.
 
-diffusers joins a layer's cache and its frames, pads what that gave, and convolves; the block around holds the
-frames meanwhile, so that three copies of them are alive when the result is made. Here cache and frames are
-written into one padded window. Every sum is the very same. Knows layers by the names a family gives, no
-family.
+diffusers joins a layer's cache and its frames, pads the result, and convolves. The block that calls the layer
+keeps the frames meanwhile, so three copies of them are alive when the output is made. Here, cache and frames
+are copied into one padded window and the frames are released. Norms and upsampling avoid copies in float32.
+
+Finds layers by the class names that a family gives; knows no family.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ _ACTIVATION = "SiLU"
 
 
 class CausalLayers:
-    """The causal convolutions of a network, the activations in front of them, its norms and its upsampling.
+    """The layers of one network that can run in less memory.
 
-    Their classes' names begin with `prefix`: `CausalConv3d` is a `Conv3d` that keeps what it pads in
-    `_padding`, the frames before the first last, and is called with frames and their cache; what an
-    activation gives must be looked at by one of these alone. `RMS_norm` is what `norms.unit_length` takes,
-    `Upsample` an `nn.Upsample` that computes in float32. Networks with compiled layers are left as they are.
+    Layers are found by class name; `prefix` is the family's, for example `Wan`: `{prefix}CausalConv3d` is a
+    `Conv3d` called with frames and their cache. It keeps its padding in `_padding`, the padding before the
+    first frame at index 4. `{prefix}RMS_norm` is a norm that `norms.unit_length` can compute.
+    `{prefix}Upsample` is an `nn.Upsample` that computes in float32. `SiLU` is an activation whose output is
+    used by one of these layers alone.
+
+    In a network with compiled layers, all layers run unchanged.
     """
 
     def __init__(self, network: nn.Module, prefix: str) -> None:
-        self._spending = EarlyRelease()
+        self._early_release = EarlyRelease()
         rules: dict[str, Forward] = {
             f"{prefix}CausalConv3d": self._convolve,
             f"{prefix}RMS_norm": norms.unit_length,
@@ -48,21 +51,21 @@ class CausalLayers:
         self._rules = {layer: replacing_forward(rules[name]) for layer, name in named if name in rules}
 
     @contextmanager
-    def lean(self) -> Iterator[None]:
-        """A context in which these layers take less memory."""
+    def low_memory(self) -> Iterator[None]:
+        """Within the context, run these layers in less memory."""
         try:
             with forwards_replaced(self._rules):
                 yield
         finally:
-            self._spending.withdraw()  # after a failure it would hold the frames through the next try
+            self._early_release.forget()  # after a failure, it would keep the frames alive through the retry
 
     def _activate(self, _layer: nn.Module, forward: Forward, frames: Tensor) -> Tensor:
-        return self._spending.offer(forward(frames))
+        return self._early_release.mark_last_use(forward(frames))
 
     def _convolve(self, layer: Any, _forward: Forward, frames: Tensor, cache: Tensor | None = None) -> Tensor:
         if any(layer._padding):
             window = _padded(frames, cache, layer._padding)
-            self._spending.spend(frames)
+            self._early_release.release_if_marked(frames)
         else:
             window = frames
         return F.conv3d(
@@ -71,7 +74,10 @@ class CausalLayers:
 
 
 def _padded(frames: Tensor, cache: Tensor | None, padding: tuple[int, ...]) -> Tensor:
-    """Zeros around `cache` followed by `frames`, in the memory format of `frames`."""
+    """Return `cache` followed by `frames` with zeros around them, in the memory format of `frames`.
+
+    `padding` is (left, right, top, bottom, before the first frame, after the last), as for `F.pad`.
+    """
     width, _, height, _, before, _ = padding
     batch, channels, count, rows, columns = frames.shape
     past = 0 if cache is None else min(before, cache.shape[2])
@@ -91,7 +97,10 @@ def _padded(frames: Tensor, cache: Tensor | None, padding: tuple[int, ...]) -> T
 
 
 def _upsample(layer: Any, forward: Forward, frames: Tensor) -> Tensor:
-    """Copies of pixels need no detour through float32, except from float64, which is rounded by it."""
+    """Upsample without diffusers' conversion to float32.
+
+    Copying pixels does not need it. It rounds float64, so float64 keeps it to give the same result.
+    """
     if frames.dtype == torch.float64 or not layer.mode.startswith("nearest"):
         return forward(frames)  # type: ignore[no-any-return]
     return F.interpolate(frames, scale_factor=layer.scale_factor, mode=layer.mode)

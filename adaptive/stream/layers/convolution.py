@@ -1,10 +1,9 @@
-"""Convolutions over few frames on the CPU: which of torch's two ways computes them.
+"""Convolutions over few frames on the CPU: choose the faster of torch's two implementations.
 
-For a batch of one, torch goes by channels x frames x height of the input: up to 20480 it unrolls the input
-and multiplies, beyond it calls oneDNN. Width and number of results do not count there, so a chunk of a small
-video, or a one-call decode that goes frame by frame (Wan), takes the first way in layers where the second
-takes half the time or less. Owns that choice and nothing
-else: the sums are the same.
+For a batch of one, torch decides by channels x frames x height of the input. Up to 20480 it unrolls the input
+and multiplies matrices; above, it calls oneDNN. Width and number of outputs do not count. A chunk of a small
+video, or a one-call decode that goes frame by frame (Wan), therefore runs unrolled in layers where oneDNN
+takes half the time or less. Owns that choice only; both compute the same sums.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# Measured on one core, 16 to 512 channels, kernels 3x3x3: from 192 results a channel on oneDNN is 1.1 to 3.8
-# times as fast as the unrolled way, below 96 it is slower where channels are many (its weights are reordered
-# at each call).
-_RESULTS = 160
+# Measured on one core, 16 to 512 channels, kernels 3x3x3: from 192 outputs a channel, oneDNN is 1.1 to 3.8
+# times as fast as the unrolled convolution. Below 96 it is slower if there are many channels, because it
+# reorders the weights at each call.
+_LEAST_OUTPUTS = 160
 _TORCH_LIMIT = 20480  # `use_mkldnn` in torch's Convolution.cpp
 
 
 @contextmanager
 def convolutions_for(device: torch.device) -> Iterator[None]:
-    """Within, three-dimensional convolutions on this device take the faster way."""
+    """Within the context, three-dimensional convolutions on `device` use the faster implementation."""
     if device.type == "cpu" and _has_onednn():
-        with _Choice():
+        with _PreferOneDnn():
             yield
     else:
         yield
@@ -40,7 +39,7 @@ def _has_onednn() -> bool:
     return bool(backend.is_available() and backend.enabled)
 
 
-class _Choice(TorchFunctionMode):
+class _PreferOneDnn(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -48,7 +47,7 @@ class _Choice(TorchFunctionMode):
             frames, weight, bias, *rest = args
             given: list[Any] = [*rest, *(1, 0, 1, 1)[len(rest) :]]
             stride, padding, dilation = (_three(sides) for sides in given[:3])
-            if given[3] == 1 and _unrolled_without_need(frames, weight, stride, padding, dilation):
+            if given[3] == 1 and _faster_with_onednn(frames, weight, stride, padding, dilation):
                 return torch.mkldnn_convolution(frames, weight, bias, padding, stride, dilation, 1)
         return func(*args, **(kwargs or {}))
 
@@ -57,8 +56,8 @@ def _three(sides: Any) -> Any:
     return (sides,) * 3 if isinstance(sides, int) else sides
 
 
-def _unrolled_without_need(frames: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
-    """Whether torch would unroll these frames though oneDNN is faster."""
+def _faster_with_onednn(frames: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
+    """Whether torch would unroll these frames although oneDNN is faster."""
     if not (frames.dtype == weight.dtype == torch.float32 and frames.device.type == "cpu"):
         return False
     if frames.ndim != 5 or frames.shape[0] != 1 or prod(frames.shape[:4]) > _TORCH_LIMIT:
@@ -67,7 +66,7 @@ def _unrolled_without_need(frames: Tensor, weight: Tensor, stride: Any, padding:
     if prod(size) == 1 or isinstance(padding, str) or type(frames) is not Tensor:
         return False
     sides = zip(frames.shape[2:], size, stride, padding, dilation, strict=True)
-    results = prod(
+    outputs = prod(
         (side + 2 * pad - gap * (taps - 1) - 1) // step + 1 for side, taps, step, pad, gap in sides
     )
-    return bool(results >= _RESULTS)
+    return bool(outputs >= _LEAST_OUTPUTS)

@@ -1,7 +1,8 @@
-"""Tensors that outlive their use: a network's own code holds what it gave a layer until that layer returns,
-though the layer has long copied it (into a window, behind padding) or is the last to look at it.
+"""Early release of a layer's input, to lower the peak memory.
 
-Owns emptying them. Knows tensors, neither layers nor families.
+The code of a network keeps a reference to a layer's input until the layer returns. The layer may have copied
+it long before (into a window, into a padded tensor), or may be the last to use it. Here such a tensor is
+emptied although references to it exist. Knows tensors, neither layers nor families.
 """
 
 from __future__ import annotations
@@ -11,32 +12,35 @@ from torch import Tensor
 
 
 def release_early(tensor: Tensor) -> None:
-    """Empty a tensor that others still hold but nobody will look at: it gets another storage, of no bytes.
+    """Free the memory of a tensor that is referenced but not used again, by giving it an empty storage.
 
-    Views of it, and what it is a view of, keep theirs. A tensor made in inference mode cannot be changed
-    outside of it, and stays.
+    Views of it, and a tensor that it is a view of, keep their storage. A tensor made in inference mode cannot
+    be changed outside of it; then this does nothing.
     """
     if torch.is_inference_mode_enabled() or not tensor.is_inference():
         tensor.set_()  # type: ignore[call-overload]
 
 
 class EarlyRelease:
-    """The newest tensor of which the layer that gets it next may leave nothing."""
+    """Remembers the most recent tensor that only the next layer uses, and releases it when that layer asks.
+
+    The code that makes the tensor marks it. The layer that receives it releases it once it has a copy.
+    """
 
     def __init__(self) -> None:
-        self._offered: Tensor | None = None
+        self._marked: Tensor | None = None
 
-    def offer(self, tensor: Tensor) -> Tensor:
-        """`tensor`, which nobody looks at after the layer that gets it next."""
-        self._offered = tensor
+    def mark_last_use(self, tensor: Tensor) -> Tensor:
+        """Declare that only the next layer uses `tensor`; return it."""
+        self._marked = tensor
         return tensor
 
-    def spend(self, tensor: Tensor) -> None:
-        """The layer goes on with a copy of `tensor`: empty it, if it was offered."""
-        if tensor is self._offered:
+    def release_if_marked(self, tensor: Tensor) -> None:
+        """Release `tensor` if it is the marked one. The caller has a copy and does not use it again."""
+        if tensor is self._marked:
             release_early(tensor)
-        self.withdraw()
+        self.forget()
 
-    def withdraw(self) -> None:
-        """What was offered and not spent is not held here either."""
-        self._offered = None
+    def forget(self) -> None:
+        """Drop the reference to the marked tensor without releasing it early."""
+        self._marked = None

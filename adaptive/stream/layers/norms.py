@@ -1,8 +1,8 @@
 """Norms over channels, computed as diffusers computes them but with fewer tensors alive.
 
-diffusers goes through float32 and makes a tensor at each step; here a step works in place of the one before
-wherever it may, and the last of those in float32 is written straight into the result's dtype. Same sums, same
-roundings.
+diffusers converts to float32 and makes a new tensor at each step. Here a step works in place of the one
+before where it can, and the last step in float32 writes straight into the result's dtype. Sums and roundings
+are the same.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from adaptive.stream.intercept import Forward
 
 _NARROW = (torch.float16, torch.bfloat16)
 _WIDE = (torch.float32, torch.float64)
-_LEAST_LENGTH = 1e-12  # of `torch.nn.functional.normalize`
+_LEAST_LENGTH = 1e-12  # the default `eps` of `torch.nn.functional.normalize`
 
 
 def unit_length(layer: Any, forward: Forward, frames: Tensor) -> Tensor:
-    """Frames divided by their length over channels, times `layer.scale` and `layer.gamma`, plus `layer.bias`.
+    """Return `frames / length * layer.scale * layer.gamma + layer.bias`.
 
-    `layer.channel_first`: channels are dimension 1, else the last.
+    `length` is the L2 norm over channels: dimension 1 if `layer.channel_first`, else the last. Calls
+    `forward` if dtypes differ from each other or are no floating point.
     """
     gamma, bias = layer.gamma, layer.bias
     mixed = any(isinstance(each, Tensor) and each.dtype != frames.dtype for each in (gamma, bias))
@@ -36,7 +37,7 @@ def unit_length(layer: Any, forward: Forward, frames: Tensor) -> Tensor:
 
 
 def root_mean_square(layer: Any, forward: Forward, frames: Tensor) -> Tensor:
-    """diffusers' `RMSNorm` over the last dimension, where it has no weight."""
+    """Compute diffusers' `RMSNorm` over the last dimension if it has no weight; else call `forward`."""
     if layer.weight is not None or frames.dtype not in _NARROW:
         return forward(frames)  # type: ignore[no-any-return]
     variance = frames.to(torch.float32).pow_(2).mean(-1, keepdim=True)

@@ -1,9 +1,18 @@
 """Temporal windows over a stream: which frames a convolution may emit now, and which it must keep.
 
-Owns the arithmetic of one temporal layer that sees its input in pieces: replicate padding at both ends of the
-*whole* stream, kernel and stride in time, and a bound on how many frames leave at once. Knows tensors `[B, C,
-T, H, W]` and numbers, nothing of modules or VAE families. All values are immutable: a step that fails leaves
-the old state valid.
+A temporal convolution of kernel size k needs a *window* of k consecutive input frames for each output frame.
+It sees its input in chunks. `push` appends a chunk to the frames kept from before, returns the input of all
+windows that are complete, and keeps the frames that later windows need: the last k - 1 for stride 1. A
+convolution without temporal padding over the returned frames gives the same output frames as a convolution of
+the whole video.
+
+Replicate padding belongs to the ends of the *whole* stream, so it is added once, before the first frame and
+after the last. A causal layer pads in front only and emits a frame for each one it receives. A non-causal
+layer waits for later frames and therefore lags behind its input. A limit bounds how many frames leave in one
+step, and with them the memory of the layers after this one.
+
+Knows tensors `[B, C, T, H, W]` and numbers, neither modules nor VAE families. All values are immutable: after
+a step that fails, the old state is still valid.
 """
 
 from __future__ import annotations
@@ -15,8 +24,11 @@ from torch import Tensor
 
 
 class Kernel(NamedTuple):
-    """Extent of a temporal layer: kernel size, stride, and replicated frames before the first and after the
-    last."""
+    """Extent of a temporal layer in frames.
+
+    `size` is the kernel size. `left` and `right` are the copies of the first frame before it and of the last
+    frame after it.
+    """
 
     size: int
     stride: int
@@ -25,19 +37,18 @@ class Kernel(NamedTuple):
 
     @classmethod
     def replicate(cls, size: int, stride: int, *, causal: bool) -> Kernel:
-        """Padding that keeps the length: all of it before the first frame if causal, else half on either
-        side."""
+        """Return a kernel whose padding keeps the length: in front if causal, else half on either side."""
         if causal:
             return cls(size, stride, size - 1, 0)
         return cls(size, stride, (size - 1) // 2, (size - 1) // 2)
 
 
-class Held(NamedTuple):
-    """State of one temporal layer between steps.
+class WindowState(NamedTuple):
+    """State of one temporal layer between chunks.
 
-    `frames` are the newest input frames that later windows still need (padding included). `emitted` counts
-    the windows that have left, `backlog` those that are complete but were held back by the limit; `ended`
-    says that the stream's last frame has been received.
+    `frames`: the last input frames, padding included, that later windows need. `emitted`: number of windows
+    returned so far. `backlog`: number of complete windows that the limit kept back. `ended`: the stream's
+    last frame has been received.
     """
 
     frames: Tensor | None = None
@@ -47,54 +58,62 @@ class Held(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether nothing will be emitted any more."""
+        """Whether every window of the stream has been returned."""
         return self.ended and self.backlog == 0
 
-    def idle(self, stream_ended: bool) -> bool:
-        """Whether an empty input would make this layer emit nothing and change nothing."""
+    def is_idle(self, stream_ended: bool) -> bool:
+        """Whether an empty chunk would make this layer return nothing and change nothing."""
         return self.frames is None or (self.backlog == 0 and self.ended == stream_ended)
 
 
-class Pushed(NamedTuple):
-    """What one push gave: input frames of the complete windows (None: none yet), their count, the new
-    state."""
+class PushResult(NamedTuple):
+    """Result of `push`.
+
+    `window`: the input frames of the returned windows, None if no window is complete. `windows`: their
+    number. `state`: the layer's new state.
+    """
 
     window: Tensor | None
     windows: int
-    held: Held
+    state: WindowState
 
 
-def push(held: Held, chunk: Tensor, kernel: Kernel, *, ended: bool, limit: int) -> Pushed:
-    """Append `chunk` (may hold no frame) and take at most `limit` complete windows.
+def push(state: WindowState, chunk: Tensor, kernel: Kernel, *, ended: bool, limit: int) -> PushResult:
+    """Append `chunk` (which may be empty) and return at most `limit` complete windows.
 
-    A convolution without temporal padding over `window` gives exactly `count` output frames.
+    `ended` says that the stream's last frame is in `chunk` or before it. A convolution without temporal
+    padding over the result's `window` gives exactly `windows` output frames.
     """
-    frames = _joined(held, chunk, kernel, ended=ended)
+    frames = _joined(state, chunk, kernel, ended=ended)
     if frames is None:
-        return Pushed(None, 0, held._replace(ended=ended))
+        return PushResult(None, 0, state._replace(ended=ended))
     complete = max(0, (frames.shape[2] - kernel.size) // kernel.stride + 1)
     count = min(complete, max(1, limit))
     end = kernel.stride * (count - 1) + kernel.size
-    joined_here = frames is not chunk and frames is not held.frames
-    # A view would hold on to its base; what is the caller's, or the old state, is never handed out itself.
+    joined_here = frames is not chunk and frames is not state.frames
+    # The window may be released early. A view cannot free its base, so a tensor made here is returned itself
+    # if it is all window. The caller's chunk and the old state are returned as views, which protects them.
     whole = frames if joined_here and end == frames.shape[2] else frames[:, :, :end]
     window = whole if count else None
     rest = frames[:, :, kernel.stride * count :]
     if window is not None or frames is chunk:
         rest = rest.clone()  # a view would keep the whole chunk alive until the next step
-    return Pushed(window, count, Held(rest, held.emitted + count, complete - count, ended))
+    return PushResult(window, count, WindowState(rest, state.emitted + count, complete - count, ended))
 
 
-def _joined(held: Held, chunk: Tensor, kernel: Kernel, *, ended: bool) -> Tensor | None:
-    """Held frames, left padding (once), the chunk, right padding (once), in one allocation."""
+def _joined(state: WindowState, chunk: Tensor, kernel: Kernel, *, ended: bool) -> Tensor | None:
+    """Return kept frames, left padding (once), the chunk and right padding (once), in one allocation.
+
+    None if there are no frames.
+    """
     pieces: list[Tensor] = []
-    if held.frames is not None:
-        pieces.append(held.frames)
+    if state.frames is not None:
+        pieces.append(state.frames)
     elif chunk.shape[2] and kernel.left:
         pieces.append(chunk[:, :, :1].expand(-1, -1, kernel.left, -1, -1))
     if chunk.shape[2]:
         pieces.append(chunk)
-    if ended and not held.ended and kernel.right and pieces:
+    if ended and not state.ended and kernel.right and pieces:
         pieces.append(pieces[-1][:, :, -1:].expand(-1, -1, kernel.right, -1, -1))
     if len(pieces) <= 1:
         return pieces[0] if pieces else None
@@ -102,18 +121,16 @@ def _joined(held: Held, chunk: Tensor, kernel: Kernel, *, ended: bool) -> Tensor
 
 
 def add_delayed(waiting: Tensor | None, hidden: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-    """Add a residual branch to a main branch whose windows complete later: sum, and the branch's frames that
-    wait on.
+    """Add a residual branch to a main branch that emits matching frames later.
 
-    The oldest frames of `waiting` followed by `branch` go to `hidden`, **in place**: it must belong to the
-    caller alone.
+    `hidden`: frames of the main branch. They change **in place**, so they must belong to the caller alone.
+    `waiting`: earlier frames of the residual branch that are not added yet. `branch`: its new frames.
+    Returns the sum (of `hidden` and the oldest residual frames) and the residual frames that still wait.
     """
     count = hidden.shape[2]
     old = 0 if waiting is None else min(count, waiting.shape[2])
     new = count - old
-    if (
-        hidden.dtype != branch.dtype
-    ):  # only under autocast, where the sum is wider than the convolution's output
+    if hidden.dtype != branch.dtype:  # only under autocast: the sum is wider than the convolution's output
         hidden = hidden.to(torch.promote_types(hidden.dtype, branch.dtype))
     if waiting is not None and old:
         hidden[:, :, :old].add_(waiting[:, :, :old])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adaptive.families.shared.rules import Forward
-    from adaptive.stream.engines.chunk_pass import Tick
+    from adaptive.stream.engines.chunk_pass import ChunkPass
 
 
 class ExampleFamily(CausalFamily):
@@ -24,7 +24,7 @@ class ExampleFamily(CausalFamily):
     traits_from_config = named_ratios(latent_channels=4, spatial_ratio=2, temporal_ratio=2)
 
 
-def _convolution(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor) -> Tensor:
+def _convolution(chunk_pass: ChunkPass, layer: Any, _forward: Forward, frames: Tensor) -> Tensor:
     """The window in time; the convolution itself pads in space."""
     size, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
     window = chunk_pass.push_causal(layer, frames, size, stride=stride)
@@ -32,7 +32,7 @@ def _convolution(chunk_pass: Tick, layer: Any, _forward: Forward, frames: Tensor
     return convolved
 
 
-def _upsample(chunk_pass: Tick, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
+def _upsample(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     """In time, the first frame of the stream gives one frame, every later frame two."""
     if chunk_pass.first(layer):
         return forward(frames)

@@ -82,7 +82,7 @@ def test_the_score_tells_edges_from_blur_and_from_nothing() -> None:
     for frames in (noise, edge, blurred):
         score = SeamScore(rows=[32], half_width=4)
         assert score.value is None
-        score.add_picture(frames)
+        score.add_spatial_seams(frames)
         scores.append(score.value or 0)
     assert scores[0] == pytest.approx(0, abs=0.15)
     assert scores[1] > 0.5
@@ -92,6 +92,6 @@ def test_the_score_tells_edges_from_blur_and_from_nothing() -> None:
 def test_a_jump_between_chunks_shows_in_the_score() -> None:
     ramp = torch.arange(4.0).reshape(1, 1, 4, 1, 1).expand(1, 3, 4, 8, 8)
     score = SeamScore()
-    score.add_chunk(ramp[:, :, :2])
-    score.add_chunk(ramp[:, :, 2:] + 2)
+    score.add_temporal_seam(ramp[:, :, :2])
+    score.add_temporal_seam(ramp[:, :, 2:] + 2)
     assert score.value == pytest.approx(2)

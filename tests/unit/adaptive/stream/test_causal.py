@@ -47,7 +47,7 @@ def test_a_convolution_sees_the_same_numbers(size: int, padding: int, past: int 
     frames = torch.randn(2, 8, 3, 5, 6).contiguous(memory_format=memory_format)
     cache = None if past is None else torch.randn(2, 8, past, 5, 6).contiguous(memory_format=memory_format)
     expected, before = row(frames, cache), frames.clone()
-    with layers_of(row).lean():
+    with layers_of(row).low_memory():
         assert torch.equal(row(frames, cache), expected)
     assert torch.equal(frames, before)
     assert torch.equal(row(frames, cache), expected)
@@ -65,7 +65,7 @@ def test_a_norm_gives_the_same_numbers_and_leaves_its_input(
     frames = torch.randn(2, 8, 5, 6) if images else torch.randn(2, 8, 3, 5, 6)
     frames = frames.to(dtype)
     expected, before = norm(frames), frames.clone()
-    with layers_of(norm).lean():
+    with layers_of(norm).low_memory():
         assert torch.equal(norm(frames), expected)
     assert torch.equal(frames, before)
 
@@ -76,7 +76,7 @@ def test_upsampling_gives_the_same_numbers(dtype: torch.dtype) -> None:
     upsample = WanUpsample(scale_factor=(2.0, 2.0), mode="nearest-exact")
     frames = torch.randn(2, 8, 5, 6, dtype=dtype)
     expected = upsample(frames)
-    with layers_of(upsample).lean():
+    with layers_of(upsample).low_memory():
         assert torch.equal(upsample(frames), expected)
 
 
@@ -98,7 +98,7 @@ def test_after_a_failure_nothing_is_held() -> None:
     layers = layers_of(row)
     kept: list[weakref.ref[Tensor]] = []
     row.act.register_forward_hook(lambda _module, _args, output: kept.append(weakref.ref(output)))
-    with pytest.raises(RuntimeError), layers.lean():
+    with pytest.raises(RuntimeError), layers.low_memory():
         row(torch.randn(1, 8, 3, 5, 6), torch.randn(1, 8, 1, 7, 7))  # a cache of another size
     assert kept[0]() is None
 
@@ -108,10 +108,10 @@ def test_frames_are_alive_once_while_a_convolution_runs() -> None:
         row, frames = Row(3, 1), torch.empty(1, 8, 64, 64, 64)
     layers = layers_of(row)
 
-    def lean() -> None:
-        with layers.lean():
+    def low_memory() -> None:
+        with layers.low_memory():
             row(frames, None)
 
     # window and activation, then window and result
-    assert trace_peak(lean).peak_bytes == pytest.approx(2 * frames.nbytes, rel=0.12)
+    assert trace_peak(low_memory).peak_bytes == pytest.approx(2 * frames.nbytes, rel=0.12)
     assert trace_peak(lambda: row(frames, None)).peak_bytes > 2.9 * frames.nbytes
