@@ -45,7 +45,9 @@ def self_test(vae: Any) -> None:
     tolerance = _TOLERANCE.get(vae.dtype, _HALF_TOLERANCE)
     if not error <= tolerance:
         raise UnsupportedVae(
-            type(vae).__name__, f"exact streaming: self-test error {error:.2g} > {tolerance:.2g}"
+            type(vae).__name__,
+            f"exact streaming: the self-test error is {error:.2g} of the signal's maximum, "
+            f"above the allowed {tolerance:.2g}",
         )
 
 

@@ -35,12 +35,13 @@ _NEW_WINDOW = WindowState()
 class ChunkPass:
     """One chunk on its way through the network.
 
-    `layer_states` holds what each layer keeps between chunks. `limit` and `ended` describe the stream at the
-    layer that runs now: `limit` is the number of frames that it may emit, `ended` says that the frames in
-    flight include the last one. Rules of resampling layers scale `limit`; temporal layers update `ended`.
-    `sink` is the last temporal layer. `may_skip_idle_blocks` allows rules to skip blocks without input.
-    `call_idle_convolutions` makes rules call convolutions without input too, so that offload hooks run in the
-    usual order. `no_output` is set when the pass completes no frame.
+    - `layer_states` holds what each layer keeps between chunks.
+    - `limit` is the number of frames that the layer that runs now may emit. Layers that resample scale it.
+    - `ended`: the frames that reach that layer include the stream's last one. Temporal layers update it.
+    - `sink` is the last temporal layer.
+    - `may_skip_idle_blocks`: rules may skip a block that has no input and nothing left to emit.
+    - `call_idle_convolutions`: rules call convolutions without input too, so that their offload hooks run.
+    - `no_output` is set when the pass completes no frame.
     """
 
     layer_states: MutableMapping[Hashable, Any]

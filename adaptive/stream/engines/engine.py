@@ -126,14 +126,17 @@ class CallEngine(ABC):
 class RuledEngine:
     """Streams through an unmodified `module` by running streaming rules in place of its temporal layers.
 
-    `rules` maps class names to rules. The class of every submodule must be in `rules` or in `pointwise`
-    (layers that treat each frame alone), else `UnsupportedVae` is raised: an unknown layer might mix frames.
-    `sink`: the last temporal layer. `kwargs`: keyword arguments of the module's `forward`. `seeded`: the
-    forward draws random numbers, which must be the same for every chunk. `begin`, `finish`: applied to a
-    chunk before `module` and to the module's output, if given. `drop`: number of frames at the start of the
-    output that do not belong to the video. `group`: chunks have the sizes of `whole_groups` with this group
-    size. `stages`: modules that `module` calls one after another, each on the output of the one before. With
-    them, a failed step resumes after the last completed stage.
+    - `rules` maps class names to rules. The class of every submodule must be in `rules` or in `pointwise`
+      (layers that treat each frame alone), else `UnsupportedVae` is raised: an unknown layer might mix
+      frames.
+    - `sink` is the last temporal layer.
+    - `kwargs` are keyword arguments of the module's `forward`.
+    - `seeded`: the forward draws random numbers, which must be the same for every chunk.
+    - `begin` is applied to each chunk before `module`, `finish` to the module's output.
+    - `drop` is the number of frames at the start of the output that do not belong to the video.
+    - `group`: chunks are cut by `whole_groups` with this group size.
+    - `stages` are modules that `module` calls one after another, each on the output of the one before. With
+      them, a failed step resumes after the last completed stage.
     """
 
     def __init__(
@@ -167,8 +170,12 @@ class RuledEngine:
             kind = type(child).__name__
             if kind in rules:
                 self._ruled[child] = rules[kind]
-            if (kind not in rules and kind not in pointwise) or child._compiled_call_impl is not None:
-                raise UnsupportedVae(type(module).__name__, f"streaming through {name or 'itself'} ({kind})")
+            place = f"{name or 'itself'} ({kind})"
+            if kind not in rules and kind not in pointwise:
+                wanted = f"streaming through {place}, a class without a streaming rule"
+                raise UnsupportedVae(type(module).__name__, wanted)
+            if child._compiled_call_impl is not None:
+                raise UnsupportedVae(type(module).__name__, f"streaming through {place}, which is compiled")
 
     def take(self, position: int, wanted: int, total: int) -> int:
         """See `Engine.take`: any chunk size is right, unless frames go in groups."""

@@ -162,7 +162,7 @@ class StagedRun:
         if number <= self._done:
             start: PendingFrames = self._journal[PENDING][-1]
             if number == self._done:
-                self._journal.rollback()  # layers before the first stage have run again, on the blank input
+                self._journal.rollback()  # undo what layers before the first stage wrote for the blank input
                 self._restore(start.resume_point)
             return start.output
         output = forward(*args, **kwargs)

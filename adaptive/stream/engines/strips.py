@@ -29,9 +29,9 @@ from adaptive.stream.state import map_tensors, tensors
 class Tail(NamedTuple):
     """The later layers of a decoder, from `entry` to the end. No other layer uses the input of `entry`.
 
-    `before`: the modules that the decoder's forward calls before `entry`, each on the output of the one
-    before. `after`: the modules that it calls after `entry`. `halo`: the number of rows of the input of
-    `entry`, on either side, that a row of the result depends on.
+    - `before`: the modules that the decoder's forward calls before `entry`, each on the output of the last.
+    - `after`: the modules that it calls after `entry`.
+    - `halo`: rows of the input of `entry`, on either side, that a row of the result depends on.
     """
 
     before: tuple[nn.Module, ...]
@@ -47,12 +47,13 @@ class Tail(NamedTuple):
 class UnfinishedChunk(NamedTuple):
     """A chunk of which the tail has done the first rows.
 
-    `entry` `[B, C, n, h, w]` is the tail's input, with `rows_per_latent` rows for each latent row; the rows
-    before `done` are complete. `limit` and `ended` are those of the chunk's pass at `entry`.
-    `before`: the states of the tail's layers before this chunk; rows that are done may be overwritten.
-    `after`: their states after this chunk, as far as they are done.
-    `kept`: copies of rows of `before` above `done`, which the next strip needs.
-    `frames`: the output for whole frames, as far as it is done; None before the first output.
+    - `entry` `[B, C, n, h, w]` is the tail's input, with `rows_per_latent` rows for each latent row. The rows
+      before `done` are complete.
+    - `limit` and `ended` are those of the chunk's pass at `entry`.
+    - `before`: the states of the tail's layers before this chunk. Rows that are done may be overwritten.
+    - `after`: their states after this chunk, as far as they are done.
+    - `kept`: copies of rows of `before` above `done`, which the next strip needs.
+    - `frames`: the output for whole frames, as far as it is done; None before the first output.
     """
 
     entry: Tensor

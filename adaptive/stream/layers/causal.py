@@ -27,11 +27,13 @@ _ACTIVATION = "SiLU"
 class CausalLayers:
     """The layers of one network that can run in less memory.
 
-    Layers are found by class name; `prefix` is the family's, for example `Wan`: `{prefix}CausalConv3d` is a
-    `Conv3d` called with frames and their cache. It keeps its padding in `_padding`, the padding before the
-    first frame at index 4. `{prefix}RMS_norm` is a norm that `norms.unit_length` can compute.
-    `{prefix}Upsample` is an `nn.Upsample` that computes in float32. `SiLU` is an activation whose output is
-    used by one of these layers alone.
+    Layers are found by class name; `prefix` is the family's, for example `Wan`.
+
+    - `{prefix}CausalConv3d` is a `Conv3d` that is called with frames and their cache. It keeps its padding in
+      `_padding`, the frames before the first at index 4.
+    - `{prefix}RMS_norm` is a norm that `norms.unit_length` can compute.
+    - `{prefix}Upsample` is an `nn.Upsample` that computes in float32.
+    - `SiLU` is an activation whose output is used by one of these layers alone.
 
     In a network with compiled layers, all layers run unchanged.
     """

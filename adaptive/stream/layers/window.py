@@ -46,9 +46,10 @@ class Kernel(NamedTuple):
 class WindowState(NamedTuple):
     """State of one temporal layer between chunks.
 
-    `frames`: the last input frames, padding included, that later windows need. `emitted`: number of windows
-    returned so far. `backlog`: number of complete windows that the limit kept back. `ended`: the stream's
-    last frame has been received.
+    - `frames`: the last input frames, padding included, that later windows need.
+    - `emitted`: the number of windows returned so far.
+    - `backlog`: the number of complete windows that the limit kept back.
+    - `ended`: whether the stream's last frame has been received.
     """
 
     frames: Tensor | None = None
@@ -123,9 +124,11 @@ def _joined(state: WindowState, chunk: Tensor, kernel: Kernel, *, ended: bool) -
 def add_delayed(waiting: Tensor | None, hidden: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
     """Add a residual branch to a main branch that emits matching frames later.
 
-    `hidden`: frames of the main branch. They change **in place**, so they must belong to the caller alone.
-    `waiting`: earlier frames of the residual branch that are not added yet. `branch`: its new frames.
-    Returns the sum (of `hidden` and the oldest residual frames) and the residual frames that still wait.
+    - `hidden`: frames of the main branch. They change **in place**, so they must belong to the caller alone.
+    - `waiting`: earlier frames of the residual branch that are not added yet.
+    - `branch`: its new frames.
+
+    Returns the sum of `hidden` and the oldest residual frames, and the residual frames that still wait.
     """
     count = hidden.shape[2]
     old = 0 if waiting is None else min(count, waiting.shape[2])
