@@ -20,7 +20,7 @@ from adaptive.errors import DoesNotFit
 from adaptive.families import family_of
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.memory.margins import LearnedMargins
-from adaptive.memory.profile_trace import TracedVae, dtype_name
+from adaptive.memory.traced_vae import TracedVae, dtype_name
 from adaptive.planning.planner import Policy, budget_of
 from adaptive.stream.encode_stream import EncodeStream
 from adaptive.stream.layers.convolution import convolutions_for

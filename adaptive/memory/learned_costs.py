@@ -1,6 +1,6 @@
-"""What one device taught under one build of torch: margins and speeds, in one file between runs.
+"""Costs learned on one device under one build of torch: margins and speeds, kept in one file between runs.
 
-Owns the file and what must be equal for it to count. Must not know: torch, how anything is measured.
+Owns the file, and which device and build it is valid for. It does not know torch or how costs are measured.
 """
 
 import json
@@ -16,7 +16,10 @@ FORMAT = 3
 
 @dataclass(slots=True)
 class LearnedCosts:
-    """Learned on `device` ("cpu", or "cuda" and the card's name) under `build` (torch and cuDNN versions)."""
+    """Margins and speeds of one device and build.
+
+    `device` is "cpu", or "cuda" and the card's name; `build` holds the versions of torch and cuDNN.
+    """
 
     device: str
     build: str
@@ -25,11 +28,11 @@ class LearnedCosts:
 
     @classmethod
     def none(cls, device: str, build: str) -> Self:
-        """Nothing learned yet."""
+        """Costs with nothing learned yet."""
         return cls(device, build, LearnedMargins(device), Speeds())
 
     def summary(self) -> dict[str, Any]:
-        """Margins and laws of speed, as JSON values, small enough for every heartbeat."""
+        """Fitted margins and speeds as JSON values, small enough for every heartbeat."""
         return {
             "build": self.build,
             "margins": self.residuals.summary(),
@@ -38,7 +41,7 @@ class LearnedCosts:
 
     @classmethod
     def from_summary(cls, device: str, summary: dict[str, Any]) -> Self:
-        """For a process that only plans: predicts as the one summarised did."""
+        """Costs that predict as the summarized ones do, for a process that only plans."""
         residuals = LearnedMargins.from_summary(device, summary.get("margins") or {})
         return cls(
             device,
@@ -62,8 +65,10 @@ class LearnedCosts:
 
     @classmethod
     def load(cls, path: Path, *, device: str, build: str) -> Self:
-        """What was learned on this device and build; nothing where there is no such file, or it is of another
-        build or format. A file that cannot be understood counts as none: it only costs learning anew.
+        """Read what was learned on this device and build.
+
+        Returns empty costs where the file is missing, unreadable, or of another device, build or format: the
+        costs are then learned again.
         """
         try:
             data = json.loads(path.read_text())

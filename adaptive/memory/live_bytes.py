@@ -1,9 +1,8 @@
-"""Peak live bytes of any torch call, counted at the dispatcher: exact on meta tensors, where nothing is
-computed.
+"""Peak live bytes of any torch call, counted at the dispatcher: exact on meta tensors, which compute nothing.
 
-Owns: accounting of tensor storages from birth to death. Must not know: VAEs, strategies, devices' real
-memory. What happens inside one operator (a convolution's workspace) is invisible here;
-`adaptive.memory.profile.LearnedMargins` learns it.
+Owns the accounting of tensor storages from allocation to release. It does not know VAEs, strategies or the
+real memory of devices. Memory used inside one operator (a convolution's workspace) is invisible here;
+`adaptive.memory.margins.LearnedMargins` learns it.
 """
 
 import math
@@ -22,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Live bytes of one call, above everything that existed before it: weights and inputs do not count."""
+    """Live bytes of one call. Weights, inputs and all else that existed before it do not count."""
 
     peak_bytes: int
     left_bytes: int  # still alive after the call, its result included
@@ -31,10 +30,10 @@ class Trace:
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class is untyped
-    """Counts the bytes of storages born while active; a storage dies when its last tensor does.
+    """Counts the bytes of storages created while active. A storage is released with its last tensor.
 
-    A storage first met as an operator's argument existed before and is never counted, so weights and inputs
-    need no list. Views and in-place results share their base's storage and add nothing.
+    A storage that is first seen as an operator's argument existed before and is never counted, so weights and
+    inputs need no list. Views and in-place results share their base's storage and add nothing.
     """
 
     def __init__(self) -> None:
@@ -46,18 +45,18 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self._storages: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def reset_peak(self) -> None:
-        """Forget the peak: it starts again from what is alive now."""
+        """Restart the peak from the bytes that are alive now."""
         self.peak_bytes = self.live_bytes
         self.peak_operator = ""
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Count while in this context, without autograd's storages."""
+        """Count within the block, with autograd off: its storages are not part of a decode."""
         with torch.no_grad(), _FusedAttention(self), self:
             yield
 
     def note_temporary(self, extra_bytes: int, operator: str) -> None:
-        """Count bytes that an operator takes and gives back within itself."""
+        """Count bytes that an operator allocates and releases internally."""
         if self.live_bytes + extra_bytes > self.peak_bytes:
             self.peak_bytes = self.live_bytes + extra_bytes
             self.peak_operator = operator
@@ -66,35 +65,35 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         for tensor in _tensors((args, *(kwargs or {}).values())):
-            self._meet(tensor, born=False)
+            self._record(tensor, created=False)
         result = func(*args, **(kwargs or {}))
         self.operators += 1
         for tensor in _tensors((result,)):
-            self._meet(tensor, born=True)
+            self._record(tensor, created=True)
         self.note_temporary(0, str(func))
         return result
 
-    def _meet(self, tensor: Tensor, *, born: bool) -> None:
+    def _record(self, tensor: Tensor, *, created: bool) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         known = self._storages.get(key)
-        counted = storage.nbytes() if born else 0
+        counted = storage.nbytes() if created else 0
         if known is not None:
             if not known[1] or storage.nbytes() == known[1]:
                 return
             counted = storage.nbytes()  # resized in place
             self.live_bytes -= known[1]
         # The wrapper object lives exactly as long as the storage itself (torch keeps it alive from C++), so
-        # its weak reference fires at the moment the memory is given back.
-        self._storages[key] = (weakref.ref(storage, partial(self._die, key)), counted)
+        # its weak reference is called at the moment the memory is released.
+        self._storages[key] = (weakref.ref(storage, partial(self._release, key)), counted)
         self.live_bytes += counted
 
-    def _die(self, key: int, _: object) -> None:
+    def _release(self, key: int, _: object) -> None:
         self.live_bytes -= self._storages.pop(key)[1]
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Tensors among an operator's arguments or results: they come alone or in lists and tuples."""
+    """Tensors among an operator's arguments or results, also inside lists and tuples."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -103,8 +102,9 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Counts attention as fused kernels need it: output and one float32 a row, not the meta fallback's
-    scores.
+    """Counts attention as fused kernels need it: the output and one float32 a row.
+
+    The fallback on meta tensors would allocate the whole matrix of scores.
     """
 
     def __init__(self, live: LiveBytes) -> None:
@@ -125,7 +125,7 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def trace_peak(call: Callable[[], Any]) -> Trace:
-    """Run `call` on meta tensors and return its peak of live bytes, the result it returns included."""
+    """Run `call` on meta tensors and return its peak live bytes, including the result it returns."""
     live = LiveBytes()
     with torch.inference_mode(False), live.active():
         result = call()

@@ -1,18 +1,25 @@
-"""What live tensors do not tell: the memory a decode takes beyond them, learned from finished decodes.
+"""Learned margins: the memory a decode takes beyond its live tensors, learned from earlier decodes.
 
-Owns: which earlier decodes tell of the next one on a device, and what was learned, as JSON. Must not know:
-torch, how live bytes are traced, how anything is measured, the arithmetic of margins
-(`adaptive.memory.margin_fit`).
+Owns the choice of earlier decodes that predict the next one on a device, and the JSON of what was learned. It
+does not know torch, how live bytes are traced, how memory is measured, or the arithmetic of margins (see
+`adaptive.memory.margin_fit`).
 
-What is beyond has three parts (`MeasuredPeak`). Workspace and fragmentation grow with the decode and are
-learned as shares of its live bytes; what lies outside torch does not, and is learned in bytes: in a service's
-process it is also what the video encoder holds, and taken as a share it made small decodes teach absurd ones.
+The memory beyond live tensors has three parts (`MeasuredPeak`). Workspace and fragmentation grow with the
+decode and are learned as shares of its live bytes. Memory outside torch does not grow with the decode and is
+learned in bytes. In a service's process it includes the video encoder's memory; learned as a share of small
+decodes, it gave absurd predictions for large ones.
 
-The nearest decodes tell most. The very same one (strategy, chunking, live bytes) takes what it took. One with
-as many frames, cut up in the same way, makes convolutions of the same lengths, for which libraries choose the
-same algorithms. Then come the family's by the same strategy, then its others, then what is known before
-anything is learned. A failure tells of its own kind, and of strategies that nothing else is known of; after
-one, nothing of its family is tried in hope until enough decodes have finished.
+The most similar decodes count most:
+
+1. The same decode (strategy, chunking, live bytes) takes what it took before.
+2. Decodes with the same frame count and chunk size run convolutions of the same lengths, for which libraries
+   choose the same algorithms.
+3. Decodes of the same family by the same strategy.
+4. Decodes of the same family by other strategies.
+5. The cold margin.
+
+A failure raises the margin of decodes like it, and of strategies that have no observations yet. After a
+failure, the planner makes no optimistic try in that family until enough decodes have finished.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,26 +28,26 @@ from statistics import median
 from typing import Any, Self
 
 from adaptive.memory.margin_fit import (
+    CHUNKING_FIT,
     COLD_MARGINS,
-    FRESH_SAME,
-    MOST_BELIEVED,
-    OF_CHUNKING,
-    OF_STRATEGY,
+    FAILED_RATIO_CAP,
+    SAME_DECODE_FAILURE_LIFETIME,
+    STRATEGY_FIT,
     Failure,
-    Learned,
     Margin,
     Observation,
-    again,
-    as_others,
-    fitted,
-    too_little,
+    StrategyHistory,
+    estimate_repeat,
+    fit_margin,
+    highest_failed_ratio,
+    margin_from_family,
 )
 from adaptive.types import Chunking, MeasuredPeak, PeakEstimate, Strategy
 
 KEPT_OBSERVATIONS = 64
 KEPT_FAILURES = 16
-TOLD = 16  # chunkings, and decodes, of each strategy in a summary: the last ones
-_NONE = Learned()
+SUMMARY_ENTRIES = 16  # a summary holds this many chunkings and decodes of each strategy, the newest ones
+_NO_HISTORY = StrategyHistory()
 _MARGIN = [each.name for each in fields(Margin)]
 
 
@@ -49,13 +56,13 @@ class LearnedMargins:
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
-        self._learned: dict[str, Learned] = {}
+        self._learned: dict[str, StrategyHistory] = {}
         self._margins: dict[tuple[str, Chunking | None], Margin] = {}
         self._decodes: dict[tuple[str, Chunking, int], PeakEstimate | None] = {}
 
     @property
     def on_host(self) -> bool:
-        """Whether the device's memory is the host's."""
+        """Whether the device uses host memory."""
         return self.device.startswith("cpu")
 
     @property
@@ -70,20 +77,23 @@ class LearnedMargins:
         live_bytes: int,
         chunking: Chunking | None = None,
     ) -> PeakEstimate:
-        """Expected and upper bytes for a decode whose tensors alone take `live_bytes`."""
+        """Expected and upper bytes of a decode whose tensors take `live_bytes`.
+
+        Without a `chunking`, only decodes of the same strategy and family are compared.
+        """
         key = _key(family, dtype, strategy)
         same = None if chunking is None else self._decode(key, chunking, live_bytes)
         return same or self._margin(key, chunking).apply(live_bytes)
 
     def _decode(self, key: str, chunking: Chunking, live_bytes: int) -> PeakEstimate | None:
-        """What the very same decode took, or was too little for it; None where it was never tried."""
+        """Estimate from earlier runs of the same decode, failed ones included; None where there are none."""
         place = key, chunking, live_bytes
         if place not in self._decodes and key in self._learned:
             learned = self._learned[key]
-            seen = learned.of(chunking, live_bytes)
+            seen = learned.matching(chunking, live_bytes)
             failed = [f for f in learned.failures if (f.chunking, f.live_bytes) == (chunking, live_bytes)]
-            least = round(live_bytes * too_little(failed, FRESH_SAME))
-            known = again(seen, self._kind) if seen else None
+            least = round(live_bytes * highest_failed_ratio(failed, SAME_DECODE_FAILURE_LIFETIME))
+            known = estimate_repeat(seen, self._kind) if seen else None
             if least:
                 known = known or self._margin(key, chunking).apply(live_bytes)
                 expected = max(known.expected_bytes, least)
@@ -98,24 +108,24 @@ class LearnedMargins:
         return self._margins[place]
 
     def _fit(self, key: str, chunking: Chunking | None) -> Margin:
-        learned = self._learned.get(key, _NONE)
-        seen, alike = learned.observations, learned.of(chunking)
+        learned = self._learned.get(key, _NO_HISTORY)
+        seen, alike = learned.observations, learned.matching(chunking)
         kind = key.rpartition("/")[0]
         others = [each for at, each in self._learned.items() if at != key and at.rpartition("/")[0] == kind]
         family = [*seen, *(one for each in others for one in each.observations)]
         outside = [each.outside_bytes for each in family]
-        cold = as_others(COLD_MARGINS[self._kind], family, self._kind)
+        cold = margin_from_family(COLD_MARGINS[self._kind], family, self._kind)
         margin = cold
         if len(alike) < len(seen):
-            margin = fitted(seen, cold, self._kind, OF_STRATEGY, outside_bytes=outside)
+            margin = fit_margin(seen, cold, self._kind, STRATEGY_FIT, outside_bytes=outside)
             margin = replace(margin, hoped_ratio=cold.hoped_ratio)  # this chunking was never tried
-        margin = fitted(alike, margin, self._kind, OF_CHUNKING, outside_bytes=outside)
+        margin = fit_margin(alike, margin, self._kind, CHUNKING_FIT, outside_bytes=outside)
         of_family = [one for each in [learned, *others] for one in each.failures]
         failures = learned.failures if seen else of_family
         if alike:
             failures = [each for each in failures if each.chunking == chunking]
-        margin = margin.lifted(too_little(failures))
-        # One failure in a family is enough: for a while nothing of it is tried in hope.
+        margin = margin.raised_above(highest_failed_ratio(failures))
+        # After one failure in the family, no optimistic try until the failure has aged out.
         return replace(margin, hoped_ratio=None) if of_family else margin
 
     def observe(
@@ -129,18 +139,20 @@ class LearnedMargins:
         chunking: Chunking | None = None,
     ) -> None:
         """Learn from a decode that finished and whose tensors took `live_bytes`."""
-        learned = self._learned.setdefault(_key(family, dtype, strategy), Learned())
+        learned = self._learned.setdefault(_key(family, dtype, strategy), StrategyHistory())
         workspace = max(0, measured.allocated_bytes - live_bytes)
         parts = workspace, measured.fragmentation_bytes, measured.outside_bytes
         seen = Observation(live_bytes, *parts, chunking)
         learned.observations = [*learned.observations, seen][-KEPT_OBSERVATIONS:]
-        # Any strategy's success ages every failure: a strategy that is no longer chosen could not clear
-        # itself.
+        # A success of any strategy ages every failure. Otherwise the failure of a strategy that is no longer
+        # chosen would never expire.
         for each in self._learned.values():
             for failure in each.failures:
                 failure.age += 1
-            each.failures = [failure for failure in each.failures if failure.age < FRESH_SAME]
-        self._forget()
+            each.failures = [
+                failure for failure in each.failures if failure.age < SAME_DECODE_FAILURE_LIFETIME
+            ]
+        self._clear_fits()
 
     def out_of_memory(
         self,
@@ -152,30 +164,33 @@ class LearnedMargins:
         free_bytes: int,
         chunking: Chunking | None = None,
     ) -> None:
-        """Learn that `free_bytes` were not enough: a lower bound until later successes, of any strategy, age
-        it.
+        """Learn that a decode ran out of memory with `free_bytes` free.
+
+        The number is a lower bound until enough later decodes, of any strategy, have finished.
         """
-        learned = self._learned.setdefault(_key(family, dtype, strategy), Learned())
-        # What failed with plenty free failed for another reason, and must not count as needing all of that.
-        most = MOST_BELIEVED * COLD_MARGINS[self._kind].upper_ratio
+        learned = self._learned.setdefault(_key(family, dtype, strategy), StrategyHistory())
+        # A decode that failed with plenty of memory free failed for another reason, so its ratio is capped.
+        most = FAILED_RATIO_CAP * COLD_MARGINS[self._kind].upper_ratio
         failure = Failure(live_bytes, min(free_bytes / live_bytes, most), chunking=chunking)
         learned.failures = [*learned.failures, failure][-KEPT_FAILURES:]
-        self._forget()
+        self._clear_fits()
 
-    def _forget(self) -> None:
+    def _clear_fits(self) -> None:
         self._margins.clear()
         self._decodes.clear()
 
     def summary(self) -> dict[str, Any]:
-        """What each kind of decode is known to need, as JSON values; the inverse is `from_summary`.
+        """Margins of each family, dtype and strategy as JSON values; the inverse is `from_summary`.
 
-        Strategies of which only the family's others tell are there with no observations.
+        A strategy without observations is included where its family has other strategies' observations.
         """
         kinds = dict.fromkeys(key.rpartition("/")[0] for key in self._learned)
         keys = [*self._learned, *(f"{kind}/{strategy}" for kind in kinds for strategy in Strategy)]
-        return {key: self._summary_of(key, self._learned.get(key, _NONE)) for key in dict.fromkeys(keys)}
+        return {
+            key: self._summary_of(key, self._learned.get(key, _NO_HISTORY)) for key in dict.fromkeys(keys)
+        }
 
-    def _summary_of(self, key: str, learned: Learned) -> dict[str, Any]:
+    def _summary_of(self, key: str, learned: StrategyHistory) -> dict[str, Any]:
         seen = learned.observations
 
         def middle(values: Sequence[float]) -> float:
@@ -186,26 +201,27 @@ class LearnedMargins:
             "workspace_ratio": middle([each.workspace_bytes / each.live_bytes for each in seen]),
             "fragmentation_ratio": middle([each.fragmentation_bytes / each.live_bytes for each in seen]),
             "outside_bytes": round(middle([each.outside_bytes for each in seen])),
-            "too_little_ratio": round(too_little(learned.failures), 4) or None,
+            "too_little_ratio": round(highest_failed_ratio(learned.failures), 4) or None,
             **asdict(self._margin(key, None)),
-            # Beside the margin of all: those of one chunking, and what was tried before.
+            # More specific than the strategy's margin: margins by chunking, and estimates of single decodes.
             "chunkings": {
-                _name(c): list(asdict(self._margin(key, c)).values()) for c in learned.chunkings[-TOLD:]
+                _name(c): list(asdict(self._margin(key, c)).values())
+                for c in learned.chunkings[-SUMMARY_ENTRIES:]
             },
             "decodes": {
                 f"{_name(c)}/{live_bytes}": [known.expected_bytes, known.upper_bytes]
-                for c, live_bytes in learned.tried[-TOLD:]
+                for c, live_bytes in learned.tried[-SUMMARY_ENTRIES:]
                 if (known := self._decode(key, c, live_bytes)) is not None
             },
         }
 
     @staticmethod
     def from_summary(device: str, summary: Mapping[str, Any]) -> "LearnedMargins":
-        """Margins as the ones summarised, for a process that only plans."""
-        return _Told(device, summary)
+        """Margins that predict as the summarized ones do, for a process that only plans."""
+        return _SummarizedMargins(device, summary)
 
     def to_json(self) -> dict[str, Any]:
-        """All that was learned, as JSON values."""
+        """All observations and failures, as JSON values."""
         return {
             key: {
                 "observations": [list(asdict(one).values()) for one in each.observations],
@@ -219,7 +235,7 @@ class LearnedMargins:
         """The inverse of `to_json`."""
         residuals = cls(device)
         for key, each in data.items():
-            residuals._learned[key] = Learned(
+            residuals._learned[key] = StrategyHistory(
                 [
                     Observation(live, work, holes, outside, _chunking(at))
                     for live, work, holes, outside, at in each["observations"]
@@ -229,8 +245,8 @@ class LearnedMargins:
         return residuals
 
 
-class _Told(LearnedMargins):
-    """What a summary says, looked up as it is: one is made for every request that is planned."""
+class _SummarizedMargins(LearnedMargins):
+    """Margins read from a summary without fitting: the service makes one for every request it plans."""
 
     def __init__(self, device: str, summary: Mapping[str, Any]) -> None:
         super().__init__(device)
@@ -245,22 +261,22 @@ class _Told(LearnedMargins):
         chunking: Chunking | None = None,
     ) -> PeakEstimate:
         key = _key(family, dtype, strategy)
-        told = self._summary.get(key)
-        if told is not None and chunking is not None and "chunkings" in told:
+        entry = self._summary.get(key)
+        if entry is not None and chunking is not None and "chunkings" in entry:
             name = _name(chunking)
-            same = told["decodes"].get(f"{name}/{live_bytes}")
+            same = entry["decodes"].get(f"{name}/{live_bytes}")
             if same is not None:
                 return PeakEstimate(live_bytes, *same)
-            alike = told["chunkings"].get(name)
+            alike = entry["chunkings"].get(name)
             if alike is not None:
                 return Margin(*alike).apply(live_bytes)
         return self._margin(key, None).apply(live_bytes)
 
-    def _fit(self, key: str, chunking: Chunking | None) -> Margin:  # noqa: ARG002 - looked up before
-        told = self._summary.get(key)
-        if told is None:
+    def _fit(self, key: str, chunking: Chunking | None) -> Margin:  # noqa: ARG002 - `estimate` uses it
+        entry = self._summary.get(key)
+        if entry is None:
             return COLD_MARGINS[self._kind]
-        return Margin(**{name: told[name] for name in _MARGIN if name in told})
+        return Margin(**{name: entry[name] for name in _MARGIN if name in entry})
 
 
 def _name(chunking: Chunking) -> str:

@@ -1,14 +1,18 @@
-"""How much memory a VAE's decode needs at any shape and chunk size, by arithmetic on a few traced numbers.
+"""How much memory a VAE's decode needs at any shape and chunk size, computed from a few traced numbers.
 
-Owns: `MemoryProfile`, made once a VAE configuration and dtype by `adaptive.memory.profile_trace` and stored
-as JSON, so that a process without torch plans in microseconds. Must not know: torch, devices, policies.
+Owns `MemoryProfile`. `adaptive.memory.profile_trace` makes one for each VAE configuration and dtype; it is
+stored as JSON, so that a process without torch plans in microseconds. This module does not know torch,
+devices or policies.
 
-The traced quantities behave as follows for decoders without attention over space (measured on real
-configurations; a mask over all pairs of positions, which two families make, is counted beside them):
-bytes are proportional to latent height x width x batch (but for the borders of padded copies: a few tenths
-of a per cent at users' sizes); batched bytes are affine in latent frames once there are a few; streamed bytes
-grow with latent frames until every layer's state is full, then stay; and once full they are affine in the
-chunk size. What a layer sweep parks in host memory grows with the video without end.
+For decoders without spatial attention the traced bytes behave as follows, measured on real configurations
+(the attention mask over all pairs of positions, which two families make, is counted separately):
+
+- They are proportional to latent height x width x batch, except at the borders of padded copies (a few tenths
+  of a per cent at usual sizes).
+- Batched bytes are affine in latent frames, beyond the first few.
+- Streamed bytes grow with latent frames until every layer's state is full, then stay constant. From there
+  they are affine in the chunk size.
+- Activations that a layer sweep parks in host memory grow with the length of the video without limit.
 """
 
 import json
@@ -30,9 +34,7 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Bytes for one latent pixel at a rising row of latent frame counts. `values` may be computed when looked
-    at.
-    """
+    """Bytes a latent pixel at increasing latent frame counts. `values` may be computed on access."""
 
     frames: tuple[int, ...]
     values: Sequence[float]
@@ -44,7 +46,7 @@ class Curve:
             raise ValueError(f"Curve has {len(self.frames)} frame counts and {len(self.values)} values")
 
     def line(self, frames: float) -> float:
-        """On the line between the neighbouring points, or on that of the last two beyond them."""
+        """Value at `frames`, interpolated linearly; beyond the last point, extrapolated from the last two."""
         right = min(bisect_left(self.frames, frames), len(self.frames) - 1)
         if right == 0 or self.frames[right] == frames:
             return self.values[right]
@@ -52,7 +54,10 @@ class Curve:
         return _line(low, self.values[right - 1], high, self.values[right], frames)
 
     def step(self, frames: float) -> float:
-        """Value of the next point at or above `frames`, or of the last: never less than a rising truth."""
+        """Value of the next point at or above `frames`, or of the last point.
+
+        For bytes that grow with the frame count this never underestimates between points.
+        """
         return self.values[min(bisect_left(self.frames, frames), len(self.frames) - 1)]
 
 
@@ -62,11 +67,11 @@ def _line(x0: float, y0: float, x1: float, y1: float, x: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class TileCosts:
-    """Bytes of a decode of one latent frame at a time whose later layers see the picture in strips.
+    """Bytes of a decode of one latent frame at a time whose later layers process the picture in strips.
 
-    `head`: peak while the earlier layers see all of it, a latent pixel; `base`: what is held while strips are
-    made, a latent pixel; `strip`: what a strip takes beside, a latent pixel of the strip with the `halo`
-    latent rows that it needs of each neighbour.
+    `head`: peak a latent pixel while the earlier layers process the whole picture. `base`: bytes a latent
+    pixel that are held while strips are decoded. `strip`: bytes that a strip adds, a latent pixel of the
+    strip including the `halo` latent rows that it needs from each neighbour.
     """
 
     halo: float
@@ -75,7 +80,7 @@ class TileCosts:
     strip: Curve
 
     def live_bytes(self, shape: LatentShape, rows: int) -> int:
-        """Peak of live bytes in `rows` strips."""
+        """Peak live bytes in `rows` strips."""
         neighbours = min(2, strip_count(shape.height, rows) - 1)
         extent = min(shape.height, math.ceil(shape.height / rows) + self.halo * neighbours)
         frames = shape.frames
@@ -85,24 +90,24 @@ class TileCosts:
 
 @dataclass(frozen=True, slots=True)
 class SweepCosts:
-    """Host memory of a layer sweep, by chunk size in latent frames, a latent pixel.
+    """Host memory of a layer sweep in bytes a latent pixel, by chunk size in latent frames.
 
-    `together`: peak of activations at work and parked, where both lie in the same memory, as on the CPU;
-    `parked`: the most that is parked, which another device's host must have beside.
+    `together`: peak of working and parked activations where both use the same memory, as on the CPU.
+    `parked`: peak of the parked activations alone, which the host needs when another device decodes.
     """
 
     together: Mapping[int, Curve]
     parked: Mapping[int, Curve]
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # known by identity: what it says of a shape is remembered
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity, because `_cached_bytes` caches by it
 class MemoryProfile:
     """Traced memory of one VAE configuration in one dtype ("float32", "float16" or "bfloat16").
 
-    `batched` is the one-call decode with its output; `streamed` maps a chunk size in latent frames to the
-    peak of a streamed decode whose consumer keeps no frame. Empty where the VAE cannot stream exactly.
-    `tiled` is there where it can even in strips of a picture; `sweep` where streaming parks activations in
-    host memory, of which `streamed` knows nothing.
+    `batched` is the one-call decode with its output. `streamed` maps a chunk size in latent frames to the
+    peak of a streamed decode whose consumer keeps no frame; it is empty where the VAE cannot stream exactly.
+    `tiled` is set where the VAE can decode in strips of a picture. `sweep` is set where streaming parks
+    activations in host memory, which `streamed` does not include.
     """
 
     traits: VaeTraits
@@ -115,17 +120,19 @@ class MemoryProfile:
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of one number."""
+        """Bytes of one element in this dtype."""
         return ITEM_BYTES[self.dtype]
 
     @property
     def can_stream(self) -> bool:
-        """Whether chunks of fewer than all frames give the same pixels."""
+        """Whether the VAE can be decoded in chunks with the same pixels."""
         return bool(self.streamed)
 
     def live_bytes(self, shape: LatentShape, frames_per_chunk: int, *, on_host: bool = False) -> int:
-        """Peak of tensors above weights and input, within 2 % of the real run. `on_host`: decoded on the CPU,
-        where what is parked in host memory counts, too. `ValueError` if it cannot stream.
+        """Peak bytes of tensors above weights and input, within 2 % of the real run.
+
+        `on_host`: the CPU decodes, where activations parked in host memory count too. Raises `ValueError`
+        for chunks of a VAE that cannot stream.
         """
         if frames_per_chunk < 1:
             raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
@@ -139,14 +146,14 @@ class MemoryProfile:
         return math.ceil(self._streamed_at(shape.frames, frames_per_chunk) * shape.area)
 
     def parked_bytes(self, shape: LatentShape, cut: Cut) -> int:
-        """Host memory that a decode on another device takes for activations between layers."""
+        """Host memory for parked activations when a device other than the CPU decodes."""
         if self.sweep is None or not cut.exact or cut.frames_per_chunk >= shape.frames:
             return 0
         return math.ceil(_growing(self.sweep.parked, shape.frames, cut.frames_per_chunk) * shape.area)
 
     def cut_bytes(self, shape: LatentShape, cut: Cut, *, on_host: bool = False) -> int:
-        """`live_bytes` of any cut. `ValueError` where this VAE cannot be cut so."""
-        return _remembered_bytes(self, shape, cut, on_host)
+        """`live_bytes` of any cut. `ValueError` where this VAE does not support the cut."""
+        return _cached_bytes(self, shape, cut, on_host)
 
     def _cut_bytes(self, shape: LatentShape, cut: Cut, on_host: bool) -> int:
         if cut.tiles.count == 1:
@@ -159,14 +166,14 @@ class MemoryProfile:
         return self.tiled.live_bytes(shape, cut.tiles.rows)
 
     def _approximate_bytes(self, shape: LatentShape, cut: Cut) -> int:
-        """Tiles are decoded one after another, each as a smaller video, into the whole video."""
+        """Bytes of the whole video plus the largest tile: tiles are decoded one by one, as smaller videos."""
         height, width = largest_tile(shape, cut.tiles, self.traits.spatial_ratio)
         tile = replace(shape, height=height, width=width)
         return self.output_bytes(shape) + self.live_bytes(tile, cut.frames_per_chunk)
 
     def _streamed_at(self, frames: int, chunk: int) -> float:
-        """Between traced chunk sizes: on the line from the smaller one, at this length, to the larger one, at
-        as many chunks.
+        """Bytes a latent pixel at any chunk size, interpolated between the traced sizes next to it: the
+        smaller at this length, the larger at the length with as many chunks.
         """
         sizes = sorted(self.streamed)
         if chunk in self.streamed or len(sizes) == 1:
@@ -174,22 +181,21 @@ class MemoryProfile:
             return self.streamed[nearest].step(frames)
         right = min(max(bisect_left(sizes, chunk), 1), len(sizes) - 1)
         low, high = sizes[right - 1], sizes[right]
-        # Bytes jump when the first full chunk comes out, at a length that depends on the chunk size: look
-        # beyond it.
+        # Bytes jump when the first full chunk is finished, at a length that depends on the chunk size. The
+        # factor 1.25 reads both curves beyond that jump.
         below = self.streamed[low].step(1.25 * frames + 1)
         above = self.streamed[high].step(1.25 * frames * high / chunk + 1)
         return _line(low, below, high, above, chunk)
 
     def output_bytes(self, shape: LatentShape) -> int:
-        """Bytes of the whole decoded video, three channels, in this dtype."""
+        """Bytes of the whole decoded video with three channels, in this dtype."""
         pixels = shape.area * self.traits.spatial_ratio**2
         return 3 * self.traits.video_frames(shape.frames) * pixels * self.item_bytes
 
     def estimate(
         self, latent_shape: LatentShape, frames_per_chunk: int, residuals: LearnedMargins | None = None
     ) -> PeakEstimate:
-        """Live, expected and upper bytes on the device of `residuals`; without them, on an unmeasured
-        CPU."""
+        """Live, expected and upper bytes on the device of `residuals`; None: a CPU with nothing learned."""
         return self.estimate_cut(latent_shape, Cut(frames_per_chunk), residuals)
 
     def estimate_cut(
@@ -247,13 +253,14 @@ class MemoryProfile:
 
 
 @lru_cache(maxsize=8192)
-def _remembered_bytes(profile: MemoryProfile, shape: LatentShape, cut: Cut, on_host: bool) -> int:
-    """A request asks for the same cuts several times over, and clients for the same sizes again and again."""
+def _cached_bytes(profile: MemoryProfile, shape: LatentShape, cut: Cut, on_host: bool) -> int:
+    """Cached, because one request needs the same cuts several times and clients often ask for the same
+    sizes."""
     return profile._cut_bytes(shape, cut, on_host)
 
 
 def _growing(curves: Mapping[int, Curve], frames: int, chunk: int) -> float:
-    """Of curves that rise with the video's length without end, one for each traced chunk size."""
+    """Bytes a latent pixel from curves that grow with the video's length, one for each traced chunk size."""
     sizes = sorted(curves)
     if chunk in curves or len(sizes) == 1:
         return curves[chunk if chunk in curves else sizes[0]].line(frames)

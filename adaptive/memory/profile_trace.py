@@ -1,11 +1,9 @@
-"""Tracing a VAE's decode on meta tensors, from its configuration alone: no weights, nothing computed.
+"""Traces a VAE's decode on meta tensors, from its configuration alone: no weights, and nothing is computed.
 
-Owns: which shapes are traced for a `MemoryProfile`, and the cache of traced peaks. Must not know: devices,
-policies.
+Owns the choice of shapes that are traced for a `MemoryProfile`, and the cache of traced peaks. It does not
+know devices or policies.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -16,22 +14,17 @@ import torch
 from torch import nn
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families import family_of, traits_of
+from adaptive.families import family_of
 from adaptive.memory.live_bytes import LiveBytes, trace_peak
 from adaptive.memory.margins import LearnedMargins
-from adaptive.memory.profile import ITEM_BYTES, Curve, MemoryProfile, SweepCosts, TileCosts
+from adaptive.memory.profile import Curve, MemoryProfile, SweepCosts, TileCosts
+from adaptive.memory.traced_vae import TRACED, TracedVae, dtype_name
 from adaptive.stream import decode_whole, open_decode
 from adaptive.stream.engines.sweep import Parking
-from adaptive.types import Cut, LatentShape, PeakEstimate, SpatialTiles, VaeTraits
+from adaptive.types import Cut, LatentShape, PeakEstimate, SpatialTiles
 
-# Latent pixels of the traced frames. Meta tensors cost nothing, and a real size keeps borders and small
-# constants in proportion: between this and 60 x 104 no family's bytes a pixel differ by more than 0.3 %, from
-# 16 x 24 on by no more than 0.6 %.
-TRACED = (32, 48)
-# A mask over pairs of positions outgrows the rest with the area: counted apart, it must not be the peak here.
-TRACED_WITH_MASK = (16, 24)
-# Batched bytes are affine in latent frames beyond the first few; streamed bytes rise until the state of every
-# layer is full (24 latent frames on LTX), and are affine in the chunk size from there.
+# Batched bytes are affine in latent frames beyond the first few. Streamed bytes rise until every layer's
+# state is full (24 latent frames on LTX), and are affine in the chunk size from there.
 BATCHED_FRAMES = (1, 2, 3, 4, 8, 16)
 STREAMED_FRAMES = {
     1: (2, 3, 4, 6, 8, 16, 32),
@@ -44,32 +37,20 @@ TILED_STRIPS = (2, 4)  # of the traced height
 STEADY_STEPS = 3
 
 
-def config_digest(config: Mapping[str, Any]) -> str:
-    """Identity of a VAE's configuration; keys with a leading underscore (paths, versions) do not count."""
-    own = {key: value for key, value in config.items() if not key.startswith("_")}
-    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def dtype_name(dtype: torch.dtype | str) -> str:
-    """ "float32", "float16" or "bfloat16"; `ValueError` for anything else."""
-    name = str(dtype).removeprefix("torch.")
-    if name not in ITEM_BYTES:
-        raise ValueError(f"dtype must be one of {', '.join(ITEM_BYTES)}, got {dtype}")
-    return name
-
-
 def trace_profile(vae_class: str, config: Mapping[str, Any], dtype: torch.dtype | str) -> MemoryProfile:
-    """Profile of a diffusers VAE from the name of its class and the numbers of its configuration.
+    """Profile of a diffusers VAE, from the name of its class and its configuration.
 
-    Takes seconds. `UnsupportedVae` where diffusers has no such class.
+    Takes seconds. Raises `UnsupportedVae` where diffusers has no such class.
     """
     traced = _profile(TracedVae(_class_named(vae_class), config, dtype_name(dtype)))
     return MemoryProfile.from_json(traced.to_json())
 
 
 def profile_of(vae: Any, dtype: torch.dtype | str | None = None) -> MemoryProfile:
-    """Profile of a live VAE, traced on a copy without weights where a plan asks; cached by configuration and
-    dtype.
+    """Profile of a loaded VAE; `dtype` defaults to the VAE's own.
+
+    The peaks are traced when a plan first needs them, on a copy without weights, and cached by configuration
+    and dtype.
     """
     return _profile(_traced_copy(vae, dtype))
 
@@ -83,14 +64,16 @@ def predict_peak(
     strips: int = 1,
     residuals: LearnedMargins | None = None,
 ) -> PeakEstimate:
-    """Memory that decoding latents of this shape (`[B, C, T, h, w]`) will need above weights and input.
+    """Memory above weights and input that decoding latents of this shape (`[B, C, T, h, w]`) needs.
 
-    `live_bytes`: tensors alive at the worst moment while `stream_decode` runs and its consumer keeps no
-    frame; `frames_per_chunk >= T` is the one-call decode with its output. With more than one of `strips`, of
-    a decode of one latent frame at a time whose pictures are cut so. Traced at this length and chunk size on
-    a copy of the VAE without weights, so `vae` may be on any device (on the CPU what a layer sweep parks in
-    host memory counts), and at this very size where bytes are not exactly proportional to it.
-    `UnsupportedVae` where it cannot stream and must.
+    `live_bytes` are the tensors alive at the peak while `stream_decode` runs and its consumer keeps no frame.
+    `frames_per_chunk >= T` means the one-call decode with its output. With `strips > 1` the estimate is for a
+    decode of one latent frame at a time, each frame cut into that many strips.
+
+    The decode is traced at this length and chunk size on a copy of the VAE without weights, so `vae` may be
+    on any device. The size is the real one only where bytes are not exactly proportional to it. On the CPU
+    the activations that a layer sweep parks in host memory count too. Raises `UnsupportedVae` where
+    `frames_per_chunk < T` and the VAE cannot stream.
     """
     if not isinstance(latent_shape, LatentShape):
         latent_shape = LatentShape(*latent_shape)
@@ -111,53 +94,6 @@ def predict_peak(
     return replace(estimate, host_bytes=host_bytes)
 
 
-class TracedVae:
-    """A VAE on the meta device, equal to another where class, configuration and dtype are."""
-
-    def __init__(self, vae_class: type, config: Mapping[str, Any], dtype: str) -> None:
-        self.vae_class = vae_class
-        self.config = config
-        self.dtype = dtype
-        self.digest = config_digest(config)
-        self._module: Any = None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TracedVae) and self._identity == other._identity
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    @property
-    def _identity(self) -> tuple[type, str, str]:
-        return self.vae_class, self.digest, self.dtype
-
-    @property
-    def traits(self) -> VaeTraits:
-        """Shape rules and abilities."""
-        return traits_of(self.vae_class.__name__, self.config)
-
-    @property
-    def module(self) -> Any:
-        """The VAE itself, made at first use."""
-        if self._module is None:
-            with torch.device("meta"):
-                module = self.vae_class.from_config(dict(self.config))  # type: ignore[attr-defined]
-            # diffusers' own `to` warns of casts that its `torch_dtype` does as well. Some parameters ignore
-            # the default device (`torch.Tensor([...])` in its AlphaBlender).
-            self._module = nn.Module.to(module.eval(), "meta", getattr(torch, self.dtype))
-        return self._module
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the latents that profiles are traced at."""
-        return TRACED_WITH_MASK if self.traits.mask_numbers else TRACED
-
-    def decode_kwargs(self) -> dict[str, Any]:
-        """Arguments that `vae.decode` of this family needs beside latents, on the meta device."""
-        _, kwargs = family_of(self.module).self_test_case(self.module)
-        return {key: value.to("meta") if hasattr(value, "to") else value for key, value in kwargs.items()}
-
-
 def _class_named(vae_class: str) -> type:
     found = getattr(diffusers, vae_class, None)
     if not isinstance(found, type) or not issubclass(found, nn.Module):
@@ -166,14 +102,14 @@ def _class_named(vae_class: str) -> type:
 
 
 def _traced_copy(vae: Any, dtype: torch.dtype | str | None) -> TracedVae:
-    family_of(vae)  # refuses what only looks like a VAE
+    family_of(vae)  # raises for an object that is not a VAE
     return TracedVae(type(vae), vae.config, dtype_name(vae.dtype if dtype is None else dtype))
 
 
 def _profile(traced: TracedVae) -> MemoryProfile:
     streamed = {}
     if traced.traits.exact_streaming:
-        # Frames that know nothing of one another leave no state behind: every length is like the shortest.
+        # Independent frames leave no state behind, so every length needs what the shortest needs.
         lengths = 1 if traced.traits.frames_independent else None
         streamed = _streamed_curves(traced, "device", lengths)
     sweep = None
@@ -209,7 +145,7 @@ def _tile_costs(traced: TracedVae) -> TileCosts | None:
 
 
 class _TracedValues(Sequence[float]):
-    """Values of a curve, each traced when it is first asked for: a plan needs few of them."""
+    """Values of a curve, each traced on first access: a plan needs few of them."""
 
     def __init__(self, frames: tuple[int, ...], value: Callable[[int], float]) -> None:
         self._frames = frames
@@ -229,18 +165,16 @@ class _TracedValues(Sequence[float]):
 
 
 class TracedBytes(NamedTuple):
-    """Peaks of one latent pixel: on a device with its own memory, of what is parked beside it, and where both
-    share one memory.
-    """
+    """Peak bytes a latent pixel of one decode."""
 
-    device: float
-    parked: float
-    together: float
+    device: float  # on a device with its own memory
+    parked: float  # of activations that are parked in host memory meanwhile
+    together: float  # where the device's memory is the host's
 
 
 @cache
 def trace_bytes(traced: TracedVae, frames: int, frames_per_chunk: int, size: tuple[int, int]) -> TracedBytes:
-    """Peaks of one latent pixel of a picture of this size."""
+    """Peak bytes a latent pixel of decoding `frames` latent frames of this height and width."""
     latents = _latents(traced, frames, size)
     kwargs, area = traced.decode_kwargs(), size[0] * size[1]
     if frames_per_chunk >= frames:
@@ -264,7 +198,10 @@ def _latents(traced: TracedVae, frames: int, size: tuple[int, int]) -> torch.Ten
 def _streamed_peak(
     traced: TracedVae, latents: torch.Tensor, frames_per_chunk: int, kwargs: dict[str, Any]
 ) -> int:
-    """Peak over the steps; ends early once full chunks come out and the peak has stood still: it stays so."""
+    """Peak bytes over all steps.
+
+    Stops after `STEADY_STEPS` full chunks with the same peak: it does not change any more.
+    """
     full = frames_per_chunk * traced.traits.temporal_ratio
     live = LiveBytes()
     steady = 0
@@ -283,8 +220,9 @@ def _streamed_peak(
 
 @cache
 def _strip_costs(traced: TracedVae, frames: int, halo: float) -> tuple[float, float, float]:
-    """The numbers of `TileCosts` at a length: strips of two heights tell what grows with them and what does
-    not.
+    """`head`, `base` and `strip` of `TileCosts` at a length.
+
+    Tracing strips of two heights separates the bytes that grow with the height from those that do not.
     """
     rows, columns = traced.size
     few, many = (_strip_peaks(traced, frames, strips, traced.size) for strips in TILED_STRIPS)
@@ -296,7 +234,7 @@ def _strip_costs(traced: TracedVae, frames: int, halo: float) -> tuple[float, fl
 
 @cache
 def _strip_peaks(traced: TracedVae, frames: int, strips: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Peaks of decoding one latent frame at a time in strips: before the strips, and while they are made."""
+    """Peak bytes of decoding one latent frame at a time: before the strips, and while they are decoded."""
     latents, kwargs = _latents(traced, frames, size), traced.decode_kwargs()
     live, head, tail, steady = LiveBytes(), 0, 0, 0
     with (

@@ -12,7 +12,8 @@ from adaptive.errors import UnsupportedVae
 from adaptive.functions import stream_decode
 from adaptive.memory.live_bytes import LiveBytes
 from adaptive.memory.profile import Curve, MemoryProfile
-from adaptive.memory.profile_trace import config_digest, predict_peak, profile_of, trace_profile
+from adaptive.memory.profile_trace import predict_peak, profile_of, trace_profile
+from adaptive.memory.traced_vae import config_digest
 from adaptive.testing import small_ltx_vae
 from adaptive.types import LatentShape
 

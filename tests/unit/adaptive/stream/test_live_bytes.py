@@ -13,7 +13,8 @@ from stream_vaes import build, kwargs_of
 from adaptive.families import family_of
 from adaptive.functions import stream_decode
 from adaptive.memory.live_bytes import LiveBytes
-from adaptive.memory.profile_trace import TRACED, TracedVae, predict_peak, profile_of, trace_bytes
+from adaptive.memory.profile_trace import predict_peak, profile_of, trace_bytes
+from adaptive.memory.traced_vae import TRACED, TracedVae
 from adaptive.types import Cut, LatentShape
 
 WHOLE = 99

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive.memory.profile_trace import config_digest
+from adaptive.memory.traced_vae import config_digest
 from adaptive.pipelines.recorded_call import load_calls, save_calls
 from adaptive.types import VideoShape
 from app.config import Settings

@@ -11,7 +11,8 @@ import torch
 
 from adaptive.families import traits_of
 from adaptive.memory.margins import LearnedMargins
-from adaptive.memory.profile_trace import config_digest, profile_of
+from adaptive.memory.profile_trace import profile_of
+from adaptive.memory.traced_vae import config_digest
 from adaptive.types import LatentShape
 from app.config import Settings
 from app.models import profiles

@@ -21,7 +21,7 @@ from waiting import wait_for
 from adaptive.errors import DoesNotFit
 from adaptive.families import traits_of
 from adaptive.memory.profile import Curve, MemoryProfile
-from adaptive.memory.profile_trace import config_digest
+from adaptive.memory.traced_vae import config_digest
 from adaptive.pipelines.recorded_call import load_clip
 from adaptive.planning.weight_placement import Placement
 from adaptive.testing import ScriptedProbe
