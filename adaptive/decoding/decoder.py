@@ -229,7 +229,7 @@ class AdaptiveDecoder:
         data = {"frames_per_chunk": failed.frames_per_chunk, "free_bytes": reading.free_bytes}
         self._tell("oom", {**data, "message": run.failure})
         ladder, counted_bytes = self._ladder(latents), held_bytes - waiting_bytes
-        after = ladder.after(failed, run.may_follow, reading, counted_bytes)
+        after = ladder.next_cut(failed, run.may_follow, reading, counted_bytes)
         room_bytes = None if again else budget_of(reading, self._policy, counted_bytes)
         if after is not None:
             run.go_on_with(after)
@@ -237,7 +237,7 @@ class AdaptiveDecoder:
             names = [cut.strategy(_frames(latents)).value for cut in (failed, after)]
             if names[0] != names[1]:
                 self._tell("fallback", {"from": names[0], "to": names[1]})
-        elif larger := ladder.instead(run.failed_here, room_bytes):
+        elif larger := ladder.smallest_untried(run.failed_here, room_bytes):
             run.go_on_with(larger)
             self._tell_replan(run, failed, "out_of_memory", reading)
         elif again:
@@ -259,7 +259,7 @@ class AdaptiveDecoder:
         run.spills += 1
         run.failed[spilled] = reading.free_bytes
         self._lessons.failed(_shape(latents), spilled, free_bytes)
-        below = [] if done else [cut for cut in self._ladder(latents).below(spilled) if cut.exact]
+        below = [] if done else [cut for cut in self._ladder(latents).cuts_after(spilled) if cut.exact]
         if below:
             self._probe.release()
             run.go_on_with(below[0])
@@ -288,15 +288,15 @@ class AdaptiveDecoder:
             return
         ladder, now = self._ladder(latents), run.cut
         held = stream.state_bytes - stream.waiting_bytes
-        fits = ladder.fitting(reading, held, at_most=now)
+        fits = ladder.fastest_that_fits(reading, held, at_most=now)
         if fits is None or fits.order > now.order:
-            run.go_on_with(fits or ladder.least())  # a bound that is too careful must not end a decode
+            run.go_on_with(fits or ladder.smallest())  # a bound that is too careful must not end a decode
             reason = "memory_fell"
         else:
             roomy = replace(reading, free_bytes=round(reading.free_bytes * GROWTH_SHARE))
             failed = run.failed_lately(reading.free_bytes)
-            most = ladder.below(failed)[:1] if failed else [Cut(max(1, _frames(latents) - 1))]
-            larger = ladder.fitting(roomy, held, at_most=most[0]) if most else None
+            most = ladder.cuts_after(failed)[:1] if failed else [Cut(max(1, _frames(latents) - 1))]
+            larger = ladder.fastest_that_fits(roomy, held, at_most=most[0]) if most else None
             if larger is not None and larger.order < now.order:
                 run.go_on_with(larger)
             reason = "memory_rose"

@@ -1,7 +1,6 @@
-"""What comes next when memory changes in the middle of a decode: smaller cuts after a failure, larger ones
-later.
+"""Which cut comes next when memory changes during a decode: a smaller one after a failure, or a larger one.
 
-Owns the questions that a running decode asks of the planner. Must not know: torch, streams, events.
+Owns the questions that a running decode asks the planner. It does not know torch, streams or events.
 """
 
 from collections.abc import Callable, Collection
@@ -15,7 +14,7 @@ from adaptive.types import Cut, LatentShape, MemoryReading, Strategy
 
 
 class FallbackOrder:
-    """The cuts of one decode: of `shape` by a VAE with `profile`, under `policy`."""
+    """The cuts that a decode of `shape` by a VAE with `profile` may change to under `policy`."""
 
     def __init__(
         self, profile: MemoryProfile, shape: LatentShape, policy: Policy, inputs: PlanInputs
@@ -23,39 +22,42 @@ class FallbackOrder:
         self._profile = profile
         self._shape = shape
         self._policy = replace(policy, frames_per_chunk=None)  # a forced size may shrink
-        self._inputs = replace(inputs, droppable_bytes=0)  # what the plan dropped is gone by now
+        self._inputs = replace(inputs, droppable_bytes=0)  # the plan has dropped them already
 
-    def below(self, failed: Cut) -> list[Cut]:
-        """Cuts to try after `failed`, next first. A forced strategy stays itself."""
+    def cuts_after(self, failed: Cut) -> list[Cut]:
+        """Cuts that follow `failed`, the next one first. Empty where batched or per-frame is forced."""
         if self._policy.strategy in (Strategy.BATCHED, Strategy.PER_FRAME):
             return []
         try:
             found = cuts(self._profile, self._shape, self._policy)
-        except UnsupportedVae:  # only the size that was forced can be had
+        except UnsupportedVae:  # the VAE supports only the forced chunk size
             return []
         return sorted((cut for cut in found if cut.order > failed.order), key=lambda cut: cut.order)
 
-    def after(
+    def next_cut(
         self, failed: Cut, usable: Callable[[Cut], bool], reading: MemoryReading, held_bytes: int
     ) -> Cut | None:
-        """The cut to go on with where `failed` ran out of memory: an exact one while there is any usable.
+        """The cut to continue with after `failed` ran out of memory, or None where no cut is `usable`.
 
-        Where no bound lets one fit, the least: a bound that is too careful must not end a decode.
+        An exact cut is returned while one is usable. `held_bytes` are the bytes that the decode holds now. If
+        no upper bound fits, the cut that needs least is returned: a bound that is too high must not end a
+        decode.
         """
-        below = [cut for cut in self.below(failed) if usable(cut)]
-        group = [cut for cut in below if cut.exact] or below
+        later = [cut for cut in self.cuts_after(failed) if usable(cut)]
+        group = [cut for cut in later if cut.exact] or later
         if not group:
             return None
         policy = replace(self._policy, exact_only=group[0].exact)
-        fits = self._fitting(policy, reading, held_bytes, group[0])
+        fits = self._fastest_that_fits(policy, reading, held_bytes, group[0])
         if fits in group:
             return fits
-        least = self.least() if group[0].exact else group[-1]
-        return least if least in group else group[-1]
+        smallest = self.smallest() if group[0].exact else group[-1]
+        return smallest if smallest in group else group[-1]
 
-    def instead(self, tried: Collection[Cut], room_bytes: int | None = None) -> Cut | None:
-        """The exact cut of whole pictures, of those not `tried`, that is expected to need least, and no more
-        than `room_bytes`, if given. None where there is no such, or the way is forced.
+    def smallest_untried(self, tried: Collection[Cut], room_bytes: int | None = None) -> Cut | None:
+        """The exact cut without tiles, not among `tried`, with the fewest expected bytes.
+
+        None where there is none, where it needs more than `room_bytes`, or where a strategy is forced.
         """
         if self._policy.strategy != "auto":
             return None
@@ -66,12 +68,18 @@ class FallbackOrder:
             return None
         return least.cut
 
-    def fitting(self, reading: MemoryReading, held_bytes: int, at_most: Cut) -> Cut | None:
-        """The fastest exact cut from `at_most` on that fits beside the decode's own state, or None."""
-        return self._fitting(self._exact, reading, held_bytes, at_most)
+    def fastest_that_fits(self, reading: MemoryReading, held_bytes: int, at_most: Cut) -> Cut | None:
+        """The fastest exact cut that fits, at or after `at_most` in the fallback order, or None.
 
-    def least(self) -> Cut:
-        """The exact cut that is expected to need least: a bound says as much of what is not known."""
+        `held_bytes` are the bytes of the decode's own state, which the reading counts as used.
+        """
+        return self._fastest_that_fits(self._exact, reading, held_bytes, at_most)
+
+    def smallest(self) -> Cut:
+        """The exact cut with the fewest expected bytes.
+
+        Upper bounds are not compared: they also depend on how many decodes of each kind are known.
+        """
         ladder = rungs(self._profile, self._shape, 0, self._exact, self._inputs)
         return min(ladder, key=lambda rung: rung.predicted.expected_bytes).cut
 
@@ -79,7 +87,9 @@ class FallbackOrder:
     def _exact(self) -> Policy:
         return replace(self._policy, exact_only=True)
 
-    def _fitting(self, policy: Policy, reading: MemoryReading, held_bytes: int, at_most: Cut) -> Cut | None:
+    def _fastest_that_fits(
+        self, policy: Policy, reading: MemoryReading, held_bytes: int, at_most: Cut
+    ) -> Cut | None:
         inputs = replace(self._inputs, held_bytes=held_bytes, at_most=at_most)
         try:
             return plan_decode(self._profile, self._shape, reading, policy, inputs).cut

@@ -1,6 +1,4 @@
-"""The largest video that some way of decoding gets into a budget. Pure arithmetic; must not know torch,
-devices.
-"""
+"""The largest video whose decode fits a budget. Pure arithmetic; it does not know torch or devices."""
 
 from bisect import bisect_left
 from collections.abc import Iterable
@@ -21,10 +19,10 @@ def largest_shape_that_fits(
     residuals: LearnedMargins | None = None,
     size_multiple: int | None = None,
 ) -> VideoShape | None:
-    """Largest video of `like`'s frame count and about its aspect that some allowed rung decodes in
-    `budget_bytes`; None where not even one block does.
+    """Largest video with `like`'s frame count and about its aspect ratio that an allowed rung decodes.
 
-    Sizes are multiples of `size_multiple` (the VAE's own spatial ratio unless the pipeline asks for more).
+    A rung fits if its upper bound is at most `budget_bytes`. Sizes are multiples of `size_multiple` pixels,
+    by default the VAE's spatial ratio. Returns None where not even one such block fits.
     """
     policy, step = policy or Policy(), size_multiple or profile.traits.spatial_ratio
 
@@ -33,7 +31,7 @@ def largest_shape_that_fits(
         try:
             least_first = reversed(cuts(profile, shape, policy))
         except UnsupportedVae:
-            return False  # too small to be tiled, and tiles are forced
+            return False  # tiles are forced, and the picture is too small for them
         needs = (profile.estimate_cut(shape, cut, residuals).upper_bytes for cut in least_first)
         return any(upper_bytes <= budget_bytes for upper_bytes in needs)
 
@@ -43,7 +41,7 @@ def largest_shape_that_fits(
 
 
 def _sizes_below(like: VideoShape, step: int) -> Iterable[tuple[int, int]]:
-    """Sizes of about `like`'s aspect, largest first, each smaller in area than the one before."""
+    """Heights and widths of about `like`'s aspect ratio, in order of decreasing area."""
     longer, shorter = max(like.height, like.width), min(like.height, like.width)
     for blocks in range(longer // step, 0, -1):
         other = min(max(1, round(blocks * shorter / longer)), shorter // step)

@@ -1,9 +1,10 @@
-"""Deciding how a decode runs: bytes in, plan and reason out. Pure arithmetic.
+"""Decides how a decode runs: takes bytes, returns a plan and its reason. Pure arithmetic.
 
-Owns: the choice among rungs (`adaptive.planning.rungs`), and its reason. Must not know: torch, devices, jobs.
-The choice is the fastest rung that fits, by predicted seconds; among rungs of the same speed the smallest.
-Tiles come after all that see whole pictures, and what changes pixels after all that does not: an approximate
-rung is never chosen where an exact one fits, however fast, unless it is asked for by name.
+Owns the choice among rungs (`adaptive.planning.rungs`) and its reason. It does not know torch, devices or
+jobs. The planner picks the fastest rung that fits, by predicted seconds; if two differ by less than 5 %, the
+larger chunk. Rungs with tiles come after all rungs of whole pictures, and approximate rungs after all exact
+ones. An approximate rung is never chosen where an exact one fits, however fast it is, unless the caller names
+it.
 """
 
 import math
@@ -33,9 +34,10 @@ from adaptive.types import (
 )
 
 MIB = 2**20
-WORTH_TRYING = 0.99  # of the time of what surely fits
-# Of a way that fits if lucky, while few decodes are behind its bound: a try teaches more than it costs.
-CHANCE_OF_THE_UNKNOWN = 0.95
+WORTH_TRYING = 0.99  # a rung that may fail must take less than this share of the fitting rung's time
+# Assumed chance of fitting for a rung whose optimistic bytes fit and whose bound rests on few decodes: a try
+# teaches more than a failure costs.
+OPTIMISTIC_CHANCE = 0.95
 
 
 def plan_decode(
@@ -45,7 +47,11 @@ def plan_decode(
     policy: Policy | None = None,
     inputs: PlanInputs | None = None,
 ) -> DecodePlan:
-    """The fastest allowed rung that fits. `DoesNotFit` with the bytes of the smallest where none does."""
+    """Plan for latents of `shape` with the memory of `reading`: the fastest allowed rung that fits.
+
+    Raises `DoesNotFit` with the bytes of the smallest rung where none fits, and `UnsupportedVae` where the
+    policy forces a strategy that the VAE does not support.
+    """
     policy, inputs = policy or Policy(), inputs or PlanInputs()
     residuals = inputs.residuals or LearnedMargins(reading.device)
     inputs = replace(inputs, residuals=residuals)
@@ -53,7 +59,7 @@ def plan_decode(
     ladder = rungs(profile, shape, budget, policy, inputs, whole_pictures=True)
     chosen = next((rung for rung in ladder if rung.fits), None)
     if chosen is not None and inputs.may_fail:
-        chosen = _on_average(ladder, chosen, budget)
+        chosen = _fastest_on_average(ladder, chosen, budget)
     if chosen is None:
         ladder = rungs(profile, shape, budget, policy, inputs)
         chosen = next((rung for rung in ladder if rung.fits), None)
@@ -75,13 +81,16 @@ def plan_decode(
     )
 
 
-def _on_average(ladder: tuple[Rung, ...], fitting: Rung, budget_bytes: int) -> Rung:
-    """The rung that takes least time on average, its failure and what then follows counted: `fitting`, or a
-    faster one that fits more likely than not.
+def _fastest_on_average(ladder: tuple[Rung, ...], fitting: Rung, budget_bytes: int) -> Rung:
+    """The rung with the least expected time: `fitting`, or a faster one that fits with a chance of at least
+    half.
+
+    The time of a rung that may fail includes the failed pass and a decode with `fitting` afterwards.
     """
     best, least = fitting, _seconds(fitting)
     for rung in ladder[: ladder.index(fitting)]:
-        chance, seconds = _chance(rung.predicted, budget_bytes + rung.dropped_bytes), _seconds(rung)
+        chance = _chance_of_fitting(rung.predicted, budget_bytes + rung.dropped_bytes)
+        seconds = _seconds(rung)
         if chance < 0.5 or (rung.dropped_bytes and rung.predicted_seconds is None):
             continue
         passes = math.ceil(rung.latent_frames / rung.frames_per_chunk)
@@ -93,16 +102,19 @@ def _on_average(ladder: tuple[Rung, ...], fitting: Rung, budget_bytes: int) -> R
 
 
 def _seconds(rung: Rung) -> float:
-    """As predicted; in proportion only, before any decode was timed (then none of the ladder's was)."""
+    """Predicted seconds; only a proportion before any decode was timed (then no rung of the ladder was)."""
     if rung.predicted_seconds is not None:
         return rung.predicted_seconds
     return UNTIMED.seconds(LatentShape(1, 1, rung.latent_frames, 1, 1), rung.frames_per_chunk)
 
 
-def _chance(predicted: PeakEstimate, budget_bytes: int) -> float:
-    """Of fitting, at least: a half at the median that is expected, nearly all at the bound."""
+def _chance_of_fitting(predicted: PeakEstimate, budget_bytes: int) -> float:
+    """Lower estimate of the chance (0..1) that a decode fits the budget.
+
+    It is 0.5 where the budget equals the expected bytes, the median, and 0.98 at the upper bound.
+    """
     if predicted.hoped_bytes is not None and budget_bytes >= predicted.hoped_bytes:
-        return CHANCE_OF_THE_UNKNOWN
+        return OPTIMISTIC_CHANCE
     if budget_bytes < predicted.expected_bytes:
         return 0.0
     above = budget_bytes - predicted.expected_bytes
@@ -161,20 +173,22 @@ def _detail(chosen: Rung, ladder: tuple[Rung, ...], budget_bytes: int, free_byte
     if not chosen.fits:
         most = f"probably {format_mebibytes(chosen.predicted.expected_bytes)}, {most},"
     text = (
-        f"{rung_named(chosen)} needs {most} of "
+        f"{describe_rung(chosen)} needs {most} of "
         f"{format_mebibytes(budget_bytes + chosen.dropped_bytes)} ({format_mebibytes(free_bytes)} free)"
     )
     if chosen.predicted.host_bytes:
         text += f", and {format_mebibytes(chosen.predicted.host_bytes)} of host memory for parked activations"
     faster = ladder[: ladder.index(chosen)]
     if faster:
-        text += f"; {rung_named(faster[-1])} would need {format_mebibytes(faster[-1].predicted.upper_bytes)}"
+        next_faster = faster[-1]
+        would_need = format_mebibytes(next_faster.predicted.upper_bytes)
+        text += f"; {describe_rung(next_faster)} would need {would_need}"
     return text
 
 
-def rung_named(rung: Rung) -> str:
-    """A rung's name for people."""
-    text = _cut_named(rung)
+def describe_rung(rung: Rung) -> str:
+    """Name of a rung in messages, with its chunk size or tiles."""
+    text = _describe_cut(rung)
     return (
         f"{text} after dropping {format_mebibytes(rung.dropped_bytes)} of idle weights"
         if rung.dropped_bytes
@@ -182,7 +196,7 @@ def rung_named(rung: Rung) -> str:
     )
 
 
-def _cut_named(rung: Rung) -> str:
+def _describe_cut(rung: Rung) -> str:
     if rung.tiles.count > 1:
         return f"{rung.strategy} ({rung.tiles.rows} x {rung.tiles.columns} tiles)"
     chunked = rung.strategy in (Strategy.CHUNKED, Strategy.APPROXIMATE_CHUNKED)
@@ -190,5 +204,5 @@ def _cut_named(rung: Rung) -> str:
 
 
 def format_mebibytes(size_bytes: int) -> str:
-    """A byte count for people."""
+    """A byte count in MiB for messages."""
     return f"{size_bytes / MIB:,.0f} MiB"

@@ -1,7 +1,7 @@
-"""What a caller allows, and which ways of cutting a decode up that leaves.
+"""What a caller allows, and the cuts (chunk sizes and tiles) that remain.
 
-Owns: the policy, and the cuts (chunk sizes, tiles) worth considering under it. Must not know: budgets, how a
-cut is chosen. Pure arithmetic.
+Owns the policy and the cuts worth considering under it. Pure arithmetic; it does not know budgets or how a
+cut is chosen.
 """
 
 import math
@@ -19,9 +19,9 @@ RESERVE_BYTES = 256 * 2**20
 class Policy:
     """What a caller allows. A forced strategy or chunk size is used or refused, never ignored.
 
-    `budget_bytes` caps what the decode may take even if more is free; `reserve_bytes` of the free memory are
-    left to others. Without `exact_only`, approximate rungs are taken where no exact one fits; asked for by
-    name they are used in any case.
+    `budget_bytes` caps the memory of the decode even if more is free. `reserve_bytes` of the free memory stay
+    free for other programs. With `exact_only=False`, approximate rungs are used where no exact one fits, or
+    where `strategy` names one. Raises `ValueError` for values that contradict each other.
     """
 
     strategy: str = "auto"  # or the name of a `Strategy`
@@ -50,13 +50,13 @@ class Policy:
 
     @property
     def forced(self) -> bool:
-        """Whether the rung is the caller's choice."""
+        """Whether the caller chose the strategy or the chunk size."""
         return self.strategy != "auto" or self.frames_per_chunk is not None
 
 
 def chunk_sizes(profile: MemoryProfile, latent_frames: int, policy: Policy) -> tuple[int, ...]:
-    """Chunk sizes worth considering, largest first: for each number of chunks the smallest that gets along
-    with it.
+    """Chunk sizes worth considering, largest first: for each number of chunks, the smallest size that gives
+    it.
 
     With seven latent frames, chunks of five and of four both make two passes; five would only take more
     memory. `UnsupportedVae` where the policy forces what this VAE, or this number of frames, cannot do.
@@ -93,7 +93,7 @@ def refuse_one_chunk(vae_class: str, latent_frames: int, policy: Policy) -> None
 def cuts(profile: MemoryProfile, shape: LatentShape, policy: Policy) -> tuple[Cut, ...]:
     """Every cut that the policy allows: exact ones largest first, then exact tiles, then approximate ones.
 
-    `UnsupportedVae` where the policy forces what this VAE, or this shape, cannot do.
+    Raises `UnsupportedVae` where the policy forces a strategy that this VAE or this shape does not support.
     """
     named = None if policy.strategy == "auto" else Strategy(policy.strategy)
     found: list[Cut] = []
@@ -104,7 +104,7 @@ def cuts(profile: MemoryProfile, shape: LatentShape, policy: Policy) -> tuple[Cu
         found += [Cut(1, SpatialTiles(rows)) for rows in strip_numbers(shape.height)]
     if not policy.exact_only:
         if anything or named is Strategy.APPROXIMATE_CHUNKED:
-            found += _apart(profile, shape, policy)
+            found += _independent_chunks(profile, shape, policy)
         if anything or named is Strategy.APPROXIMATE_TILED:
             size = 1 if profile.can_stream else shape.frames
             found += [Cut(size, tiles, exact=False) for tiles in grids(shape, profile.traits.spatial_ratio)]
@@ -113,8 +113,8 @@ def cuts(profile: MemoryProfile, shape: LatentShape, policy: Policy) -> tuple[Cu
     return tuple(found)
 
 
-def _apart(profile: MemoryProfile, shape: LatentShape, policy: Policy) -> list[Cut]:
-    """Chunks that are decoded as videos of their own."""
+def _independent_chunks(profile: MemoryProfile, shape: LatentShape, policy: Policy) -> list[Cut]:
+    """Approximate cuts whose chunks are decoded as separate videos."""
     if not profile.traits.chunks_apart:
         return []
     sizes = {math.ceil(shape.frames / chunks) for chunks in range(2, shape.frames + 1)}

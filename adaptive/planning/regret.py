@@ -1,18 +1,19 @@
-"""Looking back at a decode: would a faster way have fitted, as far as what was measured tells?
+"""Regret of a finished decode: the seconds that a faster rung would have saved, judged by measured memory.
 
-Pure arithmetic on the ladder the plan was chosen from. Must not know: torch, jobs.
+Pure arithmetic on the rungs that the plan was chosen from. It does not know torch or jobs.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptive.planning.planner import Rung, format_mebibytes, rung_named
+from adaptive.planning.planner import Rung, describe_rung, format_mebibytes
 from adaptive.types import DecodePlan
 
 
 @dataclass(frozen=True, slots=True)
 class Regret:
-    """Seconds that the best way would have saved (0 where none is known to), and the sentence on it."""
+    """Seconds that a faster rung would have saved (0 where none is known), and a sentence that explains
+    it."""
 
     seconds: float
     detail: str
@@ -21,11 +22,11 @@ class Regret:
 def regret_of(
     plan: DecodePlan, ladder: Sequence[Rung], *, measured_bytes: int | None, seconds: float
 ) -> Regret:
-    """Regret of a decode that ran as planned, `seconds` long, and really took `measured_bytes`.
+    """Regret of a decode that ran as planned, took `seconds`, and needed `measured_bytes`.
 
-    `ladder` are all rungs, fastest first, with the predictions the plan was made with. What the decode took
-    over its predicted live bytes is taken to hold for the faster ones as well, and times to be off by the
-    same factor.
+    `ladder` holds all rungs, fastest first, with the predictions that the plan was made with. The decode's
+    ratio of measured to predicted live bytes is assumed for the faster rungs too, and so is its ratio of
+    measured to predicted seconds.
     """
     chosen = next((rung for rung in ladder if _is_plan(rung, plan)), None)
     if chosen is None or measured_bytes is None:
@@ -40,7 +41,7 @@ def regret_of(
         need = min(round(rung.predicted.live_bytes * share) for rung in faster)
         return Regret(0.0, f"none: every faster way needed {format_mebibytes(need)} or more")
     best = fitting[0]
-    text = f"{rung_named(best)} would have fitted: it needed about "
+    text = f"{describe_rung(best)} would have fitted: it needed about "
     text += f"{format_mebibytes(round(best.predicted.live_bytes * share))} of {format_mebibytes(room)}"
     if not best.predicted_seconds or not chosen.predicted_seconds:
         return Regret(0.0, f"{text}; how much faster is not known yet")

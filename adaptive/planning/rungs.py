@@ -1,7 +1,7 @@
-"""The ladder: every way to decode that a policy allows, what each needs, how long it takes, whether it fits.
+"""The ladder: every way to decode that a policy allows, with its bytes, its seconds and whether it fits.
 
-Owns: rungs and their order. Must not know: torch, devices, jobs, how one is chosen
-(`adaptive.planning.planner`). Pure arithmetic.
+Owns the rungs and their order. Pure arithmetic; it does not know torch, devices, jobs, or how a rung is
+chosen (see `adaptive.planning.planner`).
 """
 
 from dataclasses import dataclass, replace
@@ -20,12 +20,12 @@ from adaptive.types import (
     Strategy,
 )
 
-SAME_SPEED = 1.05  # what is learned from one decode to the next moves predictions by a few per cent
+SAME_SPEED = 1.05  # learning from one more decode moves predicted times by a few per cent
 
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One way to decode, with what it needs and whether it fits."""
+    """One way to decode, with its predicted needs and whether it fits."""
 
     latent_frames: int
     frames_per_chunk: int
@@ -35,11 +35,11 @@ class Rung:
     tiles: SpatialTiles = WHOLE_PICTURE
     exact: bool = True
     dropped_bytes: int = 0  # idle weights that leave the device first; see `PlanInputs.droppable_bytes`
-    reload_seconds: float = 0.0  # of `predicted_seconds`, what bringing them back takes
+    reload_seconds: float = 0.0  # the part of `predicted_seconds` that reloads them
 
     @property
     def cut(self) -> Cut:
-        """How the decode is cut up."""
+        """Chunk size, tiles and exactness."""
         return Cut(self.frames_per_chunk, self.tiles, self.exact)
 
     @property
@@ -50,15 +50,18 @@ class Rung:
 
 @dataclass(frozen=True, slots=True)
 class PlanInputs:
-    """What is known beside shape, reading and policy; all optional.
+    """Optional inputs of a plan beside shape, reading and policy.
 
-    `speed` is a calibrated model (without one, larger chunks count as faster). `held_bytes` are the decode's
-    own live bytes while it runs, already missing from the free memory. `kept_output_bytes` must stay free of
-    streamed rungs for the video that the caller gathers. No cut before `at_most`, in the order of falling
-    back, is looked at. `droppable_bytes` of weights on the device are idle while decoding and can leave it, a
-    host copy kept: bringing them back costs `reload_seconds`. `host_budget_bytes` bounds what a layer sweep
-    parks in host memory beside another device. `may_fail`: an out-of-memory costs a chunk and nothing else,
-    so that a faster rung may be tried whose bound does not fit, where that takes less time on average.
+    - `residuals`: learned margins; None means the cold margins of the device.
+    - `speed`: a fitted model of seconds. Without one, larger chunks count as faster.
+    - `held_bytes`: live bytes of the running decode, which are already missing from the free memory.
+    - `kept_output_bytes`: room for the video that the caller gathers; streamed rungs must leave it free.
+    - `at_most`: the planner ignores cuts that come before this one in the fallback order.
+    - `droppable_bytes`: weights on the device that are idle during decoding and may leave it, since the host
+      keeps a copy. Bringing them back takes `reload_seconds`.
+    - `host_budget_bytes`: limit of what a layer sweep may park in host memory when another device decodes.
+    - `may_fail`: an out-of-memory costs one chunk and nothing else. The planner may then try a faster rung
+      whose bound does not fit, where that takes less time on average.
     """
 
     residuals: LearnedMargins | None = None
@@ -73,9 +76,7 @@ class PlanInputs:
 
 
 def budget_of(reading: MemoryReading, policy: Policy, held_bytes: int = 0) -> int:
-    """Bytes a decode may take: free memory less the reserve, plus what it holds already, at most the policy's
-    cap.
-    """
+    """Bytes a decode may take: free memory less the reserve, plus `held_bytes`, capped by the policy."""
     available = max(0, reading.free_bytes - policy.reserve_bytes) + held_bytes
     return available if policy.budget_bytes is None else min(available, policy.budget_bytes)
 
@@ -89,10 +90,11 @@ def rungs(
     *,
     whole_pictures: bool = False,
 ) -> tuple[Rung, ...]:
-    """Every rung that the policy allows, fastest first, fitting or not: see `cuts` for the kinds' order.
+    """Every rung that the policy allows, fastest first, whether it fits or not.
 
-    Tiles that need no less memory than fewer tiles are left out. With `whole_pictures` only exact rungs
-    without tiles are looked at: the costs of tiles need not be known, which may have to be traced first.
+    Exact rungs come before approximate ones, and whole pictures before tiles. Tiles that need no less memory
+    than fewer tiles are left out. With `whole_pictures` only exact rungs without tiles are returned, so that
+    the costs of tiles, which may not be traced yet, are not needed.
     """
     inputs = inputs or PlanInputs()
     found: list[Rung] = []
@@ -111,7 +113,7 @@ def rungs(
 
 
 def _after_dropping(rung: Rung, budget_bytes: int, policy: Policy, inputs: PlanInputs) -> Rung:
-    """The same, with idle weights off the device: room that the policy's own cap still bounds."""
+    """The same rung with idle weights dropped from the device; the policy's cap still limits its budget."""
     budget = budget_bytes + inputs.droppable_bytes
     budget = budget if policy.budget_bytes is None else min(budget, policy.budget_bytes)
     seconds = None if rung.predicted_seconds is None else rung.predicted_seconds + inputs.reload_seconds
@@ -145,19 +147,21 @@ def _fits(predicted: PeakEstimate, budget_bytes: int, inputs: PlanInputs) -> boo
 
 
 def _smaller_than_all(rung: Rung, before: list[Rung], policy: Policy) -> bool:
-    """Whether a rung of tiles is worth having: one that was asked for by name always is."""
+    """Whether a rung of tiles needs less than all rungs before it; where tiles are forced, than all tiles."""
     rivals = [each for each in before if not policy.forced or each.tiles.count > 1]
     return all(rung.predicted.upper_bytes < each.predicted.upper_bytes for each in rivals)
 
 
 def _fastest_first(found: list[Rung]) -> tuple[Rung, ...]:
-    """Exact before approximate, whole pictures before tiles, then by time; larger chunks first among rungs
-    that take as long as the fastest of them, so that noise does not decide.
+    """Exact before approximate, whole pictures before tiles, then by predicted seconds.
+
+    Among rungs within 5 % (`SAME_SPEED`) of the fastest of them, larger chunks come first, so that noise in
+    the predictions does not decide.
     """
     alike: list[list[Rung]] = []
     for rung in sorted(found, key=lambda rung: (*_kind(rung), rung.predicted_seconds or 0.0)):
         first = alike[-1][0] if alike else None
-        if first is not None and _kind(first) == _kind(rung) and _as_fast(rung, first):
+        if first is not None and _kind(first) == _kind(rung) and _similar_speed(rung, first):
             alike[-1].append(rung)
         else:
             alike.append([rung])
@@ -170,5 +174,5 @@ def _kind(rung: Rung) -> tuple[bool, int]:
     return not rung.exact, rung.tiles.count
 
 
-def _as_fast(rung: Rung, fastest: Rung) -> bool:
+def _similar_speed(rung: Rung, fastest: Rung) -> bool:
     return (rung.predicted_seconds or 0.0) <= (fastest.predicted_seconds or 0.0) * SAME_SPEED

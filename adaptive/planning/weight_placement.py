@@ -1,9 +1,9 @@
 """Where a pipeline's weights live between its stages: decided from sizes, before anything is loaded.
 
-Owns: the choice among diffusers' own mechanisms (all resident, text encoder dropped after the prompt, model
-offload, group offload), fastest first, and whether a denoiser's matrices are rounded to eight bits, which
-changes pixels and comes after all ways that have the denoiser on the device as it is. Must not know: torch,
-pipelines, how a placement is carried out.
+Owns the choice among diffusers' own mechanisms, fastest first: all resident, text encoder dropped after the
+prompt, model offload, group offload. It also decides whether a denoiser's matrices are quantized to int8.
+That changes pixels, so it comes after all placements with the whole unquantized denoiser on the device. This
+module does not know torch, pipelines, or how a placement is carried out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from enum import StrEnum
 from adaptive.errors import DoesNotFit
 
 MIB = 2**20
-# Two blocks of layers are on the card at a time in group offload: one computing, one arriving on another
+# Group offload keeps two blocks of layers on the card: one computes while the other is copied on another CUDA
 # stream.
 GROUPS_ON_DEVICE = 2
 
@@ -37,8 +37,11 @@ class PlacementKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ComponentSize:
-    """Weights of one pipeline component in the dtype it is loaded in; `group_bytes` is its largest block of
-    layers, `quantized_bytes` what is left of the whole with its matrices in int8 (None: they stay).
+    """Weights of one pipeline component in the dtype it is loaded in.
+
+    `group_bytes` is its largest block of layers (None: it cannot be offloaded in groups). `quantized_bytes`
+    is its size with the matrices in int8 (None: it is not quantized). Raises `ValueError` for negative bytes
+    or no stages.
     """
 
     name: str
@@ -54,8 +57,10 @@ class ComponentSize:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where weights live. `group_offloaded` names the components that never are on the device whole,
-    `quantized` those whose matrices are rounded to int8.
+    """Where weights live.
+
+    `group_offloaded` names the components that are never whole on the device, `quantized` those with matrices
+    in int8.
     """
 
     kind: PlacementKind
@@ -72,9 +77,9 @@ class Placement:
 
     @property
     def name(self) -> str:
-        """The kind, and what is rounded in it."""
-        rounded = f" with {' and '.join(self.quantized)} in int8 (approximate)" if self.quantized else ""
-        return f"{self.kind}{rounded}"
+        """The kind, and the quantized components."""
+        suffix = f" with {' and '.join(self.quantized)} in int8 (approximate)" if self.quantized else ""
+        return f"{self.kind}{suffix}"
 
 
 def plan_weights(
@@ -88,22 +93,23 @@ def plan_weights(
 ) -> Placement:
     """The fastest placement that fits the device and the host.
 
-    `activation_bytes`: peak above weights in each stage (for decoding: of the smallest rung, so that a
-    placement is not refused for a decode that can shrink). `may_quantize`: pixels may change where a denoiser
-    does not fit whole. Without `may_offload`, all weights stay (the device is the host). `DoesNotFit` names
-    what is short where not even group offload fits, and says so where rounded weights would have fitted.
+    `activation_bytes`: peak above weights in each stage; for decoding, that of the smallest rung, so that a
+    placement is not refused for a decode that can shrink. `may_quantize`: a denoiser that does not fit whole
+    may be quantized, which changes pixels. With `may_offload=False` all weights stay on the device, because
+    the device is the host. Raises `DoesNotFit` where no placement fits; it names the memory that is short,
+    and says where int8 weights would fit.
     """
 
-    def ways(parts: Sequence[ComponentSize]) -> list[Placement]:
+    def placements(parts: Sequence[ComponentSize]) -> list[Placement]:
         resident = _resident(parts, activation_bytes)
         if not may_offload:
             return [replace(resident, host_bytes=0)]
         dropped = _drop_text_encoder(parts, activation_bytes)
         return [resident, dropped, _one_at_a_time(parts, activation_bytes, device_budget_bytes)]
 
-    exact = ways(components)
-    rounded = _rounded(components, ways)
-    candidates = _ranked(exact, rounded) if may_quantize else exact
+    exact = placements(components)
+    quantized = _quantized(components, placements)
+    candidates = _ranked(exact, quantized) if may_quantize else exact
     refused: list[str] = []
     for each in candidates:
         if each.device_bytes > device_budget_bytes:
@@ -116,7 +122,7 @@ def plan_weights(
     last = candidates[-1]
     fitting = [
         each
-        for each in rounded
+        for each in quantized
         if each.device_bytes <= device_budget_bytes and each.host_bytes <= host_budget_bytes
     ]
     hint = " (with exact_only=false and int8 weights they would fit, approximately)" if fitting else ""
@@ -131,28 +137,35 @@ def plan_weights(
     )
 
 
-def _rounded(
-    components: Sequence[ComponentSize], ways: Callable[[Sequence[ComponentSize]], list[Placement]]
+def _quantized(
+    components: Sequence[ComponentSize], placements: Callable[[Sequence[ComponentSize]], list[Placement]]
 ) -> list[Placement]:
-    """The ways with all denoisers rounded that can be. They stay whole: rounded layers are not offloaded."""
+    """The placements with every denoiser quantized that can be.
+
+    Quantized denoisers stay whole, because quantized layers cannot be offloaded in groups.
+    """
     names = tuple(each.name for each in components if each.quantized_bytes is not None)
     smaller = [
         each if each.quantized_bytes is None else replace(each, weight_bytes=each.quantized_bytes)
         for each in components
     ]
-    whole = [each for each in ways(smaller) if not set(names) & set(each.group_offloaded)] if names else []
+    if not names:
+        return []
+    whole = [each for each in placements(smaller) if not set(names) & set(each.group_offloaded)]
     return [replace(each, quantized=names) for each in whole]
 
 
-def _ranked(exact: list[Placement], rounded: list[Placement]) -> list[Placement]:
-    """Rounded weights come before passing a denoiser through the device in groups, which moves all of its
-    bytes once a step, and after every way that has it there whole.
+def _ranked(exact: list[Placement], quantized: list[Placement]) -> list[Placement]:
+    """All placements in the order of preference.
+
+    Quantized ones come after every placement with the denoiser whole on the device, and before group offload
+    of the denoiser, which moves all of its bytes once a step.
     """
-    if not rounded:
+    if not quantized:
         return exact
-    names = set(rounded[0].quantized)
+    names = set(quantized[0].quantized)
     whole = [each for each in exact if not names & set(each.group_offloaded)]
-    return [*whole, *rounded, *(each for each in exact if each not in whole)]
+    return [*whole, *quantized, *(each for each in exact if each not in whole)]
 
 
 def _sum(components: Sequence[ComponentSize]) -> int:
@@ -160,7 +173,7 @@ def _sum(components: Sequence[ComponentSize]) -> int:
 
 
 def _peak(components: Sequence[ComponentSize], activations: Mapping[Stage, int]) -> int:
-    """Peak with all of `components` on the device through every stage any of them takes part in."""
+    """Peak bytes with all of `components` on the device in every stage that uses any of them."""
     stages = {stage for each in components for stage in each.stages}
     return _sum(components) + max((activations.get(stage, 0) for stage in stages), default=0)
 
@@ -180,8 +193,8 @@ def _drop_text_encoder(components: Sequence[ComponentSize], activations: Mapping
 def smallest_bytes(
     components: Sequence[ComponentSize], activation_bytes: Mapping[Stage, int], budget_bytes: int
 ) -> dict[Stage, int]:
-    """Least bytes on the device in each stage: one component at a time, in groups of layers where it does not
-    fit whole.
+    """Fewest device bytes in each stage: one component at a time, in groups of layers if it does not fit
+    whole.
     """
     needed: dict[Stage, int] = {}
     for each in components:
@@ -197,7 +210,7 @@ def smallest_bytes(
 def _one_at_a_time(
     components: Sequence[ComponentSize], activations: Mapping[Stage, int], budget_bytes: int
 ) -> Placement:
-    """Model offload; a component that does not fit whole passes through in groups of layers."""
+    """Model offload, with group offload for components that do not fit whole."""
     grouped: list[str] = []
     device = 0
     for each in components:

@@ -108,8 +108,10 @@ class Planner:
     ) -> Cut | None:
         profile: Any = case
         ladder = FallbackOrder(profile, case.shape, POLICY, self._inputs(case))
-        below = ladder.after(failed, lambda cut: cut not in tried, _reading(budget_bytes), 0)
-        return below or ladder.instead(tried, None if again else budget_bytes) or (None if again else failed)
+        after = ladder.next_cut(failed, lambda cut: cut not in tried, _reading(budget_bytes), 0)
+        if after is None:
+            after = ladder.smallest_untried(tried, None if again else budget_bytes)
+        return after or (None if again else failed)
 
     def _inputs(self, case: Case) -> PlanInputs:
         profile: Any = case
@@ -122,7 +124,7 @@ class Planner:
         try:
             plan = plan_decode(profile, case.shape, _reading(budget_bytes), POLICY, inputs)
         except DoesNotFit:  # the service waits first; nothing comes free here
-            return FallbackOrder(profile, case.shape, POLICY, inputs).least().frames_per_chunk
+            return FallbackOrder(profile, case.shape, POLICY, inputs).smallest().frames_per_chunk
         return plan.frames_per_chunk
 
     def _learn(self, case: Case, row: Row) -> None:
