@@ -1,4 +1,4 @@
-"""The loop around a stream: read memory, plan, decode a chunk, shrink after an out-of-memory, report.
+"""The loop around a stream: reads memory, plans, decodes a chunk, adapts the next one, and reports.
 
-Imports everything below it: planning, memory, streams, families and devices.
+Imports planning, memory, streams, families and devices.
 """

@@ -24,14 +24,15 @@ from adaptive.planning.planner import Policy, chunk_sizes
 from adaptive.stream.offload import execution_device
 from adaptive.types import LatentShape, Strategy, strategy_of
 
-# Latent frames and pixels a side, rising: a law of speed needs both to vary, and the first ones cost little.
+# Latent frames and latent pixels a side, in increasing order: the fit of speeds needs both to vary, and the
+# first shapes take little time.
 SHAPES = ((3, 4), (5, 4), (9, 4), (5, 8), (9, 8), (5, 16), (9, 16), (13, 16), (9, 32), (13, 32), (17, 32))
 LEAST_SHAPES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One decode. `seconds` without what the first one of a size costs; bytes above weights and latents."""
+    """One decode. Bytes are above weights and latents."""
 
     shape: LatentShape
     frames_per_chunk: int
@@ -67,7 +68,7 @@ def calibrate(
     others.
     """
     deadline = time.monotonic() + limit_seconds
-    decode = _Decodes(vae, profile, probe, learned_costs)
+    decode = _CalibrationDecodes(vae, profile, probe, learned_costs)
     decode.warm_up()
     timed_before = learned_costs.speeds.observations(profile)
     found: list[Measurement] = []
@@ -84,8 +85,8 @@ def calibrate(
     return found
 
 
-class _Decodes:
-    """Decodes of one VAE."""
+class _CalibrationDecodes:
+    """Decodes of random latents with one VAE."""
 
     def __init__(
         self, vae: Any, profile: MemoryProfile, probe: MemoryProbe, learned_costs: LearnedCosts
@@ -99,21 +100,21 @@ class _Decodes:
         }
 
     def warm_up(self) -> None:
-        """Pay once what first calls cost; it teaches nothing."""
-        apart = LearnedCosts.none(self._learned_costs.device, self._learned_costs.build)
+        """Decode once without learning from it: first calls take longer and more memory."""
+        discarded = LearnedCosts.none(self._learned_costs.device, self._learned_costs.build)
         size = 1 if self._profile.can_stream else 3
-        self._decode(LatentShape(1, self._profile.traits.latent_channels, 3, 4, 4), size, apart)
+        self._decode(LatentShape(1, self._profile.traits.latent_channels, 3, 4, 4), size, discarded)
 
     def expected_seconds(self, shape: LatentShape, frames_per_chunk: int) -> float:
-        """By what was timed so far; nothing where nothing was."""
-        law = self._learned_costs.speeds.model(self._profile)
-        return law.seconds(shape, frames_per_chunk) if law is not None else 0.0
+        """Predicted seconds from the timings so far; 0 where there are none."""
+        model = self._learned_costs.speeds.model(self._profile)
+        return model.seconds(shape, frames_per_chunk) if model is not None else 0.0
 
     def measure(self, shape: LatentShape, frames_per_chunk: int) -> Measurement | None:
-        """One decode; None where it does not fit."""
+        """Decode once; None where it does not fit with this chunk size."""
         residuals = self._learned_costs.residuals
         try:
-            # With what is known before the decode: afterwards it would be no prediction.
+            # Predicted before the decode, because the decode changes the learned margins.
             predicted = self._profile.estimate(shape, frames_per_chunk, residuals)
             report = self._decode(shape, frames_per_chunk, self._learned_costs)
         except AdaptiveError:
@@ -123,7 +124,7 @@ class _Decodes:
                 raise
             return None
         if report.frames_per_chunk != frames_per_chunk:
-            return None  # it ran out of memory and went on in smaller chunks
+            return None  # it ran out of memory and continued in smaller chunks
         return Measurement(
             shape,
             frames_per_chunk,
@@ -150,7 +151,7 @@ class _Decodes:
 
 
 def _cases(profile: MemoryProfile) -> Iterator[tuple[LatentShape, int]]:
-    """Shapes, and for each the chunk sizes."""
+    """Each shape with each of its chunk sizes, in the order in which they are decoded."""
     for frames, side in SHAPES:
         shape = LatentShape(1, profile.traits.latent_channels, frames, side, side)
         for size in _sizes(profile, shape):
@@ -158,14 +159,14 @@ def _cases(profile: MemoryProfile) -> Iterator[tuple[LatentShape, int]]:
 
 
 def _sizes(profile: MemoryProfile, shape: LatentShape) -> list[int]:
-    """Batched, per frame, and two sizes between."""
+    """Chunk sizes to measure, largest first: all frames, half of them, two and one."""
     sizes = chunk_sizes(profile, shape.frames, Policy())
     wanted = {shape.frames, math.ceil(shape.frames / 2), 2, 1}
     return [size for size in sizes if size in wanted]
 
 
 def as_markdown(measurements: list[Measurement], title: str) -> str:
-    """The table, with how it was made."""
+    """Table of the measurements below `title`."""
     rows = [
         f"| {m.shape.frames} x {m.shape.height} x {m.shape.width} | {m.strategy} | {m.frames_per_chunk} "
         f"| {m.predicted_bytes / 1e6:.1f} | {m.upper_bytes / 1e6:.1f} | {_megabytes(m.measured_bytes)} "
@@ -186,7 +187,7 @@ def _megabytes(count: int | None) -> str:
 
 
 def plot(measurements: list[Measurement], path: Path, title: str) -> None:
-    """Memory against time, a line a shape from batched to per-frame; a PNG.
+    """Write a PNG that plots memory against time, one line a shape from batched to per-frame.
 
     Raises `ModuleNotFoundError`, naming the extra, where matplotlib is not installed.
     """

@@ -1,7 +1,7 @@
-"""Encoding video to latents in chunks: exact, and in memory that does not grow with the length of the video.
+"""Encodes video to latents in chunks: exact, and in memory that does not grow with the length of the video.
 
-Owns the choice of the chunk size by the memory that is free, and what becomes of the posterior. How a video
-is cut and how latents come about is the stream's business (see `adaptive.stream.encode_stream`).
+Owns the choice of the chunk size by the memory that is free, and the choice of the posterior's values. The
+stream cuts the video and computes the latents (see `adaptive.stream.encode_stream`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from adaptive.stream.layers.convolution import convolutions_for
 from adaptive.stream.offload import execution_device, splitting_off
 from adaptive.types import strategy_of
 
-# Latent frames a chunk of a stream: beyond eight, larger chunks take memory and save no time.
+# Latent frames a chunk of a stream. Chunks of more than eight take more memory and save no time.
 STREAMED_LATENT_FRAMES = (8, 4, 2, 1)
-STREAMED_CHUNKS = 3, 5  # traced lengths: a stream's peak stands still, or grows evenly, from the second on
+STREAMED_CHUNKS = 3, 5  # traced lengths; beyond the longer one the peak is constant or grows evenly
 
 _Traced = Callable[[TracedVae, tuple[int, ...], int], int]
 
@@ -44,11 +44,11 @@ def encode(
 ) -> Tensor:
     """Latents of `video` (`[B, C, F, H, W]` in -1..1, on any device): `[B, C, T, h, w]` on the VAE's device.
 
-    `frames_per_chunk` video frames are encoded at a time; None is the VAE's own one call. `posterior`: "mode"
-    gives the most likely latents, "parameters" the mean and log-variance as `[B, 2C, T, h, w]` (what
-    diffusers' `DiagonalGaussianDistribution` takes; VAEs without variance, as Cosmos, give the same for
-    both). Raises `ValueError` for a number of frames the VAE
-    cannot encode and `UnsupportedVae` where chunks are asked of a VAE that cannot stream.
+    `frames_per_chunk` video frames are encoded at a time; None means one call of the VAE's own `encode`.
+    `posterior`: "mode" gives the most likely latents, "parameters" the mean and log-variance as
+    `[B, 2C, T, h, w]`, which diffusers' `DiagonalGaussianDistribution` takes. VAEs without variance, such as
+    Cosmos, give the same for both. Raises `ValueError` for a number of frames that the VAE cannot encode, and
+    `UnsupportedVae` for chunks of a VAE that cannot stream.
     """
     if frames_per_chunk is not None and frames_per_chunk < video.shape[2]:
         parts = stream_encode(
@@ -59,7 +59,7 @@ def encode(
     device = execution_device(vae)
     with torch.no_grad(), splitting_off(vae), convolutions_for(device):
         parameters = family_of(vae).encode_whole(vae, video.to(device), encode_kwargs)
-    return _chosen(vae, parameters, posterior)
+    return _posterior_values(vae, parameters, posterior)
 
 
 def stream_encode(
@@ -72,28 +72,28 @@ def stream_encode(
 ) -> Iterator[Tensor]:
     """Encode in chunks of about `frames_per_chunk` video frames; yields latents `[B, C, t, h, w]` in order.
 
-    `video` is one tensor `[B, C, F, H, W]` or its parts, of any lengths, as they are read. Values,
-    `posterior` and errors as in `encode`; a number of frames the VAE cannot encode is only known at the end.
+    `video` is one tensor `[B, C, F, H, W]`, or its parts in order, of any lengths. Values, `posterior` and
+    errors are those of `encode`; in parts, an invalid number of frames is found at the end.
     """
     if frames_per_chunk < 1:
         raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
-    _chosen(vae, torch.empty(1, 2), posterior)
+    _posterior_values(vae, torch.empty(1, 2), posterior)  # raises before any frame is read
     parts, total = ([video], video.shape[2]) if isinstance(video, Tensor) else (video, None)
     stream = EncodeStream(vae, parts, total, **encode_kwargs)
-    return _stepped(vae, stream, frames_per_chunk, posterior)
+    return _steps(vae, stream, frames_per_chunk, posterior)
 
 
-def _stepped(vae: Any, stream: EncodeStream, frames_per_chunk: int, posterior: str) -> Iterator[Tensor]:
+def _steps(vae: Any, stream: EncodeStream, frames_per_chunk: int, posterior: str) -> Iterator[Tensor]:
     while not stream.finished:
         latents = stream.step(frames_per_chunk)
         if latents is not None:
-            yield _chosen(vae, latents, posterior)
+            yield _posterior_values(vae, latents, posterior)
         del latents  # or it would stay alive through the next step
 
 
 @dataclass(frozen=True, slots=True)
 class EncodePlan:
-    """How one encode will run: video frames at a time, and the bytes it was decided with."""
+    """How one encode runs: video frames a chunk, and the bytes that decided it."""
 
     video_frames: int
     frames_per_chunk: int
@@ -102,14 +102,14 @@ class EncodePlan:
     free_bytes: int
 
     def as_json(self) -> dict[str, Any]:
-        """The plan for a job's history."""
+        """JSON values, with the strategy's name."""
         return {"strategy": strategy_of(self.frames_per_chunk, self.video_frames).value, **asdict(self)}
 
 
 class AdaptiveEncoder:
-    """Encodes videos with one VAE in the memory that is free: the most frames at a time that fit.
+    """Encodes videos with one VAE, in the largest chunks that fit the memory that is free.
 
-    Of `policy` only the budget and the reserve count. Not for two threads at once.
+    Only the budget and the reserve of `policy` are used. Not thread-safe.
     """
 
     def __init__(self, vae: Any, *, probe: MemoryProbe | None = None, policy: Policy | None = None) -> None:
@@ -119,9 +119,10 @@ class AdaptiveEncoder:
         self._policy = policy or Policy()
 
     def plan(self, shape: tuple[int, ...], *, below: int | None = None) -> EncodePlan:
-        """The plan for a video `[B, C, F, H, W]` now, with chunks smaller than `below` where that is given.
+        """The plan for a video of `shape` (`[B, C, F, H, W]`) in the memory that is free now.
 
-        `DoesNotFit` with the bytes of the smallest chunk where none fits.
+        With `below`, only chunks of fewer video frames are considered. Raises `DoesNotFit` with the bytes of
+        the smallest chunk where none fits.
         """
         self._probe.release()
         reading = self._probe.read()
@@ -136,9 +137,9 @@ class AdaptiveEncoder:
     def encode(
         self, video: Tensor, *, posterior: str = "mode", **encode_kwargs: Any
     ) -> tuple[Tensor, EncodePlan]:
-        """Latents of `video` as `adaptive.encode` gives them, and the plan that led to them.
+        """Latents of `video` as `adaptive.encode` returns them, and the plan that they were encoded with.
 
-        An out-of-memory is followed by smaller chunks, and is raised as it is where there are none.
+        After an out-of-memory it plans smaller chunks; the error of the smallest chunk is raised unchanged.
         """
         shape = tuple(video.shape)
         plan = self.plan(shape)
@@ -147,10 +148,10 @@ class AdaptiveEncoder:
         return latents, plan
 
     def plan_stream(self, shape: tuple[int, ...], *, frames_per_chunk: int | None = None) -> EncodePlan:
-        """The plan now for a video `[B, C, F, H, W]` that is read, and whose latents are taken, part by part.
+        """The plan for streaming a video of `shape` (`[B, C, F, H, W]`) in the memory that is free now.
 
-        `frames_per_chunk` is used or refused. `DoesNotFit` with the bytes of the smallest chunk where none
-        fits, `UnsupportedVae` where this VAE cannot encode in chunks.
+        A given `frames_per_chunk` is used or refused. Raises `DoesNotFit` with the bytes of the smallest
+        chunk where none fits, and `UnsupportedVae` where this VAE cannot encode in chunks.
         """
         self._probe.release()
         return self._stream_plan(shape, self._stream_sizes(shape[2], frames_per_chunk))
@@ -163,10 +164,10 @@ class AdaptiveEncoder:
         frames_per_chunk: int | None = None,
         posterior: str = "mode",
     ) -> Iterator[Tensor]:
-        """Latents `[B, C, t, h, w]` in order, of a video of `shape` that comes in parts of any lengths.
+        """Latents `[B, C, t, h, w]` in order, of a video of `shape` given in parts of any lengths.
 
-        Memory is looked at again before each chunk. An out-of-memory is followed by smaller chunks, and is
-        raised as it is where there are none. Raises as `plan_stream` does.
+        Reads free memory again before each chunk. After an out-of-memory the chunks become smaller; the error
+        of the smallest chunk is raised unchanged. Raises as `plan_stream` does.
         """
         size = self.plan_stream(shape, frames_per_chunk=frames_per_chunk).frames_per_chunk
         sizes = self._stream_sizes(shape[2], frames_per_chunk)
@@ -177,16 +178,16 @@ class AdaptiveEncoder:
                 sizes = [each for each in sizes if each < size]
                 self._probe.release()
             elif latents is not None:
-                yield _chosen(self._vae, latents, posterior)
+                yield _posterior_values(self._vae, latents, posterior)
             del latents  # or it would stay alive through the next step
             try:
                 size = self._stream_plan(shape, sizes, stream.state_bytes).frames_per_chunk
             except DoesNotFit:
-                size = sizes[-1]  # a bound that is too careful must not end an encode
+                size = sizes[-1]  # a bound that is too high must not end an encode
 
     def _step(self, stream: EncodeStream, size: int, least: int) -> tuple[Tensor | None, bool]:
-        """What the step gave, and whether it ran out of memory while smaller ones are left; the failed call's
-        tensors are gone by then.
+        """Latents of one step (None: none yet), and whether it ran out of memory with smaller chunks left.
+        The tensors of a failed step are released before this returns.
         """
         try:
             return stream.step(size), False
@@ -205,7 +206,7 @@ class AdaptiveEncoder:
         return sorted({min(frames, count * ratio) for count in STREAMED_LATENT_FRAMES}, reverse=True)
 
     def _stream_plan(self, shape: tuple[int, ...], sizes: list[int], held_bytes: int = 0) -> EncodePlan:
-        """The largest of `sizes` that fits, with what the stream holds already."""
+        """Plan with the largest of `sizes` that fits; the stream already holds `held_bytes`."""
         reading = self._probe.read()
         budget = budget_of(reading, self._policy, held_bytes)
         needed = 0
@@ -218,8 +219,8 @@ class AdaptiveEncoder:
     def _attempt(
         self, video: Tensor, plan: EncodePlan, posterior: str, encode_kwargs: dict[str, Any]
     ) -> Tensor | None:
-        """None where it ran out of memory and smaller chunks are left; the failed call's tensors are gone by
-        then.
+        """Latents, or None after an out-of-memory with smaller chunks left; the tensors of a failed call are
+        released before this returns.
         """
         chunk = None if plan.frames_per_chunk == plan.video_frames else plan.frames_per_chunk
         try:
@@ -239,14 +240,14 @@ class AdaptiveEncoder:
 
 
 def _chunk_sizes(frames: int, below: int | None) -> list[int]:
-    """For each number of chunks the smallest that gets along with it, largest first."""
+    """For each number of chunks the smallest chunk size that gives it, largest first."""
     sizes = {math.ceil(frames / chunks) for chunks in range(1, frames + 1)}
     return sorted((size for size in sizes if below is None or size < below), reverse=True)
 
 
 @lru_cache(maxsize=256)
 def _traced_bytes(traced: TracedVae, shape: tuple[int, ...], frames_per_chunk: int) -> int:
-    """Peak live bytes of an encode with its latents, above weights and video."""
+    """Peak live bytes of an encode above weights and video, with its latents."""
     video = torch.empty(shape, device="meta", dtype=getattr(torch, traced.dtype))
     chunk = None if frames_per_chunk == shape[2] else frames_per_chunk
     module = traced.module  # made before counting begins: weights do not count
@@ -258,9 +259,10 @@ def _traced_bytes(traced: TracedVae, shape: tuple[int, ...], frames_per_chunk: i
 
 
 def _streamed_bytes(traced: TracedVae, shape: tuple[int, ...], frames_per_chunk: int) -> int:
-    """Peak live bytes of a streamed encode above weights, the frames it is fed included, its latents gone.
+    """Peak live bytes of a streamed encode above weights, with its input frames and without its latents.
 
-    Beyond a few chunks it stands still, or grows by the same amount a chunk where the encoder looks back.
+    After a few chunks the peak is constant, or grows by the same amount a chunk where the encoder keeps
+    earlier frames. So longer videos are extrapolated from two traced lengths.
     """
     frames = shape[2]
     step = traced.traits.temporal_ratio * math.ceil(frames_per_chunk / traced.traits.temporal_ratio)
@@ -286,7 +288,7 @@ def _streamed_peak(traced: TracedVae, shape: tuple[int, ...], frames_per_chunk: 
     return trace_peak(run).peak_bytes
 
 
-def _chosen(vae: Any, parameters: Tensor, posterior: str) -> Tensor:
+def _posterior_values(vae: Any, parameters: Tensor, posterior: str) -> Tensor:
     if posterior == "parameters" or (posterior == "mode" and not family_of(vae).has_variance):
         return parameters
     if posterior == "mode":

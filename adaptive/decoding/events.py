@@ -1,7 +1,7 @@
-"""What happens in one adaptive decode: its events, and its state while it runs.
+"""The events of one adaptive decode, and its state while it runs.
 
-Owns: the shape of events' data and the memory of what has failed. Must not know: streams, probes, how to
-decide.
+Owns the data of events and the record of failed cuts. It does not know streams, probes, or how a cut is
+chosen.
 """
 
 from collections.abc import Mapping
@@ -11,22 +11,21 @@ from typing import Any
 from adaptive.device.spill import SpillSign, SpillWatch
 from adaptive.types import WHOLE_PICTURE, Cut, DecodePlan, MemoryReading
 
-# A larger chunk is taken in the middle of a decode only if it would fit into this share of the budget: a
-# neighbour whose use swings a little must not make the chunk size swing with it.
+# The chunk size grows during a decode only if the larger chunk fits into this share of the free memory. Small
+# changes in another program's use must not make the chunk size change back and forth.
 GROWTH_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeEvent:
-    """Something that happened in a decode; `data` is JSON. Kinds: plan, chunk, replan, oom,
-    spill, fallback."""
+    """An event of a decode. `kind` is plan, chunk, replan, oom, spill or fallback; `data` is JSON."""
 
     kind: str
     data: Mapping[str, Any]
 
 
 def plan_data(plan: DecodePlan) -> dict[str, Any]:
-    """A plan as the data of its event."""
+    """Data of a plan event."""
     return {
         "strategy": plan.strategy.value,
         "frames_per_chunk": plan.frames_per_chunk,
@@ -47,9 +46,7 @@ def plan_data(plan: DecodePlan) -> dict[str, Any]:
 def spill_data(
     sign: SpillSign, before: int, after: int, reading: MemoryReading, seconds: float
 ) -> dict[str, Any]:
-    """An overflow into host memory as the data of its event; `before` and `after` are latent frames a
-    chunk.
-    """
+    """Data of a spill event, an overflow into host memory; `before` and `after` are latent frames a chunk."""
     return {
         "from": before,
         "to": after,
@@ -62,7 +59,7 @@ def spill_data(
 
 
 def replan_data(before: Cut, after: Cut, reason: str, reading: MemoryReading) -> dict[str, Any]:
-    """A change of the cut as the data of its event."""
+    """Data of a replan event, a change from the cut `before` to the cut `after`."""
     sizes = {"from": before.frames_per_chunk, "to": after.frames_per_chunk}
     tiles = {"from_tiles": before.tiles.count, "to_tiles": after.tiles.count}
     return {**sizes, **tiles, "reason": reason, "free_bytes": reading.free_bytes}
@@ -70,49 +67,54 @@ def replan_data(before: Cut, after: Cut, reason: str, reading: MemoryReading) ->
 
 @dataclass(slots=True)
 class DecodeRun:
-    """What has happened so far in one decode."""
+    """State of one decode: its current cut, and what has happened so far."""
 
     plan: DecodePlan
     cut: Cut
-    smallest: Cut  # the last of all cuts so far, in the order of falling back
+    smallest: Cut  # of all cuts so far, the last one in the fallback order
     watch: SpillWatch
+    total_video_frames: int  # of the finished video
     retries: int = 0
     spills: int = 0
     seconds: float = 0.0
     video_frames: int = 0
-    failure: str = ""  # what the last out-of-memory said
+    failure: str = ""  # message of the last out-of-memory
     chunk_frames: list[int] = field(default_factory=list)
-    # Free bytes when a cut failed: it is tried again only once clearly more is free.
+    # Free bytes when a cut failed. It is tried again only when clearly more is free.
     failed: dict[Cut, int] = field(default_factory=dict)
-    failed_here: set[Cut] = field(default_factory=set)  # since the last chunk that succeeded
-    exact: bool = True  # every pixel so far
+    failed_at_chunk: set[Cut] = field(default_factory=set)  # since the last chunk that succeeded
+    exact: bool = True  # whether every pixel so far is exact
     seam_score: float | None = None
 
-    def go_on_with(self, cut: Cut) -> None:
-        """Cut the next chunk so."""
+    def continue_with(self, cut: Cut) -> None:
+        """Use `cut` from the next chunk on."""
         self.cut = cut
         self.smallest = max(self.smallest, cut, key=lambda each: each.order)
 
     def chunk_done(self, latent_frames: int, video_frames: int) -> None:
-        """A chunk was fed, and frames came out."""
+        """Record a chunk of `latent_frames` that gave `video_frames`."""
         if latent_frames:
             self.chunk_frames.append(latent_frames)
         self.video_frames += video_frames
-        self.failed_here.clear()
+        self.failed_at_chunk.clear()
 
     def may_follow(self, cut: Cut) -> bool:
-        """Whether the decode may go on with a cut: chunks apart can only be had from the first frame on."""
-        apart = not cut.exact and cut.tiles == WHOLE_PICTURE
-        return cut not in self.failed_here and (not apart or not self.cut.exact or self.video_frames == 0)
+        """Whether the decode may continue with `cut`.
+
+        Independent chunks must start at the first frame: an exact decode cannot change to them later.
+        """
+        independent = not cut.exact and cut.tiles == WHOLE_PICTURE
+        possible = not independent or not self.cut.exact or self.video_frames == 0
+        return possible and cut not in self.failed_at_chunk
 
     def failed_lately(self, free_bytes: int) -> Cut | None:
-        """The smallest cut that has failed with about this much memory; None where nothing has failed."""
+        """The smallest cut that failed with about `free_bytes` free or more; None where none did."""
         failed = [cut for cut, free in self.failed.items() if free_bytes <= free / GROWTH_SHARE]
         return max(failed, key=lambda cut: cut.order) if failed else None
 
 
 def chunk_data(run: DecodeRun, latent_frames: int, position: int, video_frames: int) -> dict[str, Any]:
-    """A chunk just decoded as the data of its event: `latent_frames` in, `video_frames` out."""
+    """Data of a chunk event: `latent_frames` went in, `video_frames` came out."""
     return {
         "latent_frames": latent_frames,
         "position": position,

@@ -1,7 +1,7 @@
-"""What one decode teaches: the margins and speeds of its device, and whether a faster way would have fitted.
+"""Learns from one decode: the margins and speeds of its device, and whether a faster rung would have fitted.
 
-Owns which decodes count. Must not know: torch, streams, how anything is measured (`adaptive.device.probe`) or
-fitted (`adaptive.memory.margins`, `adaptive.memory.speed`).
+Owns which decodes count. It does not know torch, streams, or how costs are measured (`adaptive.device.probe`)
+and fitted (`adaptive.memory.margins`, `adaptive.memory.speed`).
 """
 
 from adaptive.decoding.events import DecodeRun
@@ -14,7 +14,7 @@ from adaptive.types import WHOLE_PICTURE, Cut, DecodeReport, LatentShape, Measur
 
 
 class DecodeLearning:
-    """Teaches `residuals` (None: nothing about memory) and `speeds` from decodes of one VAE."""
+    """Adds what decodes of one VAE show to `residuals` (None: memory is not learned) and `speeds`."""
 
     def __init__(self, profile: MemoryProfile, residuals: LearnedMargins | None, speeds: Speeds) -> None:
         self._profile = profile
@@ -22,7 +22,7 @@ class DecodeLearning:
         self._speeds = speeds
 
     def failed(self, shape: LatentShape, cut: Cut, free_bytes: int) -> None:
-        """What was free, with the state that was held, was not enough."""
+        """Learn that `cut` ran out of memory with `free_bytes`, the decode's own state included."""
         if self._residuals is not None:
             self._residuals.out_of_memory(
                 self._profile.traits.family,
@@ -36,16 +36,16 @@ class DecodeLearning:
     def finished(
         self, run: DecodeRun, shape: LatentShape, measured: MeasuredPeak | None, *, noise_bytes: int
     ) -> None:
-        """A decode that ran as planned tells what this device needs beyond live bytes, and how fast it is.
+        """Learn memory and time from a decode that ran as planned; others are ignored.
 
-        With fewer than `noise_bytes` live bytes it says nothing about memory. `measured` is None where
-        something else was measured as well.
+        `measured` is None where the peak was not measured or includes other memory. A decode with fewer than
+        `noise_bytes` live bytes teaches nothing about memory.
         """
         plan = run.plan
         undisturbed = run.smallest == plan.cut and max(run.chunk_frames) <= plan.frames_per_chunk
         if run.retries or run.spills or not (undisturbed or plan.tiles != WHOLE_PICTURE):
             return
-        if plan.tiles == WHOLE_PICTURE and plan.exact and not run.watch.paused:
+        if plan.tiles == WHOLE_PICTURE and plan.exact and not run.watch.time_unreliable:
             self._speeds.observe(self._profile, shape, plan.frames_per_chunk, run.seconds)
         if self._residuals is None or measured is None:
             return
@@ -68,19 +68,19 @@ class DecodeLearning:
         policy: Policy,
         inputs: PlanInputs,
     ) -> Regret:
-        """Looking back with what it was planned with."""
+        """Regret of the decode, computed with the policy and inputs that it was planned with."""
         plan = run.plan
         if policy.forced:
-            return Regret(0.0, "none: the way was asked for")
+            return Regret(0.0, "none: the strategy was requested")
         if run.retries or run.spills or run.smallest != plan.cut:
-            return Regret(0.0, "not known: memory changed while it ran")
+            return Regret(0.0, "not known: the free memory changed during the decode")
         ladder = rungs(self._profile, shape, plan.budget_bytes, policy, inputs)
         total = None if measured is None else measured.total_bytes
         return regret_of(plan, ladder, measured_bytes=total, seconds=run.seconds)
 
 
 def report_of(run: DecodeRun, measured: MeasuredPeak | None, regret: Regret) -> DecodeReport:
-    """What a decode did, once it is over."""
+    """Report of a finished decode."""
     return DecodeReport(
         plan=run.plan,
         chunk_frames=tuple(run.chunk_frames),

@@ -1,8 +1,8 @@
-"""Pictures of a video before it is decoded: a few latent frames, each decoded alone and small.
+"""Previews of a video before it is decoded: a few latent frames, each decoded alone and at reduced size.
 
-Owns: which frames are shown (first, last, and every k-th between) and their cheap decode. A picture is made
-of a latent frame without its neighbours and at reduced size, so it is about what the frame will be and never
-enters the result. Must not know: jobs, files, plans.
+Owns the choice of frames (first, last, and every k-th between) and their cheap decode. A preview is decoded
+without the neighbouring frames, so it only resembles the final frame and never enters the result. This module
+does not know jobs, files or decode plans.
 """
 
 import logging
@@ -29,14 +29,15 @@ WORK_SHARE = 0.25
 TIME_SHARE = 0.25
 LEAST_SECONDS = 0.5  # pictures may take this long in any case
 MOST_PICTURES = 8
-# Latents are averaged over squares of these sides; a picture keeps at least so many pixels and latents.
+# Latents are averaged over squares of these sides. A picture keeps at least this many pixels and latents a
+# side.
 FACTORS = (4, 2, 1)
 LEAST_PIXELS, LEAST_LATENTS = 96, 4
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewPlan:
-    """Latent frames to show, in the order in which they are made, and how much smaller each is a side."""
+    """Latent frames to show, in the order of decoding, and the factor by which each side is reduced."""
 
     latent_frames: tuple[int, ...]
     factor: int
@@ -110,23 +111,23 @@ def make_previews(
 
 
 def _picture(vae: Any, latent: Tensor, factor: int, decode_kwargs: Mapping[str, Any]) -> Tensor | None:
-    """One picture, or None after a failure: what it held is free again by then."""
+    """One picture, or None after a failure; the failed decode's tensors are released before this returns."""
     small = torch.nn.functional.avg_pool3d(latent.float(), (1, factor, factor)).to(latent.dtype)
     devices = [vae.device] if vae.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
-            frames = decode_whole(vae, small, **_of_first(decode_kwargs))
+            frames = decode_whole(vae, small, **_of_first_video(decode_kwargs))
     except torch.AcceleratorError:
         raise
     except Exception as error:
         if not is_out_of_memory(error):
-            log.warning("no_previews vae=%s reason=%s", type(vae).__name__, error)
+            log.warning("previews_unavailable vae=%s reason=%s", type(vae).__name__, error)
         return None
     return frames[0, :, -1]
 
 
-def _of_first(decode_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the first video of a batch."""
+def _of_first_video(decode_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for the first video of a batch."""
     return {
         name: value[:1] if isinstance(value, Tensor) and value.ndim else value
         for name, value in decode_kwargs.items()

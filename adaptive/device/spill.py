@@ -1,9 +1,10 @@
-"""Noticing that device memory overflows into host memory, where that happens instead of an out-of-memory.
+"""Detects that device memory overflows into host memory instead of running out.
 
-Some drivers (Windows' and WSL's system memory fallback, unified memory) serve allocations beyond the card's
-memory from the host's: nothing fails, but everything crawls (37.2 GB were once reported in use on a 24 GB
-card, with a decode at half the speed of a frame at a time). Owns: the decision, from readings and times. Pure
-arithmetic; must not know torch, drivers, decodes.
+Some drivers (system memory fallback on Windows and WSL, unified memory) serve allocations beyond the card's
+memory from host memory. Nothing fails, but the decode becomes very slow: one report shows 37.2 GB in use on a
+24 GB card, at half the speed of decoding one frame at a time.
+
+Owns the decision, from readings and times. Pure arithmetic; it does not know torch, drivers or decodes.
 """
 
 from dataclasses import dataclass
@@ -12,32 +13,30 @@ from enum import StrEnum
 from adaptive.types import MemoryReading
 
 MIB = 2**20
-# A driver that is full still tells a few MiB of free memory.
+# A driver without memory left still reports a few MiB as free.
 FULL_BYTES = 64 * MIB
-# Moves of a process' own memory that are no decode's: handles, lazily loaded kernels.
+# Growth of a process' own memory that does not belong to a decode: handles, lazily loaded kernels.
 GROWTH_BYTES = 64 * MIB
-# Through PCIe a chunk takes some ten times as long; sharing the card with another program about twice.
+# A chunk in memory behind PCIe takes about ten times as long; on a card shared with another program, twice.
 SLOW_RATIO = 4.0
-# A process that was stopped, or got no processor for a while, looks as slow, once: memory behind a bus stays
-# there.
+# A process that was stopped or got no processor time looks as slow, but only for one chunk. A spill stays
+# slow.
 SLOW_IN_A_ROW = 2
-# Below this a chunk's time says more about the machine's other business.
+# The time of a shorter chunk depends too much on other programs.
 SHORTEST_SECONDS = 0.2
 
 
 class SpillSign(StrEnum):
-    """What gave it away."""
+    """Evidence of a spill."""
 
-    BEYOND_CAPACITY = "beyond_capacity"  # this process holds more than the card has
-    DRIVER_FULL = "driver_full"  # the driver had nothing left to give, and this process still got more
-    SLOW = "slow"  # nearly nothing free, and chunk after chunk many times slower than before or predicted
+    BEYOND_CAPACITY = "beyond_capacity"  # this process holds more than the card's total memory
+    DRIVER_FULL = "driver_full"  # the driver had no free memory left, and this process still got more
+    SLOW = "slow"  # almost no free memory, and chunks in a row many times slower than usual or predicted
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkSpeed:
-    """Seconds a latent frame: of the chunk just decoded, and of what is usual (None where nothing is
-    known).
-    """
+    """Speed of the last chunk, and the usual seconds a latent frame (None where they are not known)."""
 
     seconds: float
     seconds_a_frame: float
@@ -45,20 +44,18 @@ class ChunkSpeed:
 
     @property
     def ratio(self) -> float:
-        """How many times slower than usual; 1 where nothing is usual yet, or the chunk was too short to
-        tell.
-        """
+        """How many times slower than usual the chunk was; 1 where that is not known or it was too short."""
         if not self.usual_seconds_a_frame or self.seconds < SHORTEST_SECONDS:
             return 1.0
         return self.seconds_a_frame / self.usual_seconds_a_frame
 
 
 def find_spill(before: MemoryReading, now: MemoryReading, speed: ChunkSpeed) -> SpillSign | None:
-    """Whether the chunk decoded between two readings of one device looks as if it spilled into host memory:
-    a sign from bytes is proof, `SLOW` is a suspicion.
+    """Sign that the chunk decoded between two readings of one device spilled into host memory, or None.
 
-    What the driver has left is the free bytes without those that this process' allocator holds. The host's
-    own memory has nowhere to overflow to: for "cpu" there is no sign.
+    `BEYOND_CAPACITY` and `DRIVER_FULL` are proof, `SLOW` is a suspicion. The driver's remaining memory is the
+    free bytes without those that this process' allocator holds. On "cpu" the result is None, because host
+    memory cannot overflow.
     """
     if now.device.startswith("cpu"):
         return None
@@ -75,25 +72,26 @@ def find_spill(before: MemoryReading, now: MemoryReading, speed: ChunkSpeed) -> 
 
 
 class SpillWatch:
-    """Watches one decode chunk by chunk, from the reading it was planned with (None: from its first chunk).
+    """Watches one decode chunk by chunk.
 
-    `usual_seconds_a_frame` is predicted where it is known; the slowest chunk that did not spill counts, too.
+    `before` is the reading that the decode was planned with (None: the watch starts at its first chunk).
+    `usual_seconds_a_frame` is the predicted time, if known; slower chunks without a spill raise it.
     """
 
     def __init__(self, before: MemoryReading | None, usual_seconds_a_frame: float | None) -> None:
         self._before = before
         self._usual = usual_seconds_a_frame
-        self._slow = 0  # chunks in a row
-        self.paused = False  # a chunk was as slow as if it had spilled: the decode's time tells nothing
+        self._slow_in_a_row = 0
+        self.time_unreliable = False  # a chunk was as slow as a spill without being one
 
     def after_chunk(self, now: MemoryReading, seconds: float, frames: int) -> tuple[SpillSign, int] | None:
-        """The sign of a spill in the chunk just decoded, and the bytes that were free when it began."""
+        """Sign of a spill in the last chunk, with the bytes that were free when it began; None if none."""
         speed = ChunkSpeed(seconds, seconds / frames, self._usual)
         before, self._before = self._before or now, now
         sign = find_spill(before, now, speed)
-        self._slow = self._slow + 1 if sign is SpillSign.SLOW else 0
-        if sign is SpillSign.SLOW and self._slow < SLOW_IN_A_ROW:
-            self.paused = True
+        self._slow_in_a_row = self._slow_in_a_row + 1 if sign is SpillSign.SLOW else 0
+        if sign is SpillSign.SLOW and self._slow_in_a_row < SLOW_IN_A_ROW:
+            self.time_unreliable = True
             return None
         if sign is None:
             self._usual = max(self._usual or 0.0, speed.seconds_a_frame)

@@ -116,7 +116,7 @@ def test_one_slow_chunk_may_be_a_pause_and_two_in_a_row_are_a_spill() -> None:
     full = reading(0, 20)
     watch = SpillWatch(full, 0.25)
     assert watch.after_chunk(full, 8.0, 4) is None
-    assert watch.paused, "its time must not be learned from"
+    assert watch.time_unreliable, "its time must not be learned from"
     assert watch.after_chunk(full, 1.0, 4) is None
     assert watch.after_chunk(full, 8.0, 4) is None, "slow again, but not in a row"
     assert watch.after_chunk(full, 8.0, 4) == (SpillSign.SLOW, full.free_bytes)
@@ -132,7 +132,7 @@ def test_the_hosts_own_memory_has_nowhere_to_spill_to() -> None:
     watch = SpillWatch(full, 0.25)
     assert [watch.after_chunk(full, 8.0, 4) for _ in range(4)] == [None] * 4
     assert find_spill(full, replace(full, own_bytes=30 * GIB), SLOW) is None
-    assert not watch.paused
+    assert not watch.time_unreliable
 
 
 def test_nothing_is_called_a_spill_on_a_device_that_has_room(vae: Any, latents: Tensor) -> None:

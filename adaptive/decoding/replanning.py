@@ -1,0 +1,169 @@
+"""Reacts to changes of memory during a decode: after a failure, after a spill, and between chunks.
+
+Owns when a running decode changes its cut, and the events about it. It does not know streams, how frames are
+made, or how a cut is chosen (see `adaptive.planning.fallback`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from adaptive.decoding.events import GROWTH_SHARE, DecodeRun, replan_data, spill_data
+from adaptive.decoding.learning import DecodeLearning
+from adaptive.device.host import read_host
+from adaptive.device.probe import MemoryProbe
+from adaptive.errors import DecodeOutOfMemory
+from adaptive.memory.profile import MemoryProfile
+from adaptive.planning.fallback import FallbackOrder
+from adaptive.planning.planner import PlanInputs, Policy, budget_of
+from adaptive.stream.offload import execution_device
+from adaptive.types import Cut, LatentShape, MemoryReading
+
+
+class DecodeMemory:
+    """Readings of the memory that decodes of one VAE can use."""
+
+    def __init__(self, vae: Any, profile: MemoryProfile, probe: MemoryProbe) -> None:
+        self.probe = probe
+        self.last_reading: MemoryReading | None = None
+        self._vae = vae
+        self._device = execution_device(vae)
+        self._parks_activations = profile.sweep is not None
+
+    def read(self) -> MemoryReading:
+        """Free memory. Weights that an offload hook is about to load count as used already."""
+        reading = self.probe.read()
+        arriving_bytes = sum(
+            parameter.nbytes
+            for parameter in self._vae.parameters()
+            if parameter.device.type == "cpu" and self._device.type != "cpu"
+        )
+        if arriving_bytes:
+            reading = replace(reading, free_bytes=max(0, reading.free_bytes - arriving_bytes))
+        self.last_reading = reading
+        return reading
+
+    def host_budget_bytes(self) -> int | None:
+        """Host memory that a layer sweep may use to park activations.
+
+        None where nothing is parked, or where the device's memory is the host's.
+        """
+        if not self._parks_activations or self._device.type == "cpu":
+            return None
+        return read_host().free_bytes
+
+
+class Replanner:
+    """Chooses the next cut of a running decode. `emit` receives the kind and the data of each event."""
+
+    def __init__(
+        self,
+        profile: MemoryProfile,
+        policy: Policy,
+        inputs: PlanInputs,
+        memory: DecodeMemory,
+        learning: DecodeLearning,
+        emit: Callable[[str, Mapping[str, Any]], None],
+    ) -> None:
+        self._profile = profile
+        self._policy = policy
+        self._inputs = inputs
+        self._memory = memory
+        self._learning = learning
+        self._emit = emit
+
+    def after_failure(
+        self, run: DecodeRun, shape: LatentShape, held_bytes: int, waiting_bytes: int = 0
+    ) -> None:
+        """Choose the next cut after an out-of-memory, in this order:
+
+        1. A cut that follows the failed one in the fallback order.
+        2. A larger cut that has not failed at this chunk and is expected to fit: libraries may need more
+           memory for few frames than for some.
+        3. The failed cut once more, because another program may have used the memory for a moment only.
+        4. A larger cut that has not failed at this chunk, whether it fits or not.
+
+        `held_bytes` are the bytes of the decode's state; `waiting_bytes` are the part of them that no
+        prediction includes. Raises `DecodeOutOfMemory` where all of these have failed.
+        """
+        run.retries += 1
+        self._memory.probe.release()
+        reading = self._memory.read()
+        failed = run.cut
+        failed_before = failed in run.failed_at_chunk
+        run.failed[failed] = reading.free_bytes
+        run.failed_at_chunk.add(failed)
+        self._learning.failed(shape, failed, reading.free_bytes + held_bytes)
+        data = {"frames_per_chunk": failed.frames_per_chunk, "free_bytes": reading.free_bytes}
+        self._emit("oom", {**data, "message": run.failure})
+        order, predicted_bytes = self._fallback_order(shape), held_bytes - waiting_bytes
+        following = order.next_cut(failed, run.may_follow, reading, predicted_bytes)
+        room_bytes = None if failed_before else budget_of(reading, self._policy, predicted_bytes)
+        if following is not None:
+            run.continue_with(following)
+            self._emit_replan(run, failed, "out_of_memory", reading)
+            names = [cut.strategy(shape.frames).value for cut in (failed, following)]
+            if names[0] != names[1]:
+                self._emit("fallback", {"from": names[0], "to": names[1]})
+        elif larger := order.smallest_untried(run.failed_at_chunk, room_bytes):
+            run.continue_with(larger)
+            self._emit_replan(run, failed, "out_of_memory", reading)
+        elif failed_before:
+            smallest = run.smallest.frames_per_chunk
+            raise DecodeOutOfMemory(
+                frames_per_chunk=smallest, retries=run.retries, frames_done=run.video_frames
+            )
+
+    def after_chunk(self, run: DecodeRun, shape: LatentShape, held_bytes: int, seconds: float) -> None:
+        """Fit the next chunk to the memory that is free now. The last chunk took `seconds`.
+
+        `held_bytes` are the bytes of the decode's state that a prediction includes.
+        """
+        reading = self._memory.read()
+        if self.note_spill(run, shape, reading, seconds) or self._policy.forced:
+            return
+        order, now = self._fallback_order(shape), run.cut
+        fits = order.fastest_that_fits(reading, held_bytes, at_most=now)
+        if fits is None or fits.order > now.order:
+            run.continue_with(fits or order.smallest())  # a bound that is too high must not end a decode
+            reason = "memory_fell"
+        else:
+            cautious = replace(reading, free_bytes=round(reading.free_bytes * GROWTH_SHARE))
+            failed = run.failed_lately(reading.free_bytes)
+            most = order.cuts_after(failed)[:1] if failed else [Cut(max(1, shape.frames - 1))]
+            larger = order.fastest_that_fits(cautious, held_bytes, at_most=most[0]) if most else None
+            if larger is not None and larger.order < now.order:
+                run.continue_with(larger)
+            reason = "memory_rose"
+        self._emit_replan(run, now, reason, reading)
+
+    def note_spill(self, run: DecodeRun, shape: LatentShape, reading: MemoryReading, seconds: float) -> bool:
+        """Whether the last chunk overflowed into host memory. If so, the next chunk is smaller, if possible.
+
+        The learned margins record a spill as an out-of-memory: the free memory was not enough.
+        """
+        found = run.watch.after_chunk(reading, seconds, run.cut.frames_per_chunk)
+        if found is None:
+            return False
+        sign, free_bytes = found
+        spilled = run.cut
+        finished = run.video_frames == run.total_video_frames
+        run.spills += 1
+        run.failed[spilled] = reading.free_bytes
+        self._learning.failed(shape, spilled, free_bytes)
+        following = [] if finished else self._fallback_order(shape).cuts_after(spilled)
+        smaller = [cut for cut in following if cut.exact]
+        if smaller:
+            self._memory.probe.release()
+            run.continue_with(smaller[0])
+        sizes = spilled.frames_per_chunk, run.cut.frames_per_chunk
+        self._emit("spill", spill_data(sign, *sizes, reading, seconds))
+        return True
+
+    def _fallback_order(self, shape: LatentShape) -> FallbackOrder:
+        inputs = replace(self._inputs, host_budget_bytes=self._memory.host_budget_bytes())
+        return FallbackOrder(self._profile, shape, self._policy, inputs)
+
+    def _emit_replan(self, run: DecodeRun, before: Cut, reason: str, reading: MemoryReading) -> None:
+        if run.cut != before:
+            self._emit("replan", replan_data(before, run.cut, reason, reading))
