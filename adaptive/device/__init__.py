@@ -1,4 +1,4 @@
 """What memory a device has: the NVIDIA driver, torch's allocator, the host, and the processes on a GPU.
 
-Reads devices and decides nothing. Imports only the library's errors and types.
+It reads devices and decides nothing. Imports only the library's errors and types.
 """

@@ -1,8 +1,7 @@
-"""Memory of the host as this process may use it: physical memory, cgroup limits and RLIMIT_AS, whichever is
-least.
+"""Host memory that this process can use: the least of physical memory, cgroup limits and RLIMIT_AS.
 
-Owns: reading /proc, /sys/fs/cgroup and the C library's heap, and what garbage collection looks at. Must not
-know: torch, decodes.
+Owns reading /proc and /sys/fs/cgroup, the settings of the C library's heap, and garbage collection. It does
+not know torch or decodes.
 """
 
 import ctypes
@@ -22,21 +21,21 @@ UNLIMITED = 2**60  # cgroup v1 writes "no limit" as a page-rounded 2**63
 
 
 def read_host() -> MemoryReading:
-    """One look at host memory: `free_bytes` is what a new allocation of this process can get."""
+    """Read host memory; `free_bytes` is what a new allocation of this process can get."""
     memory = psutil.virtual_memory()
     process = psutil.Process().memory_info()
     total, free = memory.total, memory.available
     for limit, used in [*_cgroup_limits(), *_address_space(process.vms)]:
         total = min(total, limit)
         free = min(free, max(0, limit - used))
-    other = max(0, total - free - process.rss)  # of what is counted here: inside a limit, that limit
+    other = max(0, total - free - process.rss)  # under a limit, `total` and `free` are the limit's
     return MemoryReading("cpu", free, total, 0, process.rss, other, "host")
 
 
 def limit_heap_growth() -> None:
-    """Have the C library map each tensor of `MAPPED_BYTES` or more by itself: freed, it is given back.
+    """Make the C library map each tensor of `MAPPED_BYTES` or more separately, so that freeing returns it.
 
-    Left alone, glibc raises that size to 32 MiB as it goes, and blocks of many sizes fragment the heap: the
+    By default glibc raises that size up to 32 MiB over time, and blocks of many sizes fragment the heap. The
     resident set of one streamed decode then grew to 2.7 times its live tensors, against 1.5 times with this.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
@@ -46,7 +45,7 @@ def limit_heap_growth() -> None:
 
 
 def trim_heap(generation: int = 2) -> None:
-    """Collect garbage up to a generation, and return the C library's free heap pages to the system."""
+    """Collect garbage up to `generation`, and return the C library's free heap pages to the system."""
     gc.collect(generation)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
@@ -54,17 +53,17 @@ def trim_heap(generation: int = 2) -> None:
 
 
 def freeze_garbage_collection() -> None:
-    """Collect garbage, and have later collections pass over all that is alive now, until `gc.unfreeze`.
+    """Collect garbage, then exclude all live objects from later collections, until `gc.unfreeze`.
 
-    Every decode collects; torch, diffusers and transformers bring some 700,000 objects, at which each full
-    collection would look for 0.4 s.
+    Every decode collects garbage. A full collection takes 0.4 s for the 700,000 or so objects of torch,
+    diffusers and transformers.
     """
     gc.collect()
     gc.freeze()
 
 
 class ResidentPeak:
-    """High-water mark of this process' resident set, as growth above the moment of the last reset (Linux)."""
+    """Peak growth of this process' resident set since the last reset (Linux)."""
 
     def __init__(self) -> None:
         self._base_bytes = 0
@@ -72,7 +71,7 @@ class ResidentPeak:
         self.reset()
 
     def reset(self) -> None:
-        """Start anew from what is resident now."""
+        """Measure from the current resident set on."""
         try:
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM to the current resident set
         except OSError:
@@ -82,17 +81,17 @@ class ResidentPeak:
         self._base_bytes = _status_bytes("VmRSS")
 
     def growth(self, held_bytes: int = 0) -> MeasuredPeak | None:
-        """Peak growth since the reset; None where the kernel does not let it be measured.
+        """Peak growth since the reset; None where the kernel does not allow the measurement.
 
-        What is still resident once the heap has given back its free pages, and is not the caller's
-        `held_bytes`, belongs to others in this process: a video encoder's frames, libraries' code. The kernel
-        cannot tell memory in use from what the heap kept, so the host's `fragmentation_bytes` are counted as
-        allocated.
+        Memory that is still resident after the heap has returned its free pages, beyond the caller's
+        `held_bytes`, belongs to other parts of this process: a video encoder's frames, code of libraries. It
+        is reported as outside bytes. The kernel does not separate used memory from what the heap keeps, so
+        fragmentation counts as allocated.
         """
         if not self._works:
             return None
         grown = max(0, _status_bytes("VmHWM") - self._base_bytes)
-        trim_heap(1)  # what one decode left is young; all objects of torch and diffusers take 0.4 s
+        trim_heap(1)  # a decode's garbage is young; a full collection takes 0.4 s
         left = max(0, _status_bytes("VmRSS") - self._base_bytes - held_bytes)
         return MeasuredPeak(max(0, grown - left), outside_bytes=left)
 
@@ -110,8 +109,9 @@ def _address_space(used_bytes: int) -> list[tuple[int, int]]:
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:
-    """(limit, used) of this process' memory cgroup and each of its parents; page cache that can go is not
-    used.
+    """(limit, used) bytes of this process' memory cgroup and each of its parents.
+
+    Page cache that the kernel can drop does not count as used.
     """
     found = []
     for folder, limit_name, usage_name, cache_name in _cgroup_folders():

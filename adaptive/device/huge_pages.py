@@ -1,8 +1,7 @@
-"""How torch maps its host tensors.
+"""Makes torch map its host tensors in huge pages.
 
-A file of its own, for every command asks first: importing this costs nothing.
-
-Owns: torch's switch in the environment. Must not know: torch, what is mapped.
+Owns torch's environment variable for it. It does not import torch: every command calls this first, so
+importing it must cost nothing.
 """
 
 import os
@@ -12,17 +11,18 @@ _SWITCH = "THP_MEM_ALLOC_ENABLE"
 
 
 def enable_huge_pages() -> None:
-    """Have torch map each host tensor of 2 MiB or more in huge pages, where the kernel lets programs ask.
+    """Make torch map each host tensor of 2 MiB or more in huge pages, where the kernel allows it.
 
-    Heard only before the process makes its first tensor; children inherit it. A decode on the CPU then spends
-    half as long in page faults, which were a fifth of its time, and its resident set stays what it was.
+    Works only before the process makes its first tensor; child processes inherit it. It halves the time in
+    page faults, which are a fifth of a decode on the CPU, and leaves the resident set unchanged.
     """
     os.environ.setdefault(_SWITCH, "1")
 
 
 def restart_with_huge_pages() -> None:
-    """The same for a script that has imported torch, or what makes tensors when it is imported: the process
-    starts itself anew, unless it was asked before.
+    """Enable huge pages in a script that has already imported torch, by restarting the process.
+
+    Returns without a restart where the environment variable is set already.
     """
     if _SWITCH not in os.environ:
         enable_huge_pages()

@@ -1,9 +1,9 @@
-"""What the NVIDIA driver says about its GPUs, through the `pynvml` module of nvidia-ml-py.
+"""Reads the NVIDIA driver's data about its GPUs, through the `pynvml` module of nvidia-ml-py.
 
-Owns: opening the library, devices by UUID, free and used bytes, who holds them, and the mapping of CUDA's
-`cuda:N` to the driver's UUID. Every failure is a state in the answer, never an exception: a server must come
-up, and say what is wrong, on a machine without a driver or with a card that fell off the bus. Must not know:
-torch, jobs, plans.
+Owns opening the library, devices by UUID, their free and used bytes, the processes on them, and the mapping
+of CUDA's `cuda:N` to the driver's UUID. A failure is a state in the result, never an exception: on a machine
+without a driver, or with a card that fell off the bus, a server must start and report what is wrong. This
+module does not know torch, jobs or plans.
 """
 
 import os
@@ -21,16 +21,17 @@ class NvmlState(StrEnum):
 
     OK = "ok"
     NO_DRIVER = "no_driver"  # the library or the kernel driver is absent
-    NO_GPU = "no_gpu"  # a driver without a single GPU
+    NO_GPU = "no_gpu"  # a driver without any GPU
     GPU_LOST = "gpu_lost"  # fell off the bus: only a reset or reboot brings it back
     NOT_FOUND = "not_found"  # no GPU with that UUID
-    ERROR = "error"  # anything else the driver refuses to say
+    ERROR = "error"  # any other failure of the driver
 
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A process with a context on a GPU; `used_bytes` is None where the driver does not tell (WSL, some
-    containers).
+    """A process with a context on a GPU.
+
+    `used_bytes` is None where the driver does not report it (WSL, some containers).
     """
 
     pid: int
@@ -39,9 +40,9 @@ class GpuProcess:
 
 @dataclass(frozen=True, slots=True)
 class GpuInfo:
-    """One look at one GPU. Byte counts are 0 and `utilization` None unless `state` is ok.
+    """A reading of one GPU. Byte counts are 0 and `utilization` None unless `state` is ok.
 
-    `used_bytes` is total less free: all processes, their contexts, and what the driver keeps for itself.
+    `used_bytes` is total less free: all processes, their contexts, and the driver's own memory.
     """
 
     uuid: str
@@ -55,12 +56,12 @@ class GpuInfo:
     state: NvmlState
 
 
-def _absent(uuid: str, state: NvmlState, index: int = -1) -> GpuInfo:
+def _unreadable(uuid: str, state: NvmlState, index: int = -1) -> GpuInfo:
     return GpuInfo(uuid, index, "", 0, 0, 0, None, (), state)
 
 
 class Nvml:
-    """The driver, opened at first use and again after a failure to open; close it, or use it in a `with`."""
+    """The driver, opened at first use and again after a failure to open. Close it, or use it in a `with`."""
 
     def __init__(self) -> None:
         self._library: Any = None
@@ -74,20 +75,20 @@ class Nvml:
         self.close()
 
     def close(self) -> None:
-        """Let go of the driver; a later call opens it again."""
+        """Close the driver's library; a later call opens it again."""
         if self._library is not None:
             library, self._library = self._library, None
             self._ask(library.nvmlShutdown, None)
 
     @property
     def state(self) -> NvmlState:
-        """ok, no_driver, no_gpu or error, as of now."""
+        """Current state: ok, no_driver, no_gpu or error."""
         count, state = self._count()
         return state if state is not NvmlState.OK or count else NvmlState.NO_GPU
 
     @property
     def driver_version(self) -> str | None:
-        """The driver's version, None where there is none."""
+        """The driver's version, or None without a driver."""
         if self._open() is not NvmlState.OK:
             return None
         version: str | None = self._ask(self._library.nvmlSystemGetDriverVersion, None)
@@ -95,26 +96,26 @@ class Nvml:
 
     @property
     def cuda_version(self) -> tuple[int, int] | None:
-        """The newest CUDA, major and minor, that the driver can run; None where it does not say."""
+        """The newest CUDA version (major, minor) that the driver supports; None where it is not known."""
         if self._open() is not NvmlState.OK:
             return None
         number: int | None = self._ask(self._library.nvmlSystemGetCudaDriverVersion, None)
         return None if number is None else (number // 1000, number % 1000 // 10)
 
     def devices(self) -> tuple[GpuInfo, ...]:
-        """Every GPU in the driver's (PCI bus) order, lost ones included; empty without driver or GPU."""
+        """Every GPU in the driver's (PCI bus) order, lost ones included; empty without a driver or GPU."""
         count, _ = self._count()
         return tuple(self._device(index) for index in range(count))
 
     def read(self, uuid: str) -> GpuInfo:
-        """The GPU, or MIG slice, of that full UUID."""
+        """Reading of the GPU or MIG slice with this full UUID."""
         opened = self._open()
         if opened is not NvmlState.OK:
-            return _absent(uuid, opened)
+            return _unreadable(uuid, opened)
         try:
             handle = self._library.nvmlDeviceGetHandleByUUID(uuid)
         except self._library.NVMLError as error:
-            return _absent(uuid, self._state_of(error))
+            return _unreadable(uuid, self._state_of(error))
         return self._read(handle, uuid, self._ask(lambda: self._library.nvmlDeviceGetIndex(handle), -1))
 
     def _open(self) -> NvmlState:
@@ -144,7 +145,7 @@ class Nvml:
             return 0, self._state_of(error)
 
     def _ask(self, question: Callable[[], T], default: T) -> T:
-        """The answer, or `default` where the driver cannot say: optional facts must not hide the memory
+        """The driver's answer, or `default` where it fails: a missing optional value must not hide the memory
         counts.
         """
         import pynvml
@@ -159,7 +160,7 @@ class Nvml:
             handle = self._library.nvmlDeviceGetHandleByIndex(index)
             uuid = self._library.nvmlDeviceGetUUID(handle)
         except self._library.NVMLError as error:
-            return _absent("", self._state_of(error), index)
+            return _unreadable("", self._state_of(error), index)
         return self._read(handle, uuid, index)
 
     def _read(self, handle: Any, uuid: str, index: int) -> GpuInfo:
@@ -167,7 +168,7 @@ class Nvml:
         try:
             memory = library.nvmlDeviceGetMemoryInfo(handle)
         except library.NVMLError as error:
-            return _absent(uuid, self._state_of(error), index)
+            return _unreadable(uuid, self._state_of(error), index)
         running: list[Any] = self._ask(lambda: library.nvmlDeviceGetComputeRunningProcesses(handle), [])
         rates = self._ask(lambda: library.nvmlDeviceGetUtilizationRates(handle), None)
         return GpuInfo(
@@ -201,14 +202,15 @@ def cuda_visible_uuid(
     devices: Sequence[GpuInfo] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> str | None:
-    """UUID of what CUDA calls `cuda:<ordinal>`, or None where CUDA sees no such device or the order cannot be
-    known.
+    """UUID of the device that CUDA calls `cuda:<ordinal>`.
 
-    Follows the CUDA C programming guide, "CUDA Environment Variables": entries of CUDA_VISIBLE_DEVICES are
-    indices, GPU UUIDs or unambiguous prefixes of them, or MIG UUIDs (returned as they stand), and the first
-    invalid entry hides all that follow. Indices count in bus order only under CUDA_DEVICE_ORDER=PCI_BUS_ID;
-    CUDA's own order is fastest first, which equals bus order where all cards are of one model and cannot be
-    told from here where they differ.
+    None where CUDA sees no such device, or where its order of devices is not known.
+
+    Follows the CUDA C programming guide, "CUDA Environment Variables". Entries of CUDA_VISIBLE_DEVICES are
+    indices, GPU UUIDs or unambiguous prefixes of them, or MIG UUIDs (returned unchanged). The first invalid
+    entry hides all that follow. Indices count in bus order only under CUDA_DEVICE_ORDER=PCI_BUS_ID. CUDA's
+    default order is fastest first: it equals bus order where all cards are of one model, and is not known
+    here where they differ.
     """
     env = os.environ if environ is None else environ
     if devices is None:
@@ -228,9 +230,7 @@ def cuda_visible_uuid(
 
 
 def _resolve(entry: str, devices: Sequence[GpuInfo], order_known: bool) -> tuple[bool, str | None]:
-    """Whether CUDA accepts an entry, and the UUID it means (None: accepted, but which card it is cannot be
-    told).
-    """
+    """Whether CUDA accepts an entry, and the UUID it means (None where the card is not known)."""
     if entry.startswith("MIG-"):
         return True, entry
     if entry.isdecimal():

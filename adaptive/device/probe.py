@@ -1,8 +1,8 @@
-"""The one place that asks a device about its memory: NVML and torch's allocator on CUDA, the host's limits on
+"""The one place that measures a device's memory: NVML and torch's allocator on CUDA, the host's limits on
 CPU.
 
-Owns: live readings, peaks above a moment, giving back cached memory, and what counts as out of memory. Must
-not know: plans, decodes.
+Owns readings, peaks since a reset, the release of cached memory, and which errors are an out-of-memory. It
+does not know plans or decodes.
 """
 
 import gc
@@ -17,36 +17,37 @@ from adaptive.device.nvml import GpuInfo, Nvml, NvmlState, cuda_visible_uuid
 from adaptive.errors import NoDevice
 from adaptive.types import MeasuredPeak, MemoryReading
 
-# A context's kernels and handles are some hundred MB; a larger move of the driver's figure is a neighbour's.
+# A context's kernels and handles take some hundred MB. A larger change of the driver's figure belongs to
+# another process.
 MOST_OUTSIDE_BYTES = 512 * 2**20
 
 
 class MemoryProbe(Protocol):
-    """What a decoder asks of a device.
+    """Measures a device's memory for a decoder.
 
-    `noise_bytes`: how far a peak may be off; decodes with fewer live bytes teach nothing of memory.
+    `noise_bytes` is the error of a measured peak; decodes with fewer live bytes teach nothing about memory.
     """
 
     noise_bytes: int
 
     def read(self) -> MemoryReading:
-        """Memory as it is now. `NoDevice` where the device is gone."""
+        """The device's current memory. `NoDevice` where the device is lost."""
 
     def reset_peak(self) -> None:
-        """Count the peak from here."""
+        """Start to measure a new peak."""
 
     def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:
-        """Highest memory since the reset, above what was held then; None where the device cannot tell.
+        """Peak since the reset, above the memory in use then; None where the device cannot measure it.
 
-        `held_bytes`: the caller's results that are still alive.
+        `held_bytes` are the bytes of results that the caller still holds.
         """
 
     def release(self) -> None:
-        """Give cached memory back to the device, so that a reading shows what is really free."""
+        """Return cached memory to the device, so that a reading shows all free memory."""
 
 
 def open_probe(device: str) -> MemoryProbe:
-    """Probe of "cpu" or of a CUDA device such as "cuda:0". `NoDevice` where torch has no such device."""
+    """Probe of "cpu" or a CUDA device such as "cuda:0". Raises `NoDevice` where torch has no such device."""
     kind = torch.device(device)
     if kind.type == "cpu":
         return CpuProbe()
@@ -58,16 +59,16 @@ def open_probe(device: str) -> MemoryProbe:
 
 
 class CpuProbe:
-    """Host memory; the peak is the resident set's high-water mark."""
+    """Probe of host memory; the peak is the high-water mark of the resident set."""
 
-    noise_bytes = 16_000_000  # pages of code and small objects take a MB or two
+    noise_bytes = 16_000_000  # loaded code and small objects change the resident set by a few MB
 
     def __init__(self) -> None:
         limit_heap_growth()
         self._peak = ResidentPeak()
 
     def read(self) -> MemoryReading:
-        """Free host memory under every limit on this process."""
+        """Host memory under every limit on this process."""
         return read_host()
 
     def reset_peak(self) -> None:
@@ -75,7 +76,7 @@ class CpuProbe:
         self._peak.reset()
 
     def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:
-        """Growth of the resident set."""
+        """Peak growth of the resident set since the reset."""
         return self._peak.growth(held_bytes)
 
     def release(self) -> None:
@@ -84,10 +85,10 @@ class CpuProbe:
 
 
 class CudaProbe:
-    """A CUDA device, by the driver where it answers, else by the CUDA runtime.
+    """Probe of a CUDA device, through the driver where it answers, else through the CUDA runtime.
 
-    Free is what the driver says plus what torch's allocator holds and can hand out: reserved less allocated,
-    without the unused parts of split blocks, which serve small requests only.
+    Free memory is the driver's free bytes plus the bytes that torch's allocator can reuse: reserved less
+    allocated, without the unused parts of split blocks, which serve small requests only.
     """
 
     noise_bytes = 0
@@ -101,7 +102,7 @@ class CudaProbe:
         self.reset_peak()
 
     def _create_context(self) -> int:
-        """Create this process' context and return what it took, as the driver saw it."""
+        """Create this process' context and return its bytes, as the driver reports them."""
         before = self._gpu()
         torch.zeros(1, device=self._device)
         torch.cuda.synchronize(self._device)
@@ -121,7 +122,7 @@ class CudaProbe:
         return gpu if gpu.state is NvmlState.OK else None
 
     def read(self) -> MemoryReading:
-        """Free, reusable, own and others' bytes."""
+        """Free, reusable and total bytes, and the bytes of this and other processes."""
         stats = torch.cuda.memory_stats(self._device)
         reserved = stats.get("reserved_bytes.all.current", 0)
         allocated = stats.get("allocated_bytes.all.current", 0)
@@ -145,7 +146,7 @@ class CudaProbe:
         )
 
     def reset_peak(self) -> None:
-        """Reset torch's allocated peak: what is reserved beyond it is opportunistic."""
+        """Reset torch's peaks, and note what is in use now."""
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         self._base_allocated = torch.cuda.memory_allocated(self._device)
@@ -153,7 +154,9 @@ class CudaProbe:
         self._base_outside = self._outside()
 
     def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:  # noqa: ARG002 - torch counts allocations itself
-        """Allocated peak above the reset; what was reserved beyond it; what the driver saw beyond that."""
+        """Growth since the reset: torch's allocated peak, the memory reserved beyond it, and the driver's
+        figure beyond that.
+        """
         torch.cuda.synchronize(self._device)
         allocated = max(0, torch.cuda.max_memory_allocated(self._device) - self._base_allocated)
         reserved = max(0, torch.cuda.max_memory_reserved(self._device) - self._base_reserved)
@@ -161,7 +164,7 @@ class CudaProbe:
         return MeasuredPeak(allocated, max(0, reserved - allocated), outside)
 
     def _outside(self) -> int:
-        """Used bytes that torch did not reserve: of this process where the driver tells, else of all."""
+        """Used bytes that torch did not reserve: of this process if the driver reports it, else of all."""
         gpu = self._gpu()
         if gpu is None:
             return 0
@@ -176,15 +179,15 @@ class CudaProbe:
 
 
 def _uuid_of(ordinal: int) -> str | None:
-    """The driver's UUID of a CUDA ordinal: from the runtime where it tells, else from the environment."""
-    told = getattr(torch.cuda.get_device_properties(ordinal), "uuid", None)
-    if told is None:
+    """The driver's UUID of a CUDA ordinal, from the CUDA runtime if possible, else from the environment."""
+    uuid = getattr(torch.cuda.get_device_properties(ordinal), "uuid", None)
+    if uuid is None:
         return cuda_visible_uuid(ordinal)
-    text = str(told)
+    text = str(uuid)
     return text if text.startswith(("GPU-", "MIG-")) else f"GPU-{text}"
 
 
-# What torch and the libraries under it say when an allocation fails; each is a substring of the real message.
+# Error messages of torch and its libraries when an allocation fails. Each is a substring of the real message.
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
@@ -193,20 +196,20 @@ _OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "std::bad_alloc",
-    "could not create a primitive",  # oneDNN, when its own scratch or code buffer cannot be had
+    "could not create a primitive",  # oneDNN, when it cannot allocate scratch or code
     "could not execute a primitive",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is an allocation that failed, on any device."""
+    """Whether an exception reports a failed allocation, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def synchronized_seconds(device: torch.device) -> float:
-    """A clock reading after the device has finished what was asked of it."""
+    """Clock reading in seconds, after the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
