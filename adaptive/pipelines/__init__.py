@@ -1,4 +1,4 @@
-"""Where the library meets a diffusers pipeline: `enable`, `capture`, and the recorded `vae.decode` call.
+"""Connects the library to a diffusers pipeline: `enable`, `capture`, and the recorded `vae.decode` call.
 
-Sets attributes on a pipeline's VAE and takes them off again; imports `decoding` and everything below it.
+It sets attributes on a pipeline's VAE and removes them again. It imports `decoding` and the rooms below it.
 """

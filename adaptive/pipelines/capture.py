@@ -1,11 +1,13 @@
-"""Recording what a pipeline asks of its VAE, in place of decoding it.
+"""Records a pipeline's `vae.decode` calls instead of running them.
 
-`capture(pipe)` hands the pipeline placeholders instead of frames: every pipeline's own de-normalisation,
-timestep and noise handling stays in force, and the memory-hungry part can run later, elsewhere, or again
-after a crash. A placeholder's values say which frame they stand for, so that `kept_frames` can read from the
-pipeline's output what it did with them: frames that it drops are dropped from the real video too, and a
-pipeline that changes them is found out. Sets one attribute on the VAE object and takes it off again; modules,
-their `forward` and accelerate's hooks are not touched. Knows nothing of jobs or files.
+`capture(pipe)` gives the pipeline placeholders instead of frames. The pipeline's own de-normalisation,
+timestep and noise handling still applies, and the decode, which needs most memory, can run later, elsewhere,
+or again after a crash. A placeholder's values encode which frame it represents. `kept_frames` reads them from
+the pipeline's output: frames that the pipeline drops are dropped from the real video too, and a pipeline that
+changes frames is refused.
+
+Capturing sets one attribute on the VAE object and removes it again. Modules, their `forward` and accelerate's
+hooks are not touched. This module does not know jobs or files.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +23,7 @@ from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
 from adaptive.pipelines.recorded_call import RecordedDecode, rng_states
 
-# Pipelines that need the decoded frames themselves before they end; what each does with them is the reason it
-# is refused.
+# Pipelines that need decoded frames before they end, and what each does with them: the reason of its refusal.
 _NEEDS_REAL_FRAMES = {
     "ChronoEditPipeline": "selects among decoded frames",
     "Cosmos2VideoToWorldPipeline": "runs a safety checker on the decoded frames",
@@ -36,30 +37,29 @@ _NEEDS_REAL_FRAMES = {
     "WanAnimatePipeline": "feeds decoded frames back into its denoising loop",
 }
 
-# Frames and calls are counted in steps of this on the placeholder's way from -1 to 1: exact in float32, and
-# through the pipeline's `x / 2 + 0.5`.
+# A placeholder encodes frame and call numbers as steps of this size between -1 and 1. They stay exact in
+# float32 and through the pipeline's `x / 2 + 0.5`.
 _STEPS = 2**16
 _TOLERANCE = 0.01
 
 
 def check_capturable(pipe_class: str) -> None:
-    """Raises `UnsupportedVae`, naming the pipeline class, where frames are needed before the pipeline
-    ends.
-    """
+    """Raise `UnsupportedVae`, naming the pipeline class, if it needs decoded frames before it ends."""
     if pipe_class in _NEEDS_REAL_FRAMES:
         raise UnsupportedVae(pipe_class, f"captured decoding: it {_NEEDS_REAL_FRAMES[pipe_class]}")
 
 
 @contextmanager
 def capture(pipe: Any, encode: Callable[..., Any] | None = None) -> Iterator[list[RecordedDecode]]:
-    """Record the pipeline's decode calls instead of running them; `encode` stands in for `vae.encode` where
-    it is given.
+    """Record the pipeline's decode calls instead of running them.
 
-    Yields the list that fills up, in order, while the pipeline runs inside the block. The pipeline gets a
-    placeholder `[B, C, F, 1, 1]` on the CPU per call (`[N, C, 1, 1]` for VAEs that decode single frames),
-    with the right number of frames, which its post-processing accepts; `kept_frames` reads from the
-    pipeline's output what became of them. The recorded latents stay where they are. Raises `UnsupportedVae`,
-    naming the pipeline, where frames are needed before the pipeline ends.
+    Run the pipeline inside the block. Yields the list to which each call is appended, in order. For each call
+    the pipeline gets a placeholder `[B, C, F, 1, 1]` on the CPU (`[N, C, 1, 1]` for VAEs that decode single
+    frames) with the right number of frames, which its post-processing accepts. Pass the pipeline's output to
+    `kept_frames` to find the frames that it kept. The recorded latents stay on their device. `encode`, if
+    given, replaces `vae.encode` within the block.
+
+    Raises `UnsupportedVae`, naming the pipeline, if it needs decoded frames before it ends.
     """
     check_capturable(type(pipe).__name__)
     vae = pipe.vae
@@ -75,11 +75,12 @@ def capture(pipe: Any, encode: Callable[..., Any] | None = None) -> Iterator[lis
 
 
 def kept_frames(calls: Sequence[RecordedDecode], output: Any, pipe_class: str) -> list[RecordedDecode]:
-    """The calls, each with the frames of it that the pipeline kept (`RecordedDecode.keep`).
+    """The calls, each with the range of its frames that the pipeline kept (`RecordedDecode.keep`).
 
-    `output` is what the pipeline returned as frames under `capture` with `output_type="pt"`:
-    `[B, F, C, 1, 1]` or a list of `[F, C, 1, 1]`. Raises `UnsupportedVae`, naming the pipeline, where they
-    are not decoded frames in order: then it does something with them that a placeholder cannot show.
+    `output` are the frames that the pipeline returned under `capture` with `output_type="pt"`: `[B, F, C, 1,
+    1]` or a list of `[F, C, 1, 1]`. Raises `UnsupportedVae`, naming the pipeline, if they are not
+    placeholders in their order: the pipeline then processes frames in a way that cannot be repeated on the
+    real ones.
     """
     counts = torch.stack(list(output)).float()[0, :, :, 0, 0] * _STEPS - 1
     numbers = counts.round().int()
@@ -98,25 +99,25 @@ def kept_frames(calls: Sequence[RecordedDecode], output: Any, pipe_class: str) -
 
 
 def _placeholder(vae: Any, z: Tensor, call: int) -> Tensor:
-    """Frames that carry their own number in the first channel and the call's in the second."""
+    """Frames with their own number in the first channel and the call's number in the second."""
     family = family_of(vae)
     folded = z.ndim == 4
     traits = family.traits(type(vae).__name__, vae.config)
     count = z.shape[0] if folded else family.video_frames(traits, z.shape[2])
     batch = 1 if folded else z.shape[0]
     frames = torch.zeros(batch, family.video_channels(vae.config), count, 1, 1)
-    frames[:, 0, :, 0, 0] = _coded(torch.arange(count))
-    frames[:, 1:2] = _coded(torch.tensor(call))
+    frames[:, 0, :, 0, 0] = _encoded(torch.arange(count))
+    frames[:, 1:2] = _encoded(torch.tensor(call))
     return frames[0].transpose(0, 1) if folded else frames
 
 
-def _coded(number: Tensor) -> Tensor:
+def _encoded(number: Tensor) -> Tensor:
     return (number + 1) / _STEPS * 2 - 1
 
 
 @contextmanager
 def replaced(vae: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Within, the VAE object's method is another one."""
+    """Replace the VAE object's method `name` by `method` within the block."""
     absent = object()
     before = vae.__dict__.get(name, absent)
     setattr(vae, name, method)
@@ -130,7 +131,7 @@ def replaced(vae: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
 
 
 def decoder_output(sample: Tensor, return_dict: bool) -> Any:
-    """What `vae.decode` returns."""
+    """`sample` in the form that `vae.decode` returns: a `DecoderOutput`, or a tuple without `return_dict`."""
     from diffusers.models.autoencoders.vae import DecoderOutput
 
     return DecoderOutput(sample=sample) if return_dict else (sample,)

@@ -1,9 +1,8 @@
-"""Where the library meets a diffusers pipeline: its VAE's `decode` is caught, or replaced.
+"""Makes a diffusers pipeline decode and encode through this library: `enable(pipe)`.
 
-`capture(pipe)` (see `adaptive.pipelines.capture`) records what the pipeline asks of its VAE and decodes
-nothing. `enable(pipe)` makes the pipeline decode through `AdaptiveDecoder` in place. Both set attributes on
-the VAE object and take them off again; modules, their `forward` and accelerate's hooks are not touched. Knows
-nothing of jobs or files.
+`enable` replaces `decode` and `encode` on the VAE object, and `Attachment.detach` restores them. Modules,
+their `forward` and accelerate's hooks are not touched. `capture(pipe)`, which records decode calls instead of
+running them, is in `adaptive.pipelines.capture`. This module does not know jobs or files.
 """
 
 import inspect
@@ -26,33 +25,31 @@ __all__ = ["Attachment", "RecordedDecode", "capture", "enable", "load_calls", "s
 
 
 class Attachment:
-    """What `enable` left on a pipeline: the last decode's report, the last clip's encode plan, and the way
-    back.
-    """
+    """What `enable` returns: the last decode's report, the last clip's encode plan, and `detach`."""
 
     def __init__(self, vae: Any, decoder: "AdaptiveDecoder", encode: "AdaptiveEncodeCall") -> None:
         self._vae = vae
         self._decoder = decoder
         self._encode = encode
         self._original = vae.decode
-        # What stands on the object itself, such as a compiled method, is put back there.
+        # `detach` restores attributes that were set on the object itself, such as a compiled method.
         self._replaced = {name: vars(vae)[name] for name in ("decode", "encode") if name in vars(vae)}
-        self._inside = False
+        self._active = False
         vae.decode = self._decode
         vae.encode = encode
 
     @property
     def report(self) -> DecodeReport:
-        """What the last decode did. `RuntimeError` before the first."""
+        """Report of the last decode. `RuntimeError` before the first."""
         return self._decoder.report
 
     @property
     def encode_plan(self) -> "EncodePlan | None":
-        """How the last clip that the pipeline encoded was encoded; None where it encoded none."""
+        """Plan of the last clip that the pipeline encoded; None where it has encoded none."""
         return self._encode.plan
 
     def detach(self) -> None:
-        """Give the VAE its own `decode` and `encode` back."""
+        """Restore the VAE's own `decode` and `encode`."""
         if self._vae.__dict__.get("decode") == self._decode:
             del self._vae.decode, self._vae.encode
             vars(self._vae).update(self._replaced)
@@ -60,10 +57,11 @@ class Attachment:
     def _decode(self, z: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         family = family_of(self._vae)
         named = decode_kwargs(type(self._vae), args, kwargs)
-        # The batched rung calls the VAE's own decode; frames of a VAE not known may be no video.
-        if self._inside or (z.ndim != 5 and not family.folds_frames):
+        # The batched rung calls `vae.decode` again. A 4-D call is a video only if the family folds its
+        # frames.
+        if self._active or (z.ndim != 5 and not family.folds_frames):
             return self._original(z, *args, return_dict=return_dict, **kwargs)
-        self._inside = True
+        self._active = True
         try:
             latents = family.as_video(z, named)
             traits = family.traits(type(self._vae).__name__, self._vae.config)
@@ -72,16 +70,16 @@ class Attachment:
             folded = video.transpose(1, 2).flatten(0, 1) if z.ndim == 4 else video
             return decoder_output(folded, return_dict)
         finally:
-            self._inside = False
+            self._active = False
 
 
 def enable(pipe: Any, **policy: Any) -> Attachment:
-    """Make any diffusers pipeline decode, and encode clips, in the memory that is free:
-    `adaptive.enable(pipe)`.
+    """Make a diffusers pipeline decode, and encode clips, in the memory that is free.
 
-    `policy` are the fields of `adaptive.planning.planner.Policy` (`strategy`, `frames_per_chunk`,
-    `exact_only`, `budget_bytes`, `reserve_bytes`, ...); an unknown one raises `TypeError`. Enabling again
-    replaces the policy. diffusers' slicing and tiling flags of the VAE no longer matter: the plan decides.
+    `policy` are the fields of `adaptive.Policy` (`strategy`, `frames_per_chunk`, `exact_only`,
+    `budget_bytes`, `reserve_bytes`, ...). Raises `TypeError` for an unknown field and `ValueError` for an
+    invalid value. Calling it again replaces the policy. The VAE's slicing and tiling flags of diffusers are
+    ignored: the plan decides.
     """
     from adaptive.decoding.decoder import AdaptiveDecoder
     from adaptive.decoding.encoder import AdaptiveEncoder
@@ -97,9 +95,7 @@ def enable(pipe: Any, **policy: Any) -> Attachment:
 
 
 def decode_kwargs(vae_class: type, args: tuple[Any, ...], kwargs: Any) -> dict[str, Any]:
-    """A decode call's positional arguments under their names, beside its keyword arguments; `return_dict`
-    dropped.
-    """
+    """Arguments of a decode call by name, positional ones included, without latents and `return_dict`."""
     parameters = inspect.signature(getattr(vae_class, "decode")).parameters  # noqa: B009 - unknown to mypy
     names = [name for name in parameters if name != "self"]
     named = dict(zip(names[1:], args, strict=False)) | dict(kwargs)

@@ -1,8 +1,7 @@
-"""A pipeline's own `vae.encode` of a clip, encoded as many frames at a time as fit.
+"""Replaces a pipeline's `vae.encode` call, so that clips are encoded in chunks that fit.
 
-Some pipelines encode a video as long as the one they make before they denoise (Wan conditions on the first
-frame followed by grey). Owns what stands in for `vae.encode` then; how a clip is encoded is
-`adaptive.decoding.encoder`'s business.
+Some pipelines encode a video of full length before they denoise (Wan conditions on the first frame followed
+by grey frames). Owns the object that replaces `vae.encode`; `adaptive.decoding.encoder` encodes the clip.
 """
 
 from collections.abc import Callable
@@ -16,9 +15,9 @@ from adaptive.families import family_of
 
 
 class AdaptiveEncodeCall:
-    """Stands in for `vae.encode`: clips go through `encoder`, everything else through the VAE's own.
+    """Replaces `vae.encode`: clips go through `encoder`, all other inputs through the VAE's own method.
 
-    `plan` is that of the last clip.
+    `plan` is the plan of the last clip, None before the first.
     """
 
     def __init__(self, vae: Any, encoder: AdaptiveEncoder) -> None:
@@ -26,20 +25,20 @@ class AdaptiveEncodeCall:
         self._vae = vae
         self._encoder = encoder
         self._original: Callable[..., Any] = vae.encode
-        self._inside = False
+        self._active = False
         self._streams = _streams(vae)
 
     def __call__(self, x: Tensor, return_dict: bool = True, **kwargs: Any) -> Any:
-        """What `vae.encode(x)` returns, of `[B, C, F, H, W]` or whatever else the VAE takes."""
+        """The result of `vae.encode(x)`, for `[B, C, F, H, W]` or any other input that the VAE accepts."""
         is_clip = x.ndim == 5 and x.shape[2] > 1
-        # Encoding in one go calls the VAE's own `encode`.
-        if self._inside or not is_clip or not self._streams or kwargs:
+        # Encoding in one chunk calls `vae.encode` again.
+        if self._active or not is_clip or not self._streams or kwargs:
             return self._original(x, return_dict=return_dict, **kwargs)
-        self._inside = True
+        self._active = True
         try:
             parameters, self.plan = self._encoder.encode(x, posterior="parameters")
         finally:
-            self._inside = False
+            self._active = False
         return _encoder_output(parameters, return_dict)
 
 

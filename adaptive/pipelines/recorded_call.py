@@ -1,8 +1,8 @@
-"""What a pipeline asked of its VAE: the recorded `vae.decode` call, and its exact copy on disk.
+"""The recorded `vae.decode` call of a pipeline, and its exact copy on disk.
 
-Owns the file format. One file holds one clip: the tensors as safetensors, the structure around them (scalars,
-names, random-generator states) as JSON in the file's metadata, so that a call is on disk as a whole or not at
-all. Knows nothing of pipelines, of how a call was caught, or of how it will be decoded.
+Owns the file format. One file holds one clip: the tensors as safetensors, and their structure (scalars,
+names, random-generator states) as JSON in the file's metadata. So a call is on disk completely or not at all.
+This module does not know pipelines, how a call is captured, or how it is decoded.
 """
 
 import json
@@ -27,9 +27,9 @@ _SOUND = "sound"
 class RecordedDecode:
     """One `vae.decode(latents, *args, **kwargs)`.
 
-    `keep` is the range of the decoded frames that the pipeline kept, all where it is None. `rng` holds the
-    default generators' states at the moment of the call, by device: a decoder that injects noise draws it
-    from there, so the same call gives the same pixels later, in another process.
+    `keep` is the range (start, stop) of the decoded frames that the pipeline kept; None means all. `rng`
+    holds the states of the default random generators at the call, by device. A decoder that injects noise
+    draws it from them, so the same call gives the same pixels later and in another process.
     """
 
     latents: Tensor
@@ -39,7 +39,7 @@ class RecordedDecode:
     keep: tuple[int, int] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "RecordedDecode":
-        """The same call with its tensors on `device`, those of real numbers in `dtype`."""
+        """The same call with its tensors on `device`, and floating-point tensors in `dtype`."""
 
         def moved(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -54,7 +54,7 @@ class RecordedDecode:
 
     @contextmanager
     def replaying_noise(self) -> Iterator[None]:
-        """Within the block the default generators continue from where the recorded call found them."""
+        """Set the default random generators to the states of the recorded call within the block."""
         cuda = [name for name in self.rng if name.startswith("cuda") and torch.cuda.is_available()]
         with torch.random.fork_rng(devices=cuda):
             for name, state in self.rng.items():
@@ -67,28 +67,26 @@ class RecordedDecode:
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """What is heard beside a video: `[channels, samples]` of float32 in -1..1, on the CPU."""
+    """Sound of a video: `[channels, samples]` of float32 in -1..1, on the CPU; `sample_rate` in Hz."""
 
     waveform: Tensor
     sample_rate: int
 
     def as_json(self) -> dict[str, int]:
-        """What it is, for people."""
+        """Number of channels and sample rate, as JSON values."""
         return {"channels": self.waveform.shape[0], "sample_rate": self.sample_rate}
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedClip:
-    """All that a pipeline made of one request: its decode calls, whose frames follow each other, and its
-    sound.
-    """
+    """A pipeline's output for one request: decode calls with consecutive frames, and the sound, if any."""
 
     calls: tuple[RecordedDecode, ...]
     sound: Sound | None = None
 
 
 def rng_states(device: torch.device) -> dict[str, Tensor]:
-    """States of the default generators that work on `device` may draw from."""
+    """States of the default random generators that a decode on `device` may use, by device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states[str(device)] = torch.cuda.get_rng_state(device)
@@ -96,11 +94,10 @@ def rng_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def save_calls(calls: Sequence[RecordedDecode], path: Path, sound: Sound | None = None) -> None:
-    """Write the calls, and the sound where there is one, to `path`, durably and atomically: after the return
-    they survive a power cut.
+    """Write the calls and the sound, if any, to `path` atomically and durably: they survive a power failure.
 
-    Raises `TypeError`, naming the argument, for a value that is neither a tensor, a generator, a plain number
-    or string, nor a container of those; `OSError` where the disk refuses (full, read-only).
+    Raises `TypeError`, naming the argument, for a value that is not a tensor, generator, dtype, number,
+    string or container of those, and `OSError` where the disk is full or read-only.
     """
     tensors: dict[str, Tensor] = {}
     tree = [
@@ -124,12 +121,14 @@ def save_calls(calls: Sequence[RecordedDecode], path: Path, sound: Sound | None 
 
 
 def load_calls(path: Path) -> list[RecordedDecode]:
-    """The calls that `save_calls` wrote, bit for bit, on the CPU. `ValueError` for any other file."""
+    """The calls that `save_calls` wrote, bit for bit, on the CPU. Raises `ValueError` for any other file."""
     return list(load_clip(path).calls)
 
 
 def load_clip(path: Path) -> RecordedClip:
-    """Read all that `save_calls` wrote, bit for bit, on the CPU. `ValueError` for any other file."""
+    """The calls and sound that `save_calls` wrote, bit for bit, on the CPU. Raises `ValueError` for any other
+    file.
+    """
     with safe_open(path, framework="pt", device="cpu") as file:
         header = file.metadata() or {}
         if header.get("format") != FORMAT or header.get("version") != str(FORMAT_VERSION):
@@ -144,7 +143,7 @@ def load_clip(path: Path) -> RecordedClip:
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename or a new name in the directory durable."""
+    """Flush a directory to disk, so that new and renamed files in it survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -153,11 +152,11 @@ def sync_directory(path: Path) -> None:
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON of `value`; every tensor in it moves to `tensors` under its dotted name."""
+    """`value` as JSON; each tensor in it is stored in `tensors` under its dotted name."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
-        # A fresh buffer: two arguments may share storage, which safetensors refuses.
+        # Copied, because two arguments may share storage, which safetensors refuses.
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
     if isinstance(value, torch.Generator):
