@@ -1,7 +1,7 @@
-"""Decode video latents in the memory that is free right now, with the same pixels at every chunk size.
+"""Decodes video latents in the memory that is free now, with the same pixels at every chunk size.
 
-Owns the public names. They are imported when first used, so that `import adaptive` and the planning half of
-the library work in processes without torch.
+Owns the public names. Each is imported on first use, so that `import adaptive` and planning work in processes
+without torch.
 """
 
 from importlib import import_module
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from adaptive.types import VaeTraits as VaeTraits
     from adaptive.types import VideoShape as VideoShape
 
-_HOMES = {
+_MODULE_OF = {
     "AdaptiveDecoder": "adaptive.decoding.decoder",
     "AdaptiveEncoder": "adaptive.decoding.encoder",
     "AdaptiveError": "adaptive.errors",
@@ -68,14 +68,14 @@ _HOMES = {
     "trace_profile": "adaptive.memory.profile_trace",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    module = _MODULE_OF.get(name)
+    if module is None:
         raise AttributeError(f"module 'adaptive' has no attribute {name!r}")
-    return getattr(import_module(home), name)
+    return getattr(import_module(module), name)
 
 
 def __dir__() -> list[str]:

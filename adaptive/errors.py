@@ -1,9 +1,9 @@
-"""Every error the library raises on purpose. Errors carry the numbers a caller needs to act on them.
+"""All errors that the library raises on purpose. They carry the numbers that a caller needs to react.
 
 AdaptiveError
 ├── DoesNotFit          no allowed plan fits the memory budget          (needed_bytes, budget_bytes)
 ├── DecodeOutOfMemory   the smallest allowed chunk ran out of memory    (frames_per_chunk, retries)
-├── UnsupportedVae      this VAE cannot do what was asked               (vae_class, wanted)
+├── UnsupportedVae      the VAE does not support what was requested      (vae_class, wanted)
 └── NoDevice            the device is absent, lost, or cannot be read   (device, state)
 """
 
@@ -24,7 +24,7 @@ class DoesNotFit(AdaptiveError):
 
 
 class DecodeOutOfMemory(AdaptiveError):
-    """Decoding ran out of memory at the smallest chunk that the policy allows; the latents are untouched."""
+    """Decoding ran out of memory at the smallest chunk that the policy allows; the latents are unchanged."""
 
     def __init__(self, *, frames_per_chunk: int, retries: int, frames_done: int) -> None:
         self.frames_per_chunk = frames_per_chunk
@@ -32,12 +32,13 @@ class DecodeOutOfMemory(AdaptiveError):
         self.frames_done = frames_done
         super().__init__(
             f"out of memory at {frames_per_chunk} latent frames a chunk after {retries} retries; "
-            f"{frames_done} video frames were done"
+            f"{frames_done} video frames were done. The latents are unchanged: decode them again when more "
+            "memory is free"
         )
 
 
 class UnsupportedVae(AdaptiveError):
-    """The VAE is unknown, or known not to allow what was asked for."""
+    """The VAE is unknown, or does not support what was requested."""
 
     def __init__(self, vae_class: str, wanted: str) -> None:
         self.vae_class = vae_class
@@ -46,9 +47,9 @@ class UnsupportedVae(AdaptiveError):
 
 
 class NoDevice(AdaptiveError):
-    """The device cannot be used or read; `state` says why (see `adaptive.device.nvml.NvmlState`)."""
+    """The device cannot be used or read; `state` is the reason (see `adaptive.device.nvml.NvmlState`)."""
 
     def __init__(self, device: str, state: str) -> None:
         self.device = device
         self.state = state
-        super().__init__(f"device {device}: {state}")
+        super().__init__(f"device {device} cannot be used: {state}")

@@ -1,4 +1,4 @@
-"""The library's plain functions: decode, stream, plan. Each is a thin call of the parts that do the work."""
+"""The library's functions `decode`, `stream_decode` and `plan`. Each is a thin call of the rooms below."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,15 +26,16 @@ def decode(
     exact_only: bool = True,
     **decode_kwargs: Any,
 ) -> Tensor:
-    """Decode `latents` (`[B, C, T, h, w]`, on any device) to `[B, C, F, H, W]` in the VAE's range, on its
-    device.
+    """Decode `latents` (`[B, C, T, h, w]`, on any device) to a video `[B, C, F, H, W]`.
 
-    `strategy` is auto or the name of an `adaptive.types.Strategy`; `frames_per_chunk` forces a chunk size in
-    latent frames; `budget_bytes` caps the memory taken above weights, latents included in neither.
-    `decode_kwargs` are the VAE's own (`temb`, ...). The pixels are the same on every rung, unless
-    `exact_only=False` lets an approximate one be taken where no exact one fits, or one is asked for. Raises
-    `DoesNotFit` where no allowed rung fits, `DecodeOutOfMemory` where even the smallest failed, and
-    `UnsupportedVae` where chunks are forced on a VAE that cannot stream.
+    The video is in the VAE's range, on the VAE's device. `strategy` is auto or the value of an
+    `adaptive.types.Strategy`. `frames_per_chunk` forces a chunk size in latent frames. `budget_bytes` caps
+    the memory above weights and latents. `decode_kwargs` are the VAE's own (`temb`, ...).
+
+    The pixels are the same on every exact rung. With `exact_only=False` an approximate rung is used where no
+    exact one fits, or where `strategy` names it. Raises `DoesNotFit` where no allowed rung fits,
+    `DecodeOutOfMemory` where even the smallest rung runs out of memory, and `UnsupportedVae` where chunks are
+    forced on a VAE that cannot stream.
     """
     policy = Policy(
         strategy=strategy,
@@ -52,9 +53,10 @@ def stream_decode(
 ) -> Iterator[Tensor]:
     """Decode `latents` (`[B, C, T, h, w]`) in chunks of exactly `frames_per_chunk` latent frames.
 
-    Yields `[B, C, f, H, W]` in order, in the VAE's range, on its device; `frames_per_chunk >= T` is one call
-    with one result. Keep no part while asking for the next and memory stays as `predict_peak` says. Neither
-    plans nor retries: an out-of-memory is torch's own error. `UnsupportedVae` where the VAE cannot stream.
+    Yields `[B, C, f, H, W]` in order, in the VAE's range, on its device. `frames_per_chunk >= T` is one call
+    with one result. The peak is that of `predict_peak` if the caller drops each part before it asks for the
+    next. There is no plan and no retry: an out-of-memory raises torch's own error. Raises `ValueError` for
+    `frames_per_chunk` below 1, and `UnsupportedVae` where the VAE cannot stream.
     """
     if frames_per_chunk < 1:
         raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
@@ -87,8 +89,9 @@ def plan(
     budget_bytes: int | None = None,
     exact_only: bool = True,
 ) -> DecodePlan:
-    """The plan that `decode` would make now for latents of this shape (`[B, C, T, h, w]`); raises as `decode`
-    does.
+    """The plan that `decode` would make now for latents of this shape (`[B, C, T, h, w]`).
+
+    The arguments are those of `decode`. Raises `DoesNotFit` and `UnsupportedVae` as `decode` does.
     """
     policy = Policy(
         strategy=strategy,

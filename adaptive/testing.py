@@ -1,7 +1,6 @@
-"""Small stand-ins for tests of code that uses this library: a probe that says what a script says, a VAE of
-real layers.
+"""Fakes for tests of code that uses this library: a probe with scripted readings, and a small real VAE.
 
-Owns nothing else; imports diffusers only where the VAE is made.
+Imports torch and diffusers only to make the VAE.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +10,10 @@ from adaptive.types import MeasuredPeak, MemoryReading
 
 
 class ScriptedProbe:
-    """A probe whose free bytes follow a script: the n-th read gets the n-th value, later ones the last.
+    """A probe whose free bytes follow a script: the n-th read returns the n-th value, later reads the last.
 
-    A callable is asked at every read with the number of reads before. It measures no peak.
+    A callable gets the number of earlier reads and returns the free bytes. The probe measures no peak and
+    counts its calls in `reads` and `releases`.
     """
 
     noise_bytes = 0
@@ -25,26 +25,29 @@ class ScriptedProbe:
         self.releases = 0
 
     def read(self) -> MemoryReading:
-        """The script's next line."""
+        """A reading with the script's next value as its free bytes."""
         script = self._free_bytes
         free = script(self.reads) if callable(script) else script[min(self.reads, len(script) - 1)]
         self.reads += 1
         return MemoryReading(self._device, free, 2**40, 0, 0, 0, "scripted")
 
     def reset_peak(self) -> None:
-        """Nothing to reset."""
+        """Do nothing: no peak is measured."""
 
-    def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:  # noqa: ARG002 - as of a probe that measures
-        """Not measured."""
+    def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:  # noqa: ARG002 - the protocol's signature
+        """None: no peak is measured."""
         return None
 
     def release(self) -> None:
-        """Counted only."""
+        """Count the call."""
         self.releases += 1
 
 
 def small_ltx_vae(*, seed: int = 0, **config: Any) -> Any:
-    """An `AutoencoderKLLTXVideo` of few and narrow layers, random weights, in evaluation mode on the CPU."""
+    """An `AutoencoderKLLTXVideo` with few narrow layers and random weights, in evaluation mode on the CPU.
+
+    `config` overrides values of its configuration. The same `seed` gives the same weights.
+    """
     import torch
     from diffusers import AutoencoderKLLTXVideo
 

@@ -1,7 +1,7 @@
-"""Pictures in parts: where tiles lie, how they overlap, and which numbers of them are worth trying.
+"""Geometry of tiles: where they lie, how they overlap, and which numbers of them are worth trying.
 
-Owns the geometry in latent pixels, of exact strips and of overlapping approximate tiles. Pure arithmetic;
-must not know tensors, memory or policies.
+Owns exact strips and overlapping approximate tiles, in latent pixels. Pure arithmetic; it does not know
+tensors, memory or policies.
 """
 
 import math
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from adaptive.types import LatentShape, SpatialTiles
 
-# Approximate tiles share about this many pixels of video with each neighbour, over which they are faded.
+# Approximate tiles share about this many video pixels with each neighbour, and are blended across them.
 OVERLAP_PIXELS = 128
-# Numbers of parts worth trying: each about halves the one before.
+# Numbers of strips worth trying: each halves the size of the one before.
 DIVISIONS = (2, 4, 8, 16, 32, 64)
 
 
@@ -24,35 +24,36 @@ class Span(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Rows or columns."""
+        """Number of rows or columns."""
         return self.stop - self.start
 
 
 def strips(height: int, rows: int) -> tuple[Span, ...]:
-    """`height` rows in at most `rows` strips of equal height, but for a smaller last one."""
+    """`height` latent rows in at most `rows` strips of equal height; the last one may be smaller."""
     size = math.ceil(height / rows)
     return tuple(Span(start, min(start + size, height)) for start in range(0, height, size))
 
 
 def strip_numbers(height: int) -> tuple[int, ...]:
-    """Numbers of strips worth trying, fewest first, up to one latent row a strip."""
+    """Numbers of strips worth trying, fewest first: at most one strip for each of `height` latent rows."""
     return tuple(sorted({strip_count(height, rows) for rows in DIVISIONS if rows < 2 * height} - {1}))
 
 
 def strip_count(height: int, rows: int) -> int:
-    """How many `strips` there are."""
+    """Number of strips that `strips` returns."""
     return math.ceil(height / math.ceil(height / rows))
 
 
 def overlap_of(spatial_ratio: int) -> int:
-    """Latent pixels that neighbouring approximate tiles share: even, at least two."""
+    """Latent pixels that neighbouring approximate tiles share; even, at least 2."""
     return max(2, OVERLAP_PIXELS // spatial_ratio // 2 * 2)
 
 
 def overlapping(length: int, parts: int, overlap: int) -> tuple[Span, ...]:
-    """`length` latent pixels in `parts` of about equal size, each reaching `overlap / 2` over its borders.
+    """`length` latent pixels in `parts` of about equal size, each extended by `overlap / 2` at its borders.
 
-    `ValueError` where parts are smaller than the overlap: more than two would meet in one place.
+    Raises `ValueError` where a part is smaller than the overlap, because more than two tiles would overlap in
+    one place.
     """
     edges = [round(part * length / parts) for part in range(parts + 1)]
     if parts > 1 and min(b - a for a, b in pairwise(edges)) < overlap:
@@ -62,9 +63,10 @@ def overlapping(length: int, parts: int, overlap: int) -> tuple[Span, ...]:
 
 
 def grids(shape: LatentShape, spatial_ratio: int) -> tuple[SpatialTiles, ...]:
-    """Grids of approximate tiles worth trying, fewest first: about square, no smaller than their overlap.
+    """Grids of approximate tiles worth trying, fewest tiles first.
 
-    A side that is too short for even two tiles stays whole.
+    Tiles are about square and no smaller than their overlap. A side that is too short for two tiles is not
+    cut.
     """
     overlap = overlap_of(spatial_ratio)
     found = []
@@ -80,7 +82,7 @@ def grids(shape: LatentShape, spatial_ratio: int) -> tuple[SpatialTiles, ...]:
 
 
 def largest_tile(shape: LatentShape, tiles: SpatialTiles, spatial_ratio: int) -> tuple[int, int]:
-    """Height and width of the largest approximate tile, its overlaps included, in latent pixels."""
+    """Height and width of the largest approximate tile with its overlaps, in latent pixels."""
     overlap = overlap_of(spatial_ratio)
     height = max(span.size for span in overlapping(shape.height, tiles.rows, overlap))
     width = max(span.size for span in overlapping(shape.width, tiles.columns, overlap))

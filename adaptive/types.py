@@ -1,7 +1,9 @@
-"""The library's nouns: shapes, readings, traits, plans and reports.
+"""The library's values: shapes, readings, traits, plans and reports.
 
-Frozen values without behaviour beyond what follows from their fields; no torch, so that the service's API
-process can plan. Sizes are bytes, times are seconds, and every field says its unit where it has one.
+They are frozen, and compute nothing beyond what follows from their fields. They need no torch, so that the
+service's API process can plan. Sizes are in bytes, times in seconds, and a field's name says its unit.
+
+Longer than 300 lines because every room imports these values together, and most of them are made of others.
 """
 
 from dataclasses import dataclass, replace
@@ -10,18 +12,20 @@ from math import ceil
 
 
 class Strategy(StrEnum):
-    """Name of a decode plan's rung; derived from its `Cut`, never stored beside it."""
+    """Name of a decode plan's rung. It is derived from the plan's `Cut`, never stored with it."""
 
     BATCHED = "batched"
     CHUNKED = "chunked"
     PER_FRAME = "per_frame"
-    TILED = "tiled"  # one latent frame at a time, its picture in strips that are joined exactly
-    APPROXIMATE_CHUNKED = "approximate_chunked"  # each chunk decoded as if it were a video of its own
-    APPROXIMATE_TILED = "approximate_tiled"  # overlapping parts of the picture, decoded apart and blended
+    TILED = "tiled"  # one latent frame at a time, each picture in strips that join exactly
+    APPROXIMATE_CHUNKED = "approximate_chunked"  # each chunk is decoded as a separate video
+    APPROXIMATE_TILED = (
+        "approximate_tiled"  # overlapping parts of the picture, decoded separately and blended
+    )
 
     @property
     def exact(self) -> bool:
-        """Whether the pixels are those of one call."""
+        """Whether the pixels are those of the batched decode."""
         return not self.value.startswith("approximate")
 
 
@@ -33,7 +37,7 @@ def _positive(owner: object, **values: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SpatialTiles:
-    """A picture cut into `rows` times `columns` parts; exact tiles are strips: one column."""
+    """A picture cut into `rows` times `columns` parts. Exact tiles are strips, with one column."""
 
     rows: int = 1
     columns: int = 1
@@ -52,7 +56,7 @@ WHOLE_PICTURE = SpatialTiles()
 
 @dataclass(frozen=True, slots=True)
 class Chunking:
-    """How many latent frames there are, and how many of them are decoded at a time."""
+    """Latent frames of a video, and how many of them are decoded at a time."""
 
     latent_frames: int
     frames_per_chunk: int
@@ -60,7 +64,7 @@ class Chunking:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How a decode is cut up: latent frames a chunk, parts of the picture, and whether they join exactly."""
+    """How a decode is divided: latent frames a chunk, tiles of the picture, and whether it is exact."""
 
     frames_per_chunk: int
     tiles: SpatialTiles = WHOLE_PICTURE
@@ -68,11 +72,11 @@ class Cut:
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """Sorts cuts as a decode falls back: smaller chunks, then more tiles, then what changes pixels."""
+        """Sort key of the fallback order: smaller chunks, then more tiles, then approximate cuts."""
         return not self.exact, self.tiles.count, -self.frames_per_chunk
 
     def chunking(self, latent_frames: int) -> Chunking:
-        """The same in time, for a video of `latent_frames`."""
+        """The division in time of a video of `latent_frames`."""
         return Chunking(latent_frames, min(self.frames_per_chunk, latent_frames))
 
     def strategy(self, latent_frames: int) -> Strategy:
@@ -88,7 +92,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class VideoShape:
-    """Frames of video: count and size in pixels."""
+    """Shape of a video: number of frames, height and width in pixels."""
 
     frames: int
     height: int
@@ -126,12 +130,12 @@ class LatentShape:
 
 @dataclass(frozen=True, slots=True)
 class VaeTraits:
-    """What the planner must know of one VAE, without holding it.
+    """Shape rules and abilities of one VAE, for planning without the VAE itself.
 
-    `temporal_ratio` video frames come from one latent frame; where `first_frame_alone`, the first latent
-    frame gives a single video frame, so `frames = 1 + temporal_ratio * (latent_frames - 1)`. Where one call
-    makes an attention mask over all pairs of latent positions, `mask_numbers` is how many numbers a pair
-    takes.
+    One latent frame decodes to `temporal_ratio` video frames. With `first_frame_alone` the first latent frame
+    decodes to a single one, so `frames = 1 + temporal_ratio * (latent_frames - 1)`. `chunks_apart`: a chunk
+    of several frames decoded as a separate video is close to the exact result. `mask_numbers` is the number
+    of elements for each pair of latent positions in the attention mask of one call; 0 without such a mask.
     """
 
     family: str
@@ -142,7 +146,7 @@ class VaeTraits:
     first_frame_alone: bool
     exact_streaming: bool
     frames_independent: bool
-    chunks_apart: bool = False  # some frames alone decode to about what they are within the video
+    chunks_apart: bool = False
     mask_numbers: float = 0.0
 
     def video_frames(self, latent_frames: int) -> int:
@@ -152,20 +156,22 @@ class VaeTraits:
         return self.temporal_ratio * latent_frames
 
     def mask_bytes(self, shape: LatentShape, item_bytes: int) -> int:
-        """Bytes of the attention mask that decoding latents of this shape in one call makes."""
+        """Bytes of the attention mask when latents of this shape are decoded in one call."""
         positions = shape.frames * shape.height * shape.width
         return ceil(shape.batch * positions**2 * self.mask_numbers * item_bytes)
 
     def latent_frames(self, video_frames: int) -> int:
-        """Latent frames of a video; `ValueError` where the frame count is not one the VAE can make."""
+        """Latent frames of a video. Raises `ValueError` for a frame count that the VAE cannot produce."""
         offset = 1 if self.first_frame_alone else 0
         if (video_frames - offset) % self.temporal_ratio or video_frames < 1:
             rule = f"{self.temporal_ratio}k{'+1' if offset else ''}"
-            raise ValueError(f"{self.vae_class} makes {rule} frames, not {video_frames}")
+            raise ValueError(
+                f"{self.vae_class} makes {rule} frames, not {video_frames}; choose such a number"
+            )
         return (video_frames - offset) // self.temporal_ratio + offset
 
     def latent_shape(self, video: VideoShape, *, batch: int = 1) -> LatentShape:
-        """Latent shape of a video; `ValueError` where its sizes are not multiples of `spatial_ratio`."""
+        """Latent shape of a video. Raises `ValueError` unless its sizes are multiples of `spatial_ratio`."""
         for name, value in (("height", video.height), ("width", video.width)):
             if value % self.spatial_ratio:
                 raise ValueError(f"{name} must be a multiple of {self.spatial_ratio}, got {value}")
@@ -180,11 +186,11 @@ class VaeTraits:
 
 @dataclass(frozen=True, slots=True)
 class MemoryReading:
-    """One look at a device's memory.
+    """A reading of a device's memory.
 
-    `free_bytes` is what a new allocation of this process can get: free on the device plus `reusable_bytes`
-    that this process' allocator holds and can really hand out. `own_bytes` is what this process holds in all
-    (context and reserved), `other_bytes` what everyone else holds.
+    `free_bytes` is what a new allocation of this process can get: the device's free memory plus the
+    `reusable_bytes` that this process' allocator holds and can reuse. `own_bytes` is all memory of this
+    process (context and reserved), `other_bytes` that of all other processes.
     """
 
     device: str
@@ -198,13 +204,13 @@ class MemoryReading:
 
 @dataclass(frozen=True, slots=True)
 class PeakEstimate:
-    """Memory a decode needs above weights and input.
+    """Memory that a decode needs above weights and input.
 
-    `live_bytes`: tensors alive at the worst moment, exact. `expected_bytes` and `upper_bytes`: with the
-    learned residual (workspace, fragmentation, what lies outside torch), as median and as the bound that
-    plans are made with. `host_bytes`: activations parked in host memory, where that is not the device's.
-    `hoped_bytes`: where hardly any decode has shown yet what this one needs beyond its live bytes, what it
-    gets along with if lucky.
+    - `live_bytes`: tensors alive at the peak, exact.
+    - `expected_bytes` and `upper_bytes`: with the learned margin (workspace, fragmentation and memory outside
+      torch), as the median and as the bound that plans use.
+    - `host_bytes`: activations parked in host memory, where the device has its own memory.
+    - `hoped_bytes`: an optimistic value, as long as few decodes of this kind are known; else None.
     """
 
     live_bytes: int
@@ -215,11 +221,11 @@ class PeakEstimate:
 
     @property
     def tentative(self) -> bool:
-        """Whether hardly anything is known of decodes like this."""
+        """Whether few decodes of this kind are known."""
         return self.hoped_bytes is not None
 
     def beside(self, kept_bytes: int) -> "PeakEstimate":
-        """With as many bytes that are held all the time."""
+        """The estimate plus `kept_bytes` that stay allocated during the whole decode."""
         return replace(
             self,
             live_bytes=self.live_bytes + kept_bytes,
@@ -231,11 +237,11 @@ class PeakEstimate:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPeak:
-    """What a decode really took above what was held when it began, in the parts that behave differently.
+    """Measured peak of a decode above the memory in use when it began.
 
-    `allocated_bytes`: tensors and operators' workspace. `fragmentation_bytes`: held by the allocator beyond
-    them. `outside_bytes`: what the process grew by that the allocator cannot explain: kernels loaded lazily,
-    on the CPU also what other threads hold.
+    `allocated_bytes`: tensors and workspace of operators. `fragmentation_bytes`: memory that the allocator
+    holds beyond them. `outside_bytes`: growth of the process outside the allocator, such as lazily loaded
+    kernels, and on the CPU also the memory of other threads.
     """
 
     allocated_bytes: int
@@ -244,16 +250,16 @@ class MeasuredPeak:
 
     @property
     def total_bytes(self) -> int:
-        """All that must be free for a decode like this."""
+        """Bytes that must be free for a decode like this."""
         return self.allocated_bytes + self.fragmentation_bytes + self.outside_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """How one decode will run, and why.
+    """How one decode runs, and why.
 
-    `frames_per_chunk` latent frames travel through the decoder at a time; where even one is too large, its
-    picture does so in `tiles`.
+    The decoder processes `frames_per_chunk` latent frames at a time. Where even one is too large, its picture
+    is processed in `tiles`.
     """
 
     latent_frames: int
@@ -267,7 +273,7 @@ class DecodePlan:
     predicted_seconds: float | None = None
     tiles: SpatialTiles = WHOLE_PICTURE
     dropped_bytes: int = 0  # idle weights that must leave the device before decoding begins
-    reload_seconds: float = 0.0  # of `predicted_seconds`, what bringing them back takes afterwards
+    reload_seconds: float = 0.0  # the part of `predicted_seconds` that reloads them afterwards
 
     def __post_init__(self) -> None:
         if not 1 <= self.frames_per_chunk <= self.latent_frames:
@@ -275,47 +281,45 @@ class DecodePlan:
 
     @property
     def decode_seconds(self) -> float | None:
-        """Predicted seconds of the decode alone."""
+        """Predicted seconds of the decode, without reloading weights; None where not known."""
         return None if self.predicted_seconds is None else self.predicted_seconds - self.reload_seconds
 
     @property
     def cut(self) -> Cut:
-        """How the decode is cut up."""
+        """Chunk size, tiles and exactness of the plan."""
         return Cut(self.frames_per_chunk, self.tiles, self.exact)
 
     @property
     def strategy(self) -> Strategy:
-        """The rung's name; a single latent frame is batched."""
+        """Name of the rung. A single latent frame is batched."""
         return self.cut.strategy(self.latent_frames)
 
 
 def strategy_of(frames_per_chunk: int, latent_frames: int) -> Strategy:
-    """Name of an exact rung of whole pictures: all frames at once, one at a time, or several."""
+    """Name of the exact rung without tiles for this chunk size."""
     return Cut(frames_per_chunk).strategy(latent_frames)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeReport:
-    """What one decode did: the plan it started with, and what was measured."""
+    """Result of one decode: the plan it started with, and the measurements."""
 
     plan: DecodePlan
     chunk_frames: tuple[int, ...]  # latent frames of each chunk that succeeded, in order
-    frames_per_chunk: int  # smallest chunk size in force at any time: equals the plan's unless memory changed
+    frames_per_chunk: int  # smallest chunk size used: the plan's unless memory changed
     video_frames: int
     exact: bool
     predicted_peak_bytes: int
-    measured_peak_bytes: (
-        int | None
-    )  # above what was held when decoding began; None where the device cannot tell
-    seconds: float  # decoding only: time spent by the consumer of the frames is not counted
-    retries: int  # chunks run again after an out-of-memory
-    spills: int = 0  # chunks seen to overflow into host memory
-    tiles: SpatialTiles = WHOLE_PICTURE  # the most parts of a picture at any time
-    regret_seconds: float = 0.0  # what the best way that would have fitted had saved
+    measured_peak_bytes: int | None  # above the memory in use at the start; None where it is not measured
+    seconds: float  # of decoding, without the time that the consumer of the frames takes
+    retries: int  # chunks decoded again after an out-of-memory
+    spills: int = 0  # chunks that overflowed into host memory
+    tiles: SpatialTiles = WHOLE_PICTURE  # the largest number of tiles used
+    regret_seconds: float = 0.0  # saved by the fastest rung that would have fitted
     regret_detail: str = ""
-    seam_score: float | None = None  # see `adaptive.seams`; None where every pixel is exact
+    seam_score: float | None = None  # see `adaptive.stream.seams`; None where every pixel is exact
 
     @property
     def strategy(self) -> Strategy:
-        """The rung the decode really ran on: the smallest cut decides."""
+        """Name of the smallest rung that the decode used."""
         return Cut(self.frames_per_chunk, self.tiles, self.exact).strategy(self.plan.latent_frames)

@@ -254,8 +254,7 @@ class MemoryProfile:
 
 @lru_cache(maxsize=8192)
 def _cached_bytes(profile: MemoryProfile, shape: LatentShape, cut: Cut, on_host: bool) -> int:
-    """Cached, because one request needs the same cuts several times and clients often ask for the same
-    sizes."""
+    """Cached: a request needs the same cuts several times, and clients often ask for the same sizes."""
     return profile._cut_bytes(shape, cut, on_host)
 
 

@@ -43,7 +43,9 @@ class Policy:
         without = (Strategy.BATCHED, Strategy.TILED, Strategy.APPROXIMATE_TILED)
         per_frame = self.strategy == Strategy.PER_FRAME
         if size is not None and (self.strategy in without or (per_frame and size != 1)):
-            raise ValueError(f"strategy {self.strategy} excludes frames_per_chunk {size}")
+            raise ValueError(
+                f"strategy {self.strategy} excludes frames_per_chunk {size}: leave one of them out"
+            )
         for name, value in (("budget_bytes", self.budget_bytes), ("reserve_bytes", self.reserve_bytes)):
             if value is not None and value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")

@@ -12,8 +12,7 @@ from adaptive.types import DecodePlan
 
 @dataclass(frozen=True, slots=True)
 class Regret:
-    """Seconds that a faster rung would have saved (0 where none is known), and a sentence that explains
-    it."""
+    """Seconds that a faster rung would have saved (0 where none is known), and the explanation."""
 
     seconds: float
     detail: str
