@@ -146,7 +146,10 @@ class CudaProbe:
         )
 
     def reset_peak(self) -> None:
-        """Reset torch's peaks, and note what is in use now."""
+        """Reset torch's peaks, and note the memory in use now.
+
+        `peak` separates allocated from reserved memory, because the allocator may reserve more than it needs.
+        """
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         self._base_allocated = torch.cuda.memory_allocated(self._device)

@@ -82,7 +82,7 @@ class SpillWatch:
         self._before = before
         self._usual = usual_seconds_a_frame
         self._slow_in_a_row = 0
-        self.time_unreliable = False  # a chunk was as slow as a spill without being one
+        self.time_unreliable = False  # one chunk was suspiciously slow: do not learn from the decode's time
 
     def after_chunk(self, now: MemoryReading, seconds: float, frames: int) -> tuple[SpillSign, int] | None:
         """Sign of a spill in the last chunk, with the bytes that were free when it began; None if none."""
