@@ -1,8 +1,8 @@
-"""Measuring batched, chunked and per-frame decodes of a VAE on this machine, in bounded time.
+"""Measures batched, chunked and per-frame decodes of a VAE on this machine, in bounded time.
 
-Owns: which shapes are decoded, in which order, and what is kept of each: times go to the laws of speed,
-memory to the learned margins. The plot needs matplotlib (the `calibrate` extra). Must not know: models, files
-of the service.
+Owns the choice and order of the shapes that are decoded, and what is kept of each decode: times go to the fit
+of speeds, memory to the learned margins. The plot needs matplotlib (the `calibrate` extra). This module does
+not know models or files of the service.
 """
 
 import math

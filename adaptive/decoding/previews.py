@@ -48,11 +48,12 @@ class PreviewPlan:
 def plan_previews(
     traits: VaeTraits, shape: LatentShape, speed: SpeedModel | None = None, frames_per_chunk: int = 1
 ) -> PreviewPlan | None:
-    """First, last and every k-th latent frame, as many as their shares of the decode's work and time allow;
-    None where even two would be too much work, or one take too long.
+    """The first, the last and every k-th latent frame, as many as their shares of the decode's work and time
+    allow.
 
-    `speed` predicts the seconds of a decode in chunks of `frames_per_chunk` latent frames. Without it, all
-    pictures together may take `LEAST_SECONDS`.
+    None where even two pictures are too much work, or one takes too long. `speed` predicts the seconds of a
+    decode in chunks of `frames_per_chunk` latent frames; without it all pictures together may take
+    `LEAST_SECONDS`.
     """
     factor = _factor(traits, shape)
     count = min(MOST_PICTURES, int(WORK_SHARE * shape.frames * factor**2), shape.frames)
@@ -89,12 +90,13 @@ def make_previews(
     *,
     clock: Callable[[], float] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """The planned pictures of latents `[B, C, T, h, w]`: number of the video frame, and `[C, H, W]` of the
-    first video in the VAE's range and on its device.
+    """Decode the planned pictures of latents `[B, C, T, h, w]`, and yield them with the number of the video
+    frame.
 
-    The generators of random numbers are left as they are. Ends early, without an error, where memory runs
-    out, the VAE cannot decode a frame alone, or another picture, taking as long as the slowest so far, would
-    end after the plan's `limit_seconds`; what the caller does with a picture counts. `clock` gives seconds.
+    A picture is `[C, H, W]` of the first video, in the VAE's range and on its device. The states of the
+    random generators are restored. Ends early, without an error, where memory runs out, where the VAE cannot
+    decode a frame alone, or where another picture that takes as long as the slowest so far would end after
+    the plan's `limit_seconds`. The caller's time with each picture counts. `clock` returns seconds.
     """
     traits = family_of(vae).traits(type(vae).__name__, vae.config)
     now = clock or partial(synchronized_seconds, execution_device(vae))

@@ -124,7 +124,7 @@ def _chance_of_fitting(predicted: PeakEstimate, budget_bytes: int) -> float:
 def smallest_unforced(
     profile: MemoryProfile, shape: LatentShape, policy: Policy, inputs: PlanInputs
 ) -> Rung | None:
-    """Where a rung is forced, the rung that needs least of those that were allowed otherwise."""
+    """The rung that needs least if `policy` forced no strategy or chunk size; None if it forces none."""
     if not policy.forced:
         return None
     ladder = rungs(profile, shape, 0, replace(policy, strategy="auto", frames_per_chunk=None), inputs)
@@ -138,7 +138,9 @@ def _refusal(
     inputs: PlanInputs,
     unforced: Rung | None,
 ) -> DoesNotFit:
-    """What the smallest rung lacks: device memory, or host memory for what it parks there."""
+    """The error for a decode that does not fit: it lacks device memory, or host memory for parked
+    activations.
+    """
     smallest = min(ladder, key=lambda rung: rung.predicted.upper_bytes, default=None)
     needed = smallest.predicted.upper_bytes if smallest else budget_bytes + 1
     name = smallest.strategy if smallest else policy.strategy

@@ -61,7 +61,8 @@ def chunk_sizes(profile: MemoryProfile, latent_frames: int, policy: Policy) -> t
     it.
 
     With seven latent frames, chunks of five and of four both make two passes; five would only take more
-    memory. `UnsupportedVae` where the policy forces what this VAE, or this number of frames, cannot do.
+    memory. Raises `UnsupportedVae` where the policy forces what this VAE or this number of frames does not
+    support.
     """
     refuse_one_chunk(profile.traits.vae_class, latent_frames, policy)
     sizes = {math.ceil(latent_frames / chunks) for chunks in range(1, latent_frames + 1)}
@@ -80,7 +81,8 @@ def chunk_sizes(profile: MemoryProfile, latent_frames: int, policy: Policy) -> t
 
 
 def refuse_one_chunk(vae_class: str, latent_frames: int, policy: Policy) -> None:
-    """Raise `UnsupportedVae` where `chunked` is forced in chunks that would hold all frames: that is batched.
+    """Raise `UnsupportedVae` if `chunked` is forced with chunks that hold all frames, which is batched
+    decoding.
 
     A single latent frame is batched under every strategy.
     """

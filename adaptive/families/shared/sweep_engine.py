@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class SweepEngine:
     """All latents go in with the first step; its `limit` is the number of frames on the device at a time.
 
-    `sweep(latents, limit)` returns a state whose `"parked"` holds the input of the last layers; `finish(state,
-    start, stop)` returns the video frames `start` to `stop`.
+    `sweep(latents, limit)` returns a state whose `"parked"` holds the input of the last layers;
+    `finish(state, start, stop)` returns the video frames `start` to `stop`.
     """
 
     def __init__(
