@@ -1,11 +1,44 @@
-"""Fixtures shared by every test folder; this folder is on the path, so that tests import `nvml_stub`."""
+"""Fixtures shared by every test folder; this folder is on the path, so that tests import `nvml_stub`.
 
+In CI (the environment variable `CI` is set) a skipped test fails the run unless its reason is on the list in
+.ci/allowed-skips.txt: a missing package must not hide tests.
+"""
+
+import os
 from pathlib import Path
 
 import nvml_stub
 import pytest
 
 from adaptive.device.host import freeze_garbage_collection
+
+ALLOWED_SKIPS = Path(__file__).parents[1] / ".ci" / "allowed-skips.txt"
+
+
+def unexpected_skips(reasons: list[str]) -> list[str]:
+    """The reasons that are not on the list, each once."""
+    lines = ALLOWED_SKIPS.read_text().splitlines()
+    allowed = tuple(line for line in lines if line and not line.startswith("#"))
+    return sorted({reason for reason in reasons if not reason.startswith(allowed)})
+
+
+def skip_reasons(config: pytest.Config) -> list[str]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reports = reporter.stats.get("skipped", []) if reporter else []
+    return [str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports if report.longrepr]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    is_controller = not hasattr(session.config, "workerinput")
+    if is_controller and os.environ.get("CI") and unexpected_skips(skip_reasons(session.config)):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    unexpected = unexpected_skips(skip_reasons(config)) if os.environ.get("CI") else []
+    for reason in unexpected:
+        terminalreporter.write_line(f"SKIP NOT ALLOWED IN CI: {reason} (see .ci/allowed-skips.txt)", red=True)
 
 
 def pytest_collection_finish() -> None:
