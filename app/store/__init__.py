@@ -1,17 +1,20 @@
-"""The job table: the only place where a job's state changes, and the only SQL of the service.
+"""The job table. This package holds all SQL of the service, and only it changes a job's state.
+
+It imports no torch and knows no HTTP.
 
 database    connections, migrations, the one writer thread
-health      a look from outside that changes nothing
-transaction what an operation works in, and the queue's rules
-rows        columns, JSON, the append to the history
-queries     what is asked without changing anything
-errors      what it raises on purpose
-intake      what clients do: hand in, cancel, ask again
-leases      what workers do: claim, report, finish, give back
-workers     who is alive, and on what device
-deliveries  webhooks that are still to be told
-retention   the end of results
-jobstore    JobStore: all of it, each operation in its transaction
+health      read-only check of a database, for `framefit doctor`
+transaction the transaction passed to every write, and the queue's limits
+rows        conversion between rows and jobs; the append to the event history
+queries     read-only queries
+errors      the errors the store raises
+intake      what clients do: submit, cancel, queue again
+leases      what workers do: claim, report, finish, release
+backfill    running smaller jobs while a large one waits for memory
+workers     registered workers and their devices
+deliveries  the outbox of webhooks
+retention   expiry and deletion of results
+jobstore    JobStore: every operation above, each in its own transaction
 """
 
 from app.store.errors import (

@@ -1,8 +1,8 @@
-"""A job that waits for memory lets smaller ones run, and is not passed over for ever.
+"""Backfill: a worker whose job waits for memory runs smaller jobs in the meantime.
 
-One transaction puts the waiting job back into the queue, at its old place, and leases a smaller one to its
-worker: no other worker comes between, and the waiting job may meanwhile be run by one that has the memory. It
-makes way at most `max_skips` times; then it keeps its worker until it fits or its wait is over.
+One transaction requeues the waiting job at its old rank and leases a smaller one to the same worker. No other
+worker can claim in between, and another worker with enough memory may claim the requeued job. A job yields at
+most `max_skips` times; after that it keeps its worker until it fits or its waiting time ends.
 """
 
 from sqlalchemy import text
@@ -11,7 +11,7 @@ from app.jobs import Claim
 from app.store import leases
 from app.store.transaction import Transaction
 
-# A job whose needs are unknown could need as much as the one that waits.
+# A job with unknown needs is not selected: it could need as much as the waiting one.
 SMALLER = text("""
     select id, model, priority, skips, queued_at from jobs
     where status = 'queued' and id <> :id and model = :model and needed_bytes <= :room_bytes
@@ -33,9 +33,13 @@ def yield_to_smaller(
     room_bytes: int,
     lease_seconds: float = 30.0,
 ) -> Claim | None:
-    """The best queued job of the loaded `model` that needs at most `room_bytes`, leased to the worker in
-    place of the one that waits; None where there is none, the waiting job was passed over often enough, the
-    device is paused, or the job is no longer the caller's. The waiting job's attempt does not count.
+    """Requeue a waiting job and lease a smaller one to its worker.
+
+    The smaller job is the first in the queue that uses the loaded `model` and needs at most `room_bytes`. The
+    waiting job's attempt is not counted.
+
+    Returns None if there is no such job, the waiting job has yielded `max_skips` times, the device is paused,
+    or the caller no longer holds the waiting job.
     """
     waiting = tx.execute(WAITING, {"id": job_id, "token": token}).one_or_none()
     if waiting is None or waiting.skips >= tx.rules.max_skips:

@@ -1,10 +1,10 @@
 """Connections, migrations and the one writer thread. Knows SQL dialects, not jobs.
 
-Every write of a process goes through `Writer`: many callers, one transaction. While one commit waits for the
-disk the next operations gather, so that a single fsync makes many of them durable. Other processes open the
-same database; a transaction that writes takes the one write lock as it begins (SQLite: `BEGIN IMMEDIATE`,
-PostgreSQL: an advisory lock), never half-way through. So events are committed in the order of their numbers,
-and whoever has read up to a number has missed none below it.
+Every write of a process goes through `Writer`, which commits the operations of many callers in one
+transaction: while one commit waits for the disk, further operations queue up, and a single fsync makes them
+all durable. Other processes open the same database. Each write transaction takes a global write lock when it
+begins (SQLite: `BEGIN IMMEDIATE`, PostgreSQL: an advisory lock). Events are therefore committed in the order
+of their numbers, and a reader that has seen number n has missed none below n.
 """
 
 import queue
@@ -28,24 +28,26 @@ Operation = Callable[[Transaction], Any]
 BUSY_TIMEOUT_SECONDS = 15.0
 MAX_BATCH = 128
 HEAD_REVISION = "0003"
-# Any number that other users of the same PostgreSQL database do not lock: "framefit" in ASCII, less the sign.
+# An advisory lock number unlikely to be used by others: "framefit" in ASCII, shifted to fit a signed bigint.
 WRITE_LOCK = int.from_bytes(b"framefit") >> 1
 
 
 def open_engines(url: str) -> tuple[Engine, Engine]:
-    """An engine for writes (each transaction takes the write lock at once) and one for reads."""
+    """Return `(writes, reads)`: an engine whose transactions take the write lock when they begin, and one for
+    reads. Raises `ValueError` for an in-memory database or a missing PostgreSQL driver.
+    """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return _open_postgresql(parsed)
     if parsed.database in (None, "", ":memory:"):
-        raise ValueError("the job store needs a database file: jobs are shared between processes")
+        raise ValueError("several processes share the jobs: SQLite needs a database file, not :memory:")
     Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
     arguments = {"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
     writes = create_engine(parsed, connect_args=arguments)
     reads = create_engine(parsed, connect_args=arguments, isolation_level="AUTOCOMMIT", pool_size=40)
     for engine in (writes, reads):
         event.listen(engine, "connect", _set_pragmas)
-    event.listen(writes, "connect", _leave_transactions_to_us)
+    event.listen(writes, "connect", _disable_driver_transactions)
     event.listen(writes, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return writes, reads
 
@@ -57,7 +59,7 @@ def _open_postgresql(url: URL) -> tuple[Engine, Engine]:
         writes = create_engine(url, pool_pre_ping=True)
         reads = create_engine(url, pool_pre_ping=True, isolation_level="AUTOCOMMIT", pool_size=40)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error}: for PostgreSQL install framefit[postgres]") from None
+        raise ValueError(f"{error}: PostgreSQL needs the extra: pip install 'framefit[postgres]'") from None
     lock = text("select pg_advisory_xact_lock(:key)").bindparams(key=WRITE_LOCK)
     event.listen(writes, "begin", lambda connection: connection.execute(lock))
     return writes, reads
@@ -71,19 +73,18 @@ def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
     cursor.close()
 
 
-def _leave_transactions_to_us(connection: sqlite3.Connection, _record: object) -> None:
-    # The driver's own BEGIN is deferred and only comes before some statements.
+def _disable_driver_transactions(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own BEGIN is deferred, and it sends one before some statements only.
     connection.isolation_level = None
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest revision, once, however many processes start together."""
+    """Upgrade the schema to the newest revision; safe when several processes start together."""
     with engine.begin() as connection:
         if revision_of(connection) == HEAD_REVISION:
             return
-        from alembic import (
-            command,
-        )  # only here: half the start-up time of a process that finds its schema in place
+        # Imported late: it would double the start-up time of a process whose schema is up to date.
+        from alembic import command
         from alembic.config import Config
 
         config = Config()
@@ -93,7 +94,7 @@ def migrate(engine: Engine) -> None:
 
 
 def revision_of(connection: Connection) -> str | None:
-    """The schema's revision; None where there is no schema."""
+    """Return the schema's revision, or None if the database has no schema."""
     if "alembic_version" not in inspect(connection).get_table_names():
         return None
     return connection.execute(text("select version_num from alembic_version")).scalar()
@@ -101,7 +102,7 @@ def revision_of(connection: Connection) -> str | None:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A connection for reads, outside any transaction; `StoreUnavailable` where the database refuses."""
+    """Yield a connection for reads outside any transaction. Raises `StoreUnavailable` for database errors."""
     try:
         with engine.connect() as connection:
             yield connection
@@ -110,7 +111,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 class Writer:
-    """Runs write operations, in order, on one thread; a call returns when its effects are durable."""
+    """Runs write operations in order on one thread. A call returns when its effects are durable."""
 
     def __init__(self, engine: Engine, rules: Rules, clock: Callable[[], float]) -> None:
         self._engine = engine
@@ -123,11 +124,10 @@ class Writer:
         self._thread.start()
 
     def run(self, operation: Callable[[Transaction], T]) -> T:
-        """Run `operation` inside a savepoint of the next transaction and return its result once that is
-        committed.
+        """Run `operation` inside a savepoint of the next transaction; return its result after the commit.
 
-        What the operation raises is raised here and undoes only its own effects. Raises `StoreUnavailable`
-        where the database refuses.
+        An exception of the operation is raised here and rolls back that operation only. Raises
+        `StoreUnavailable` if the database refuses the transaction or the store is closed.
         """
         future: Future[T] = Future()
         with self._lock:
@@ -137,7 +137,7 @@ class Writer:
         return future.result()
 
     def close(self) -> None:
-        """Finish what was handed in, then stop the thread."""
+        """Finish the pending operations, then stop the thread."""
         with self._lock:
             if self._closed:
                 return
@@ -171,7 +171,7 @@ class Writer:
         queued: dict[str, int] = {}
         try:
             with self._engine.begin() as connection:
-                queued = _what_was_counted(connection)
+                queued = _cached_counts(connection)
                 for operation, future in batch:
                     transaction = Transaction(connection, self._clock(), self._rules, queued)
                     outcomes.append((future, *_attempt(transaction, operation)))
@@ -188,11 +188,14 @@ class Writer:
                 future.set_exception(problem)
 
 
-def _what_was_counted(connection: Connection) -> dict[str, int]:
-    """What this connection counted in earlier transactions, while nobody else has written since."""
+def _cached_counts(connection: Connection) -> dict[str, int]:
+    """Return the counts of earlier transactions, valid as long as no other connection has written since.
+
+    They are empty on PostgreSQL, which has no cheap test for that.
+    """
     if connection.dialect.name != "sqlite":
         return {}
-    # https://sqlite.org/pragma.html#pragma_data_version: changed by the commits of others, not by one's own.
+    # https://sqlite.org/pragma.html#pragma_data_version: only commits of other connections change it.
     version = connection.exec_driver_sql("pragma data_version").scalar_one()
     if connection.info.get("data_version") != version:
         connection.info.update(data_version=version, queued={})
@@ -201,7 +204,7 @@ def _what_was_counted(connection: Connection) -> dict[str, int]:
 
 
 def _attempt(transaction: Transaction, operation: Operation) -> tuple[Any, BaseException | None]:
-    # As SQL: the driver's objects for savepoints cost more than the savepoints.
+    # Plain SQL: SQLAlchemy's savepoint objects cost more than the savepoints themselves.
     connection = transaction.connection
     connection.exec_driver_sql("savepoint operation")
     try:
@@ -210,7 +213,7 @@ def _attempt(transaction: Transaction, operation: Operation) -> tuple[Any, BaseE
         return result, None
     except DBAPIError as error:
         if _is_refusal(error):
-            raise  # the whole transaction is lost: a full disk, a lost connection
+            raise  # a full disk or a lost connection fails the whole transaction
         problem: BaseException = error
     except Exception as error:
         problem = error
@@ -220,7 +223,7 @@ def _attempt(transaction: Transaction, operation: Operation) -> tuple[Any, BaseE
 
 
 def _is_refusal(error: DBAPIError) -> bool:
-    # Locked, gone, out of space: both drivers call these operational.
+    # Both drivers report a lock, a lost connection and a full disk as operational errors.
     return isinstance(error, OperationalError) or error.connection_invalidated
 
 

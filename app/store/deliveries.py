@@ -1,4 +1,4 @@
-"""Webhooks that are still to be delivered: an outbox, filled in the transaction that ends a job."""
+"""The outbox of webhooks. The transaction that ends a job also adds its delivery."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ HELD_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message to one address; `attempts` includes the one that is being made."""
+    """One webhook call; `attempts` includes the current one."""
 
     id: int
     job_id: str
@@ -31,13 +31,16 @@ class Delivery:
 
 
 def enqueue(tx: Transaction, job_id: str, spec: JobSpec, outcome: str) -> None:
-    """Note that the end of a job is to be told, where the job asked for that."""
+    """Add a delivery for a job that has ended, if its request named a `webhook_url`."""
     if spec.webhook_url is not None:
         tx.execute(INSERT, {"job_id": job_id, "url": spec.webhook_url, "outcome": outcome, "now": tx.now})
 
 
 def take(tx: Transaction) -> Delivery | None:
-    """The next delivery that is due; no other process gets it for a while, even if this one dies."""
+    """Return the next due delivery, or None, and reserve it for `HELD_SECONDS`.
+
+    No other process receives it in that time, even if this one dies.
+    """
     row = tx.execute(DUE, {"now": tx.now}).one_or_none()
     if row is None:
         return None
@@ -46,7 +49,7 @@ def take(tx: Transaction) -> Delivery | None:
 
 
 def settle(tx: Transaction, delivery_id: int, retry_seconds: float | None) -> None:
-    """Done with a delivery, or to be tried again after `retry_seconds`."""
+    """Postpone a delivery by `retry_seconds`, or remove it if `retry_seconds` is None."""
     if retry_seconds is None:
         tx.execute(REMOVE, {"id": delivery_id})
     else:

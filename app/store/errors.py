@@ -1,12 +1,12 @@
-"""What the job store raises on purpose.
+"""The errors of the job store.
 
 StoreError
-├── NoSuchJob             there is no job of that id
-├── StoreUnavailable      the database refuses: locked, gone, disk full; nothing was written
-├── QueueFull             the limit of waiting jobs is reached      (queued, limit, owner)
+├── NoSuchJob             no job has that id                        (job_id)
+├── StoreUnavailable      the database is locked, unreachable or out of disk space; nothing was written
+├── QueueFull             the limit of queued jobs is reached       (queued, limit, owner)
 ├── IdempotencyConflict   the key belongs to another request        (job_id)
 ├── WrongState            the job's status does not allow it        (job)
-└── ResultExpired         the job's image and result are gone       (job_id)
+└── ResultExpired         the job's image and result were deleted   (job_id)
 """
 
 from app.jobs import Job
@@ -17,7 +17,7 @@ class StoreError(Exception):
 
 
 class NoSuchJob(StoreError):
-    """There is no job of that id."""
+    """No job has that id."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
@@ -25,17 +25,17 @@ class NoSuchJob(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """The database cannot take this now: it is locked, gone, or the disk is full. Nothing was written."""
+    """The database is locked or unreachable, or its disk is full. Nothing was written."""
 
 
 class QueueFull(StoreError):
-    """So many jobs are waiting that no more are taken; `owner`: whose limit it is, None for everyone's."""
+    """The limit of queued jobs is reached; `owner` is the key whose limit it is, None for the global one."""
 
     def __init__(self, queued: int, limit: int, owner: str | None = None) -> None:
         self.queued = queued
         self.limit = limit
         self.owner = owner
-        super().__init__(f"{queued} jobs are queued, the limit is {limit}")
+        super().__init__(f"{queued} jobs are queued and the limit is {limit}: try again later")
 
 
 class IdempotencyConflict(StoreError):
@@ -43,11 +43,13 @@ class IdempotencyConflict(StoreError):
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        super().__init__(f"the idempotency key belongs to job {job_id}, which asked for something else")
+        super().__init__(
+            f"the idempotency key belongs to job {job_id}, whose request was different: use another key"
+        )
 
 
 class WrongState(StoreError):
-    """The job's status does not allow what was asked."""
+    """The job's status does not allow the operation."""
 
     def __init__(self, job: Job, wanted: str) -> None:
         self.job = job
@@ -55,8 +57,8 @@ class WrongState(StoreError):
 
 
 class ResultExpired(StoreError):
-    """The job's time is over: its image, latents and video are gone or about to go."""
+    """The job has expired: its image, latents and video are deleted or about to be."""
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        super().__init__(f"what job {job_id} was made from and made was deleted when its time was over")
+        super().__init__(f"the image, latents and video of job {job_id} have expired and were deleted")

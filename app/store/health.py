@@ -1,4 +1,4 @@
-"""A look at the database from outside, which changes nothing: its schema, its lock, what is in it."""
+"""Read-only check of a database: its schema revision, its write lock, the number of jobs."""
 
 import sqlite3
 import time
@@ -22,10 +22,10 @@ COUNTS = text("select status, count(*) as jobs from jobs group by status order b
 
 
 def inspect_database(url: str) -> tuple[str | None, dict[str, int]]:
-    """The schema's revision (None: no schema yet) and jobs by status.
+    """Return the schema's revision (None: no schema yet) and the number of jobs by status.
 
-    Raises `StoreUnavailable` where the database does not answer, or lets nobody write for `LOCK_SECONDS`;
-    `ValueError` for a URL that is none.
+    Raises `StoreUnavailable` if the database does not answer or its write lock is taken for `LOCK_SECONDS`,
+    and `ValueError` for an invalid URL.
     """
     try:
         parsed = make_url(url)
@@ -33,7 +33,7 @@ def inspect_database(url: str) -> tuple[str | None, dict[str, int]]:
         raise ValueError(str(error)) from None
     if parsed.get_backend_name() == "sqlite":
         if parsed.database in (None, "", ":memory:"):
-            raise ValueError("jobs are shared between processes: SQLite needs a file")
+            raise ValueError("several processes share the jobs: SQLite needs a database file, not :memory:")
         path = Path(str(parsed.database))
         if not path.exists():
             return None, {}

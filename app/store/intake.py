@@ -1,4 +1,4 @@
-"""What clients do to the job table: hand in, cancel, ask again."""
+"""Operations of clients on the job table: submit, cancel, queue again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,9 +50,10 @@ FAIL_QUEUED = text("""
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A validated request, ready to be stored. `owner` names the API key, `fingerprint` the payload.
+    """A validated request, ready to be stored.
 
-    `max_queued_of_owner`: the key's own limit, in place of the store's.
+    `fingerprint` identifies the payload and `owner` the API key. `max_queued_of_owner` is the key's own limit
+    and replaces the store's.
     """
 
     spec: JobSpec
@@ -66,32 +67,34 @@ class Submission:
     max_queued_of_owner: int | None = None
 
 
-# Jobs that are handed in together keep their order: each ranks this much behind the one before.
+# Jobs submitted together keep their order: each one's rank is this much greater than the one before.
 STEP_SECONDS = 1e-6
 
 
 def rank_of(now: float, priority: int, priority_seconds: float) -> float:
-    """Sort key of the queue: the time of arrival, moved back by what the priority is worth in waiting."""
+    """Return a job's sort key: its time of arrival, less `priority_seconds` for each step of priority."""
     return now - priority * priority_seconds
 
 
 def submit(tx: Transaction, submission: Submission) -> tuple[Job, bool]:
-    """Queue a job; `(job, False)` where its idempotency key already had the same one, which has not failed.
-    Raises `QueueFull`, or `IdempotencyConflict` where the key was used for another request.
+    """Queue a job; return it and whether it is new.
+
+    It is not new if its idempotency key belongs to an earlier job of the same request that has not failed and
+    was not canceled. Raises `QueueFull`, or `IdempotencyConflict` if the key was used for another request.
     """
     return submit_all(tx, [submission])[0]
 
 
 def submit_all(tx: Transaction, submissions: Sequence[Submission]) -> list[tuple[Job, bool]]:
-    """As `submit`, for several jobs that are queued in this order, all of them or none."""
+    """Queue several jobs in this order, all of them or none. Otherwise as `submit`."""
     ids = sorted(new_id() for _ in submissions)
-    earlier = [_earlier(tx, each) for each in submissions]
-    new = [each for each, job_id in zip(submissions, earlier, strict=True) if job_id is None]
+    existing = [_existing_job(tx, each) for each in submissions]
+    new = [each for each, job_id in zip(submissions, existing, strict=True) if job_id is None]
     _check_room(tx, new)
     return [
         (_insert(tx, ids[n], each, tx.now + n * STEP_SECONDS), True)
-        if earlier[n] is None
-        else (fetch_job(tx.connection, str(earlier[n])), False)
+        if existing[n] is None
+        else (fetch_job(tx.connection, str(existing[n])), False)
         for n, each in enumerate(submissions)
     ]
 
@@ -117,7 +120,7 @@ def _insert(tx: Transaction, job_id: str, submission: Submission, arrived_at: fl
     append_event(tx, job_id, "accepted", {"model": spec.model, "priority": spec.priority})
     queued = _queued(tx) + 1
     tx.queued["all"] = queued
-    # Counted from the tail, where new jobs stand: a long queue makes this no slower.
+    # Counting from the tail, where new jobs are added, takes the same time in a long queue.
     behind = tx.execute(COUNT_BEHIND, {"rank": row["rank"]}).scalar_one()
     return _as_added(job_id, submission, tx.now, queued - behind)
 
@@ -157,7 +160,7 @@ def _as_added(job_id: str, submission: Submission, now: float, position: int) ->
     )
 
 
-def _earlier(tx: Transaction, submission: Submission) -> str | None:
+def _existing_job(tx: Transaction, submission: Submission) -> str | None:
     key = _scoped_key(submission)
     row = None if key is None else tx.execute(SELECT_KEY, {"key": key}).one_or_none()
     if row is None:
@@ -165,7 +168,7 @@ def _earlier(tx: Transaction, submission: Submission) -> str | None:
     if row.fingerprint != submission.fingerprint:
         raise IdempotencyConflict(row.id)
     if row.status in (JobStatus.FAILED, JobStatus.CANCELED):
-        tx.execute(DROP_KEY, {"id": row.id})  # a failed job may be tried again under its key
+        tx.execute(DROP_KEY, {"id": row.id})  # a failed job may be submitted again with the same key
         return None
     return str(row.id)
 
@@ -191,14 +194,15 @@ def _check_room(tx: Transaction, new: Sequence[Submission]) -> None:
 
 
 def cancel(tx: Transaction, job_id: str) -> Job:
-    """Cancel a queued job at once, ask the worker of a running one; `WrongState` where the job has ended
-    otherwise.
+    """Cancel a queued job at once, or request it of a running job's worker.
+
+    A job that is canceled already is returned unchanged. Raises `WrongState` if the job succeeded or failed.
     """
     row = {"id": job_id, "now": tx.now, "expires_at": tx.expires_at}
     if tx.execute(CANCEL_QUEUED, row).rowcount:
         job = fetch_job(tx.connection, job_id)
         append_event(tx, job_id, "canceled", {"stage": Stage.QUEUED})
-        _tell_end_of_queued(tx, job, None)
+        _record_end_of_queued(tx, job, None)
         return job
     if tx.execute(REQUEST_CANCEL, {"id": job_id}).rowcount:
         append_event(tx, job_id, "cancel_requested", {})
@@ -209,15 +213,15 @@ def cancel(tx: Transaction, job_id: str) -> Job:
 
 
 def fail_queued(tx: Transaction, job_id: str, error: Json) -> bool:
-    """End a queued job that can never run; False where it is not queued any more."""
+    """Fail a queued job that no device can run; return False if it is no longer queued."""
     row = {"id": job_id, "now": tx.now, "expires_at": tx.expires_at, "error": dump(error)}
     if not tx.execute(FAIL_QUEUED, row).rowcount:
         return False
-    _tell_end_of_queued(tx, fetch_job(tx.connection, job_id), error)
+    _record_end_of_queued(tx, fetch_job(tx.connection, job_id), error)
     return True
 
 
-def _tell_end_of_queued(tx: Transaction, job: Job, error: Json | None) -> None:
+def _record_end_of_queued(tx: Transaction, job: Job, error: Json | None) -> None:
     tx.queued.clear()
     data: Json = {"outcome": job.status, "model": job.spec.model, "queued_only": True}
     append_event(tx, job.id, "finished", data if error is None else {**data, "error": error})
@@ -233,10 +237,10 @@ def queue_again(
     needed_bytes: int | None = None,
     why: str = "redecode",
 ) -> Job:
-    """Queue an ended job once more with changed decode fields, from its latents where it has them.
+    """Queue an ended job again with changed decode fields; a worker reuses its latents if they exist.
 
-    Raises `WrongState` where it has not ended, or succeeded and is to be retried (`why="retry"`);
-    `ResultExpired` where its image and latents are gone.
+    Raises `WrongState` if the job has not ended, or if it succeeded and `why` is "retry"; `ResultExpired` if
+    its image and latents were deleted.
     """
     job = fetch_job(tx.connection, job_id)
     if not job.status.is_terminal or (why == "retry" and job.status is JobStatus.SUCCEEDED):

@@ -1,5 +1,7 @@
-"""`JobStore`: the job table as its users see it. Its operations are the functions of the files beside it, and
-each is given a connection to read from, or its place in a transaction.
+"""`JobStore`: the interface to the job table.
+
+Its methods are the functions of the other files in this package. Each gets a read connection or a
+transaction.
 """
 
 import functools
@@ -42,8 +44,8 @@ def _writes(operation: Callable[Concatenate[Transaction, P], T]) -> Callable[Con
 class JobStore:
     """Jobs, events and workers in one database; safe to use from many threads and many processes.
 
-    Methods that change something return when the change is durable. They raise `StoreUnavailable` where the
-    database refuses, `NoSuchJob` where there is no such job.
+    Methods that change something return when the change is durable. Methods raise `StoreUnavailable` if the
+    database refuses and `NoSuchJob` for an unknown id.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class JobStore:
         self._clock = clock
 
     def migrate(self) -> None:
-        """Create the schema or bring it up to date; safe in several processes at once."""
+        """Create or upgrade the schema; safe in several processes at once."""
         migrate(self._writes)
 
     def close(self) -> None:
@@ -63,7 +65,7 @@ class JobStore:
         self._writes.dispose()
         self._reads.dispose()
 
-    # What clients ask for.
+    # Changes that clients request.
     submit = _writes(intake.submit)
     submit_all = _writes(intake.submit_all)
     cancel = _writes(intake.cancel)
@@ -80,7 +82,7 @@ class JobStore:
         )
         return self.submit(submission)[0]
 
-    # What anyone may look at.
+    # Read-only queries.
     get = _reads(fetch_job)
     image = _reads(queries.image)
     last_image = _reads(queries.last_image)
@@ -92,11 +94,11 @@ class JobStore:
     last_event = _reads(queries.last_event)
 
     def workers(self, *, within_seconds: float = 60.0) -> list[WorkerRow]:
-        """Workers heard from in the last `within_seconds`."""
+        """Return workers whose last heartbeat is at most `within_seconds` old."""
         with reading(self._reads) as connection:
             return workforce.select_workers(connection, self._clock() - within_seconds)
 
-    # What workers do, and what is done about them.
+    # Operations of workers and on workers.
     register_worker = _writes(workforce.register_worker)
     forget_worker = _writes(workforce.forget_worker)
     heartbeat = _writes(workforce.heartbeat)
@@ -111,36 +113,36 @@ class JobStore:
     _requeue_expired = _writes(leases.requeue_expired)
 
     def claim(self, worker_id: str, **wanted: Any) -> Claim | None:
-        """As `leases.claim`; the poll of a worker for which there is nothing takes no write lock."""
+        """As `leases.claim`, but polling takes no write lock while no job is queued for this worker."""
         with reading(self._reads) as connection:
             if not leases.any_for(connection, **wanted):
                 return None
         return self._claim(worker_id, **wanted)
 
     def yield_to_smaller(self, job_id: str, token: int, worker_id: str, **wanted: Any) -> Claim | None:
-        """As `backfill.yield_to_smaller`; a wait with nothing queued takes no write lock."""
+        """As `backfill.yield_to_smaller`, but takes no write lock while no job is queued."""
         if not self._any(leases.ANY_QUEUED):
             return None
         return self._yield_to_smaller(job_id, token, worker_id, **wanted)
 
     def requeue_expired(self) -> list[str]:
-        """Give back every job whose lease has ended; their ids."""
+        """Requeue every job whose lease has expired; return their ids."""
         return self._requeue_expired() if self._any(leases.EXPIRED, now=self._clock()) else []
 
-    # What is done on the side.
+    # Webhooks and expiry, run by background threads.
     settle_delivery = _writes(deliveries.settle)
     _take_delivery = _writes(deliveries.take)
     _mark_expired = _writes(retention.mark_expired)
     _remove_expired = _writes(retention.remove_expired)
 
     def take_delivery(self) -> deliveries.Delivery | None:
-        """The next webhook that is due, held for the caller for a while; None where none is."""
+        """Return the next due webhook, reserved for the caller for a while, or None."""
         return self._take_delivery() if self._any(deliveries.DUE, now=self._clock()) else None
 
     def expire_results(self, remove: Callable[[str], None]) -> list[str]:
-        """Mark results that are past their time, and `remove(job_id)` the files of those marked a while ago.
+        """Mark results past their expiry time; return their ids.
 
-        Returns the ids that were marked.
+        Calls `remove(job_id)` to delete the files of results marked at least a minute ago.
         """
         if not self._any(retention.ANY_DUE, now=self._clock()):
             return []
@@ -154,7 +156,7 @@ class JobStore:
 
 
 def open_store(settings: Settings) -> JobStore:
-    """The job table as the settings describe it; `ConfigError` where its address is none."""
+    """Return the job table that the settings describe. Raises `ConfigError` for an unusable database URL."""
     rules = Rules(
         max_queued=settings.max_queued,
         max_queued_of_owner=settings.max_queued_per_key,

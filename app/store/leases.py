@@ -1,7 +1,7 @@
-"""What workers do to the job table: claim, report, finish, give back.
+"""Operations of workers on the job table: claim, report, finish, release.
 
-A claim raises the job's token. Every later report names its token, and one that is no longer the job's
-changes nothing: a worker that was thought dead cannot finish what another one runs now.
+A claim increments the job's fencing token, and every later report carries the token. A report with an old
+token changes nothing, so a worker that lost its lease cannot finish a job that another worker runs now.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,20 +82,20 @@ def any_for(
     capacity_bytes: int | None = None,
     **_preferences: object,
 ) -> bool:
-    """Whether a job is queued that such a worker could run."""
-    return _in_turn(connection, models, capacity_bytes) is not None
+    """Return whether a job is queued that this worker could run."""
+    return _first_eligible(connection, models, capacity_bytes) is not None
 
 
-def _in_turn(
+def _first_eligible(
     connection: Connection, models: Sequence[str] | None, capacity_bytes: int | None
 ) -> RowMapping | None:
     if models is not None and not models:
         return None
     query, _ = _QUERIES[models is not None]
-    return connection.execute(query, _eligible(models, capacity_bytes)).mappings().one_or_none()
+    return connection.execute(query, _filters(models, capacity_bytes)).mappings().one_or_none()
 
 
-def _eligible(models: Sequence[str] | None, capacity_bytes: int | None) -> dict[str, Any]:
+def _filters(models: Sequence[str] | None, capacity_bytes: int | None) -> dict[str, Any]:
     named = {} if models is None else {"models": list(models)}
     return {"capacity": capacity_bytes, **named}
 
@@ -109,19 +109,20 @@ def claim(
     capacity_bytes: int | None = None,
     lease_seconds: float = 30.0,
 ) -> Claim | None:
-    """The best job for this worker, now leased to it, or None; `capacity_bytes`: only jobs that need no more.
+    """Lease the best queued job to this worker; return None if there is none or its device is paused.
 
-    By rank, but a job of the loaded model and no lower priority goes first, until the one it passes over has
-    been passed over `max_skips` times. A paused device gets nothing.
+    Only jobs that need at most `capacity_bytes` are considered. The job with the lowest rank is claimed, with
+    one exception: a job that uses the loaded model and has no lower priority goes first, until the job it
+    skips has been skipped `max_skips` times.
     """
     if tx.execute(IS_PAUSED, {"id": worker_id}).one_or_none() is not None:
         return None
-    chosen = _in_turn(tx.connection, models, capacity_bytes)
+    chosen = _first_eligible(tx.connection, models, capacity_bytes)
     if chosen is None:
         return None
     if loaded_model is not None and chosen["model"] != loaded_model and chosen["skips"] < tx.rules.max_skips:
         _, of_loaded = _QUERIES[models is not None]
-        wanted = {**_eligible(models, capacity_bytes), "loaded": loaded_model, "priority": chosen["priority"]}
+        wanted = {**_filters(models, capacity_bytes), "loaded": loaded_model, "priority": chosen["priority"]}
         preferred = tx.execute(of_loaded, wanted).mappings().one_or_none()
         if preferred is not None:
             tx.execute(PASS_OVER, {"id": chosen["id"]})
@@ -130,7 +131,7 @@ def claim(
 
 
 def take(tx: Transaction, row: RowMapping, worker_id: str, lease_seconds: float) -> Claim:
-    """Lease the queued job of a row that was chosen in this transaction."""
+    """Lease the queued job in `row`, selected in this transaction, to a worker."""
     job_id = row["id"]
     lease_until = tx.now + lease_seconds
     tx.execute(TAKE, {"id": job_id, "worker_id": worker_id, "lease_until": lease_until, "now": tx.now})
@@ -146,7 +147,7 @@ def take(tx: Transaction, row: RowMapping, worker_id: str, lease_seconds: float)
 
 
 def extend(tx: Transaction, job_id: str, token: int, lease_seconds: float) -> tuple[bool, bool]:
-    """Prolong a lease; `(cancel requested, job lost)`."""
+    """Extend a lease; return `(cancel requested, job lost)`."""
     key = {"id": job_id, "token": token}
     if not tx.execute(EXTEND, {**key, "lease_until": tx.now + lease_seconds}).rowcount:
         return False, True
@@ -163,7 +164,7 @@ def progress(
     kind: str = "progress",
     data: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Set a job's stage and progress (0 to 1) and add an event; False: the job is no longer the caller's."""
+    """Set a job's stage and progress (0 to 1) and add an event; return False if the caller lost the job."""
     row = {"id": job_id, "token": token, "stage": stage, "progress": min(1.0, max(0.0, progress))}
     if not tx.execute(REPORT, row).rowcount:
         return False
@@ -172,7 +173,7 @@ def progress(
 
 
 def event(tx: Transaction, job_id: str, token: int, kind: str, data: Mapping[str, Any]) -> bool:
-    """Add an event to a running job; False: it is no longer the caller's."""
+    """Add an event to a running job; return False if the caller lost the job."""
     if tx.execute(CANCEL_WANTED, {"id": job_id, "token": token}).one_or_none() is None:
         return False
     append_event(tx, job_id, kind, data)
@@ -180,8 +181,9 @@ def event(tx: Transaction, job_id: str, token: int, kind: str, data: Mapping[str
 
 
 def checkpoint(tx: Transaction, job_id: str, token: int, latents_path: str, data: Mapping[str, Any]) -> bool:
-    """Note that denoising is done and its latents are on disk, synced; `data` says how. From here on only
-    the decode can be lost. False: the job is no longer the caller's.
+    """Record that the denoised latents are on disk, synced; return False if the caller lost the job.
+
+    From here on a failure costs only the decode. `data` describes the denoising run.
     """
     row = {"id": job_id, "token": token, "path": latents_path, "denoise": dump(data)}
     if not tx.execute(SAVE_LATENTS, row).rowcount:
@@ -201,11 +203,14 @@ def finish(
     result: Json | None = None,
     durations: Mapping[str, float] | None = None,
 ) -> bool:
-    """End a job; `durations` are seconds by stage. False: the job is no longer the caller's."""
+    """End a job; return False if the caller lost it. `durations` are seconds by stage.
+
+    Raises `ValueError` if `status` is not terminal.
+    """
     if not status.is_terminal:
         raise ValueError(f"{status} does not end a job")
     job = fetch_job(tx.connection, job_id)
-    told = None if error is None else error.as_json()
+    error_json = None if error is None else error.as_json()
     row = {
         "id": job_id,
         "token": token,
@@ -215,7 +220,7 @@ def finish(
         "expires_at": tx.expires_at,
         "decode": dump(decode),
         "result": dump(result),
-        "error": dump(told),
+        "error": dump(error_json),
     }
     if not tx.execute(FINISH, row).rowcount:
         return False
@@ -227,7 +232,7 @@ def finish(
         "duration_seconds": max(0.0, tx.now - job.created_at),
         "durations": dict(durations or {}),
         "decode": decode,
-        "error": told,
+        "error": error_json,
     }
     append_event(tx, job_id, "finished", data)
     deliveries.enqueue(tx, job_id, job.spec, status)
@@ -235,10 +240,10 @@ def finish(
 
 
 def release(tx: Transaction, job_id: str, token: int, reason: str, *, refund: bool = False) -> bool:
-    """Give a running job back to the queue, or end it where it was to be canceled or has used up its attempts
-    (`too_many_attempts`). False: the job is no longer the caller's.
+    """Requeue a running job; return False if the caller lost it.
 
-    `refund`: the attempt does not count, as the worker stops in good order.
+    The job ends instead if its cancellation was requested, or if it has used up its attempts
+    (`too_many_attempts`). `refund`: do not count this attempt, because the worker stops in an orderly way.
     """
     job = fetch_job(tx.connection, job_id)
     if job.token != token or job.status is not JobStatus.RUNNING:
@@ -246,7 +251,7 @@ def release(tx: Transaction, job_id: str, token: int, reason: str, *, refund: bo
     if job.cancel_requested:
         return finish(tx, job_id, token, status=JobStatus.CANCELED)
     if job.attempts >= tx.rules.max_attempts and not refund:
-        message = f"the job was started {job.attempts} times and its worker was lost each time ({reason})"
+        message = f"the job was started {job.attempts} times and lost its worker each time ({reason})"
         error = JobError("too_many_attempts", message)
         return finish(tx, job_id, token, status=JobStatus.FAILED, error=error)
     attempts = job.attempts - 1 if refund else job.attempts
@@ -256,8 +261,8 @@ def release(tx: Transaction, job_id: str, token: int, reason: str, *, refund: bo
     return True
 
 
-def give_back_all(tx: Transaction, query: Executable, parameters: Json, reason: str) -> list[str]:
-    """Release every job that the query names (columns id, token); their ids."""
+def release_all(tx: Transaction, query: Executable, parameters: Json, reason: str) -> list[str]:
+    """Release every job that the query selects (columns id, token); return their ids."""
     rows = tx.execute(query, parameters).all()
     for row in rows:
         release(tx, row.id, row.token, reason)
@@ -265,5 +270,5 @@ def give_back_all(tx: Transaction, query: Executable, parameters: Json, reason: 
 
 
 def requeue_expired(tx: Transaction) -> list[str]:
-    """Give back every job whose lease has ended; their ids."""
-    return give_back_all(tx, EXPIRED, {"now": tx.now}, "lease_expired")
+    """Requeue every job whose lease has expired; return their ids."""
+    return release_all(tx, EXPIRED, {"now": tx.now}, "lease_expired")

@@ -1,4 +1,4 @@
-"""What is asked of the job table without changing it."""
+"""Read-only queries of the job table."""
 
 from bisect import bisect_left
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ QUEUED_BEYOND = text("""
 
 
 def image(connection: Connection, job_id: str) -> bytes:
-    """The job's image, as it was stored. Raises `NoSuchJob`, or `ResultExpired` where it was deleted."""
+    """Return the job's image as it was uploaded. Raises `NoSuchJob`, or `ResultExpired` if it was deleted."""
     data = connection.execute(IMAGE, {"id": job_id}).scalar()
     if data is None:
         raise ResultExpired(fetch_job(connection, job_id).id)
@@ -33,7 +33,7 @@ def image(connection: Connection, job_id: str) -> bytes:
 
 
 def last_image(connection: Connection, job_id: str) -> bytes | None:
-    """The image the job's video ends with, as it was stored; None where it has none."""
+    """Return the job's last image as it was uploaded, or None if it has none."""
     data = connection.execute(LAST_IMAGE, {"id": job_id}).scalar()
     return None if data is None else bytes(data)
 
@@ -49,8 +49,10 @@ def page(
     limit: int = 50,
     newest_first: bool = True,
 ) -> list[Job]:
-    """Jobs by age; `since`: created at or after (seconds since the epoch); `after`: last id of the page
-    before.
+    """Return one page of jobs sorted by age.
+
+    `since` selects jobs created at or after that time (seconds since the epoch); `after` is the last id
+    of the previous page.
     """
     equal = {"status": status, "model": model, "owner": owner}
     conditions = [f"j.{name} = :{name}" for name, value in equal.items() if value is not None]
@@ -71,7 +73,7 @@ def page(
 
 
 def _places(connection: Connection, ranks: list[float]) -> dict[float, int]:
-    """Positions in the queue by rank. What is before them all is counted once, not once for each."""
+    """Return positions in the queue (from 1) by rank; jobs before the lowest rank are counted only once."""
     if not ranks:
         return {}
     ends = {"lowest": min(ranks), "highest": max(ranks)}
@@ -81,26 +83,27 @@ def _places(connection: Connection, ranks: list[float]) -> dict[float, int]:
 
 
 def counts(connection: Connection) -> dict[JobStatus, int]:
-    """How many jobs there are in each status."""
+    """Return the number of jobs in each status."""
     found = {JobStatus(row[0]): int(row[1]) for row in connection.execute(COUNTS)}
     return {status: found.get(status, 0) for status in JobStatus}
 
 
 def last_event(connection: Connection) -> int:
-    """The highest event number so far; 0 where there is none."""
+    """Return the highest event number, or 0 if there are no events."""
     return int(connection.execute(LAST_EVENT).scalar_one())
 
 
 def queued_models(connection: Connection) -> list[str]:
-    """Models that queued jobs wait for."""
+    """Return the names of the models that queued jobs use."""
     return [str(row.model) for row in connection.execute(QUEUED_MODELS)]
 
 
 def queued_beyond(
     connection: Connection, model: str, capacity_bytes: int, limit: int = 1000
 ) -> Mapping[str, int]:
-    """Queued jobs of a model whose decode needs more than `capacity_bytes`: what each needs, by id; 0 where
-    that is not known.
+    """Return the bytes needed by each queued job of a model that needs more than `capacity_bytes`, by id.
+
+    Unknown needs count as 0 bytes.
     """
     row = {"model": model, "capacity": capacity_bytes, "limit": limit}
     return {str(one.id): int(one.needed_bytes) for one in connection.execute(QUEUED_BEYOND, row)}

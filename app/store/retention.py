@@ -1,4 +1,7 @@
-"""The end of results: marked first, deleted later, so that nobody is handed a file that is about to go."""
+"""Expiry of results: they are marked first and deleted a minute later.
+
+No client is therefore sent a file that is about to be deleted.
+"""
 
 from collections.abc import Callable
 
@@ -33,7 +36,7 @@ SETTLE = text("update jobs set swept_at = :now where id = :id")
 
 
 def mark_expired(tx: Transaction) -> list[str]:
-    """Say of every result that is past its time that it has expired; from then on it is not handed out."""
+    """Mark every result past its expiry time as expired and return the ids; the API no longer serves them."""
     ids = []
     for row in tx.execute(DUE, {"now": tx.now, "limit": LIMIT}).all():
         tx.execute(MARK, {"id": row.id})
@@ -43,7 +46,7 @@ def mark_expired(tx: Transaction) -> list[str]:
 
 
 def discard(tx: Transaction, job_id: str) -> bool:
-    """Let an ended job's result expire now; False where it has not ended or its result is gone already."""
+    """Expire an ended job's result now; return False if the job has not ended or has expired already."""
     if not tx.execute(DISCARD, {"id": job_id, "now": tx.now}).rowcount:
         return False
     append_event(tx, job_id, "expired", {})
@@ -51,8 +54,9 @@ def discard(tx: Transaction, job_id: str) -> bool:
 
 
 def remove_expired(tx: Transaction, remove: Callable[[str], None]) -> list[str]:
-    """Delete what was marked a while ago. The transaction holds off anyone who would queue the job again
-    meanwhile.
+    """Delete results marked at least `GRACE_SECONDS` ago; return their ids.
+
+    The write lock prevents a job from being queued again while its files are deleted.
     """
     marked = tx.execute(MARKED, {"before": tx.now - GRACE_SECONDS, "limit": LIMIT}).all()
     ids = [str(row.id) for row in marked]

@@ -1,4 +1,4 @@
-"""How jobs and events look in the database: columns, JSON, and the append to the history."""
+"""Conversion between database rows and jobs or events: columns, JSON, and the append to the event history."""
 
 import json
 import secrets
@@ -20,7 +20,7 @@ JOB_COLUMNS = """
     j.cancel_requested, j.latents_path, j.denoise, j.decode, j.result, j.error, j.owner,
     exists (select 1 from images i where i.job_id = j.id and i.last_data is not null) as has_last_image
 """
-# A queued job's position is one more than how many run before it.
+# A queued job's position is one more than the number of queued jobs before it.
 _POSITION = """
     case when j.status = 'queued' then (
         select count(*) + 1 from jobs q where q.status = 'queued' and q.rank < j.rank
@@ -54,22 +54,22 @@ _ids = _Ids()
 
 
 def new_id() -> str:
-    """A fresh id of 32 hexadecimal digits that sorts by time of creation."""
+    """Return a new id of 32 hexadecimal digits; ids sort by time of creation."""
     return f"{_ids.next():032x}"
 
 
 def dump(value: Mapping[str, Any] | None) -> str | None:
-    """A JSON column's text."""
+    """Return the text of a JSON column."""
     return None if value is None else json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def load(value: str | None) -> Json | None:
-    """A JSON column's value."""
+    """Return the value of a JSON column."""
     return None if value is None else json.loads(value)
 
 
 def job_of(row: Mapping[Any, Any]) -> Job:
-    """The job in a row that was selected with `JOB_COLUMNS`, and its position in the queue."""
+    """Return the job in a row selected with `JOB_COLUMNS` and `queue_position`."""
     columns = dict(row)
     for name in ("plan", "denoise", "decode", "result", "error"):
         columns[name] = load(columns[name])
@@ -83,8 +83,8 @@ def job_of(row: Mapping[Any, Any]) -> Job:
 
 
 def fetch_job(connection: Connection, job_id: str) -> Job:
-    """The job of that id, or `NoSuchJob`."""
-    if not (job_id.isascii() and job_id.isalnum()):  # PostgreSQL takes no NUL, not even in a question
+    """Return the job with that id. Raises `NoSuchJob`."""
+    if not (job_id.isascii() and job_id.isalnum()):  # PostgreSQL rejects NUL, even in a query
         raise NoSuchJob(job_id)
     row = connection.execute(SELECT_JOB, {"id": job_id}).mappings().one_or_none()
     if row is None:
@@ -95,7 +95,7 @@ def fetch_job(connection: Connection, job_id: str) -> Job:
 def fetch_events(
     connection: Connection, seq: int, limit: int = 1000, job_id: str | None = None
 ) -> list[Event]:
-    """Events with a greater number, oldest first, of one job or of all."""
+    """Return events numbered above `seq`, oldest first, of one job or of all."""
     query: TextClause = SELECT_EVENTS if job_id is None else SELECT_JOB_EVENTS
     parameters = {"after": seq, "limit": limit, **({} if job_id is None else {"job_id": job_id})}
     return [
@@ -105,5 +105,5 @@ def fetch_events(
 
 
 def append_event(tx: Transaction, job_id: str, kind: str, data: Mapping[str, Any]) -> None:
-    """Add a line to the history."""
+    """Append an event to the history."""
     tx.execute(INSERT_EVENT, {"job_id": job_id, "kind": kind, "at": tx.now, "data": dump(data)})

@@ -1,4 +1,4 @@
-"""What an operation on the job table works in, and the rules it keeps."""
+"""The transaction that every write operation gets, and the queue's limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,8 +9,10 @@ from sqlalchemy import Connection, CursorResult, Executable
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits and times of the queue; seconds. `max_skips`: how often a job is passed over for one whose model
-    is loaded. `priority_seconds`: the waiting that one step of priority is worth.
+    """Limits of the queue.
+
+    `max_skips`: how often a job is skipped for a job whose model is loaded. `priority_seconds`: the waiting
+    time that one step of priority is worth.
     """
 
     max_queued: int = 10_000
@@ -23,10 +25,10 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """An open transaction under the write lock, the time now, and the rules.
+    """An open transaction under the write lock, with its time (seconds since the epoch) and the rules.
 
-    `queued` holds the number of queued jobs once it was counted: nobody else can change it before the commit,
-    so that many submissions count once. Whatever changes that number must correct it or clear it.
+    `queued` caches the number of queued jobs: no other process can change it before the commit, so many
+    submissions need one count. An operation that changes the number must update or clear the cache.
     """
 
     connection: Connection
@@ -42,6 +44,6 @@ class Transaction:
 
     @property
     def expires_at(self) -> float | None:
-        """When the result of a job that ends now is over; None where results are kept."""
+        """When the result of a job that ends now expires; None if results are kept forever."""
         ttl = self.rules.result_ttl_seconds
         return None if ttl is None else self.now + ttl

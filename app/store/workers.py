@@ -1,9 +1,9 @@
-"""What the job table knows of workers.
+"""The table of workers and paused devices.
 
 A worker's `device` is JSON: name, kind ("cuda" or "cpu"), uuid, index, total_bytes, free_bytes, own_bytes,
-other_bytes, capacity_bytes (the most a decode could use with everything else gone, less the reserve),
-host_capacity_bytes (the same on the CPU, where that may help out), learned (`adaptive.memory.learned_costs`),
-utilization (0 to 1), state, models, loaded_model. All but `name` may be absent.
+other_bytes, capacity_bytes (the most a decode could use if nothing else held memory, less the reserve),
+host_capacity_bytes (the same on the CPU, if decoding there is allowed), learned
+(`adaptive.memory.learned_costs`), utilization (0 to 1), state, models, loaded_model. Only `name` is required.
 """
 
 from sqlalchemy import Connection, text
@@ -31,7 +31,7 @@ OLD_AFTER_SECONDS = 24 * 3600.0
 
 
 def register_worker(tx: Transaction, worker_id: str, device: Json) -> None:
-    """Add a worker, or add it again after it was forgotten; rows of workers long gone are dropped."""
+    """Add or replace a worker's row; delete the rows of workers not heard from for a day."""
     tx.execute(FORGET_OLD, {"before": tx.now - OLD_AFTER_SECONDS})
     tx.execute(FORGET, {"id": worker_id})
     name = str(device.get("name", worker_id))
@@ -47,7 +47,7 @@ def heartbeat(
     token: int | None = None,
     lease_seconds: float = 30.0,
 ) -> Heartbeat:
-    """Say that a worker lives and prolong its job's lease; learn what is to become of that job."""
+    """Store a worker's report and extend its job's lease; return whether to cancel, drop or pause."""
     row = {"id": worker_id, "device": dump(device), "job_id": job_id, "now": tx.now}
     if not tx.execute(BEAT, row).rowcount:
         register_worker(tx, worker_id, device)
@@ -59,21 +59,21 @@ def heartbeat(
 
 
 def forget_worker(tx: Transaction, worker_id: str, reason: str = "worker_lost") -> list[str]:
-    """Drop a worker that has ended, and put what it was running back into the queue; the jobs' ids."""
-    returned = leases.give_back_all(tx, leases.RUNNING_OF, {"worker_id": worker_id}, reason)
+    """Delete the row of a worker that has ended and requeue its jobs; return the jobs' ids."""
+    returned = leases.release_all(tx, leases.RUNNING_OF, {"worker_id": worker_id}, reason)
     tx.execute(FORGET, {"id": worker_id})
     return returned
 
 
 def pause_device(tx: Transaction, device_name: str, *, paused: bool) -> None:
-    """Stop a device from claiming jobs, or let it again; a running job goes on. Outlives every restart."""
+    """Pause or resume a device; the state survives restarts. A paused device still finishes its job."""
     tx.execute(RESUME_DEVICE, {"name": device_name})
     if paused:
         tx.execute(PAUSE_DEVICE, {"name": device_name})
 
 
 def select_workers(connection: Connection, since: float) -> list[WorkerRow]:
-    """Workers that were heard from at or after `since`, by device."""
+    """Return workers with a heartbeat at or after `since` (seconds since the epoch), sorted by device."""
     return [
         WorkerRow(
             id=row.id,

@@ -1,1 +1,1 @@
-"""The database's schema, revision by revision; run by `app.store.JobStore.migrate`."""
+"""The schema's revisions, applied by `app.store.JobStore.migrate`."""

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the revisions on the connection it is given, inside the caller's transaction."""
+"""Alembic's entry point: applies the revisions on the caller's connection, inside its transaction."""
 
 from alembic import context
 

@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("at", sa.Double, nullable=False),
         sa.Column("data", sa.Text, nullable=False),
-        sqlite_autoincrement=True,  # a number is never given out twice, even after old events were deleted
+        sqlite_autoincrement=True,  # a number is never reused, even after old events were deleted
     )
     op.create_index("events_of_job", "events", ["job_id", "seq"])
     op.create_table(
@@ -62,7 +62,7 @@ def _create_jobs() -> None:
         sa.Column("spec", sa.Text, nullable=False),
         sa.Column("model", sa.Text, nullable=False),
         sa.Column("priority", sa.Integer, nullable=False),
-        # Waiting time with the head start that priority gives: the smallest rank runs first.
+        # Time of arrival, less the head start that priority gives: the smallest rank runs first.
         sa.Column("rank", sa.Double, nullable=False),
         sa.Column("skips", sa.Integer, nullable=False),
         sa.Column("needed_bytes", sa.BigInteger),
@@ -88,5 +88,5 @@ def _create_jobs() -> None:
     )
     op.create_index("jobs_in_turn", "jobs", ["status", "rank", "id"])
     op.create_index("jobs_of_model_in_turn", "jobs", ["status", "model", "rank", "id"])
-    op.create_index("jobs_by_status", "jobs", ["status"])  # small, so that counting is cheap
+    op.create_index("jobs_by_status", "jobs", ["status"])  # a small index keeps counting cheap
     op.create_index("jobs_by_expiry", "jobs", ["expires_at"])

@@ -1,4 +1,4 @@
-"""How a job was denoised, and a second image for videos that lie between two."""
+"""Add how a job was denoised, and an optional last image."""
 
 import sqlalchemy as sa
 from alembic import op

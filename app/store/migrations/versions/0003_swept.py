@@ -1,4 +1,4 @@
-"""Results that are past their time keep it: what was deleted is noted in a column of its own."""
+"""Add `swept_at`, when a result was deleted, so that expired jobs keep `expires_at`."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,7 @@ down_revision = "0002"
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("swept_at", sa.Double))
-    # Until now a deleted result was one that had expired and had lost the time at which it did.
+    # Before this revision, deleting an expired result cleared its expires_at.
     op.execute(
         "update jobs set swept_at = coalesce(finished_at, created_at), expires_at = finished_at "
         "where expired and expires_at is null"
