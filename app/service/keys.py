@@ -1,8 +1,8 @@
-"""API keys as the operator sets them: which there are, what each may do. Knows no HTTP.
+"""The API keys of the settings and the keys file, and their limits. Knows no HTTP.
 
-A key is known by its SHA-256 digest alone, so neither settings nor files need hold one. A plain hash is
-enough as keys are drawn at random (`new_key`, 256 bits): there is nothing to guess that a slow hash would
-protect.
+A key is identified by its SHA-256 digest, so neither settings nor files need to hold the key itself. A fast
+hash is enough because keys are random (`new_key`, 256 bits): a slow hash protects only keys that can be
+guessed.
 """
 
 import hashlib
@@ -22,9 +22,10 @@ KEY_PREFIX = "ff_"
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """One key: `owner` is the name its jobs are kept under; limits are None where there is none.
+    """One key. A limit is None if there is none.
 
-    `max_pixels` bounds width x height x frames of one request. `admin` keys may pause and resume devices.
+    `max_pixels` bounds width x height x frames of one request. A key with `admin` may pause and resume
+    devices and change the log level.
     """
 
     name: str
@@ -35,7 +36,7 @@ class ApiKey:
 
     @property
     def owner(self) -> str:
-        """The start of the digest; it does not lead back to the key."""
+        """The name stored with the key's jobs: the start of its digest, which does not reveal the key."""
         return self.digest.hex()[:32]
 
 
@@ -49,7 +50,7 @@ class _Entry(BaseModel):
 
 
 class KeyRing:
-    """All keys; empty where everyone may call."""
+    """All keys. It is empty, and false, if no key is required."""
 
     def __init__(self, keys: Iterable[ApiKey] = ()) -> None:
         self._keys = tuple(keys)
@@ -59,7 +60,7 @@ class KeyRing:
         return bool(self._keys)
 
     def find(self, key: str) -> ApiKey | None:
-        """The known key that this is; takes the same time whichever it is, and where it is none."""
+        """Return the entry of a key, or None. Takes the same time for every key, known or not."""
         digest = digest_of(key)
         found = None
         for known in self._keys:
@@ -68,29 +69,29 @@ class KeyRing:
         return found
 
     def of_owner(self, owner: str | None) -> ApiKey | None:
-        """The key whose jobs are kept under that name; None where keys are off, or it was removed."""
+        """Return the key of an owner name; None if `owner` is None or the key was removed."""
         return None if owner is None else self._by_owner.get(owner)
 
 
 def digest_of(key: str) -> bytes:
-    """SHA-256 of the key's UTF-8 form; half a surrogate pair, which has none, is kept apart."""
+    """Return the SHA-256 digest of the key in UTF-8; lone surrogates, which UTF-8 excludes, are allowed."""
     return hashlib.sha256(key.encode(errors="surrogatepass")).digest()
 
 
 def format_hash(key: str) -> str:
-    """What settings and key files hold in a key's place."""
+    """Return a key's hash as settings and keys files hold it: `sha256:` and 64 hexadecimal digits."""
     return HASH_PREFIX + digest_of(key).hex()
 
 
 def new_key() -> str:
-    """A key nobody can guess."""
+    """Return a new random key of 256 bits."""
     return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
 def load_keys(settings: Settings) -> KeyRing:
-    """The keys of FRAMEFIT_API_KEYS, which may do everything, and those of FRAMEFIT_KEYS_FILE.
+    """Return the keys of FRAMEFIT_API_KEYS, which are admin keys, and those of FRAMEFIT_KEYS_FILE.
 
-    Raises `ConfigError` for a file that is not understood.
+    Raises `ConfigError` if the file cannot be read or parsed.
     """
     keys = []
     for number, given in enumerate(settings.api_keys, 1):
@@ -112,12 +113,14 @@ def _read(path: Path) -> Iterable[ApiKey]:
         raise ConfigError(f"{PREFIX}KEYS_FILE: {path}: {error}") from None
     tables = document.pop("keys", None)
     if document or not isinstance(tables, dict) or not tables:
-        raise ConfigError(f"{PREFIX}KEYS_FILE: {path}: it must hold [keys.NAME] tables and nothing else")
+        raise ConfigError(
+            f"{PREFIX}KEYS_FILE: {path}: the file must hold [keys.NAME] tables and nothing else"
+        )
     for name, table in tables.items():
         try:
             entry = _Entry.model_validate(table)
         except ValidationError as error:
-            # What was given is not quoted: it may be a key.
+            # The message does not quote the value: it may be a key.
             first = error.errors(include_input=False)[0]
             where = ".".join(("keys", name, *map(str, first["loc"])))
             raise ConfigError(f"{PREFIX}KEYS_FILE: {path}: {where}: {first['msg']}") from None

@@ -1,8 +1,8 @@
-"""How every process of the service writes its log: one line an event, to standard error, as text or as JSON.
+"""Logging of every process: one line for each event, to standard error, as text or as JSON.
 
-An event is written `log.info("job_started job_id=%s attempt=%d", job_id, attempt)`: a name and fields. In
-JSON the fields keep their types. `bound` adds ids to whatever is logged inside it, in the same thread or
-task. The level can be changed while processes run: each looks at one small file in the data folder.
+An event is logged as `log.info("job_started job_id=%s attempt=%d", job_id, attempt)`: a name and fields. In
+JSON the fields keep their types. `bound` adds ids to every event logged inside its block, in the same thread
+or task. The level can be changed while processes run: each process polls a small file in the data folder.
 """
 
 import json
@@ -22,7 +22,7 @@ from typing import Any, Literal
 LEVEL_FILE = "log-level"
 LEVELS = ("debug", "info", "warning", "error")
 OURS = ("app", "adaptive", "uvicorn.error")
-# When imported they warn of kernels and checkpoints that nothing here uses: torchao, and who imports it.
+# On import, torchao and its importers warn about kernels and checkpoints that the service does not use.
 TALKATIVE = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
 LOOK_SECONDS = 1.0
 _FIELD = re.compile(r"(\w+)=(%[-+ #0-9.]*[a-z]|\S+)")
@@ -41,7 +41,7 @@ def bound(**ids: Any) -> Iterator[None]:
 
 
 class _Ids(logging.Filter):
-    """Notes what is bound where the event happens, before it reaches another thread."""
+    """Copies the bound ids onto the record in the thread or task that logs it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.ids = _bound.get()
@@ -49,28 +49,28 @@ class _Ids(logging.Filter):
 
 
 class TextFormat(logging.Formatter):
-    """For people: time, level, logger, event; bound ids that the event does not tell itself at its end."""
+    """Text for people: time, level, logger, event, then the bound ids that the event does not name itself."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the name is logging's)
-        """The line, before what a traceback adds."""
+        """Return the line without a traceback."""
         line = super().formatMessage(record)
         more = [f"{name}={value}" for name, value in _ids(record).items() if f"{name}=" not in record.message]
         return " ".join((line, *more))
 
 
 class JsonFormat(logging.Formatter):
-    """For machines: one object a line. `event` and its fields where the line is an event, else `message`."""
+    """JSON for programs: one object a line, with `event` and its fields, or `message` for other lines."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        told = {
+        """Return the line."""
+        entry = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -79,8 +79,8 @@ class JsonFormat(logging.Formatter):
             **fields_of(record),
         }
         if record.exc_info:
-            told["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(told, default=str)
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
 
 
 def _ids(record: logging.LogRecord) -> Mapping[str, Any]:
@@ -89,7 +89,7 @@ def _ids(record: logging.LogRecord) -> Mapping[str, Any]:
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """An event's name and fields, with the types they were logged with; other lines as one `message`."""
+    """Return an event's name and fields with their original types, or `message` for other lines."""
     template, arguments = str(record.msg), record.args if isinstance(record.args, tuple) else ()
     event = _EVENT.fullmatch(template)
     if event is None or template.count("%") != len(arguments):
@@ -100,7 +100,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def quiet_libraries() -> None:
-    """Have the talkative ones speak of errors only. Call before they are imported."""
+    """Limit the libraries in `TALKATIVE` to errors. Call before they are imported."""
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -108,8 +108,10 @@ def quiet_libraries() -> None:
 def configure(
     level: str, *, form: Literal["text", "json"] = "text", process: str = "", data_dir: Path | None = None
 ) -> None:
-    """Set up this process' log. Libraries speak only from warnings on. With `data_dir` the level follows
-    what `write_level` says for that folder.
+    """Set up this process's log.
+
+    Libraries log warnings and errors only. With `data_dir`, a thread follows the level that `write_level`
+    sets for that folder.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormat(process) if form == "json" else TextFormat())
@@ -122,7 +124,7 @@ def configure(
 
 
 def read_level(data_dir: Path) -> str | None:
-    """The level that was asked for while the service runs; None: each process' own."""
+    """Return the level set at run time, or None if each process uses the level it started with."""
     try:
         text = (data_dir / LEVEL_FILE).read_text().strip()
     except OSError:
@@ -131,7 +133,10 @@ def read_level(data_dir: Path) -> str | None:
 
 
 def write_level(data_dir: Path, level: str | None) -> None:
-    """Have every process on that folder log from this level on, within a moment; None: from its own."""
+    """Set the level of every process that uses the folder; None restores the levels they started with.
+
+    Takes effect within `LOOK_SECONDS`.
+    """
     path = data_dir / LEVEL_FILE
     if level is None:
         path.unlink(missing_ok=True)
@@ -142,14 +147,14 @@ def write_level(data_dir: Path, level: str | None) -> None:
 
 
 class LevelFollower:
-    """Keeps this process' level at what is asked for in a data folder; `own` where nothing is."""
+    """Keeps this process at the level set in the data folder, or at `own` if none is set."""
 
     def __init__(self, data_dir: Path, own: str) -> None:
         self._data_dir = data_dir
         self._own = self._now = own
 
     def look(self) -> None:
-        """Take over what is asked for now."""
+        """Apply the level that is set now."""
         wanted = read_level(self._data_dir) or self._own
         if wanted != self._now:
             self._now = wanted
@@ -157,7 +162,7 @@ class LevelFollower:
             logging.getLogger(__name__).warning("log_level_changed to=%s", wanted)
 
     def run(self) -> None:
-        """Look for ever."""
+        """Poll forever."""
         while True:
             self.look()
             time.sleep(LOOK_SECONDS)

@@ -1,9 +1,9 @@
-"""Every Prometheus metric of the service, in one place.
+"""Every Prometheus metric of the service.
 
-Counters and histograms follow the append-only events, replayed from the first one when a process starts, so
-that they are the same whoever was killed when. Gauges are read at the moment of the scrape: from the job
-table, from the workers' last heartbeats, and from the driver. Nothing is kept that could go stale, and no
-label holds a job's id.
+Counters and histograms are computed from the append-only events. A starting process replays all events, so
+the values do not depend on which process was killed when. Gauges are read at each scrape from the job table,
+the workers' last heartbeats and the driver, so none can be stale. No label holds a job id. This file knows no
+HTTP.
 """
 
 import logging
@@ -42,29 +42,31 @@ FRAMES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 OUTCOMES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
 STAGES = (Stage.LOADING, Stage.DENOISING, Stage.WAITING_FOR_MEMORY, Stage.DECODING, Stage.ENCODING)
 OOM_STAGES = (Stage.LOADING, Stage.DENOISING, Stage.DECODING)
-RUNGS = (*(strategy.value for strategy in Strategy), "cpu")  # a decode falls from any of these to a later one
+# A decode falls back from any of these to a later one.
+RUNGS = (*(strategy.value for strategy in Strategy), "cpu")
 
 ReadGpus = Callable[[], Sequence[GpuInfo]]
 
 
 class Source(Protocol):
-    """Where the gauges come from; the job store is one."""
+    """The part of the job store that the gauges read."""
 
     def counts(self) -> Mapping[JobStatus, int]:
-        """Jobs by status."""
+        """Return the number of jobs by status."""
         ...
 
     def workers(self, *, within_seconds: float) -> list[WorkerRow]:
-        """Workers heard from lately."""
+        """Return workers whose last heartbeat is at most `within_seconds` old."""
         ...
 
 
 class ServiceMetrics:
-    """The service's metrics; `apply` takes events in order, `render` gives the text of a scrape."""
+    """Counters and histograms: `apply` counts events, `render` returns the text of a scrape."""
 
     def __init__(self, models: Mapping[str, str]) -> None:
-        """`models`: the VAE class of each model's name."""
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # it would be this process' start, not the counters'
+        """`models` maps each model's name to its VAE class."""
+        # The created metrics would give this process's start time, not that of the counters.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._vae_of_model = dict(models)
         self._model_of_job: dict[str, str] = {}
@@ -84,11 +86,11 @@ class ServiceMetrics:
         self.stage_seconds = histogram("stage_duration_seconds", "Time a job spent in a stage.", "stage")
         self.denoised = self._counter(
             "jobs_denoised",
-            "Times a job was denoised, by model and what its weights make of pixels.",
+            "Denoising runs by model, and whether int8 weights made the pixels approximate.",
             "model",
             "pixels",
         )
-        self.oom = self._counter("oom", "Allocations that failed for want of memory, by stage.", "stage")
+        self.oom = self._counter("oom", "Out-of-memory errors by stage.", "stage")
 
     def _define_decode_metrics(self) -> None:
         def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
@@ -100,20 +102,22 @@ class ServiceMetrics:
         )
         self.fallback = self._counter("decode_fallback", "Changes of strategy inside a decode.", "from", "to")
         self.spill = self._counter(
-            "decode_spill", "Chunks that overflowed into host memory, by what gave it away.", "sign"
+            "decode_spill", "Chunks that spilled into host memory, by the sign that showed it.", "sign"
         )
         self.regret = self._counter(
-            "decode_regret_seconds", "Time a faster plan would have saved, seen after the decode."
+            "decode_regret_seconds", "Time that a faster plan would have saved, computed after each decode."
         )
-        self.chunk_frames = histogram("chunk_frames", "Latent frames a chunk when a decode ended.", FRAMES)
+        self.chunk_frames = histogram(
+            "chunk_frames", "Latent frames per chunk at the end of a decode.", FRAMES
+        )
         self.decode_seconds = histogram("duration_seconds", "Time in the VAE's decoder.", SECONDS, "strategy")
-        self.predicted = histogram("predicted_peak_bytes", "Peak memory a decode was planned with.", BYTES)
-        self.measured = histogram("measured_peak_bytes", "Peak memory a decode was seen to use.", BYTES)
-        self.seam = histogram("seam_score", "How much seams show in approximate decodes; 0: not.", SEAMS)
-        self.ratio = histogram("prediction_ratio", "Measured peak divided by the predicted one.", RATIOS)
+        self.predicted = histogram("predicted_peak_bytes", "Predicted peak memory of a decode.", BYTES)
+        self.measured = histogram("measured_peak_bytes", "Measured peak memory of a decode.", BYTES)
+        self.seam = histogram("seam_score", "Visibility of seams in approximate decodes; 0: none.", SEAMS)
+        self.ratio = histogram("prediction_ratio", "Measured peak divided by the predicted peak.", RATIOS)
 
     def _begin_at_zero(self, models: Iterable[str]) -> None:
-        """Show every series whose labels are known: a rate misses the first event of one that was absent."""
+        """Create every series with known labels: a rate misses the first event of a new series."""
         for model in models:
             for outcome in OUTCOMES:
                 self.jobs.labels(model, outcome)
@@ -134,15 +138,13 @@ class ServiceMetrics:
         return Counter(f"framefit_{name}", text, labels, registry=self.registry)
 
     def apply(self, events: Iterable[Event]) -> None:
-        """Count events, each exactly once and in order. One that is not understood is logged and passed
-        over.
-        """
+        """Count events; call once for each, in order. An event that cannot be read is logged and skipped."""
         with self._lock:
             for event in events:
                 try:
                     self._apply(event)
                 except (KeyError, TypeError, ValueError):
-                    log.exception("event not counted", extra={"job_id": event.job_id, "kind": event.kind})
+                    log.exception("event_not_counted job_id=%s kind=%s", event.job_id, event.kind)
 
     def _apply(self, event: Event) -> None:
         data = event.data
@@ -193,12 +195,12 @@ class ServiceMetrics:
             self.ratio.observe(measured / predicted)
 
     def render(self) -> bytes:
-        """The text of one scrape, as Prometheus reads it."""
+        """Return the metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
 class LiveGauges(Collector):
-    """Gauges that are read when they are asked for."""
+    """Gauges that are read at each scrape."""
 
     def __init__(self, source: Source, gpus: ReadGpus, *, alive_seconds: float, data_dir: Path) -> None:
         self._source = source
@@ -207,11 +209,11 @@ class LiveGauges(Collector):
         self._data_dir = data_dir
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing up front: the registry need not read the database to register this."""
+        """Return nothing, so that registering does not read the database."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Read the table, the workers and the driver."""
+        """Read the job table, the workers and the driver."""
         counts = self._source.counts()
         for name, status in (("queued", JobStatus.QUEUED), ("running", JobStatus.RUNNING)):
             yield GaugeMetricFamily(f"framefit_jobs_{name}", f"Jobs {name} now.", value=counts[status])
@@ -225,7 +227,7 @@ class LiveGauges(Collector):
 
 def _worker_up(workers: list[WorkerRow], alive: list[WorkerRow]) -> Metric:
     family = GaugeMetricFamily(
-        "framefit_worker_up", "Whether a device's worker reported lately.", labels=["device"]
+        "framefit_worker_up", "Whether a device's worker has a recent heartbeat.", labels=["device"]
     )
     names = {str(worker.device.get("name", worker.id)): 0 for worker in workers}
     names.update({str(worker.device.get("name", worker.id)): 1 for worker in alive})
@@ -235,7 +237,7 @@ def _worker_up(workers: list[WorkerRow], alive: list[WorkerRow]) -> Metric:
 
 
 def _memory_gauges(found: Sequence[GpuInfo], alive: list[WorkerRow]) -> Iterator[Metric]:
-    """GPUs as the driver sees them now; the CPU, which it does not know, as its worker last reported it."""
+    """Memory of GPUs as the driver reports it now, and of the CPU as its worker last reported it."""
     gpus = [gpu for gpu in found if gpu.state is NvmlState.OK]
     own: dict[str, float] = {}
     for worker in alive:
@@ -250,25 +252,25 @@ def _memory_gauges(found: Sequence[GpuInfo], alive: list[WorkerRow]) -> Iterator
         own[name], other[name] = report.get("own_bytes") or 0, report.get("other_bytes") or 0
     busy = {gpu.uuid: gpu.utilization for gpu in gpus if gpu.utilization is not None}
     yield _by_gpu("memory_free_bytes", "Free memory of the device.", free)
-    yield _by_gpu("memory_total_bytes", "All memory of the device.", total)
+    yield _by_gpu("memory_total_bytes", "Total memory of the device.", total)
     yield _by_gpu(
-        "memory_own_bytes", "Memory Framefit's workers hold.", {gpu: own.get(gpu, 0) for gpu in total}
+        "memory_own_bytes", "Memory held by Framefit's workers.", {gpu: own.get(gpu, 0) for gpu in total}
     )
-    yield _by_gpu("memory_other_bytes", "Memory others hold.", other)
+    yield _by_gpu("memory_other_bytes", "Memory held by other programs.", other)
     yield _by_gpu("utilization_ratio", "Share of time the GPU was busy, 0 to 1.", busy)
 
 
 def _margin_gauge(alive: list[WorkerRow]) -> Metric:
-    """What decodes were learned to need over their live bytes, as each worker last reported it."""
+    """The learned margins of decodes above their live bytes, as each worker last reported them."""
     family = GaugeMetricFamily(
         "framefit_decode_margin_ratio",
-        "Learned share of a decode's live bytes: workspace, fragmentation, and the bound that plans use.",
+        "Learned margin relative to a decode's live bytes: workspace, fragmentation, and the bound of plans.",
         labels=["device", "family", "dtype", "strategy", "part"],
     )
     for report in (worker.device for worker in alive):
         for key, margin in (report.get("learned") or {}).get("margins", {}).items():
             if not margin["observations"] and margin["too_little_ratio"] is None:
-                continue  # only other strategies tell of it
+                continue  # it rests on other strategies' measurements only
             labels = [str(report.get("name")), *key.split("/")]
             family.add_metric([*labels, "workspace"], margin["workspace_ratio"])
             family.add_metric([*labels, "fragmentation"], margin["fragmentation_ratio"])
@@ -289,6 +291,6 @@ def _disk_gauges(data_dir: Path) -> Iterator[Metric]:
     except OSError:
         return
     yield GaugeMetricFamily(
-        "framefit_data_free_bytes", "Free bytes of the data folder's disk.", value=usage.free
+        "framefit_data_free_bytes", "Free bytes on the data folder's disk.", value=usage.free
     )
     yield GaugeMetricFamily("framefit_data_total_bytes", "Size of the data folder's disk.", value=usage.total)

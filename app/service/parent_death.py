@@ -1,8 +1,8 @@
-"""A child process that never outlives its parent, whatever kills the parent.
+"""Ends a child process when its parent ends, even if the parent is killed.
 
-Linux sends the child a signal when the thread that started it ends (`prctl(PR_SET_PDEATHSIG)`, man 2 prctl);
-the parent must therefore start its children from a thread that lives as long as itself. Knows nothing of what
-either process does.
+Linux signals the child when the thread that started it ends (`prctl(PR_SET_PDEATHSIG)`, man 2 prctl). The
+parent must therefore start its children from a thread that lives as long as the process. This file does not
+know what either process does.
 """
 
 import ctypes
@@ -12,17 +12,18 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 
-# What a worker says with its exit status; anything else is a crash.
+# The exit status of a worker whose device cannot be used. Any other status than 0 is a crash.
 EXIT_DEVICE_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
 
 
 def end_with_parent(parent_pid: int) -> None:
-    """From here on this process is killed when process `parent_pid`, its parent, ends; at once where it ended
-    already.
+    """Have this process killed when its parent, process `parent_pid`, ends.
+
+    Raises `SystemExit` if the parent has ended already, and `OSError` if `prctl` fails.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:  # it died before the line above: no signal will come
+    if os.getppid() != parent_pid:  # it ended before prctl took effect, so no signal will come
         raise SystemExit(f"the parent process {parent_pid} is gone")

@@ -1,7 +1,7 @@
-"""The whole service on one machine: which processes there are, and what they share.
+"""The service on one machine: its processes, and what they share.
 
-Owns the data folder's lock, the listening socket and the list of children; `app.service.supervisor` keeps
-them running. Imports no torch: GPUs are found through the driver.
+Owns the data folder's lock, the listening socket and the list of child processes; `app.service.supervisor`
+keeps the children running. Imports no torch: it finds GPUs through the driver.
 """
 
 import fcntl
@@ -32,7 +32,11 @@ class AlreadyRunning(Exception):
 
 
 def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
-    """Run until told to stop; `on_ready(url)` is called once, when the API answers."""
+    """Run the service until SIGTERM or SIGINT; call `on_ready(url)` once, when the API answers.
+
+    Raises `AlreadyRunning` if another service uses the data folder, and `ConfigError` if the address cannot
+    be bound or a device does not exist.
+    """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with (
         _data_folder_locked(settings.data_dir),
@@ -40,10 +44,10 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
         closing(open_store(settings)) as store,
     ):
         store.migrate()
-        write_level(settings.data_dir, None)  # what was asked of an earlier service has ended with it
+        write_level(settings.data_dir, None)  # a level set at run time ends with the service
         children = child_specs(settings, listener.fileno())
         for spec in children:
-            if spec.worker_id is not None:  # nobody else can run under this id: what it held is free
+            if spec.worker_id is not None:  # no live process has this id, so its jobs can be requeued
                 store.forget_worker(spec.worker_id, "service_restarted")
         housekeeping = _Housekeeping(settings, store, listener, on_ready)
         supervisor = Supervisor(
@@ -59,7 +63,7 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
 
 
 def child_specs(settings: Settings, listener_fd: int) -> list[ChildSpec]:
-    """The service's processes: the API, the profiler, and one worker a device."""
+    """Return the service's processes: the API, the profiler, and one worker for each device."""
     return [
         ChildSpec("api", ("api", "--listen-fd", str(listener_fd)), inherits_fd=listener_fd),
         ChildSpec("profiler", ("profile",), one_shot=True),
@@ -68,7 +72,10 @@ def child_specs(settings: Settings, listener_fd: int) -> list[ChildSpec]:
 
 
 def worker_specs(devices: str) -> list[ChildSpec]:
-    """One worker a device; `devices` as in the settings. `ConfigError` for a device that is not there."""
+    """Return one worker for each device; `devices` as in the settings.
+
+    Raises `ConfigError` for a device that the driver does not report.
+    """
     cpu = _worker_spec("cpu", "cpu", {})
     if devices.strip() == "cpu":
         return [cpu]
@@ -77,7 +84,7 @@ def worker_specs(devices: str) -> list[ChildSpec]:
         visible = [uuid for i in range(len(gpus)) if (uuid := cuda_visible_uuid(i, devices=gpus))]
         usable = [gpu.uuid for gpu in gpus if gpu.state is NvmlState.OK]
     if devices.strip() == "auto":
-        # Cards of several models have no order that can be known from outside CUDA; by UUID none is needed.
+        # CUDA's order of different cards is unknown outside CUDA. UUIDs need no order.
         chosen = visible if "CUDA_VISIBLE_DEVICES" in os.environ else usable
         return [_worker_spec(uuid, "cuda:0", {"CUDA_VISIBLE_DEVICES": uuid}, cpu) for uuid in chosen] or [cpu]
     return [_named_device(name.strip(), visible, usable) for name in devices.split(",")]
@@ -92,7 +99,7 @@ def _named_device(name: str, visible: list[str], usable: list[str]) -> ChildSpec
         matches = [uuid for uuid in usable if uuid.startswith(name)]
         if len(matches) != 1:
             raise ConfigError(
-                f"FRAMEFIT_DEVICES: no such device: {name}; the driver shows {', '.join(usable) or 'none'}"
+                f"FRAMEFIT_DEVICES: no such device: {name}; the driver reports {', '.join(usable) or 'none'}"
             )
         uuid = matches[0]
     return _worker_spec(uuid, "cuda:0", {"CUDA_VISIBLE_DEVICES": uuid})
@@ -108,18 +115,22 @@ def _worker_spec(
 
 @contextmanager
 def _data_folder_locked(data_dir: Path) -> Iterator[None]:
-    """Hold the folder; the kernel lets go of it when this process ends, however it ends."""
+    """Lock the folder; the kernel releases the lock when this process ends, even if it is killed."""
     with (data_dir / "service.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyRunning(f"another service is running on {data_dir.absolute()}") from None
+            raise AlreadyRunning(
+                f"another service uses {data_dir.absolute()}: stop it or set FRAMEFIT_DATA_DIR"
+            ) from None
         yield
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """The API's socket, held here: a restarted API process loses no connection, and a taken port is told at
-    once.
+    """Return the API's listening socket.
+
+    The parent holds it, so a restart of the API process loses no connection, and a port in use is reported at
+    once. Raises `ConfigError` if the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -137,12 +148,12 @@ def _forget(store: JobStore, worker_id: str) -> None:
     try:
         for job_id in store.forget_worker(worker_id):
             log.info("job_requeued job_id=%s worker_id=%s", job_id, worker_id)
-    except StoreError as error:  # the lease ends by itself
+    except StoreError as error:  # the job is requeued when its lease expires
         log.warning("requeue_failed worker_id=%s reason=%s", worker_id, error)
 
 
 class _Housekeeping:
-    """What the parent does between looks at its children: leases that ended, and the word that all is up."""
+    """Periodic work of the parent: requeues expired leases, and announces once that the API answers."""
 
     def __init__(
         self, settings: Settings, store: JobStore, listener: socket.socket, on_ready: Callable[[str], None]

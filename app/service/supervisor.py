@@ -1,7 +1,7 @@
-"""The parent of all processes: starts them, watches them, starts them again, and takes them down in order.
+"""The parent of all processes: starts, watches, restarts and stops them.
 
-Owns when a process is started, how long it waits after a crash, and what a stop means. Does not import torch;
-knows the children only as command lines, and the job table only through the two callbacks it is given.
+Owns when a process starts, how long a restart waits after a crash, and how a stop proceeds. It imports no
+torch, knows children only as command lines, and reaches the job table only through two callbacks.
 """
 
 import logging
@@ -19,17 +19,17 @@ from app.service.parent_death import EXIT_DEVICE_UNAVAILABLE
 log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-HEALTHY_SECONDS = 60.0  # a process that lived this long starts again without waiting
+HEALTHY_SECONDS = 60.0  # a process that ran this long restarts without waiting
 TICK_SECONDS = 0.1
-KILL_SECONDS = 5.0  # between SIGTERM and SIGKILL for what should stop at once
+KILL_SECONDS = 5.0  # between SIGTERM and SIGKILL for processes that do not drain
 
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """A process to keep running: `arguments` for the `framefit` command and what differs in its environment.
+    """A process to keep running: arguments of the `framefit` command and additions to its environment.
 
-    A `one_shot` process has done its work when it exits with 0. A child that `drains` gets `drain_seconds` to
-    finish what it is at. `fallback` replaces a child that says its device cannot be used.
+    A `one_shot` process is done when it exits with 0. A child that `drains` gets `drain_seconds` to finish
+    its job. `fallback` replaces a child that exits with EXIT_DEVICE_UNAVAILABLE.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ChildSpec:
 
 
 class Child:
-    """One child process through all its starts."""
+    """One child process and its restarts."""
 
     def __init__(self, spec: ChildSpec) -> None:
         self.spec = spec
@@ -54,13 +54,11 @@ class Child:
         self._start_at = 0.0
 
     def start_if_due(self) -> None:
-        """Start the process where it is not running and its waiting time is over. Call from the main thread
-        only.
-        """
+        """Start the process unless it runs, is done or waits to restart. Main thread only."""
         if self.done or self.process is not None or time.monotonic() < self._start_at:
             return
-        # The child dies with the thread that starts it, and a signal of the terminal is ours to pass on: own
-        # session.
+        # The child ends with the thread that starts it. It gets its own session, so that the supervisor alone
+        # receives the terminal's signals and passes them on.
         command = [sys.executable, "-m", "app", *self.spec.arguments, "--supervisor-pid", str(os.getpid())]
         descriptors = () if self.spec.inherits_fd is None else (self.spec.inherits_fd,)
         self.process = subprocess.Popen(
@@ -74,7 +72,7 @@ class Child:
         log.info("process_started name=%s pid=%d", self.spec.name, self.process.pid)
 
     def reap(self) -> int | None:
-        """Exit status of a process that has ended since the last call; None otherwise."""
+        """Return the exit status if the process has ended since the last call, else None."""
         if self.process is None or (status := self.process.poll()) is None:
             return None
         self.process = None
@@ -89,16 +87,16 @@ class Child:
         return status
 
     def signal(self, number: int) -> None:
-        """Send a signal where the process runs."""
+        """Send a signal if the process runs."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
 
 class Supervisor:
-    """Keeps the children running until told to stop.
+    """Keeps the children running until SIGTERM or SIGINT.
 
-    `on_worker_death(worker_id)` is called when a worker process ended, so that its job is queued again at
-    once; `on_tick()` runs on every turn of the loop.
+    It calls `on_worker_death(worker_id)` when a worker process has ended, so that its job is requeued at
+    once, and `on_tick()` in every iteration of its loop.
     """
 
     def __init__(
@@ -116,7 +114,7 @@ class Supervisor:
         self._stops: list[int] = []
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT, then drain. Blocks; call from the main thread."""
+        """Run until SIGTERM or SIGINT, then drain. Blocks. Call from the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask_stop)
         try:
@@ -141,7 +139,7 @@ class Supervisor:
         self._on_tick()
 
     def _fall_back(self, child: Child) -> None:
-        """Give a worker whose device cannot be used its replacement, once for all such workers."""
+        """Replace a worker whose device cannot be used; all such workers share one replacement."""
         child.done = True
         replacement = child.spec.fallback
         if replacement is None or any(other.spec.name == replacement.name for other in self._children):
@@ -150,11 +148,12 @@ class Supervisor:
         self._children.append(Child(replacement))
 
     def _drain(self) -> None:
-        """Let the workers finish within the drain time; a second signal, or Ctrl-C, cuts it short. Then the
-        rest.
+        """Let the workers finish their jobs within the drain time, then stop every process.
+
+        Ctrl-C or a second signal makes the workers stop at once.
         """
         draining = [child for child in self._children if child.spec.drains]
-        log.info("draining seconds=%.0f", self._drain_seconds)
+        log.info("drain_started seconds=%.0f", self._drain_seconds)
         hurried = signal.SIGINT in self._stops
         for child in draining:
             child.signal(signal.SIGINT if hurried else signal.SIGTERM)
