@@ -1,15 +1,16 @@
-"""The HTTP interface. `create_app(settings)` builds it; no file here, and nothing it imports, loads torch.
+"""The HTTP interface, built by `create_app(settings)`. Neither these files nor their imports load torch.
 
 app               create_app: routes, headers, start and stop
-dependencies      what the routes share
-requests/         how a body becomes a JobSpec
-routes/           one file a group of routes
-feed              one poller of the events table for every follower
-views             rows as JSON
-response_schemas  answers as the OpenAPI document describes them
-problems          every error as an RFC 9457 document
-access, guard     API keys; headers and request ids
-server            uvicorn with limits on what a client may hold open
+dependencies      objects shared by all routes
+requests/         parsing of a request body into a JobSpec
+routes/           one file for each group of routes
+feed              one poller of the events table for all event streams
+views             jobs, events, devices and models as JSON
+response_schemas  response bodies for the OpenAPI document
+problems          errors as RFC 9457 problem documents
+access, guard     API keys; response headers and request ids
+server            uvicorn with timeouts and connection limits
+static/           the web page
 """
 
 from app.api.app import create_app

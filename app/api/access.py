@@ -1,7 +1,7 @@
-"""Who may call, and whose jobs are whose.
+"""Authentication by API key, and the owner of each job.
 
-Without keys in the settings everyone may call. A browser, which cannot put headers on a video or an event
-stream, hands its key in once and gets it back as a cookie that scripts and other sites cannot read.
+If no keys are configured, every caller is accepted. A browser cannot send headers with a video or an event
+stream, so the page sends its key once and gets a cookie that scripts and other sites cannot read.
 """
 
 from typing import Annotated
@@ -17,7 +17,7 @@ COOKIE = "framefit_key"
 
 
 def key_in(request: Request) -> str | None:
-    """The key a request carries: bearer token, X-API-Key, or the page's cookie."""
+    """Return the request's key (bearer token, X-API-Key or cookie), or None."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
         return token.strip()
@@ -30,22 +30,22 @@ def _known_key(request: Request, service: Service) -> ApiKey | None:
     given = key_in(request)
     found = None if given is None else service.keys.find(given)
     if found is None:
-        message = "an API key is needed: send it as Authorization: Bearer KEY"
+        message = "the API key is missing or unknown: send it as Authorization: Bearer KEY"
         raise Problem(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
     return found
 
 
 async def caller(request: Request, service: TheService) -> str | None:
-    """The caller's owner name, None where no keys are set; problem 401 for a missing or wrong key."""
+    """Return the caller's owner name, or None if no keys are configured. Problem 401 without a valid key."""
     key = _known_key(request, service)
     return None if key is None else key.owner
 
 
 async def administrator(request: Request, service: TheService) -> None:
-    """Problem 401 or 403 unless the caller may do what concerns everyone."""
+    """Raise problem 401 without a valid key and 403 if the key is not an admin key."""
     key = _known_key(request, service)
     if key is not None and not key.admin:
-        raise Problem(403, "not_allowed", f"key {key.name} may not do this; a key with admin = true may")
+        raise Problem(403, "not_allowed", f"key {key.name} may not do this: use a key with admin = true")
 
 
 Caller = Annotated[str | None, Depends(caller)]
@@ -53,7 +53,7 @@ Administrator = Annotated[None, Depends(administrator)]
 
 
 def check_key_limits(service: Service, owner: str | None, spec: JobSpec) -> None:
-    """Refuse a video that is larger than the caller's key allows."""
+    """Raise problem 422 if the video is larger than the caller's key allows."""
     key = service.keys.of_owner(owner)
     asked = spec.width * spec.height * spec.num_frames
     if key is not None and key.max_pixels is not None and asked > key.max_pixels:

@@ -1,4 +1,4 @@
-"""The web application: routes, problem documents, headers, the page. Everything it shares is in `Service`."""
+"""The web application: routes, problem documents, headers and the page. Shared objects are in `Service`."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -34,11 +34,11 @@ def create_app(
     load_profile: LoadProfile | None = None,
     load_requirements: LoadRequirements | None = None,
 ) -> FastAPI:
-    """The API over one database.
+    """Return the API of one job database.
 
-    `load_profile` and `load_requirements` find a model's memory profile and what it demands of a device; by
-    default both are read from where they are stored, and with a profile of one's own there is no other
-    demand.
+    `load_profile` and `load_requirements` return a model's memory profile and its other memory requirements.
+    By default both are read from the stored profiles. A custom `load_profile` alone means no other
+    requirements.
     """
     if load_requirements is None:
         load_requirements = (
@@ -58,7 +58,7 @@ def create_app(
     app = FastAPI(
         title="Framefit",
         version=__version__,
-        summary="Image to video, decoded in the memory that is free.",
+        summary="Image-to-video generation, decoded in the memory that is free.",
         lifespan=lifespan,
         responses=problems.documented(422),
         docs_url=None,

@@ -1,4 +1,7 @@
-"""What the routes share, built once in `create_app`: settings, models, store, admission, feed, metrics."""
+"""Objects that all routes share, built once in `create_app`: settings, store, admission, feed, metrics.
+
+Also runs the background work of the API process: expired leases, expired results, unschedulable jobs.
+"""
 
 import logging
 import threading
@@ -27,12 +30,12 @@ from app.store import JobStore, NoSuchJob, StoreError, open_store
 
 log = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 2.0
-BODIES_AT_ONCE = 8  # of the largest size; thousands of usual ones
+BODIES_AT_ONCE = 8  # bodies of the largest size; thousands of typical ones fit into the same memory
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The API process' parts."""
+    """The parts of the API process."""
 
     settings: Settings
     models: dict[str, ModelEntry]
@@ -45,17 +48,17 @@ class Service:
     nvml: Nvml
     image_limits: ImageLimits
     body_memory: BodyMemory
-    stranded: UnschedulableJobs
+    unschedulable: UnschedulableJobs
     webhooks: Webhooks | None
     stopping: threading.Event
 
     @property
     def alive_seconds(self) -> float:
-        """Silence after which a worker counts as lost."""
+        """Time without a heartbeat after which a worker counts as lost."""
         return 3 * self.settings.heartbeat_seconds
 
     def alive_workers(self) -> list[WorkerRow]:
-        """Workers that reported lately."""
+        """Return the workers with a recent heartbeat."""
         return self.store.workers(within_seconds=self.alive_seconds)
 
     def start(self) -> None:
@@ -67,7 +70,7 @@ class Service:
         threading.Thread(target=self._maintain, name="maintenance", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop the threads and close everything."""
+        """Stop the threads; close the store and the driver."""
         self.stopping.set()
         self.feed.stop()
         if self.webhooks is not None:
@@ -81,24 +84,24 @@ class Service:
                 for job_id in self.store.requeue_expired():
                     log.warning("lease_expired job_id=%s", job_id)
                 self._remove_expired()
-                for job_id in self.stranded.fail():
-                    log.warning("job_fits_nowhere job_id=%s", job_id)
+                for job_id in self.unschedulable.fail():
+                    log.warning("job_unschedulable job_id=%s", job_id)
             except StoreError as error:
-                log.warning("maintenance_waits reason=%s", error)
+                log.warning("maintenance_postponed reason=%s", error)
 
     def _remove_expired(self) -> None:
         for job_id in self.store.expire_results(self._remove_files):
             log.info("result_expired job_id=%s", job_id)
 
     def _remove_files(self, job_id: str) -> None:
-        # Whoever is reading the video keeps it open until done: only its name goes.
+        # This removes the file's name only: a response that is reading the video can finish.
         job_artifacts(self.settings.jobs_dir, job_id).remove()
 
 
 def build_service(
     settings: Settings, load_profile: LoadProfile, load_requirements: LoadRequirements
 ) -> Service:
-    """All parts, nothing started."""
+    """Build all parts without starting a thread."""
     models = load_models(settings)
     store = open_store(settings)
     alive_seconds = 3 * settings.heartbeat_seconds
@@ -128,7 +131,9 @@ def build_service(
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
         body_memory=BodyMemory(BODIES_AT_ONCE * settings.max_body_bytes),
-        stranded=UnschedulableJobs(store, models, alive_workers, grace_seconds=settings.fit_grace_seconds),
+        unschedulable=UnschedulableJobs(
+            store, models, alive_workers, grace_seconds=settings.fit_grace_seconds
+        ),
         webhooks=_webhooks(settings, models, store),
         stopping=threading.Event(),
     )
@@ -146,8 +151,9 @@ def _webhooks(settings: Settings, models: dict[str, ModelEntry], store: JobStore
 
 
 async def service_of(request: Request) -> Service:
-    """The service behind a request. A coroutine, as are those beside it: a plain function would cost every
-    request the way to a thread and back.
+    """Return the service of a request.
+
+    This is a coroutine, as are the other dependencies: FastAPI would run a plain function in a thread.
     """
     service: Service = request.app.state.service
     return service
@@ -157,7 +163,7 @@ TheService = Annotated[Service, Depends(service_of)]
 
 
 def visible(service: Service, job_id: str, owner: str | None) -> Job:
-    """The job, unless it belongs to another API key: then it does not exist."""
+    """Return the job. Raises `NoSuchJob` also for a job of another API key."""
     job = service.store.get(job_id)
     if owner is not None and job.owner != owner:
         raise NoSuchJob(job_id)
@@ -165,7 +171,7 @@ def visible(service: Service, job_id: str, owner: str | None) -> Job:
 
 
 def readiness(service: Service) -> tuple[bool, Json]:
-    """Whether a job submitted now would be run, and what each part says."""
+    """Return whether a worker is alive, and the JSON of /readyz."""
     workers = service.alive_workers()
     counts = service.store.counts()
     offered = {model for worker in workers for model in worker.device.get("models") or service.models}

@@ -1,7 +1,7 @@
-"""One poller of the events table a process, whatever the number of listeners.
+"""One poller of the events table for all listeners of a process.
 
-A thread reads new events, gives them to the metrics and to every open stream. A stream that does not keep up
-is ended; its client resumes from the last event it saw, out of the table.
+A thread reads new events and passes them to the metrics and to every open stream. A stream whose client reads
+too slowly is closed; the client reconnects and reads the events it missed from the table.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ Consumer = Callable[[Sequence[Event]], None]
 
 @dataclass(eq=False, slots=True)
 class Subscription:
-    """What one listener has not seen yet; `job_id` None means every job."""
+    """The events that one listener has not read yet; `job_id` None selects the events of every job."""
 
     job_id: str | None
     loop: asyncio.AbstractEventLoop
     pending: asyncio.Queue[Event | None] = field(default_factory=lambda: asyncio.Queue(MAX_PENDING))
 
     def put(self, events: Sequence[Event]) -> None:
-        """Called in the listener's own event loop."""
+        """Queue events for the listener; end it if its queue is full. Runs in the listener's event loop."""
         for event in events:
             if self.job_id is not None and event.job_id != self.job_id:
                 continue
@@ -40,14 +40,14 @@ class Subscription:
             self.pending.put_nowait(event)
 
     def end(self) -> None:
-        """Make the listener stop; what it has not read is dropped."""
+        """Stop the listener and drop the events it has not read."""
         while not self.pending.empty():
             self.pending.get_nowait()
         self.pending.put_nowait(None)
 
 
 class EventFeed:
-    """Follows the events table from its first line; start it once, before anyone subscribes."""
+    """Follows the events table from its first event. Start it once, before the first subscription."""
 
     def __init__(self, store: JobStore, consumers: Sequence[Consumer], *, poll_seconds: float) -> None:
         self._store = store
@@ -60,16 +60,16 @@ class EventFeed:
         self._thread = threading.Thread(target=self._loop, name="event-feed", daemon=True)
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Start the thread."""
         self._thread.start()
 
     @property
     def caught_up(self) -> bool:
-        """Whether the consumers have seen all that had happened when this process started."""
+        """Whether the consumers have received every event from before this process started."""
         return self._caught_up.is_set()
 
     def stop(self) -> None:
-        """End every stream and the thread."""
+        """Stop the thread and end every stream."""
         self._stopping.set()
         self._thread.join()
         for subscription in self._current():
@@ -77,7 +77,10 @@ class EventFeed:
 
     @asynccontextmanager
     async def subscribe(self, job_id: str | None) -> AsyncIterator[Subscription]:
-        """Hear of every event that is found from now on; read the table after this for those before."""
+        """Yield a subscription to events found from now on.
+
+        Read earlier events from the table after subscribing, so that none is missed.
+        """
         subscription = Subscription(job_id, asyncio.get_running_loop())
         with self._lock:
             self._subscriptions.add(subscription)
@@ -97,17 +100,17 @@ class EventFeed:
             try:
                 events = self._store.events_after(seq=seen, limit=PAGE)
             except StoreUnavailable as error:
-                log.warning("event_feed_waits reason=%s", error)
+                log.warning("event_feed_paused reason=%s", error)
                 self._stopping.wait(self._poll_seconds)
                 continue
             if events:
                 seen = events[-1].seq
-                self._hand_out(events)
+                self._publish(events)
             if len(events) < PAGE:
                 self._caught_up.set()
                 self._stopping.wait(self._poll_seconds)
 
-    def _hand_out(self, events: Sequence[Event]) -> None:
+    def _publish(self, events: Sequence[Event]) -> None:
         for consumer in self._consumers:
             try:
                 consumer(events)
@@ -117,4 +120,4 @@ class EventFeed:
             try:
                 subscription.loop.call_soon_threadsafe(subscription.put, events)
             except RuntimeError:
-                log.debug("a listener's loop has closed")
+                log.debug("event_listener_closed")

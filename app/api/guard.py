@@ -1,5 +1,7 @@
-"""What every request passes: pages of other sites may only look, every answer carries safe headers, and an id
-that the log has, too.
+"""Middleware for every request: cross-site protection, security headers, and a request id.
+
+Pages of other sites may only read. Every response carries security headers and the request id that the log
+shows.
 """
 
 import logging
@@ -15,27 +17,27 @@ from app.service.logs import bound
 
 log = logging.getLogger(__name__)
 REQUEST_ID = "X-Request-Id"
-# A client's, or a proxy's, own id is kept where it can do no harm in a header or a line of the log.
+# The id of a client or proxy is kept if it is safe in a header and in a log line.
 HARMLESS_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
-    # The page sets its own. Anything else, such as a picture that is opened by itself, may run nothing.
+    # The page sets its own policy. Other documents, such as an image opened in a tab, may run no script.
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:
-    """ASGI middleware; does not touch bodies, so that streams stay streams."""
+    """ASGI middleware. It does not touch bodies, so streamed responses stay streamed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
+        """Forward the request, or refuse it with a problem document."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -67,11 +69,12 @@ class Guard:
                 )
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A page of another site must not make a visitor's browser submit jobs. Only browsers send this
+        # A page of another site must not submit jobs through a visitor's browser. Only browsers send the
         # header.
         foreign = Headers(scope=scope).get("sec-fetch-site") in ("cross-site", "same-site")
         if foreign and scope["method"] not in SAFE_METHODS:
-            problem = Problem(403, "cross_site", "a page of another site may not do this")
+            message = "a page of another site may only read: use Framefit's own page"
+            problem = Problem(403, "cross_site", message)
             await problem.response()(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -1,5 +1,6 @@
-"""Problem documents (RFC 9457): the one form in which the API says no. Every `code` is stable and documented
-here.
+"""Problem documents (RFC 9457), the form of every error response, and the mapping of errors to them.
+
+Each `code` is stable.
 """
 
 import json
@@ -37,13 +38,13 @@ PROBLEM_SCHEMA: dict[str, Any] = {
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
-        "code": {"type": "string", "description": "Stable, for programs.", "example": "does_not_fit"},
+        "code": {"type": "string", "description": "Stable code for programs.", "example": "does_not_fit"},
     },
 }
 
 
 class Problem(Exception):
-    """An answer of status 4xx or 5xx; `data` is added to the document."""
+    """An error response of status 4xx or 5xx. `data` holds further members of the document."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Problem(Exception):
         super().__init__(detail)
 
     def response(self) -> Response:
-        """The document as a response."""
+        """Return the document as a response."""
         body = {
             "type": f"urn:framefit:problem:{self.code}",
             "title": HTTPStatus(self.status).phrase,
@@ -75,18 +76,18 @@ class Problem(Exception):
 
 
 def _json(body: Mapping[str, Any], problem: Problem, media_type: str) -> Response:
-    # In ASCII: a problem may quote what a client sent, and half a surrogate pair has no UTF-8.
+    # ASCII only: a problem may quote a client's text, and a lone surrogate cannot be encoded as UTF-8.
     return Response(json.dumps(body), problem.status, headers=problem.headers, media_type=media_type)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer with these problems."""
+    """Return the OpenAPI `responses` of a route that may answer with these problem statuses."""
     content = {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def problem_of(error: Exception) -> Problem | None:
-    """The problem an error of the service's own becomes; None where it is none of those."""
+    """Return the problem of an expected error, or None for any other exception."""
     retry = {"Retry-After": str(RETRY_SECONDS)}
     match error:
         case Problem():
@@ -103,14 +104,14 @@ def problem_of(error: Exception) -> Problem | None:
             data = {"queued": error.queued, "limit": error.limit}
             return Problem(429, "queue_full", str(error), data=data)
         case StoreUnavailable():
-            return Problem(503, "store_unavailable", f"the job store refuses: {error}", headers=retry)
+            return Problem(503, "store_unavailable", f"the job store is unavailable: {error}", headers=retry)
         case ImageRejected():
             status = 413 if error.code == "image_too_large" else 422
             return Problem(status, error.code, str(error))
         case WebhookRefused():
             return Problem(422, error.code, str(error))
         case ProfilePending():
-            detail = f"the memory profile of model {error} is still being made"
+            detail = f"the memory profile of model {error} is still being traced: try again in some seconds"
             return Problem(503, "profile_pending", detail, headers=retry)
         case UnsupportedVae():
             return Problem(422, "strategy_not_possible", str(error))
@@ -135,7 +136,7 @@ def _fit_data(error: FitsNowhere) -> dict[str, Any]:
 
 
 def problem_of_validation(error: ValidationError) -> Problem:
-    """One problem for a body that is not a job: its code is that of the first fault, all are listed."""
+    """Return the problem of an invalid job: the code of its first fault, and a list of all faults."""
     faults = [
         {
             "field": ".".join(map(str, item["loc"])) or None,
@@ -159,7 +160,7 @@ def _fault_code(kind: str, location: tuple[int | str, ...]) -> str:
 
 
 def _answer(request: Request, problem: Problem) -> Response:
-    """The problem as a document, or as OpenAI's clients read errors where the path is one of theirs."""
+    """Return the problem document, or an error in OpenAI's form for paths under /v1/."""
     if not request.url.path.startswith("/v1/"):
         return problem.response()
     kind = "server_error" if problem.status >= 500 else "invalid_request_error"
@@ -168,7 +169,7 @@ def _answer(request: Request, problem: Problem) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app a problem document."""
+    """Install handlers that turn every error of the app into a problem document."""
 
     def ours(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
@@ -191,8 +192,9 @@ def install(app: FastAPI) -> None:
         return _answer(request, Problem(422, f"invalid_{where}_parameter", f"{name}: {first['msg']}"))
 
     def unexpected(request: Request, _error: Exception) -> Response:
-        # Starlette raises the error again once this is sent, and the server logs it.
-        return _answer(request, Problem(500, "internal_error", "the request failed; the log says why"))
+        # Starlette raises the error again after sending this response, and the server logs it.
+        detail = "the request failed unexpectedly: the service's log has the error"
+        return _answer(request, Problem(500, "internal_error", detail))
 
     for kind in (
         Problem,

@@ -1,6 +1,6 @@
-"""Answers for the OpenAPI document: what `views` makes, described for those who generate clients from it.
+"""Schemas of the response bodies in the OpenAPI document, for the JSON that `views` makes.
 
-Fields may be added to any object; those that are required here stay.
+Later versions may add fields to any object; the required fields listed here stay.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ TIME: Json = {"type": "string", "format": "date-time"}
 
 
 def answer(schema: Json, status: int = 200) -> dict[int | str, dict[str, Any]]:
-    """The `responses` entry of a route that answers with such JSON."""
+    """Return the OpenAPI `responses` entry of a route that answers with JSON of this schema."""
     return {status: {"content": {"application/json": {"schema": schema}}}}
 
 

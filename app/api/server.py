@@ -1,7 +1,8 @@
-"""The server under the routes: HTTP/1.1 by uvicorn and h11, with an end to what a client may hold open.
+"""The HTTP/1.1 server: uvicorn and h11 with limits on time and connections.
 
-A request's head must come within `HEAD_SECONDS` and within 64 KiB (h11's limit); a body within the limits of
-`bodies`. There are at most `MAX_CONNECTIONS`. Whoever breaks a rule gets a problem document, then the end.
+A request's head must arrive within `HEAD_SECONDS` and 64 KiB (h11's limit), and its body within the limits of
+`app.api.requests.bodies`. At most `MAX_CONNECTIONS` are open. A client that breaks a limit gets a problem
+document, and its connection is closed.
 """
 
 import asyncio
@@ -22,33 +23,34 @@ CLOSE = (b"connection", b"close")
 
 
 class TimedProtocol(H11Protocol):
-    """A connection that is closed when it is silent, or dribbles, while no answer is being made."""
+    """A connection that is closed if a request's head does not arrive in time."""
 
     _timer: asyncio.TimerHandle | None = None
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request's head."""
+        """Start the timer for the first request's head, or refuse a connection too many."""
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            self._refuse(Problem(503, "too_many_connections", "the service holds too many connections"))
+            message = f"{MAX_CONNECTIONS:,} connections are open, which is the limit: try again later"
+            self._refuse(Problem(503, "too_many_connections", message))
             return
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; what belongs to no request that is being answered does not stop the clock."""
+        """Process received bytes. Only a request whose response is in progress stops the timer."""
         if self._refused:
             return
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the timer."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, or has too long a head."""
+        """Refuse bytes that are not HTTP and heads that are too long."""
         self._refuse(Problem(400, "bad_request", msg))
 
     def _watch(self) -> None:
@@ -72,10 +74,10 @@ class TimedProtocol(H11Protocol):
         self._refuse(Problem(408, "head_too_slow", message))
 
     def _refuse(self, problem: Problem) -> None:
-        """Send the document where an answer is still possible, and close.
+        """Send the problem document if the connection still allows a response, then close it.
 
-        A client that is still sending would lose the answer with the connection: what it sends is thrown away
-        for a moment first.
+        Closing at once would lose the response for a client that is still sending, so received bytes are
+        discarded for `LINGER_SECONDS` first.
         """
         self._stop_timer()
         self._refused = True
@@ -85,13 +87,13 @@ class TimedProtocol(H11Protocol):
             for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         except h11.LocalProtocolError:
-            pass  # the answer to an earlier request was the last thing that could be said
+            pass  # an earlier response has already ended the conversation
         self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
 
 def build_server(app: FastAPI, **options: Any) -> uvicorn.Server:
-    """A server for the app; `options` are uvicorn's."""
+    """Return a server for the app; `options` are passed to uvicorn."""
     config = uvicorn.Config(
         app,
         http=TimedProtocol,

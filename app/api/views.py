@@ -1,6 +1,4 @@
-"""How rows look to clients: the JSON of jobs, events, devices and models. Pure functions of what they are
-given.
-"""
+"""The JSON of jobs, events, devices and models, as pure functions of the stored rows."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,14 +8,14 @@ from app.models.entries import ModelEntry
 
 
 def timestamp(seconds: float | None) -> str | None:
-    """Seconds since the epoch as RFC 3339, in UTC."""
+    """Return seconds since the epoch as an RFC 3339 time in UTC; None for None."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = None) -> Json:
-    """A job as clients see it."""
+    """Return the JSON of a job; `entry` is its model, None if the model was removed."""
     base = f"/jobs/{job.id}"
     links = {"self": base, "events": f"{base}/events"}
     if not job.expired:
@@ -59,7 +57,7 @@ def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = 
 
 
 def has_video(job: Job) -> bool:
-    """Whether a finished video is there to be fetched; one from before a redecode counts."""
+    """Return whether a finished video can be downloaded; one from before a redecode counts."""
     return job.result is not None and not job.expired
 
 
@@ -74,23 +72,21 @@ def _result(job: Job) -> Json | None:
 
 
 def event_view(event: Event, owner: str | None) -> Json:
-    """An event as it is streamed."""
+    """Return the JSON of a streamed event."""
     data = hide_other_owners(event.data, owner)
     return {"job_id": event.job_id, "kind": event.kind, "at": timestamp(event.at), **data}
 
 
-def hide_other_owners(told: Json, owner: str | None) -> Json:
-    """The same without names and ids of other programs, where the caller is not the machine's own
-    administrator.
-    """
-    if owner is None or "holders" not in told:
-        return told
-    holders = [{**each, **({} if each["own"] else {"pid": None, "name": None})} for each in told["holders"]]
-    return {**told, "holders": holders}
+def hide_other_owners(report: Json, owner: str | None) -> Json:
+    """Return the report without the names and process ids of other programs, unless `owner` is None."""
+    if owner is None or "holders" not in report:
+        return report
+    holders = [{**each, **({} if each["own"] else {"pid": None, "name": None})} for each in report["holders"]]
+    return {**report, "holders": holders}
 
 
 def device_view(worker: WorkerRow, *, now: float, alive_seconds: float) -> Json:
-    """A worker and its device."""
+    """Return the JSON of a worker and its device."""
     return {
         **worker.device,
         "worker_id": worker.id,
@@ -101,23 +97,23 @@ def device_view(worker: WorkerRow, *, now: float, alive_seconds: float) -> Json:
 
 
 def ready_device_view(worker: WorkerRow) -> Json:
-    """A device in few words, for those who only ask whether the service is ready."""
-    told = worker.device
+    """Return the short JSON of a device for /readyz."""
+    device = worker.device
     return {
-        "name": str(told.get("name", worker.id)),
-        "kind": str(told.get("kind", "")),
+        "name": str(device.get("name", worker.id)),
+        "kind": str(device.get("kind", "")),
         "state": _state(worker),
-        "loaded_model": told.get("loaded_model"),
+        "loaded_model": device.get("loaded_model"),
     }
 
 
 def _state(worker: WorkerRow) -> str:
-    """A paused device whose job still runs is draining."""
+    """Return the worker's state; a paused device whose job still runs is `draining`."""
     return "draining" if worker.state == "paused" and worker.job_id is not None else worker.state
 
 
 def model_view(entry: ModelEntry, *, is_default: bool) -> Json:
-    """A model and what a request for it may ask."""
+    """Return the JSON of a model: its rules, defaults and limits."""
     return {
         "name": entry.name,
         "description": entry.description,
@@ -140,5 +136,5 @@ def model_view(entry: ModelEntry, *, is_default: bool) -> Json:
 
 
 def counts_view(counts: Mapping[JobStatus, int]) -> Json:
-    """Jobs by status."""
+    """Return the JSON of the number of jobs by status."""
     return {str(status): number for status, number in counts.items()}

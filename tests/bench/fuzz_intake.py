@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from app.api.problems import Problem  # noqa: E402
-from app.api.requests.bodies import take_apart  # noqa: E402
+from app.api.requests.bodies import parse_body  # noqa: E402
 from app.media.images import ImageLimits, ImageRejected, check_image, open_image  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
@@ -102,7 +102,7 @@ DAMAGED = st.one_of(FORMS, *[_damaged(PICTURES).map(lambda picture: HEAD + pictu
 def take_in(body: bytes) -> str:
     """What becomes of a request: `taken`, or the code of the refusal. Anything else is raised."""
     try:
-        parts = take_apart("multipart/form-data; boundary=b", body)
+        parts = parse_body("multipart/form-data; boundary=b", body)
         image = parts.images.get("image")
         if image is None:
             return "missing_image"

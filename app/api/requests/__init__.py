@@ -1,1 +1,1 @@
-"""How a request body becomes a `JobSpec`: read within limits, taken apart, checked against its model."""
+"""Parsing of requests: reads bodies within limits, splits them into fields and images, builds a `JobSpec`."""

@@ -1,4 +1,4 @@
-"""Request bodies: read within limits, then taken apart. Knows fields and files, not what they mean."""
+"""Reads request bodies within limits and splits them into fields and images. Does not know their meaning."""
 
 import asyncio
 import base64
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 MAX_PARTS = 64
 MAX_FIELD_BYTES = 64 * 1024
-# Python makes some 70 bytes of every value, however short: 30 MB of "[]," would become 800.
+# Python needs about 70 bytes for each value, however short: 30 MB of "[]," would take 800 MB.
 MAX_JSON_VALUES = 100_000
 READ_SECONDS = 60.0
-# A client that is still sending cannot read our answer: what is over the limit is thrown away for a while
-# before it comes.
+# A client that is still sending does not read the response, so bytes over the limit are discarded before it
+# is sent, up to this multiple of the limit.
 DRAIN_FACTOR = 4
 
 
 @dataclass(slots=True)
 class Parts:
-    """A body taken apart: fields by name, and the images' bytes by name."""
+    """The fields of a body by name, and the bytes of its images by field name."""
 
     fields: dict[str, Any]
     images: dict[str, bytes] = field(default_factory=dict)
 
 
 class BodyMemory:
-    """How much the bodies of all requests together may take. Lives in one event loop, so needs no lock."""
+    """The memory limit of all request bodies together. One event loop uses it, so it needs no lock."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -46,7 +46,7 @@ class BodyMemory:
 
     @contextmanager
     def share(self) -> Iterator["BodyShare"]:
-        """One request's share; given back at the end of the block."""
+        """Yield one request's share; it is released at the end of the block."""
         share = BodyShare(self)
         try:
             yield share
@@ -54,16 +54,17 @@ class BodyMemory:
             self._taken_bytes -= share.taken_bytes
 
     def take(self, count: int) -> None:
-        """Problem 503 where that is more than is left."""
+        """Reserve `count` bytes. Raises problem 503 if that exceeds the limit."""
         if self._taken_bytes + count > self._limit_bytes:
             headers = {"Retry-After": "2", "Connection": "close"}
-            raise Problem(503, "busy", "too many large requests are being taken in", headers=headers)
+            message = "too many large requests are being received: try again in 2 seconds"
+            raise Problem(503, "busy", message, headers=headers)
         self._taken_bytes += count
 
 
 @dataclass(slots=True)
 class BodyShare:
-    """What one request has taken of the memory for bodies."""
+    """The bytes that one request has reserved."""
 
     memory: BodyMemory
     taken_bytes: int = 0
@@ -75,8 +76,10 @@ class BodyShare:
 
 
 async def read_body(request: Request, max_bytes: int, share: BodyShare) -> bytes:
-    """The body, while it stays within `max_bytes` and comes within a minute; problems 413, 408 and 503
-    otherwise.
+    """Return the body.
+
+    Raises problem 413 if it has more than `max_bytes`, 408 if it does not arrive within `READ_SECONDS`, 503
+    if the memory for bodies is exhausted, and 400 for a bad Content-Length.
     """
     received = bytearray()
     total = 0
@@ -110,10 +113,10 @@ def _too_large(max_bytes: int) -> Problem:
     )
 
 
-def take_apart(
+def parse_body(
     content_type: str, body: bytes, image_fields: Collection[str] = ("image", "last_image")
 ) -> Parts:
-    """Fields and images of a multipart or JSON body."""
+    """Return the fields and images of a multipart or JSON body. Raises `Problem`."""
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
         return _named_parts(_multipart(options.get(b"boundary"), body, image_fields), image_fields)
@@ -122,22 +125,24 @@ def take_apart(
     raise _unsupported()
 
 
-def take_apart_many(
+def parse_batch_body(
     content_type: str, body: bytes, image_fields: Collection[str] = ("image", "last_image")
 ) -> list[Parts]:
-    """The jobs of one body. JSON: each object in `jobs`, over the fields beside it. Multipart: a field that
-    comes n times has a value for each of n jobs, one that comes once is for all.
+    """Return the parts of each job in one body. Raises `Problem`.
+
+    In JSON each object in `jobs` is a job; the other fields of the body are its defaults. In multipart a
+    field that occurs n times has one value for each of n jobs; a field that occurs once applies to all jobs.
     """
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
         parts = _multipart(options.get(b"boundary"), body, image_fields)
-        return _dealt_out(parts, image_fields)
+        return _split_into_jobs(parts, image_fields)
     if kind != b"application/json":
         raise _unsupported()
     shared = from_json(body)
     jobs = shared.pop("jobs", None)
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
-        raise Problem(422, "missing_jobs", "jobs must be a list of objects, each as for POST /generate")
+        raise Problem(422, "missing_jobs", "jobs must be a list of objects with the fields of POST /generate")
     return [_from_object({**shared, **job}, image_fields) for job in jobs]
 
 
@@ -150,16 +155,14 @@ def _from_object(fields: dict[str, Any], image_fields: Collection[str]) -> Parts
     return Parts(fields, {name: _from_data_url(name, url) for name, url in given.items() if url is not None})
 
 
-def _dealt_out(parts: "list[_Part]", image_fields: Collection[str]) -> list[Parts]:
+def _split_into_jobs(parts: "list[_Part]", image_fields: Collection[str]) -> list[Parts]:
     values: dict[str, list[_Part]] = {}
     for part in parts:
         values.setdefault(part.name, []).append(part)
     counts = {len(several) for several in values.values()} - {1}
     if len(counts) > 1:
-        told = ", ".join(f"{len(several)} of {name[:100]!r}" for name, several in values.items())
-        raise Problem(
-            422, "uneven_fields", f"fields that come repeatedly must come equally often, not {told}"
-        )
+        found = ", ".join(f"{len(several)} of {name[:100]!r}" for name, several in values.items())
+        raise Problem(422, "uneven_fields", f"repeated fields must occur equally often, not {found}")
     return [
         _named_parts([several[n if len(several) > 1 else 0] for several in values.values()], image_fields)
         for n in range(max(counts, default=1))
@@ -167,7 +170,7 @@ def _dealt_out(parts: "list[_Part]", image_fields: Collection[str]) -> list[Part
 
 
 def from_json(body: bytes) -> dict[str, Any]:
-    """A JSON object."""
+    """Return the JSON object in `body`. Raises `Problem`."""
     values = sum(body.count(mark) for mark in (b",", b"[", b"{"))
     if values > MAX_JSON_VALUES:
         raise Problem(400, "json_too_complex", f"the body has more than {MAX_JSON_VALUES:,} values")
@@ -200,7 +203,7 @@ class _Part:
 
 
 class _Collector:
-    """Callbacks of the multipart parser."""
+    """Callbacks of the multipart parser; collects the parts within their limits."""
 
     def __init__(self, image_fields: Collection[str]) -> None:
         self._image_fields = image_fields
@@ -219,7 +222,9 @@ class _Collector:
 
     def on_part_begin(self) -> None:
         if len(self.parts) == MAX_PARTS:
-            raise Problem(400, "too_many_parts", f"at most {MAX_PARTS} parts are taken")
+            raise Problem(
+                400, "too_many_parts", f"the body has more than {MAX_PARTS} parts, which is the limit"
+            )
         self.parts.append(_Part())
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -258,9 +263,9 @@ def _multipart(boundary: bytes | None, body: bytes, image_fields: Collection[str
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise Problem(400, "bad_multipart", f"the multipart body cannot be read: {error}") from None
+        raise Problem(400, "bad_multipart", f"the multipart body cannot be parsed: {error}") from None
     if collector.parts and not body.rstrip(b"\r\n").endswith(b"--" + boundary + b"--"):
-        raise Problem(400, "bad_multipart", "the multipart body is cut short")
+        raise Problem(400, "bad_multipart", "the multipart body is incomplete: its final boundary is missing")
     return collector.parts
 
 
@@ -268,11 +273,11 @@ def _named_parts(given: list[_Part], image_fields: Collection[str]) -> Parts:
     parts = Parts({})
     for part in given:
         if part.name in parts.fields or part.name in parts.images:
-            raise Problem(422, "duplicate_field", f"field {part.name[:100]!r} comes twice")
+            raise Problem(422, "duplicate_field", f"field {part.name[:100]!r} occurs twice: send it once")
         if part.name in image_fields:
             parts.images[part.name] = bytes(part.data)
         elif part.is_file:
-            raise Problem(422, "unknown_field", f"no file is expected in {part.name[:100]!r}")
+            raise Problem(422, "unknown_field", f"field {part.name[:100]!r} takes no file")
         else:
             parts.fields[part.name] = _text(part)
     return parts

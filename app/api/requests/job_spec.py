@@ -1,5 +1,6 @@
-"""From the fields of a request to a `JobSpec` that its model can run. Rules of models live here, rules of
-HTTP do not.
+"""Builds a `JobSpec` from the fields of a request and checks it against its model's rules.
+
+Knows nothing of encodings or headers.
 """
 
 import secrets
@@ -11,6 +12,7 @@ from app.jobs import JobSpec
 from app.models.entries import ModelEntry
 from app.pipelines import builtin
 
+# Fields for which an empty value, as an HTML form sends it, means that the field is absent.
 _BLANK_MEANS_ABSENT = frozenset(
     {
         "frames_per_chunk",
@@ -36,12 +38,11 @@ _BLANK_MEANS_ABSENT = frozenset(
 
 
 def job_spec(
-    fields: Mapping[str, Any], models: Mapping[str, ModelEntry], *, between: bool = False
+    fields: Mapping[str, Any], models: Mapping[str, ModelEntry], *, has_last_image: bool = False
 ) -> JobSpec:
-    """The specification in a request's fields, with the model's defaults filled in.
+    """Return the specification in a request's fields, completed with the model's defaults.
 
-    `between`: a last image came with them. Raises `Problem` or pydantic's `ValidationError`, each with a code
-    of its own.
+    `has_last_image`: the request has a last image. Raises `Problem` or pydantic's `ValidationError`.
     """
     given = {
         name: value
@@ -51,50 +52,52 @@ def job_spec(
     given.setdefault("seed", secrets.randbelow(2**31))
     entry = entry_of(given, models)
     try:
-        return _spec_for(entry, given, between)
+        return _spec_for(entry, given, has_last_image)
     except Problem as problem:
-        stand_in = None if given.get("model") else _stand_in(entry, models)
-        if stand_in is None or problem.code != "over_model_limit":
+        larger = None if given.get("model") else _other_builtin(entry, models)
+        if larger is None or problem.code != "over_model_limit":
             raise
-        return _spec_for(stand_in, given, between)
+        return _spec_for(larger, given, has_last_image)
 
 
-def _spec_for(entry: ModelEntry, given: Mapping[str, Any], between: bool) -> JobSpec:
+def _spec_for(entry: ModelEntry, given: Mapping[str, Any], has_last_image: bool) -> JobSpec:
     spec = JobSpec.model_validate({**entry.defaults.model_dump(), **given, "model": entry.name})
     check_against_model(spec, entry)
-    _check_inputs(spec, entry, between)
+    _check_inputs(spec, entry, has_last_image)
     return spec
 
 
-def _stand_in(entry: ModelEntry, models: Mapping[str, ModelEntry]) -> ModelEntry | None:
-    """The other built-in model, where a request named none and is too large for the first.
+def _other_builtin(entry: ModelEntry, models: Mapping[str, ModelEntry]) -> ModelEntry | None:
+    """Return the other built-in model if `entry` is a built-in one, else None.
 
-    So that every size can be tried without a download; what it makes says of itself that it is noise.
+    It replaces the default model for requests that name no model and exceed the default's limits, so that
+    every size can be tried without a download. Its videos are noise, and its jobs carry a notice that says
+    so.
     """
     others = (other for other in models.values() if other.is_builtin and other != entry)
     return next(others, None) if entry.is_builtin else None
 
 
 def entry_of(fields: Mapping[str, Any], models: Mapping[str, ModelEntry]) -> ModelEntry:
-    """The model that a request names, or the default one; problem `unknown_model` where there is none."""
+    """Return the model that a request names, or the default model. Raises problem `unknown_model`."""
     name = fields.get("model") or next(iter(models))
     entry = models.get(name) if isinstance(name, str) else None
     if entry is None:
-        message = f"there is no model {str(name)[:100]!r}; there are {', '.join(models)}"
+        message = f"there is no model {str(name)[:100]!r}; available models: {', '.join(models)}"
         raise Problem(422, "unknown_model", message)
     return entry
 
 
 def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
-    """Refuse what the model cannot make, naming the rule and the nearest value that keeps it."""
+    """Raise `Problem` if the model cannot run the job; it names the rule and the nearest allowed value."""
     if entry.uses_prompt and not spec.prompt:
-        raise Problem(422, "empty_prompt", f"prompt: model {entry.name} needs one")
+        raise Problem(422, "empty_prompt", f"prompt: model {entry.name} needs a prompt")
     if not entry.allows_shape(spec.width, spec.height, spec.num_frames):
-        asked, taken = f"{spec.width}x{spec.height}x{spec.num_frames}", list(entry.shapes)
+        given, allowed = f"{spec.width}x{spec.height}x{spec.num_frames}", list(entry.shapes)
         message = (
-            f"width x height x num_frames must be {' or '.join(taken)} for model {entry.name}, not {asked}"
+            f"width x height x num_frames must be {' or '.join(allowed)} for model {entry.name}, not {given}"
         )
-        raise Problem(422, "shape_not_taken", message, data={"field": "width", "shapes": taken})
+        raise Problem(422, "shape_not_taken", message, data={"field": "width", "shapes": allowed})
     for name in ("width", "height"):
         size = getattr(spec, name)
         if size % entry.size_multiple:
@@ -103,7 +106,7 @@ def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
                 422,
                 "size_not_a_multiple",
                 f"{name} must be a multiple of {entry.size_multiple} for model {entry.name}, not {size}; "
-                f"{nearest} would do",
+                f"the nearest is {nearest}",
                 data={"field": name, "multiple": entry.size_multiple, "nearest": nearest},
             )
     if not entry.allows_frames(spec.num_frames):
@@ -113,7 +116,7 @@ def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
             422,
             "bad_frame_count",
             f"num_frames must be {entry.frame_rule} for model {entry.name}, not {spec.num_frames}; "
-            f"{nearest} would do",
+            f"the nearest is {nearest}",
             data={"field": "num_frames", "rule": entry.frame_rule, "nearest": nearest},
         )
     _check_limits(spec, entry)
@@ -125,18 +128,18 @@ def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
             raise Problem(422, "beyond_model", reason)
 
 
-def _check_inputs(spec: JobSpec, entry: ModelEntry, between: bool) -> None:
-    """Refuse what the model does not take, and what contradicts itself."""
-    asked = {"last_image": between, "loop": spec.loop, "fs": spec.fs is not None}
-    for name in (name for name, given in asked.items() if given and name not in entry.inputs):
-        message = f"model {entry.name} takes no {name}"
-        taken = sorted(entry.inputs)
-        raise Problem(422, "input_not_taken", message, data={"field": name, "inputs": taken})
-    if spec.loop and between:
-        message = "a loop ends where it began: loop and last_image do not go together"
+def _check_inputs(spec: JobSpec, entry: ModelEntry, has_last_image: bool) -> None:
+    """Raise `Problem` for inputs that the model does not support or that contradict each other."""
+    used = {"last_image": has_last_image, "loop": spec.loop, "fs": spec.fs is not None}
+    for name in (name for name, is_used in used.items() if is_used and name not in entry.inputs):
+        supported = sorted(entry.inputs)
+        message = f"model {entry.name} does not support {name}; it supports {', '.join(supported) or 'none'}"
+        raise Problem(422, "input_not_taken", message, data={"field": name, "inputs": supported})
+    if spec.loop and has_last_image:
+        message = "a loop ends with its first image: give either loop or last_image"
         raise Problem(422, "contradicting_inputs", message, data={"field": "loop"})
-    if (spec.loop or between) and spec.num_frames < 2:
-        message = f"between two images there are at least 2 frames, not {spec.num_frames}"
+    if (spec.loop or has_last_image) and spec.num_frames < 2:
+        message = f"num_frames must be at least 2 with loop or last_image, not {spec.num_frames}"
         raise Problem(422, "bad_frame_count", message, data={"field": "num_frames", "nearest": 2})
 
 
@@ -148,5 +151,5 @@ def _check_limits(spec: JobSpec, entry: ModelEntry) -> None:
         ("num_inference_steps", spec.num_inference_steps, limits.max_steps),
     ):
         if value > limit:
-            message = f"{what} is {value:,}; model {entry.name} takes at most {limit:,}"
+            message = f"{what} is {value:,}; model {entry.name} allows at most {limit:,}"
             raise Problem(422, "over_model_limit", message, data={"field": what, "limit": limit})

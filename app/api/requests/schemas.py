@@ -1,5 +1,8 @@
-"""Request bodies for the OpenAPI document. They are read by hand (two encodings, limits before parsing), so
-they are described by hand: from `JobSpec`, less what the model's defaults make optional."""
+"""Schemas of the request bodies in the OpenAPI document.
+
+The routes parse bodies themselves (two encodings, limits before parsing), so FastAPI cannot derive the
+schemas. They are built from `JobSpec`; fields with a default of the model are optional.
+"""
 
 from typing import Any
 
@@ -19,7 +22,7 @@ FILE: Json = {"type": "string", "format": "binary", "description": "JPEG, PNG or
 
 def _spec_schema() -> Json:
     schema = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
-    # Inlined, so that the document needs no components of its own for this.
+    # Inlined, so that the document needs no further components.
     strategies = schema.pop("$defs", {}).get("DecodeStrategy", {})
     schema["properties"]["decode_strategy"] = {
         "type": "string",
@@ -40,7 +43,7 @@ def _body(json_schema: Json, form_schema: Json | None = None, *, required: bool 
 
 
 def _without_null(schema: Json) -> Json:
-    """A form has no null: a field that is not meant is left out."""
+    """Return the schema without null, which a form cannot express: it leaves the field out."""
     properties = {}
     for name, field in schema["properties"].items():
         kinds = [kind for kind in field.get("anyOf", []) if kind.get("type") != "null"]
@@ -57,8 +60,8 @@ def _with_image(image: Json) -> Json:
 
 
 def _last(image: Json) -> Json:
-    words = "What the video ends with, for models whose inputs name it."
-    return {**image, "description": f"{words} {image.get('description', '')}".strip()}
+    purpose = "The last image of the video, for models whose inputs list it."
+    return {**image, "description": f"{purpose} {image.get('description', '')}".strip()}
 
 
 def _redecode_schema() -> Json:
@@ -81,7 +84,11 @@ def _video_schema(image: Json) -> Json:
     schema = _spec_schema()
     own = {
         "input_reference": image,
-        "seconds": {"type": "string", "example": "4", "description": "Rounded to what the model can make."},
+        "seconds": {
+            "type": "string",
+            "example": "4",
+            "description": "Rounded to a length that the model can make.",
+        },
         "size": {"type": "string", "example": "768x512", "description": "WIDTHxHEIGHT in pixels."},
     }
     own["last_image"] = _last(image)
@@ -93,14 +100,14 @@ def _video_schema(image: Json) -> Json:
 
 
 def _several() -> Json:
-    """Jobs in a list; what stands beside the list holds for every job that does not say otherwise."""
+    """Return the schema of a batch: a list of jobs, and fields beside it that are defaults for every job."""
     one = {**_with_image(DATA_URL), "required": []}
     jobs = {"type": "array", "minItems": 1, "maxItems": MAX_JOBS, "items": one}
     return {**one, "properties": {"jobs": jobs, **one["properties"]}, "required": ["jobs"]}
 
 
 def _repeated(schema: Json) -> Json:
-    """Every field may come several times: a value for each job."""
+    """Return the schema of a form in which each field may occur several times, once for each job."""
     properties = {
         name: {"type": "array", "items": field, "maxItems": MAX_JOBS}
         for name, field in _without_null(schema)["properties"].items()

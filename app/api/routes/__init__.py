@@ -1,1 +1,1 @@
-"""One file a group of routes. Each route parses, makes one call, and maps the result to an answer."""
+"""One file for each group of routes. A route parses the request, makes one call and returns JSON."""

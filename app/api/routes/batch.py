@@ -1,4 +1,4 @@
-"""POST /generate/batch: several jobs in one request, all of them queued or none."""
+"""POST /generate/batch: several jobs in one request. Either all are queued or none."""
 
 import hashlib
 import logging
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from app.api.access import Caller
 from app.api.dependencies import Service, TheService
 from app.api.problems import Problem, documented, problem_of
-from app.api.requests.bodies import Parts, take_apart_many
+from app.api.requests.bodies import Parts, parse_batch_body
 from app.api.requests.schemas import BATCH_BODY, MAX_JOBS
 from app.api.response_schemas import JOBS, answer
 from app.api.routes.submit import Body, IdempotencyKey, checked, view
@@ -32,12 +32,13 @@ router = APIRouter()
 def generate_batch(
     request: Request, service: TheService, owner: Caller, body: Body, idempotency_key: IdempotencyKey = None
 ) -> Json:
-    """As POST /generate for up to 32 jobs, which are queued together and in order. Where one of them is
-    refused none is queued, and `errors` says for each refused job what POST /generate would have said.
+    """Queue up to 32 jobs together and in order, each with the fields of POST /generate.
+
+    If one job is refused, none is queued; `errors` holds the problem of each refused job.
     """
-    jobs = take_apart_many(request.headers.get("content-type", ""), body)
+    jobs = parse_batch_body(request.headers.get("content-type", ""), body)
     if not 1 <= len(jobs) <= MAX_JOBS:
-        raise Problem(422, "bad_batch_size", f"a batch has 1 to {MAX_JOBS} jobs, not {len(jobs)}")
+        raise Problem(422, "bad_batch_size", f"a batch must have 1 to {MAX_JOBS} jobs, not {len(jobs)}")
     submissions = _all_checked(service, jobs, owner, idempotency_key)
     added = service.store.submit_all(submissions)
     log.info("batch_accepted jobs=%d", len(added))
@@ -59,7 +60,7 @@ def _all_checked(
             problems[index] = problem
     if problems:
         raise _refusal(problems, len(jobs))
-    # Under one key the batch is one request: a job of it is not the same job in a batch of others.
+    # An idempotency key stands for the whole batch: the same job in another batch is a different request.
     together = hashlib.sha256("".join(each.fingerprint for each in submissions).encode()).hexdigest()
     return [replace(each, fingerprint=f"{together}-{each.fingerprint}") for each in submissions]
 
@@ -71,7 +72,7 @@ def _refusal(problems: dict[int, Problem], jobs: int) -> Problem:
     ]
     first = min(problems)
     detail = (
-        f"{len(errors)} of {jobs} jobs are refused and none is queued; job {first}: {problems[first].detail}"
+        f"{len(errors)} of {jobs} jobs were refused, so none is queued; job {first}: {problems[first].detail}"
     )
     only_busy = all(each.status == 503 for each in problems.values())
     headers = problems[first].headers if only_busy else {}

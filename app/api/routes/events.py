@@ -1,4 +1,4 @@
-"""Routes that follow jobs by server-sent events: one job until it ends, or every job."""
+"""Routes that stream server-sent events: of one job until it ends, or of every job."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ PAGE = 1000
 
 
 class StreamEnded(Exception):
-    """The client has seen everything: answered with 204, after which a browser does not ask again."""
+    """The client has received every event. The response is 204, which stops a browser from reconnecting."""
 
 
 def _followed(
@@ -40,7 +40,7 @@ def _sequence(last_event_id: str | None) -> int:
     if not last_event_id:
         return 0
     if not last_event_id.isascii() or not last_event_id.isdigit() or len(last_event_id) > 18:
-        raise Problem(422, "invalid_last_event_id", "Last-Event-ID must be the id of an event")
+        raise Problem(422, "invalid_last_event_id", "Last-Event-ID must be an event's id, a number")
     return int(last_event_id)
 
 
@@ -49,27 +49,27 @@ def _sequence(last_event_id: str | None) -> int:
     summary="Follow a job (server-sent events)",
     response_class=EventSourceResponse,
     responses={
-        204: {"description": "Everything was seen and the job has ended."},
+        204: {"description": "The job has ended and the client has received every event."},
         **documented(401, 404, 422),
     },
 )
 async def follow_job(
     service: TheService, owner: Caller, followed: Annotated[tuple[Job, int], Depends(_followed)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """The job's history from its first event, or from the one after `Last-Event-ID`, then what happens, until
-    it ends.
+    """Stream the job's past events, from the first or from the one after `Last-Event-ID`, then new events
+    until it ends.
 
     Each message has the event's kind as its type and JSON data.
     """
     job, seen = followed
-    async for event in _history_then_news(service, job.id, seen):
+    async for event in _past_then_new_events(service, job.id, seen):
         yield ServerSentEvent(data=event_view(event, owner), event=event.kind, id=str(event.seq))
         if event.kind == "finished" and await asyncio.to_thread(_is_last, service, event):
             return
 
 
 def _seen(service: TheService, last_event_id: Annotated[str | None, Header()] = None) -> int:
-    # Before the stream begins: once it has, nothing can be refused any more.
+    # This runs before the stream starts: afterwards an error response is no longer possible.
     return _sequence(last_event_id) or service.store.last_event()
 
 
@@ -82,18 +82,18 @@ def _seen(service: TheService, last_event_id: Annotated[str | None, Header()] = 
 async def follow_all(
     service: TheService, owner: Caller, seen: Annotated[int, Depends(_seen)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """What happens to the caller's jobs from now on, or from the event after `Last-Event-ID`; it does not
-    end.
+    """Stream the events of the caller's jobs from now on, or from the one after `Last-Event-ID`. The stream
+    does not end.
     """
     mine: dict[str, bool] = {}
-    async for event in _history_then_news(service, None, seen):
+    async for event in _past_then_new_events(service, None, seen):
         if owner is not None and event.job_id not in mine:
             mine[event.job_id] = await asyncio.to_thread(_belongs, service, event.job_id, owner)
         if owner is None or mine[event.job_id]:
             yield ServerSentEvent(data=event_view(event, owner), event=event.kind, id=str(event.seq))
 
 
-async def _history_then_news(service: Service, job_id: str | None, seen: int) -> AsyncIterator[Event]:
+async def _past_then_new_events(service: Service, job_id: str | None, seen: int) -> AsyncIterator[Event]:
     async with service.feed.subscribe(job_id) as subscription:
         while page := await asyncio.to_thread(service.store.events_after, seen, PAGE, job_id):
             for event in page:
@@ -106,7 +106,7 @@ async def _history_then_news(service: Service, job_id: str | None, seen: int) ->
 
 
 def _is_last(service: Service, event: Event) -> bool:
-    """Whether a `finished` event really was the end: a job that was queued again has later ones."""
+    """Return whether a `finished` event is the job's last: a job that was queued again has later events."""
     return not service.store.events_after(event.seq, 1, event.job_id)
 
 
@@ -118,5 +118,5 @@ def _belongs(service: Service, job_id: str, owner: str) -> bool:
 
 
 def no_more_events(_request: Request, _error: Exception) -> Response:
-    """The answer to a client that has seen everything."""
+    """Return the response to a client that has received every event."""
     return Response(status_code=204)

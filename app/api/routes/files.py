@@ -1,4 +1,4 @@
-"""Routes for the files of a job: video, images, thumbnail and previews."""
+"""Routes for a job's files: video, images, thumbnail and previews."""
 
 from pathlib import Path as FilePath
 from typing import Annotated, Any
@@ -21,10 +21,10 @@ router = APIRouter(tags=["jobs"])
     summary="The finished video",
     response_class=FileResponse,
     responses={
-        200: {"content": {"video/mp4": {}}, "description": "The video; ranges are served."},
+        200: {"content": {"video/mp4": {}}, "description": "The video. Range requests are supported."},
         206: {"content": {"video/mp4": {}}, "description": "Part of the video."},
-        304: {"description": "Unchanged since the ETag given."},
-        416: {"description": "No such range."},
+        304: {"description": "Unchanged: the given ETag still matches."},
+        416: {"description": "The range is outside the file."},
         **documented(401, 404, 409, 410),
     },
 )
@@ -34,7 +34,7 @@ def get_video(
     owner: Caller,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The job's video as mp4."""
+    """Return the job's video as mp4."""
     job = visible(service, job_id, owner)
     response = _video_response(service, job)
     etag = response.headers["etag"]
@@ -47,16 +47,16 @@ def get_video(
 
 def _video_response(service: Service, job: Job) -> FileResponse:
     if job.expired:
-        raise Problem(410, "result_expired", "the video was deleted when its time was over")
+        raise Problem(410, "result_expired", "the video has expired and was deleted")
     path = job_artifacts(service.settings.jobs_dir, job.id).video
     if not has_video(job):
         retry = {} if job.status.is_terminal else {"Retry-After": "5"}
-        message = f"job {job.id} is {job.status}; there is no video"
+        message = f"job {job.id} is {job.status} and has no video"
         raise Problem(409, "no_video", message, headers=retry, data={"job_status": job.status})
     try:
         found = path.stat()
     except FileNotFoundError:
-        raise Problem(410, "result_missing", "the video is no longer on the disk") from None
+        raise Problem(410, "result_missing", "the video's file is missing from the data folder") from None
     headers = {"Cache-Control": "private, no-cache", "ETag": f'"{found.st_mtime_ns:x}-{found.st_size:x}"'}
     return FileResponse(
         path,
@@ -72,9 +72,7 @@ def _video_response(service: Service, job: Job) -> FileResponse:
     "/jobs/{job_id}/video", status_code=204, summary="Delete a result", responses=documented(401, 404, 409)
 )
 def delete_video(job_id: str, service: TheService, owner: Caller) -> None:
-    """Delete the video, the latents and the image of an ended job now; the job itself stays, marked as
-    expired.
-    """
+    """Delete the video, latents and image of an ended job. The job itself stays and is marked as expired."""
     job = visible(service, job_id, owner)
     if not job.status.is_terminal:
         raise Problem(409, "wrong_state", f"job {job_id} is {job.status}: cancel it first")
@@ -83,24 +81,24 @@ def delete_video(job_id: str, service: TheService, owner: Caller) -> None:
 
 @router.get(
     "/jobs/{job_id}/image",
-    summary="The image a job starts from",
+    summary="The first image of a job",
     response_class=Response,
     responses={200: {"content": {"image/*": {}}}, **documented(401, 404, 410)},
 )
 def get_image(job_id: str, service: TheService, owner: Caller) -> Response:
-    """The image as it was sent."""
+    """Return the image as it was uploaded."""
     visible(service, job_id, owner)
     return _image_response(service.store.image(job_id))
 
 
 @router.get(
     "/jobs/{job_id}/last_image",
-    summary="The image a job ends with",
+    summary="The last image of a job",
     response_class=Response,
     responses={200: {"content": {"image/*": {}}}, **documented(401, 404)},
 )
 def get_last_image(job_id: str, service: TheService, owner: Caller) -> Response:
-    """The image as it was sent."""
+    """Return the image as it was uploaded."""
     visible(service, job_id, owner)
     data = service.store.last_image(job_id)
     if data is None:
@@ -118,33 +116,35 @@ JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 
 @router.get(
     "/jobs/{job_id}/thumbnail",
-    summary="A picture of the finished video",
+    summary="A thumbnail of the finished video",
     response_class=FileResponse,
     responses={**JPEG, **documented(401, 404, 410)},
 )
 def get_thumbnail(job_id: str, service: TheService, owner: Caller) -> Response:
-    """The video's first frame, small."""
+    """Return the video's first frame as a small JPEG."""
     job = visible(service, job_id, owner)
     return _picture(job, job_artifacts(service.settings.jobs_dir, job.id).thumbnail)
 
 
 @router.get(
     "/jobs/{job_id}/previews/{number}.jpg",
-    summary="A picture of a frame, made before the video was decoded",
+    summary="A preview of one frame, made before the video is decoded",
     response_class=FileResponse,
     responses={**JPEG, **documented(401, 404, 410, 422)},
 )
 def get_preview(
     job_id: str, number: Annotated[int, Path(ge=0, le=99)], service: TheService, owner: Caller
 ) -> Response:
-    """About what the frame will be: decoded alone and small. No part of the video."""
+    """Return a preview of one frame, decoded alone and scaled down. The video's frame may differ."""
     job = visible(service, job_id, owner)
     return _picture(job, job_artifacts(service.settings.jobs_dir, job.id).preview(number))
 
 
 def _picture(job: Job, path: FilePath) -> FileResponse:
     if job.expired:
-        raise Problem(410, "result_expired", "the pictures were deleted when the video's time was over")
+        raise Problem(
+            410, "result_expired", "the video has expired, and its previews and thumbnail were deleted"
+        )
     if not path.is_file():
-        raise Problem(404, "no_picture", f"job {job.id} has no such picture")
+        raise Problem(404, "no_picture", f"job {job.id} has no such preview or thumbnail")
     return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": "private, no-cache"})

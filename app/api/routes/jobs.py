@@ -1,4 +1,4 @@
-"""Routes about jobs that exist: list, look up, cancel."""
+"""Routes for existing jobs: list, get, cancel."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from app.api.routes.submit import view
 from app.jobs import JobStatus, Json
 
 router = APIRouter(tags=["jobs"])
-# Neither database accepts a NUL character in a text.
+# Neither database accepts NUL in a text.
 PLAIN = r"^[^\x00]*$"
 
 
@@ -27,14 +27,14 @@ def list_jobs(
     status: JobStatus | None = None,
     model: Annotated[str | None, Query(max_length=100, pattern=PLAIN)] = None,
     since: Annotated[
-        AwareDatetime | None, Query(description="Only jobs that came in at or after this time (RFC 3339).")
+        AwareDatetime | None, Query(description="Only jobs created at or after this time (RFC 3339).")
     ] = None,
     cursor: Annotated[
-        str | None, Query(max_length=64, pattern=PLAIN, description="next_cursor of the page before.")
+        str | None, Query(max_length=64, pattern=PLAIN, description="The next_cursor of the previous page.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Json:
-    """One page; `next_cursor` is null on the last."""
+    """Return one page of jobs; `next_cursor` is null on the last page."""
     jobs = service.store.page(
         status=status,
         model=model,
@@ -52,7 +52,7 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}", summary="A job", responses={**answer(JOB), **documented(401, 404)})
 def get_job(job_id: str, service: TheService, owner: Caller) -> Json:
-    """The job as it stands now."""
+    """Return the job's current state."""
     return view(service, visible(service, job_id, owner), owner)
 
 
@@ -60,6 +60,6 @@ def get_job(job_id: str, service: TheService, owner: Caller) -> Json:
     "/jobs/{job_id}", summary="Cancel a job", responses={**answer(JOB), **documented(401, 404, 409)}
 )
 def cancel_job(job_id: str, service: TheService, owner: Caller) -> Json:
-    """A queued job is canceled at once, a running one at its next step or chunk; an ended one answers 409."""
+    """Cancel a queued job at once, or a running one at its next step or chunk. An ended job gives 409."""
     visible(service, job_id, owner)
     return view(service, service.store.cancel(job_id), owner)

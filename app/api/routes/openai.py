@@ -1,7 +1,7 @@
-"""/v1/videos: the same jobs in the shape that OpenAI's clients speak. A translation, nothing of its own.
+"""/v1/videos: the same jobs in the format of OpenAI's video API.
 
-`seconds` and `size` become frames and pixels by the model's rules; every field of POST /generate may be given
-beside them.
+These routes only translate. `seconds` and `size` become frames and pixels by the model's rules; every field
+of POST /generate is accepted too.
 """
 
 import re
@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, Response
 from app.api.access import Caller
 from app.api.dependencies import Service, TheService, visible
 from app.api.problems import Problem
-from app.api.requests.bodies import take_apart
+from app.api.requests.bodies import parse_body
 from app.api.requests.job_spec import entry_of
 from app.api.requests.schemas import VIDEO_BODY
 from app.api.response_schemas import VIDEO, VIDEO_DELETED, VIDEOS, answer
@@ -40,20 +40,20 @@ ERROR = {"type": "object", "properties": {"error": {"type": "object"}}, "require
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route whose errors have OpenAI's form."""
+    """Return the OpenAPI `responses` of a route whose errors have OpenAI's form."""
     content = {"application/json": {"schema": ERROR}}
     described = {status: HTTPStatus(status).phrase for status in (*statuses, 422)}
     return {status: {"description": phrase, "content": content} for status, phrase in described.items()}
 
 
 def video_view(job: Job) -> Json:
-    """A job as OpenAI's clients know it."""
+    """Return the JSON of a job in OpenAI's format."""
     spec = job.spec
     error = job.error and {"code": job.error["code"], "message": job.error["message"]}
     if job.status is JobStatus.CANCELED:
         error = {"code": "canceled", "message": "the job was canceled"}
     if job.expired:
-        error = {"code": "result_expired", "message": "the video was deleted when its time was over"}
+        error = {"code": "result_expired", "message": "the video has expired and was deleted"}
     return {
         "id": job.id,
         "object": "video",
@@ -84,7 +84,7 @@ def create(
     request: Request, service: TheService, owner: Caller, body: Body, idempotency_key: IdempotencyKey = None
 ) -> Json:
     """Queue a video from `prompt` and the image in `input_reference`."""
-    parts = take_apart(request.headers.get("content-type", ""), body, ("input_reference", "last_image"))
+    parts = parse_body(request.headers.get("content-type", ""), body, ("input_reference", "last_image"))
     parts.fields = _translated(service, parts.fields)
     if (image := parts.images.pop("input_reference", None)) is not None:
         parts.images["image"] = image
@@ -100,7 +100,7 @@ def _translated(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         _refuse_both(given, "size", "width", "height")
         match = SIZE.fullmatch(str(size))
         if match is None:
-            raise Problem(422, "invalid_size", "size must be WIDTHxHEIGHT, in pixels")
+            raise Problem(422, "invalid_size", f"size must be WIDTHxHEIGHT in pixels, not {str(size)[:50]!r}")
         given |= {"width": int(match[1]), "height": int(match[2])}
     if seconds not in (None, ""):
         _refuse_both(given, "seconds", "num_frames")
@@ -110,11 +110,11 @@ def _translated(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_both(given: dict[str, Any], name: str, *others: str) -> None:
     if any(other in given for other in others):
-        raise Problem(422, f"invalid_{name}", f"give {name} or {' and '.join(others)}, not both")
+        raise Problem(422, f"invalid_{name}", f"give either {name} or {' and '.join(others)}, not both")
 
 
 def _frames(seconds: object, fps: object, entry: ModelEntry) -> int:
-    """The number of frames nearest to the duration that the model can make."""
+    """Return the number of frames that the model can make and whose duration is nearest to `seconds`."""
     try:
         duration, rate = float(str(seconds)), float(str(fps))
     except ValueError:
@@ -134,7 +134,7 @@ def list_videos(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> Json:
-    """One page, newest first unless `order` is asc."""
+    """Return one page of videos, newest first unless `order` is asc."""
     jobs = service.store.page(owner=owner, after=after, limit=limit + 1, newest_first=order == "desc")
     page = jobs[:limit]
     return {
@@ -148,7 +148,7 @@ def list_videos(
 
 @router.get("/{video_id}", summary="A video", responses={**answer(VIDEO), **errors(401, 404)})
 def retrieve(video_id: str, service: TheService, owner: Caller) -> Json:
-    """The video as it stands now."""
+    """Return the video's current state."""
     return video_view(visible(service, video_id, owner))
 
 
@@ -165,9 +165,11 @@ def content(
     variant: str = "video",
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The finished video as mp4."""
+    """Return the finished video as mp4."""
     if variant != "video":
-        raise Problem(422, "unknown_variant", "there is only the variant 'video'")
+        raise Problem(
+            422, "unknown_variant", f"there is no variant {variant[:50]!r}; the only one is 'video'"
+        )
     return get_video(video_id, service, owner, if_none_match)
 
 
@@ -175,7 +177,7 @@ def content(
     "/{video_id}", summary="Delete a video", responses={**answer(VIDEO_DELETED), **errors(401, 404)}
 )
 def delete(video_id: str, service: TheService, owner: Caller) -> Json:
-    """Cancel the job if it has not ended, and delete what it made."""
+    """Cancel the job if it has not ended, and delete its video, latents and image."""
     job = visible(service, video_id, owner)
     if not job.status.is_terminal:
         service.store.cancel(video_id)

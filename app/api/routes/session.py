@@ -1,4 +1,4 @@
-"""GET, POST and DELETE /session: the page's way to use an API key without scripts ever holding it."""
+"""GET, POST and DELETE /session: let the page use an API key by a cookie that scripts cannot read."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -25,11 +25,11 @@ async def _fields(request: Request, service: TheService) -> AsyncIterator[dict[s
 
 @router.get(
     "/session",
-    summary="Who the caller is taken for",
+    summary="The caller's key and rights",
     responses={**answer(SESSION), **documented(401)},
 )
 def see_session(service: TheService, owner: Caller) -> Json:
-    """Whether keys are needed, the caller's key by name, and whether it may do what concerns everyone."""
+    """Return whether an API key is required, the name of the caller's key, and whether it is an admin key."""
     key = service.keys.of_owner(owner)
     return {
         "needs_key": bool(service.keys),
@@ -41,7 +41,7 @@ def see_session(service: TheService, owner: Caller) -> Json:
 @router.post(
     "/session",
     status_code=204,
-    summary="Keep a key as a cookie",
+    summary="Store an API key in a cookie",
     responses=documented(400, 401, 408, 413, 422, 503),
     openapi_extra=SESSION_BODY,
 )
@@ -51,12 +51,12 @@ def open_session(
     service: TheService,
     fields: Annotated[dict[str, Any], Depends(_fields)],
 ) -> None:
-    """Answers with a cookie that holds the key, out of the reach of scripts and of other sites."""
+    """Set a cookie that holds the key. Scripts and other sites cannot read it."""
     key = fields.get("key")
     if not isinstance(key, str):
         raise Problem(422, "missing_field", 'send the key as {"key": "..."}')
     if service.keys.find(key) is None:
-        raise Problem(401, "unauthorized", "the key is not known")
+        raise Problem(401, "unauthorized", "the API key is unknown: check it, or ask the operator for one")
     response.set_cookie(
         COOKIE,
         key,
@@ -67,7 +67,7 @@ def open_session(
     )
 
 
-@router.delete("/session", status_code=204, summary="Forget the cookie")
+@router.delete("/session", status_code=204, summary="Remove the cookie")
 def close_session(response: Response) -> None:
-    """Removes the cookie."""
+    """Remove the cookie."""
     response.delete_cookie(COOKIE)

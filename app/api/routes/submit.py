@@ -1,4 +1,4 @@
-"""Routes that take work in: POST /generate, POST /plan, POST /jobs/{id}/redecode and /retry."""
+"""Routes that submit and plan jobs: POST /generate, POST /plan, POST /jobs/{id}/redecode and /retry."""
 
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from app.api.access import Caller, check_key_limits
 from app.api.dependencies import Service, TheService, visible
 from app.api.problems import Problem, documented
-from app.api.requests.bodies import Parts, from_json, read_body, take_apart
+from app.api.requests.bodies import Parts, from_json, parse_body, read_body
 from app.api.requests.job_spec import job_spec
 from app.api.requests.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
 from app.api.response_schemas import JOB, PLAN, answer
@@ -32,7 +32,7 @@ PICTURED = frozenset({Stage.DECODING, Stage.ENCODING, Stage.FINISHED})
 
 
 async def _body(request: Request, service: TheService) -> AsyncIterator[bytes]:
-    # The one thing a request needs an event loop for: everything after it runs in a thread.
+    # Only reading the body needs the event loop; the rest of the request runs in a thread.
     with service.body_memory.share() as share:
         yield await read_body(request, service.settings.max_body_bytes, share)
 
@@ -43,7 +43,7 @@ DECODE_FIELDS = frozenset({"decode_strategy", "frames_per_chunk", "exact_only", 
 
 
 def view(service: Service, job: Job, owner: str | None) -> Json:
-    """The job's JSON, with its expected wait, and what it lacks where it waits for memory."""
+    """Return the job's JSON with its ETA, preview links and, if it waits for memory, what it waits for."""
     shown = job_view(job, service.models.get(job.spec.model), eta_seconds=service.waiting_times.of_job(job))
     if job.stage in PICTURED and not job.expired:
         previews = job_artifacts(service.settings.jobs_dir, job.id).previews()
@@ -52,12 +52,12 @@ def view(service: Service, job: Job, owner: str | None) -> Json:
 
 
 def _waiting(service: Service, job: Job, owner: str | None) -> Json | None:
-    """Bytes needed and there, and who holds the rest, as they were when the wait began."""
+    """Return the bytes needed and free and the GPU's processes when the wait began; None if not waiting."""
     if job.stage is not Stage.WAITING_FOR_MEMORY:
         return None
     history = service.store.events_after(0, HISTORY_LIMIT, job.id)
-    told = next((event for event in reversed(history) if event.kind == "waiting_for_memory"), None)
-    return None if told is None else hide_other_owners(told.data, owner)
+    wait = next((event for event in reversed(history) if event.kind == "waiting_for_memory"), None)
+    return None if wait is None else hide_other_owners(wait.data, owner)
 
 
 @router.post(
@@ -71,18 +71,18 @@ def _waiting(service: Service, job: Job, owner: str | None) -> Json | None:
 def generate(
     request: Request, service: TheService, owner: Caller, body: Body, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Check the request, plan it, and store it durably; the answer comes before the work."""
-    parts = take_apart(request.headers.get("content-type", ""), body)
+    """Validate the request, plan it and store it durably. The response does not wait for the video."""
+    parts = parse_body(request.headers.get("content-type", ""), body)
     job, created = submit(service, parts, owner=owner, idempotency_key=idempotency_key)
     headers = {"Location": f"/jobs/{job.id}", **({} if created else {"Idempotent-Replayed": "true"})}
-    # Made here: the framework would look through the document a second time.
+    # Built here, because FastAPI would serialize and validate the document again.
     return JSONResponse(view(service, job, owner), 202, headers)
 
 
 def submit(
     service: Service, parts: Parts, *, owner: str | None, idempotency_key: str | None
 ) -> tuple[Job, bool]:
-    """Everything between a request's parts and a stored job; `(job, whether it is new)`."""
+    """Store a job from a request's parts; return it and whether it is new. Raises what `checked` raises."""
     submission = checked(service, parts, owner=owner, idempotency_key=idempotency_key)
     job, created = service.store.submit(submission)
     if created:
@@ -91,14 +91,17 @@ def submit(
 
 
 def checked(service: Service, parts: Parts, *, owner: str | None, idempotency_key: str | None) -> Submission:
-    """A request's parts as a job that can run, planned, ready to store; raises what `problem_of` names."""
+    """Return the validated and planned submission of a request's parts.
+
+    Raises only errors that `problem_of` maps to a problem.
+    """
     image, last_image = parts.images.get("image"), parts.images.get("last_image")
-    spec = job_spec(parts.fields, service.models, between=last_image is not None)
+    spec = job_spec(parts.fields, service.models, has_last_image=last_image is not None)
     check_key_limits(service, owner, spec)
     if spec.webhook_url is not None:
         _check_webhook(service, spec.webhook_url)
     if image is None:
-        raise Problem(422, "missing_image", "the request has no image: send it as the file field 'image'")
+        raise Problem(422, "missing_image", "the request has no image: send it in the file field 'image'")
     check_image(image, service.image_limits)
     if last_image is not None:
         with _named("last_image"):
@@ -120,14 +123,14 @@ def checked(service: Service, parts: Parts, *, owner: str | None, idempotency_ke
 
 def _check_webhook(service: Service, url: str) -> None:
     if service.settings.webhook_secret is None:
-        message = "webhooks are off: the operator has set no FRAMEFIT_WEBHOOK_SECRET to sign them with"
+        message = "webhooks are off: the operator has not set FRAMEFIT_WEBHOOK_SECRET, which signs them"
         raise Problem(422, "webhooks_off", message)
     check_url(url, allow_private=service.settings.webhook_allow_private)
 
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Say of which image a refusal speaks."""
+    """Prefix the message of a refused image with its field name."""
     try:
         yield
     except ImageRejected as error:
@@ -135,25 +138,25 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes, last_image: bytes | None) -> str:
-    # A seed that was drawn here is no part of what the client asked for.
-    asked = spec if fields.get("seed") not in (None, "") else spec.model_copy(update={"seed": 0})
-    return asked.fingerprint(image, last_image)
+    # A random seed is not part of the client's request.
+    requested = spec if fields.get("seed") not in (None, "") else spec.model_copy(update={"seed": 0})
+    return requested.fingerprint(image, last_image)
 
 
 @router.post(
     "/plan",
     tags=["planning"],
-    summary="What would be chosen now, without queueing anything",
+    summary="Plan a job without queueing it",
     responses={**answer(PLAN), **documented(400, 401, 408, 413, 415, 422, 503)},
     openapi_extra=PLAN_BODY,
 )
 def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Json:
-    """A dry run of POST /generate: same checks, same plan, and the memory of each way to decode. No image is
-    needed.
+    """Dry run of POST /generate: the same checks and plan, and the memory of each decode option (rung). No
+    image is needed.
     """
-    parts = take_apart(request.headers.get("content-type", ""), body)
+    parts = parse_body(request.headers.get("content-type", ""), body)
     parts.fields["prompt"] = parts.fields.get("prompt") or "plan"
-    spec = job_spec(parts.fields, service.models, between="last_image" in parts.images)
+    spec = job_spec(parts.fields, service.models, has_last_image="last_image" in parts.images)
     check_key_limits(service, owner, spec)
     verdict = service.admission.judge(spec)
     largest = verdict.largest
@@ -177,14 +180,17 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
     openapi_extra=REDECODE_BODY,
 )
 def redecode(job_id: str, service: TheService, owner: Caller, body: Body) -> Json:
-    """Queue an ended job once more. Latents that are on disk are used again; without them it is denoised
-    again, too.
+    """Queue an ended job again, optionally with other decode fields.
+
+    The job reuses its latents if they are on disk. Otherwise it is denoised again from the start.
     """
     job = visible(service, job_id, owner)
     changes = from_json(body) if body.strip() else {}
     for name in changes.keys() - DECODE_FIELDS:
         raise Problem(
-            422, "unknown_field", f"{name[:100]!r} cannot be changed; {', '.join(sorted(DECODE_FIELDS))} can"
+            422,
+            "unknown_field",
+            f"{name[:100]!r} cannot be changed; only {', '.join(sorted(DECODE_FIELDS))} can",
         )
     given = {"frames_per_chunk": None, **changes} if "decode_strategy" in changes else changes
     return _queue_again(service, job, given, "redecode")
@@ -198,8 +204,10 @@ def redecode(job_id: str, service: TheService, owner: Caller, body: Body) -> Jso
     responses={**answer(JOB, 202), **documented(401, 404, 409, 410, 422, 503)},
 )
 def retry(job_id: str, service: TheService, owner: Caller) -> Json:
-    """Queue a failed or canceled job once more as it was asked for, with all its attempts. It goes on from
-    its latents where it had got so far. One that succeeded answers 409: POST /jobs/{id}/redecode is for it.
+    """Queue a failed or canceled job again unchanged, with its full number of attempts.
+
+    The job resumes from its latents if they are on disk. A job that succeeded gives 409; use POST
+    /jobs/{id}/redecode for it.
     """
     return _queue_again(service, visible(service, job_id, owner), {}, "retry")
 
@@ -207,7 +215,7 @@ def retry(job_id: str, service: TheService, owner: Caller) -> Json:
 def _queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: str) -> Json:
     spec = JobSpec.model_validate({**job.spec.model_dump(), **changes})
     if spec.model not in service.models:
-        raise Problem(409, "model_gone", f"model {spec.model} is no longer offered")
+        raise Problem(409, "model_gone", f"model {spec.model} is no longer available")
     verdict = service.admission.judge(spec)
     changed = {name: getattr(spec, name) for name in changes}
     again = service.store.queue_again(

@@ -1,4 +1,4 @@
-"""Routes about the service itself: devices, models, health, metrics, how much is logged."""
+"""Routes of the service itself: devices, models, health, metrics, log level."""
 
 import time
 from typing import Annotated, Any, Literal
@@ -31,8 +31,10 @@ DeviceName = Annotated[str, Path(max_length=200)]
     responses={**answer(DEVICES), **documented(401)},
 )
 def devices(service: TheService, owner: Caller) -> Json:
-    """Each worker's last report, and what the driver says of every GPU right now, with who holds its memory.
-    Jobs of other keys are not named, nor other programs, but to administrators.
+    """Return each worker's last report, and the driver's current reading of every GPU with the processes that
+    hold its memory.
+
+    A caller with an API key does not see the ids of other keys' jobs or the names and ids of other programs.
     """
     workers = service.store.workers(within_seconds=REMEMBER_SECONDS)
     now = time.time()
@@ -60,7 +62,7 @@ def _if_visible(service: Service, job_id: str | None, owner: str | None) -> str 
 
 
 def _own_bytes(workers: list[WorkerRow], gpu: GpuInfo) -> dict[int, int]:
-    """What our workers on that GPU say they hold, by their process ids."""
+    """Return the bytes that Framefit's workers on this GPU report to hold, by process id."""
     ours = [worker.device for worker in workers if worker.device.get("uuid") == gpu.uuid]
     return {int(one["worker_pid"]): int(one.get("own_bytes") or 0) for one in ours if one.get("worker_pid")}
 
@@ -81,13 +83,13 @@ def _gpu_view(gpu: GpuInfo, own_bytes_by_pid: dict[int, int]) -> dict[str, Any]:
 
 @router.post("/devices/{name}/pause", status_code=204, tags=["service"], responses=documented(401, 403, 404))
 def pause_device(name: DeviceName, service: TheService, _allowed: Administrator) -> None:
-    """Let a device finish its job and take no other."""
+    """Pause a device: it finishes its job and claims no other."""
     _set_paused(service, name, paused=True)
 
 
 @router.post("/devices/{name}/resume", status_code=204, tags=["service"], responses=documented(401, 403, 404))
 def resume_device(name: DeviceName, service: TheService, _allowed: Administrator) -> None:
-    """Let a paused device take jobs again."""
+    """Resume a device: it claims jobs again."""
     _set_paused(service, name, paused=False)
 
 
@@ -101,18 +103,18 @@ def _set_paused(service: TheService, name: str, *, paused: bool) -> None:
 @router.get(
     "/log-level",
     tags=["service"],
-    summary="How much is logged",
+    summary="The log level",
     responses={**answer(LOG_LEVEL), **documented(401)},
 )
 def log_level(service: TheService, _owner: Caller) -> Json:
-    """The least severe events that the service's processes log."""
+    """Return the current log level of the service's processes."""
     return {"level": read_level(service.settings.data_dir) or service.settings.log_level}
 
 
 @router.post(
     "/log-level",
     tags=["service"],
-    summary="Log more or less",
+    summary="Set the log level",
     responses={**answer(LOG_LEVEL), **documented(401, 403)},
 )
 def set_log_level(
@@ -120,8 +122,9 @@ def set_log_level(
     _allowed: Administrator,
     level: Literal["debug", "info", "warning", "error"] | None = None,
 ) -> Json:
-    """Every process that shares the data folder logs from this level on within a second or two, until the
-    service is started again. Without a level: as it was started.
+    """Set the log level of every process that shares the data folder, within about two seconds.
+
+    The level holds until the service restarts. Without `level`, the level at start is restored.
     """
     write_level(service.settings.data_dir, level)
     return {"level": level or service.settings.log_level}
@@ -134,29 +137,29 @@ def set_log_level(
     responses={**answer(MODELS), **documented(401)},
 )
 def models(service: TheService, _owner: Caller) -> Json:
-    """The models; the first one is the default."""
+    """Return the models; the first one is the default."""
     default = next(iter(service.models))
     entries = service.models.items()
     return {"models": [model_view(entry, is_default=name == default) for name, entry in entries]}
 
 
-@router.get("/healthz", tags=["service"], summary="Whether the API process works", responses=answer(HEALTH))
+@router.get("/healthz", tags=["service"], summary="Liveness of the API process", responses=answer(HEALTH))
 def healthz() -> Json:
-    """Answers while the process can answer at all."""
+    """Return 200 as long as the process can answer."""
     return {"status": "ok", "version": __version__}
 
 
 @router.get(
     "/readyz",
     tags=["service"],
-    summary="Whether jobs will be run",
+    summary="Readiness to run jobs",
     responses={
         **answer(READINESS),
-        503: {"description": "Not yet.", "content": {"application/json": {"schema": READINESS}}},
+        503: {"description": "No worker is alive.", "content": {"application/json": {"schema": READINESS}}},
     },
 )
 def readyz(service: TheService) -> JSONResponse:
-    """200 while at least one worker lives, with models, devices and counts either way."""
+    """Return 200 if at least one worker is alive, else 503; both with models, devices and job counts."""
     ready, report = readiness(service)
     return JSONResponse(report, 200 if ready else 503, headers={} if ready else {"Retry-After": "2"})
 
@@ -169,10 +172,10 @@ def readyz(service: TheService) -> JSONResponse:
     responses={503: {"description": "Past events are still being counted.", "content": {"text/plain": {}}}},
 )
 def metrics(service: TheService) -> Response:
-    """Everything in Prometheus' text format.
+    """Return all metrics in Prometheus's text format.
 
-    503 for the moment after a start in which past events are counted again: a scrape would see the counters
-    climb a second time and take it for new events.
+    Gives 503 while a starting process counts the past events: a scrape would take the rising counters for new
+    events.
     """
     if not service.feed.caught_up:
         return PlainTextResponse("counting past events", 503, headers={"Retry-After": "1"})

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from app.api.problems import Problem, problem_of
-from app.api.requests.bodies import BodyMemory, take_apart
+from app.api.requests.bodies import BodyMemory, parse_body
 from app.api.requests.job_spec import job_spec
 from app.config import Settings
 from app.media.images import ImageLimits, ImageRejected, check_image, open_image
@@ -84,7 +84,7 @@ HEADER = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--b-
 )
 def test_a_body_is_taken_apart_or_refused(body: bytes, kind: str) -> None:
     try:
-        answer = take_apart(kind, body)
+        answer = parse_body(kind, body)
     except Problem as problem:
         status = problem.status
     else:
