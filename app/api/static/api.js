@@ -1,4 +1,4 @@
-// Talks to the service: JSON in and out, problem documents as errors, the key asked for once where one is needed.
+// Calls the service: JSON in and out, problem documents as errors. Asks for an API key once if the service requires one.
 
 import { byId } from "/static/dom.js";
 
@@ -21,7 +21,7 @@ export async function call(method, path, { json, form, signal } = {}) {
   const answer = await fetch(path, options);
   const text = await answer.text();
   let body = {};
-  try { body = text ? JSON.parse(text) : {}; } catch { /* a proxy's page, not ours */ }
+  try { body = text ? JSON.parse(text) : {}; } catch { /* not JSON: an error page of a proxy */ }
   if (answer.status === 401 && path !== "/session") {
     await askForKey();
     return call(method, path, { json, form, signal });
@@ -30,7 +30,7 @@ export async function call(method, path, { json, form, signal } = {}) {
   return body;
 }
 
-// Who the service takes this browser for; asks for a key where one is needed.
+// The browser's session; asks for an API key if the service requires one.
 export async function session() {
   for (;;) {
     try {
@@ -73,8 +73,8 @@ const KINDS = ["accepted", "claimed", "stage", "progress", "loaded", "denoise_pl
   "requeued", "canceled", "cancel_requested", "queued_again", "expired"];
 const REOPEN_MS = 3000;
 
-// One stream for every job. The browser reconnects by itself and resumes after the last event it saw, unless the service
-// refused it, as while it starts: then it is opened anew.
+// One event stream for all jobs. The browser reconnects by itself and resumes after the last event it received. If the
+// service refused the stream, for example while it starts, the browser gives up and the stream is opened again here.
 export function follow(onEvent, onState) {
   const source = new EventSource("/events");
   for (const kind of KINDS) {

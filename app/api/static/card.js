@@ -1,4 +1,4 @@
-// One job of the list: its pictures, how it stands, what was decided, and what can be done with it.
+// The card of one job: its video or image, status, decode decision, and actions.
 
 import { fromTemplate, make, say } from "/static/dom.js";
 import { BADGE, decided, doing, exactness, facts, planned, seconds } from "/static/words.js";
@@ -27,9 +27,9 @@ export function fill(card, job) {
   say(part("prompt"), job.request.prompt || "(no prompt)");
   say(part("badge"), BADGE[job.status]);
   say(part("what"), doing(job));
-  tellDecision(part("decision"), job, active);
+  showDecision(part("decision"), job, active);
   say(part("meta"), meta(job));
-  tellFacts(part("facts"), job);
+  showFacts(part("facts"), job);
   const progress = card.querySelector("progress");
   progress.hidden = job.status !== "running";
   progress.value = job.progress;
@@ -39,50 +39,50 @@ export function fill(card, job) {
   part("download").hidden = !job.links.video;
   if (job.links.video) part("download").href = job.links.video;
   part("again-label").hidden = !job.links.redecode;
-  tellAgain(part("again"), job);
+  showAgain(part("again"), job);
   fillMedia(part("media"), job);
 }
 
 // A job that ended before its denoising did has no latents: it starts from the beginning.
-function tellAgain(select, job) {
-  const what = job.denoise ? "Decode again" : "Run again";
-  say(select.options[0], `${what}…`);
-  select.setAttribute("aria-label", `${what}: ${job.request.prompt}`);
+function showAgain(select, job) {
+  const action = job.denoise ? "Decode again" : "Run again";
+  say(select.options[0], `${action}…`);
+  select.setAttribute("aria-label", `${action}: ${job.request.prompt}`);
 }
 
-function tellDecision(element, job, active) {
-  const made = decided(job.decode);
-  const waits = job.stage === "waiting_for_memory"; // what was planned before does not fit now
-  const sentence = made || (active && !waits ? planned(job.plan, "Will decode") : "");
-  const [way, weights] = made ? [job.decode, job.denoise] : [job.plan, job.plan?.weights];
-  const told = sentence && way?.strategy ? exactness(way, weights) : "";
-  if (element.dataset.told === sentence + told) return;
-  element.dataset.told = sentence + told;
+function showDecision(element, job, active) {
+  const outcome = decided(job.decode);
+  const waits = job.stage === "waiting_for_memory"; // the earlier plan does not fit now
+  const sentence = outcome || (active && !waits ? planned(job.plan, "Will decode") : "");
+  const [plan, weights] = outcome ? [job.decode, job.denoise] : [job.plan, job.plan?.weights];
+  const label = sentence && plan?.strategy ? exactness(plan, weights) : "";
+  if (element.dataset.shown === sentence + label) return;
+  element.dataset.shown = sentence + label;
   element.hidden = !sentence;
-  element.replaceChildren(...(told ? [make("span", told, `chip ${told}`), " "] : []), sentence);
+  element.replaceChildren(...(label ? [make("span", label, `chip ${label}`), " "] : []), sentence);
 }
 
-function tellFacts(element, job) {
-  const told = facts(job);
-  element.hidden = told.length === 0;
+function showFacts(element, job) {
+  const rows = facts(job);
+  element.hidden = rows.length === 0;
   const list = element.querySelector("dl");
-  if (list.dataset.told === JSON.stringify(told)) return;
-  list.dataset.told = JSON.stringify(told);
-  list.replaceChildren(...told.flatMap(([name, sentence]) => [make("dt", name), make("dd", sentence)]));
+  if (list.dataset.shown === JSON.stringify(rows)) return;
+  list.dataset.shown = JSON.stringify(rows);
+  list.replaceChildren(...rows.flatMap(([name, sentence]) => [make("dt", name), make("dd", sentence)]));
 }
 
 function meta(job) {
-  const asked = job.request;
-  const frames = asked.num_frames - asked.loop;
-  const told = [job.model, `${asked.width} × ${asked.height}`, `${frames} frames, ${seconds(frames / asked.fps)}`];
-  told.push(`seed ${asked.seed}`);
-  if (asked.priority) told.push(`priority ${asked.priority}`);
-  if (job.started_at && job.finished_at) told.push(`made in ${seconds((new Date(job.finished_at) - new Date(job.started_at)) / 1000)}`);
-  if (job.attempts > 1) told.push(`attempt ${job.attempts}`);
-  return told.join(" · ");
+  const { request } = job;
+  const frames = request.num_frames - request.loop;
+  const parts = [job.model, `${request.width} × ${request.height}`, `${frames} frames, ${seconds(frames / request.fps)}`];
+  parts.push(`seed ${request.seed}`);
+  if (request.priority) parts.push(`priority ${request.priority}`);
+  if (job.started_at && job.finished_at) parts.push(`took ${seconds((new Date(job.finished_at) - new Date(job.started_at)) / 1000)}`);
+  if (job.attempts > 1) parts.push(`attempt ${job.attempts}`);
+  return parts.join(" · ");
 }
 
-// The video is put in place once for each time it was made, so that playing is not interrupted by later news.
+// Replaces the video only when a new one was made, so that later events do not interrupt playback.
 function fillMedia(media, job) {
   const previews = job.status === "running" ? job.links.previews || [] : [];
   const wanted = previews.length ? `previews ${previews.length}` : job.links.video ? `video ${job.finished_at}` : "image";
@@ -96,7 +96,7 @@ function fillMedia(media, job) {
 function video(job) {
   const made = `?made=${encodeURIComponent(job.finished_at)}`;
   const element = make("video");
-  // Not preloaded: a browser opens few connections to one host, and the queue needs them for news.
+  // Not preloaded: a browser opens few connections to one host, and the queue needs them for events.
   Object.assign(element, { controls: true, loop: true, muted: true, playsInline: true, preload: "none" });
   element.poster = job.links.thumbnail ? job.links.thumbnail + made : job.links.image ?? "";
   element.src = job.links.video + made;
@@ -113,7 +113,7 @@ function picture(job) {
   return element;
 }
 
-// What is known of the video while it is decoded: single frames, each decoded alone and small; one large, all below it.
+// The previews shown during decoding: frames decoded alone and scaled down. One is large, all are in a row below it.
 function strip(job, previews) {
   const element = make("div", null, "previews");
   element.setAttribute("role", "img");

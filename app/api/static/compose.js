@@ -1,4 +1,4 @@
-// The form: images, a prompt, a model with its rules, and what is sent.
+// The form for a new video: images, prompt, model rules, and the request that is sent.
 
 import { call } from "/static/api.js";
 import { byId, debounced, say } from "/static/dom.js";
@@ -44,15 +44,15 @@ function applyModel() {
   }
   say(byId("model-hint"), model.description);
   say(byId("notice"), model.notice || "");
-  const sides = `Sides are multiples of ${multiple}, ${limits.max_pixels.toLocaleString("en")} pixels in all at most.`;
-  const rule = model.frames_step === 1 ? "Any number of frames" : `Frames are ${model.frame_rule}`;
+  const sides = `Width and height must be multiples of ${multiple}, with at most ${limits.max_pixels.toLocaleString("en")} pixels in total.`;
+  const rule = model.frames_step === 1 ? "Any number of frames" : `Frames must be ${model.frame_rule}`;
   const only = model.shapes.map((shape) => shape.replaceAll("x", " × ")).join(" or ");
   const free = `${sides} ${rule}, up to ${limits.max_frames}.`;
   byId("limits").textContent = only ? `Width × height × frames can only be ${only}.` : free;
   offerShape();
 }
 
-// A photo of another shape is cropped; its own shape is one click away.
+// The service crops a photo of another aspect ratio. A button sets the photo's own ratio.
 function offerShape() {
   const shape = images.shapeFor(model, form);
   byId("match").hidden = !shape;
@@ -66,7 +66,7 @@ function allowApproximate() {
   if (exact && strategy.value.startsWith("approximate")) strategy.value = "auto";
 }
 
-// Put values into the form as if they had been typed.
+// Set values in the form as if the user had typed them.
 function use(values) {
   for (const [name, value] of Object.entries(values)) form.elements[name].value = value;
   allowApproximate();

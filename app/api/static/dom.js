@@ -1,4 +1,4 @@
-// Elements in a line each. Text is always set as text: nothing a client wrote is ever read as markup.
+// Short helpers to make and update elements. They set text as text, so that client input is never parsed as HTML.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -16,7 +16,7 @@ export function button(label, action) {
   return element;
 }
 
-// Only touched when it changes: screen readers say aloud what is written into a live region.
+// Writes the text only if it changed: screen readers announce every write to a live region.
 export function say(element, sentence) {
   if (element.textContent !== sentence) element.textContent = sentence;
   element.hidden = !sentence;

@@ -1,4 +1,4 @@
-// The images of the form: chosen, dropped anywhere on the page, or pasted; and the video's shape that suits the first.
+// The images of the form: chosen, dropped anywhere on the page, or pasted; and the video size that fits the first image.
 
 const files = {};
 const sizes = {};
@@ -12,7 +12,7 @@ export function start(theForm, changed) {
   onChange = changed;
   for (const name of ["image", "last_image"]) accept(name);
   document.addEventListener("paste", (event) => set("image", pictureIn(event.clipboardData.files)));
-  // A photo that misses the field by an inch must not replace the page.
+  // Without this, the browser would leave the page to open a photo dropped beside the field.
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => {
     event.preventDefault();
@@ -38,7 +38,7 @@ function accept(name) {
 const removeButton = (name) => form.elements[name].closest(".picture").querySelector(".remove");
 const pictureIn = (list) => [...list].find((file) => file.type.startsWith("image/"));
 
-// undefined: nothing was meant; null: take it away.
+// undefined changes nothing; null removes the image.
 function set(name, file) {
   if (file === undefined) return;
   const drop = form.elements[name].closest(".drop");
@@ -58,7 +58,7 @@ function set(name, file) {
   onChange();
 }
 
-// Width and height of about as many pixels as are asked for, in the photo's shape; null where nothing would change.
+// Width and height in the photo's aspect ratio with about the requested number of pixels; null if that changes little.
 export function shapeFor(model, { elements }) {
   if (!sizes.image || model.shapes.length) return null;
   const [wide, high] = sizes.image;

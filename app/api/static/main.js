@@ -1,4 +1,4 @@
-// Puts the page together.
+// Starts the page: theme, session, queue, memory chart and form.
 
 import { call, follow, session } from "/static/api.js";
 import * as compose from "/static/compose.js";
@@ -25,7 +25,7 @@ async function showState() {
     const workers = now.workers === 1 ? "1 worker" : `${now.workers} workers`;
     say(byId("service-state"), now.ready ? `${workers} · ${now.running} running · ${now.queued} queued` : "Waiting for a worker…");
   } catch {
-    say(byId("service-state"), "The service does not answer. Trying again…");
+    say(byId("service-state"), "The service does not answer. Retrying…");
   }
 }
 

@@ -1,5 +1,5 @@
-// The live memory chart: own, other and free of each device over the last minutes, with the plan's predicted peak; and
-// the switch that keeps a device from taking jobs.
+// The live memory chart of each device: own, other and free memory of the last minutes, with the predicted peak of the
+// current plan. Also the button that pauses a device.
 
 import { call } from "/static/api.js";
 import { fromTemplate, say } from "/static/dom.js";
@@ -21,7 +21,7 @@ export function showPrediction(plan) {
 export async function start(root, { admin }) {
   for (;;) {
     if (!document.hidden) {
-      try { update(root, await call("GET", "/devices"), admin); } catch { /* shown by the connection state */ }
+      try { update(root, await call("GET", "/devices"), admin); } catch { /* the connection state shows it */ }
     }
     await new Promise((resume) => setTimeout(resume, EVERY_MS));
   }
@@ -54,7 +54,7 @@ function remember(device, gpu) {
 
 function build(root, device, admin) {
   const card = fromTemplate("device-template");
-  card.querySelector("h3").textContent = device.product ? `${device.name} · ${device.product}` : device.name === "cpu" ? "CPU, main memory" : device.name;
+  card.querySelector("h3").textContent = device.product ? `${device.name} · ${device.product}` : device.name === "cpu" ? "CPU, host memory" : device.name;
   const svg = card.querySelector("svg");
   const parts = {};
   for (const [name, kind] of [["base", "rect"], ["other", "path"], ["own", "path"], ["peak", "path"]]) {
@@ -87,9 +87,9 @@ function describe(card, device, gpu) {
   pause.textContent = resumes ? "Resume" : "Pause";
   pause.setAttribute("aria-label", `${pause.textContent} ${device.name}`);
   const loaded = device.loaded_model ? `${device.loaded_model} loaded, ` : "";
-  card.querySelector(".now").textContent = `${loaded}${bytes(device.total_bytes)} in all`;
+  card.querySelector(".now").textContent = `${loaded}${bytes(device.total_bytes)} in total`;
   const others = heldByOthers(gpu?.holders ?? []);
-  say(card.querySelector(".holders"), others && `Held by others: ${others}.`);
+  say(card.querySelector(".holders"), others && `Other programs hold: ${others}.`);
 }
 
 function area(samples, lower, upper) {
@@ -110,8 +110,8 @@ function draw(name) {
   const peak = predicted && (!predicted.device || predicted.device === name) ? predicted.bytes : null;
   const level = peak == null ? null : Math.max(0, 100 - (100 * (now.own + now.other + peak)) / now.total);
   parts.peak.setAttribute("d", level == null ? "" : `M0,${level.toFixed(2)}H100`);
-  const told = { own: `own ${bytes(now.own)}`, other: `other ${bytes(now.other)}`, free: `free ${bytes(now.free)}` };
-  for (const part of ["own", "other", "free"]) root.querySelector(`.k-${part}`).textContent = told[part];
-  say(root.querySelector(".k-peak"), peak == null ? "" : `with the planned decode, at most +${bytes(peak)}`);
-  svg.setAttribute("aria-label", `Memory of ${name}: ${told.own}, ${told.other}, ${told.free}, of ${bytes(now.total)}.`);
+  const texts = { own: `own ${bytes(now.own)}`, other: `other ${bytes(now.other)}`, free: `free ${bytes(now.free)}` };
+  for (const part of ["own", "other", "free"]) root.querySelector(`.k-${part}`).textContent = texts[part];
+  say(root.querySelector(".k-peak"), peak == null ? "" : `peak of the planned decode, at most +${bytes(peak)}`);
+  svg.setAttribute("aria-label", `Memory of ${name}: ${texts.own}, ${texts.other}, ${texts.free}, of ${bytes(now.total)}.`);
 }

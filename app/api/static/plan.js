@@ -1,4 +1,4 @@
-// The plan before anything is submitted: what would be chosen and why, when it would be done, and what else there was.
+// The plan of the job in the form: the chosen decode option and why, the time it would finish, and the other options.
 
 import { Problem, call } from "/static/api.js";
 import { button, byId, make, say } from "/static/dom.js";
@@ -30,16 +30,16 @@ function showAnswer({ plan, rungs, largest, eta_seconds: eta }) {
   mark(null);
   lead.classList.remove("error");
   say(lead, planned(plan, "Would decode"));
-  const told = [];
-  if (eta) told.push(`Done in about ${seconds(Math.ceil(eta))}, the queue counted.`);
+  const sentences = [];
+  if (eta) sentences.push(`Done in about ${seconds(Math.ceil(eta))}, including the queue.`);
   if (plan.strategy) {
     const time = plan.predicted_seconds == null ? "" : ` and about ${seconds(plan.predicted_seconds)}`;
-    told.push(`The decode takes ${bytes(plan.predicted_peak_bytes)} at most${time}, ${exactness(plan)}.`);
+    sentences.push(`The decode takes at most ${bytes(plan.predicted_peak_bytes)}${time}, ${exactness(plan)}.`);
   }
-  if (rounded(plan.weights)) told.push(`${rounded(plan.weights)}. Pixels are approximate.`);
-  if (plan.free_bytes != null) told.push(`${bytes(plan.free_bytes)} are free on ${plan.device}.`);
-  if (largest) told.push(`The largest that fits now: ${largest.width} × ${largest.height}, ${largest.frames} frames.`);
-  byId("plan-facts").textContent = told.join(" ");
+  if (rounded(plan.weights)) sentences.push(`${rounded(plan.weights)}. Pixels are approximate.`);
+  if (plan.free_bytes != null) sentences.push(`${bytes(plan.free_bytes)} are free on ${plan.device}.`);
+  if (largest) sentences.push(`The largest video that fits now: ${largest.width} × ${largest.height}, ${largest.frames} frames.`);
+  byId("plan-facts").textContent = sentences.join(" ");
   byId("plan-fixes").replaceChildren();
   const most = Math.max(...rungs.map((rung) => rung.predicted_peak_bytes));
   rungList.replaceChildren(...shortened(rungs).map((rung) => row(rung, most)));
@@ -53,7 +53,7 @@ function row(rung, most) {
   item.append(make("span", short(rung)), bar(rung.predicted_peak_bytes / most), make("span", bytes(rung.predicted_peak_bytes), "size"));
   if (!rung.exact) item.append(make("span", "approximate", "chip approximate"));
   if (!rung.fits_now) item.append(make("span", "does not fit now", "visually-hidden"));
-  if (rung.chosen) item.append(make("span", "would be chosen", "visually-hidden"));
+  if (rung.chosen) item.append(make("span", "chosen", "visually-hidden"));
   return item;
 }
 
@@ -90,7 +90,7 @@ function showProblem(error, use) {
   every.hidden = true;
 }
 
-// What one click would put right: a label, and the values it sets.
+// Corrections offered as buttons: a label, and the values that a click sets.
 function fixes(error) {
   const { field, nearest, shapes = [], largest_shape_that_fits: shape, fits_with_exact_only_false: approximately } =
     error instanceof Problem ? error.body : {};
@@ -101,11 +101,11 @@ function fixes(error) {
     found.push([`Use ${width} × ${height}, ${num_frames} frames`, { width, height, num_frames }]);
   }
   if (shape) found.push([`Use ${shape.width} × ${shape.height}, ${shape.num_frames} frames`, shape]);
-  if (approximately) found.push(["Allow an approximate decode", { exact_only: "false" }]);
+  if (approximately) found.push(["Allow approximate decoding", { exact_only: "false" }]);
   return found;
 }
 
-// The form's field that a refusal speaks of, where it speaks of one.
+// The form's field that a problem document names, or null.
 export function fieldOf(error) {
   const name = error instanceof Problem ? error.body.field ?? error.body.errors?.[0]?.field : null;
   return form.elements[name?.split(" ")[0]] ?? null;

@@ -1,4 +1,4 @@
-// The list of jobs, newest first: loaded once, then kept up to date by the event stream.
+// The list of jobs, newest first: loaded once, then updated by the event stream.
 
 import { call } from "/static/api.js";
 import { build, fill } from "/static/card.js";
@@ -36,7 +36,7 @@ export function add(job) {
   card.scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });
 }
 
-// Small news is written into the card at once; anything else asks the service how the job stands, a moment later.
+// Progress is shown at once. Other events reload the job from the service a moment later.
 export function onEvent(kind, data) {
   const job = jobs.get(data.job_id);
   if (job && (kind === "progress" || kind === "stage")) {
@@ -59,17 +59,17 @@ function refresh(id, milliseconds = 150) {
       const job = await call("GET", `/jobs/${id}`);
       show(job);
       if (before && before.status !== job.status) announce.textContent = `${job.request.prompt}: ${BADGE[job.status]}`;
-    } catch { /* the stream, or the next event, brings it again */ }
+    } catch { /* the next event reloads it */ }
   }, milliseconds));
 }
 
-// After a gap in the stream: what is shown may be stale, and what is new is not shown.
+// After a gap in the stream: cards may be outdated, and new jobs are missing.
 export function refreshAll() {
   for (const id of jobs.keys()) refresh(id, 300);
   load(null).catch(() => {});
 }
 
-// Ids grow with time. What is older than the page's end stays for "Show older".
+// Ids increase with time. A job older than the last one loaded is left to "Show older".
 function show(job) {
   let card = cards.get(job.id);
   if (!card) {

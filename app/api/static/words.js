@@ -1,4 +1,4 @@
-// Numbers and decisions as people say them.
+// Texts for numbers, plans and decisions.
 
 export function bytes(count) {
   if (count == null) return "?";
@@ -20,33 +20,33 @@ const times = (count) => (count === 1 ? "once" : `${count} times`);
 
 const STRATEGY = {
   batched: "Batched", chunked: "Chunked", per_frame: "Per frame", tiled: "Strips",
-  approximate_chunked: "Chunks apart", approximate_tiled: "Blended tiles",
+  approximate_chunked: "Independent chunks", approximate_tiled: "Blended tiles",
 };
 
 export function short(rung) {
   const tiles = rung.tiles ?? { rows: 1, columns: 1 };
-  const name = STRATEGY[rung.strategy] + (rung.dropped_bytes ? ", weights off" : "");
+  const name = STRATEGY[rung.strategy] + (rung.dropped_bytes ? ", idle weights offloaded" : "");
   if (rung.strategy.endsWith("chunked")) return `${name} × ${rung.frames_per_chunk}`;
   if (rung.strategy === "tiled") return `${name} × ${tiles.rows}`;
   return rung.strategy === "approximate_tiled" ? `${name} ${tiles.rows} × ${tiles.columns}` : name;
 }
 
-export function way(plan) {
+export function option(plan) {
   if (plan.strategy === "batched") return "all frames in one call";
   if (plan.strategy === "per_frame") return "one latent frame at a time";
-  if (plan.strategy === "tiled") return `one latent frame at a time, its picture in ${plan.tiles.rows} strips`;
+  if (plan.strategy === "tiled") return `one latent frame at a time, in ${plan.tiles.rows} strips`;
   if (plan.strategy === "approximate_tiled") return `in ${plan.tiles.rows} × ${plan.tiles.columns} blended tiles`;
-  if (plan.strategy === "approximate_chunked") return `${plan.frames_per_chunk} latent frames at a time, each chunk on its own`;
+  if (plan.strategy === "approximate_chunked") return `${plan.frames_per_chunk} latent frames at a time, in independent chunks`;
   return `${plan.frames_per_chunk} latent frames at a time`;
 }
 
 const REASONS = {
-  fastest: "the fastest way, and it fits",
-  fastest_that_fits: "the fastest way that fits",
-  fits_probably: "probably fits, and is faster on average",
+  fastest: "the fastest option, and it fits",
+  fastest_that_fits: "the fastest option that fits",
+  fits_probably: "it probably fits and is faster on average",
   requested: "as requested",
-  nothing_exact_fits: "no exact way fits",
-  only_strategy: "the only way this model allows",
+  nothing_exact_fits: "no exact option fits",
+  only_strategy: "the only option for this model",
 };
 
 const reason = (plan) => REASONS[plan.reason] || String(plan.reason || "").replaceAll("_", " ");
@@ -54,50 +54,50 @@ const reason = (plan) => REASONS[plan.reason] || String(plan.reason || "").repla
 export function planned(plan, verb) {
   if (!plan) return "";
   if (plan.fits_now === false) return `Does not fit right now (${plan.detail}). It would wait for memory.`;
-  if (plan.fits_now == null) return "No device has reported yet; the plan follows.";
-  const off = plan.dropped_bytes ? ", with idle weights off the card" : "";
-  return `${verb} ${way(plan)}${off}: ${reason(plan)}.`;
+  if (plan.fits_now == null) return "No device has reported its memory yet. The plan appears when one has.";
+  const off = plan.dropped_bytes ? ", with idle weights offloaded" : "";
+  return `${verb} ${option(plan)}${off}: ${reason(plan)}.`;
 }
 
 export function decided(decode) {
   if (!decode?.strategy) return "";
-  const retries = decode.retries ? ` Ran out of memory ${times(decode.retries)} and went on with smaller chunks.` : "";
+  const retries = decode.retries ? ` Ran out of memory ${times(decode.retries)} and continued with smaller chunks.` : "";
   const peak = `Peak memory: ${bytes(decode.predicted_peak_bytes)} predicted, ${measured(decode.measured_peak_bytes)}.`;
-  const late = decode.regret_seconds > 0 ? ` Looking back, ${decode.regret}.` : "";
-  return `Decoded ${way(decode)}: ${reason(decode)}.${retries} ${peak}${late}`;
+  const late = decode.regret_seconds > 0 ? ` In hindsight, ${decode.regret}.` : "";
+  return `Decoded ${option(decode)}: ${reason(decode)}.${retries} ${peak}${late}`;
 }
 
-// Pixels are approximate where the decode changed them, or weights that were rounded.
+// Pixels are approximate if the decode or quantized weights changed them.
 export const exactness = (decode, weights) =>
   ([decode, weights].some((one) => one?.exact === false) ? "approximate" : "pixel-exact");
 
 export const rounded = (weights) =>
-  (weights?.exact === false ? `The ${weights.quantized.join(" and ")} in int8: rounded weights` : "");
+  (weights?.exact === false ? `The ${weights.quantized.join(" and ")} in int8 (quantized weights)` : "");
 
-// The decision's numbers as pairs of a name and a sentence, predictions beside what came of them.
+// Pairs of a name and a text about a job's decode, with predictions beside measurements.
 export function facts({ denoise, decode }) {
   if (!decode?.strategy) return [];
-  const told = [];
-  const guess = decode.predicted_seconds == null ? "not yet predictable" : `${seconds(decode.predicted_seconds)} predicted`;
-  told.push(["Decode time", `${guess}, ${seconds(decode.seconds)} taken`]);
+  const rows = [];
+  const guess = decode.predicted_seconds == null ? "no prediction" : `${seconds(decode.predicted_seconds)} predicted`;
+  rows.push(["Decode time", `${guess}, ${seconds(decode.seconds)} taken`]);
   if (decode.free_bytes_at_decision != null) {
-    const budget = decode.budget_bytes == null ? "" : `, ${bytes(decode.budget_bytes)} of it to use`;
-    told.push(["Free at the time", `${bytes(decode.free_bytes_at_decision)} on ${decode.device}${budget}`]);
+    const budget = decode.budget_bytes == null ? "" : `, budget ${bytes(decode.budget_bytes)}`;
+    rows.push(["Free memory", `${bytes(decode.free_bytes_at_decision)} on ${decode.device}${budget}`]);
   }
-  if (decode.chunks?.length > 1) told.push(["Chunks", `${decode.chunks.join(" + ")} latent frames`]);
-  told.push(["Out of memory", decode.retries ? `${times(decode.retries)}; nothing finished was redone` : "never"]);
-  if (decode.spills) told.push(["Spilled into host memory", times(decode.spills)]);
-  if (decode.seam_score != null) told.push(["Seam score", `${decode.seam_score.toFixed(2)}; 0 where none shows`]);
-  if (decode.regret) told.push(["Looking back", decode.regret]);
-  if (denoise?.seconds) told.push(["Denoising", `${denoise.steps} steps in ${seconds(denoise.seconds)}`]);
-  if (rounded(denoise)) told.push(["Weights", `${rounded(denoise)}, for they did not fit as they are`]);
-  return told;
+  if (decode.chunks?.length > 1) rows.push(["Chunks", `${decode.chunks.join(" + ")} latent frames`]);
+  rows.push(["Out of memory", decode.retries ? `${times(decode.retries)}; finished chunks were kept` : "never"]);
+  if (decode.spills) rows.push(["Spilled to host memory", times(decode.spills)]);
+  if (decode.seam_score != null) rows.push(["Seam score", `${decode.seam_score.toFixed(2)}; 0: no visible seam`]);
+  if (decode.regret) rows.push(["Regret", decode.regret]);
+  if (denoise?.seconds) rows.push(["Denoising", `${denoise.steps} steps in ${seconds(denoise.seconds)}`]);
+  if (rounded(denoise)) rows.push(["Weights", `${rounded(denoise)}; the full-precision weights did not fit`]);
+  return rows;
 }
 
 const measured = (count) => (count == null ? "not measured" : `${bytes(count)} measured`);
 
 const STAGES = {
-  queued: "Waiting", loading: "Loading the model", denoising: "Denoising", waiting_for_memory: "Waiting for memory",
+  queued: "Queued", loading: "Loading the model", denoising: "Denoising", waiting_for_memory: "Waiting for memory",
   decoding: "Decoding", encoding: "Writing the video", finished: "Done",
 };
 
@@ -108,32 +108,32 @@ export function doing(job) {
   }
   if (job.status === "running") return running(job);
   if (job.status === "failed") return job.error ? inUnits(job.error.message) : "Failed";
-  if (job.expired) return "The video was deleted when its time was over.";
+  if (job.expired) return "The video has expired and was deleted.";
   return "";
 }
 
 function running(job) {
   if (job.cancel_requested) return "Stopping…";
   if (job.stage === "waiting_for_memory" && job.waiting) return waits(job.waiting);
-  const told = [STAGES[job.stage] || job.stage, `${Math.round(job.progress * 100)} %`];
-  if (job.eta_seconds) told.push(`about ${seconds(Math.ceil(job.eta_seconds))} left`);
-  return told.join(" · ");
+  const parts = [STAGES[job.stage] || job.stage, `${Math.round(job.progress * 100)} %`];
+  if (job.eta_seconds) parts.push(`about ${seconds(Math.ceil(job.eta_seconds))} left`);
+  return parts.join(" · ");
 }
 
 function waits(waiting) {
   const held = heldByOthers(waiting.holders ?? []);
   const free = waiting.free_bytes == null ? "" : `, ${bytes(waiting.free_bytes)} are free`;
-  return `Waiting for memory: at least ${bytes(waiting.needed_bytes)} needed${free}.${held && ` Held by ${held}.`}`;
+  return `Waiting for memory: needs at least ${bytes(waiting.needed_bytes)}${free}.${held && ` Other programs hold: ${held}.`}`;
 }
 
 export function heldByOthers(holders) {
   const others = holders.filter((one) => !one.own && one.used_bytes);
-  return others.map((one) => `${one.name ?? "others"} (${bytes(one.used_bytes)})`).join(", ");
+  return others.map((one) => `${one.name ?? "unknown"} (${bytes(one.used_bytes)})`).join(", ");
 }
 
 export const BADGE = { queued: "Queued", running: "Running", succeeded: "Done", failed: "Failed", canceled: "Canceled" };
 
-// The service counts single bytes in its sentences; people do not.
+// Replaces byte counts in the service's messages by GiB or MiB.
 export function inUnits(sentence) {
   const started = sentence.charAt(0).toUpperCase() + sentence.slice(1);
   return started.replace(/\d[\d,]* bytes/g, (found) => bytes(Number(found.replace(/\D/g, ""))));
