@@ -1,4 +1,5 @@
-"""The Framefit service: an HTTP API, a job table, one worker process a device, and the supervisor above them.
+"""The Framefit service: an HTTP API, a job table, one worker process for each device, and a supervisor.
 
-`app` uses `adaptive`; `adaptive` never imports `app`. Only engine, pipelines and worker import torch.
+`app` uses `adaptive`; `adaptive` never imports `app`. The API, scheduling, the store, the supervisor and the
+HTTP client never import torch.
 """

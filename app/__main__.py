@@ -1,4 +1,4 @@
-"""Entry point of the `framefit` command; `python -m app` is the same."""
+"""Entry point of the `framefit` command, also run by `python -m app`."""
 
 from app.cli import main
 

@@ -1,6 +1,6 @@
-"""Talks to a running service over HTTP, as any client could; starts a private one where none runs.
+"""An HTTP client of the service; starts a private service if none runs.
 
-Knows the public interface and nothing of what is behind it.
+Uses the public HTTP interface only.
 """
 
 import json
@@ -22,11 +22,11 @@ _STOP_SECONDS = 20.0
 
 
 class ClientError(Exception):
-    """The service refused, failed, or cannot be reached; the message is for people."""
+    """The service refused the request, failed, or cannot be reached; the message is for people."""
 
 
 class Client:
-    """One service at `url`."""
+    """A client of the service at `url`."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
@@ -39,23 +39,25 @@ class Client:
     def submit(
         self, images: Mapping[str, Path], fields: Mapping[str, Any], on_wait: Callable[[str], None]
     ) -> dict[str, Any]:
-        """Hand in a job with its images by field name; waits while the service is still preparing the model.
-        The job as the service answers.
+        """Submit a job with its images by field name; return its JSON. Raises `ClientError`.
+
+        Retries while the service answers 503 with Retry-After; calls `on_wait(message)` at the first such
+        answer.
         """
         files = {name: (path.name, path.read_bytes()) for name, path in images.items()}
-        told = False
+        notified = False
         form = {name: str(value) for name, value in fields.items() if value is not None}
         while True:
             answer = self._http.post("/generate", data=form, files=files)
             if answer.status_code != 503 or "Retry-After" not in answer.headers:
                 return self._checked(answer)
-            if not told:
-                on_wait(f"Waiting: {answer.json().get('detail', 'the service is getting ready')} …")
-                told = True
+            if not notified:
+                on_wait(f"Waiting: {answer.json().get('detail', 'the service is starting')} …")
+                notified = True
             time.sleep(min(2.0, float(answer.headers["Retry-After"])))
 
     def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """The job as it changes, until it has ended."""
+        """Yield the job's JSON at each poll until it has ended."""
         while True:
             job = self._checked(self._http.get(f"/jobs/{job_id}"))
             yield job
@@ -64,11 +66,11 @@ class Client:
             time.sleep(_POLL_SECONDS)
 
     def cancel(self, job_id: str) -> None:
-        """Ask for the job to be canceled."""
+        """Request the job's cancellation."""
         self._checked(self._http.delete(f"/jobs/{job_id}"))
 
     def download(self, job_id: str, out: Path) -> None:
-        """Save the job's video; `out` appears as a whole or not at all."""
+        """Save the job's video as `out`, which is complete whenever it exists."""
         part = out.with_name(out.name + ".part")
         with self._http.stream("GET", f"/jobs/{job_id}/video") as answer:
             if answer.is_error:
@@ -94,8 +96,9 @@ class Client:
 
 @contextmanager
 def service_url(settings: Settings, url: str | None, on_start: Callable[[], None]) -> Iterator[str]:
-    """URL of the service that was named, or of one that runs here, or of a private one that ends with the
-    block.
+    """Yield `url` if given, else the URL of a service on this machine, else that of a private service.
+
+    The private service stops at the end of the block; `on_start` is called before it starts.
     """
     if url is not None:
         yield url
@@ -115,7 +118,7 @@ def _running(settings: Settings) -> str | None:
 
 
 def _announced(settings: Settings, pid: int | None = None) -> str | None:
-    """URL in the data folder's announcement, of that process where `pid` is given."""
+    """Return the URL in the data folder's service.json; with `pid`, only if that process wrote it."""
     try:
         found = json.loads((settings.data_dir / "service.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -164,4 +167,4 @@ def _wait_until_ready(settings: Settings, process: "subprocess.Popen[bytes]", lo
             break
         time.sleep(0.1)
     tail = log_path.read_text(encoding="utf-8", errors="replace")[-2000:]
-    raise ClientError(f"the private service did not start:\n{tail}")
+    raise ClientError(f"the private service did not start; the end of {log_path}:\n{tail}")

@@ -1,7 +1,6 @@
-"""Settings from FRAMEFIT_* variables. Knows no HTTP, no SQL, no torch.
+"""Settings from FRAMEFIT_* environment variables. Knows no HTTP, SQL or torch.
 
-They are read once, in `main()` or `create_app(settings)`, and passed down. A bad value stops the start, and
-the error names it.
+They are read once at start and passed down. An invalid value stops the start with an error that names it.
 """
 
 import difflib
@@ -20,11 +19,11 @@ HASH_PREFIX = "sha256:"
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the message names the variable or key and what is wrong with it."""
+    """The configuration is invalid; the message names the variable or key and the fault."""
 
 
 class Settings(BaseSettings):
-    """The service's configuration; each field is the variable FRAMEFIT_<FIELD>."""
+    """The service's configuration. Each field is read from the variable FRAMEFIT_<FIELD>."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
@@ -32,51 +31,53 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     data_dir: Path = Path("./data")
     database_url: str | None = Field(
-        None, description="SQLAlchemy URL; an SQLite file in the data folder by default."
+        None, description="SQLAlchemy URL. Default: an SQLite file in the data folder."
     )
-    model: str | None = Field(None, description="Default model; the first of the list by default.")
+    model: str | None = Field(None, description="Default model. Default: the first of the list.")
     models_file: Path | None = None
     devices: str = Field("auto", description='"auto", "cpu", or a list such as "cuda:0,cuda:1" or GPU UUIDs.')
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), repr=False, description="Keys or their hashes (framefit key new), separated by commas."
+        (), repr=False, description="API keys or their hashes (framefit key new), comma-separated."
     )
-    keys_file: Path | None = Field(None, description="Hashes of keys, each with its own limits.")
-    client_key: str | None = Field(None, repr=False, description="What `framefit generate` calls with.")
-    allow_public: bool = Field(False, description="Allow a non-loopback host without API keys.")
+    keys_file: Path | None = Field(None, description="File with hashes of API keys and a limit for each.")
+    client_key: str | None = Field(None, repr=False, description="API key that `framefit generate` sends.")
+    allow_public: bool = Field(
+        False, description="Allow listening on a non-loopback address without API keys."
+    )
     max_queued: int = Field(10_000, ge=1)
     max_queued_per_key: int | None = Field(None, ge=1)
     max_attempts: int = Field(3, ge=1)
     max_skips: int = Field(
-        4, ge=0, description="How often a job may be passed over for one whose model is loaded."
+        4, ge=0, description="How often a job may be skipped for one whose model is loaded."
     )
-    priority_seconds: float = Field(600, gt=0, description="How much waiting one step of priority is worth.")
-    reserve_bytes: int = Field(GIB // 2, ge=0, description="Device memory that is left alone.")
+    priority_seconds: float = Field(600, gt=0, description="Waiting time that one step of priority is worth.")
+    reserve_bytes: int = Field(GIB // 2, ge=0, description="Device memory that is never used.")
     allow_cpu: bool = Field(
-        False, description="Decode on the CPU, slowly, what the GPU cannot hold even after waiting."
+        False, description="Decode on the CPU, slowly, if a video does not fit the GPU even after waiting."
     )
     calibrate_seconds: float = Field(
         3,
         ge=0,
-        description="Longest that timing a model's decode may take when it is first loaded; 0: never.",
+        description="Time limit for measuring a model's decode speed on its first load; 0: no measurement.",
     )
     memory_wait_seconds: float = Field(
-        60, ge=0, description="How long a decode waits for a neighbour's memory."
+        60, ge=0, description="How long a decode waits for other programs to free memory."
     )
     lease_seconds: float = Field(30, gt=0)
     heartbeat_seconds: float = Field(5, gt=0)
     poll_seconds: float = Field(
-        0.2, gt=0, description="How often workers look for jobs and the API for events."
+        0.2, gt=0, description="Interval at which workers look for jobs and the API for events."
     )
     progress_timeout_seconds: float = Field(1800, gt=0)
     fit_grace_seconds: float = Field(
-        120, ge=0, description="How long a queued job that no live device can hold waits for one that can."
+        120, ge=0, description="How long a queued job that no live device can hold waits before it fails."
     )
     drain_seconds: float = Field(60, ge=0)
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
     max_image_pixels: int = Field(64_000_000, ge=1)
     max_image_side: int = Field(16_384, ge=1)
     result_ttl_seconds: float | None = Field(
-        None, gt=0, description="Results are deleted after this; never by default."
+        None, gt=0, description="Results are deleted after this time. Default: never."
     )
     webhook_secret: str | None = Field(None, repr=False)
     webhook_allow_private: bool = False
@@ -95,17 +96,17 @@ class Settings(BaseSettings):
     def _long_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         for key in keys:
             if key.startswith(HASH_PREFIX) and not re.fullmatch(r"sha256:[0-9a-f]{64}", key):
-                raise ValueError("a hash is written sha256: and 64 digits of 0-9a-f")
+                raise ValueError("a hash must be sha256: followed by 64 digits of 0-9a-f")
             if len(key) < 16:
-                raise ValueError("every key needs at least 16 characters")
+                raise ValueError("every key must have at least 16 characters: make one with framefit key new")
         return keys
 
     @model_validator(mode="after")
     def _public_only_with_keys(self) -> "Settings":
         if not (self.is_loopback or self.api_keys or self.keys_file or self.allow_public):
             raise ValueError(
-                f"{PREFIX}HOST {self.host} can be reached from outside: set {PREFIX}API_KEYS or "
-                f"{PREFIX}KEYS_FILE, or {PREFIX}ALLOW_PUBLIC=true if that is meant"
+                f"{PREFIX}HOST {self.host} can be reached from other machines: set {PREFIX}API_KEYS or "
+                f"{PREFIX}KEYS_FILE, or {PREFIX}ALLOW_PUBLIC=true to serve without keys"
             )
         return self
 
@@ -119,17 +120,17 @@ class Settings(BaseSettings):
 
     @property
     def resolved_database_url(self) -> str:
-        """The database URL, with the SQLite file in the data folder as the default."""
+        """The database URL; by default that of an SQLite file in the data folder."""
         return self.database_url or f"sqlite:///{(self.data_dir / 'framefit.sqlite3').absolute()}"
 
     @property
     def jobs_dir(self) -> Path:
-        """Folder of the jobs' latents and videos, one folder a job."""
+        """Folder of the jobs' latents and videos, with one folder for each job."""
         return self.data_dir / "jobs"
 
     @property
     def models_dir(self) -> Path:
-        """Folder of built-in and converted models, one folder a model."""
+        """Folder of built-in and converted models, with one folder for each model."""
         return self.data_dir / "models"
 
     @property
@@ -139,8 +140,9 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from the environment, with keyword overrides; `ConfigError` names each bad or unknown
-    variable.
+    """Return the settings of the environment, with keyword overrides.
+
+    Raises `ConfigError`, which names each invalid or unknown variable.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     unknown = sorted(
@@ -149,7 +151,7 @@ def load_settings(**overrides: Any) -> Settings:
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{unknown[0]}: no such setting{hint}")
+        raise ConfigError(f"{unknown[0]}: there is no such setting{hint}")
     try:
         return Settings(**overrides)
     except ValidationError as error:

@@ -1,7 +1,7 @@
-"""What a job is: its specification, its states and the legal changes between them.
+"""The types of a job: its specification, its states and the legal transitions between them.
 
-`JobSpec` is one model for three uses: the body of a request (after the model's defaults are filled in), the
-stored column, and the worker's input. Nothing here knows HTTP, SQL or torch.
+`JobSpec` serves three purposes: the body of a request (completed with the model's defaults), the stored
+column, and the worker's input. This file knows no HTTP, SQL or torch.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 
 class JobStatus(StrEnum):
-    """Where a job stands; the only states a client must know."""
+    """The status of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -31,14 +31,14 @@ class JobStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether no worker will touch the job again unless someone asks for it."""
+        """Whether the job has ended. Only a redecode or retry queues it again."""
         return self in TERMINAL
 
 
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED})
 
-# running -> queued is a lost worker or a drain; out of the terminal states leads only an explicit redecode or
-# retry.
+# running -> queued happens when a worker is lost or drains, or when the job yields to a smaller one. Only an
+# explicit redecode or retry leaves a terminal state.
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELED, JobStatus.FAILED}),
     JobStatus.RUNNING: frozenset({JobStatus.QUEUED, *TERMINAL}),
@@ -49,7 +49,7 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
 
 
 class Stage(StrEnum):
-    """What is being done for a job right now; finer than its status."""
+    """The current step of a job; finer than its status."""
 
     QUEUED = "queued"
     LOADING = "loading"
@@ -61,7 +61,7 @@ class Stage(StrEnum):
 
 
 class DecodeStrategy(StrEnum):
-    """What a client may ask for; `auto` lets the planner choose by free memory."""
+    """The strategies a client may request; `auto` lets the planner choose by the memory that is free."""
 
     AUTO = "auto"
     BATCHED = "batched"
@@ -76,48 +76,53 @@ Prompt = Annotated[str, StringConstraints(max_length=PROMPT_MAX_CHARACTERS)]
 
 
 class JobSpec(BaseModel):
-    """Everything that decides a job's result, apart from its image.
+    """All parameters of a job except its images.
 
-    Sizes are pixels, `num_frames` are video frames, `memory_budget_bytes` caps what the decode may use above
-    the weights. Numbers that depend on the model have no default here:
-    `app.models.entries.ModelEntry.defaults` fills them in.
+    Sizes are in pixels and `num_frames` in video frames. `memory_budget_bytes` limits the memory that the
+    decode uses above the weights. Values that depend on the model have no default here;
+    `app.models.entries.ModelEntry.defaults` provides them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     prompt: Annotated[Prompt, StringConstraints(strip_whitespace=True)] = Field(
         "",
-        description="What should happen in the video; most models need it.",
+        description="What should happen in the video. Most models require it.",
         examples=["the camera pans slowly to the left"],
     )
-    negative_prompt: Prompt = Field("", description="What should not be seen.")
-    model: str = Field(description="Name from GET /models.", max_length=100)
+    negative_prompt: Prompt = Field("", description="What the video should not show.")
+    model: str = Field(description="A model's name from GET /models.", max_length=100)
     width: int = Field(ge=1, le=16384, description="Pixels; a multiple of the model's size_multiple.")
     height: int = Field(ge=1, le=16384, description="Pixels; a multiple of the model's size_multiple.")
     num_frames: int = Field(ge=1, le=100_000, description="Video frames; 8k+1 for the LTX family.")
     fps: int = Field(ge=1, le=120)
     num_inference_steps: int = Field(ge=1, le=1000)
     guidance_scale: float = Field(ge=0, le=100)
-    seed: int = Field(ge=0, lt=2**63, description="Chosen at random and reported where none is given.")
+    seed: int = Field(ge=0, lt=2**63, description="By default a random one; the job reports it.")
     fs: int | None = Field(
         None,
         ge=1,
         le=1000,
-        description="Motion, where the model takes it: a frame stride or frames a second.",
+        description="Motion, for models that support it: a frame stride or frames per second.",
     )
-    loop: bool = Field(False, description="End where it began, where the model takes it: one frame less.")
+    loop: bool = Field(
+        False, description="End with the first image, for models that support it: one frame less."
+    )
     priority: int = Field(
-        0, ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT, description="Higher runs earlier; waiting counts too."
+        0,
+        ge=-PRIORITY_LIMIT,
+        le=PRIORITY_LIMIT,
+        description="A higher priority runs earlier. Waiting time counts too.",
     )
     decode_strategy: DecodeStrategy = DecodeStrategy.AUTO
     frames_per_chunk: int | None = Field(
-        None, ge=1, description="Latent frames a chunk, with chunked, approximate_chunked or auto."
+        None, ge=1, description="Latent frames per chunk, with chunked, approximate_chunked or auto."
     )
     exact_only: bool = Field(
         True,
-        description="Refuse decode plans that are not pixel-exact. False lets an approximate one be taken "
-        "where no exact one fits, and approximate strategies be asked for; and weights be rounded to int8 "
-        "where the model's entry says quantize and a transformer does not fit.",
+        description="Allow only pixel-exact decode plans. False allows approximate strategies, on request or "
+        "if no exact plan fits. It also allows int8 weights if the model's entry sets quantize and a "
+        "transformer does not fit.",
     )
     memory_budget_bytes: int | None = Field(None, ge=1, lt=2**63)
     webhook_url: str | None = Field(None, max_length=2000)
@@ -126,55 +131,58 @@ class JobSpec(BaseModel):
     def _chunk_size_needs_chunks(self) -> "JobSpec":
         sized = (DecodeStrategy.AUTO, DecodeStrategy.CHUNKED, DecodeStrategy.APPROXIMATE_CHUNKED)
         if self.frames_per_chunk is not None and self.decode_strategy not in sized:
-            raise ValueError(f"frames_per_chunk contradicts decode_strategy {self.decode_strategy}")
+            raise ValueError(
+                f"frames_per_chunk contradicts decode_strategy {self.decode_strategy}: leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")
-    def _approximate_is_agreed_to(self) -> "JobSpec":
+    def _approximate_needs_consent(self) -> "JobSpec":
         if self.exact_only and self.decode_strategy.startswith("approximate"):
             raise PydanticCustomError(
                 "approximate_not_allowed",
-                "decode_strategy {strategy} changes pixels: it must come with exact_only=false",
+                "decode_strategy {strategy} changes pixels: it requires exact_only=false",
                 {"strategy": self.decode_strategy.value},
             )
         return self
 
     @property
     def video_frames(self) -> int:
-        """Frames of the finished video: a loop does not show its first frame again at the end."""
+        """Frames of the finished video. A loop does not repeat its first frame at the end."""
         return self.num_frames - self.loop
 
     def fingerprint(self, image: bytes, last_image: bytes | None = None) -> str:
-        """Digest of the request as a whole; two requests with equal digests ask for the same work.
+        """Return a SHA-256 digest of the request; requests with equal digests ask for the same work.
 
-        A field at its default is left out: a version with more fields knows an earlier one's requests again.
+        Fields at their default are left out, so the digest of an old request stays the same when fields are
+        added.
         """
-        asked = self.model_dump(mode="json", exclude_defaults=True)
-        canonical = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         images = b"".join(hashlib.sha256(data).digest() for data in (image, last_image) if data is not None)
         return hashlib.sha256(images + canonical.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """Why a job failed: a stable code, a sentence for people, and the numbers behind it."""
+    """Why a job failed: a stable code, a message for people, and the numbers behind it."""
 
     code: str
     message: str
     data: Json | None = None
 
     def as_json(self) -> Json:
-        """The error as it is stored and sent."""
+        """Return the JSON that is stored and sent."""
         return {"code": self.code, "message": self.message, **({"data": self.data} if self.data else {})}
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One row of the job table. Times are seconds since the epoch, `progress` goes from 0 to 1.
+    """One row of the job table. Times are seconds since the epoch; `progress` goes from 0 to 1.
 
-    `token` counts claims: a worker that holds an older one is fenced out. `latents_path` is set once
-    denoising is done and its result is safe on disk, so that only the decode has to be run again; `denoise`
-    says how it was done.
+    `token` is the fencing token: it increases with every claim, and reports with an older one are rejected.
+    `latents_path` is set when the denoised latents are on disk; from then on only the decode can be lost.
+    `denoise` describes the denoising run.
     """
 
     id: str
@@ -206,7 +214,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job that a worker now owns, until its lease ends, under a fencing token."""
+    """A job leased to a worker, and the fencing token of the lease."""
 
     job: Job
     token: int
@@ -214,8 +222,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a worker learns when it reports: stop this job, or: it is not yours any more. `paused`: claim
-    nothing new.
+    """The answer to a worker's heartbeat.
+
+    `cancel_requested`: stop the job. `lost`: the worker no longer holds the job. `paused`: claim no new job.
     """
 
     cancel_requested: bool
@@ -225,7 +234,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of the append-only history; `seq` only grows."""
+    """One entry of the append-only event history; `seq` strictly increases."""
 
     seq: int
     job_id: str
@@ -236,7 +245,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """What a worker last said of itself. `device` is described in `app.store.workers`."""
+    """A worker's last report. `app.store.workers` describes the fields of `device`."""
 
     id: str
     device: Json
