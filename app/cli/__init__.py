@@ -1,16 +1,18 @@
-"""The `framefit` command. One file a group of commands; heavy imports happen inside the command that needs
-them.
+"""The `framefit` command, with one file for each group of commands.
 
-processes  serve, api, worker, profile: what the service consists of
-generate   the client: one image in, one video out
-plan       what would run where, computed without weights
-encode     a clip, or a folder of clips, to latents
-decode     a latents file to a video
-calibrate  time and memory of each decode strategy, measured here
-convert    a published checkpoint file to a folder
+Each command imports the heavy packages that it needs itself, so that `--help` is fast.
+
+processes  serve, api, worker, profile: the processes of the service
+generate   client: makes a video from an image and a prompt
+plan       computes weight placement and decode plan without loading weights
+encode     encodes a clip, or a folder of clips, to latents
+decode     decodes a latents file to a video
+calibrate  measures time and memory of decodes on this machine
+convert    converts a published checkpoint file to a diffusers folder
 inspect    doctor, models
 bench      bench compare
 keys       key new, key hash
+options    options and parsers that several commands share
 """
 
 import sys
@@ -34,7 +36,7 @@ for group in (processes, generate, plan, calibrate, encode, decode, convert, ins
 
 
 def main() -> None:
-    """Run the command line; a bad configuration is one line, not a traceback."""
+    """Run the command line; print a configuration error as one line without a traceback."""
     enable_huge_pages()
     quiet_libraries()
     try:

@@ -1,4 +1,4 @@
-"""`framefit bench compare`: the tables of what `tests/bench/gpu.py` measured."""
+"""`framefit bench compare`: tables of the results of `tests/bench/gpu.py`."""
 
 import json
 from pathlib import Path
@@ -16,16 +16,16 @@ def register(app: typer.Typer) -> None:
 
 @bench.callback()
 def _bench() -> None:
-    """Benchmarks of decoding; measuring itself is `tests/bench/gpu.py` in the repository."""
+    """Show results of decode benchmarks. To run one, use `tests/bench/gpu.py` in the repository."""
 
 
 @bench.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="A document of tests/bench/gpu.py.")],
-    second: Annotated[Path | None, typer.Argument(help="Another, to set beside it.")] = None,
+    first: Annotated[Path, typer.Argument(help="A results file of tests/bench/gpu.py.")],
+    second: Annotated[Path | None, typer.Argument(help="A second results file to compare with.")] = None,
     markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
 ) -> None:
-    """Show each way of decoding on each card, or our seconds in two documents side by side."""
+    """Show every decode setting on every card, or compare Framefit's times in two results files."""
     from app.cli.benchmark_tables import HEAD, contests, side_by_side, stamp_line, verdict
 
     documents = [_read(path) for path in (first, second) if path is not None]
@@ -49,7 +49,9 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path}: {error}") from None
     if not isinstance(document, dict):
-        raise typer.BadParameter(f"{path} is not a document of tests/bench/gpu.py")
+        raise typer.BadParameter(
+            f"{path} is not a results file of tests/bench/gpu.py: it holds no JSON object"
+        )
     return document
 
 

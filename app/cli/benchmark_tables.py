@@ -1,6 +1,6 @@
-"""Reading what `tests/bench/gpu.py` wrote: the table of decodes on cards of several sizes, and the verdict.
+"""Tables and summaries of the results of `tests/bench/gpu.py`: decodes on cards of several sizes.
 
-Pure functions of the documents; knows neither devices nor how anything was measured.
+Pure functions of the results; they do not know devices or how anything was measured.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DEFAULT, OURS = "diffusers default", "framefit"
-# Ours counts as fastest within this share of the fastest.
+# Framefit counts as fastest if it takes at most this multiple of the fastest time.
 WITHIN = 1.05
 HEAD = (
     "card",
@@ -26,26 +26,27 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """All ways of decoding one case on one card, in one document."""
+    """The results of every setting for one case on one card, from one results file."""
 
     card_gib: float
     case: str
     rows: tuple[Row, ...]
 
     def way(self, name: str) -> Row | None:
-        """The row of that way, if it was run."""
+        """Return the row of that setting, or None if it was not run."""
         return next((row for row in self.rows if row["way"] == name), None)
 
     @property
     def best_manual(self) -> Row | None:
-        """The fastest of diffusers' manual settings that succeeded."""
+        """The fastest of diffusers' manual settings that succeeded, or None."""
         manual = [row for row in self.rows if row["way"] not in (DEFAULT, OURS) and row["ok"]]
         return min(manual, key=lambda row: float(row["seconds"]), default=None)
 
     @property
     def ratio(self) -> float | None:
-        """Seconds of ours over those of the fastest way that succeeded, ours included; None where ours
-        failed.
+        """Framefit's seconds divided by those of the fastest setting that succeeded, Framefit included.
+
+        None if Framefit failed.
         """
         mine = self.way(OURS)
         if mine is None or not mine["ok"]:
@@ -54,11 +55,11 @@ class Contest:
 
     @property
     def lost(self) -> bool:
-        """Whether some setting succeeded where ours failed."""
+        """Whether Framefit failed and another setting succeeded."""
         return self.ratio is None and any(row["ok"] for row in self.rows)
 
     def cells(self) -> tuple[str, ...]:
-        """The line of the table."""
+        """Return the cells of the table's line."""
         manual, mine = self.best_manual, self.way(OURS)
         named = f"{manual['way']}: {_seconds(manual)}" if manual else "-"
         ratio = "-" if self.ratio is None else f"{self.ratio:.2f}"
@@ -75,9 +76,9 @@ class Contest:
 
 
 def contests(document: dict[str, Any]) -> list[Contest]:
-    """The document's rows by card and case, in its order. `ValueError` where it is not such a document."""
+    """Group the rows by card and case, in file order. Raises `ValueError` for other documents."""
     if not isinstance(document.get("stamp"), dict) or not isinstance(document.get("rows"), list):
-        raise ValueError("not a document of tests/bench/gpu.py: it has no stamp or no rows")
+        raise ValueError("not a results file of tests/bench/gpu.py: it has no stamp or no rows")
     groups: dict[tuple[float, str], list[Row]] = {}
     for row in document["rows"]:
         groups.setdefault((row["card_gib"], row["case"]), []).append(row)
@@ -85,23 +86,23 @@ def contests(document: dict[str, Any]) -> list[Contest]:
 
 
 def stamp_line(document: dict[str, Any]) -> str:
-    """The hardware and versions in one line."""
+    """Return the hardware and versions in one line."""
     return ", ".join(f"{name} {value}" for name, value in document["stamp"].items())
 
 
 def verdict(found: Sequence[Contest]) -> str:
-    """How often ours succeeded where anything did, and how often it was the fastest or nearly so."""
+    """Return a sentence: how often Framefit succeeded if any setting did, and how often it was fastest."""
     possible = [each for each in found if any(row["ok"] for row in each.rows)]
     succeeded = [each for each in possible if not each.lost]
     fastest = [each for each in possible if each.ratio is not None and each.ratio <= WITHIN]
     return (
-        f"framefit succeeded in {len(succeeded)} of the {len(possible)} cases in which any setting did, "
-        f"and was the fastest or within {WITHIN - 1:.0%} of it in {len(fastest)}"
+        f"framefit succeeded in {len(succeeded)} of the {len(possible)} cases in which any setting did; "
+        f"it was the fastest, or within {WITHIN - 1:.0%} of the fastest, in {len(fastest)}"
     )
 
 
 def side_by_side(first: Sequence[Contest], second: Sequence[Contest]) -> list[tuple[str, ...]]:
-    """Card, case, our seconds in both documents, and the second over the first."""
+    """Return lines of card, case, Framefit's seconds in both files, and the second divided by the first."""
     others = {(each.card_gib, each.case): each.way(OURS) for each in second}
     lines: list[tuple[str, ...]] = []
     for each in first:

@@ -1,4 +1,4 @@
-"""`framefit calibrate`: time and memory of each decode strategy, measured here with a model's VAE."""
+"""`framefit calibrate`: measures time and memory of each decode strategy with a model's VAE on this machine."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,18 +15,22 @@ def register(app: typer.Typer) -> None:
 
 def calibrate(
     model: Annotated[
-        str | None, typer.Option(help="See `framefit models`; the default model otherwise.")
+        str | None, typer.Option(help="A name from `framefit models`. Default: the default model.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda:0, ...; the first GPU where there is one.")] = "auto",
-    seconds: Annotated[float, typer.Option(min=0.1, help="Longer measures larger videos, too.")] = 10.0,
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda:N. Default: the first GPU, or cpu without one.")
+    ] = "auto",
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Time limit. A longer one measures larger videos.")
+    ] = 10.0,
     out: Annotated[Path, typer.Option(help="Folder for the table and the plot.")] = Path(),
     data_dir: DataDir = None,
 ) -> None:
-    """Measure batched, chunked and per-frame decoding, teach the planner, and write a table and a plot of
-    memory against time.
+    """Measure batched, chunked and per-frame decoding, store what the planner learns, and write a table and a
+    plot of memory against time.
 
-    The smallest video is decoded in all three ways, however long that takes; larger ones in the time left.
-    A model that is not on this machine is measured with random weights: they take as long and as much.
+    The smallest video is always decoded all three ways; larger ones are decoded in the time left. A model that
+    is not downloaded is measured with random weights, which take the same time and memory.
     """
     from app.config import ConfigError
     from app.models.entries import load_models
@@ -35,20 +39,24 @@ def calibrate(
     models = load_models(settings)
     entry = models.get(model or next(iter(models)))
     if entry is None:
-        raise ConfigError(f"there is no model {model!r}; there are {', '.join(models)}")
+        raise ConfigError(f"there is no model {model!r}; available models: {', '.join(models)}")
     from app.worker.calibration import calibrate_model
 
     found = calibrate_model(settings, entry, device, limit_seconds=seconds, on_measured=_show)
     if not found.measurements:
-        typer.secho(f"nothing could be measured in {seconds:g} s: give more --seconds", fg=typer.colors.RED)
+        typer.secho(f"no decode finished within {seconds:g} s: give more --seconds", fg=typer.colors.RED)
         raise typer.Exit(1)
     out.mkdir(parents=True, exist_ok=True)
     stem = f"calibration-{entry.name}-{found.device.replace(':', '-')}"
     found.write_table(out / f"{stem}.md")
     found.write_plot(out / f"{stem}.png")
-    typer.echo(f"{len(found.measurements)} decodes; {out / stem}.md and .png; kept in {found.kept_in}")
+    typer.echo(
+        f"{len(found.measurements)} decodes; {out / stem}.md and .png; learned costs in {found.kept_in}"
+    )
     if not found.times_kept:
-        typer.echo("one size alone says nothing of other sizes: its times are not kept; give more --seconds")
+        typer.echo(
+            "One size does not predict the times of others, so its times are not kept: raise --seconds."
+        )
 
 
 def _show(each: Any) -> None:
@@ -56,5 +64,5 @@ def _show(each: Any) -> None:
     needed = "" if each.measured_bytes is None else f", {each.measured_bytes / 1e6:.0f} MB"
     typer.echo(
         f"{shape.frames:3} x {shape.height:3} x {shape.width:3}  {each.strategy:9} {each.frames_per_chunk:3} "
-        f"a chunk: {each.seconds:.3f} s{needed}"
+        f"per chunk: {each.seconds:.3f} s{needed}"
     )

@@ -1,4 +1,4 @@
-"""`framefit convert`: a published checkpoint file to a folder that the service loads, once and for all."""
+"""`framefit convert`: converts a published checkpoint file to a diffusers folder that the service loads."""
 
 import sys
 from pathlib import Path
@@ -16,29 +16,31 @@ def register(app: typer.Typer) -> None:
 
 def convert(
     checkpoint: Annotated[
-        Path, typer.Argument(help="model.ckpt, or safetensors.", exists=True, dir_okay=False)
+        Path,
+        typer.Argument(help="The published checkpoint: .ckpt or .safetensors.", exists=True, dir_okay=False),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make.")],
-    resolution: Annotated[int, typer.Option(help="Which DynamiCrafter it is: 256, 512 or 1024.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to create.")],
+    resolution: Annotated[int, typer.Option(help="The DynamiCrafter version: 256, 512 or 1024.")],
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            help="A CLIP tokenizer's folder, or CLIP's merges file; beside the checkpoint otherwise."
+            help="Folder of a CLIP tokenizer, or CLIP's merges file. Default: beside the checkpoint."
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help=f"Of the weights that are written: {', '.join(_DTYPES)}.")
+        str, typer.Option(help=f"Data type of the written weights: {', '.join(_DTYPES)}.")
     ] = "float16",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
 ) -> None:
-    """Make a diffusers folder of a published DynamiCrafter checkpoint. Nothing in the file is executed; the
-    folder appears as a whole or not at all.
+    """Convert a published DynamiCrafter checkpoint to a diffusers folder.
+
+    Code in the checkpoint file is never executed. The folder is complete whenever it exists.
     """
     if dtype not in _DTYPES:
-        raise typer.BadParameter(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
+        raise typer.BadParameter(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
     try:
         made = _converted(checkpoint, out, resolution, tokenizer, dtype, overwrite)
-    except (ValueError, OSError) as error:  # what the checkpoint, the vocabulary and the disk can do
+    except (ValueError, OSError) as error:  # faults of the checkpoint, the tokenizer or the disk
         typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
     typer.echo(str(made))

@@ -1,4 +1,4 @@
-"""`framefit decode`: recorded latents to a video or to raw frames, in the memory that is free."""
+"""`framefit decode`: decodes a latents file to a video or to raw frames, in the memory that is free."""
 
 import sys
 from pathlib import Path
@@ -20,26 +20,34 @@ def decode(
     latents: Annotated[
         Path,
         typer.Argument(
-            help="A job's latents.safetensors, or an encoded clip's.", exists=True, dir_okay=False
+            help="latents.safetensors of a job, or a file of `framefit encode`.", exists=True, dir_okay=False
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help=".mp4, or .safetensors for raw frames.")] = Path(
         "out.mp4"
     ),
     model: Annotated[
-        str | None, typer.Option(help="Whose VAE decodes; the one named in the file, or the default one's.")
+        str | None,
+        typer.Option(
+            help="Model whose VAE decodes. Default: the one named in the file, else the default model."
+        ),
     ] = None,
-    fps: Annotated[int | None, typer.Option(help="Frames a second; the clip's, or the model's own.")] = None,
+    fps: Annotated[
+        int | None, typer.Option(help="Frames per second. Default: the clip's, else the model's.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cuda:N or cpu.")] = "cpu",
     strategy: Annotated[str, typer.Option(help=STRATEGIES)] = "auto",
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="Let pixels change where no exact way fits.")
+        bool, typer.Option("--approximate", help="Allow approximate pixels if no exact option fits.")
     ] = False,
-    frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames a chunk.")] = None,
+    frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames per chunk.")] = None,
     memory_budget: MemoryBudget = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Decode a job's latents again, or an encoded clip's: any chunk size, any device, the same pixels."""
+    """Decode the latents of a job or an encoded clip.
+
+    Every exact strategy and chunk size gives the same pixels.
+    """
     from adaptive.errors import AdaptiveError
     from adaptive.planning.planner import Policy
     from app.latents.latents_file import read_info
@@ -66,14 +74,14 @@ def decode(
     except (AdaptiveError, ModelUnavailable, VideoWriteError, ValueError) as error:
         typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
-    from app.cli.generate import decision_in_words
+    from app.cli.generate import decode_summary
 
-    typer.echo(decision_in_words(report), err=True)
+    typer.echo(decode_summary(report), err=True)
     typer.echo(str(out))
 
 
 def _decode(
-    settings: Any, entry: Any, found_in: tuple[Path, Any], out: Path, fps: Any, device: str, policy: Any
+    settings: Any, entry: Any, source: tuple[Path, Any], out: Path, fps: Any, device: str, policy: Any
 ) -> dict[str, Any]:
     import torch
 
@@ -84,8 +92,8 @@ def _decode(
     from app.models.loading import load_vae
     from app.worker.decoding import ClipDecoding, DecodeContext, load_learned_costs
 
-    path, info = found_in
-    around = DecodeContext(
+    path, info = source
+    context = DecodeContext(
         open_probe(device), profiles.load(settings, entry), load_learned_costs(settings, torch.device(device))
     )
     vae = load_vae(entry, settings).to(device)
@@ -94,16 +102,16 @@ def _decode(
     wanted = vae.config.get("latent_channels", found)
     if found != wanted:
         raise ValueError(
-            f"{path.name} has {found} latent channels, the VAE of {entry.name} takes {wanted}: "
-            "say with --model whose latents they are"
+            f"{path.name} has {found} latent channels, but the VAE of {entry.name} takes {wanted}: "
+            "name the model of the latents with --model"
         )
-    decoding = ClipDecoding(vae, clip, policy, around)
+    decoding = ClipDecoding(vae, clip, policy, context)
     _write(decoding, out, fps, device)
     return decoding.report()
 
 
 def _write(decoding: Any, out: Path, fps: Any, device: str) -> None:
-    """Frames go to the file as they come: memory does not grow with the length of the video."""
+    """Write frames as they are decoded, so that memory does not grow with the length of the video."""
     import torch
 
     shape = decoding.video_shape

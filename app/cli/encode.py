@@ -1,4 +1,4 @@
-"""`framefit encode`: a clip, or a folder of clips, to latents, for fine-tuning and for `framefit decode`."""
+"""`framefit encode`: encodes a clip, or a folder of clips, for fine-tuning and `framefit decode`."""
 
 import sys
 from fractions import Fraction
@@ -20,27 +20,40 @@ def register(app: typer.Typer) -> None:
 
 def encode(
     clip: Annotated[Path, typer.Argument(help="A video, or a folder of videos.", exists=True)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .safetensors file; a folder for a folder.")],
-    model: Annotated[str | None, typer.Option(help="Whose VAE encodes; the default model's.")] = None,
-    width: Annotated[int | None, typer.Option(help="The clip's own; scaled and cropped otherwise.")] = None,
-    height: Annotated[int | None, typer.Option(help="As width.")] = None,
-    frames: Annotated[
-        int | None, typer.Option(help="Exactly so many from the start; the most that fit otherwise.")
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A .safetensors file, or a folder if CLIP is a folder.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Model whose VAE encodes. Default: the default model.")
     ] = None,
-    fps: Annotated[str | None, typer.Option(help="Frames are dropped or repeated to this rate.")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Scale and crop to this width. Default: the clip's.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Scale and crop to this height. Default: the clip's.")
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Encode exactly this many frames from the start. Default: as many as the VAE accepts."
+        ),
+    ] = None,
+    fps: Annotated[
+        str | None, typer.Option(help="Drop or repeat frames to reach this rate, such as 24 or 30000/1001.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cuda:N or cpu.")] = "cpu",
     strategy: Annotated[str, typer.Option(help="auto, batched, chunked or per_frame.")] = "auto",
-    frames_per_chunk: Annotated[int | None, typer.Option(help="Video frames a chunk.")] = None,
+    frames_per_chunk: Annotated[int | None, typer.Option(help="Video frames per chunk.")] = None,
     memory_budget: MemoryBudget = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="The VAE's own latents, not normalised as the model needs them.")
+        bool, typer.Option("--raw", help="Write the VAE's latents without the model's normalisation.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Encode clips again that are there.")
+        bool, typer.Option("--overwrite", help="Encode clips again whose latents exist.")
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Encode clips of any length to latents, as the model denoises them. Only the VAE is loaded."""
+    """Encode clips of any length to normalised latents, as the model denoises them. Loads only the VAE."""
     from adaptive.errors import AdaptiveError
     from app.latents.clip_encoder import EncodeOptions
     from app.media.clips import ClipError
@@ -51,14 +64,14 @@ def encode(
     failed = 0
     try:
         rate = None if fps is None else _rate(fps)
-        wishes = EncodeOptions(width, height, frames, rate, strategy, frames_per_chunk, raw)
+        options = EncodeOptions(width, height, frames, rate, strategy, frames_per_chunk, raw)
         work, skipped = _work(clip, out, overwrite)
         if skipped:
-            typer.echo(f"{skipped} clips are encoded already: --overwrite encodes them again", err=True)
+            typer.echo(f"{skipped} clips are encoded already; --overwrite encodes them again", err=True)
         encoder = _encoder(settings, model, device, budget) if work else None
         for source, target in work:
             try:
-                _one(encoder, source, target, wishes)
+                _one(encoder, source, target, options)
             except (ClipError, OSError) as error:
                 failed += 1
                 typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
@@ -80,7 +93,10 @@ def _rate(text: str) -> Fraction:
 
 
 def _work(clip: Path, out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path]], int]:
-    """Clips and where their latents go, and how many are there already. `ValueError` where two would meet."""
+    """Return pairs of clip and latents file, and the number of clips skipped because theirs exists.
+
+    Raises `ValueError` for a wrong kind of output, an empty folder, or two clips with the same latents file.
+    """
     from app.media.clips import SUFFIXES
 
     if not clip.is_dir():
@@ -88,12 +104,14 @@ def _work(clip: Path, out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path
             raise ValueError(f"{out.name} must end in {LATENTS_SUFFIX}")
         return [(clip, out)], 0
     if out.suffix == LATENTS_SUFFIX:
-        raise ValueError(f"{clip} is a folder: name a folder for the latents, not {out.name}")
+        raise ValueError(f"{clip} is a folder: --out must also be a folder, not {out.name}")
     targets: dict[Path, Path] = {}
     for source in sorted(path for path in clip.rglob("*") if path.suffix.lower() in SUFFIXES):
         target = out / source.relative_to(clip).with_suffix(LATENTS_SUFFIX)
         if target in targets:
-            raise ValueError(f"{targets[target].name} and {source.name} would both become {target.name}")
+            raise ValueError(
+                f"{targets[target].name} and {source.name} would both be written to {target.name}: rename one"
+            )
         targets[target] = source
     if not targets:
         raise ValueError(f"{clip} has no videos ({', '.join(sorted(SUFFIXES))})")
@@ -112,7 +130,7 @@ def _encoder(settings: Any, model: str | None, device: str, budget: int | None) 
     return ClipEncoder(load_vae(entry, settings).to(device), entry, policy)
 
 
-def _one(encoder: Any, source: Path, target: Path, wishes: Any) -> None:
+def _one(encoder: Any, source: Path, target: Path, options: Any) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -126,18 +144,18 @@ def _one(encoder: Any, source: Path, target: Path, wishes: Any) -> None:
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        result = encoder.encode(open_clip(source), target, wishes, show)
-    typer.echo(_in_words(source.name, result), err=True)
+        result = encoder.encode(open_clip(source), target, options, show)
+    typer.echo(_summary(source.name, result), err=True)
     typer.echo(str(target))
 
 
-def _in_words(name: str, result: Any) -> str:
-    """What was encoded, and how."""
+def _summary(name: str, result: Any) -> str:
+    """Return a sentence about the encoded clip and the strategy used."""
     info, plan = result.info, result.plan
     how = {
-        "per_channel": "normalised by channel",
-        "scaling_factor": f"times {info.scale.factor:g}",
-        "none": "as the VAE gives them, which is what the model takes",
+        "per_channel": "normalised per channel",
+        "scaling_factor": f"multiplied by {info.scale.factor:g}",
+        "none": "as the VAE outputs them, which is what the model takes",
         "raw": "raw: not normalised",
     }[info.normalised]
     one_call = plan.frames_per_chunk >= plan.video_frames
@@ -145,6 +163,6 @@ def _in_words(name: str, result: Any) -> str:
     text = f"{name}: {info.frames} frames of {info.width}x{info.height}, {chunks} "
     text += f"(at most {format_bytes(plan.predicted_peak_bytes)}); latents {how}."
     if result.dropped:
-        text += f" The last {result.dropped} frames are left out: the VAE cannot encode all "
-        text += f"{info.frames + result.dropped}."
+        text += f" The last {result.dropped} of {info.frames + result.dropped} frames are left out: "
+        text += "the VAE cannot encode this number of frames."
     return text

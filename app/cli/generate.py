@@ -1,4 +1,4 @@
-"""`framefit generate`: one image in, one video out, with the decode decision told in words."""
+"""`framefit generate`: makes a video from an image and a prompt, and prints the decode decision."""
 
 import sys
 from pathlib import Path
@@ -25,39 +25,42 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    image: Annotated[Path, typer.Argument(help="The picture to start from.", exists=True, dir_okay=False)],
+    image: Annotated[Path, typer.Argument(help="The image to start from.", exists=True, dir_okay=False)],
     prompt: Annotated[str, typer.Argument(help="What should happen in the video.")],
     last_image: Annotated[
         Path | None,
-        typer.Option(help="The picture to end with, where the model takes one.", exists=True, dir_okay=False),
+        typer.Option(help="The image to end with, for models that support it.", exists=True, dir_okay=False),
     ] = None,
-    loop: Annotated[bool, typer.Option("--loop", help="End where it began, where the model can.")] = False,
-    fs: Annotated[int | None, typer.Option("--fs", help="Motion, where the model takes it.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the mp4 goes.")] = Path("out.mp4"),
-    negative_prompt: Annotated[str | None, typer.Option(help="What should not be seen.")] = None,
-    model: Annotated[str | None, typer.Option(help="See `framefit models`.")] = None,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="End with the first image, for models that support it.")
+    ] = False,
+    fs: Annotated[
+        int | None, typer.Option("--fs", help="Amount of motion, for models that support it.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The mp4 file to write.")] = Path("out.mp4"),
+    negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
+    model: Annotated[str | None, typer.Option(help="A name from `framefit models`.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     frames: Annotated[int | None, typer.Option("--frames", help="Video frames.")] = None,
-    fps: Annotated[int | None, typer.Option(help="Frames a second.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option()] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     decode_strategy: Annotated[str | None, typer.Option(help=STRATEGIES)] = None,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="Let pixels change where no exact way fits.")
+        bool, typer.Option("--approximate", help="Allow approximate pixels if no exact option fits.")
     ] = False,
-    frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames a chunk.")] = None,
-    memory_budget: Annotated[
-        str | None, typer.Option(help="At most this much for decoding, such as 2GB.")
-    ] = None,
+    frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames per chunk.")] = None,
+    memory_budget: Annotated[str | None, typer.Option(help="Memory limit for decoding, such as 2GB.")] = None,
     url: Annotated[
-        str | None, typer.Option(help="A running service; one on this machine is found by itself.")
+        str | None, typer.Option(help="URL of a running service. Default: one found on this machine.")
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a video of an image and a prompt. Starts a private service where none runs, and stops it
-    afterwards.
+    """Make a video from an image and a prompt.
+
+    Starts a private service if none runs, and stops it afterwards.
     """
     fields = {
         "prompt": prompt,
@@ -107,16 +110,16 @@ def _generate(
             job = _followed(client, client.submit(images, fields, say), console)
             if job["status"] != "succeeded":
                 error = job.get("error") or {}
-                raise ClientError(f"the job {job['status']}: {error.get('message', 'no reason given')}")
+                raise ClientError(f"the job is {job['status']}: {error.get('message', 'no reason given')}")
             client.download(job["id"], out)
     except httpx.HTTPError as error:
         raise ClientError(f"cannot reach the service: {error}") from error
-    say(decision_in_words(job["decode"]) + _weights_in_words(job.get("denoise") or {}))
+    say(decode_summary(job["decode"]) + _weights_summary(job.get("denoise") or {}))
     typer.echo(str(out))
 
 
 def _followed(client: Any, job: dict[str, Any], console: Any) -> dict[str, Any]:
-    """Show the job's progress until it has ended; Ctrl-C cancels it."""
+    """Show the job's progress until it has ended; Ctrl-C cancels the job."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
@@ -125,38 +128,40 @@ def _followed(client: Any, job: dict[str, Any], console: Any) -> dict[str, Any]:
         try:
             for seen in client.follow(job["id"]):
                 job = seen
-                words = _STAGES.get(job["stage"], job["status"])  # of an ended job: how
-                bar.update(task, completed=job["progress"], description=words)
+                description = _STAGES.get(job["stage"], job["status"])  # an ended job shows its status
+                bar.update(task, completed=job["progress"], description=description)
         except KeyboardInterrupt:
             client.cancel(job["id"])
             raise
     return job
 
 
-def _weights_in_words(denoise: dict[str, Any]) -> str:
+def _weights_summary(denoise: dict[str, Any]) -> str:
     if denoise.get("exact", True):
         return ""
     parts = " and ".join(denoise["quantized"])
-    return f" Denoised with {parts} in {denoise['weights']} (approximate): it did not fit as it is."
+    return (
+        f" Denoised with {parts} in {denoise['weights']} (approximate), because the full weights did not fit."
+    )
 
 
-def decision_in_words(decode: dict[str, Any]) -> str:
-    """What was decided about the decode, and how it turned out."""
+def decode_summary(decode: dict[str, Any]) -> str:
+    """Return sentences about a job's decode: the chosen option, its reason and the measurements."""
     how = {
         "batched": "all latent frames in one call",
         "chunked": f"{decode['frames_per_chunk']} latent frames at a time",
         "per_frame": "one latent frame at a time",
-        "tiled": f"one latent frame at a time, its picture in {decode['tiles']['rows']} strips",
-        "approximate_chunked": f"{decode['frames_per_chunk']} latent frames at a time, each chunk on its own",
+        "tiled": f"one latent frame at a time, in {decode['tiles']['rows']} strips",
+        "approximate_chunked": f"{decode['frames_per_chunk']} latent frames at a time, in independent chunks",
         "approximate_tiled": "in {rows} x {columns} blended tiles".format(**decode["tiles"]),
     }[decode["strategy"]]
     exactness = "exact" if decode["exact"] else "approximate"
     text = f"Decoded {how} ({exactness}) in {decode['seconds']:.1f} s: {decode['detail']}."
     if decode.get("seam_score") is not None:
-        text += f" Seam score {decode['seam_score']:.2f} (0: no seam shows)."
+        text += f" Seam score {decode['seam_score']:.2f} (0: no visible seam)."
     measured = decode.get("measured_peak_bytes")
     if measured is not None:
         text += f" Measured peak {format_bytes(measured)}."
     if decode["retries"]:
-        text += f" Ran out of memory {decode['retries']} times and went on with smaller chunks."
+        text += f" Ran out of memory {decode['retries']} times and continued with smaller chunks."
     return text

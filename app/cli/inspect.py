@@ -1,4 +1,4 @@
-"""`framefit doctor` and `framefit models`: what is there, what is wrong, and what to do about it."""
+"""`framefit doctor` and `framefit models`: check the installation, list the models."""
 
 import json
 import sys
@@ -19,8 +19,9 @@ def doctor(
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Look at disk, database, port, limits, driver, torch, encoder and models; say what is wrong and what to
-    do. Exit status 1 if anything is in the way of jobs.
+    """Check disk, database, port, limits, driver, torch, encoder and models.
+
+    Prints what is wrong and what to do. The exit status is 1 if a fault prevents jobs from running.
     """
     from app.doctor import Standing, examine
 
@@ -46,7 +47,7 @@ def doctor(
 
 
 def models(data_dir: DataDir = None) -> None:
-    """List the models that the service offers, the default first."""
+    """List the available models, the default first."""
     from app.models.entries import load_models
 
     entries = load_models(settings_with(data_dir=data_dir))

@@ -1,4 +1,4 @@
-"""`framefit key new`: a key for a caller, and its hash for the settings."""
+"""`framefit key new` and `framefit key hash`: make an API key and its hash for the settings."""
 
 from typing import Annotated
 
@@ -14,9 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def new(
-    name: Annotated[str, typer.Option(help="What the key file calls it.")] = "caller",
+    name: Annotated[str, typer.Option(help="Name of the key in the keys file.")] = "caller",
 ) -> None:
-    """Draw a key. It is shown this once; the service only ever needs its hash."""
+    """Make a random API key and print it once. The service needs only its hash."""
     from app.service.keys import format_hash, new_key
 
     key = new_key()
@@ -26,7 +26,7 @@ def new(
 
 
 def hash_of() -> None:
-    """Print the hash of a key that exists; it is asked for, so that no shell keeps it in its history."""
+    """Print the hash of an existing key, which is prompted for to keep it out of the shell's history."""
     from app.service.keys import format_hash
 
     typer.echo(format_hash(typer.prompt("key", hide_input=True)))

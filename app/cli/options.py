@@ -1,4 +1,4 @@
-"""Options that several commands share, and the numbers people type into them."""
+"""Options that several commands share, and the parsing of their values."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from app.config import PREFIX, ConfigError, Settings, load_settings
 from app.models.entries import ModelEntry
 
 SupervisorPid = Annotated[int | None, typer.Option(hidden=True)]
-DataDir = Annotated[Path | None, typer.Option(help="Data folder; FRAMEFIT_DATA_DIR, or ./data.")]
+DataDir = Annotated[Path | None, typer.Option(help="Data folder. Default: FRAMEFIT_DATA_DIR, else ./data.")]
 MemoryBudget = Annotated[
-    str | None, typer.Option("--memory-budget", "--budget", help="At most this much, such as 2GB.")
+    str | None, typer.Option("--memory-budget", "--budget", help="Memory limit, such as 2GB.")
 ]
 
-# The names of adaptive.types.Strategy, without importing it for a help text.
+# The names of adaptive.types.Strategy; a help text is no reason to import it.
 STRATEGIES = (
     "auto, batched, chunked, per_frame or tiled; with --approximate also approximate_chunked and "
     "approximate_tiled."
@@ -27,17 +27,18 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def byte_count(text: str) -> int:
-    """Bytes of "12GB", "512 MiB" or "1000"; memory is sold in powers of two, so GB and GiB mean the same
-    here.
+    """Return the bytes of a text such as "12GB", "512 MiB" or "1000". Raises `typer.BadParameter`.
+
+    GB and GiB both mean 2**30 bytes, because memory is sold in powers of two.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
     if match is None:
-        raise typer.BadParameter(f"{text!r} is not a memory size such as 12GB")
+        raise typer.BadParameter(f"{text!r} is not a memory size: write one such as 12GB")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
 def settings_with(**overrides: object) -> Settings:
-    """Settings in which options on the command line win; child processes inherit them as environment."""
+    """Return the settings with options of the command line applied; child processes inherit them."""
     for name, value in overrides.items():
         if value is not None:
             os.environ[PREFIX + name.upper()] = str(value)
@@ -46,8 +47,8 @@ def settings_with(**overrides: object) -> Settings:
 
 
 def chosen_model(models: Mapping[str, ModelEntry], name: str | None) -> ModelEntry:
-    """The model of that name, the default one where there is no name; `ConfigError` where it is not known."""
+    """Return the model of that name, or the default model if `name` is None. Raises `ConfigError`."""
     entry = models.get(name or next(iter(models)))
     if entry is None:
-        raise ConfigError(f"there is no model {name!r}; there are {', '.join(models)}")
+        raise ConfigError(f"there is no model {name!r}; available models: {', '.join(models)}")
     return entry

@@ -1,6 +1,4 @@
-"""`framefit plan`: where a model's weights would live and how its videos would be decoded, with nothing
-downloaded.
-"""
+"""`framefit plan`: computes weight placement and decode plan for a card, without downloading a model."""
 
 import json
 from typing import Annotated, Any
@@ -10,7 +8,7 @@ import typer
 from app.cli.options import DataDir, byte_count, settings_with
 from app.units import format_bytes
 
-# What a process holds on a card before its first tensor: CUDA's context and the libraries' kernels.
+# The memory of a process on a card before its first tensor: CUDA's context and the libraries' kernels.
 CONTEXT_BYTES = 600 * 2**20
 
 
@@ -21,9 +19,9 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     model: Annotated[
-        str | None, typer.Option(help="See `framefit models`; the default model otherwise.")
+        str | None, typer.Option(help="A name from `framefit models`. Default: the default model.")
     ] = None,
-    gpu: Annotated[str, typer.Option(help="Memory of the card, such as 12GB.")] = "24GB",
+    gpu: Annotated[str, typer.Option(help="Memory of the GPU, such as 12GB.")] = "24GB",
     host_memory: Annotated[str, typer.Option(help="Free host memory, such as 32GB.")] = "32GB",
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
@@ -32,14 +30,15 @@ def plan(
         bool,
         typer.Option(
             "--approximate",
-            help="Let pixels change where no exact way fits, and weights where the model may be quantized.",
+            help="Allow approximate pixels if no exact option fits, and int8 weights if the model has them.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Show placement and decode plan for a card, computed from configurations alone: no weights, no GPU
-    needed.
+    """Show weight placement and decode plan for a GPU.
+
+    Computed from configurations alone, so it needs neither weights nor a GPU.
     """
     from adaptive.types import VideoShape
     from app.config import ConfigError
@@ -49,7 +48,7 @@ def plan(
     models = load_models(settings)
     entry = models.get(model or next(iter(models)))
     if entry is None:
-        raise ConfigError(f"there is no model {model!r}; there are {', '.join(models)}")
+        raise ConfigError(f"there is no model {model!r}; available models: {', '.join(models)}")
     given = entry.defaults
     video = VideoShape(frames or given.num_frames, height or given.height, width or given.width)
     from app.models.forecast import Unfeasible, forecast
@@ -69,7 +68,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
-        _show(found, f"{entry.name} on a {gpu} card with {host_memory} of host memory")
+        _show(found, f"{entry.name} on a {gpu} GPU with {host_memory} of host memory")
 
 
 def _show(found: dict[str, Any], title: str) -> None:

@@ -1,4 +1,4 @@
-"""Commands that are processes of the service: `serve` is the parent, the others its children."""
+"""The commands that run the service: `serve` is the parent process; the others are its children."""
 
 import gc
 import sys
@@ -20,16 +20,16 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; FRAMEFIT_HOST, or 127.0.0.1.")
+        str | None, typer.Option(help="Address to listen on. Default: FRAMEFIT_HOST, else 127.0.0.1.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port; FRAMEFIT_PORT, or 8000. 0 takes a free one.")
+        int | None, typer.Option(help="Port; 0 chooses a free one. Default: FRAMEFIT_PORT, else 8000.")
     ] = None,
     devices: Annotated[str | None, typer.Option(help='"auto", "cpu", "cuda:0,cuda:1" or GPU UUIDs.')] = None,
     data_dir: DataDir = None,
     supervisor_pid: SupervisorPid = None,
 ) -> None:
-    """Run the service: API, profiler and one worker a device."""
+    """Run the service: API, profiler and one worker for each device."""
     _start_process(supervisor_pid)
     settings = settings_with(host=host, port=port, devices=devices, data_dir=data_dir)
     from app.models.entries import load_models
@@ -37,7 +37,7 @@ def serve(
     from app.service.processes import AlreadyRunning, run_service
 
     _configure_log(settings, "serve")
-    load_models(settings)  # a mistake in a file is told here, once, not by every child
+    load_models(settings)  # reports a fault in the file once, instead of in every child
     load_keys(settings)
 
     def ready(url: str) -> None:
@@ -55,7 +55,7 @@ def api(
     data_dir: DataDir = None,
     supervisor_pid: SupervisorPid = None,
 ) -> None:
-    """Run the HTTP API alone, for a machine whose workers are started separately."""
+    """Run only the HTTP API; its workers are started separately."""
     _start_process(supervisor_pid)
     settings = settings_with(data_dir=data_dir)
     import socket
@@ -78,7 +78,7 @@ def worker(
     """Run one worker on one device."""
     _start_process(supervisor_pid)
     settings = settings_with(data_dir=data_dir)
-    gc.disable()  # collections find nothing while modules come, and took a fifth of a worker's start
+    gc.disable()  # garbage collection during imports frees nothing and took a fifth of a worker's start
     import socket
     from contextlib import closing
 
@@ -96,7 +96,7 @@ def worker(
         engine = Engine(settings, device)
     except NoDevice as error:
         typer.secho(f"framefit worker: {error}", err=True, fg=typer.colors.RED)
-        # Only a torch that can never use a GPU gives up its device; a lost card is tried again.
+        # Only a torch build without CUDA gives its device up; a lost card is retried.
         sys.exit(EXIT_DEVICE_UNAVAILABLE if "without CUDA" in error.state else 1)
     with closing(open_store(settings)) as store:
         store.migrate()
@@ -105,11 +105,11 @@ def worker(
 
 
 def profile(
-    ship: Annotated[bool, typer.Option(help="Renew the profiles that come with Framefit instead.")] = False,
+    ship: Annotated[bool, typer.Option(help="Renew the profiles shipped with Framefit instead.")] = False,
     data_dir: DataDir = None,
     supervisor_pid: SupervisorPid = None,
 ) -> None:
-    """Trace the memory profiles that are missing, then end."""
+    """Trace the missing memory profiles, then exit."""
     _start_process(supervisor_pid)
     settings = settings_with(data_dir=data_dir)
     from app.models.entries import load_models

@@ -29,7 +29,7 @@ def test_ours_must_succeed_wherever_anything_does_and_be_the_fastest_or_nearly()
     assert [each.lost for each in (fast, slow, only, lost, nobody)] == [False, False, False, True, False]
     assert only.cells()[2:6] == ("out of memory", "-", "2.00 s", "1.00")
     assert "succeeded in 3 of the 4 cases" in verdict([fast, slow, only, lost, nobody])
-    assert verdict([fast, slow, only, lost, nobody]).endswith("within 5% of it in 2")
+    assert verdict([fast, slow, only, lost, nobody]).endswith("within 5% of the fastest, in 2")
 
 
 def test_two_documents_are_set_side_by_side_by_card_and_case() -> None:

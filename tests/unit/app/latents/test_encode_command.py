@@ -113,7 +113,7 @@ def test_frames_beyond_what_the_vae_can_encode_are_left_out_and_that_is_said(
     clip, out = write_clip(tmp_path / "clip.mkv", 22), tmp_path / "out.safetensors"
     done = framefit("encode", clip, "--model", "ltx", "-o", out, "--raw")
     assert "17 frames" in done.output
-    assert "last 5 frames are left out" in done.output
+    assert "last 5 of 22 frames are left out" in done.output
     assert close(read(out)[0], mean_of(vaes["ltx"], pixels(range(17))))
 
 
@@ -179,7 +179,7 @@ def test_a_folder_of_clips_becomes_a_folder_of_latents(framefit: Framefit, tmp_p
     assert "2 clips are encoded already" in again.output
     assert (out / "a.safetensors").stat().st_mtime_ns == before
     (clips / "a.mp4").touch()
-    assert "would both become" in framefit("encode", clips, "--model", "ltx", "-o", out).output
+    assert "would both be written to" in framefit("encode", clips, "--model", "ltx", "-o", out).output
 
 
 def test_latents_of_a_model_that_is_not_known_here_name_it(framefit: Framefit, tmp_path: Path) -> None:
