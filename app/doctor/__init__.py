@@ -1,8 +1,8 @@
-"""What `framefit doctor` looks at, and what it advises; a file is written and removed, nothing else changed.
+"""The checks of `framefit doctor`. They write and remove one probe file and change nothing else.
 
-findings  what a look gives: a subject, how it stands, and what to do
-place     settings against this place: folder, database, port, limits
-machine   what jobs run on: driver, torch, devices, encoder, models
+findings  the result of a check: subject, standing, detail, advice
+place     checks of the data folder, database, port and process limits
+machine   checks of driver, GPUs, torch, video encoder and models
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ __all__ = ["Finding", "Standing", "examine"]
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Every finding, as it is made: the quick looks first."""
+    """Yield each finding when its check is done, quick checks first."""
     from app.doctor import machine, place
 
     yield place.disk(settings)

@@ -1,4 +1,4 @@
-"""What a look gives."""
+"""The result of a check."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from app.jobs import Json
 
 
 class Standing(StrEnum):
-    """How a thing stands: as it should; worth knowing, jobs run all the same; in the way of jobs."""
+    """The result of a check: OK, a note that does not affect jobs, or a fault that prevents them."""
 
     OK = "ok"
     NOTE = "note"
@@ -16,7 +16,7 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; `advice` says what to do where it is not right."""
+    """The result of one check; `advice` says what to do if it is not OK."""
 
     subject: str
     standing: Standing
@@ -24,7 +24,7 @@ class Finding:
     advice: str = ""
 
     def as_json(self) -> Json:
-        """JSON values."""
+        """Return the finding as JSON."""
         return {
             "subject": self.subject,
             "standing": self.standing.value,
@@ -34,15 +34,15 @@ class Finding:
 
 
 def ok(subject: str, detail: str) -> Finding:
-    """As it should be."""
+    """Return a finding without a fault."""
     return Finding(subject, Standing.OK, detail)
 
 
 def note(subject: str, detail: str, advice: str) -> Finding:
-    """Worth knowing."""
+    """Return a finding that does not prevent jobs."""
     return Finding(subject, Standing.NOTE, detail, advice)
 
 
 def wrong(subject: str, detail: str, advice: str) -> Finding:
-    """In the way of jobs."""
+    """Return a finding that prevents jobs from running."""
     return Finding(subject, Standing.WRONG, detail, advice)

@@ -1,4 +1,4 @@
-"""What jobs run on: the driver and its cards, torch's build against them, the video encoder, the models."""
+"""Checks of the machine: driver and GPUs, torch's build, the video encoder, the models' files."""
 
 import importlib.util
 import os
@@ -17,18 +17,18 @@ from app.models.entries import ModelEntry, load_models
 from app.units import format_bytes
 
 HUB_SECONDS = 4.0
-RESET = "The card does not answer: nvidia-smi says more; it needs a reset (nvidia-smi -r) or a reboot."
+RESET = "The GPU does not answer. Run nvidia-smi for details; reset it (nvidia-smi -r) or reboot."
 
 
 def devices(settings: Settings) -> Iterator[Finding]:
-    """The driver, each card, and whether the cards that the settings name are there."""
+    """Check the driver, each GPU, and the devices named in the settings."""
     with Nvml() as nvml:
         state, gpus, driver = nvml.state, nvml.devices(), nvml.driver_version
     if state in (NvmlState.NO_DRIVER, NvmlState.NO_GPU):
-        yield ok("gpu", f"none ({state}): jobs run on the CPU")
+        yield ok("gpu", f"no GPU ({state}): jobs run on the CPU")
     elif state is not NvmlState.OK:
         yield wrong(
-            "gpu", f"the driver answers {state}", "Run nvidia-smi; a lost card needs a reset or a reboot."
+            "gpu", f"the driver reports {state}", "Run nvidia-smi; a lost GPU needs a reset or a reboot."
         )
     yield from (_card(gpu, driver) for gpu in gpus)
     from app.service.processes import worker_specs
@@ -37,7 +37,7 @@ def devices(settings: Settings) -> Iterator[Finding]:
         worker_specs(settings.devices)
     except ConfigError as error:
         yield wrong(
-            "devices", str(error), 'Set FRAMEFIT_DEVICES to "auto", or to cards that are listed above.'
+            "devices", str(error), 'Set FRAMEFIT_DEVICES to "auto", or to GPUs that are listed above.'
         )
 
 
@@ -49,7 +49,7 @@ def _card(gpu: GpuInfo, driver: str | None) -> Finding:
 
 
 def torch_build() -> Finding:
-    """torch's CUDA against what the driver can do, and its kernels against the cards."""
+    """Check torch's CUDA version against the driver, and its kernels against the GPUs."""
     import torch
 
     built = torch.version.cuda
@@ -62,7 +62,7 @@ def torch_build() -> Finding:
     if trouble is None and not torch.cuda.is_available():
         trouble = (
             "CUDA cannot be used",
-            "Run nvidia-smi; look at CUDA_VISIBLE_DEVICES and the container's runtime.",
+            "Run nvidia-smi; check CUDA_VISIBLE_DEVICES and the container's runtime.",
         )
     if trouble is None:
         trouble = _without_kernels(torch)
@@ -70,27 +70,27 @@ def torch_build() -> Finding:
 
 
 def _unsuited(built: str | None, driver_cuda: tuple[int, int] | None) -> tuple[str, str] | None:
-    """What is wrong and what to do, where that build cannot run on that driver.
+    """Return fault and advice if a build of torch cannot run on the driver, else None.
 
-    Within one major version any build runs on any driver
+    Within one major version of CUDA every build runs on every driver
     (https://docs.nvidia.com/deploy/cuda-compatibility: minor version compatibility).
     """
     if built is None:
         return (
-            "cards are there, and cannot be used",
+            "the GPUs cannot be used",
             "Install a CUDA build of torch; until then jobs run on the CPU.",
         )
     if driver_cuda is None or int(built.split(".")[0]) <= driver_cuda[0]:
         return None
     can = ".".join(map(str, driver_cuda))
     return (
-        f"the driver can do CUDA {can} at most",
+        f"the driver supports CUDA {can} at most",
         f"Update the driver, or install a build of torch for CUDA {driver_cuda[0]}.",
     )
 
 
 def _without_kernels(torch: Any) -> tuple[str, str] | None:
-    """Cards that are older, or newer, than what torch was built for."""
+    """Return fault and advice if a GPU is older than the kernels of torch's build, else None."""
     numbers = [name.removeprefix("sm_").removeprefix("compute_") for name in torch.cuda.get_arch_list()]
     built = sorted(int("".join(filter(str.isdigit, one))) for one in numbers)
     for index in range(torch.cuda.device_count()):
@@ -98,21 +98,21 @@ def _without_kernels(torch: Any) -> tuple[str, str] | None:
         if built and major * 10 + minor < built[0]:
             name = torch.cuda.get_device_name(index)
             return (
-                f"{name} is older than this build's kernels",
-                "Install an older build of torch, or leave the card out.",
+                f"{name} is too old for this build's kernels",
+                "Install an older build of torch, or leave the GPU out of FRAMEFIT_DEVICES.",
             )
     return None
 
 
 def encoder() -> Finding:
-    """Whether a video can really be written."""
+    """Check the video encoder by writing a short video."""
     import av
     import numpy
 
     from adaptive.types import VideoShape
     from app.media.video import VideoWriter
 
-    advice = "Reinstall PyAV from its wheel (pip install --force-reinstall av): it brings x264."
+    advice = "Reinstall PyAV from its wheel (pip install --force-reinstall av): it includes x264."
     if "libx264" not in av.codecs_available:
         return wrong("encoder", f"PyAV {version('av')} has no libx264", advice)
     try:
@@ -128,7 +128,7 @@ def encoder() -> Finding:
 
 
 def models(settings: Settings) -> Iterator[Finding]:
-    """Each model's files; where some must be downloaded, whether they could be."""
+    """Check each model's files and, if some must be downloaded, whether the hub can be reached."""
     from app.models.loading import where_weights_are
 
     entries = load_models(settings)
@@ -147,16 +147,16 @@ def models(settings: Settings) -> Iterator[Finding]:
 
 def _not_rounded(names: list[str]) -> Iterator[Finding]:
     if names and importlib.util.find_spec("torchao") is None:
-        advice = "pip install 'framefit[quantize]', or take quantize out of the entries."
-        yield wrong("model", f"{', '.join(names)}: torchao is missing, which quantize needs", advice)
+        advice = "Run pip install 'framefit[quantize]', or remove quantize from the entries."
+        yield wrong("model", f"{', '.join(names)}: quantize needs torchao, which is not installed", advice)
 
 
 def _not_converted(entries: list[ModelEntry], default: str) -> Iterator[Finding]:
-    """All in one line: who does not want them need not read of each."""
+    """Yield one finding for all unconverted models together."""
     if entries:
         names = [entry.name for entry in entries]
         tell = wrong if default in names else note
-        advice = "framefit convert makes a folder of each from its published checkpoint."
+        advice = "Run framefit convert to make a folder from each published checkpoint."
         yield tell("model", f"{', '.join(names)}: not converted yet", advice)
 
 
@@ -165,7 +165,7 @@ def _not_downloaded(entries: list[ModelEntry], default: str) -> Iterator[Finding
     for entry in entries:
         detail = f"{entry.name}: {entry.source} is not downloaded yet"
         if hub is None or hub.standing is Standing.OK:
-            yield note("model", detail, "The first job that needs it downloads it.")
+            yield note("model", detail, "The first job that uses the model downloads it.")
         else:
             tell = wrong if entry.name == default else note
             yield tell("model", f"{detail}; {hub.detail}", hub.advice)
@@ -176,15 +176,15 @@ def _hub() -> Finding:
 
     if constants.HF_HUB_OFFLINE:
         return note(
-            "hub", "HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE, or name a local folder in models.toml."
+            "hub", "HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE, or name a local folder in the models file."
         )
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     try:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_SECONDS):
             pass
     except urllib.error.HTTPError:
-        pass  # it answers
+        pass  # the hub answers
     except (OSError, ValueError) as error:
-        advice = "Look at the network and its proxy, or name a local folder in FRAMEFIT_MODELS_FILE."
+        advice = "Check the network and its proxy, or name a local folder in FRAMEFIT_MODELS_FILE."
         return note("hub", f"{endpoint} cannot be reached ({error})", advice)
     return ok("hub", f"{endpoint} answers")

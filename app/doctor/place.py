@@ -1,6 +1,4 @@
-"""The settings against this place: can the folder be written, the database be locked, the port be had, and
-what do the limits of this process allow. Imports no torch.
-"""
+"""Checks of the data folder, the database, the port and the limits of this process. Imports no torch."""
 
 import fcntl
 import json
@@ -19,13 +17,13 @@ from app.units import format_bytes
 
 LOW_DISK_BYTES = 5 * 2**30
 LOW_MEMORY_BYTES = 2 * 2**30
-# What the API may hold open at once (4000 connections), and the rest of a process.
+# Open files of the API process: 4000 connections and its other files.
 OPEN_FILES = 4096 + 256
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.s3fs"})
 
 
 def disk(settings: Settings) -> Finding:
-    """Room in the data folder, and whether it can be written."""
+    """Check that the data folder is writable and its disk has free space."""
     folder = settings.data_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,29 +31,29 @@ def disk(settings: Settings) -> Finding:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        return wrong("disk", str(error), "Set FRAMEFIT_DATA_DIR to a folder that can be written.")
+        return wrong("disk", str(error), "Set FRAMEFIT_DATA_DIR to a writable folder.")
     free = shutil.disk_usage(folder).free
     detail = f"{folder}: {format_bytes(free)} free"
     if free < LOW_DISK_BYTES:
-        return wrong("disk", detail, "Videos and models need room: free some, or set FRAMEFIT_DATA_DIR.")
+        return wrong("disk", detail, "Videos and models need space: free some, or set FRAMEFIT_DATA_DIR.")
     system = _file_system(folder)
     if settings.database_url is None and system in NETWORK_FILE_SYSTEMS:
         advice = (
-            f"SQLite's locks are not to be trusted on {system}: use a local folder or FRAMEFIT_DATABASE_URL."
+            f"SQLite's locks are unreliable on {system}: use a local folder or set FRAMEFIT_DATABASE_URL."
         )
         return note("disk", f"{detail}, on {system}", advice)
     return ok("disk", detail)
 
 
 def _file_system(folder: Path) -> str:
-    """Type of the file system that holds the folder."""
+    """Return the type of the folder's file system."""
     place = folder.resolve()
     holding = [one for one in psutil.disk_partitions(all=True) if place.is_relative_to(one.mountpoint)]
     return max(holding, key=lambda one: len(one.mountpoint)).fstype if holding else ""
 
 
 def database(settings: Settings) -> Finding:
-    """The schema's revision, and whether the write lock can be had."""
+    """Check the database's schema revision and its write lock."""
     from app.store import StoreError
     from app.store.health import HEAD_REVISION, inspect_database
 
@@ -63,39 +61,39 @@ def database(settings: Settings) -> Finding:
     try:
         revision, counts = inspect_database(url)
     except StoreError as error:
-        advice = "Another process may hold the database for long; end it, or look at FRAMEFIT_DATABASE_URL."
+        advice = "Another process may hold the database's lock: end it, or check FRAMEFIT_DATABASE_URL."
         return wrong("database", str(error), advice)
     except (OSError, ValueError) as error:
-        return wrong("database", str(error), "Look at FRAMEFIT_DATABASE_URL and the rights on it.")
+        return wrong("database", str(error), "Check FRAMEFIT_DATABASE_URL and its access rights.")
     if revision is None:
-        return ok("database", "none yet: it is made at the first start")
+        return ok("database", "none yet: the first start creates it")
     if revision > HEAD_REVISION:
-        advice = f"Install that version or a newer one: this one knows schemas up to {HEAD_REVISION}."
-        return wrong("database", f"schema {revision} is of a newer Framefit", advice)
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+        advice = f"Install a newer Framefit: this version supports schemas up to {HEAD_REVISION}."
+        return wrong("database", f"schema {revision} belongs to a newer Framefit", advice)
+    jobs = ", ".join(f"{count} {status}" for status, count in counts.items())
     upgrade = "" if revision == HEAD_REVISION else f", upgraded to {HEAD_REVISION} at the next start"
-    return ok("database", f"schema {revision}{upgrade}{': ' if told else ''}{told}")
+    return ok("database", f"schema {revision}{upgrade}{': ' if jobs else ''}{jobs}")
 
 
 def port(settings: Settings) -> Finding:
-    """Whether the service could listen, or is listening already."""
+    """Check that the service can listen on its port or already runs."""
     address = f"{settings.host}:{settings.port}"
     running = _running_service(settings.data_dir)
     if running is not None:
-        return ok("port", f"a service runs on this data folder: {running}")
+        return ok("port", f"a service uses this data folder: {running}")
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((settings.host, settings.port))
         except OSError as error:
-            advice = "Another program listens there, or the address is not ours: FRAMEFIT_PORT and _HOST."
+            advice = "The port is taken or the address is not local: set FRAMEFIT_PORT or FRAMEFIT_HOST."
             return wrong("port", f"cannot listen on {address}: {error.strerror}", advice)
     return ok("port", f"{address} is free")
 
 
 def _running_service(data_dir: Path) -> str | None:
-    """Address of the service that holds the folder's lock; None where none does."""
+    """Return the URL of the service that holds the folder's lock, or None."""
     try:
         with (data_dir / "service.lock").open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,23 +110,23 @@ def _running_service(data_dir: Path) -> str | None:
 
 
 def limits(settings: Settings) -> Iterator[Finding]:
-    """Host memory as this process may use it, and open files."""
+    """Check the host memory available to this process and its limit of open files."""
     del settings
     memory = read_host()
     physical = psutil.virtual_memory().total
     bound = "" if memory.total_bytes >= physical else f" (a limit; the machine has {format_bytes(physical)})"
     detail = f"{format_bytes(memory.free_bytes)} of {format_bytes(memory.total_bytes)} free{bound}"
     if memory.free_bytes < LOW_MEMORY_BYTES:
-        advice = (
-            "Models pass through host memory: end other programs, or raise the container's or ulimit's limit."
-        )
+        advice = "Models load through host memory: end other programs, or raise the memory limit."
         yield note("memory", detail, advice)
     else:
         yield ok("memory", detail)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY != soft < OPEN_FILES:
         most = "no limit" if hard == resource.RLIM_INFINITY else hard
-        advice = f"Enough for some hundred clients; for thousands: ulimit -n {OPEN_FILES} (at most {most})."
-        yield note("files", f"{soft} may be open at once", advice)
+        advice = (
+            f"Enough for a few hundred clients. For thousands: ulimit -n {OPEN_FILES} (hard limit: {most})."
+        )
+        yield note("files", f"at most {soft} open files", advice)
     else:
-        yield ok("files", "thousands may be open at once")
+        yield ok("files", "thousands of open files allowed")
