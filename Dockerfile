@@ -1,9 +1,9 @@
 # Framefit in one image. torch's CUDA wheels bring their own runtime, so a slim Python base is enough, with or without GPU.
 #
-#   docker build -t framefit .                                             torch as pip chooses it: CUDA on Linux
+#   docker build -t framefit .                                             pip's choice of torch: CUDA on Linux
 #   docker build -t framefit --build-arg TORCH_INDEX_URL=ADDRESS .         another build of torch: CPU, an older CUDA
 #
-# The addresses stand on PyTorch's "Get Started" page. `framefit doctor` says when the driver is too old for the build.
+# PyTorch's "Get Started" page lists the addresses. `framefit doctor` reports a driver that is too old for the build.
 ARG PYTHON_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS build
@@ -11,11 +11,11 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/framefit
 WORKDIR /src
 COPY constraints.txt ./
-# The largest layer and the one that changes least comes first.
+# torch is the largest layer and changes least, so it comes first.
 ARG TORCH_INDEX_URL=
 RUN /opt/framefit/bin/pip install -c constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
 COPY pyproject.toml ./
-# EXTRAS: optional parts of the package, separated by commas, such as "postgres".
+# EXTRAS: optional extras of the package, separated by commas, such as "postgres".
 ARG EXTRAS=
 RUN EXTRAS="$EXTRAS" python -c "import os, tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
@@ -29,7 +29,7 @@ COPY app app
 RUN /opt/framefit/bin/pip install --no-deps . && /opt/framefit/bin/pip check
 
 FROM ${PYTHON_IMAGE}
-# tini reaps what dies under the supervisor and passes signals on.
+# tini reaps orphaned processes and forwards signals.
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin framefit \
     && mkdir /data /models && chown framefit:framefit /data /models
@@ -46,7 +46,7 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"FRAMEFIT_PORT\"]}/healthz', timeout=4)"]
 ENTRYPOINT ["tini", "--", "framefit"]
-# Inside a container loopback reaches nobody: who may come in is decided where the port is published. Without API keys
-# the service wants FRAMEFIT_ALLOW_PUBLIC beside this, so that nobody opens it by accident.
+# Loopback cannot be reached from outside a container, so the published port decides who has access. Without API keys
+# the service also requires FRAMEFIT_ALLOW_PUBLIC, which prevents opening it by accident.
 ENV FRAMEFIT_HOST=0.0.0.0 FRAMEFIT_PORT=8000
 CMD ["serve"]

@@ -1,4 +1,4 @@
-# Everything a person or the CI does with this repository. `make help` lists it.
+# The commands of developers and of the CI. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ $(BIN)/python:
 		{ echo "Framefit needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is missing (Debian: apt install python3-venv)"; exit 1; }
 
-# torch alone is pinned by constraints.txt and chosen by pip: the CUDA build on Linux, unless an index with CPU builds is set.
+# constraints.txt pins torch only. pip chooses its build: CUDA on Linux, unless an index with CPU builds is set.
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
@@ -25,45 +25,45 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.run
 
-env: $(VENV)/.run ## make the environment
-dev: $(VENV)/.dev ## make the environment with the development tools
+env: $(VENV)/.run ## create the virtual environment
+dev: $(VENV)/.dev ## create the virtual environment with the development tools
 
 run: $(VENV)/.run ## start the service on 127.0.0.1:8000
 	$(BIN)/framefit serve $(ARGS)
 
-demo: $(VENV)/.run ## the main job in one command: a bundled photo becomes out.mp4
+demo: $(VENV)/.run ## make a video, out.mp4, from a bundled photo
 	$(BIN)/framefit generate app/assets/demo.jpg "the camera pans slowly to the right" -o out.mp4 $(ARGS)
 
-check: $(VENV)/.dev docs ## ruff, mypy --strict, import rules, requirements that agree, the documentation
+check: $(VENV)/.dev docs ## run ruff, mypy --strict, the import rules and pip check, build the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pip check
 
-# The theme would print an advertisement for its successor; the variable keeps it quiet.
+# mkdocs-material prints an advertisement for its successor unless the variable is set.
 docs: $(VENV)/.dev ## build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
 
-audit: $(VENV)/.dev ## known vulnerabilities of what is installed (asks PyPI's advisories)
+audit: $(VENV)/.dev ## look for known vulnerabilities of the installed packages (PyPI's advisories)
 	$(BIN)/python -m pip install -q pip-audit
 	$(BIN)/pip-audit --skip-editable --progress-spinner off $(ARGS)
 
-format: $(VENV)/.dev ## let ruff rewrite what it can
+format: $(VENV)/.dev ## fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Two files at a time, one thread each: real decodes use a core, and whole-service tests mostly wait.
-test: $(VENV)/.dev ## every test that needs no GPU and no container engine
+# Two test files at a time, one thread each: real decodes use a core, and tests of the whole service mostly wait.
+test: $(VENV)/.dev ## run every test that needs neither a GPU nor a container engine
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-docker: $(VENV)/.dev ## build the image and run it in a container engine
+test-docker: $(VENV)/.dev ## build the image and test it in a container engine
 	$(BIN)/python -m pytest tests/docker $(ARGS)
 
-bench: $(VENV)/.dev ## decode beside diffusers' own ways; writes tests/bench/results/
+bench: $(VENV)/.dev ## compare decoding with diffusers' own settings; writes tests/bench/results/
 	$(BIN)/python tests/bench/decode.py $(ARGS)
 
-acceptance: $(VENV)/.dev ## kill, lock and fill everything while 200 jobs run; writes tests/bench/results/faults.md
+acceptance: $(VENV)/.dev ## run 200 jobs under injected faults (kills, locks, a full disk); writes tests/bench/results/faults.md
 	$(BIN)/python tests/bench/faults.py $(ARGS)
 
 clean: ## remove the environment and caches, keep data/

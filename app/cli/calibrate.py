@@ -1,4 +1,5 @@
-"""`framefit calibrate`: measures time and memory of each decode strategy with a model's VAE on this machine."""
+"""`framefit calibrate`: measures time and memory of each decode strategy with a model's VAE on this
+machine."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,8 +30,8 @@ def calibrate(
     """Measure batched, chunked and per-frame decoding, store what the planner learns, and write a table and a
     plot of memory against time.
 
-    The smallest video is always decoded all three ways; larger ones are decoded in the time left. A model that
-    is not downloaded is measured with random weights, which take the same time and memory.
+    The smallest video is always decoded all three ways; larger ones are decoded in the time left. A model
+    that is not downloaded is measured with random weights, which take the same time and memory.
     """
     from app.config import ConfigError
     from app.models.entries import load_models

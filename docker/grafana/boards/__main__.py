@@ -1,6 +1,8 @@
-"""Writes the boards' JSON files: `python docker/grafana/boards`. With --check, says whether they are true.
+"""Writes the boards' JSON files: `python docker/grafana/boards`. With --check, reports outdated files
+instead.
 
-The JSON is what Grafana is provisioned with and may be imported by hand; this folder is what a person edits.
+Grafana is provisioned with the JSON, which can also be imported by hand. Edit the code in this folder instead
+of the JSON.
 """
 
 import json
@@ -16,7 +18,7 @@ BOARDS = {"operations.json": OPERATIONS, "memory.json": MEMORY}
 
 
 def main() -> int:
-    """Write or check every file; the exit status is 1 where a file was stale."""
+    """Write or check every file; return the exit status, 1 if a checked file is outdated."""
     check_only = "--check" in sys.argv[1:]
     stale = []
     for name, board in BOARDS.items():
@@ -27,7 +29,7 @@ def main() -> int:
         if not check_only:
             path.write_text(text, encoding="utf-8")
     if stale:
-        sys.stderr.write(f"stale: {', '.join(stale)}; run python docker/grafana/boards\n")
+        sys.stderr.write(f"outdated: {', '.join(stale)}; run python docker/grafana/boards\n")
     return len(stale) > 0
 
 

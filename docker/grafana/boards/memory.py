@@ -18,21 +18,26 @@ from queries import (
 
 
 def each_decode(histogram: str) -> str:
-    """The mean over the few seconds around each end of a decode: with one worker, that decode's own value."""
+    """Return PromQL for the mean over the seconds around the end of a decode.
+
+    With one worker this is the value of that decode.
+    """
     spans = (f"sum(rate({histogram}_{part}{{{SITE}}}[$__rate_interval]))" for part in ("sum", "count"))
     return "{} / ({} > 0)".format(*spans)
 
 
 HOW_TO_READ = """
-**The three colours are one card.** Green is free, blue is held by Framefit's worker, grey by everyone else.
+**The three colours together are one GPU's memory.** Green is free, blue is held by Framefit's worker, grey by
+other programs.
 
-**Every pair of marks is one decode, drawn from zero as green is.** Orange is what it was *predicted* to need
-on the way that was chosen, red what it *really* took. Inside green, it fits.
+**Each pair of marks is one decode, drawn from zero as green is.** Orange is its *predicted* peak, red its
+*measured* peak. A mark inside green fits.
 
-- *Grey grows:* a neighbour took memory. Green sinks; the next decode is cut into smaller chunks: its marks
-  sink below green again, and the strategy share beside it turns yellow or orange.
-- *Red above orange:* the prediction was too low. It is corrected from what was measured.
-- *Marks far below green, share not green:* careful for nothing; the regret panel counts what that cost.
+- *Grey grows:* another program took memory, so green shrinks. The next decode uses smaller chunks: its marks
+  are below green again, and the strategy share beside it turns yellow or orange.
+- *Red above orange:* the prediction was too low. Framefit learns from the measurement.
+- *Marks far below green, but the share is not green:* the plan was too careful; the regret panel shows its
+  cost.
 """
 
 MEMORY = Board(
@@ -51,7 +56,7 @@ MEMORY = Board(
             (
                 stat(
                     "Memory free",
-                    "The tightest card's share of free memory.",
+                    "Share of free memory on the GPU with the least.",
                     f"min(framefit:gpu_memory_free:ratio{{{GPU}}})",
                     unit="percentunit",
                 ),
@@ -69,7 +74,7 @@ MEMORY = Board(
                 ),
                 stat(
                     "Measured / predicted",
-                    "Median over the window. Under 1 the prediction was on the safe side.",
+                    "Median over the window. Below 1, decodes need less than predicted.",
                     quantile(0.5, "framefit_decode_prediction_ratio"),
                     thresholds=((1, "yellow"), (1.1, "red")),
                     decimals=2,
@@ -82,7 +87,7 @@ MEMORY = Board(
                 ),
                 stat(
                     "Regret",
-                    "Decoding time lost in the window to choices slower than memory really allowed.",
+                    "Decode time lost in the window to options slower than the memory allowed.",
                     f"sum(increase(framefit_decode_regret_seconds_total{{{SITE}}}[$window]))",
                     unit="s",
                 ),
@@ -114,7 +119,7 @@ MEMORY = Board(
                 ),
                 series(
                     "Strategy share",
-                    "How the window's decodes ran: with less memory, chunked; with the least, per frame.",
+                    "Strategies of the window's decodes: with less memory chunked, with the least per frame.",
                     (gained("framefit_decode_duration_seconds_count", "strategy"), "{{strategy}}"),
                     unit="percentunit",
                     draw=Draw.SHARE,
@@ -129,7 +134,7 @@ MEMORY = Board(
                 Panel(
                     Kind.BARGAUGE,
                     "Decodes by strategy and reason",
-                    "Decodes in the shown time range, with the planner's reason as in each job's report.",
+                    "Decodes in the shown time range, with the planner's reason from each job's report.",
                     (
                         Query(
                             gained_exactly("framefit_decode_strategy_total", "strategy, reason"),
@@ -143,7 +148,7 @@ MEMORY = Board(
                 Panel(
                     Kind.HEATMAP,
                     "Chunk sizes",
-                    "Latent frames decoded at a time; the darker, the more chunks.",
+                    "Latent frames per chunk. A darker cell means more decodes.",
                     (Query(gained("framefit_decode_chunk_frames_bucket", "le"), "{{le}}"),),
                 ),
                 Panel(
@@ -159,7 +164,7 @@ MEMORY = Board(
             (
                 series(
                     "Measured / predicted peak",
-                    "Above 1 a decode needed more than predicted. The learned residual pulls the line back.",
+                    "Above 1, decodes need more than predicted. Learned margins bring it back below 1.",
                     (quantile(0.05, "framefit_decode_prediction_ratio"), "5th percentile"),
                     (quantile(0.5, "framefit_decode_prediction_ratio"), "median"),
                     (quantile(0.95, "framefit_decode_prediction_ratio"), "95th percentile"),
@@ -167,7 +172,7 @@ MEMORY = Board(
                 ),
                 series(
                     "Fallbacks",
-                    "Decodes in the window that left the rung they were planned on, and where they went.",
+                    "Decodes in the window that left their planned option, and the option they fell back to.",
                     (gained("framefit_decode_fallback_total", "from, to"), "{{from}} → {{to}}"),
                     draw=Draw.BARS,
                 ),
@@ -184,7 +189,7 @@ MEMORY = Board(
             (
                 series(
                     "Decode time by strategy",
-                    "Median over the window. Encoding the file is not in it.",
+                    "Median over the window, without the time to encode the mp4.",
                     (quantile(0.5, "framefit_decode_duration_seconds", "strategy"), "{{strategy}}"),
                     unit="s",
                     styles=STRATEGIES,
@@ -192,7 +197,7 @@ MEMORY = Board(
                 ),
                 series(
                     "Regret",
-                    "Seconds of decoding an hour lost to choices that were too careful, or to retries.",
+                    "Decode seconds lost per hour to options that were too careful, or to retries.",
                     (f"{rate('framefit_decode_regret_seconds_total', 'instance')} * 3600", "{{instance}}"),
                     unit="s",
                     width=12,

@@ -1,4 +1,4 @@
-"""Boards as Grafana's JSON model: schema 39, that of Grafana 11; later versions migrate it by themselves."""
+"""Converts boards to Grafana's JSON, schema 39 of Grafana 11. Later versions migrate it automatically."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ GRID_COLUMNS = 24
 
 
 def board_json(board: Board) -> Json:
-    """The board as Grafana imports and provisions it."""
+    """Return the board as JSON that Grafana imports and provisions."""
     return {
         "annotations": {"list": [_annotation(item) for item in board.annotations]},
         "description": board.description,

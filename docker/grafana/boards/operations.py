@@ -35,10 +35,10 @@ OPERATIONS = Board(
             "Now",
             (
                 stat("Queued", "Jobs waiting for a worker.", f"sum(framefit_jobs_queued{{{SITE}}})"),
-                stat("Running", "Jobs a worker holds.", f"sum(framefit_jobs_running{{{SITE}}})"),
+                stat("Running", "Jobs that a worker runs.", f"sum(framefit_jobs_running{{{SITE}}})"),
                 stat(
                     "Workers up",
-                    "Workers whose heartbeat is fresh; one a device.",
+                    "Workers with a recent heartbeat; one for each device.",
                     f"sum(framefit_worker_up{{{SITE}}})",
                 ),
                 stat(
@@ -50,7 +50,7 @@ OPERATIONS = Board(
                 ),
                 stat(
                     "Jobs failed",
-                    "Share of the jobs finished in the window that failed. Cancelled jobs count as finished.",
+                    "Share of the jobs finished in the window that failed. Canceled jobs count as finished.",
                     f"sum(increase(framefit_jobs_total{{{MODEL},outcome='failed'}}[$window]))"
                     f" / (sum(increase(framefit_jobs_total{{{MODEL}}}[$window])) > 0)",
                     unit="percentunit",
@@ -59,7 +59,7 @@ OPERATIONS = Board(
                 ),
                 stat(
                     "Alerts firing",
-                    "Framefit's alert rules that fire now.",
+                    "Framefit's alerts that fire now.",
                     'count(ALERTS{alertstate="firing",alertname=~"Framefit.*"}) or vector(0)',
                     thresholds=((1, "red"),),
                 ),
@@ -70,7 +70,7 @@ OPERATIONS = Board(
             (
                 series(
                     "Queued and running",
-                    "A queue that grows while the running line is flat means too few devices.",
+                    "If the queue grows while the running line is flat, there are too few devices.",
                     (f"sum(framefit_jobs_queued{{{SITE}}})", "queued"),
                     (f"sum(framefit_jobs_running{{{SITE}}})", "running"),
                 ),
@@ -84,7 +84,7 @@ OPERATIONS = Board(
                 ),
                 series(
                     "Throughput by outcome",
-                    "Finished jobs an hour, at the window's rate.",
+                    "Ended jobs per hour, at the window's rate.",
                     (f"{rate('framefit_jobs_total', 'outcome', MODEL)} * 3600", "{{outcome}}"),
                     unit="none",
                     draw=Draw.STACK,
@@ -104,7 +104,7 @@ OPERATIONS = Board(
                 ),
                 series(
                     "Mean time by stage",
-                    "The stages of an average job, stacked. Waiting for memory is time lost to a neighbour.",
+                    "Stages of an average job, stacked. Waiting for memory is time lost to other programs.",
                     (mean("framefit_stage_duration_seconds", "stage"), "{{stage}}"),
                     unit="s",
                     draw=Draw.STACK,
@@ -126,7 +126,7 @@ OPERATIONS = Board(
             (
                 series(
                     "Jobs not succeeded",
-                    "Failed and cancelled jobs in the window, by model.",
+                    "Failed and canceled jobs in the window, by model.",
                     (
                         gained("framefit_jobs_total", "model, outcome", NOT_SUCCEEDED),
                         "{{outcome}}: {{model}}",
@@ -156,7 +156,7 @@ OPERATIONS = Board(
                 Panel(
                     Kind.STATE,
                     "Workers",
-                    "One line a device. Down: the heartbeat's lease has run out.",
+                    "One line for each device. Down: no recent heartbeat.",
                     (Query(f"min by (device) (framefit_worker_up{{{SITE}}})", "{{device}}"),),
                     mappings=UP_DOWN,
                     width=12,
@@ -165,7 +165,7 @@ OPERATIONS = Board(
                 ),
                 series(
                     "GPU utilisation",
-                    "Share of time in which at least one kernel ran, as the driver says.",
+                    "Share of time in which at least one kernel ran, as reported by the driver.",
                     (f"framefit_gpu_utilization_ratio{{{SITE}}}", "{{gpu}}"),
                     unit="percentunit",
                     maximum=1,

@@ -1,11 +1,11 @@
-"""The vocabulary the boards are written in: panels, queries, variables. Knows no metric and no JSON."""
+"""The types that describe boards: panels, queries, variables. Knows no metric and no JSON."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """Grafana's panel types that are in use here."""
+    """The panel types of Grafana that the boards use."""
 
     TIMESERIES = "timeseries"
     STAT = "stat"
@@ -35,7 +35,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """What is special about series whose name starts with `name`: the colour; marks over areas."""
+    """Style of series whose name starts with `name`. `over_stack` draws marks over stacked areas."""
 
     name: str
     color: str
@@ -44,7 +44,7 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel. `thresholds` are (from value, colour), ascending; the colour below the first is green."""
+    """One panel. `thresholds` are ascending (start value, colour); below the first, the colour is green."""
 
     kind: Kind
     title: str
@@ -65,7 +65,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A template variable: the values of a label, or a fixed list where `choices` is given."""
+    """A template variable: the values of a label, or the fixed list `choices`."""
 
     name: str
     label: str
@@ -75,7 +75,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """Marks on the time axis. With `at_value`, the expression's value is the time, in ms since 1970."""
+    """Marks on the time axis. With `at_value`, the expression's value is the time in ms since 1970."""
 
     name: str
     expr: str

@@ -1,6 +1,6 @@
-"""What both boards share: label matchers, PromQL shapes over the window, usual panels, annotations, colours.
+"""Parts that both boards share: label matchers, PromQL over the window, common panels, annotations, colours.
 
-`$window` is the span of rates and quantiles: jobs last minutes, so a few scrapes say nothing.
+`$window` is the range of rates and quantiles. Jobs last minutes, so the range of a few scrapes is too short.
 """
 
 from panels import Annotation, Draw, Kind, Panel, Query, Style, Variable
@@ -44,33 +44,33 @@ UP_DOWN = (("1", "up", "green"), ("0", "down", "red"))
 
 
 def rate(metric: str, by: str, matchers: str = SITE) -> str:
-    """Per-second rate over the window, summed by labels."""
+    """Return PromQL for the per-second rate over the window, summed by labels."""
     return f"sum by ({by}) (rate({metric}{{{matchers}}}[$window]))"
 
 
 def gained(metric: str, by: str, matchers: str = SITE, span: str = "$window") -> str:
-    """What a counter gained in the span, summed by labels."""
+    """Return PromQL for a counter's increase in the span, summed by labels."""
     return f"sum by ({by}) (increase({metric}{{{matchers}}}[{span}]))"
 
 
 def gained_exactly(metric: str, by: str, matchers: str = SITE, span: str = "$__range") -> str:
-    """What a counter gained in the span, its first event included.
+    """Return PromQL for a counter's increase in the span, including the first value of a new series.
 
-    `increase` misses what a series was born with. The counters never fall, not even over restarts, so a
-    difference is right; where the series is younger than the span, all of it is new.
+    `increase` misses the value with which a series starts. The counters never fall, not even at a restart, so
+    a difference is right. If the series is younger than the span, its whole value is the increase.
     """
     series = f"{metric}{{{matchers}}}"
     return f"sum by ({by}) ({series} - ({series} offset {span} or {series} * 0))"
 
 
 def quantile(share: float, histogram: str, by: str = "", matchers: str = SITE) -> str:
-    """Quantile of a histogram over the window."""
+    """Return PromQL for a quantile of a histogram over the window."""
     labels = f"le, {by}" if by else "le"
     return f"histogram_quantile({share}, {rate(histogram + '_bucket', labels, matchers)})"
 
 
 def mean(histogram: str, by: str) -> str:
-    """Mean of a histogram's observations over the window, by labels; nothing where there were none."""
+    """Return PromQL for the mean of a histogram over the window, by labels; no value without observations."""
     return f"{rate(histogram + '_sum', by)} / ({rate(histogram + '_count', by)} > 0)"
 
 
@@ -82,7 +82,7 @@ def stat(
     thresholds: tuple[tuple[float, str], ...] = (),
     decimals: int | None = 0,
 ) -> Panel:
-    """One number, six to a line."""
+    """Return a panel with one number; six fit in a row."""
     return Panel(
         Kind.STAT,
         title,
@@ -108,7 +108,7 @@ def series(
     styles: tuple[Style, ...] = (),
     maximum: float | None = None,
 ) -> Panel:
-    """Lines or areas over time, from (expression, legend) pairs."""
+    """Return a panel of lines or areas over time, from (expression, legend) pairs."""
     return Panel(
         Kind.TIMESERIES,
         title,
