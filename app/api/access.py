@@ -16,7 +16,7 @@ from app.service.keys import ApiKey
 COOKIE = "framefit_key"
 
 
-def key_in(request: Request) -> str | None:
+def key_of_request(request: Request) -> str | None:
     """Return the request's key (bearer token, X-API-Key or cookie), or None."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
@@ -27,7 +27,7 @@ def key_in(request: Request) -> str | None:
 def _known_key(request: Request, service: Service) -> ApiKey | None:
     if not service.keys:
         return None
-    given = key_in(request)
+    given = key_of_request(request)
     found = None if given is None else service.keys.find(given)
     if found is None:
         message = "the API key is missing or unknown: send it as Authorization: Bearer KEY"

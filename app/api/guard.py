@@ -18,7 +18,7 @@ from app.service.logs import bound
 log = logging.getLogger(__name__)
 REQUEST_ID = "X-Request-Id"
 # The id of a client or proxy is kept if it is safe in a header and in a log line.
-HARMLESS_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
+SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -82,4 +82,4 @@ class Guard:
 
 def _request_id(scope: Scope) -> str:
     given = Headers(scope=scope).get(REQUEST_ID, "")
-    return given if HARMLESS_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if SAFE_ID.fullmatch(given) else uuid.uuid4().hex

@@ -26,18 +26,18 @@ def compare(
     markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
 ) -> None:
     """Show every decode setting on every card, or compare Framefit's times in two results files."""
-    from app.cli.benchmark_tables import HEAD, contests, side_by_side, stamp_line, verdict
+    from app.cli.benchmark_tables import HEAD, group_by_case, side_by_side, stamp_line, summary_line
 
     documents = [_read(path) for path in (first, second) if path is not None]
     try:
-        found = [contests(document) for document in documents]
+        found = [group_by_case(document) for document in documents]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     for document in documents:
         typer.echo(stamp_line(document))
     if second is None:
         _table(HEAD, [each.cells() for each in found[0]], markdown=markdown)
-        typer.echo(verdict(found[0]))
+        typer.echo(summary_line(found[0]))
     else:
         head = ("card", "case", first.name, second.name, "second / first")
         _table(head, side_by_side(*found), markdown=markdown)

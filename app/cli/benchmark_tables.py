@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DEFAULT, OURS = "diffusers default", "framefit"
+DEFAULT, FRAMEFIT = "diffusers default", "framefit"
 # Framefit counts as fastest if it takes at most this multiple of the fastest time.
 WITHIN = 1.05
 HEAD = (
@@ -25,21 +25,21 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Contest:
+class CaseResults:
     """The results of every setting for one case on one card, from one results file."""
 
     card_gib: float
     case: str
     rows: tuple[Row, ...]
 
-    def way(self, name: str) -> Row | None:
+    def row_of(self, name: str) -> Row | None:
         """Return the row of that setting, or None if it was not run."""
         return next((row for row in self.rows if row["way"] == name), None)
 
     @property
     def best_manual(self) -> Row | None:
         """The fastest of diffusers' manual settings that succeeded, or None."""
-        manual = [row for row in self.rows if row["way"] not in (DEFAULT, OURS) and row["ok"]]
+        manual = [row for row in self.rows if row["way"] not in (DEFAULT, FRAMEFIT) and row["ok"]]
         return min(manual, key=lambda row: float(row["seconds"]), default=None)
 
     @property
@@ -48,10 +48,10 @@ class Contest:
 
         None if Framefit failed.
         """
-        mine = self.way(OURS)
-        if mine is None or not mine["ok"]:
+        own = self.row_of(FRAMEFIT)
+        if own is None or not own["ok"]:
             return None
-        return float(mine["seconds"] / min(row["seconds"] for row in self.rows if row["ok"]))
+        return float(own["seconds"] / min(row["seconds"] for row in self.rows if row["ok"]))
 
     @property
     def lost(self) -> bool:
@@ -60,29 +60,29 @@ class Contest:
 
     def cells(self) -> tuple[str, ...]:
         """Return the cells of the table's line."""
-        manual, mine = self.best_manual, self.way(OURS)
+        manual, own = self.best_manual, self.row_of(FRAMEFIT)
         named = f"{manual['way']}: {_seconds(manual)}" if manual else "-"
         ratio = "-" if self.ratio is None else f"{self.ratio:.2f}"
         return (
             f"{self.card_gib:g} GiB",
             self.case,
-            _seconds(self.way(DEFAULT)),
+            _seconds(self.row_of(DEFAULT)),
             named,
-            _seconds(mine, with_plan=True),
+            _seconds(own, with_plan=True),
             ratio,
-            _peak(mine),
-            _prediction(mine),
+            _peak(own),
+            _prediction(own),
         )
 
 
-def contests(document: dict[str, Any]) -> list[Contest]:
+def group_by_case(document: dict[str, Any]) -> list[CaseResults]:
     """Group the rows by card and case, in file order. Raises `ValueError` for other documents."""
     if not isinstance(document.get("stamp"), dict) or not isinstance(document.get("rows"), list):
         raise ValueError("not a results file of tests/bench/gpu.py: it has no stamp or no rows")
     groups: dict[tuple[float, str], list[Row]] = {}
     for row in document["rows"]:
         groups.setdefault((row["card_gib"], row["case"]), []).append(row)
-    return [Contest(card, case, tuple(rows)) for (card, case), rows in groups.items()]
+    return [CaseResults(card, case, tuple(rows)) for (card, case), rows in groups.items()]
 
 
 def stamp_line(document: dict[str, Any]) -> str:
@@ -90,7 +90,7 @@ def stamp_line(document: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in document["stamp"].items())
 
 
-def verdict(found: Sequence[Contest]) -> str:
+def summary_line(found: Sequence[CaseResults]) -> str:
     """Return a sentence: how often Framefit succeeded if any setting did, and how often it was fastest."""
     possible = [each for each in found if any(row["ok"] for row in each.rows)]
     succeeded = [each for each in possible if not each.lost]
@@ -101,12 +101,12 @@ def verdict(found: Sequence[Contest]) -> str:
     )
 
 
-def side_by_side(first: Sequence[Contest], second: Sequence[Contest]) -> list[tuple[str, ...]]:
+def side_by_side(first: Sequence[CaseResults], second: Sequence[CaseResults]) -> list[tuple[str, ...]]:
     """Return lines of card, case, Framefit's seconds in both files, and the second divided by the first."""
-    others = {(each.card_gib, each.case): each.way(OURS) for each in second}
+    others = {(each.card_gib, each.case): each.row_of(FRAMEFIT) for each in second}
     lines: list[tuple[str, ...]] = []
     for each in first:
-        one, other = each.way(OURS), others.get((each.card_gib, each.case))
+        one, other = each.row_of(FRAMEFIT), others.get((each.card_gib, each.case))
         both = one is not None and other is not None and one["ok"] and other["ok"]
         change = f"{other['seconds'] / one['seconds']:.2f}" if both and one and other else "-"
         lines.append((f"{each.card_gib:g} GiB", each.case, _seconds(one), _seconds(other), change))

@@ -155,9 +155,9 @@ def _not_converted(entries: list[ModelEntry], default: str) -> Iterator[Finding]
     """Yield one finding for all unconverted models together."""
     if entries:
         names = [entry.name for entry in entries]
-        tell = wrong if default in names else note
+        make = wrong if default in names else note
         advice = "Run framefit convert to make a folder from each published checkpoint."
-        yield tell("model", f"{', '.join(names)}: not converted yet", advice)
+        yield make("model", f"{', '.join(names)}: not converted yet", advice)
 
 
 def _not_downloaded(entries: list[ModelEntry], default: str) -> Iterator[Finding]:
@@ -167,8 +167,8 @@ def _not_downloaded(entries: list[ModelEntry], default: str) -> Iterator[Finding
         if hub is None or hub.standing is Standing.OK:
             yield note("model", detail, "The first job that uses the model downloads it.")
         else:
-            tell = wrong if entry.name == default else note
-            yield tell("model", f"{detail}; {hub.detail}", hub.advice)
+            make = wrong if entry.name == default else note
+            yield make("model", f"{detail}; {hub.detail}", hub.advice)
 
 
 def _hub() -> Finding:

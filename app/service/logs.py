@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 LEVEL_FILE = "log-level"
 LEVELS = ("debug", "info", "warning", "error")
-OURS = ("app", "adaptive", "uvicorn.error")
+OWN_LOGGERS = ("app", "adaptive", "uvicorn.error")
 # On import, torchao and its importers warn about kernels and checkpoints that the service does not use.
-TALKATIVE = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
-LOOK_SECONDS = 1.0
+NOISY_LOGGERS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
+POLL_SECONDS = 1.0
 _FIELD = re.compile(r"(\w+)=(%[-+ #0-9.]*[a-z]|\S+)")
 _EVENT = re.compile(r"(\w+)((?: \w+=\S+)*)")
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("bound", default=MappingProxyType({}))
@@ -100,8 +100,8 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def quiet_libraries() -> None:
-    """Limit the libraries in `TALKATIVE` to errors. Call before they are imported."""
-    for name in TALKATIVE:
+    """Limit the libraries in `NOISY_LOGGERS` to errors. Call before they are imported."""
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -135,7 +135,7 @@ def read_level(data_dir: Path) -> str | None:
 def write_level(data_dir: Path, level: str | None) -> None:
     """Set the level of every process that uses the folder; None restores the levels they started with.
 
-    Takes effect within `LOOK_SECONDS`.
+    Takes effect within `POLL_SECONDS`.
     """
     path = data_dir / LEVEL_FILE
     if level is None:
@@ -153,7 +153,7 @@ class LevelFollower:
         self._data_dir = data_dir
         self._own = self._now = own
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Apply the level that is set now."""
         wanted = read_level(self._data_dir) or self._own
         if wanted != self._now:
@@ -164,10 +164,10 @@ class LevelFollower:
     def run(self) -> None:
         """Poll forever."""
         while True:
-            self.look()
-            time.sleep(LOOK_SECONDS)
+            self.poll()
+            time.sleep(POLL_SECONDS)
 
 
 def _set_level(level: str) -> None:
-    for name in OURS:
+    for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(level.upper())

@@ -13,7 +13,7 @@ from app.api.problems import Problem, documented, problem_of
 from app.api.requests.bodies import Parts, parse_batch_body
 from app.api.requests.schemas import BATCH_BODY, MAX_JOBS
 from app.api.response_schemas import JOBS, answer
-from app.api.routes.submit import Body, IdempotencyKey, checked, view
+from app.api.routes.submit import Body, IdempotencyKey, build_submission, view
 from app.jobs import Json
 from app.store import Submission
 
@@ -39,20 +39,20 @@ def generate_batch(
     jobs = parse_batch_body(request.headers.get("content-type", ""), body)
     if not 1 <= len(jobs) <= MAX_JOBS:
         raise Problem(422, "bad_batch_size", f"a batch must have 1 to {MAX_JOBS} jobs, not {len(jobs)}")
-    submissions = _all_checked(service, jobs, owner, idempotency_key)
+    submissions = _build_submissions(service, jobs, owner, idempotency_key)
     added = service.store.submit_all(submissions)
     log.info("batch_accepted jobs=%d", len(added))
     return {"jobs": [view(service, job, owner) for job, _ in added]}
 
 
-def _all_checked(
+def _build_submissions(
     service: Service, jobs: list[Parts], owner: str | None, idempotency_key: str | None
 ) -> list[Submission]:
     submissions, problems = [], {}
     for index, parts in enumerate(jobs):
         key = None if idempotency_key is None else f"{idempotency_key}#{index}"
         try:
-            submissions.append(checked(service, parts, owner=owner, idempotency_key=key))
+            submissions.append(build_submission(service, parts, owner=owner, idempotency_key=key))
         except Exception as error:
             problem = problem_of(error)
             if problem is None:

@@ -85,11 +85,11 @@ async def follow_all(
     """Stream the events of the caller's jobs from now on, or from the one after `Last-Event-ID`. The stream
     does not end.
     """
-    mine: dict[str, bool] = {}
+    is_own: dict[str, bool] = {}
     async for event in _past_then_new_events(service, None, seen):
-        if owner is not None and event.job_id not in mine:
-            mine[event.job_id] = await asyncio.to_thread(_belongs, service, event.job_id, owner)
-        if owner is None or mine[event.job_id]:
+        if owner is not None and event.job_id not in is_own:
+            is_own[event.job_id] = await asyncio.to_thread(_belongs, service, event.job_id, owner)
+        if owner is None or is_own[event.job_id]:
             yield ServerSentEvent(data=event_view(event, owner), event=event.kind, id=str(event.seq))
 
 

@@ -15,7 +15,7 @@ from app.jobs import JobStatus, Json
 
 router = APIRouter(tags=["jobs"])
 # Neither database accepts NUL in a text.
-PLAIN = r"^[^\x00]*$"
+NO_NUL = r"^[^\x00]*$"
 
 
 @router.get(
@@ -25,12 +25,12 @@ def list_jobs(
     service: TheService,
     owner: Caller,
     status: JobStatus | None = None,
-    model: Annotated[str | None, Query(max_length=100, pattern=PLAIN)] = None,
+    model: Annotated[str | None, Query(max_length=100, pattern=NO_NUL)] = None,
     since: Annotated[
         AwareDatetime | None, Query(description="Only jobs created at or after this time (RFC 3339).")
     ] = None,
     cursor: Annotated[
-        str | None, Query(max_length=64, pattern=PLAIN, description="The next_cursor of the previous page.")
+        str | None, Query(max_length=64, pattern=NO_NUL, description="The next_cursor of the previous page.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Json:

@@ -19,7 +19,7 @@ from app.api.requests.job_spec import entry_of
 from app.api.requests.schemas import VIDEO_BODY
 from app.api.response_schemas import VIDEO, VIDEO_DELETED, VIDEOS, answer
 from app.api.routes.files import get_video
-from app.api.routes.jobs import PLAIN
+from app.api.routes.jobs import NO_NUL
 from app.api.routes.submit import Body, IdempotencyKey, submit
 from app.jobs import Job, JobStatus, Json
 from app.models.entries import ModelEntry
@@ -130,7 +130,7 @@ def _frames(seconds: object, fps: object, entry: ModelEntry) -> int:
 def list_videos(
     service: TheService,
     owner: Caller,
-    after: Annotated[str | None, Query(max_length=64, pattern=PLAIN)] = None,
+    after: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> Json:

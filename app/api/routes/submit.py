@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 router = APIRouter()
 IDEMPOTENCY_KEY_LENGTH = 200
 HISTORY_LIMIT = 10_000
-PICTURED = frozenset({Stage.DECODING, Stage.ENCODING, Stage.FINISHED})
+STAGES_WITH_PREVIEWS = frozenset({Stage.DECODING, Stage.ENCODING, Stage.FINISHED})
 
 
 async def _body(request: Request, service: TheService) -> AsyncIterator[bytes]:
@@ -45,7 +45,7 @@ DECODE_FIELDS = frozenset({"decode_strategy", "frames_per_chunk", "exact_only", 
 def view(service: Service, job: Job, owner: str | None) -> Json:
     """Return the job's JSON with its ETA, preview links and, if it waits for memory, what it waits for."""
     shown = job_view(job, service.models.get(job.spec.model), eta_seconds=service.waiting_times.of_job(job))
-    if job.stage in PICTURED and not job.expired:
+    if job.stage in STAGES_WITH_PREVIEWS and not job.expired:
         previews = job_artifacts(service.settings.jobs_dir, job.id).previews()
         shown["links"]["previews"] = [f"/jobs/{job.id}/previews/{number}.jpg" for number in range(previews)]
     return {**shown, "waiting": _waiting(service, job, owner)}
@@ -82,15 +82,17 @@ def generate(
 def submit(
     service: Service, parts: Parts, *, owner: str | None, idempotency_key: str | None
 ) -> tuple[Job, bool]:
-    """Store a job from a request's parts; return it and whether it is new. Raises what `checked` raises."""
-    submission = checked(service, parts, owner=owner, idempotency_key=idempotency_key)
+    """Store a job from a request's parts; return it and whether it is new. Raises as `build_submission`."""
+    submission = build_submission(service, parts, owner=owner, idempotency_key=idempotency_key)
     job, created = service.store.submit(submission)
     if created:
         log.info("job_accepted job_id=%s model=%s", job.id, job.spec.model)
     return job, created
 
 
-def checked(service: Service, parts: Parts, *, owner: str | None, idempotency_key: str | None) -> Submission:
+def build_submission(
+    service: Service, parts: Parts, *, owner: str | None, idempotency_key: str | None
+) -> Submission:
     """Return the validated and planned submission of a request's parts.
 
     Raises only errors that `problem_of` maps to a problem.
@@ -104,7 +106,7 @@ def checked(service: Service, parts: Parts, *, owner: str | None, idempotency_ke
         raise Problem(422, "missing_image", "the request has no image: send it in the file field 'image'")
     check_image(image, service.image_limits)
     if last_image is not None:
-        with _named("last_image"):
+        with _name_in_errors("last_image"):
             check_image(last_image, service.image_limits)
     verdict = service.admission.judge(spec)
     key = service.keys.of_owner(owner)
@@ -129,7 +131,7 @@ def _check_webhook(service: Service, url: str) -> None:
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def _name_in_errors(name: str) -> Iterator[None]:
     """Prefix the message of a refused image with its field name."""
     try:
         yield
@@ -218,7 +220,7 @@ def _queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: st
         raise Problem(409, "model_gone", f"model {spec.model} is no longer available")
     verdict = service.admission.judge(spec)
     changed = {name: getattr(spec, name) for name in changes}
-    again = service.store.queue_again(
+    queued = service.store.queue_again(
         job.id, changes=changed, plan=verdict.plan, needed_bytes=verdict.needed_bytes, why=why
     )
-    return view(service, again, job.owner)
+    return view(service, queued, job.owner)

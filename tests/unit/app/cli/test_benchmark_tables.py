@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import app
-from app.cli.benchmark_tables import OURS, Contest, contests, side_by_side, verdict
+from app.cli.benchmark_tables import FRAMEFIT, CaseResults, group_by_case, side_by_side, summary_line
 
 BENCH = Path(__file__).parents[3] / "bench" / "gpu.py"
 
@@ -21,20 +21,20 @@ def row(way: str, seconds: float | None, **extra: Any) -> dict[str, Any]:
 
 
 def test_ours_must_succeed_wherever_anything_does_and_be_the_fastest_or_nearly() -> None:
-    fast = Contest(8, "a", (row("diffusers default", 1.0), row("tiling", 3.0), row(OURS, 1.04)))
-    slow = Contest(8, "b", (row("diffusers default", 1.0), row("tiling", 3.0), row(OURS, 1.5)))
-    only = Contest(8, "c", (row("diffusers default", None), row("tiling", None), row(OURS, 2.0)))
-    lost = Contest(8, "d", (row("diffusers default", None), row("tiling", 3.0), row(OURS, None)))
-    nobody = Contest(8, "e", (row("diffusers default", None), row(OURS, None)))
+    fast = CaseResults(8, "a", (row("diffusers default", 1.0), row("tiling", 3.0), row(FRAMEFIT, 1.04)))
+    slow = CaseResults(8, "b", (row("diffusers default", 1.0), row("tiling", 3.0), row(FRAMEFIT, 1.5)))
+    only = CaseResults(8, "c", (row("diffusers default", None), row("tiling", None), row(FRAMEFIT, 2.0)))
+    lost = CaseResults(8, "d", (row("diffusers default", None), row("tiling", 3.0), row(FRAMEFIT, None)))
+    nobody = CaseResults(8, "e", (row("diffusers default", None), row(FRAMEFIT, None)))
     assert [each.lost for each in (fast, slow, only, lost, nobody)] == [False, False, False, True, False]
     assert only.cells()[2:6] == ("out of memory", "-", "2.00 s", "1.00")
-    assert "succeeded in 3 of the 4 cases" in verdict([fast, slow, only, lost, nobody])
-    assert verdict([fast, slow, only, lost, nobody]).endswith("within 5% of the fastest, in 2")
+    assert "succeeded in 3 of the 4 cases" in summary_line([fast, slow, only, lost, nobody])
+    assert summary_line([fast, slow, only, lost, nobody]).endswith("within 5% of the fastest, in 2")
 
 
 def test_two_documents_are_set_side_by_side_by_card_and_case() -> None:
-    one, other = (Contest(8, "a", (row(OURS, seconds),)) for seconds in (2.0, 3.0))
-    missing = Contest(12, "a", (row(OURS, 1.0),))
+    one, other = (CaseResults(8, "a", (row(FRAMEFIT, seconds),)) for seconds in (2.0, 3.0))
+    missing = CaseResults(12, "a", (row(FRAMEFIT, 1.0),))
     assert side_by_side([one, missing], [other]) == [
         ("8 GiB", "a", "2.00 s", "3.00 s", "1.50"),
         ("12 GiB", "a", "1.00 s", "-", "-"),
@@ -53,11 +53,20 @@ def test_a_file_that_is_no_benchmark_is_refused_by_name(tmp_path: Path, text: st
 def test_the_benchmark_runs_on_the_cpu_and_ours_fits_where_one_call_does_not(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     options = ["--device", "cpu", "--tiny", "--cases", "sd-tiny", "--cards", "0.05", "--repeats", "1"]
-    command = [sys.executable, str(BENCH), *options, "--ways", "diffusers default", OURS, "--out", str(out)]
+    command = [
+        sys.executable,
+        str(BENCH),
+        *options,
+        "--ways",
+        "diffusers default",
+        FRAMEFIT,
+        "--out",
+        str(out),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=400)
     document = json.loads(out.read_text())
-    (contest,) = contests(document)
-    default, mine = contest.way("diffusers default"), contest.way(OURS)
+    (results,) = group_by_case(document)
+    default, mine = results.row_of("diffusers default"), results.row_of(FRAMEFIT)
     assert default is not None
     assert mine is not None
     assert default["error"] == "out_of_memory"

@@ -14,7 +14,7 @@ from app.service import logs
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    root, levels = logging.getLogger(), {name: logging.getLogger(name).level for name in logs.OURS}
+    root, levels = logging.getLogger(), {name: logging.getLogger(name).level for name in logs.OWN_LOGGERS}
     handlers, level = list(root.handlers), root.level
     yield
     root.handlers[:] = handlers
@@ -102,7 +102,7 @@ def test_the_level_follows_the_data_folder_and_goes_back(
     follower = logs.LevelFollower(tmp_path, "warning")
     for asked, level in ((None, "WARNING"), ("debug", "DEBUG"), ("debug", "DEBUG"), (None, "WARNING")):
         logs.write_level(tmp_path, asked)
-        follower.look()
+        follower.poll()
         assert logging.getLevelName(log.getEffectiveLevel()) == level
     assert [line.rsplit(" ", 1)[1] for line in lines(capsys)] == ["to=debug", "to=warning"]
 
