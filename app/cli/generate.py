@@ -40,13 +40,13 @@ def generate(
     out: Annotated[Path, typer.Option("--out", "-o", help="The mp4 file to write.")] = Path("out.mp4"),
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
     model: Annotated[str | None, typer.Option(help="A name from `framefit models`.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
     frames: Annotated[int | None, typer.Option("--frames", help="Video frames.")] = None,
     fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed. Default: a random one.")] = None,
     decode_strategy: Annotated[str | None, typer.Option(help=STRATEGIES)] = None,
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Allow approximate pixels if no exact option fits.")

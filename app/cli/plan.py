@@ -23,8 +23,8 @@ def plan(
     ] = None,
     gpu: Annotated[str, typer.Option(help="Memory of the GPU, such as 12GB.")] = "24GB",
     host_memory: Annotated[str, typer.Option(help="Free host memory, such as 32GB.")] = "32GB",
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
     frames: Annotated[int | None, typer.Option("--frames", help="Video frames.")] = None,
     approximate: Annotated[
         bool,
