@@ -1,9 +1,8 @@
-"""Whether a job can ever run, and how it would be decoded now. Arithmetic on stored profiles; no torch, no
-HTTP.
+"""Decides whether a job can ever run, and plans how it would be decoded now.
 
-The plan given at submission is provisional: the worker plans again, from the memory it then sees. What is
-final is a refusal: a job is only refused when no known device could hold its smallest allowed chunk with
-everything else gone.
+Works on stored memory profiles and device reports; must not know torch or HTTP. The plan made at submission
+is provisional: the worker plans again from the memory it then sees. A refusal is final. Admission refuses a
+job only if no known device could hold its smallest allowed chunk with everything else gone.
 """
 
 import math
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from adaptive.errors import AdaptiveError, DoesNotFit
-from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.largest_shape import largest_shape_that_fits
@@ -29,6 +27,13 @@ from adaptive.types import LatentShape, MemoryReading, VideoShape
 from app.jobs import JobSpec, Json, WorkerRow
 from app.models.entries import ModelEntry
 from app.models.requirements import ModelRequirements
+from app.scheduling.device_reports import (
+    DecodeRoom,
+    decode_rooms,
+    memory_reading,
+    plan_inputs,
+    serves_model,
+)
 from app.scheduling.plan_view import plan_json
 from app.scheduling.weights_view import weights_json
 
@@ -44,7 +49,7 @@ _NEEDS = {
 
 
 class ProfilePending(AdaptiveError):
-    """The model's memory profile is still being made."""
+    """The model's memory profile is still being traced; the request can be repeated soon."""
 
 
 class FitsNowhere(AdaptiveError):
@@ -83,8 +88,10 @@ class FitsNowhere(AdaptiveError):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A job that can run: the least memory its decode needs, and the plan as of now. What only a dry run is
-    asked for is worked out when it is.
+    """An admitted job: the least bytes its decode needs, and its plan at this moment.
+
+    `rungs` and `largest` are computed on access, because only a dry run asks for them. `budget_bytes` is None
+    if no device has reported its memory.
     """
 
     needed_bytes: int
@@ -95,29 +102,20 @@ class Verdict:
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
-        """Every allowed way to decode, against the memory that is there now."""
-        return self.question.ladder(self.budget_bytes or 0, self.inputs)
+        """Every allowed rung, marked by whether it fits in the memory that is free now."""
+        return self.question.rungs(self.budget_bytes or 0, self.inputs)
 
     @property
     def largest(self) -> VideoShape | None:
-        """The largest video of the job's length that would fit now; None where no device told its memory."""
+        """The largest video of the job's length that would fit now. None if no device reported its memory."""
         if self.budget_bytes is None:
             return None
         return self.question.largest(self.budget_bytes, self.inputs.residuals or LearnedMargins())
 
 
 @dataclass(frozen=True, slots=True)
-class _Room:
-    """The most memory a decode could get somewhere, and the margins that hold there."""
-
-    available_bytes: int
-    limit: str
-    residuals: LearnedMargins
-
-
-@dataclass(frozen=True, slots=True)
 class _Question:
-    """A job's decode, as the planner takes it."""
+    """One job's decode in the planner's terms, and the model's limits on shapes."""
 
     profile: MemoryProfile
     video: VideoShape
@@ -125,17 +123,18 @@ class _Question:
     policy: Policy
     size_multiple: int
     max_pixels: int
-    only_shape: bool  # the model makes no others of this length
+    only_shape: bool  # the model makes no other shape of this length
 
-    def ladder(self, budget_bytes: int, inputs: PlanInputs) -> tuple[Rung, ...]:
+    def rungs(self, budget_bytes: int, inputs: PlanInputs) -> tuple[Rung, ...]:
         return rungs(self.profile, self.shape, budget_bytes, self.policy, inputs)
 
     def needed_bytes(self, residuals: LearnedMargins) -> int:
-        ladder = self.ladder(0, PlanInputs(residuals=residuals))
-        return min(rung.predicted.upper_bytes for rung in ladder)
+        """Upper bound of the smallest allowed rung."""
+        allowed = self.rungs(0, PlanInputs(residuals=residuals))
+        return min(rung.predicted.upper_bytes for rung in allowed)
 
     def largest(self, budget_bytes: int, residuals: LearnedMargins) -> VideoShape | None:
-        """Of this length and aspect, up to what the model takes at all."""
+        """The largest video of this length and aspect ratio that fits, up to the model's own limits."""
         if self.only_shape:
             return self.video if self.needed_bytes(residuals) <= budget_bytes else None
         factor = max(1.0, math.sqrt(self.max_pixels / (self.video.height * self.video.width)))
@@ -152,7 +151,7 @@ class _Question:
 
 
 class Admission:
-    """Judges jobs by the stored profiles and by what the workers last said of their devices."""
+    """Decides about jobs from the stored profiles and the workers' last device reports."""
 
     def __init__(
         self,
@@ -170,12 +169,14 @@ class Admission:
         self._reserve_bytes = reserve_bytes
 
     def judge(self, spec: JobSpec) -> Verdict:
-        """Plan the job's decode. Raises `ProfilePending`, `FitsNowhere`, or `UnsupportedVae` for a forced
-        strategy that the VAE does not allow.
+        """Admit the job and plan its decode.
+
+        Raises `ProfilePending`, `FitsNowhere`, or `UnsupportedVae` for a forced strategy that the VAE does
+        not support.
         """
         question = self._question(spec)
-        devices = [worker.device for worker in self._workers() if _offers(worker, spec.model)]
-        rooms = list(_rooms(spec, devices))
+        devices = [worker.device for worker in self._workers() if serves_model(worker, spec.model)]
+        rooms = list(decode_rooms(spec, devices))
         needed = [question.needed_bytes(room.residuals) for room in rooms]
         fitting = [
             bytes_ for bytes_, room in zip(needed, rooms, strict=True) if bytes_ <= room.available_bytes
@@ -196,17 +197,18 @@ class Admission:
         requirements: ModelRequirements | None,
         verdict: Verdict,
     ) -> Verdict:
-        """The same, telling in its plan of weights that may be rounded for the job."""
+        """The same verdict; its plan says how the weights are placed if they may be quantized for the job."""
         entry = self._models[spec.model]
         planned_on = next((one for one in devices if one.get("name") == verdict.plan.get("device")), {})
-        told = weights_json(spec, entry, requirements, question.profile, planned_on, self._reserve_bytes)
-        return verdict if told is None else replace(verdict, plan={**verdict.plan, "weights": told})
+        weights = weights_json(spec, entry, requirements, question.profile, planned_on, self._reserve_bytes)
+        return verdict if weights is None else replace(verdict, plan={**verdict.plan, "weights": weights})
 
     def _check_stages(
         self, spec: JobSpec, question: _Question, devices: list[Json], requirements: ModelRequirements | None
     ) -> None:
-        """Refuse what no placement of the model's weights lets any device denoise. A device that did not say
-        how much it has is taken to have enough.
+        """Raise `FitsNowhere` if no placement of the model's weights lets any device denoise the job.
+
+        A device that does not report its total memory counts as large enough.
         """
         totals = [device.get("total_bytes") for device in devices]
         if requirements is None or not totals or None in totals:
@@ -237,14 +239,14 @@ class Admission:
 
 
 def _verdict(question: _Question, devices: list[Json], needed_bytes: int) -> Verdict:
-    """The plan on the device with most free memory."""
-    readings = [(reading, device) for device in devices if (reading := reading_of(device)) is not None]
+    """The plan on the device with the most free memory."""
+    readings = [(reading, device) for device in devices if (reading := memory_reading(device)) is not None]
     if not readings:
         detail = "no worker has reported its memory yet"
         plan: Json = {"fits_now": None, "reason": "no_device", "detail": detail, "needed_bytes": needed_bytes}
         return Verdict(needed_bytes, plan, question, None, PlanInputs())
     reading, device = max(readings, key=lambda one: one[0].free_bytes)
-    inputs = _inputs(device, question.profile)
+    inputs = plan_inputs(device, question.profile)
     budget = budget_of(reading, question.policy)
     plan = {**_plan_now(question, reading, inputs), "device": reading.device, "needed_bytes": needed_bytes}
     return Verdict(needed_bytes, plan, question, budget, inputs)
@@ -257,31 +259,14 @@ def _plan_now(question: _Question, reading: MemoryReading, inputs: PlanInputs) -
         return {
             "fits_now": False,
             "reason": "waits_for_memory",
-            "detail": f"{refusal}; the job waits until memory comes free",
+            "detail": f"{refusal}; the job waits until enough memory is free",
             "free_bytes": reading.free_bytes,
             "budget_bytes": refusal.budget_bytes,
         }
 
 
-def _inputs(device: Json, profile: MemoryProfile) -> PlanInputs:
-    """What the device's worker told with its heartbeat: what it learned, and what it could drop."""
-    learned = _learned(device)
-    return PlanInputs(
-        residuals=learned.residuals,
-        speed=learned.speeds.model(profile),
-        droppable_bytes=int(device.get("droppable_bytes") or 0),
-        reload_seconds=float(device.get("reload_seconds") or 0.0),
-        may_fail=not learned.residuals.on_host,
-    )
-
-
-def _learned(device: Json) -> LearnedCosts:
-    kind = str(device.get("kind") or device.get("name") or "cpu")
-    return LearnedCosts.from_summary(kind, device.get("learned") or {})
-
-
 def policy_of(spec: JobSpec, reserve_bytes: int) -> Policy:
-    """What the request allows, as the planner takes it."""
+    """The planner's policy for what the request allows."""
     return Policy(
         strategy=spec.decode_strategy,
         frames_per_chunk=spec.frames_per_chunk,
@@ -291,45 +276,7 @@ def policy_of(spec: JobSpec, reserve_bytes: int) -> Policy:
     )
 
 
-def reading_of(device: Json) -> MemoryReading | None:
-    """A worker's last report as a memory reading; None where it said nothing of its memory."""
-    free, total = device.get("free_bytes"), device.get("total_bytes")
-    if free is None or total is None:
-        return None
-    return MemoryReading(
-        device=str(device.get("name", "")),
-        free_bytes=int(free),
-        total_bytes=int(total),
-        reusable_bytes=0,
-        own_bytes=int(device.get("own_bytes") or 0),
-        other_bytes=int(device.get("other_bytes") or 0),
-        source="heartbeat",
-    )
-
-
-def _offers(worker: WorkerRow, model: str) -> bool:
-    models = worker.device.get("models")
-    return models is None or model in models
-
-
-def _rooms(spec: JobSpec, devices: list[Json]) -> Iterable[_Room]:
-    """Where the job could be decoded at best; a device that did not say how much it has is taken to have
-    enough.
-    """
-    budget = spec.memory_budget_bytes
-    for device in devices or [{"kind": "cpu"}]:
-        known = device.get("capacity_bytes")
-        places = [(2**63 if known is None else int(known), _learned(device).residuals)]
-        if device.get("host_capacity_bytes"):
-            places.append((int(device["host_capacity_bytes"]), LearnedMargins("cpu")))
-        for capacity, residuals in places:
-            if budget is not None and budget <= capacity:
-                yield _Room(budget, "the request's memory_budget_bytes", residuals)
-            else:
-                yield _Room(capacity, "the most any device can give", residuals)
-
-
-def _refusal(question: _Question, needed_bytes: int, room: _Room) -> FitsNowhere:
+def _refusal(question: _Question, needed_bytes: int, room: DecodeRoom) -> FitsNowhere:
     largest = question.largest(room.available_bytes, room.residuals)
     approximately = replace(question, policy=replace(question.policy, exact_only=False))
     fits = approximately.needed_bytes(room.residuals) <= room.available_bytes

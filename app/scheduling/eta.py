@@ -1,6 +1,7 @@
-"""When a job will be done: an estimate from how long finished jobs took and how many jobs are before it.
+"""Estimates when a job will be done, from how long finished jobs took and how many jobs are ahead of it.
 
-The job's own decode counts with the seconds that the planner predicts. Knows the job table and no HTTP.
+The job's own decode counts with the seconds that the planner predicts. Reads the job table; must not know
+HTTP.
 """
 
 import heapq
@@ -14,7 +15,7 @@ from statistics import median
 from app.jobs import Event, Job, JobStatus, Json, Stage, WorkerRow
 from app.store import JobStore, QueueFull, StoreError
 
-REMEMBERED = 50
+REMEMBERED = 50  # jobs a model
 UNKNOWN_RETRY_SECONDS = 60
 MAX_RETRY_SECONDS = 3600
 
@@ -27,14 +28,14 @@ class Expected:
     decode_seconds: float
 
     def with_decode(self, predicted_seconds: float | None) -> float:
-        """The same with this decode in the place of the usual one; None: the usual."""
+        """Seconds of a job whose decode takes `predicted_seconds`; None means the median decode."""
         if predicted_seconds is None:
             return self.seconds
         return max(0.0, self.seconds - self.decode_seconds) + predicted_seconds
 
 
 class RunTimes:
-    """Seconds of work that recent jobs took, by model; follows the events."""
+    """Seconds of work that recent jobs took, by model. Thread-safe; fed from the events table."""
 
     def __init__(self) -> None:
         self._taken: dict[str, deque[Expected]] = {}
@@ -50,7 +51,7 @@ class RunTimes:
                     recent.append(Expected(sum(durations.values()), durations.get(Stage.DECODING, 0.0)))
 
     def expected(self, model: str | None = None) -> Expected | None:
-        """Medians of the model's jobs; of any job where that model has none; None where nothing ran yet."""
+        """Medians of the model's jobs, or of all jobs if the model has none. None if no job has finished."""
         with self._lock:
             recent = self._taken.get(model or "") or [one for many in self._taken.values() for one in many]
             if not recent:
@@ -74,30 +75,32 @@ class WaitingTimes:
         if expected is None or job.status.is_terminal:
             return None
         if job.status is JobStatus.RUNNING:
-            return round(_left_of(job, expected), 1)
-        return self._in_queue(expected, _whole_of(job, expected), job.queue_position or 1)
+            return round(_remaining_seconds(job, expected), 1)
+        return self._queued_seconds(expected, _total_seconds(job, expected), job.queue_position or 1)
 
     def of_new(self, model: str, plan: Json) -> float | None:
-        """Seconds that a job with `plan`, submitted now, would take; None if no job has finished yet."""
+        """Seconds until a job with `plan`, submitted now, would be done; None if no job has finished yet."""
         expected = self.run_times.expected(model)
         if expected is None:
             return None
         own = expected.with_decode(plan.get("predicted_seconds"))
-        return self._in_queue(expected, own, self.store.counts()[JobStatus.QUEUED] + 1)
+        return self._queued_seconds(expected, own, self.store.counts()[JobStatus.QUEUED] + 1)
 
     def retry_after_seconds(self, refusal: QueueFull) -> int:
-        """Seconds until the queue is likely to have room: when the next job ends or, if a key's own limit is
-        reached, when the first of that key's jobs leaves the queue.
+        """Seconds until the queue is likely to have room, at most `MAX_RETRY_SECONDS`.
+
+        Room appears when the next job ends or, if a key's own limit is reached, when the first of that key's
+        jobs leaves the queue.
         """
         try:
-            seconds = self._until_a_place(refusal.owner)
+            seconds = self._seconds_until_room(refusal.owner)
         except StoreError:
             seconds = None
         if seconds is None:
             return UNKNOWN_RETRY_SECONDS
         return min(MAX_RETRY_SECONDS, max(1, math.ceil(seconds)))
 
-    def _until_a_place(self, owner: str | None) -> float | None:
+    def _seconds_until_room(self, owner: str | None) -> float | None:
         expected, workers = self.run_times.expected(), len(self.alive_workers())
         if expected is None or not workers:
             return None
@@ -107,32 +110,33 @@ class WaitingTimes:
         position = (own[0].queue_position if own else None) or 1
         return expected.seconds * -(-position // workers)
 
-    def _in_queue(self, expected: Expected, own_seconds: float, position: int) -> float:
-        """Each worker takes the next job of the queue when it is free; then the job itself runs."""
+    def _queued_seconds(self, expected: Expected, own_seconds: float, position: int) -> float:
+        """Seconds until a queued job is done: the wait for its turn, then its own run."""
         return round(
             seconds_until_turn(position, self._seconds_until_free(), expected.seconds) + own_seconds, 1
         )
 
     def _seconds_until_free(self) -> list[float]:
-        """For each worker, what is left of the job that it runs; one idle worker if none is known."""
+        """For each worker, the remaining seconds of its running job; one idle worker if none is known."""
         left = {worker.id: 0.0 for worker in self.alive_workers()}
         for job in self.store.page(status=JobStatus.RUNNING, limit=2 * len(left)) if left else []:
             expected = self.run_times.expected(job.spec.model)
             if job.worker_id in left and expected is not None:
-                left[job.worker_id] = _left_of(job, expected)
+                left[job.worker_id] = _remaining_seconds(job, expected)
         return list(left.values()) or [0.0]
 
 
 def seconds_until_turn(position: int, free_in: Sequence[float], seconds: float) -> float:
-    """Seconds until the job at `position` of the queue, from 1, is begun: workers are free in `free_in`
-    seconds, and every job before it takes `seconds`.
+    """Seconds until the job at `position` of the queue (from 1) starts.
 
-    Rounds in which every worker surely takes a job are not gone through one by one: a queue may be long, and
-    this is asked for every job that comes in.
+    Workers become free in `free_in` seconds and take the next job then; every job ahead takes `seconds`.
+    Rounds in which every worker certainly takes a job are skipped at once: the queue may be long, and each
+    submission asks for this.
     """
     if seconds <= 0:
         return min(free_in)
-    uneven = math.ceil((max(free_in) - min(free_in)) / seconds) + 1  # jobs that one takes more than another
+    # The most jobs that one worker may take more than another.
+    uneven = math.ceil((max(free_in) - min(free_in)) / seconds) + 1
     rounds = max(0, (position - 1) // len(free_in) - uneven)
     ahead = [free + rounds * seconds for free in free_in]
     heapq.heapify(ahead)
@@ -141,10 +145,9 @@ def seconds_until_turn(position: int, free_in: Sequence[float], seconds: float) 
     return ahead[0]
 
 
-def _left_of(job: Job, expected: Expected) -> float:
-    """Seconds that a running job still takes."""
-    return _whole_of(job, expected) * (1 - job.progress)
+def _remaining_seconds(job: Job, expected: Expected) -> float:
+    return _total_seconds(job, expected) * (1 - job.progress)
 
 
-def _whole_of(job: Job, expected: Expected) -> float:
+def _total_seconds(job: Job, expected: Expected) -> float:
     return expected.with_decode((job.plan or {}).get("predicted_seconds"))

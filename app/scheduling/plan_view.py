@@ -1,6 +1,6 @@
-"""Plans, and the ways to decode that they choose from, as clients see them.
+"""Plans and rungs as clients see them.
 
-Owns the names and the words. Decides nothing.
+Owns the JSON keys and the texts that explain each rung. Decides nothing.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from app.jobs import Json
 
 
 def plan_json(plan: DecodePlan) -> Json:
-    """A plan as clients see it."""
+    """The JSON of a plan that fits now."""
     return {
         "fits_now": True,
         "strategy": plan.strategy,
@@ -32,12 +32,12 @@ def plan_json(plan: DecodePlan) -> Json:
 
 
 def tiles_json(tiles: SpatialTiles) -> Json:
-    """Into how many parts each picture is cut, as clients see it."""
+    """The JSON of how many parts each frame is cut into."""
     return {"rows": tiles.rows, "columns": tiles.columns}
 
 
 def rungs_json(ladder: Sequence[Rung], plan: Json) -> list[Json]:
-    """Every way to decode, fastest first, as clients see them; each says why `plan` chose it or not."""
+    """The JSON of every rung, fastest first; `why` says why `plan` chose it or not."""
     chosen = next((rung for rung in ladder if _is_planned(rung, plan)), None)
     budget_bytes = int(plan.get("budget_bytes") or 0)
     return [
@@ -58,7 +58,7 @@ def rungs_json(ladder: Sequence[Rung], plan: Json) -> list[Json]:
 
 
 def _is_planned(rung: Rung, plan: Json) -> bool:
-    """Whether a plan chose this way; none that waits for memory chose any."""
+    """Whether the plan chose this rung. A plan that waits for memory chose none."""
     names = ("frames_per_chunk", "exact", "dropped_bytes")
     same = all(plan.get(name) == getattr(rung, name) for name in names)
     return same and plan.get("tiles") == tiles_json(rung.tiles)
@@ -66,13 +66,12 @@ def _is_planned(rung: Rung, plan: Json) -> bool:
 
 def _why(rung: Rung, chosen: Rung | None, budget_bytes: int) -> str:
     if rung is chosen:
-        return "the fastest that fits" if rung.fits else "fits probably, and is faster on average"
+        return "the fastest that fits" if rung.fits else "probably fits, and is faster on average"
     if not rung.fits:
-        room = budget_bytes + rung.dropped_bytes
-        needed = format_mebibytes(rung.predicted.upper_bytes)
-        return f"needs at most {needed}, {format_mebibytes(room)} are there"
+        available = format_mebibytes(budget_bytes + rung.dropped_bytes)
+        return f"needs up to {format_mebibytes(rung.predicted.upper_bytes)}; {available} are available"
     if not rung.exact:
-        return "changes pixels, and an exact way fits"
+        return "changes pixels, and an exact option fits"
     if chosen is not None and rung.predicted_seconds and chosen.predicted_seconds:
-        return f"takes {rung.predicted_seconds:.2g} s, the chosen way {chosen.predicted_seconds:.2g} s"
-    return "fits, but takes more passes"
+        return f"takes {rung.predicted_seconds:.2g} s; the chosen option {chosen.predicted_seconds:.2g} s"
+    return "fits, but needs more passes"

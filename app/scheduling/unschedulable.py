@@ -1,7 +1,8 @@
-"""Queued jobs that nobody will ever take: every live device is too small for them, or their model is gone.
+"""Fails queued jobs that no worker can ever take: every live device is too small, or their model is gone.
 
-A job may come in before any worker has told how much its device holds, and a card may be swapped for a
-smaller one. Such a job ends with the numbers. Not at once: a device that restarts is missing for a moment.
+A job may be accepted before any worker has reported its device's capacity, and a card may be swapped for a
+smaller one. Such a job fails with both numbers after a grace time, since a restarting device is briefly
+missing.
 """
 
 import time
@@ -12,7 +13,7 @@ from app.store import JobStore
 
 
 class UnschedulableJobs:
-    """Remembers since when each hopeless job has been one; call `fail` every few seconds."""
+    """Remembers since when each job has been unschedulable; call `fail` every few seconds."""
 
     def __init__(
         self,
@@ -31,30 +32,31 @@ class UnschedulableJobs:
         self._since: dict[str, float] = {}
 
     def fail(self) -> list[str]:
-        """End the jobs that have been hopeless for the whole grace time; their ids."""
-        now, found = self._clock(), self._hopeless()
+        """Fail the jobs that have been unschedulable for the whole grace time; returns their ids."""
+        now, found = self._clock(), self._unschedulable()
         self._since = {job_id: self._since.get(job_id, now) for job_id in found}
         due = [job_id for job_id, since in self._since.items() if now - since >= self._grace_seconds]
         return [job_id for job_id in due if self._store.fail_queued(job_id, found[job_id])]
 
-    def _hopeless(self) -> dict[str, Json]:
-        waited_for = self._store.queued_models()
-        if not waited_for:
+    def _unschedulable(self) -> dict[str, Json]:
+        """The error of each job that no live worker can take, by job id."""
+        queued_models = self._store.queued_models()
+        if not queued_models:
             return {}
         workers = list(self._alive_workers())
         found: dict[str, Json] = {}
-        for model in waited_for:
+        for model in queued_models:
             if model not in self._models:
                 error = {"code": "model_gone", "message": f"model {model} is no longer offered"}
                 found |= dict.fromkeys(self._store.queued_beyond(model, -1), error)
-            elif (capacity := _largest(model, workers)) is not None:
+            elif (capacity := _largest_capacity(model, workers)) is not None:
                 beyond = self._store.queued_beyond(model, capacity)
                 found |= {job_id: _does_not_fit(needed, capacity) for job_id, needed in beyond.items()}
         return found
 
 
-def _largest(model: str, workers: Iterable[WorkerRow]) -> int | None:
-    """Bytes that the largest device with the model can give; None where there is none or one did not say."""
+def _largest_capacity(model: str, workers: Iterable[WorkerRow]) -> int | None:
+    """Bytes of the largest device that serves the model; None if no device does or one did not report."""
     capacities = [
         worker.device.get("capacity_bytes")
         for worker in workers

@@ -1,5 +1,6 @@
-"""What a job's plan says of weights that may be rounded: how they lie on a device, or would. Arithmetic on
-stored numbers; no torch, no HTTP.
+"""What a job's plan says about weights that may be quantized: where they are, or would be, on a device.
+
+Arithmetic on stored numbers; must not know torch or HTTP.
 """
 
 from adaptive.errors import DoesNotFit
@@ -9,7 +10,7 @@ from app.jobs import JobSpec, Json
 from app.models.entries import ModelEntry
 from app.models.requirements import ModelRequirements, choose_placement, placement_json
 
-_NOT_KNOWN = 2**62  # how much the host has is its worker's to know
+_UNKNOWN_HOST_BYTES = 2**62  # only the worker knows how much memory its host has
 
 
 def weights_json(
@@ -20,10 +21,9 @@ def weights_json(
     device: Json,
     reserve_bytes: int,
 ) -> Json | None:
-    """The placement that the job would find on that device: that of the loaded model, else the likely one.
+    """The JSON of the placement that the job would meet on `device`: the loaded model's, else the likely one.
 
-    None where there is nothing to tell: the job or the model's entry demands weights as they are published,
-    or too little is known.
+    None if the job or the model's entry requires the weights as published, or if too little is known.
     """
     if entry.quantize is None or spec.exact_only:
         return None
@@ -40,7 +40,7 @@ def weights_json(
             profile,
             VideoShape(given.num_frames, given.height, given.width),
             device_budget_bytes=max(0, int(device["free_bytes"]) + held - reserve_bytes),
-            host_budget_bytes=_NOT_KNOWN,
+            host_budget_bytes=_UNKNOWN_HOST_BYTES,
             exact_only=False,
             on_host=device.get("kind") == "cpu",
         )

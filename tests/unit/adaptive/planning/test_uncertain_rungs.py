@@ -66,7 +66,7 @@ def test_the_ways_to_decode_say_which_one_is_tried(ltx_profile: MemoryProfile) -
     ladder = rungs(ltx_profile, SHAPE, free, Policy(reserve_bytes=0), inputs)
     views = rungs_json(ladder, plan_json(plan(ltx_profile, residuals, free)))
     assert [(view["frames_per_chunk"], view["fits_now"]) for view in views if view["chosen"]] == [(8, False)]
-    assert views[0]["why"] == "fits probably, and is faster on average"
+    assert views[0]["why"] == "probably fits, and is faster on average"
     assert views[1]["why"].startswith("takes ")
 
 

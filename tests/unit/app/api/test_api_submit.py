@@ -419,9 +419,9 @@ def test_a_plan_says_why_each_way_is_taken_or_not_how_long_it_takes_and_what_wou
     told = [(rung["frames_per_chunk"], rung["fits_now"], rung["chosen"]) for rung in ways]
     assert told == [(3, False, False), (2, True, True), (1, True, False)]
     assert [rung["why"] for rung in ways] == [
-        "needs at most 58 MiB, 50 MiB are there",
+        "needs up to 58 MiB; 50 MiB are available",
         "the fastest that fits",
-        "takes 5.9 s, the chosen way 4.9 s",
+        "takes 5.9 s; the chosen option 4.9 s",
     ]
     assert body["plan"]["predicted_seconds"] == pytest.approx(4.92)
     assert body["largest"] == {"frames": 17, "height": 384, "width": 384}
