@@ -37,12 +37,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PlacedPipeline:
-    """A pipeline whose weights are where they should be; `vacate` is to be called after each run."""
+    """A pipeline whose weights are placed; call `return_to_host` after each run.
+
+    `return_to_host` moves components that share the device by turns back to host memory.
+    """
 
     pipe: Any
     kind: str
     plan: Placement | None
-    vacate: Callable[[], None]
+    return_to_host: Callable[[], None]
 
     @property
     def quantized(self) -> tuple[str, ...]:

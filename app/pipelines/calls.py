@@ -1,7 +1,7 @@
-"""How pipelines take a request: what is called otherwise, and what must be said in another way.
+"""How the call of a pipeline class differs from the usual: renamed arguments, preparation, configuration.
 
-Most pipelines take a request's words as they are. One entry of `FORMS` a pipeline class that does not; a new
-pipeline is a function and a line, or nothing. Imports no torch.
+Most pipelines accept a request's field names as arguments. `FORMS` has one entry for each class that does
+not; a new such class is one line and, if needed, one function. Must not import torch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,42 +13,48 @@ from typing import Any
 from app.jobs import JobSpec
 
 
-def _as_it_is(_pipe: Any) -> None:
-    """Nothing to prepare."""
+def _no_preparation(_pipe: Any) -> None:
+    """The default of `CallForm.prepare`."""
 
 
-def _said(_pipe: Any, _spec: JobSpec) -> AbstractContextManager[object]:
+def _no_configuration(_pipe: Any, _spec: JobSpec) -> AbstractContextManager[object]:
     return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
 class CallForm:
-    """One pipeline class' way of being called.
+    """How one pipeline class is called.
 
-    `names` maps a request's word to the argument it is for the pipeline. `prepare` is done once, when the
-    pipeline is loaded. Within `told`, the pipeline keeps to what its call has no argument for.
+    `names` maps a request's field to the pipeline's argument. `prepare` runs once, when the pipeline is
+    loaded. `configured` is entered around each call and sets what the call has no argument for.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
-    prepare: Callable[[Any], None] = _as_it_is
-    told: Callable[[Any, JobSpec], AbstractContextManager[object]] = _said
+    prepare: Callable[[Any], None] = _no_preparation
+    configured: Callable[[Any, JobSpec], AbstractContextManager[object]] = _no_configuration
 
 
 def call_form(pipe: Any) -> CallForm:
-    """The form of this pipeline's class."""
+    """The call form of this pipeline's class; the default one for a class that has no entry."""
     return FORMS.get(type(pipe).__name__, CallForm())
 
 
-def _text_model_found(pipe: Any) -> None:
-    """The pipeline looks for the last norm one level down, where transformers had it before version 5."""
+def _add_text_model(pipe: Any) -> None:
+    """Give the text encoder the attribute `text_model` with its last norm.
+
+    The pipeline reads the norm there, where transformers had it before version 5.
+    """
     encoder = pipe.text_encoder
     if not hasattr(encoder, "text_model"):
         encoder.text_model = SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
 
 
 @contextmanager
-def _size_and_guidance(pipe: Any, spec: JobSpec) -> Iterator[None]:
-    """HunyuanVideo 1.5 takes a size near the image's from its own list; guidance is a component."""
+def _size_and_guidance_set(pipe: Any, spec: JobSpec) -> Iterator[None]:
+    """Make HunyuanVideo 1.5 use the request's size and guidance scale.
+
+    The pipeline chooses a size near the image's from a list, and its guidance is a component.
+    """
     processor, guider = pipe.video_processor, pipe.guider
     processor.calculate_default_height_width = lambda **_: (spec.height, spec.width)
     pipe.guider = guider.new(guidance_scale=spec.guidance_scale)
@@ -60,8 +66,8 @@ def _size_and_guidance(pipe: Any, spec: JobSpec) -> Iterator[None]:
 
 
 FORMS: Mapping[str, CallForm] = {
-    "HunyuanVideo15ImageToVideoPipeline": CallForm(told=_size_and_guidance),
-    "I2VGenXLPipeline": CallForm(names={"fps": "target_fps"}, prepare=_text_model_found),
+    "HunyuanVideo15ImageToVideoPipeline": CallForm(configured=_size_and_guidance_set),
+    "I2VGenXLPipeline": CallForm(names={"fps": "target_fps"}, prepare=_add_text_model),
     "SanaImageToVideoPipeline": CallForm(names={"num_frames": "frames"}),
     "StableVideoDiffusionPipeline": CallForm(names={"guidance_scale": "max_guidance_scale"}),
 }

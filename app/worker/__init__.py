@@ -1,4 +1,4 @@
-"""From claim to mp4 on one device: the loop, one job's run, the loaded model, decoding, the way to the video.
+"""Runs claimed jobs on one device, from claim to mp4: the loop, one job's run, the model, decoding, transfer.
 
-Imports torch. Knows the job table through `JobStore` and no HTTP.
+Imports torch. Knows the job table through `JobStore`; must not know HTTP.
 """

@@ -1,6 +1,7 @@
-"""Calibrating a configured model's VAE on a device of this machine, and keeping what it taught.
+"""Calibrates a configured model's VAE on a device of this machine and saves the learned costs.
 
-Owns the way from a model's entry to measurements; what is measured is `adaptive.decoding.calibrate`.
+Owns the steps from a model's entry to its measurements. `adaptive.decoding.calibrate` decides what is
+measured.
 """
 
 from collections.abc import Callable
@@ -36,11 +37,11 @@ class Calibration:
     kept_in: Path
 
     def write_table(self, path: Path) -> None:
-        """As Markdown."""
+        """Write the measurements as a Markdown table."""
         path.write_text(as_markdown(self.measurements, self.title), encoding="utf-8")
 
     def write_plot(self, path: Path) -> None:
-        """As PNG; raises `ModuleNotFoundError` without matplotlib."""
+        """Write a PNG of memory against time. Raises `ModuleNotFoundError` without matplotlib."""
         plot(self.measurements, path, self.title)
 
 
@@ -86,7 +87,7 @@ def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:
 
 
 def _vae(settings: Settings, entry: ModelEntry) -> Any:
-    """The model's own, or one of the same configuration where its weights are not here."""
+    """The model's VAE, or one of the same configuration with random weights if its weights are not here."""
     if where_weights_are(entry, settings) is not None:
         return load_vae(entry, settings)
     component = components_of(entry, settings)["vae"]

@@ -1,7 +1,7 @@
-"""One recorded decode call, carried out in the memory that is free: plan, frames, report.
+"""Decodes a recorded call in the memory that is free: plan, frames, report.
 
-Owns the meeting of a recorded call with the library's decoder, and the file in which what was learned about a
-device is kept between runs. Knows neither jobs nor where frames go.
+Owns how a recorded call is passed to the library's decoder, and the file that keeps a device's learned costs
+between runs. Must not know jobs or where frames go.
 """
 
 import re
@@ -43,21 +43,21 @@ class OutOfMemory(Exception):
 
 
 class DeviceFault(Exception):
-    """The device's context is broken: nothing works in this process any more."""
+    """The device's context is broken: this process can no longer use the device and must end."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeContext:
-    """What a decode runs in: the device's probe, the VAE's profile, and what was learned on this device."""
+    """What a decode needs to know: the device's probe, the VAE's profile, the device's learned costs."""
 
     probe: MemoryProbe
     profile: MemoryProfile | None
     learned_costs: LearnedCosts
-    idle: IdleWeights | None = None  # what may leave the device while decoding; None where nothing is there
+    idle: IdleWeights | None = None  # weights that may leave the device while decoding
 
 
 class Decoding:
-    """One planned decode. Planning raises `DoesNotFit` where nothing fits now."""
+    """One planned decode. The constructor plans it and raises `DoesNotFit` if nothing fits now."""
 
     def __init__(
         self, vae: Any, recorded: RecordedDecode, policy: Policy, around: DecodeContext, on_event: OnEvent
@@ -89,7 +89,7 @@ class Decoding:
 
     @property
     def device(self) -> torch.device:
-        """Where the frames come out."""
+        """The device of the decoded frames."""
         return execution_device(self._vae)
 
     def previews(self) -> Iterator[tuple[int, Tensor]]:
@@ -107,8 +107,9 @@ class Decoding:
                     yield max(0, frame - first), picture
 
     def frames(self) -> Iterator[Tensor]:
-        """Finished frames `[1, 3, f, H, W]` in the VAE's range, in order; those that the pipeline dropped are
-        left out. Raises `OutOfMemory`, `DeviceFault`.
+        """Yield decoded frames `[1, 3, f, H, W]` in the VAE's range, in order.
+
+        Leaves out the frames that the pipeline discards. Raises `OutOfMemory`, `DeviceFault`.
         """
         start, stop = self._recorded.keep or (0, None)
         position = 0
@@ -121,10 +122,10 @@ class Decoding:
                 position += frames.shape[2]
                 if kept.shape[2]:
                     yield kept
-                del frames, kept  # or they would stay alive through the next step
+                del frames, kept  # else they would occupy memory while the next chunk decodes
 
     def report(self) -> Json:
-        """What the decode did, for the job's row; once the frames were read to their end."""
+        """What the decode did, as JSON for the job table. Call it after `frames` is exhausted."""
         done = self._decoder.report
         return {
             "strategy": done.strategy.value,
@@ -182,7 +183,7 @@ class ClipDecoding:
         self._reports: list[Json] = []
 
     def frames(self) -> Iterator[Tensor]:
-        """See `Decoding.frames`. Raises `DoesNotFit`, too."""
+        """See `Decoding.frames`; each call's plan may raise `DoesNotFit`."""
         for call in self._calls:
             decoding = self._open(call)
             yield from decoding.frames()
@@ -194,7 +195,7 @@ class ClipDecoding:
 
 
 def video_shape(vae: Any, clip: RecordedClip) -> VideoShape:
-    """The video that comes of the clip's calls, one after another."""
+    """The shape of the video that the clip's calls decode to, one after another."""
     family = family_of(vae)
     traits = family.traits(type(vae).__name__, vae.config)
     frames = height = width = 0
@@ -217,8 +218,10 @@ def _longest_call(vae: Any, clip: RecordedClip) -> int:
 
 
 def whole_report(reports: Sequence[Json]) -> Json:
-    """One report of a clip's decodes: the last rung in the order of falling back, the highest peaks, the seam
-    that shows most, the sums of time and retries.
+    """Merge the reports of a clip's decodes into one.
+
+    It has the rung that comes last in the fallback order, the highest peaks, the seam score of largest
+    magnitude, and the sums of seconds and retries.
     """
     if len(reports) == 1:
         return reports[0]
@@ -244,39 +247,39 @@ def _cut(report: Json) -> Cut:
 
 @contextmanager
 def translated_device_errors(stage: str) -> Iterator[None]:
-    """Tell running out of memory, and a broken device, from every other failure of torch.
+    """Raise torch's out-of-memory as `OutOfMemory` and its accelerator errors as `DeviceFault`.
 
-    The refusal is raised outside the handler, so that the failed call's tensors are let go of first.
+    `OutOfMemory` is raised outside the handler, so that the failed call's tensors are freed first.
     """
-    exhausted = False
+    out_of_memory = False
     try:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            exhausted = True
+            out_of_memory = True
         elif isinstance(error, torch.AcceleratorError):
             raise DeviceFault(str(error)) from error
         else:
             raise
-    if exhausted:
+    if out_of_memory:
         raise OutOfMemory(stage)
 
 
 def load_learned_costs(settings: Settings, device: torch.device) -> LearnedCosts:
-    """What earlier runs learned about this kind of device, under this build of torch."""
+    """The learned costs that earlier runs saved for this kind of device and this build of torch."""
     name, build = _device_name(device), _build()
     return LearnedCosts.load(learned_costs_path(settings, name), device=name, build=build)
 
 
 def save_learned_costs(settings: Settings, learned_costs: LearnedCosts) -> None:
-    """Keep what was learned."""
+    """Save the learned costs to their device's file."""
     path = learned_costs_path(settings, learned_costs.device)
     path.parent.mkdir(parents=True, exist_ok=True)
     learned_costs.save(path)
 
 
 def learned_costs_path(settings: Settings, device_name: str) -> Path:
-    """File of what was learned on a device."""
+    """The file of a device's learned costs."""
     return settings.profiles_dir / f"learned-{re.sub('[^a-z0-9]+', '-', device_name.lower())}.json"
 
 

@@ -1,7 +1,7 @@
-"""The device at work: which model is on it, how much memory it has, what to let go of between jobs.
+"""One device: the model that is loaded on it, its memory, and the cleanup between jobs.
 
-Owns the loaded model's place on the device and the readings of its memory. Knows jobs not at all; what is
-done with the model is `app.worker.loaded_model`.
+Owns loading and replacing the model, and the device reports. `app.worker.loaded_model` uses the model. Must
+not know jobs.
 """
 
 import gc
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One device and the model on it. Raises `NoDevice` where torch cannot use the device."""
+    """One device and the model on it. Raises `NoDevice` if torch cannot use the device."""
 
     def __init__(self, settings: Settings, device: str) -> None:
         self.device = torch.device(device)
@@ -43,52 +43,52 @@ class Engine:
 
     @property
     def loaded_model(self) -> str | None:
-        """Name of the model that is on the device."""
+        """Name of the model on the device; None before the first job."""
         return None if self._model is None else self._model.entry.name
 
     @property
     def free_bytes(self) -> int:
-        """What a new allocation could get now."""
+        """Bytes that a new allocation could get now."""
         return self._probe.read().free_bytes
 
     @property
     def capacity_bytes(self) -> int:
-        """The most a decode could ever use here: all of the device but the reserve and the VAE's weights."""
+        """The most bytes a decode could ever use here: the device less the reserve and the VAE's weights."""
         weights = 0 if self._model is None else self._model.vae_weight_bytes
         return max(0, self._probe.read().total_bytes - self._settings.reserve_bytes - weights)
 
     @property
     def claimable_bytes(self) -> int:
-        """The most a job's decode may need for this worker to take it: where allowed, the host's memory
-        counts.
+        """The most bytes that a decode may need for this worker to claim its job: the device's or, if
+        allowed, the host's.
         """
         return max(self.capacity_bytes, self.host_capacity_bytes or 0)
 
     @property
     def host_capacity_bytes(self) -> int | None:
-        """What a decode on the CPU could get; None where a device is not to be helped out by it."""
+        """Bytes that a decode on the CPU could get; None if the CPU may not stand in for this device."""
         if self.device.type == "cpu" or not self._settings.allow_cpu:
             return None
         return max(0, read_host().total_bytes - self._settings.reserve_bytes)
 
     def load(self, entry: ModelEntry, on_event: OnEvent, *, exact_only: bool = True) -> LoadedModel:
-        """Bring a model onto the device, in place of the one that is there.
+        """Load a model onto the device in place of the current one; returns the current one if it serves.
 
-        With `exact_only` its weights are those published: one that was loaded in int8 is loaded anew. Raises
-        `DoesNotFit` where no placement fits what is free now, `ModelUnavailable` where its files or a library
-        cannot be had.
+        With `exact_only` the weights are those published: a model that was loaded in int8 is loaded again.
+        Raises `DoesNotFit` if no placement fits the memory that is free now, and `ModelUnavailable` if its
+        files or a library are missing.
         """
         held = self._model
         if held is not None and held.entry == entry and (held.exact or not exact_only):
             return held
         self._model = held = None
-        gc.unfreeze()  # the model that goes may hold itself in cycles
+        gc.unfreeze()  # the replaced model may be part of reference cycles
         self.clean_up()
-        gc.freeze()  # `clean_up` has collected
+        gc.freeze()  # `clean_up` has run the collector
         reading = self._probe.read()
         placed = load_pipeline(entry, self._settings, self.device, reading, exact_only=exact_only)
-        around = DecodeContext(self._probe, profiles.load(self._settings, entry), self._learned_costs)
-        model = LoadedModel(entry, placed, self._settings, self.device, around)
+        context = DecodeContext(self._probe, profiles.load(self._settings, entry), self._learned_costs)
+        model = LoadedModel(entry, placed, self._settings, self.device, context)
         freeze_garbage_collection()
         on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
         model.check_streaming(on_event)
@@ -97,22 +97,23 @@ class Engine:
         return model
 
     def may_fit_later(self, refusal: DoesNotFit, job_budget_bytes: int | None = None) -> bool:
-        """Whether memory that others hold now would be enough; a budget that the job brought itself never
-        grows.
+        """Whether waiting may help: the device could hold what was refused once other users free memory.
+
+        A refusal over the job's own budget (`job_budget_bytes`) is final: that budget never grows.
         """
         if job_budget_bytes is not None and refusal.needed_bytes > job_budget_bytes:
             return False
         return refusal.needed_bytes <= self.capacity_bytes
 
     def clean_up(self) -> None:
-        """Keep what the last job taught; give back what it left in caches."""
+        """Save what the last job taught about costs, and free cached memory."""
         save_learned_costs(self._settings, self._learned_costs)
         if self._model is not None and self._model.host_experience is not None:
             save_learned_costs(self._settings, self._model.host_experience)
         self._probe.release()
 
     def memory_report(self) -> dict[str, Any]:
-        """Free, own and others' bytes; on a GPU also who holds them (`adaptive.device.gpu_processes`)."""
+        """Free, own and other bytes; on a GPU also its users (see `adaptive.device.gpu_processes`)."""
         reading = self._probe.read()
         report: dict[str, Any] = {
             "free_bytes": reading.free_bytes,
@@ -126,7 +127,7 @@ class Engine:
         return report
 
     def device_report(self) -> dict[str, Any]:
-        """What `app.store.workers` keeps of a device."""
+        """The device report of a heartbeat, as `app.store.workers` stores it."""
         report: dict[str, Any] = {
             "name": str(self.device),
             "kind": self.device.type,

@@ -1,8 +1,7 @@
-"""Decoded frames from the device to the video writer: bytes made on the device, copied while the next chunk
-decodes.
+"""Moves decoded frames from the device to the video writer, while the next chunk decodes.
 
-Owns the conversion from the VAE's range to pixels and, on CUDA, two page-locked buffers that chunks travel
-through. Knows nothing of how frames were decoded or what becomes of them.
+Owns the conversion from the VAE's range to 8-bit pixels on the device and, on CUDA, the two page-locked
+buffers for the copy. Must not know how frames are decoded or encoded.
 """
 
 import queue
@@ -18,15 +17,15 @@ from adaptive.pipelines.recorded_call import Sound
 from app.media.audio import AudioSamples
 from app.media.video import VideoWriter
 
-# Frames converted at a time: bounds the conversion's scratch memory, whatever the chunk size.
+# Frames converted at a time. Bounds the conversion's workspace for every chunk size.
 _FRAMES_AT_A_TIME = 8
 _BUFFERS = 2
 
 
 def to_pixels(frames: Tensor) -> Tensor:
-    """`[C, f, H, W]` in -1..1 to uint8 `[f, H, W, C]` on the same device, with the rounding of diffusers.
+    """Convert `[C, f, H, W]` in -1..1 to uint8 `[f, H, W, C]` on the same device, rounding as diffusers does.
 
-    diffusers scales and clamps in the VAE's own dtype, goes to float32, and rounds half to even
+    diffusers scales and clamps in the VAE's own dtype, converts to float32 and rounds half to even
     (`VaeImageProcessor.denormalize`, `pt_to_numpy`, `numpy_to_pil`).
     """
     parts = [
@@ -37,15 +36,15 @@ def to_pixels(frames: Tensor) -> Tensor:
 
 
 def samples_of(sound: Sound | None) -> AudioSamples | None:
-    """Sound as the video's writer takes it."""
+    """The recorded sound as arrays for the video writer; None if there is none."""
     return None if sound is None else AudioSamples(sound.waveform.numpy(), sound.sample_rate)
 
 
 class FrameTransfer:
     """Hands the frames of one video to its writer, chunk by chunk.
 
-    On CUDA the copy runs on a stream of its own through two page-locked buffers; the encoder's thread waits
-    for it, not the decoder.
+    On CUDA the copy runs on a separate stream through two page-locked buffers. The encoder's thread waits for
+    it; the decoder does not.
     """
 
     def __init__(self, writer: VideoWriter, device: torch.device) -> None:
@@ -56,7 +55,10 @@ class FrameTransfer:
             self._free.put(torch.empty(0, dtype=torch.uint8))
 
     def send(self, frames: Tensor) -> None:
-        """Queue `[1, 3, f, H, W]`; returns when the frames' memory on the device may be reused."""
+        """Queue frames `[1, 3, f, H, W]` in -1..1; returns when their device memory may be reused.
+
+        Raises `VideoWriteError` if the encoder failed.
+        """
         if frames.shape[2] == 0:
             return
         pixels = to_pixels(frames[0])
@@ -87,7 +89,7 @@ class FrameTransfer:
             try:
                 buffer = self._free.get(timeout=0.2)
             except queue.Empty:
-                self._writer.check()  # an encoder that died gives no buffer back
+                self._writer.check()  # a failed encoder returns no buffers
                 continue
             return buffer if buffer.numel() >= size else torch.empty(size, dtype=torch.uint8, pin_memory=True)
 

@@ -1,7 +1,7 @@
-"""Weights that have nothing to do while a video is decoded: off the device and back on it.
+"""Moves weights that are idle during decoding off the device and back.
 
-Owns the moving and what it takes. Whether it is worth it, `adaptive.planning.planner` decides; when,
-`app.worker.decoding`.
+Owns the moves and the measurement of their speed. `adaptive.planning.planner` decides whether a move is worth
+its time; `app.worker.decoding` decides when.
 """
 
 import time
@@ -12,16 +12,16 @@ import torch
 from adaptive.device.host import read_host
 from adaptive.errors import DoesNotFit
 
-# A first guess, PCIe 3 from pageable memory; every move corrects it.
+# Initial estimate: PCIe 3 from pageable memory. Every move replaces it with the measured speed.
 BYTES_A_SECOND = 6e9
-# Host memory that a copy of the weights must leave to others.
+# Host memory that must stay free after the weights are copied there.
 HOST_RESERVE_BYTES = 2**30
 
 
 class IdleWeights:
-    """The parameters and buffers of modules that lie on `device`, as one thing that can be dropped.
+    """The parameters and buffers of modules on `device`, dropped and restored together.
 
-    Modules keep their identity and hooks; only the memory behind their tensors moves.
+    Modules keep their identity and hooks; only the memory of their tensors moves.
     """
 
     def __init__(self, modules: Iterable[torch.nn.Module], device: torch.device) -> None:
@@ -33,35 +33,33 @@ class IdleWeights:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the weights, wherever they are."""
+        """Bytes of the weights, on the device or on the host."""
         return sum(t.nbytes for t in self._tensors)
 
     @property
     def droppable_bytes(self) -> int:
-        """What dropping would free now: nothing where it is done already, or the host has no room for a
-        copy.
-        """
-        room = read_host().free_bytes - HOST_RESERVE_BYTES
-        return self.size_bytes if self.on_device and room >= self.size_bytes else 0
+        """Bytes that `drop` would free now; 0 after `drop`, or if the host has no room for a copy."""
+        host_budget_bytes = read_host().free_bytes - HOST_RESERVE_BYTES
+        return self.size_bytes if self.on_device and host_budget_bytes >= self.size_bytes else 0
 
     @property
     def reload_seconds(self) -> float:
-        """Both ways, by the speed of the moves so far."""
+        """Predicted seconds to drop the weights and restore them, at the speed of the last move."""
         return 2 * self.size_bytes / self._bytes_a_second
 
     def drop(self) -> None:
-        """Move the weights to the host; what they held on the device comes free."""
+        """Move the weights to the host, which frees their device memory."""
         if self.on_device:
             self._move(torch.device("cpu"))
             self.on_device = False
 
     def restore(self, free_bytes: int) -> None:
-        """Bring the weights back, if they are gone. `DoesNotFit` where `free_bytes` are too few."""
+        """Move dropped weights back to the device. Raises `DoesNotFit` if `free_bytes` is too little."""
         if self.on_device:
             return
         if free_bytes < self.size_bytes:
             raise DoesNotFit(
-                "bringing weights back to the device",
+                "restoring weights to the device",
                 needed_bytes=self.size_bytes,
                 budget_bytes=free_bytes,
             )
@@ -72,8 +70,7 @@ class IdleWeights:
         started = time.perf_counter()
         for tensor in self._tensors:
             tensor.data = tensor.data.to(device, copy=True)
-        seconds = (
-            time.perf_counter() - started
-        )  # copies of pageable memory do not return before they are done
+        # Copies from and to pageable memory return when they are complete: no synchronisation is needed.
+        seconds = time.perf_counter() - started
         if seconds > 0 and self.size_bytes:
             self._bytes_a_second = self.size_bytes / seconds

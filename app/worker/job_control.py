@@ -1,8 +1,7 @@
-"""What may interrupt a running job, and how it learns of it: one object between the heartbeat's thread and
-the job's.
+"""Interrupts a running job: the heartbeat's thread sets a reason, the job's thread checks for one.
 
-The job asks at every step and chunk (`check`); whoever knows better sets a flag. Knows nothing of stores or
-devices.
+Owns the reasons to stop, the checks at every step and chunk, and the bounded wait for memory. Must not know
+the job table or devices.
 """
 
 import threading
@@ -15,62 +14,62 @@ from app.jobs import Claim
 
 T = TypeVar("T")
 MEMORY_POLL_SECONDS = 0.5
-# Memory that is only busy for a moment is not worth giving a worker away for.
+# A job waits this long before it yields its worker: memory is often busy for a moment only.
 PATIENCE_SECONDS = 2.0
 
 
 class Interrupted(Exception):
-    """Base of the reasons to stop a job that are no failure of it."""
+    """Base of the reasons to stop a job that has not failed."""
 
 
 class JobCanceled(Interrupted):
-    """Somebody asked for the job to be canceled."""
+    """A client canceled the job."""
 
 
 class JobLost(Interrupted):
-    """The job is not ours any more: its lease ended, or another worker has it."""
+    """This worker no longer holds the job: its lease ended, or another worker has it."""
 
 
 class WorkerStopping(Interrupted):
-    """The worker was told to stop at the next boundary; the job goes back to the queue."""
+    """The worker stops at the next step or chunk; the job goes back to the queue."""
 
 
 class JobYielded(Interrupted):
-    """The job waits for memory in the queue again; its worker holds a smaller one, `claim`."""
+    """The job went back to the queue to wait for memory; its worker now holds a smaller one, `claim`."""
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
-        super().__init__(f"made way for {claim.job.id}")
+        super().__init__(f"yielded to job {claim.job.id}")
 
 
 class JobControl:
-    """The flags of one running job, and when it was last seen to advance (monotonic seconds)."""
+    """Whether and why one running job should stop, and when it last advanced (monotonic seconds)."""
 
     def __init__(self) -> None:
         self._reason: type[Interrupted] | None = None
-        self._wake = threading.Event()
+        self._interrupted = threading.Event()
         self.advanced_at = time.monotonic()
 
     def interrupt(self, reason: type[Interrupted]) -> None:
         """Stop the job at its next step or chunk; the first reason counts."""
         if self._reason is None:
             self._reason = reason
-            self._wake.set()
+            self._interrupted.set()
 
     def check(self) -> None:
-        """Note that the job advances; raise the reason to stop, where there is one."""
+        """Record that the job advances; raise the reason to stop, if there is one."""
         self.advanced_at = time.monotonic()
         if self._reason is not None:
             raise self._reason
 
     def pause(self, seconds: float) -> None:
-        """Wait, but not longer than until the job is interrupted; then as `check`."""
-        self._wake.wait(seconds)
+        """Wait for at most `seconds`, or until the job is interrupted; then `check`."""
+        self._interrupted.wait(seconds)
         self.check()
 
 
-def stay() -> None:
-    """Wait where one is."""
+def never_yield() -> None:
+    """Keep the worker while the job waits: the default of `wait_for_memory`."""
 
 
 def wait_for_memory(
@@ -80,13 +79,13 @@ def wait_for_memory(
     limit_seconds: float,
     may_fit_later: Callable[[DoesNotFit], bool],
     on_wait: Callable[[DoesNotFit], None],
-    yield_to_smaller: Callable[[], None] = stay,
+    yield_to_smaller: Callable[[], None] = never_yield,
 ) -> T:
-    """Repeat `attempt` while it raises `DoesNotFit`, for a bounded time.
+    """Repeat `attempt` while it raises `DoesNotFit`, for at most `limit_seconds`; returns its result.
 
-    `on_wait` is told once, at the first refusal. `yield_to_smaller` is called at every look after a short
-    patience, and may raise `JobYielded`. A refusal that no waiting can change, or that outlasts the limit, is
-    raised.
+    Calls `on_wait` once, at the first refusal. After `PATIENCE_SECONDS` it calls `yield_to_smaller` at every
+    poll, which may raise `JobYielded`. Raises `DoesNotFit` when the limit is reached, or at once if
+    `may_fit_later` returns False.
     """
     deadline: float | None = None
     while True:

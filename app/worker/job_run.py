@@ -1,9 +1,8 @@
-"""One job from claim to video: load, denoise, keep the latents, decode, encode; told to the job table as it
-happens.
+"""Runs one job from claim to video: load, denoise, save the latents, decode, encode.
 
-Owns the order of the stages, their progress and durations, and the translation of errors into a job's
-failure. Does not decide what becomes of the job afterwards (`app.worker.loop`), nor how the device does its
-part (`app.worker.engine`).
+Owns the order of the stages, and reports their progress and durations to the job table. Does not decide what
+happens to the job afterwards (`app.worker.loop`), how an error becomes a failure (`app.worker.job_failures`)
+or how the device does its part (`app.worker.engine`).
 """
 
 import logging
@@ -12,27 +11,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from adaptive.errors import AdaptiveError, DecodeOutOfMemory, DoesNotFit
+from adaptive.errors import DoesNotFit
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, load_clip, save_calls
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.config import Settings
-from app.jobs import Claim, JobError, Json, Stage
+from app.jobs import Claim, Json, Stage
 from app.media.thumbnails import write_jpeg
-from app.media.video import NO_SPACE, VideoWriteError, VideoWriter
-from app.models.components import ModelUnavailable
+from app.media.video import VideoWriter
 from app.models.entries import ModelEntry
-from app.store import JobStore, StoreError
-from app.worker.decoding import Decoding, DeviceFault, OutOfMemory, whole_report
+from app.store import JobStore
+from app.worker.decoding import Decoding, OutOfMemory, whole_report
 from app.worker.engine import Engine
 from app.worker.frame_transfer import FrameTransfer, samples_of, to_pixels
-from app.worker.job_control import Interrupted, JobControl, JobLost, JobYielded, stay, wait_for_memory
+from app.worker.job_control import JobControl, JobLost, JobYielded, never_yield, wait_for_memory
+from app.worker.job_failures import as_job_failures
 from app.worker.loaded_model import LoadedModel
-from app.worker.pipeline_call import UnsuitablePipeline
 
 log = logging.getLogger(__name__)
 
-# Share of the whole at which each stage begins, and where it ends.
-_SPAN = {
+# The job's progress (0..1) at the start and at the end of each stage.
+_STAGE_PROGRESS = {
     Stage.LOADING: (0.0, 0.02),
     Stage.DENOISING: (0.02, 0.8),
     Stage.WAITING_FOR_MEMORY: (0.8, 0.8),
@@ -42,16 +40,8 @@ _SPAN = {
 _PROGRESS_EVERY_SECONDS = 0.25
 
 
-class JobFailure(Exception):
-    """The job cannot be done; the worker can go on."""
-
-    def __init__(self, code: str, message: str, data: Json | None = None) -> None:
-        self.error = JobError(code, message, data)
-        super().__init__(message)
-
-
 class JobRun:
-    """One attempt at one job."""
+    """One attempt at one job. `durations` (seconds by stage) and `decode` (its report) fill while it runs."""
 
     def __init__(
         self,
@@ -71,26 +61,30 @@ class JobRun:
         self._job, self._token = claim.job, claim.token
         self._control = control
         self._stage = Stage.LOADING
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
     def run(self) -> Json:
-        """Do the job; returns what it made. Raises `JobFailure`, or `Interrupted` for what is no failure."""
-        with _failures_named(), self._exhaustion_told():
+        """Do the job and return its result for the job table.
+
+        Raises `JobFailure`, or a subclass of `Interrupted` if the job stops without having failed. Any other
+        error means that the process is broken.
+        """
+        with as_job_failures(), self._out_of_memory_reported():
             artifacts = job_artifacts(self._settings.jobs_dir, self._job.id).make()
             with self._in_stage(Stage.LOADING):
-                recorded = self._resumed(artifacts)
+                recorded = self._saved_latents(artifacts)
                 model = self._load()
             if recorded is None:
                 recorded = self._denoise(model, artifacts)
             return self._decode(model, recorded, artifacts)
 
-    def _resumed(self, artifacts: JobArtifacts) -> RecordedClip | None:
-        """The latents of an earlier attempt, where they are whole."""
+    def _saved_latents(self, artifacts: JobArtifacts) -> RecordedClip | None:
+        """The latents that an earlier attempt saved; None if there are none or their file is damaged."""
         if self._job.latents_path is None:
             return None
         try:
             recorded = load_clip(artifacts.latents)
-        except Exception as error:  # whatever is wrong with the file, denoising again puts it right
+        except Exception as error:  # denoising again replaces the file, whatever is wrong with it
             log.warning("latents_unreadable job_id=%s reason=%s", self._job.id, error)
             self._event("latents_unreadable", {"reason": str(error)})
             return None
@@ -103,7 +97,7 @@ class JobRun:
             self._control,
             limit_seconds=self._settings.memory_wait_seconds,
             may_fit_later=self._engine.may_fit_later,
-            on_wait=self._wait_for_memory,
+            on_wait=self._report_memory_wait,
         )
 
     def _denoise(self, model: LoadedModel, artifacts: JobArtifacts) -> RecordedClip:
@@ -114,7 +108,7 @@ class JobRun:
             self._control,
             limit_seconds=self._settings.memory_wait_seconds,
             may_fit_later=self._engine.may_fit_later,
-            on_wait=self._wait_for_memory,
+            on_wait=self._report_memory_wait,
             yield_to_smaller=self._yield_to_smaller,
         )
         with self._in_stage(Stage.DENOISING):
@@ -130,7 +124,7 @@ class JobRun:
             **model.encode_plan,
             **model.weights,
         }
-        self._held(self._store.checkpoint(self._job.id, self._token, path, data))
+        self._require_lease(self._store.checkpoint(self._job.id, self._token, path, data))
         return recorded
 
     def _decode(self, model: LoadedModel, recorded: RecordedClip, artifacts: JobArtifacts) -> Json:
@@ -145,7 +139,7 @@ class JobRun:
             transfer = FrameTransfer(writer, model.device)
             for call in recorded.calls:
                 decoding = self._open_decode(model, call, first=not reports)
-                self._tell(done / shape.frames, kind="stage", stage=Stage.DECODING)
+                self._report(done / shape.frames, kind="stage", stage=Stage.DECODING)
                 if not reports:
                     self._show_previews(decoding, artifacts)
                 for frames in decoding.frames():
@@ -154,7 +148,7 @@ class JobRun:
                     transfer.send(frames)
                     done += frames.shape[2]
                     self._control.check()
-                    self._tell(done / shape.frames)
+                    self._report(done / shape.frames)
                 reports.append(decoding.report())
             self.decode = {**whole_report(reports), "vae": self._entry.vae_class}
             self._encode_rest(writer)
@@ -171,9 +165,10 @@ class JobRun:
         }
 
     def _open_decode(self, model: LoadedModel, call: RecordedDecode, *, first: bool) -> Decoding:
-        """A planned decode: on the device, after a wait if it must be, else on the CPU if it may be.
+        """Plan the decode of one call: on the device, if needed after a wait, else on the CPU if allowed.
 
-        Only before the first call's decode does a wait lose nothing by making way for another job.
+        The job yields to a smaller one only before its first decode: later it would lose the frames already
+        decoded.
         """
         spec = self._job.spec
         try:
@@ -182,8 +177,8 @@ class JobRun:
                 self._control,
                 limit_seconds=self._settings.memory_wait_seconds,
                 may_fit_later=lambda refusal: self._engine.may_fit_later(refusal, spec.memory_budget_bytes),
-                on_wait=self._wait_for_memory,
-                yield_to_smaller=self._yield_to_smaller if first else stay,
+                on_wait=self._report_memory_wait,
+                yield_to_smaller=self._yield_to_smaller if first else never_yield,
             )
         except DoesNotFit as refusal:
             if self._engine.host_capacity_bytes is None:
@@ -193,7 +188,7 @@ class JobRun:
         return model.open_decode_on_host(call, spec, self._event)
 
     def _show_previews(self, decoding: Decoding, artifacts: JobArtifacts) -> None:
-        """Pictures of some frames before any is decoded; they are no part of the video."""
+        """Write pictures of some frames before the decode starts; they are no part of the video."""
         for number, (frame, picture) in enumerate(decoding.previews()):
             pixels = to_pixels(picture.unsqueeze(1))[0].cpu().numpy()
             write_jpeg(artifacts.preview(number), pixels)
@@ -205,22 +200,20 @@ class JobRun:
 
     def _step(self, done: int, total: int) -> None:
         self._control.check()
-        self._tell(done / total, data={"step": done, "steps": total})
+        self._report(done / total, data={"step": done, "steps": total})
 
-    def _wait_for_memory(self, refusal: DoesNotFit) -> None:
+    def _report_memory_wait(self, refusal: DoesNotFit) -> None:
         data = {"needed_bytes": refusal.needed_bytes, **self._engine.memory_report()}
         stage = Stage.WAITING_FOR_MEMORY
-        begun = _SPAN[self._stage][0]
-        self._held(
+        begun = _STAGE_PROGRESS[self._stage][0]
+        self._require_lease(
             self._store.progress(
                 self._job.id, self._token, stage=stage, progress=begun, kind="waiting_for_memory", data=data
             )
         )
 
     def _yield_to_smaller(self) -> None:
-        """Let a smaller job of the loaded model run while this one waits; raises `JobYielded` where there is
-        one.
-        """
+        """If a smaller job of the loaded model is queued, requeue this one and raise `JobYielded`."""
         model, worker_id = self._engine.loaded_model, self._job.worker_id
         if model is None or worker_id is None:
             return
@@ -237,10 +230,10 @@ class JobRun:
 
     @contextmanager
     def _in_stage(self, stage: Stage) -> Iterator[None]:
-        """Enter a stage, say so, and time it; a stage within a stage is not counted twice."""
+        """Enter a stage, report it and time it. Encoding runs within decoding and is not counted twice."""
         outer, started = self._stage, time.monotonic()
         self._stage = stage
-        self._tell(0.0, kind="stage")
+        self._report(0.0, kind="stage")
         try:
             yield
         finally:
@@ -250,7 +243,7 @@ class JobRun:
                 self.durations[outer] = round(self.durations.get(outer, 0.0) - seconds, 4)
             self._stage = outer
 
-    def _tell(
+    def _report(
         self,
         share: float,
         *,
@@ -258,24 +251,24 @@ class JobRun:
         stage: Stage | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> None:
-        """Report progress within the stage, not more often than anyone can see."""
+        """Write the progress within the stage (`share`, 0..1), at most once per `_PROGRESS_EVERY_SECONDS`."""
         self._control.check()
         now = time.monotonic()
-        if kind == "progress" and share < 1.0 and now - self._told_at < _PROGRESS_EVERY_SECONDS:
+        if kind == "progress" and share < 1.0 and now - self._reported_at < _PROGRESS_EVERY_SECONDS:
             return
-        self._told_at = now
+        self._reported_at = now
         stage = stage or self._stage
-        begin, end = _SPAN[stage]
+        begin, end = _STAGE_PROGRESS[stage]
         progress = begin + share * (end - begin)
-        self._held(
+        self._require_lease(
             self._store.progress(
                 self._job.id, self._token, stage=stage, progress=progress, kind=kind, data=data or {}
             )
         )
 
     @contextmanager
-    def _exhaustion_told(self) -> Iterator[None]:
-        """Tell of an out-of-memory that ends the job; the decoder tells of those it goes on from."""
+    def _out_of_memory_reported(self) -> Iterator[None]:
+        """Report an out-of-memory that ends the job; the decoder reports those that it recovers from."""
         try:
             yield
         except OutOfMemory as error:
@@ -284,40 +277,11 @@ class JobRun:
 
     def _event(self, kind: str, data: Mapping[str, Any]) -> None:
         self._control.check()
-        told = {"stage": self._stage.value, **data}
-        self._held(self._store.event(self._job.id, self._token, kind, told))
+        fields = {"stage": self._stage.value, **data}
+        self._require_lease(self._store.event(self._job.id, self._token, kind, fields))
 
-    def _held(self, ours: bool) -> None:
-        if not ours:
+    def _require_lease(self, written: bool) -> None:
+        """Raise `JobLost` if the store did not write, because the job's token is no longer valid."""
+        if not written:
             self._control.interrupt(JobLost)
             self._control.check()
-
-
-@contextmanager
-def _failures_named() -> Iterator[None]:
-    """Give every error that is the job's own a stable code; the rest passes and ends the process."""
-    try:
-        yield
-    except (Interrupted, JobFailure, StoreError, DeviceFault):
-        raise
-    except DoesNotFit as error:
-        data = {"needed_bytes": error.needed_bytes, "budget_bytes": error.budget_bytes}
-        raise JobFailure("does_not_fit", str(error), data) from error
-    except DecodeOutOfMemory as error:
-        raise JobFailure("out_of_memory", str(error), _fields(error)) from error
-    except OutOfMemory as error:
-        raise JobFailure("out_of_memory", str(error), {"stage": error.stage}) from error
-    except VideoWriteError as error:
-        raise JobFailure("disk_full" if error.disk_full else "encoding_failed", str(error)) from error
-    except (ModelUnavailable, UnsuitablePipeline, AdaptiveError) as error:
-        code = "model_unavailable" if isinstance(error, ModelUnavailable) else "unsupported"
-        raise JobFailure(code, str(error)) from error
-    except OSError as error:
-        raise JobFailure("disk_full" if error.errno in NO_SPACE else "storage_failed", str(error)) from error
-    except Exception as error:
-        log.exception("job_broke")
-        raise JobFailure("internal_error", f"{type(error).__name__}: {error}") from error
-
-
-def _fields(error: DecodeOutOfMemory) -> Json:
-    return {name: getattr(error, name) for name in ("frames_per_chunk", "retries", "frames_done")}

@@ -1,7 +1,6 @@
-"""A loaded model: makes latents of a request, and opens the decode of recorded ones.
+"""A loaded model: denoises requests to latents and opens the decodes of recorded ones.
 
-Owns what is done with one diffusers pipeline. Knows the request as a `JobSpec`; neither the job table nor
-files.
+Owns the use of one diffusers pipeline. Knows a request as a `JobSpec`; must not know the job table or files.
 """
 
 import logging
@@ -39,9 +38,9 @@ log = logging.getLogger(__name__)
 
 
 class LoadedModel:
-    """A placed pipeline. Its VAE decodes exactly in chunks unless `check_streaming` found otherwise.
+    """A placed pipeline. Its VAE decodes in chunks unless `check_streaming` finds that they are not exact.
 
-    `UnsuitablePipeline` for one that does not take what requests give.
+    The constructor raises `UnsuitablePipeline` for a pipeline that does not accept a request's arguments.
     """
 
     def __init__(
@@ -50,35 +49,35 @@ class LoadedModel:
         placed: PlacedPipeline,
         settings: Settings,
         device: torch.device,
-        around: DecodeContext,
+        context: DecodeContext,
     ) -> None:
         self.entry = entry
         self.device = device
         check_call(placed.pipe, entry)
         self._pipe = placed.pipe
-        self._vacate = placed.vacate
+        self._return_to_host = placed.return_to_host
         self.placement = placed.as_json()
         self._quantized = placed.quantized
         self._settings = settings
-        self._around = around
+        self._context = context
         self._streams = True
         policy = Policy(reserve_bytes=settings.reserve_bytes)
         vae = placed.pipe.vae
-        self._encode = AdaptiveEncodeCall(vae, AdaptiveEncoder(vae, probe=around.probe, policy=policy))
-        self.host_experience: LearnedCosts | None = None  # once a decode ran on the CPU instead of the device
+        self._encode = AdaptiveEncodeCall(vae, AdaptiveEncoder(vae, probe=context.probe, policy=policy))
+        self.host_experience: LearnedCosts | None = None  # set once a decode ran on the CPU in its place
         parts = [part for name, part in placed.pipe.components.items() if name != "vae"]
         modules = [part for part in parts if isinstance(part, torch.nn.Module)]
         if placed.kind == "resident" and device.type != "cpu" and not placed.quantized:
-            self._around = replace(around, idle=IdleWeights(modules, device))
+            self._context = replace(context, idle=IdleWeights(modules, device))
 
     @property
     def exact(self) -> bool:
-        """Whether the weights are those published, none rounded."""
+        """Whether the weights are those published, none quantized."""
         return not self._quantized
 
     @property
     def weights(self) -> Json:
-        """Whether what it denoises is exact, for the job's report; where not, what was rounded and how."""
+        """For the job's report: whether the weights are exact, else which were quantized and how."""
         if self.exact:
             return {"exact": True}
         return {"exact": False, "quantized": list(self._quantized), "weights": "int8"}
@@ -90,9 +89,9 @@ class LoadedModel:
         return sum(t.numel() * t.element_size() for t in [*vae.parameters(), *vae.buffers()])
 
     def check_streaming(self, on_event: OnEvent) -> None:
-        """Compare streamed with whole decoding on this very VAE; where they differ, chunks are off for it.
+        """Compare streamed with batched decoding on this VAE; if they differ, decode it in one call only.
 
-        Also pays for lazily loaded kernels before the first decode is planned.
+        This also loads the device's kernels, which torch loads lazily, before the first decode is planned.
         """
         try:
             self_test(self._pipe.vae)
@@ -102,35 +101,36 @@ class LoadedModel:
             on_event("self_test_failed", {"model": self.entry.name, "reason": str(error)})
 
     def fit_denoise(self, spec: JobSpec, on_event: OnEvent) -> Json:
-        """Let a pipeline that can denoise in less memory choose how, by what is free now; the plan, if any.
+        """Let the pipeline plan its denoising for the memory that is free now; returns the plan's JSON.
 
-        Weights that were dropped for a decode come back first. Raises `DoesNotFit` where no way fits.
+        First restores weights that a decode dropped. Returns {} for a pipeline that cannot denoise in less
+        memory. Raises `DoesNotFit` if no option fits.
         """
-        if self._around.idle is not None:
-            free_bytes = self._around.probe.read().free_bytes
-            self._around.idle.restore(max(0, free_bytes - self._settings.reserve_bytes))
+        if self._context.idle is not None:
+            free_bytes = self._context.probe.read().free_bytes
+            self._context.idle.restore(max(0, free_bytes - self._settings.reserve_bytes))
         if not hasattr(self._pipe, "fit_denoise"):
             return {}
-        reading = self._around.probe.read()
+        reading = self._context.probe.read()
         plan = self._pipe.fit_denoise(
-            max(0, reading.free_bytes - self._settings.reserve_bytes - self._denoiser_bytes_to_come()),
+            max(0, reading.free_bytes - self._settings.reserve_bytes - self._denoiser_bytes_on_host()),
             num_frames=spec.num_frames,
             height=spec.height,
             width=spec.width,
             guidance_scale=spec.guidance_scale,
         )
-        told: Json = plan.as_json()
-        on_event("denoise_plan", told)
-        return told
+        data: Json = plan.as_json()
+        on_event("denoise_plan", data)
+        return data
 
     @property
     def encode_plan(self) -> Json:
-        """How the last request's images, or the clip of them, were encoded, where that was to be decided."""
+        """How the last request's images were encoded, as JSON; {} if there was nothing to decide."""
         plan = getattr(self._pipe, "encode_plan", None) or self._encode.plan
         return {} if plan is None else {"encode": plan.as_json()}
 
-    def _denoiser_bytes_to_come(self) -> int:
-        """Weights of the denoiser that offloading brings to the device only when it runs."""
+    def _denoiser_bytes_on_host(self) -> int:
+        """Bytes of the denoiser's weights that its offload hooks bring to the device when it runs."""
         parts = [
             part for name, part in self._pipe.components.items() if name in DENOISERS and part is not None
         ]
@@ -140,11 +140,12 @@ class LoadedModel:
     def denoise(
         self, spec: JobSpec, image: bytes, *, on_step: OnStep, last_image: bytes | None = None
     ) -> RecordedClip:
-        """Run the pipeline up to its decode calls and return those, with its sound.
+        """Run the pipeline up to its decode calls; returns these calls and the sound.
 
-        `last_image`: the video ends with it. `on_step(done, total)` may raise to stop. Raises `OutOfMemory`,
-        `DeviceFault`, `UnsuitablePipeline` for what the pipeline does not take, and `UnsupportedVae` for one
-        that changes frames after decoding them.
+        `image` and `last_image` are encoded image files; the video ends with the latter.
+        `on_step(done, total)` may raise to stop. Raises `OutOfMemory`, `DeviceFault`, `UnsuitablePipeline`
+        for arguments that the pipeline does not accept, and `UnsupportedVae` if it changes frames after
+        decoding them.
         """
         pipe = self._pipe
         images = {"image": image} | ({} if last_image is None else {"last_image": last_image})
@@ -153,48 +154,50 @@ class LoadedModel:
             try:
                 output = run_pipeline(pipe, self.entry, spec, images, self.device, on_step)
             finally:
-                self._vacate()  # also where a step raised: components that take turns leave the device
+                self._return_to_host()  # also after an error: offloaded components must leave the device
         kept = kept_frames(calls, output.frames, type(pipe).__name__)
         return RecordedClip(tuple(kept), sound_of(pipe, output))
 
     def video_shape(self, clip: RecordedClip) -> VideoShape:
-        """The video that the clip's calls decode to."""
+        """The shape of the video that the clip's calls decode to."""
         return video_shape(self._pipe.vae, clip)
 
     def open_decode(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
         """Plan the decode in the memory that is free now. Raises `DoesNotFit`."""
-        return Decoding(self._pipe.vae, recorded, self._policy(spec), self._around, on_event)
+        return Decoding(self._pipe.vae, recorded, self._policy(spec), self._context, on_event)
 
     def open_decode_on_host(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
-        """Plan the decode on the CPU, where the device cannot hold it: a second copy of the VAE, in float32.
+        """Plan the decode on the CPU with a second copy of the VAE in float32.
 
-        The same arithmetic with less rounding, so no less exact; only a decoder that injects noise draws
-        other noise here. Raises `DoesNotFit`.
+        For decodes that the device cannot hold. The arithmetic is the same with less rounding, so the result
+        is no less exact; a decoder that injects noise draws different noise here. Raises `DoesNotFit`.
         """
         host = torch.device("cpu")
         if self.host_experience is None:
             self.host_experience = load_learned_costs(self._settings, host)
-        around = DecodeContext(open_probe("cpu"), None, self.host_experience)
+        context = DecodeContext(open_probe("cpu"), None, self.host_experience)
         vae = load_vae(self.entry, self._settings).to(torch.float32)
-        return Decoding(vae, recorded.to(host, torch.float32), self._policy(spec), around, on_event)
+        return Decoding(vae, recorded.to(host, torch.float32), self._policy(spec), context, on_event)
 
     def idle_report(self) -> Json:
-        """What a decode could have dropped from the device, and what bringing it back costs."""
-        idle = self._around.idle
+        """The bytes that a decode may drop from the device and the seconds to restore them, as JSON."""
+        idle = self._context.idle
         if idle is None:
             return {}
         return {"droppable_bytes": idle.droppable_bytes, "reload_seconds": round(idle.reload_seconds, 3)}
 
     def calibrate(self, limit_seconds: float) -> None:
-        """Time every rung of the VAE's decode, unless earlier decodes on this device told already."""
-        around, vae = self._around, self._pipe.vae
-        if limit_seconds <= 0 or around.profile is None:
+        """Time small decodes of the VAE for at most `limit_seconds`, unless its speed is known already."""
+        context, vae = self._context, self._pipe.vae
+        if limit_seconds <= 0 or context.profile is None:
             return
-        if around.learned_costs.speeds.model(around.profile) is not None:
+        if context.learned_costs.speeds.model(context.profile) is not None:
             return
-        done = calibrate(vae, around.profile, around.probe, around.learned_costs, limit_seconds=limit_seconds)
-        self._vacate()
-        log.info("calibrated model=%s decodes=%d", self.entry.name, len(done))
+        done = calibrate(
+            vae, context.profile, context.probe, context.learned_costs, limit_seconds=limit_seconds
+        )
+        self._return_to_host()
+        log.info("model_calibrated model=%s decodes=%d", self.entry.name, len(done))
 
     def _policy(self, spec: JobSpec) -> Policy:
         return Policy(

@@ -1,8 +1,8 @@
-"""One process, one device: claims jobs, keeps its lease alive, runs them one after another.
+"""The worker's loop, one process a device: claims jobs, runs them one after another, renews its lease.
 
-Owns the loop, the heartbeat and what each ending of a job means to the job table. How a job is done is
-`app.worker.job_run`; how the device is used is `app.worker.engine`. A job's failure leaves the worker alive;
-a failure of the process ends it, and the supervisor or the end of the lease gives the job back.
+Owns the loop, the heartbeat and how each end of a job is recorded in the job table. `app.worker.job_run` runs
+a job; `app.worker.engine` uses the device. A job's failure leaves the worker alive. A failure of the process
+ends it, and the supervisor or the end of the lease requeues the job.
 """
 
 import logging
@@ -21,20 +21,21 @@ from app.service.logs import bound
 from app.store import JobStore, StoreUnavailable
 from app.worker.engine import Engine
 from app.worker.job_control import JobCanceled, JobControl, JobLost, JobYielded, WorkerStopping
-from app.worker.job_run import JobFailure, JobRun
+from app.worker.job_failures import JobFailure
+from app.worker.job_run import JobRun
 
 log = logging.getLogger(__name__)
 
 EXIT_BROKEN = 70  # EX_SOFTWARE of sysexits.h
 EXIT_STALLED = 75  # EX_TEMPFAIL of sysexits.h
-BUSY_HEARTBEAT_SECONDS = 1.0  # how soon a running job learns of its cancellation
+BUSY_HEARTBEAT_SECONDS = 1.0  # the longest time until a running job sees its cancellation
 
 
 class Worker:
     """Runs jobs on one device until stopped.
 
-    SIGTERM: finish the job at hand, then end. SIGINT, or a second SIGTERM: give the job back at its next step
-    or chunk.
+    SIGTERM: finish the current job, then end. SIGINT or a second SIGTERM: requeue the job at its next step or
+    chunk.
     """
 
     def __init__(
@@ -56,29 +57,29 @@ class Worker:
         self._lease_seen_at = time.monotonic()
 
     def run(self) -> None:
-        """Claim and run jobs until told to stop. Call from the main thread."""
+        """Claim and run jobs until a signal stops the worker. Call from the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._store.register_worker(self._id, self._device())
         threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True).start()
         log.info("worker_ready worker_id=%s device=%s", self._id, self._engine.device)
-        got_ready = False
+        imported = False
         while not self._stopping.is_set():
             claim = None if self._paused else self._claim()
-            if claim is None and not got_ready:
-                import_pipeline(next(iter(self._models.values())))  # its first job need not wait for it
+            if claim is None and not imported:
+                import_pipeline(next(iter(self._models.values())))  # so that the first job need not wait
             elif claim is None:
                 self._stopping.wait(self._settings.poll_seconds)
-            got_ready = True  # by a job, where one was there already
+            imported = True  # a job imports its pipeline itself
             while claim is not None:
                 claim = self._run_job(claim)
         self._store.forget_worker(self._id, "worker_stopped")
         log.info("worker_stopped worker_id=%s", self._id)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        again = self._stopping.is_set()
+        repeated = self._stopping.is_set()
         self._stopping.set()
-        if (number == signal.SIGINT or again) and self._current is not None:
+        if (number == signal.SIGINT or repeated) and self._current is not None:
             self._current[1].interrupt(WorkerStopping)
 
     def _claim(self) -> Claim | None:
@@ -95,7 +96,7 @@ class Worker:
             return None
 
     def _run_job(self, claim: Claim) -> Claim | None:
-        """Run a job to its end; the one it made way for, where it did."""
+        """Run a job to its end. Returns the claim of the smaller job that it yielded to, if it did."""
         job_id, control = claim.job.id, JobControl()
         self._lease_seen_at = time.monotonic()
         self._current = (claim, control)
@@ -106,8 +107,8 @@ class Worker:
         try:
             with bound(job_id=job_id, worker_id=self._id):
                 outcome = self._outcome(claim, control)
-        except JobYielded as way:
-            outcome, following = "made_way", way.claim
+        except JobYielded as yielded:
+            outcome, following = "yielded", yielded.claim
         finally:
             self._current = None
         self._engine.clean_up()
@@ -115,15 +116,15 @@ class Worker:
         return following
 
     def _outcome(self, claim: Claim, control: JobControl) -> str:
-        """Run the job and record how it ended. What is not a job's own failure is raised and ends the
-        process.
+        """Run the job and record how it ended; returns the outcome. An error that is not the job's own
+        failure is raised and ends the process.
         """
         job = claim.job
         run = JobRun(self._settings, self._store, self._engine, self._models[job.spec.model], claim, control)
         try:
             result = run.run()
         except JobLost:
-            return "lost"  # whatever happens to it now is somebody else's to record
+            return "lost"  # the worker that holds it now records how it ends
         except JobCanceled:
             self._store.finish(job.id, claim.token, status=JobStatus.CANCELED, durations=run.durations)
             return JobStatus.CANCELED
@@ -165,8 +166,8 @@ class Worker:
                 log.warning("heartbeat_failed worker_id=%s reason=%s", self._id, error)
                 if current and time.monotonic() - self._lease_seen_at > self._settings.lease_seconds:
                     current[1].interrupt(JobLost)
-            except Exception:  # a lost device, or a fault of ours: a worker that cannot report must not go on
-                log.critical("heartbeat_broke worker_id=%s", self._id, exc_info=True)
+            except Exception:  # a lost device or a bug here: a worker that cannot report must end
+                log.critical("heartbeat_crashed worker_id=%s", self._id, exc_info=True)
                 logging.shutdown()
                 os._exit(EXIT_BROKEN)
             self._exit_when_stalled(current)
@@ -192,7 +193,7 @@ class Worker:
             control.interrupt(JobCanceled)
 
     def _exit_when_stalled(self, current: tuple[Claim, JobControl] | None) -> None:
-        """A job that does not advance sits in a call that nothing but the process' end can stop."""
+        """End the process if its job has not advanced for too long: only that stops a call that hangs."""
         if current is None or current is not self._current:
             return
         quiet_seconds = time.monotonic() - current[1].advanced_at

@@ -1,7 +1,7 @@
-"""A request in a pipeline's own words: its arguments, its steps told as they happen, what it gives back.
+"""Calls one diffusers pipeline for a request: its arguments, its progress callback, its output.
 
-Owns the call to one diffusers pipeline. How a class of pipelines differs from the usual is in
-`app.pipelines.calls`. Knows neither where weights are, nor what becomes of the result.
+`app.pipelines.calls` knows how the call of a pipeline class differs from the usual. Must not know where
+weights are or what the output is used for.
 """
 
 import inspect
@@ -23,18 +23,21 @@ OnStep = Callable[[int, int], None]
 
 
 class UnsuitablePipeline(Exception):
-    """The pipeline does something that Framefit cannot carry out, named in the message."""
+    """The pipeline cannot serve requests for its model; the message names what does not match."""
 
 
 def check_call(pipe: Any, entry: ModelEntry) -> None:
-    """Raises `UnsuitablePipeline` where the pipeline does not take what a request for the model gives."""
-    names, takes = call_form(pipe).names, _parameters(pipe)
+    """Raise `UnsuitablePipeline` if the pipeline does not accept the arguments of the model's requests."""
+    names, accepted = call_form(pipe).names, _parameters(pipe)
     needed = {"image", "num_frames"} | ({"prompt"} if entry.uses_prompt else set())
-    missing = sorted(name for name in needed if names.get(name, name) not in takes)
+    missing = sorted(name for name in needed if names.get(name, name) not in accepted)
     if missing:
         raise UnsuitablePipeline(f"{type(pipe).__name__} takes no {', '.join(missing)}")
-    if not entry.uses_prompt and "prompt" in takes:
-        raise UnsuitablePipeline(f"{type(pipe).__name__} takes a prompt; the model's entry says otherwise")
+    if not entry.uses_prompt and "prompt" in accepted:
+        raise UnsuitablePipeline(
+            f"{type(pipe).__name__} takes a prompt, but the entry of model {entry.name} has "
+            "uses_prompt = false: remove that line"
+        )
 
 
 def run_pipeline(
@@ -45,18 +48,19 @@ def run_pipeline(
     device: torch.device,
     on_step: OnStep,
 ) -> Any:
-    """The pipeline's output for the request; `images` are `image` and, where there is one, `last_image`.
+    """Call the pipeline for the request and return its output.
 
-    `on_step(done, total)` may raise to stop.
+    `images` holds the encoded files `image` and, if the request has one, `last_image`. `on_step(done, total)`
+    may raise to stop. Raises `UnsuitablePipeline` if the pipeline does not accept one of the inputs.
     """
     pictures = {name: _picture(data, spec) for name, data in images.items()}
     arguments = {**_arguments(pipe, spec, pictures, device), **entry.call}
-    with call_form(pipe).told(pipe, spec), _steps_told(pipe, spec, on_step) as callback:
+    with call_form(pipe).configured(pipe, spec), _steps_reported(pipe, spec, on_step) as callback:
         return pipe(**arguments, **callback)
 
 
 def sound_of(pipe: Any, output: Any) -> Sound | None:
-    """What is heard beside the output's first video, where the pipeline makes sound."""
+    """The sound of the output's first video; None if the pipeline makes none."""
     waveform = getattr(output, "audio", None)
     if waveform is None:
         return None
@@ -66,14 +70,14 @@ def sound_of(pipe: Any, output: Any) -> Sound | None:
 def _arguments(
     pipe: Any, spec: JobSpec, pictures: dict[str, Image.Image], device: torch.device
 ) -> dict[str, Any]:
-    names, takes = call_form(pipe).names, _parameters(pipe)
-    # What the request gives beside an image and a prompt: nothing of it may be left out.
-    given = {"last_image": pictures.get("last_image"), "loop": spec.loop or None, "fs": spec.fs}
-    demanded = {name: value for name, value in given.items() if value is not None}
-    missing = demanded.keys() - takes
+    names, accepted = call_form(pipe).names, _parameters(pipe)
+    # A pipeline must not ignore these inputs: without one of them the video would be another.
+    inputs = {"last_image": pictures.get("last_image"), "loop": spec.loop or None, "fs": spec.fs}
+    required = {name: value for name, value in inputs.items() if value is not None}
+    missing = required.keys() - accepted
     if missing:
         raise UnsuitablePipeline(f"{type(pipe).__name__} takes no {', '.join(sorted(missing))}")
-    offered: Json = {
+    optional: Json = {
         "image": pictures["image"],
         "prompt": spec.prompt,
         "negative_prompt": spec.negative_prompt or None,
@@ -86,30 +90,31 @@ def _arguments(
         "output_type": "pt",
         "frame_rate": spec.fps,
         "fps": spec.fps,
-        "decode_chunk_size": spec.num_frames,  # decoding in chunks is not the pipeline's business
+        "decode_chunk_size": spec.num_frames,  # the pipeline must not decode in chunks: the decoder does
     }
-    wanted = {names.get(name, name): value for name, value in offered.items() if value is not None}
-    return {name: value for name, value in wanted.items() if name in takes} | demanded
+    named = {names.get(name, name): value for name, value in optional.items() if value is not None}
+    return {name: value for name, value in named.items() if name in accepted} | required
 
 
 @contextmanager
-def _steps_told(pipe: Any, spec: JobSpec, on_step: OnStep) -> Iterator[dict[str, Any]]:
-    """Arguments that make the pipeline tell its steps; one that takes no callback is asked by its progress
-    bar.
+def _steps_reported(pipe: Any, spec: JobSpec, on_step: OnStep) -> Iterator[dict[str, Any]]:
+    """Yield the arguments that make the pipeline call `on_step` after each step.
+
+    A pipeline that accepts no callback gets another progress bar meanwhile: its updates count as steps.
     """
 
-    def tell(done: int) -> None:
-        # A scheduler may take more steps than it was asked for.
+    def report(done: int) -> None:
+        # A scheduler may take more steps than requested.
         on_step(done, max(done, getattr(pipe, "num_timesteps", None) or spec.num_inference_steps))
 
     def after_step(_pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        tell(index + 1)
+        report(index + 1)
         return tensors
 
     @contextmanager
     def bar(*_: Any, **__: Any) -> Iterator[SimpleNamespace]:
         steps = iter(range(1, 2**31))
-        yield SimpleNamespace(update=lambda *_: tell(next(steps)))
+        yield SimpleNamespace(update=lambda *_: report(next(steps)))
 
     if "callback_on_step_end" in _parameters(pipe):
         yield {"callback_on_step_end": after_step}
@@ -126,5 +131,5 @@ def _parameters(pipe: Any) -> frozenset[str]:
 
 
 def _picture(image: bytes, spec: JobSpec) -> Image.Image:
-    """The request's image, cut to the video's aspect ratio and size."""
+    """The decoded image, cropped and scaled to the video's size."""
     return ImageOps.fit(open_image(image), (spec.width, spec.height), Image.Resampling.LANCZOS)

@@ -1,0 +1,58 @@
+"""Turns errors into a job's failure, with a stable code for clients.
+
+Owns which errors are the job's own and their codes. Every other error is the process's: it passes through and
+ends the worker.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from adaptive.errors import AdaptiveError, DecodeOutOfMemory, DoesNotFit
+from app.jobs import JobError, Json
+from app.media.video import NO_SPACE, VideoWriteError
+from app.models.components import ModelUnavailable
+from app.store import StoreError
+from app.worker.decoding import DeviceFault, OutOfMemory
+from app.worker.job_control import Interrupted
+from app.worker.pipeline_call import UnsuitablePipeline
+
+log = logging.getLogger(__name__)
+
+
+class JobFailure(Exception):
+    """The job cannot be done; the worker can run the next one. `error` is what the job table stores."""
+
+    def __init__(self, code: str, message: str, data: Json | None = None) -> None:
+        self.error = JobError(code, message, data)
+        super().__init__(message)
+
+
+@contextmanager
+def as_job_failures() -> Iterator[None]:
+    """Raise a job's own errors as `JobFailure`. Interrupts, store errors and device faults pass unchanged."""
+    try:
+        yield
+    except (Interrupted, JobFailure, StoreError, DeviceFault):
+        raise
+    except DoesNotFit as error:
+        data = {"needed_bytes": error.needed_bytes, "budget_bytes": error.budget_bytes}
+        raise JobFailure("does_not_fit", str(error), data) from error
+    except DecodeOutOfMemory as error:
+        raise JobFailure("out_of_memory", str(error), _fields(error)) from error
+    except OutOfMemory as error:
+        raise JobFailure("out_of_memory", str(error), {"stage": error.stage}) from error
+    except VideoWriteError as error:
+        raise JobFailure("disk_full" if error.disk_full else "encoding_failed", str(error)) from error
+    except (ModelUnavailable, UnsuitablePipeline, AdaptiveError) as error:
+        code = "model_unavailable" if isinstance(error, ModelUnavailable) else "unsupported"
+        raise JobFailure(code, str(error)) from error
+    except OSError as error:
+        raise JobFailure("disk_full" if error.errno in NO_SPACE else "storage_failed", str(error)) from error
+    except Exception as error:
+        log.exception("job_crashed")
+        raise JobFailure("internal_error", f"{type(error).__name__}: {error}") from error
+
+
+def _fields(error: DecodeOutOfMemory) -> Json:
+    return {name: getattr(error, name) for name in ("frames_per_chunk", "retries", "frames_done")}
