@@ -1,8 +1,8 @@
-"""What a model is made of: classes and configurations of its components, from wherever the model lives.
+"""Reads what a model is made of: the classes and configurations of its components.
 
-Reads configuration only, never weights: a built-in model's folder, a local folder, the published numbers that
-come with Framefit, or the configuration files of a hub repository. Sizes follow from the configurations on
-meta tensors. Importing this module imports neither torch nor diffusers.
+The source is a built-in model's folder, a local folder, the published configurations that ship with Framefit,
+or the configuration files of a hub repository. Reads no weights: sizes follow from the configurations on meta
+tensors. Importing this module imports neither torch nor diffusers.
 """
 
 import importlib
@@ -17,12 +17,13 @@ from app.config import Settings
 from app.models.entries import ModelEntry
 from app.models.hub import explain_hub_error
 
-# Pipelines that diffusers does not have, and where they are.
+# Pipelines that diffusers does not have, and their modules.
 OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
 CHECKPOINTS = ("model.ckpt", "model.safetensors")
 _PUBLISHED = Path(__file__).parents[1] / "pipelines" / "published" / "configurations"
 
-# Components that diffusers defines beside a pipeline are indexed under the name of its folder.
+# `model_index.json` lists components that diffusers defines beside a pipeline under the pipeline's folder
+# name.
 _PIPELINE_MODULES = {"ltx2": "diffusers.pipelines.ltx2"}
 _WITHOUT_WEIGHTS = ("Tokenizer", "Scheduler", "Processor", "Extractor", "Guidance")
 
@@ -30,14 +31,12 @@ ReadJson = Callable[[str], dict[str, Any]]
 
 
 class ModelUnavailable(Exception):
-    """The model cannot be had: no such folder, no network, no such repository."""
+    """The model or a library it needs is missing; the message says how to get it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One part of a pipeline that has weights: its library (`diffusers` or `transformers`), class and
-    configuration.
-    """
+    """One part of a pipeline that has weights. `library` is the module that defines its class."""
 
     library: str
     class_name: str
@@ -45,15 +44,15 @@ class Component:
 
 
 def components_of(entry: ModelEntry, settings: Settings) -> dict[str, Component]:
-    """The model's components by their names in the pipeline. Raises `ModelUnavailable`.
+    """The model's components with weights, by their names in the pipeline. Raises `ModelUnavailable`.
 
-    Published numbers come before the hub, so that planning works with nothing downloaded.
+    Shipped configurations take precedence over the hub, so that planning works without a download.
     """
     files = local_files(entry, settings)
     if files is not None and files.is_dir():
         return _from_index(_folder_reader(files))
     if entry.resolution is not None:
-        return _described(entry.pipeline, entry.resolution)
+        return _of_resolution(entry.pipeline, entry.resolution)
     published = _published().get(entry.source)
     if published is not None and entry.revision is None:
         return published
@@ -61,10 +60,10 @@ def components_of(entry: ModelEntry, settings: Settings) -> dict[str, Component]
 
 
 def local_files(entry: ModelEntry, settings: Settings) -> Path | None:
-    """The model's folder or its checkpoint file on this machine, None where neither is here.
+    """The model's folder or checkpoint file on this machine; None if neither exists.
 
-    A built-in model is made if it is not there yet. One that is published as a single file may also have been
-    converted to, or laid into, the data folder under its name.
+    Builds a built-in model that does not exist yet. A model that is published as a single file may also be in
+    the data folder under its name: converted, or as the file itself.
     """
     if entry.is_builtin:
         return _built(entry, settings)
@@ -80,14 +79,19 @@ def local_files(entry: ModelEntry, settings: Settings) -> Path | None:
 
 
 def required_files(entry: ModelEntry, settings: Settings) -> Path | None:
-    """As `local_files`; raises `ModelUnavailable`, saying what to do, where they cannot come from the hub."""
+    """As `local_files`, but raises `ModelUnavailable` if the files are needed and the loader cannot get them.
+
+    None means that diffusers loads the model from the hub.
+    """
     files = local_files(entry, settings)
     if files is not None and files.is_file() and entry.resolution is None:
-        raise ModelUnavailable(f"model {entry.name} is the file {files.name}: its entry needs a resolution")
+        raise ModelUnavailable(
+            f"model {entry.name} is the file {files.name}: add its resolution (256, 512 or 1024) to its entry"
+        )
     if files is None and entry.resolution is not None:
         raise ModelUnavailable(
             f"model {entry.name} is not on this machine. Download model.ckpt of {entry.source} from the "
-            "Hugging Face hub, lay the folder `tokenizer` of any CLIP model (vocab.json, merges.txt) beside "
+            "Hugging Face hub, put the folder `tokenizer` of any CLIP model (vocab.json, merges.txt) beside "
             f"it, and run: framefit convert model.ckpt --resolution {entry.resolution} "
             f"-o {settings.models_dir / entry.name}"
         )
@@ -99,13 +103,18 @@ def _built(entry: ModelEntry, settings: Settings) -> Path:
     try:
         builder = importlib.import_module(f"app.pipelines.{name}")
     except ModuleNotFoundError:
-        raise ModelUnavailable(f"there is no built-in model {name!r}") from None
+        raise ModelUnavailable(
+            f"no built-in model is called {name!r}; use builtin:builtin or builtin:tiny"
+        ) from None
     folder: Path = builder.build(settings.models_dir / name)
     return folder
 
 
 def weight_bytes(component: Component, bytes_per_element: int) -> int:
-    """Bytes of the component's parameters and buffers at that width, from its configuration alone."""
+    """Bytes of the component's parameters and buffers, with floating-point elements of that width.
+
+    Computed on meta tensors from the configuration alone.
+    """
     import torch
 
     with torch.device("meta"):
@@ -117,7 +126,7 @@ def weight_bytes(component: Component, bytes_per_element: int) -> int:
 
 
 def build_component(component: Component) -> Any:
-    """A module of the component's class and configuration, on the default device in force."""
+    """A module of the component's class and configuration, on torch's current default device."""
     module_class = getattr(importlib.import_module(component.library), component.class_name)
     config = {key: value for key, value in component.config.items() if not key.startswith("_")}
     if component.library == "transformers":
@@ -125,12 +134,14 @@ def build_component(component: Component) -> Any:
     return module_class.from_config(config)
 
 
-def _described(pipeline: str, resolution: int) -> dict[str, Component]:
-    """Components by the published numbers that a pipeline of our own knows of its models."""
+def _of_resolution(pipeline: str, resolution: int) -> dict[str, Component]:
+    """The components of a model that its own pipeline describes by resolution."""
     try:
         parts = importlib.import_module(OWN_PIPELINES[pipeline]).described_components(resolution)
     except (KeyError, ValueError) as error:
-        raise ModelUnavailable(f"{pipeline} has no model of resolution {resolution}") from error
+        raise ModelUnavailable(
+            f"{pipeline} has no model of resolution {resolution}: correct the entry"
+        ) from error
     return {name: Component(*part) for name, part in parts.items()}
 
 
@@ -147,7 +158,7 @@ def _published() -> Mapping[str, dict[str, Component]]:
 
 
 def _from_index(read: ReadJson) -> dict[str, Component]:
-    """Components with weights: those whose folder has a configuration of a model."""
+    """The components with weights that `model_index.json` lists, each with its `config.json`."""
     components = {}
     for name, value in read("model_index.json").items():
         if not isinstance(value, list) or not _is_library(value[0]) or _has_no_weights(value[1]):
@@ -158,7 +169,7 @@ def _from_index(read: ReadJson) -> dict[str, Component]:
 
 
 def _is_library(name: str | None) -> TypeGuard[str]:
-    """Whether components may come from there; pipelines of our own name the module of each class."""
+    """Whether components may come from this module. Framefit's own pipelines name each class's module."""
     known = name in ("diffusers", "transformers") or name in _PIPELINE_MODULES
     return known or (name or "").startswith("app.pipelines.")
 

@@ -1,8 +1,7 @@
-"""What one step of denoising needs above the weights, traced on meta tensors from a denoiser's configuration.
+"""Traces the bytes that one denoising step needs above the weights, from a denoiser's configuration alone.
 
-Owns: how each class of denoiser is called for a video of a given latent shape (its inputs' layouts, prompt
-lengths as its pipeline uses them, whether guidance doubles the batch). Nothing is run and no weights are
-needed. Must not know: placements, jobs, devices.
+Owns how a pipeline calls each denoiser class: the layouts of its inputs, the prompt lengths, whether guidance
+doubles the batch. Traces run on meta tensors and need no weights. Must not know placements, jobs or devices.
 """
 
 import importlib
@@ -20,29 +19,31 @@ from app.models.components import Component, build_component
 from app.models.requirements import DenoiseCurve
 
 Inputs = Callable[[Any, LatentShape, torch.dtype], dict[str, Any]]
-# Latent sizes that are traced: of real videos, so that the peak is where it is for them. They cost nothing.
+# Traced latent sizes. They are those of real videos, so that the same operation makes the peak; on meta
+# tensors their size costs nothing.
 TRACED_SIDES = ((16, 24), (32, 48), (64, 96))
 TRACED_FRAMES = 9
-# A square that adds less than this share at the largest traced size is rounding and padding.
-LEAST_SHARE = 0.02
+# A quadratic term below this share of the bytes at the largest traced size is due to rounding and padding.
+LEAST_QUADRATIC_SHARE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class DenoiserCall:
-    """How a pipeline calls its denoiser; `guidance_in_batch`: both branches of guidance go in one call.
+    """How a pipeline calls its denoiser.
 
-    `within` answers, on meta tensors, what the denoiser asks of values. `changed` in the configuration lets
-    it take any shape, and leaves the peak as it is.
+    `guidance_in_batch`: both branches of guidance go in one call. `tracing` is a context in which the
+    denoiser runs on meta tensors although it reads values. `config_changes` let the denoiser take any shape
+    without changing the peak.
     """
 
     inputs: Inputs
     guidance_in_batch: bool = True
-    within: Callable[[], AbstractContextManager[object]] = nullcontext
-    changed: Mapping[str, Any] = field(default_factory=dict)
+    tracing: Callable[[], AbstractContextManager[object]] = nullcontext
+    config_changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def trace_curve(component: Component, latent_channels: int, dtype: str) -> DenoiseCurve | None:
-    """Bytes of one step by latent positions; None for a class whose calls are not known here."""
+    """Bytes of one step as a function of latent positions; None for a class that `CALLS` does not list."""
     call = CALLS.get(component.class_name)
     if call is None:
         return None
@@ -54,26 +55,29 @@ def trace_curve(component: Component, latent_channels: int, dtype: str) -> Denoi
 
 
 def _fitted(points: list[tuple[int, int]], *, guidance_in_batch: bool) -> DenoiseCurve:
-    """The parabola through three points, or the line through the last two where it is one."""
+    """The parabola through three (positions, bytes) points.
+
+    If its quadratic term is negligible, the line through the last two.
+    """
     (x0, y0), (x1, y1), (x2, y2) = points
     slope = (y2 - y1) / (x2 - x1)
     square = (slope - (y1 - y0) / (x1 - x0)) / (x2 - x0)
-    if square * x2**2 < LEAST_SHARE * y2:
+    if square * x2**2 < LEAST_QUADRATIC_SHARE * y2:
         return DenoiseCurve(max(0.0, y2 - slope * x2), slope, 0.0, guidance_in_batch)
     linear = slope - square * (x1 + x2)
     return DenoiseCurve(max(0.0, y2 - linear * x2 - square * x2**2), linear, square, guidance_in_batch)
 
 
 def step_bytes(component: Component, shape: LatentShape, dtype: str) -> int:
-    """Traced peak of one step on latents of that shape. `KeyError` for a class that is not in `CALLS`."""
+    """Traced peak bytes of one step on latents of that shape. `CALLS` must list the component's class."""
     call = CALLS[component.class_name]
     torch_dtype = _dtype(dtype)
-    component = replace(component, config={**component.config, **call.changed})
+    component = replace(component, config={**component.config, **call.config_changes})
     with torch.device("meta"):
         # Some parameters ignore the default device, as `torch.Tensor([...])` in diffusers' AlphaBlender does.
         module = torch.nn.Module.to(build_component(component).eval(), "meta", torch_dtype)
         arguments = call.inputs(module.config, shape, torch_dtype)
-        with call.within():
+        with call.tracing():
             return trace_peak(lambda: module(**arguments, return_dict=False)).peak_bytes
 
 
@@ -84,7 +88,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _video(config: Any, shape: LatentShape, dtype: torch.dtype) -> torch.Tensor:
-    """Latents `[B, C, T, h, w]` with as many channels as the denoiser takes, conditions included."""
+    """Latents `[B, C, T, h, w]` with the denoiser's `in_channels`, which include conditioning channels."""
     size = (shape.batch, config["in_channels"], shape.frames, shape.height, shape.width)
     return torch.empty(size, dtype=dtype)
 
@@ -106,10 +110,9 @@ def _ltx(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
 def _ltx2(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
     tokens, words = shape.frames * shape.height * shape.width, 1024
     rate = config["audio_sampling_rate"] / config["audio_hop_length"] / config["audio_scale_factor"]
-    heard = round(
-        shape.frames * config["vae_scale_factors"][0] / 24 * rate
-    )  # of a video of 24 frames a second
-    sound = (shape.batch, heard, config["audio_in_channels"])
+    # Latents of the sound of a video at 24 frames a second.
+    audio_frames = round(shape.frames * config["vae_scale_factors"][0] / 24 * rate)
+    sound = (shape.batch, audio_frames, config["audio_in_channels"])
     text = torch.empty(shape.batch, words, config["caption_channels"], dtype=dtype)
     return {
         "hidden_states": torch.empty(shape.batch, tokens, config["in_channels"], dtype=dtype),
@@ -124,7 +127,7 @@ def _ltx2(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]
         "num_frames": shape.frames,
         "height": shape.height,
         "width": shape.width,
-        "audio_num_frames": heard,
+        "audio_num_frames": audio_frames,
     }
 
 
@@ -139,11 +142,11 @@ def _dynamicrafter(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[
 
 def _wan(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
     picture = {}
-    if config.get("image_dim"):  # CLIP's tokens of a picture of 224 x 224
+    if config.get("image_dim"):  # CLIP's tokens of a 224 x 224 image
         size = (shape.batch, 257, config["image_dim"])
         picture = {"encoder_hidden_states_image": torch.empty(size, dtype=dtype)}
     times: tuple[int, ...] = (shape.batch,)
-    if config["in_channels"] == config["out_channels"]:  # the picture is in the latents, at a time of its own
+    if config["in_channels"] == config["out_channels"]:  # the image is a latent frame with its own time step
         _, down, across = config["patch_size"]
         times = (shape.batch, shape.frames * (shape.height // down) * (shape.width // across))
     return {
@@ -196,7 +199,8 @@ def _hunyuan(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, A
 
 
 def _hunyuan15(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
-    words, glyphs, pictured = 1000, 256, 729  # Qwen's, ByT5's, SigLIP's of a picture of 384 x 384
+    # Tokens of Qwen, of ByT5, and of SigLIP for a 384 x 384 image.
+    words, glyphs, image_tokens = 1000, 256, 729
     return {
         "hidden_states": _video(config, shape, dtype),
         "timestep": torch.empty(shape.batch, dtype=dtype),
@@ -204,12 +208,12 @@ def _hunyuan15(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str,
         "encoder_attention_mask": torch.ones(shape.batch, words, dtype=torch.int64),
         "encoder_hidden_states_2": torch.empty(shape.batch, glyphs, config["text_embed_2_dim"], dtype=dtype),
         "encoder_attention_mask_2": torch.ones(shape.batch, glyphs, dtype=torch.int64),
-        "image_embeds": torch.ones(shape.batch, pictured, config["image_embed_dim"], dtype=dtype),
+        "image_embeds": torch.ones(shape.batch, image_tokens, config["image_embed_dim"], dtype=dtype),
     }
 
 
-class _EveryWordCounts(TorchFunctionMode):
-    """Masks on meta tensors have no values: what one chooses is everything, and its opposite nothing."""
+class _AllTokensValid(TorchFunctionMode):
+    """Lets masks index meta tensors, which have no values: a mask selects all, its inverse nothing."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -217,10 +221,10 @@ class _EveryWordCounts(TorchFunctionMode):
         if func is torch.Tensor.__bool__:
             return False
         if func is torch.Tensor.__getitem__ and getattr(args[1], "dtype", None) is torch.bool:
-            return args[0][:0] if hasattr(args[1], "chooses_nothing") else args[0]
+            return args[0][:0] if hasattr(args[1], "selects_nothing") else args[0]
         result = func(*args, **(kwargs or {}))
         if func in (torch.Tensor.__invert__, torch.bitwise_not):
-            result.chooses_nothing = True
+            result.selects_nothing = True
         return result
 
 
@@ -247,11 +251,11 @@ def _i2vgen(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, An
 
 CALLS: Mapping[str, DenoiserCall] = {
     "CogVideoXTransformer3DModel": DenoiserCall(
-        _cogvideox, changed={"use_learned_positional_embeddings": False}
+        _cogvideox, config_changes={"use_learned_positional_embeddings": False}
     ),
     "DynamiCrafterUNet": DenoiserCall(_dynamicrafter),
     "HunyuanVideo15Transformer3DModel": DenoiserCall(
-        _hunyuan15, guidance_in_batch=False, within=_EveryWordCounts
+        _hunyuan15, guidance_in_batch=False, tracing=_AllTokensValid
     ),
     "HunyuanVideoTransformer3DModel": DenoiserCall(_hunyuan, guidance_in_batch=False),
     "I2VGenXLUNet": DenoiserCall(_i2vgen),

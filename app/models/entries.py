@@ -1,6 +1,6 @@
-"""The models that the service offers: entries of models.toml, merged with the user's file. No torch.
+"""Reads the models that the service offers: the entries of models.toml, merged with the user's file.
 
-A bad entry stops the start, and the error names its key.
+An invalid entry stops the start; the error names its key. Must not import torch.
 """
 
 import tomllib
@@ -20,7 +20,7 @@ class _Entry(BaseModel):
 
 
 class ModelDefaults(_Entry):
-    """What a request for the model gets where it says nothing."""
+    """The values of fields that a request for the model leaves out."""
 
     width: int = Field(ge=1)
     height: int = Field(ge=1)
@@ -32,7 +32,7 @@ class ModelDefaults(_Entry):
 
 
 class ModelLimits(_Entry):
-    """What a request for the model may ask for at most. `max_pixels` is width times height."""
+    """The largest values of a request for the model. `max_pixels` is width times height."""
 
     max_pixels: int = Field(ge=1)
     max_frames: int = Field(ge=1)
@@ -40,24 +40,24 @@ class ModelLimits(_Entry):
 
 
 class ModelEntry(_Entry):
-    """One model the service offers: where its weights are, and which requests it can take.
+    """One model that the service offers: where its weights are and which requests it accepts.
 
-    `size_multiple` is in pixels. A clip has `frame_step * k` frames, plus one where `first_frame_alone`;
-    `frame_step` is the VAE's `temporal_ratio` unless the pipeline asks for more.
+    `size_multiple` is in pixels. A clip has `frame_step * k` frames, plus one if `first_frame_alone`;
+    `frame_step` is the VAE's `temporal_ratio` unless the pipeline needs a multiple of it.
     """
 
     name: str
     pipeline: str
     source: str = Field(description="builtin:NAME, a local folder or checkpoint file, or a hub id.")
     resolution: int | None = Field(
-        None, description="Which model it is, of those that are published as one checkpoint file each."
+        None, description="Resolution of a model that is published as one checkpoint file."
     )
     revision: str | None = None
     variant: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
     placement: Literal["auto", "resident", "drop_text_encoder", "model_offload", "group_offload"] = "auto"
     quantize: Literal["int8"] | None = Field(
-        None, description="How a transformer may be rounded where it does not fit and a job allows it."
+        None, description="How its transformer may be quantized if it does not fit and the job allows it."
     )
     vae_class: str
     size_multiple: int = Field(ge=1)
@@ -65,33 +65,34 @@ class ModelEntry(_Entry):
     frame_step: int | None = Field(None, ge=1)
     first_frame_alone: bool
     shapes: tuple[Annotated[str, Field(pattern=r"^\d+x\d+x\d+$")], ...] = Field(
-        (), description="WIDTHxHEIGHTxFRAMES, where it can make no others; empty: all that the rules allow."
+        (),
+        description="The only shapes it makes, as WIDTHxHEIGHTxFRAMES; empty: all that the rules allow.",
     )
     uses_prompt: bool = True
     defaults: ModelDefaults
     limits: ModelLimits
     inputs: frozenset[Literal["last_image", "loop", "fs"]] = Field(
-        frozenset(), description="What a request may give beside an image and a prompt."
+        frozenset(), description="Inputs that a request may give in addition to an image and a prompt."
     )
     call: dict[str, int | float | str | bool] = Field(
-        default_factory=dict, description="Arguments that the pipeline is always called with."
+        default_factory=dict, description="Arguments of every call of the pipeline."
     )
     description: str = ""
     notice: str | None = None
 
     @property
     def is_builtin(self) -> bool:
-        """Whether the weights are made by Framefit itself."""
+        """Whether Framefit itself provides the weights."""
         return self.source.startswith("builtin:")
 
     @property
     def frames_step(self) -> int:
-        """Between one legal frame count and the next."""
+        """The difference between one legal frame count and the next."""
         return self.frame_step or self.temporal_ratio
 
     @property
     def frame_rule(self) -> str:
-        """The legal frame counts, as people write them: `8k+1`."""
+        """The legal frame counts as a formula, for example `8k+1`."""
         return f"{self.frames_step}k{'+1' if self.first_frame_alone else ''}"
 
     def allows_frames(self, num_frames: int) -> bool:
@@ -99,13 +100,14 @@ class ModelEntry(_Entry):
         return num_frames >= 1 and (num_frames - self.first_frame_alone) % self.frames_step == 0
 
     def allows_shape(self, width: int, height: int, num_frames: int) -> bool:
-        """Whether the model can make pictures of that size for that long, where it makes only some shapes."""
+        """Whether the model can make this shape. Only a model with `shapes` refuses any."""
         return not self.shapes or f"{width}x{height}x{num_frames}" in self.shapes
 
 
 def load_models(settings: Settings) -> dict[str, ModelEntry]:
-    """The built-in models merged with the user's file, default model first; `ConfigError` on anything not
-    understood.
+    """The built-in models merged with the user's file, the default model first.
+
+    Raises `ConfigError` for a file, table or key that is not valid, and for an unknown default model.
     """
     tables = _read_tables(BUILT_IN_MODELS)
     if settings.models_file is not None:
@@ -115,7 +117,7 @@ def load_models(settings: Settings) -> dict[str, ModelEntry]:
     if settings.model is None:
         return models
     if settings.model not in models:
-        raise ConfigError(f"{PREFIX}MODEL: no model {settings.model!r}; there are {', '.join(models)}")
+        raise ConfigError(f"{PREFIX}MODEL: no model {settings.model!r}; use one of {', '.join(models)}")
     return {settings.model: models[settings.model], **models}
 
 
@@ -131,7 +133,7 @@ def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
         or not all(isinstance(table, dict) for table in models.values())
     ):
         raise ConfigError(
-            f"{path}: only [models.NAME] tables are known, found {', '.join(document) or 'other values'}"
+            f"{path}: only [models.NAME] tables are allowed, found {', '.join(document) or 'other values'}"
         )
     return models
 
@@ -155,7 +157,10 @@ def _entry(name: str, table: Mapping[str, Any]) -> ModelEntry:
         raise ConfigError(f"models.{name}: {error}") from None
     given = entry.defaults
     if given.width % entry.size_multiple or given.height % entry.size_multiple:
-        raise ConfigError(f"models.{name}.defaults: sizes must be multiples of {entry.size_multiple}")
+        raise ConfigError(
+            f"models.{name}.defaults: width and height must be multiples of {entry.size_multiple}, "
+            f"got {given.width}x{given.height}"
+        )
     if not entry.allows_frames(given.num_frames):
         raise ConfigError(
             f"models.{name}.defaults.num_frames: must be {entry.frame_rule}, got {given.num_frames}"

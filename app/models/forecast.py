@@ -1,6 +1,4 @@
-"""What would happen on a device that need not exist: placement and decode plan from configurations and bytes
-alone.
-"""
+"""Plans a model on a device that need not exist: placement and decode from configurations and bytes alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +17,7 @@ from app.models.weight_sizes import stored_requirements
 
 
 class Unfeasible(Exception):
-    """No placement or no decode plan fits; the message has the numbers."""
+    """No placement or no decode plan fits; the message gives the bytes needed and available."""
 
 
 def forecast(
@@ -31,11 +29,11 @@ def forecast(
     host_bytes: int,
     exact_only: bool = True,
 ) -> dict[str, Any]:
-    """Placement, decode plan and all rungs for a CUDA device with `device_bytes` free. JSON values.
+    """Placement, decode plan and all rungs for a CUDA device with `device_bytes` free, as JSON values.
 
-    Without `exact_only`, approximate rungs are among them, and rounded weights where the model's entry allows
-    them. Raises `Unfeasible`, or `ModelUnavailable` where
-    not even the configurations can be had.
+    `host_bytes` is the host's free memory. Without `exact_only`, approximate rungs are allowed, and quantized
+    weights if the model's entry allows them. Raises `Unfeasible`, or `ModelUnavailable` if the model's
+    configurations are missing.
     """
     components = components_of(entry, settings)
     profile = _profile(settings, entry, components["vae"].class_name, components["vae"].config)
@@ -79,11 +77,11 @@ def _profile(settings: Settings, entry: ModelEntry, vae_class: str, config: Any)
 
 
 def _weights_while_decoding(sizes: Sequence[ComponentSize], placement: Placement) -> int:
-    """Resident weights stay; under every other placement only the VAE is on the device when it decodes."""
+    """Bytes of the weights on the device during decoding: all if resident, else only the VAE's."""
     everything = placement.kind is PlacementKind.RESIDENT
     held = [each for each in sizes if everything or each.name == "vae"]
-    rounded = placement.quantized
-    return sum((each.quantized_bytes or 0) if each.name in rounded else each.weight_bytes for each in held)
+    quantized = placement.quantized
+    return sum((each.quantized_bytes or 0) if each.name in quantized else each.weight_bytes for each in held)
 
 
 def _decode(

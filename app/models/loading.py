@@ -1,7 +1,7 @@
-"""From a model's entry to a pipeline in its place: sizes first, then a placement, then the weights.
+"""Loads a model's pipeline onto a device: sizes first, then a placement, then the weights.
 
-Owns the call to diffusers' loader, transformers in int8 included, and the translation of what can go wrong
-there. Weights are loaded only after their placement is known to fit.
+Owns the call to diffusers' loader, also for transformers in int8, and the translation of its errors. Loads
+weights only after a placement is known to fit.
 """
 
 import importlib
@@ -49,7 +49,7 @@ class PlacedPipeline:
 
     @property
     def quantized(self) -> tuple[str, ...]:
-        """Components whose matrices are in int8: what they make is approximate."""
+        """Names of the components with int8 matrices; their output is approximate."""
         return () if self.plan is None else self.plan.quantized
 
     def as_json(self) -> Json:
@@ -67,10 +67,11 @@ def load_pipeline(
     *,
     exact_only: bool = True,
 ) -> PlacedPipeline:
-    """Load and place a model. Raises `UnsupportedVae` for a pipeline that cannot be served faithfully and
-    `DoesNotFit` before any weight is read, `ModelUnavailable` for missing files or a missing library.
+    """Load and place a model.
 
-    Without `exact_only`, transformers are loaded in int8 where they do not fit and the entry allows that.
+    Without `exact_only`, loads transformers in int8 if they do not fit otherwise and the entry allows it.
+    Raises `UnsupportedVae` for a pipeline whose decode cannot be captured, `DoesNotFit` before reading any
+    weight, and `ModelUnavailable` for missing files or a missing library.
     """
     check_capturable(entry.pipeline)
     required_files(entry, settings)
@@ -94,15 +95,15 @@ def load_pipeline(
 
 
 def import_pipeline(entry: ModelEntry) -> None:
-    """Import what the model's pipeline is made of, which takes seconds; nothing of the model itself is read.
+    """Import the libraries of the model's pipeline, which takes seconds; reads no file of the model.
 
-    What cannot be imported is left to the model's first job to tell.
+    Logs a failed import and returns: the model's first job fails with the error.
     """
     started = time.monotonic()
     try:
         _pipeline_class(entry.pipeline)
     except Exception as error:
-        log.warning("import_failed pipeline=%s reason=%s", entry.pipeline, error)
+        log.warning("pipeline_import_failed pipeline=%s reason=%s", entry.pipeline, error)
     else:
         log.info("pipeline_imported pipeline=%s seconds=%.1f", entry.pipeline, time.monotonic() - started)
 
@@ -116,8 +117,9 @@ def _require_torchao(entry: ModelEntry) -> None:
 
 
 def in_int8(names: Sequence[str]) -> Any:
-    """How diffusers is told to load those components with the matrices of linear layers in int8; what goes
-    through them stays in the model's own dtype.
+    """A diffusers configuration that loads these components with the matrices of linear layers in int8.
+
+    Activations keep the model's dtype.
     """
     from diffusers import PipelineQuantizationConfig, TorchAoConfig
     from torchao.quantization import Int8WeightOnlyConfig
@@ -135,8 +137,10 @@ def _placement(
     *,
     exact_only: bool,
 ) -> Placement | None:
-    """Placement by what is free now; None where the entry names one itself, where no profile exists yet to
-    size it, and on a CPU, which has nowhere to move weights to, unless rounding them can make them fit.
+    """The placement for the memory that is free now.
+
+    None if the entry names one itself, if no profile exists yet, and on a CPU, from which weights cannot
+    move, unless quantization is allowed and makes them fit.
     """
     on_host = device.type == "cpu"
     profile = profiles.load(settings, entry)
@@ -157,7 +161,7 @@ def _placement(
             on_host=on_host,
         )
     except DoesNotFit:
-        if on_host:  # the system may page
+        if on_host:  # the system may swap
             return None
         raise
 
@@ -173,7 +177,7 @@ def _grouped(entry: ModelEntry, pipe: Any, placement: Placement | None) -> tuple
 
 
 def load_vae(entry: ModelEntry, settings: Settings) -> Any:
-    """The model's VAE, on the CPU. Raises `ModelUnavailable`."""
+    """The model's VAE with its weights, on the CPU. Raises `ModelUnavailable`."""
     files = required_files(entry, settings)
     if files is not None and files.is_file():
         return _pretrained(_pipeline_class(entry.pipeline), entry, settings).vae
@@ -182,7 +186,7 @@ def load_vae(entry: ModelEntry, settings: Settings) -> Any:
 
 
 def where_weights_are(entry: ModelEntry, settings: Settings) -> str | None:
-    """The model's files on this machine; None where they are still to be downloaded."""
+    """Where the model's files are on this machine, for people; None if they are not downloaded yet."""
     if entry.is_builtin:
         return "built in"
     files = local_files(entry, settings)
@@ -208,7 +212,7 @@ def _pretrained(loaded_class: Any, entry: ModelEntry, settings: Settings, **opti
             local_files_only=files is not None,
             **options,
         )
-    except (OSError, ValueError) as error:  # diffusers and the hub client raise these for anything missing
+    except (OSError, ValueError) as error:  # diffusers and the hub client raise these if anything is missing
         why = (
             explain_hub_error(error, entry.source, entry.revision)
             if files is None
@@ -218,7 +222,7 @@ def _pretrained(loaded_class: Any, entry: ModelEntry, settings: Settings, **opti
 
 
 def _silence_progress_bars() -> None:
-    """A service's log is no terminal."""
+    """Switch off progress bars, which would fill the service's log."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -229,5 +233,5 @@ def _silence_progress_bars() -> None:
 def _pipeline_class(name: str) -> Any:
     found = getattr(importlib.import_module(OWN_PIPELINES.get(name, "diffusers")), name, None)
     if found is None:
-        raise ModelUnavailable(f"diffusers has no pipeline {name!r}")
+        raise ModelUnavailable(f"diffusers has no pipeline {name!r}: correct the entry's pipeline")
     return found

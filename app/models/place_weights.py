@@ -1,7 +1,6 @@
-"""Carries out a weight placement with diffusers' own mechanisms. Which placement it is,
-`adaptive.planning.planner` decides.
+"""Applies a weight placement to a pipeline with diffusers' own offloading.
 
-Knows how each kind is done on a pipeline, and nothing of sizes, jobs or files.
+`adaptive.planning.planner` chooses the placement. Must not know sizes, jobs or files.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 
-# The components that run once a step; everything else with weights runs before them or is the VAE.
+# The components that run at every step. All others with weights run before them, or are the VAE.
 TRANSFORMERS = ("transformer", "transformer_2")
 DENOISERS = (*TRANSFORMERS, "unet")
 
@@ -17,32 +16,32 @@ DENOISERS = (*TRANSFORMERS, "unet")
 def place(
     pipe: Any, kind: str, device: torch.device, group_offloaded: Sequence[str] = ()
 ) -> Callable[[], None]:
-    """Put the pipeline's weights where the plan says; `kind` and `group_offloaded` are those of a
-    `Placement`.
+    """Place the pipeline's weights; `kind` and `group_offloaded` are those of a `Placement`.
 
-    Returns what to call when the pipeline has run: it brings components that take turns back to the host.
+    Returns a function to call after each run: it moves offloaded components back to the host. Raises
+    `ValueError` for an unknown kind.
     """
     if kind == "resident" or _is_host(device):
         pipe.to(device)
         return _nothing
     if kind == "group_offload":
         return _in_groups(pipe, device, group_offloaded)
-    # The image is encoded by the VAE between prompt and denoising, so in this order each component that comes
-    # sends the one before it away. A denoiser outside the chain comes when it is called and shares the device
-    # with the VAE.
-    in_turn = [*_encoders(pipe), "vae"]
+    # Each component in this sequence replaces the one before it on the device. The VAE encodes the image
+    # between prompt and denoising. A denoiser outside the sequence moves in when it is called and shares the
+    # device with the VAE.
+    sequence = [*_encoders(pipe), "vae"]
     if kind == "model_offload":
-        in_turn += [name for name in DENOISERS if name in pipe.components]
+        sequence += [name for name in DENOISERS if name in pipe.components]
     elif kind != "drop_text_encoder":
         raise ValueError(f"unknown placement {kind!r}")
-    pipe.model_cpu_offload_seq = "->".join(in_turn)
+    pipe.model_cpu_offload_seq = "->".join(sequence)
     pipe.enable_model_cpu_offload(device=device)
-    vacate: Callable[[], None] = pipe.maybe_free_model_hooks
-    return vacate
+    return_to_host: Callable[[], None] = pipe.maybe_free_model_hooks
+    return return_to_host
 
 
 def _in_groups(pipe: Any, device: torch.device, group_offloaded: Sequence[str]) -> Callable[[], None]:
-    """Components too large for the device pass through it layer by layer; the others take turns whole."""
+    """Offload components too large for the device layer by layer, and move the others in one at a time."""
     from accelerate import cpu_offload_with_hook
     from diffusers.hooks import apply_group_offloading
 
@@ -61,11 +60,11 @@ def _in_groups(pipe: Any, device: torch.device, group_offloaded: Sequence[str]) 
             _, hook = cpu_offload_with_hook(pipe.components[name], device, hooks[-1] if hooks else None)
             hooks.append(hook)
 
-    def vacate() -> None:
+    def return_to_host() -> None:
         for hook in hooks:
             hook.offload()
 
-    return vacate
+    return return_to_host
 
 
 def _encoders(pipe: Any) -> list[str]:
@@ -78,9 +77,9 @@ def _encoders(pipe: Any) -> list[str]:
 
 
 def _is_host(device: torch.device) -> bool:
-    """Whether there is no device to move weights to and from."""
+    """Whether weights already are in host memory, so that nothing can be offloaded."""
     return device.type == "cpu"
 
 
 def _nothing() -> None:
-    """Resident weights stay."""
+    """Nothing to do after a run: resident weights stay on the device."""

@@ -1,7 +1,7 @@
-"""The process that traces what each configured model's decode needs, so that requests can be planned.
+"""Traces the memory profile of each configured model, so that the API can plan requests.
 
-Runs once at start and ends: a trace needs torch, but neither weights nor a device. Makes the built-in model
-on the way.
+Runs in a process that ends after the start: a trace needs torch, but neither weights nor a device. It also
+builds the built-in models.
 """
 
 import json
@@ -20,18 +20,18 @@ log = logging.getLogger(__name__)
 
 
 def trace_missing(settings: Settings, models: Mapping[str, ModelEntry]) -> bool:
-    """Trace and keep every profile that is not there yet; False where one could not be made."""
+    """Trace and save every missing profile; returns whether all models have one now."""
     outcomes = [_trace_one(settings, entry) for entry in models.values()]
     return all(outcomes)
 
 
 def write_shipped(settings: Settings, models: Mapping[str, ModelEntry]) -> None:
-    """Renew the profiles that come with Framefit; for maintainers, after an update of torch or diffusers."""
+    """Rewrite the shipped profiles. For maintainers, after an update of torch or diffusers."""
     for entry in models.values():
         profile = _traced(settings, entry)
         path = profiles.shipped_path(entry)
         path.parent.mkdir(exist_ok=True)
-        requirements = _demand(settings, entry, profile)
+        requirements = _trace_requirements(settings, entry, profile)
         document = {
             "versions": profiles.library_versions(),
             "demand": requirements.to_json(),
@@ -48,7 +48,7 @@ def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:
     return trace_profile(component.class_name, component.config, entry.dtype)
 
 
-def _demand(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> ModelRequirements:
+def _trace_requirements(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> ModelRequirements:
     from app.models.weight_sizes import trace_requirements
 
     return trace_requirements(components_of(entry, settings), profile.traits.latent_channels, entry.dtype)
@@ -60,9 +60,9 @@ def _trace_one(settings: Settings, entry: ModelEntry) -> bool:
     profile = profiles.load(settings, entry)
     if profile is not None and profiles.load_requirements(settings, entry) is None:
         try:
-            profiles.save_requirements(settings, entry, _demand(settings, entry, profile))
-        except Exception:  # jobs are then judged by their decode alone
-            log.exception("demand_failed model=%s", entry.name)
+            profiles.save_requirements(settings, entry, _trace_requirements(settings, entry, profile))
+        except Exception:  # admission then checks only the decode of its jobs
+            log.exception("requirements_trace_failed model=%s", entry.name)
     return True
 
 
@@ -76,13 +76,13 @@ def _trace_vae(settings: Settings, entry: ModelEntry) -> bool:
         log.error("profile_failed model=%s reason=%s", entry.name, error)
         return False
     traits = profile.traits
-    told = (entry.vae_class, entry.temporal_ratio, entry.first_frame_alone)
+    configured = (entry.vae_class, entry.temporal_ratio, entry.first_frame_alone)
     found = (traits.vae_class, traits.temporal_ratio, traits.first_frame_alone)
-    if told != found or entry.size_multiple % traits.spatial_ratio:
+    if configured != found or entry.size_multiple % traits.spatial_ratio:
         log.error(
             "model_misdescribed model=%s told=%s found=%s ratio=%d",
             entry.name,
-            told,
+            configured,
             found,
             traits.spatial_ratio,
         )

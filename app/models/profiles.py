@@ -1,9 +1,9 @@
-"""Where the memory profiles of the configured models are kept: one JSON file a model in the data folder.
+"""Loads and saves the memory profiles of the configured models: one JSON file a model in the data folder.
 
-The file's name holds a digest of all that a profile depends on: a changed model, dtype or version asks
-for a new file instead of trusting an old one. Profiles of models whose configuration is known beforehand come
-with Framefit, so that a first start need not wait for them. Importing this imports no torch, so that the API
-process plans with it; profiles are made by `app.models.profile_tracer`.
+The file's name has a digest of everything that a profile depends on, so a changed model, dtype or library
+version needs a new file. Profiles of well-known models ship with Framefit, so that the first start need not
+trace them. The API process plans with this module, so it must not import torch; `app.models.profile_tracer`
+makes the profiles.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _SHIPPED = Path(__file__).parents[1] / "pipelines" / "published" / "profiles"
 
 
 def profile_path(settings: Settings, entry: ModelEntry) -> Path:
-    """File of the model's profile, whether it exists or not."""
+    """The file of the model's profile, which need not exist."""
     parts = [
         entry.source,
         entry.revision,
@@ -37,9 +37,9 @@ def profile_path(settings: Settings, entry: ModelEntry) -> Path:
 
 
 def shipped_path(entry: ModelEntry) -> Path:
-    """File of the profile that comes with Framefit for the model's source, whether it exists or not.
+    """The file of the shipped profile for the model's source, which need not exist.
 
-    Models that are published as one file each share the VAE of their pipeline, and its profile.
+    Models that are published as single files share their pipeline's VAE, and so one profile.
     """
     published = entry.resolution is not None and not Path(entry.source).expanduser().exists()
     name = entry.pipeline if published else entry.source.replace("/", "--").replace(":", "--")
@@ -51,19 +51,19 @@ def load(settings: Settings, entry: ModelEntry) -> MemoryProfile | None:
     path = profile_path(settings, entry)
     try:
         return _read(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError, KeyError, TypeError):  # absent, or not what this version writes: traced anew
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or written by another version
         return _shipped(shipped_path(entry), entry.vae_class) if entry.revision is None else None
 
 
 def save(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> None:
-    """Keep the model's profile; atomic."""
+    """Save the model's profile; the file is replaced atomically."""
     path = profile_path(settings, entry)
     path.parent.mkdir(parents=True, exist_ok=True)
     profile.save(path)
 
 
 def load_requirements(settings: Settings, entry: ModelEntry) -> ModelRequirements | None:
-    """What the model demands of a device; None while it has not been traced yet."""
+    """The model's requirements; None while they have not been traced yet."""
     path = _requirements_path(settings, entry)
     try:
         return _read_requirements(path, path.stat().st_mtime_ns)
@@ -72,7 +72,7 @@ def load_requirements(settings: Settings, entry: ModelEntry) -> ModelRequirement
 
 
 def save_requirements(settings: Settings, entry: ModelEntry, requirements: ModelRequirements) -> None:
-    """Keep what the model demands; atomic."""
+    """Save the model's requirements; the file is replaced atomically."""
     path = _requirements_path(settings, entry)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".new")
@@ -86,7 +86,7 @@ def _requirements_path(settings: Settings, entry: ModelEntry) -> Path:
 
 @cache
 def library_versions() -> Mapping[str, str]:
-    """Versions that a trace depends on, without the part that names a build."""
+    """Versions of the libraries that a trace depends on, without local build suffixes."""
     return {library: version(library).partition("+")[0] for library in _LIBRARIES}
 
 

@@ -1,7 +1,7 @@
-"""Prompts that were encoded lately: the text encoder is not needed for them again.
+"""Caches encoded prompts in host memory, so that a repeated prompt does not need the text encoder.
 
-A user tries seeds and sizes on one prompt; with the encoder off the device, each of those jobs would bring it
-back. Knows pipelines only by their `encode_prompt`, whose result is kept in host memory.
+Users try seeds and sizes on one prompt. If the encoder is off the device, each of these jobs would load it
+again. Must not know more of a pipeline than its `encode_prompt`.
 """
 
 import inspect
@@ -15,15 +15,15 @@ KEPT_BYTES = 256 * 2**20
 
 
 class PromptCache:
-    """Results of `encode_prompt` calls, newest last, within `KEPT_BYTES`; one a loaded model."""
+    """An LRU cache of `encode_prompt` results of one loaded model, at most `kept_bytes` in all."""
 
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self._kept_bytes = kept_bytes
-        self._found: OrderedDict[str, Any] = OrderedDict()
+        self._results: OrderedDict[str, Any] = OrderedDict()
         self.hits = 0
 
     def attach(self, pipe: Any) -> None:
-        """Have the pipeline ask here first; one without an `encode_prompt` is left as it is."""
+        """Wrap the pipeline's `encode_prompt`; does nothing for a pipeline that has none."""
         encode = getattr(pipe, "encode_prompt", None)
         if callable(encode):
             pipe.encode_prompt = self._cached(encode)
@@ -37,10 +37,10 @@ class PromptCache:
             if key is None:
                 return encode(*args, **kwargs)
             device = given.arguments.get("device")
-            if key in self._found:
-                self._found.move_to_end(key)
+            if key in self._results:
+                self._results.move_to_end(key)
                 self.hits += 1
-                kept, home = self._found[key]
+                kept, home = self._results[key]
                 return _mapped(kept, lambda tensor: tensor.to(device or home, copy=True))
             result = encode(*args, **kwargs)
             home = next((t.device for t in _tensors(result)), torch.device("cpu"))
@@ -50,13 +50,13 @@ class PromptCache:
         return encode_prompt
 
     def _keep(self, key: str, entry: Any) -> None:
-        self._found[key] = entry
-        while sum(t.nbytes for kept, _ in self._found.values() for t in _tensors(kept)) > self._kept_bytes:
-            self._found.popitem(last=False)
+        self._results[key] = entry
+        while sum(t.nbytes for kept, _ in self._results.values() for t in _tensors(kept)) > self._kept_bytes:
+            self._results.popitem(last=False)
 
 
 def _key(arguments: dict[str, Any]) -> str | None:
-    """The call as text; None where it has arguments that text does not identify: tensors, pictures."""
+    """The call's arguments as text; None if it has arguments without a unique text: tensors, images."""
     plain = (str, int, float, bool, type(None), torch.device, torch.dtype)
     for value in arguments.values():
         values = value if isinstance(value, list | tuple) else [value]

@@ -1,8 +1,8 @@
-"""What a whole job demands of a device, stage by stage: arithmetic on stored numbers, without torch.
+"""The memory that a whole job needs, stage by stage, and the choice of a weight placement for it.
 
-Owns: `ModelRequirements`, made once a model by `app.models.weight_sizes` and stored beside its memory
-profile, so that the API refuses what no placement of the weights can make fit and tells which one would be
-chosen. Must not know: how numbers are traced, devices, HTTP.
+`app.models.weight_sizes` traces a model's requirements once and stores them beside its memory profile. The
+API uses them to refuse jobs that no placement can make fit, and to forecast the placement. Arithmetic on
+stored numbers, without torch; must not know how they are traced, devices or HTTP.
 """
 
 from collections.abc import Mapping
@@ -20,20 +20,20 @@ FORMAT = 2
 MIB = 2**20
 # A prompt of some hundred tokens; the text encoder's activations are small beside its weights.
 PROMPT_ACTIVATION_BYTES = 256 * MIB
-# For denoisers whose inputs are not known (`app.models.denoiser_memory`).
+# For denoisers that `app.models.denoiser_memory` does not list.
 UNKNOWN_DENOISE_BYTES = 3072 * MIB
-# Workspace of attention and matrix kernels, and fragmentation, beyond the traced tensors.
+# Factor for the workspace of attention and matrix kernels, and for fragmentation, above the traced tensors.
 DENOISE_MARGIN = 1.3
-# Latent frames a chunk from which on chunks take no longer than one call (tests/bench/decode.py).
+# Latent frames a chunk at which chunked decoding is as fast as batched (tests/bench/decode.py).
 FULL_SPEED_CHUNK = 4
 
 
 @dataclass(frozen=True, slots=True)
 class DenoiseCurve:
-    """Bytes of one denoising step above weights, by latent positions (frames x height x width): affine where
-    attention is fused, with a square where a mask over all pairs is made.
+    """Bytes of one denoising step above the weights, as a polynomial of the latent positions.
 
-    `guidance_in_batch`: with classifier-free guidance both branches go through in one call.
+    Positions are frames x height x width. The curve is affine for fused attention; it has a quadratic term if
+    the denoiser makes a mask over all pairs. `guidance_in_batch`: classifier-free guidance doubles the batch.
     """
 
     constant_bytes: float
@@ -42,7 +42,7 @@ class DenoiseCurve:
     guidance_in_batch: bool
 
     def live_bytes(self, latent: LatentShape, *, guided: bool) -> int:
-        """Tensors of one step."""
+        """Bytes of the tensors of one step, without workspace."""
         doubled = 2 if guided and self.guidance_in_batch else 1
         positions = latent.frames * latent.area
         square = self.bytes_a_pair * positions**2
@@ -51,13 +51,13 @@ class DenoiseCurve:
 
 @dataclass(frozen=True, slots=True)
 class ModelRequirements:
-    """A model's components, and its denoiser's curves (None: not known)."""
+    """The sizes of a model's components, and the curve of each denoiser (None if unknown)."""
 
     components: tuple[ComponentSize, ...]
     denoise: tuple[DenoiseCurve | None, ...]
 
     def denoise_bytes(self, latent: LatentShape, *, guided: bool) -> int:
-        """Bytes of one denoising step with its margin, above weights."""
+        """Bytes of one denoising step above the weights, margin included."""
         return max(
             UNKNOWN_DENOISE_BYTES
             if curve is None
@@ -66,7 +66,7 @@ class ModelRequirements:
         )
 
     def activation_bytes(self, latent: LatentShape, decode_bytes: int, *, guided: bool) -> dict[Stage, int]:
-        """Peak above weights of each stage."""
+        """Peak bytes of each stage above the weights."""
         return {
             Stage.PROMPT: PROMPT_ACTIVATION_BYTES,
             Stage.DENOISE: self.denoise_bytes(latent, guided=guided),
@@ -74,26 +74,27 @@ class ModelRequirements:
         }
 
     def short_of(self, latent: LatentShape, capacity_bytes: int, *, guided: bool) -> tuple[Stage, int] | None:
-        """The stage before decoding that no placement of the weights fits into `capacity_bytes`, and the
-        bytes it needs at least; None where all fit. Without margins, and with nothing for unknown denoisers:
-        what might fit is not refused.
+        """The stage that no placement fits into `capacity_bytes`, and the least bytes that it needs.
+
+        None if every stage before decoding fits. Uses no margins and counts unknown denoisers as 0 bytes, so
+        that a job that might fit is not refused.
         """
         live = [curve.live_bytes(latent, guided=guided) for curve in self.denoise if curve is not None]
         activations = {Stage.DENOISE: max(live, default=0)}
         needs = smallest_bytes(self.components, activations, capacity_bytes)
-        needs.pop(Stage.DECODE, None)  # its chunks are the planner's
+        needs.pop(Stage.DECODE, None)  # the planner checks the decode
         short = {stage: need for stage, need in needs.items() if need > capacity_bytes}
         return max(short.items(), key=lambda each: each[1]) if short else None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values; the inverse is `from_json`."""
+        """The requirements as JSON values; `from_json` is the inverse."""
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`; `ValueError` for another format."""
+        """The inverse of `to_json`. Raises `ValueError` for another format version."""
         if data.get("format") != FORMAT:
-            raise ValueError(f"demand format {data.get('format')!r} is not {FORMAT}")
+            raise ValueError(f"requirements have format {data.get('format')!r}; this version reads {FORMAT}")
         parts = [{**each, "stages": tuple(map(Stage, each["stages"]))} for each in data["components"]]
         components = [ComponentSize(**part) for part in parts]
         curves = [None if each is None else DenoiseCurve(**each) for each in data["denoise"]]
@@ -111,12 +112,13 @@ def choose_placement(
     exact_only: bool = True,
     on_host: bool = False,
 ) -> Placement:
-    """The fastest placement for making that video; raises `DoesNotFit`.
+    """The fastest placement for making that video. Raises `DoesNotFit` if none fits.
 
-    Weights that leave no room for a decode at full speed make way first: a text encoder is soon back, and a
-    card that is filled to the brim leaves nothing to its other users. Only where no placement has that room
-    is the decode planned at its smallest. Without `exact_only`, an entry that says `quantize` lets its
-    transformers be rounded where they do not fit whole. `on_host`: the device is the host, nothing is moved.
+    Prefers a placement that leaves room for a decode at full speed, even if more weights are offloaded: a
+    text encoder is soon reloaded, and a full card leaves nothing to its other users. Only if no placement
+    leaves that room is the decode planned at its smallest. Without `exact_only`, an entry with `quantize`
+    lets its transformers be quantized if they do not fit whole. `on_host`: the device is the host, so nothing
+    can be offloaded.
     """
     latent = profile.traits.latent_shape(video)
     guided = entry.defaults.guidance_scale > 1
@@ -143,20 +145,20 @@ def choose_placement(
                     raise
         raise AssertionError("no chunk was tried")
 
-    roundable = {each.name for each in parts if each.quantized_bytes is not None}
+    quantizable = {each.name for each in parts if each.quantized_bytes is not None}
     try:
         exact = placed(may_quantize=False)
     except DoesNotFit:
-        if exact_only or not roundable:
+        if exact_only or not quantizable:
             raise
     else:
-        if exact_only or not roundable & set(exact.group_offloaded):
+        if exact_only or not quantizable & set(exact.group_offloaded):
             return exact
     return placed(may_quantize=True)
 
 
 def placement_json(placement: Placement) -> dict[str, Any]:
-    """A placement as clients see it."""
+    """The JSON of a placement, as clients see it."""
     return {
         "kind": placement.kind.value,
         "device_bytes": placement.device_bytes,

@@ -1,4 +1,4 @@
-"""How large a model is, part by part, as it is and with matrices in int8: known before anything is loaded.
+"""Computes the size of each component of a model, as published and with int8 matrices, before loading it.
 
 Turns component configurations into the planner's sizes. Everything runs on meta tensors.
 """
@@ -18,19 +18,19 @@ from app.models.entries import ModelEntry
 from app.models.place_weights import DENOISERS, TRANSFORMERS
 from app.models.requirements import ModelRequirements
 
-# Beside each row of a matrix in int8, torchao keeps its scale in float32 and its zero point in int8.
+# torchao stores a float32 scale and an int8 zero point for each row of an int8 matrix.
 BYTES_A_QUANTIZED_ROW = 5
 
 
 def component_sizes(components: Mapping[str, Component], dtype: str) -> list[ComponentSize]:
-    """The planner's view of the components, weights as wide as `dtype`."""
+    """The components' sizes in the planner's terms, with floating-point weights in `dtype`."""
     return [_size(name, component, _dtype(dtype)) for name, component in components.items()]
 
 
 def stored_requirements(
     settings: Settings, entry: ModelEntry, components: Mapping[str, Component], latent_channels: int
 ) -> ModelRequirements:
-    """The model's stored demand, traced and stored where there is none yet."""
+    """The model's stored requirements; traces and stores them if there are none yet."""
     kept = profiles.load_requirements(settings, entry)
     if kept is None:
         kept = trace_requirements(components, latent_channels, entry.dtype)
@@ -41,7 +41,7 @@ def stored_requirements(
 def trace_requirements(
     components: Mapping[str, Component], latent_channels: int, dtype: str
 ) -> ModelRequirements:
-    """What the model demands of a device at any shape; takes seconds."""
+    """Trace the model's requirements for all shapes; takes seconds."""
     curves = [trace_curve(part, latent_channels, dtype) for part in _denoisers(components)]
     return ModelRequirements(tuple(component_sizes(components, dtype)), tuple(curves))
 
@@ -50,7 +50,10 @@ def _size(name: str, component: Component, dtype: torch.dtype) -> ComponentSize:
     with torch.device("meta"):
         module = build_component(component)
     if name == "vae":
-        stages: tuple[Stage, ...] = (Stage.DENOISE, Stage.DECODE)  # it encodes the image, too
+        stages: tuple[Stage, ...] = (
+            Stage.DENOISE,
+            Stage.DECODE,
+        )  # the VAE also encodes the image
     elif name in DENOISERS:
         stages = (Stage.DENOISE,)
     else:
@@ -63,8 +66,9 @@ def _size(name: str, component: Component, dtype: torch.dtype) -> ComponentSize:
 
 
 def _quantized_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int | None:
-    """What is left with the matrices of linear layers in int8, as diffusers and torchao load them; None where
-    there are none. Parts that a class keeps in float32 are loaded so.
+    """Bytes with the matrices of linear layers in int8, as diffusers and torchao load them.
+
+    None if the module has no linear layer. Parts that the class keeps in float32 count in float32.
     """
     kept = set(getattr(module, "_keep_in_fp32_modules", None) or ())
     total = rows = 0
