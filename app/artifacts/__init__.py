@@ -1,1 +1,1 @@
-"""Where results lie: the files of a job. Knows nothing of what is inside them."""
+"""Where a job's files are stored. Must not know what is inside them."""

@@ -1,7 +1,7 @@
-"""Where a job's files are. One folder a job: its latents and its video, each there as a whole or not at all.
+"""The files of a job: latents, video and pictures, in one local folder a job.
 
-Writers make `NAME.part` beside the final name, sync it and rename it; a reader never sees a half-written
-file. Knows nothing of what is inside the files.
+All files are written atomically. Writers write `NAME.part` in the same folder, sync it and rename it, so a
+reader never sees a partial file. Must not know what is inside the files.
 """
 
 import os
@@ -12,13 +12,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class JobArtifacts:
-    """Paths of one job's files; none of them need exist."""
+    """Paths of one job's files, which need not exist."""
 
     folder: Path
 
     @property
     def latents(self) -> Path:
-        """The recorded decode call: everything a later decode needs."""
+        """The recorded decode calls with their latents: all that a later decode needs."""
         return self.folder / "latents.safetensors"
 
     @property
@@ -32,28 +32,28 @@ class JobArtifacts:
         return self.folder / "thumbnail.jpg"
 
     def preview(self, number: int) -> Path:
-        """A picture of what is being decoded."""
+        """A preview that is made before the decode, numbered from 0."""
         return self.folder / f"preview-{number:02}.jpg"
 
     def previews(self) -> int:
-        """How many previews there are: they are numbered from 0."""
+        """The number of previews that exist."""
         return len(list(self.folder.glob("preview-*.jpg")))
 
     def make(self) -> "JobArtifacts":
-        """Create the folder, durably; leftovers of a killed writer and of an earlier decode are removed."""
+        """Create the folder durably. Removes partial files and the previews of an earlier decode."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in (*self.folder.glob("*.part"), *self.folder.glob("preview-*.jpg")):
-            left.unlink(missing_ok=True)
+        for leftover in (*self.folder.glob("*.part"), *self.folder.glob("preview-*.jpg")):
+            leftover.unlink(missing_ok=True)
         sync(self.folder.parent)
         return self
 
     def remove(self) -> None:
-        """Delete everything the job left on disk."""
+        """Delete the folder and all of its files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def job_artifacts(jobs_dir: Path, job_id: str) -> JobArtifacts:
-    """The files of a job; `ValueError` for an id that would lead out of the jobs folder."""
+    """The files of a job. Raises `ValueError` for an id whose path is outside the jobs folder."""
     folder = jobs_dir / job_id
     if not job_id or folder.parent != jobs_dir or job_id in {".", ".."}:
         raise ValueError(f"not a job id: {job_id!r}")
@@ -61,12 +61,12 @@ def job_artifacts(jobs_dir: Path, job_id: str) -> JobArtifacts:
 
 
 def part_of(path: Path) -> Path:
-    """The name under which a file is written before it is whole."""
+    """The name under which a file is written until it is complete."""
     return path.with_name(path.name + ".part")
 
 
 def publish(path: Path) -> None:
-    """Turn `NAME.part` into `NAME`: synced, renamed, and the rename itself synced."""
+    """Rename `NAME.part` to `NAME`, durably: sync the file, rename it, sync the folder."""
     part = part_of(path)
     sync(part)
     part.replace(path)
@@ -74,13 +74,13 @@ def publish(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file, as a whole or not at all."""
+    """Write a small file atomically and durably."""
     part_of(path).write_bytes(content)
     publish(path)
 
 
 def sync(path: Path) -> None:
-    """Force a file's content, or a directory's names, to the disk."""
+    """Flush a file's content, or a directory's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

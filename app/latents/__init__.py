@@ -1,1 +1,1 @@
-"""Clips to latents and back, as files: the clip encoder, the file of latents, tensors written in pieces."""
+"""Encodes clips to files of latents and reads them back. Imports torch; must not know jobs."""

@@ -1,7 +1,7 @@
-"""One clip to one file of latents, in memory that does not grow with the clip's length.
+"""Encodes one clip to one file of latents, in memory that does not grow with the clip's length.
 
-Owns the way from pictures to tensors, and the choice of frames. Reading is the clip's business, chunks are
-the library's (see `adaptive.decoding.encoder`).
+Owns the conversion of pictures to tensors and the choice of frames. `app.media.clips` reads the clip;
+`adaptive.decoding.encoder` encodes in chunks.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,9 +35,10 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """What the user wants of every clip; None is the clip's, or the memory's, own.
+    """Options of an encode. None means the clip's own size, length or rate, or the chunk that fits.
 
-    `frames_per_chunk` counts video frames.
+    `frames_per_chunk` counts video frames. `raw` keeps the VAE's latents without normalisation. Raises
+    `ValueError` for an unknown strategy, or one that excludes `frames_per_chunk`.
     """
 
     width: int | None = None
@@ -57,7 +58,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True, slots=True)
 class EncodedClip:
-    """What became of a clip: `dropped` of its frames are not in the file."""
+    """The result of one encode. `dropped` frames at the clip's end are not in the file."""
 
     info: LatentsInfo
     plan: EncodePlan
@@ -73,72 +74,73 @@ class ClipEncoder:
         self._encoder = AdaptiveEncoder(vae, policy=policy)
         self._traits: VaeTraits = traits_of(type(vae).__name__, vae.config)
 
-    def encode(self, clip: Clip, out: Path, wishes: EncodeOptions, on_progress: OnProgress) -> EncodedClip:
-        """Write the clip's latents to `out`. `on_progress` gets latent frames done and all.
+    def encode(self, clip: Clip, out: Path, options: EncodeOptions, on_progress: OnProgress) -> EncodedClip:
+        """Write the clip's latents to `out`. Calls `on_progress(done, total)` with latent frames.
 
-        Raises `ClipError`, `ValueError` for sizes and frame counts that the VAE cannot take, `DoesNotFit`.
+        Raises `ClipError`, `DoesNotFit`, and `ValueError` for sizes and frame counts that the VAE does not
+        accept.
         """
         geometry = clip.geometry(
-            wishes.width,
-            wishes.height,
+            options.width,
+            options.height,
             multiple=self._traits.spatial_ratio,
             default=self._entry.size_multiple,
         )
-        frames, dropped = self._frames(clip, wishes)
+        frames, dropped = self._frames(clip, options)
         video = VideoShape(frames, geometry.size[1], geometry.size[0])
-        scale = LatentScale() if wishes.raw else LatentScale.of(self._vae)
-        info = self._info(clip, video, wishes, scale)
-        plan, parts = self._planned(clip, geometry, video, wishes)
+        scale = LatentScale() if options.raw else LatentScale.of(self._vae)
+        info = self._info(clip, video, options, scale)
+        plan, parts = self._planned(clip, geometry, video, options)
         done = 0
         with latents.create(out, info, self._spec(video)) as file:
             for part in parts:
                 file.write(latents.NAME, scale.normalised(part))
                 done += part.shape[2]
-                del part  # or it would stay alive through the next step
+                del part  # else it would occupy memory while the next chunk is encoded
                 on_progress(done, self._traits.latent_frames(frames))
             file.finish()
         return EncodedClip(info, plan, dropped)
 
-    def _frames(self, clip: Clip, wishes: EncodeOptions) -> tuple[int, int]:
-        """Frames to encode, and those left over at the end."""
-        if wishes.frames is not None:
-            self._traits.latent_frames(wishes.frames)
-        there = clip.count(wishes.fps, wishes.frames)
-        if wishes.frames is not None:
-            if there < wishes.frames:
-                raise ClipError(f"{clip.path.name} has {there} frames, {wishes.frames} are wanted")
-            return wishes.frames, 0
+    def _frames(self, clip: Clip, options: EncodeOptions) -> tuple[int, int]:
+        """The number of frames to encode, and of those left over at the end."""
+        if options.frames is not None:
+            self._traits.latent_frames(options.frames)
+        available = clip.count(options.fps, options.frames)
+        if options.frames is not None:
+            if available < options.frames:
+                raise ClipError(f"{clip.path.name} has {available} frames; {options.frames} were requested")
+            return options.frames, 0
         offset = int(self._traits.first_frame_alone)
-        used = there - (there - offset) % self._traits.temporal_ratio
+        used = available - (available - offset) % self._traits.temporal_ratio
         if used < 1:
             rule = f"{self._traits.temporal_ratio}k{'+1' if offset else ''}"
-            raise ClipError(f"{clip.path.name} has {there} frames, the VAE encodes {rule}")
-        return used, there - used
+            raise ClipError(f"{clip.path.name} has {available} frames; the VAE encodes {rule} frames")
+        return used, available - used
 
     def _planned(
-        self, clip: Clip, geometry: Geometry, video: VideoShape, wishes: EncodeOptions
+        self, clip: Clip, geometry: Geometry, video: VideoShape, options: EncodeOptions
     ) -> tuple[EncodePlan, Iterator[Tensor]]:
         shape = (1, 3, video.frames, video.height, video.width)
-        pictures = islice(clip.frames(geometry, wishes.fps), video.frames)
+        pictures = islice(clip.frames(geometry, options.fps), video.frames)
         parts = (_tensor(each, self._vae.dtype) for each in _grouped(pictures))
         try:
-            size = self._forced(shape, wishes)
+            size = self._forced_chunk(shape, options)
             plan = self._encoder.plan_stream(shape, frames_per_chunk=size)
         except UnsupportedVae:
-            if wishes.strategy not in ("auto", "batched") or wishes.frames_per_chunk is not None:
+            if options.strategy not in ("auto", "batched") or options.frames_per_chunk is not None:
                 raise
             whole, plan = self._encoder.encode(torch.cat(list(parts), 2))
             return plan, iter([whole])
         return plan, self._encoder.stream(parts, shape, frames_per_chunk=size)
 
-    def _forced(self, shape: tuple[int, ...], wishes: EncodeOptions) -> int | None:
+    def _forced_chunk(self, shape: tuple[int, ...], options: EncodeOptions) -> int | None:
         ratio, frames = self._traits.temporal_ratio, shape[2]
-        if wishes.strategy == "batched":
+        if options.strategy == "batched":
             return frames
-        if wishes.strategy == "per_frame":
+        if options.strategy == "per_frame":
             return ratio
-        if wishes.strategy == "auto" or wishes.frames_per_chunk is not None:
-            return wishes.frames_per_chunk
+        if options.strategy == "auto" or options.frames_per_chunk is not None:
+            return options.frames_per_chunk
         sizes = [count * ratio for count in STREAMED_LATENT_FRAMES if count * ratio < frames]
         for size in sizes[:-1]:
             try:
@@ -147,7 +149,7 @@ class ClipEncoder:
                 continue
         return sizes[-1] if sizes else ratio
 
-    def _info(self, clip: Clip, video: VideoShape, wishes: EncodeOptions, scale: LatentScale) -> LatentsInfo:
+    def _info(self, clip: Clip, video: VideoShape, options: EncodeOptions, scale: LatentScale) -> LatentsInfo:
         return LatentsInfo(
             model=self._entry.name,
             source=self._entry.source,
@@ -156,8 +158,8 @@ class ClipEncoder:
             frames=video.frames,
             width=video.width,
             height=video.height,
-            fps=wishes.fps or clip.fps,
-            normalised="raw" if wishes.raw else scale.kind,
+            fps=options.fps or clip.fps,
+            normalised="raw" if options.raw else scale.kind,
             scale=scale,
         )
 
@@ -173,6 +175,6 @@ def _grouped(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
 
 
 def _tensor(pictures: list[Picture], dtype: torch.dtype) -> Tensor:
-    """`[1, 3, f, H, W]` in -1..1, as diffusers' processors make it of pictures."""
+    """Pictures as `[1, 3, f, H, W]` in -1..1, with the arithmetic of diffusers' processors."""
     values = torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2)[None].float()
     return values.div_(255).mul_(2).sub_(1).to(dtype)

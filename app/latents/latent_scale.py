@@ -1,7 +1,7 @@
-"""How a model's latents relate to its VAE's: mean, spread and factor, from the VAE's own numbers.
+"""The normalisation of latents between a model and its VAE: mean, standard deviation and factor.
 
-diffusers' pipelines denoise `(latents - mean) * factor / std` and undo that before they decode. Owns that
-formula; the numbers are buffers of the VAE (LTX) or in its configuration (the others).
+diffusers' pipelines denoise `(latents - mean) * factor / std` and invert that before decoding. The numbers
+are buffers of the VAE (LTX) or part of its configuration (the others).
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class LatentScale:
-    """`mean` and `std` hold one number a channel, or none where they are 0 and 1."""
+    """`mean` and `std` have one number a channel, or are empty for 0 and 1.
+
+    Raises `ValueError` for a zero factor or standard deviation.
+    """
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -23,7 +26,7 @@ class LatentScale:
 
     def __post_init__(self) -> None:
         if not self.factor or not all(self.std):
-            raise ValueError(f"latents cannot be divided by zero: std {self.std}, factor {self.factor}")
+            raise ValueError(f"std and factor must not be zero, got std {self.std}, factor {self.factor}")
 
     @classmethod
     def of(cls, vae: Any) -> Self:
@@ -34,28 +37,28 @@ class LatentScale:
 
     @property
     def kind(self) -> str:
-        """What it does, in one word."""
+        """ "per_channel", "scaling_factor" or "none", as files of latents name it."""
         if any(self.mean) or any(each != 1 for each in self.std):
             return "per_channel"
         return "none" if self.factor == 1 else "scaling_factor"
 
     def normalised(self, latents: Tensor) -> Tensor:
-        """`[B, C, T, h, w]` of the VAE as the model denoises them; computed in float32 at least."""
+        """Convert the VAE's latents `[B, C, T, h, w]` to the model's; computes in float32 or wider."""
         mean, std = self._tensors(latents)
         return ((latents - mean) * (self.factor / std)).to(latents.dtype)
 
     def restored(self, latents: Tensor) -> Tensor:
-        """The way back."""
+        """Convert the model's latents to the VAE's: the inverse of `normalised`."""
         mean, std = self._tensors(latents)
         return (latents * (std / self.factor) + mean).to(latents.dtype)
 
     def as_json(self) -> dict[str, Any]:
-        """The numbers, for a file."""
+        """The numbers as JSON values; `from_json` is the inverse."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """What `as_json` gave."""
+        """The inverse of `as_json`."""
         return cls(tuple(value["mean"]), tuple(value["std"]), float(value["factor"]))
 
     def _tensors(self, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""Files of latents that were encoded from clips: one tensor, and in the metadata all that decoding needs.
+"""The format of files of latents that were encoded from clips: one tensor, and metadata for decoding it.
 
-`latents` is `[1, C, T, h, w]` as the model denoises it, unless the file is raw. Owns the file's form. What a
-job records of its decode has another form (see `adaptive.pipelines.recorded_call`).
+The tensor `latents` is `[1, C, T, h, w]`, normalised as the model denoises it unless the file is raw. A job's
+recorded decode has another format (see `adaptive.pipelines.recorded_call`).
 """
 
 import json
@@ -25,10 +25,10 @@ NAME = "latents"
 
 @dataclass(frozen=True, slots=True)
 class LatentsInfo:
-    """What a file of latents says of itself.
+    """The metadata of a file of latents.
 
-    `normalised`: "per_channel", "scaling_factor", "none" (the model has the VAE's own latents) or "raw"
-    (nothing was done); `scale` holds the numbers, neutral ones where the file is raw.
+    `normalised` is "per_channel", "scaling_factor", "none" (the model uses the VAE's own latents) or "raw"
+    (not normalised). `scale` has the numbers, which are neutral in a raw file.
     """
 
     model: str
@@ -43,24 +43,29 @@ class LatentsInfo:
     scale: LatentScale
 
     def metadata(self) -> dict[str, str]:
-        """For a safetensors header."""
+        """The fields as strings for a safetensors header."""
         own = {name: str(value) for name, value in asdict(self).items() if name != "scale"}
         scale = json.dumps(self.scale.as_json())
         return {"format": FORMAT, "version": FORMAT_VERSION, "posterior": "mean", **own, "scale": scale}
 
 
 def create(path: Path, info: LatentsInfo, spec: TensorSpec) -> TensorFile:
-    """A file whose `NAME` is to be written part by part."""
+    """Open a new file for writing; write its tensor `NAME` part by part."""
     return TensorFile(path, {NAME: spec}, info.metadata())
 
 
 def read_info(path: Path) -> LatentsInfo | None:
-    """What the file says of itself; None for any other safetensors file. `ValueError` where it is broken."""
+    """The metadata of a file of latents; None for any other safetensors file.
+
+    Raises `ValueError` for a file that is damaged or of another format version.
+    """
     found = _metadata(path)
     if found.get("format") != FORMAT:
         return None
     if found.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{path.name} is of version {found.get('version')}, known is {FORMAT_VERSION}")
+        raise ValueError(
+            f"{path.name} has version {found.get('version')}; this version reads {FORMAT_VERSION}"
+        )
     try:
         return LatentsInfo(
             model=found["model"],
@@ -75,11 +80,11 @@ def read_info(path: Path) -> LatentsInfo | None:
             scale=LatentScale.from_json(json.loads(found["scale"])),
         )
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path.name} has a broken header: {error!r}") from None
+        raise ValueError(f"{path.name} has a damaged header: {error!r}") from None
 
 
 def load(path: Path, info: LatentsInfo, vae: Any) -> RecordedClip:
-    """The decode that gives the clip back, as its VAE takes it."""
+    """The decode call that turns the file's latents into the clip again, in the VAE's dtype."""
     with safe_open(path, framework="pt", device="cpu") as file:
         latents: Tensor = file.get_tensor(NAME)
     restored = info.scale.restored(latents).to(vae.dtype)
@@ -91,4 +96,4 @@ def _metadata(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt", device="cpu") as file:
             return dict(file.metadata() or {})
     except Exception as error:  # safetensors has its own error, not derived from OSError or ValueError
-        raise ValueError(f"{path.name} is no safetensors file: {error}") from error
+        raise ValueError(f"{path.name} is not a safetensors file: {error}") from error

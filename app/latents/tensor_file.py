@@ -1,7 +1,7 @@
-"""Tensors to a safetensors file piece by piece, in memory that does not grow with their length.
+"""Writes tensors to a safetensors file part by part, in memory that does not grow with their length.
 
-The format is a header that names every tensor's shape, then their bytes one after another: with the shapes
-known, pieces can be written where they belong. Owns the layout and the file's atomicity.
+The format is a header with every tensor's shape, then the tensors' bytes. The shapes are known in advance, so
+each part can be written at its position. Owns the layout and that the file appears atomically.
 """
 
 import json
@@ -29,7 +29,7 @@ _TIME = 2  # of `[B, C, T, h, w]`
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Shape `[B, C, T, h, w]` and dtype of a tensor that is to come."""
+    """Shape `[B, C, T, h, w]` and dtype of a tensor to be written."""
 
     shape: tuple[int, int, int, int, int]
     dtype: torch.dtype
@@ -41,10 +41,9 @@ class TensorSpec:
 
 
 class TensorFile:
-    """Writes tensors that grow along time; a context manager.
+    """Writes tensors part by part along time; a context manager.
 
-    Leaving the block without `finish` throws the unfinished file away; `finish` makes it whole and durable,
-    and raises `ValueError` where frames are missing.
+    Leaving the block without `finish` deletes the unfinished file.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> None:
@@ -66,7 +65,7 @@ class TensorFile:
         self._file.truncate(self._data_starts + end)
 
     def write(self, name: str, part: Tensor) -> None:
-        """The next frames of one tensor: `[B, C, t, h, w]`."""
+        """Write the next frames `[B, C, t, h, w]` of one tensor. Raises `ValueError` for another shape."""
         spec, done = self._specs[name], self._written[name]
         batch, channels, frames, height, width = spec.shape
         count = part.shape[_TIME]
@@ -82,10 +81,10 @@ class TensorFile:
         self._written[name] = done + count
 
     def finish(self) -> None:
-        """Make the file whole, durable and visible."""
+        """Publish the complete file durably. Raises `ValueError` if frames of a tensor are missing."""
         for name, spec in self._specs.items():
             if self._written[name] != spec.shape[_TIME]:
-                raise ValueError(f"{name} has {spec.shape[_TIME]} frames, {self._written[name]} came")
+                raise ValueError(f"{name} has {spec.shape[_TIME]} frames, {self._written[name]} were written")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

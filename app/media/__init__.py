@@ -1,1 +1,1 @@
-"""Pictures and clips in, video and sound out. Knows no HTTP, no jobs and no tensors."""
+"""Reads images and clips, writes video, sound and thumbnails. Must not know HTTP, jobs or tensors."""

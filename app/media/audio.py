@@ -1,6 +1,6 @@
-"""The sound of a video: samples to an AAC track, interleaved with the frames as they are written.
+"""Encodes the sound of a video: samples to an AAC track, interleaved with the frames.
 
-Takes arrays on the host; knows nothing of tensors or of where frames come from.
+Takes arrays in host memory; must not know tensors or the source of the frames.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _LAYOUTS = {1: "mono", 2: "stereo"}
 
 @dataclass(frozen=True, slots=True)
 class AudioSamples:
-    """Sound as `[channels, samples]` of float32 in -1..1; mono or stereo."""
+    """Mono or stereo sound: float32 `[channels, samples]` in -1..1. Raises `ValueError` for other shapes."""
 
     samples: NDArray[np.float32]
     sample_rate: int
@@ -25,27 +25,27 @@ class AudioSamples:
         if self.samples.ndim != 2 or self.samples.shape[0] not in _LAYOUTS:
             raise ValueError(f"sound must be [1 or 2, samples], got shape {self.samples.shape}")
 
-    def lasting(self, seconds: Fraction) -> NDArray[np.float32]:
-        """The samples, cut or followed by silence, to that many seconds."""
+    def fitted(self, seconds: Fraction) -> NDArray[np.float32]:
+        """The samples, cut or padded with silence to `seconds`; NaN becomes silence."""
         wanted = round(seconds * self.sample_rate)
         cut = np.nan_to_num(self.samples[:, :wanted]).clip(-1, 1).astype(np.float32)
         return np.pad(cut, ((0, 0), (0, wanted - cut.shape[1])))
 
 
 class AudioTrack:
-    """The sound of one file. Made before the file's first packet is written."""
+    """The audio stream of one file. Create it before the file's first packet is written."""
 
     def __init__(self, file: "av.container.OutputContainer", sound: AudioSamples, seconds: Fraction) -> None:
         self._file = file
         self._rate = sound.sample_rate
         self._layout = _LAYOUTS[sound.samples.shape[0]]
-        self._samples = sound.lasting(seconds)
+        self._samples = sound.fitted(seconds)
         self._written = 0
         self._stream = file.add_stream("aac", rate=sound.sample_rate, layout=self._layout)
         self._stream.bit_rate = BIT_RATE
 
     def write_until(self, seconds: Fraction) -> None:
-        """Write what is heard before that time."""
+        """Write the samples before that time that are not written yet."""
         end = min(round(seconds * self._rate), self._samples.shape[1])
         if end <= self._written:
             return
@@ -56,5 +56,5 @@ class AudioTrack:
         self._written = end
 
     def finish(self) -> None:
-        """Write what the encoder still holds."""
+        """Write the packets that the encoder still buffers."""
         self._file.mux(self._stream.encode(None))

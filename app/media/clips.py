@@ -1,7 +1,7 @@
-"""Videos in: the frames of a file one after another, upright, in RGB, at the size and rate that are wanted.
+"""Reads video files: frames one after another, upright, in RGB, at the requested size and rate.
 
-Owns reading and geometry. Frames are counted before they are read, because what containers say of their
-length is often wrong. Knows neither tensors nor models.
+Owns decoding and geometry. Counts frames by decoding them, because the lengths that containers declare are
+often wrong. Must not know tensors or models.
 """
 
 import math
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-_HD_LINES = 720  # untagged video from this height on is BT.709, below BT.601
-_UNSPECIFIED = 2  # of ISO/IEC 23091-2's matrix coefficients
-_BT709, _BT601 = 1, 5  # of swscale's tables
+_HD_LINES = 720  # video without a colour tag is BT.709 from this height on, BT.601 below
+_UNSPECIFIED = 2  # matrix coefficients of ISO/IEC 23091-2
+_BT709, _BT601 = 1, 5  # swscale's numbers
 
 Picture = NDArray[np.uint8]
 
@@ -31,7 +31,7 @@ class ClipError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A picture scaled to `scaled` (width, height), of which the middle `size` is kept."""
+    """Scale a picture to `scaled`, then keep the middle `size`; both are (width, height) in pixels."""
 
     scaled: tuple[int, int]
     size: tuple[int, int]
@@ -45,7 +45,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One video file: size as it is to be seen, its frame rate, and how far its pictures lie turned."""
+    """One video file: its upright size in pixels, its frame rate, and the rotation stored in it."""
 
     path: Path
     width: int
@@ -54,10 +54,11 @@ class Clip:
     quarter_turns: int
 
     def geometry(self, width: int | None, height: int | None, *, multiple: int, default: int) -> Geometry:
-        """Where the pictures are cut. `ValueError` where a wanted side is no multiple of `multiple`.
+        """How pictures are scaled and cropped to `width` x `height`.
 
-        With neither side given, the clip's own size loses what is beyond a multiple of `default`; with one,
-        the other follows; pictures are scaled so that they cover the result.
+        Without either side, the clip's own size is cropped down to multiples of `default`. With one side, the
+        other keeps the aspect ratio. Pictures are scaled to cover the result. Raises `ValueError` if a given
+        side is not a multiple of `multiple`, and `ClipError` if the clip is smaller than `default`.
         """
         for name, side in (("width", width), ("height", height)):
             if side is not None and (side < multiple or side % multiple):
@@ -73,12 +74,12 @@ class Clip:
         return Geometry((math.ceil(self.width * scale), math.ceil(self.height * scale)), (wide, high))
 
     def count(self, fps: Fraction | None = None, at_most: int | None = None) -> int:
-        """Frames that `frames` would give, by decoding them."""
+        """Number of frames that `frames` yields, at most `at_most`; decodes the file."""
         with _opened(self.path) as (container, stream):
             return sum(1 for _ in islice(self._at_rate(_decoded(container, stream), fps), at_most))
 
     def frames(self, geometry: Geometry, fps: Fraction | None = None) -> Iterator[Picture]:
-        """Pictures `[height, width, 3]` in order; at `fps`, where given, by dropping and repeating."""
+        """Yield pictures `[height, width, 3]` in order; with `fps`, drops and repeats frames to that rate."""
         with _opened(self.path) as (container, stream):
             for frame in self._at_rate(_decoded(container, stream), fps):
                 yield geometry.cropped(self._upright(frame, geometry.scaled))
@@ -93,7 +94,7 @@ class Clip:
         return np.rot90(scaled, self.quarter_turns)
 
     def _at_rate(self, frames: Iterator[Any], fps: Fraction | None) -> Iterator[Any]:
-        """Of each moment the frame that is shown then."""
+        """For each moment at `fps`, the frame shown then. Without `fps`, all frames."""
         if fps is None:
             yield from frames
             return
@@ -101,10 +102,10 @@ class Clip:
         start: Fraction | None = None
         for frame in frames:
             if frame.pts is None:
-                raise ClipError(f"{self.path.name} does not say when its frames are shown: leave --fps out")
+                raise ClipError(f"{self.path.name} has frames without timestamps: leave --fps out")
             time = frame.pts * frame.time_base
             start = time if start is None else start
-            # Containers round times to their unit, which some have as coarse as a frame.
+            # Containers round timestamps to their time base, which can be as coarse as a frame.
             rounding = min(frame.time_base, 1 / (4 * self.fps))
             while shown is not None and given / fps < time - start - rounding:
                 yield shown
@@ -116,14 +117,14 @@ class Clip:
 
 
 def open_clip(path: Path) -> Clip:
-    """What the file says of its video. Raises `ClipError`."""
+    """Read the size, rate and rotation of the file's first video stream. Raises `ClipError`."""
     with _opened(path) as (container, stream):
         first = next(_decoded(container, stream), None)
         if first is None:
-            raise ClipError(f"{path.name} has no pictures")
+            raise ClipError(f"{path.name} has no frames")
         fps = stream.average_rate or stream.guessed_rate
         if not fps:
-            raise ClipError(f"{path.name} does not say how many frames a second it has")
+            raise ClipError(f"{path.name} declares no frame rate")
         turns = round(first.rotation / 90) % 4
         sides = (first.width, first.height) if turns % 2 == 0 else (first.height, first.width)
         return Clip(path, *sides, Fraction(fps), turns)
@@ -131,14 +132,14 @@ def open_clip(path: Path) -> Clip:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A file's container and its video stream; what goes wrong while reading is a `ClipError`."""
+    """A file's container and its first video stream. Raises errors while reading as `ClipError`."""
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
         raise ClipError(f"{path.name} cannot be read as video: {error}") from error
     with container:
         if not container.streams.video:
-            raise ClipError(f"{path.name} has no video")
+            raise ClipError(f"{path.name} has no video stream")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         try:
@@ -152,6 +153,6 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _followed(given: int | None, own: int, other: int, multiple: int) -> int:
-    """A side in the clip's proportions to the other one, which is `given`."""
+    """The side that keeps the clip's aspect ratio when the other side is `given`."""
     assert given is not None
     return max(multiple, round(own * given / other / multiple) * multiple)

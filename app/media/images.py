@@ -1,9 +1,8 @@
-"""Images in: what a client sends is checked before it is decoded, and decoded to plain RGB. Knows no HTTP and
-no jobs.
+"""Checks and decodes images that clients send. Must not know HTTP or jobs.
 
-The header's size is compared with the limits before any pixel is unpacked, so that a decompression bomb costs
-nothing. Large pictures are decoded a few at a time, which bounds memory however many clients send them at
-once.
+Compares the size in the header with the limits before any pixel is decompressed, so that a decompression bomb
+costs nothing. Decodes at most `LARGE_AT_ONCE` large images at a time, which bounds memory for any number of
+clients.
 """
 
 import io
@@ -23,14 +22,14 @@ MIN_SIDE: Final = 8
 LARGE_PIXELS: Final = 4_000_000
 LARGE_AT_ONCE: Final = 2
 
-# Pillow's own limit warns or raises depending on a process-wide number; ours, below, is stricter and always
+# Pillow's own limit warns or raises depending on a process-wide number. `ImageLimits` is stricter and always
 # raises.
 Image.MAX_IMAGE_PIXELS = None
 _large_slots = threading.Semaphore(LARGE_AT_ONCE)
 
 
 class ImageRejected(ValueError):
-    """The bytes are not an image that is taken; `code` says why in one word."""
+    """The bytes are not an acceptable image. `code` is a stable error code for clients."""
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -39,7 +38,7 @@ class ImageRejected(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """The largest picture that is decoded."""
+    """The largest image that is decoded, in pixels."""
 
     max_pixels: int = 64_000_000
     max_side: int = 16_384
@@ -47,9 +46,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What a checked image is; sizes in pixels as it will be seen, that is with its EXIF orientation
-    applied.
-    """
+    """A checked image: its format, and its size in pixels with the EXIF orientation applied."""
 
     format: str
     width: int
@@ -57,12 +54,13 @@ class ImageInfo:
 
 
 def check_image(data: bytes, limits: ImageLimits) -> ImageInfo:
-    """Look at every byte of an image without keeping it; raises `ImageRejected` unless `open_image` would
-    succeed.
+    """Read an image to its end without keeping its pixels.
+
+    Raises `ImageRejected` unless `open_image` would succeed.
     """
-    with _opened(data, limits) as image, _damage_named(), _slot(image):
+    with _opened(data, limits) as image, _damage_rejected(), _decode_slot(image):
         kind, (width, height) = image.format or "", image.size
-        # For JPEG, this reads the whole stream but builds an eighth of the picture.
+        # For JPEG, this reads the whole stream but decodes an eighth of each side.
         image.draft(image.mode, (width // 8, height // 8))
         image.load()
         if image.getexif().get(ORIENTATION) in (5, 6, 7, 8):
@@ -71,10 +69,11 @@ def check_image(data: bytes, limits: ImageLimits) -> ImageInfo:
 
 
 def open_image(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
-    """The picture as RGB, 8 bits a channel, upright; transparency is laid over white. Raises
-    `ImageRejected`.
+    """Decode the image as upright RGB with 8 bits a channel; transparency is blended over white.
+
+    Raises `ImageRejected`.
     """
-    with _opened(data, limits or ImageLimits()) as image, _damage_named(), _slot(image):
+    with _opened(data, limits or ImageLimits()) as image, _damage_rejected(), _decode_slot(image):
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
 
@@ -82,32 +81,32 @@ def open_image(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
 def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
     if not data:
         raise ImageRejected("missing_image", "the image is empty")
-    excess = image_structure.too_many(data)
+    excess = image_structure.excess_parts(data)
     if excess is not None:
         raise ImageRejected("image_too_complex", f"the image has {excess}")
     _check_size(_webp_canvas(data), limits)
-    with _damage_named():
+    with _damage_rejected():
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
-            message = f"the file is not an image in a known format ({', '.join(FORMATS)})"
+            message = f"the file is not an image in an accepted format ({', '.join(FORMATS)})"
             raise ImageRejected("not_an_image", message) from None
     _check_size(image.size, limits)
     return image
 
 
 @contextmanager
-def _damage_named() -> Iterator[None]:
-    """Whatever Pillow raises over bytes that a stranger made is the bytes' fault."""
+def _damage_rejected() -> Iterator[None]:
+    """Raise any error of Pillow as `ImageRejected`: on uploaded bytes it means that the image is invalid."""
     try:
         yield
     except ImageRejected:
         raise
     except Exception as error:
-        raise ImageRejected("broken_image", f"the image is damaged or cut short: {error}") from None
+        raise ImageRejected("broken_image", f"the image is damaged or truncated: {error}") from None
 
 
-def _slot(image: Image.Image) -> AbstractContextManager[object]:
+def _decode_slot(image: Image.Image) -> AbstractContextManager[object]:
     return _large_slots if image.width * image.height > LARGE_PIXELS else nullcontext()
 
 
@@ -119,16 +118,20 @@ def _check_size(size: tuple[int, int] | None, limits: ImageLimits) -> None:
         raise ImageRejected(
             "image_too_large",
             f"the image has {width} x {height} pixels; at most {limits.max_side} a side and "
-            f"{limits.max_pixels:,} in all are taken",
+            f"{limits.max_pixels:,} in all are allowed",
         )
     if min(size) < MIN_SIDE:
         raise ImageRejected(
-            "image_too_small", f"the image has {width} x {height} pixels; the least is {MIN_SIDE} a side"
+            "image_too_small",
+            f"the image has {width} x {height} pixels; at least {MIN_SIDE} a side are required",
         )
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:
-    """Size in a WebP header of any kind: the decoder allocates the canvas as soon as it opens the file."""
+    """The canvas size in a WebP header; None for other formats.
+
+    It must be checked before opening the file, because the decoder allocates the canvas then.
+    """
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return None
     match data[12:16]:
@@ -145,7 +148,7 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # 16 bits of grey: keep the upper eight. Pillow's own conversion clips everything above 255.
+        # 16-bit grey: keep the upper eight bits. Pillow's own conversion clips all values above 255.
         return image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")

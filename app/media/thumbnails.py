@@ -1,4 +1,4 @@
-"""Pixels to small JPEG files: previews of what is being decoded, and the finished video's picture."""
+"""Writes pixels as small JPEG files: previews during the decode and the finished video's thumbnail."""
 
 import io
 from pathlib import Path
@@ -14,9 +14,7 @@ QUALITY = 82
 
 
 def write_jpeg(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write `[height, width, 3]` in RGB as a JPEG of at most `SIDE` pixels a side, as a whole or not at
-    all.
-    """
+    """Write RGB pixels `[height, width, 3]` as a JPEG of at most `SIDE` pixels a side, atomically."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((SIDE, SIDE))
     file = io.BytesIO()

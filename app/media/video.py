@@ -1,7 +1,7 @@
-"""Frames to an H.264 file, in a thread of its own, while more frames are being decoded.
+"""Encodes frames to an H.264 file in a separate thread, while more frames are decoded.
 
-Owns the encoder, the bounded queue in front of it and the finished file's atomicity. Takes arrays of bytes on
-the host; knows nothing of tensors, devices or jobs.
+Owns the encoder, its bounded queue, and that the finished file appears atomically. Takes arrays of bytes in
+host memory; must not know tensors, devices or jobs.
 """
 
 import errno
@@ -26,8 +26,8 @@ from app.media.audio import AudioSamples, AudioTrack
 # sizes.
 CRF = 18
 PRESET = "medium"
-# Frames that the encoder looks ahead before it gives out the first: with the preset's 40, half of a usual
-# clip is decoded by then, and much is left to encode when decoding ends.
+# Frames that the encoder buffers before it returns the first. With the preset's 40, half of a usual clip is
+# decoded by then, and much is left to encode when decoding ends.
 LOOKAHEAD_FRAMES = 10
 OPTIONS = {"crf": str(CRF), "preset": PRESET, "rc-lookahead": str(LOOKAHEAD_FRAMES)}
 _BT709 = 1
@@ -38,7 +38,7 @@ Frames = NDArray[np.uint8]
 
 
 class VideoWriteError(Exception):
-    """The video could not be written; `disk_full` tells a full disk from everything else."""
+    """The video could not be written; `disk_full` is True if the disk had no space left."""
 
     def __init__(self, message: str, *, disk_full: bool = False) -> None:
         self.disk_full = disk_full
@@ -54,11 +54,10 @@ class _Chunk:
 class VideoWriter:
     """Writes exactly `shape.frames` frames to `path` as faststart mp4; a context manager.
 
-    `sound` is heard beside them: cut, or followed by silence, to the length of the video.
-
-    `write` returns as soon as there is room in the queue, so at most `queue_chunks` chunks lie between the
-    decoder and the encoder. An error of the encoder's thread is raised by the next `write` or by `finish`.
-    Leaving the block without `finish` throws the unfinished file away.
+    `sound` is cut or padded with silence to the length of the video. `write` returns once the queue has room,
+    so at most `queue_chunks` chunks wait between decoder and encoder. The next `write` or `finish` raises an
+    error of the encoder's thread. Leaving the block without `finish` deletes the unfinished file. Raises
+    `ValueError` for odd sizes.
     """
 
     def __init__(
@@ -88,14 +87,14 @@ class VideoWriter:
         self.write_later(lambda: frames)
 
     def write_later(self, frames: Callable[[], Frames], done: Callable[[], None] = lambda: None) -> None:
-        """Queue frames that become readable when `frames()` returns; `done()` is called once they were read.
+        """Queue frames that `frames()` returns once they are ready; `done()` is called after encoding them.
 
-        Both run in the encoder's thread: this is how a copy from a device overlaps with encoding.
+        Both run in the encoder's thread, so that a copy from a device overlaps with encoding.
         """
         self._put(_Chunk(frames, done))
 
     def check(self) -> None:
-        """Raise the encoder thread's error, where it has one."""
+        """Raise the encoder thread's error as `VideoWriteError`, if there is one."""
         if self._error is None:
             return
         full = isinstance(self._error, OSError) and self._error.errno in NO_SPACE

@@ -121,7 +121,7 @@ def test_frames_beyond_what_the_vae_can_encode_are_left_out_and_that_is_said(
     ("options", "words"),
     [
         (["--frames", 20], "8k+1 frames, not 20"),
-        (["--frames", 33], "has 25 frames, 33 are wanted"),
+        (["--frames", 33], "has 25 frames; 33 were requested"),
         (["--width", 50], "multiple of 32, got 50"),
         (["--fps", "fast"], "'fast'"),
         (["--strategy", "quick"], "'quick'"),
@@ -190,7 +190,7 @@ def test_latents_of_a_model_that_is_not_known_here_name_it(framefit: Framefit, t
     assert "xyz" in f"{done.output} {done.exception}"
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"nothing of the kind")
-    assert "no safetensors file" in framefit("decode", other, "-o", tmp_path / "out.mp4").output
+    assert "not a safetensors file" in framefit("decode", other, "-o", tmp_path / "out.mp4").output
 
 
 def test_chunks_that_would_hold_the_whole_clip_are_refused(framefit: Framefit, tmp_path: Path) -> None:

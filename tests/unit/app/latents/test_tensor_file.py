@@ -47,7 +47,7 @@ def test_nothing_is_there_until_it_is_whole(tmp_path: Path) -> None:
     with TensorFile(path, {"a": TensorSpec(SHAPE, torch.float32)}, {}) as file:
         file.write("a", torch.zeros(2, 3, 6, 4, 5))
         assert not path.exists()
-        with pytest.raises(ValueError, match="7 frames, 6 came"):
+        with pytest.raises(ValueError, match="7 frames, 6 were written"):
             file.finish()
     assert not list(tmp_path.iterdir())
 

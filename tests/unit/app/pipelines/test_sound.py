@@ -77,7 +77,7 @@ def test_one_channel_is_mono_and_three_are_refused(tmp_path: Path) -> None:
 def test_broken_samples_are_silence() -> None:
     samples = tone(1.0)
     samples[:, :100] = np.nan
-    sound = AudioSamples(samples, RATE).lasting(Fraction(1))
+    sound = AudioSamples(samples, RATE).fitted(Fraction(1))
     assert np.isfinite(sound).all()
 
 
