@@ -94,12 +94,14 @@ def _video(config: Any, shape: LatentShape, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _ltx(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
-    tokens, words = shape.frames * shape.height * shape.width, 128
+    tokens, text_tokens = shape.frames * shape.height * shape.width, 128
     return {
         "hidden_states": torch.empty(shape.batch, tokens, config["in_channels"], dtype=dtype),
-        "encoder_hidden_states": torch.empty(shape.batch, words, config["caption_channels"], dtype=dtype),
+        "encoder_hidden_states": torch.empty(
+            shape.batch, text_tokens, config["caption_channels"], dtype=dtype
+        ),
         "timestep": torch.empty(shape.batch, tokens),
-        "encoder_attention_mask": torch.empty(shape.batch, words, dtype=torch.bool),
+        "encoder_attention_mask": torch.empty(shape.batch, text_tokens, dtype=torch.bool),
         "num_frames": shape.frames,
         "height": shape.height,
         "width": shape.width,
@@ -108,12 +110,12 @@ def _ltx(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _ltx2(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
-    tokens, words = shape.frames * shape.height * shape.width, 1024
+    tokens, text_tokens = shape.frames * shape.height * shape.width, 1024
     rate = config["audio_sampling_rate"] / config["audio_hop_length"] / config["audio_scale_factor"]
     # Latents of the sound of a video at 24 frames a second.
     audio_frames = round(shape.frames * config["vae_scale_factors"][0] / 24 * rate)
     sound = (shape.batch, audio_frames, config["audio_in_channels"])
-    text = torch.empty(shape.batch, words, config["caption_channels"], dtype=dtype)
+    text = torch.empty(shape.batch, text_tokens, config["caption_channels"], dtype=dtype)
     return {
         "hidden_states": torch.empty(shape.batch, tokens, config["in_channels"], dtype=dtype),
         "audio_hidden_states": torch.empty(sound, dtype=dtype),
@@ -122,8 +124,8 @@ def _ltx2(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]
         "timestep": torch.empty(shape.batch, tokens),
         "audio_timestep": torch.empty(shape.batch),
         "sigma": torch.empty(shape.batch),
-        "encoder_attention_mask": torch.empty(shape.batch, words, dtype=torch.int64),
-        "audio_encoder_attention_mask": torch.empty(shape.batch, words, dtype=torch.int64),
+        "encoder_attention_mask": torch.empty(shape.batch, text_tokens, dtype=torch.int64),
+        "audio_encoder_attention_mask": torch.empty(shape.batch, text_tokens, dtype=torch.int64),
         "num_frames": shape.frames,
         "height": shape.height,
         "width": shape.width,
@@ -163,12 +165,12 @@ def _cogvideox(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str,
     frames = -(-shape.frames // patch_time) * patch_time  # the pipeline pads to whole patches
     tokens = frames // patch_time * (shape.height // patch) * (shape.width // patch)
     rotary = (torch.empty(tokens, head), torch.empty(tokens, head))
-    words = config["max_text_seq_length"]
+    text_tokens = config["max_text_seq_length"]
     size = (shape.batch, frames, config["in_channels"], shape.height, shape.width)
     return {
         "hidden_states": torch.empty(size, dtype=dtype),
         "timestep": torch.empty(shape.batch, dtype=torch.int64),
-        "encoder_hidden_states": torch.empty(shape.batch, words, config["text_embed_dim"], dtype=dtype),
+        "encoder_hidden_states": torch.empty(shape.batch, text_tokens, config["text_embed_dim"], dtype=dtype),
         "image_rotary_emb": rotary if config["use_rotary_positional_embeddings"] else None,
         **({"ofs": torch.empty(shape.batch, dtype=dtype)} if config.get("ofs_embed_dim") else {}),
     }
@@ -186,13 +188,13 @@ def _svd(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _hunyuan(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
-    words = 256
+    text_tokens = 256
     guided = {"guidance": torch.empty(shape.batch, dtype=dtype)} if config.get("guidance_embeds") else {}
     return {
         "hidden_states": _video(config, shape, dtype),
         "timestep": torch.empty(shape.batch, dtype=torch.int64),
-        "encoder_hidden_states": torch.empty(shape.batch, words, config["text_embed_dim"], dtype=dtype),
-        "encoder_attention_mask": torch.empty(shape.batch, words, dtype=torch.bool),
+        "encoder_hidden_states": torch.empty(shape.batch, text_tokens, config["text_embed_dim"], dtype=dtype),
+        "encoder_attention_mask": torch.empty(shape.batch, text_tokens, dtype=torch.bool),
         "pooled_projections": torch.empty(shape.batch, config["pooled_projection_dim"], dtype=dtype),
         **guided,
     }
@@ -200,12 +202,12 @@ def _hunyuan(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, A
 
 def _hunyuan15(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
     # Tokens of Qwen, of ByT5, and of SigLIP for a 384 x 384 image.
-    words, glyphs, image_tokens = 1000, 256, 729
+    text_tokens, glyphs, image_tokens = 1000, 256, 729
     return {
         "hidden_states": _video(config, shape, dtype),
         "timestep": torch.empty(shape.batch, dtype=dtype),
-        "encoder_hidden_states": torch.empty(shape.batch, words, config["text_embed_dim"], dtype=dtype),
-        "encoder_attention_mask": torch.ones(shape.batch, words, dtype=torch.int64),
+        "encoder_hidden_states": torch.empty(shape.batch, text_tokens, config["text_embed_dim"], dtype=dtype),
+        "encoder_attention_mask": torch.ones(shape.batch, text_tokens, dtype=torch.int64),
         "encoder_hidden_states_2": torch.empty(shape.batch, glyphs, config["text_embed_2_dim"], dtype=dtype),
         "encoder_attention_mask_2": torch.ones(shape.batch, glyphs, dtype=torch.int64),
         "image_embeds": torch.ones(shape.batch, image_tokens, config["image_embed_dim"], dtype=dtype),

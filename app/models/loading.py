@@ -80,8 +80,8 @@ def load_pipeline(
         _require_torchao(entry)
     placement = _placement(entry, settings, device, reading, exact_only=exact_only)
     _silence_progress_bars()
-    rounded = () if placement is None else placement.quantized
-    options = {"quantization_config": in_int8(rounded)} if rounded else {}
+    quantized = () if placement is None else placement.quantized
+    options = {"quantization_config": int8_configuration(quantized)} if quantized else {}
     pipe = _pretrained(_pipeline_class(entry.pipeline), entry, settings, **options)
     pipe.set_progress_bar_config(disable=True)
     call_form(pipe).prepare(pipe)
@@ -116,7 +116,7 @@ def _require_torchao(entry: ModelEntry) -> None:
         )
 
 
-def in_int8(names: Sequence[str]) -> Any:
+def int8_configuration(names: Sequence[str]) -> Any:
     """A diffusers configuration that loads these components with the matrices of linear layers in int8.
 
     Activations keep the model's dtype.

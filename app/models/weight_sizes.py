@@ -61,8 +61,8 @@ def _size(name: str, component: Component, dtype: torch.dtype) -> ComponentSize:
     layers = [_bytes([*part.parameters(False), *part.buffers(False)], dtype) for part in module.modules()]
     weights = _bytes([*module.parameters(), *module.buffers()], dtype)
     groups = None if name == "vae" else max(layers)
-    rounded = _quantized_bytes(module, dtype) if name in TRANSFORMERS else None
-    return ComponentSize(name, weights, stages, groups, rounded)
+    quantized_bytes = _quantized_bytes(module, dtype) if name in TRANSFORMERS else None
+    return ComponentSize(name, weights, stages, groups, quantized_bytes)
 
 
 def _quantized_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int | None:

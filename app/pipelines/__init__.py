@@ -1,1 +1,1 @@
-"""Pipelines and model descriptions that the service brings along."""
+"""Pipelines that diffusers does not have, the built-in models, and published models' configurations."""

@@ -1,9 +1,9 @@
-"""The built-in model: a complete LTX image-to-video pipeline, small, of random weights, built by code.
+"""The `tiny` model: a complete, small LTX image-to-video pipeline with random weights, built by code.
 
-It runs the whole service on two CPU cores with nothing downloaded: the same pipeline class, tokenizer, text
-encoder, transformer, scheduler and VAE topology as the real model (32x32 pixels and 8 frames to a latent),
-thin in channels. What it makes is noise. Owns the numbers below and the folder's atomic creation; knows
-nothing of jobs or settings.
+It runs the whole service on two CPU cores without a download. Pipeline class, tokenizer, text encoder,
+transformer, scheduler and VAE topology are those of the real model (32x32 pixels and 8 frames to a latent)
+with few channels. Its output is noise. Owns the numbers below and the atomic creation of the folder; must not
+know jobs or settings.
 """
 
 import shutil
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Raised when anything below changes what is built, so that folders of an older build are replaced.
+# Increase when a change below changes what is built, so that folders of an older build are replaced.
 BUILD = 1
 
 VAE_CONFIG: dict[str, Any] = {
@@ -47,8 +47,9 @@ _SEED = 20_240
 
 
 def build(folder: Path) -> Path:
-    """Make the model at `folder` unless this build is there; safe against kills and against two builders at
-    once.
+    """Build the model at `folder` unless this build exists there; returns `folder`.
+
+    Atomic: a killed process or two concurrent builders leave a complete folder or none.
     """
     if _stamp(folder) == str(BUILD):
         return folder
@@ -79,7 +80,7 @@ def _publish(work: Path, folder: Path) -> None:
     try:
         work.rename(folder)
     except OSError:
-        if _stamp(folder) != str(BUILD):  # else another process was faster and its result is as good
+        if _stamp(folder) != str(BUILD):  # else another process was faster and built the same
             raise
 
 
@@ -102,7 +103,7 @@ def _pipeline() -> Any:
         transformer = LTXVideoTransformer3DModel(**TRANSFORMER_CONFIG)
         text_encoder = T5EncoderModel(T5Config(vocab_size=len(pieces), **TEXT_ENCODER_CONFIG))
     with torch.no_grad():
-        # An untrained decoder's output is nearly grey; spread it over the range that a video has.
+        # The output of an untrained decoder is nearly grey; scale it to the range of a video.
         vae.decoder.conv_out.conv.weight.mul_(4.0)
     return LTXImageToVideoPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),

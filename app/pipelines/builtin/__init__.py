@@ -1,6 +1,7 @@
-"""The small model that Framefit ships: where it is, what it is asked by default, what it refuses.
+"""The small model that ships with Framefit: its folder, its default request, the requests that it refuses.
 
-Owns the promises of `MODEL_CARD.md` that code must keep. Never imports torch: the API process reads this too.
+Owns the statements of `MODEL_CARD.md` that code must keep. Must not import torch, because the API process
+imports this module.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ NOTICE = (
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What the built-in model is asked for unless the caller says otherwise."""
+    """The request values that the built-in model uses unless the caller gives others. Sizes in pixels."""
 
     height: int = 256
     width: int = 256
@@ -32,31 +33,31 @@ DEFAULTS = Defaults()
 
 
 def build(_folder: Path) -> Path:
-    """Folder of the model; it comes with Framefit, so nothing is made."""
+    """The model's folder. It ships with Framefit, so there is nothing to build."""
     return MODEL_FOLDER
 
 
 FRAME_COUNTS = (9, 17, 25, 33)
 SIDE_RANGE_PX = (128, 512)
 SIDE_STEP_PX = 32
-_BEYOND = re.compile(r"\b(zoom\w*|dolly\w*|orbit\w*|rotat\w*|spin\w*)\b", re.IGNORECASE)
+_UNSUPPORTED_MOTIONS = re.compile(r"\b(zoom\w*|dolly\w*|orbit\w*|rotat\w*|spin\w*)\b", re.IGNORECASE)
 
 
 def refusal(*, prompt: str, height: int, width: int, frames: int) -> str | None:
-    """Why the built-in model will not make this, in words for the caller; None if it will.
+    """Why the built-in model refuses the request, as text for the caller; None if it accepts it.
 
-    Sizes in pixels. Refusing is kinder than delivering blur.
+    Sizes in pixels. Other requests would give blurred videos.
     """
     low, high = SIDE_RANGE_PX
     for name, side in (("height", height), ("width", width)):
         if not low <= side <= high or side % SIDE_STEP_PX:
             sides = f"{low} to {high} pixels in steps of {SIDE_STEP_PX}"
-            return f"the built-in model makes {sides}; {name} is {side}"
+            return f"the built-in model makes sides of {sides}; {name} is {side}"
     if frames not in FRAME_COUNTS:
         *fewer, most = map(str, FRAME_COUNTS)
         counts = f"{', '.join(fewer)} or {most}"
-        return f"the built-in model makes {counts} frames; {frames} were asked for"
-    if beyond := _BEYOND.search(prompt):
-        can = "pans left, right, up or down, or holds still"
-        return f"the built-in model {can}; it cannot {beyond[0].lower()!r}"
+        return f"the built-in model makes {counts} frames; {frames} were requested"
+    if unsupported := _UNSUPPORTED_MOTIONS.search(prompt):
+        supported = "pans left, right, up or down, or holds still"
+        return f"the built-in model {supported}; it does not support {unsupported[0].lower()!r}"
     return None

@@ -1,10 +1,10 @@
 """DynamiCrafter (256, 512 and 1024) as a diffusers pipeline.
 
 Owns the model family: UNet, image projector, scheduler, conditioning, pipeline, and loading of the published
-checkpoints. Knows nothing of jobs, HTTP or decode planning; it calls `vae.encode` and `vae.decode` plainly,
-so whoever owns the VAE decides how many frames go through it at once.
+checkpoints. Must not know jobs, HTTP or decode planning: it calls `vae.decode` like any pipeline, and the
+caller that captures the call decides how many frames are decoded at once.
 
-Names are resolved on first use: `defaults` can be read by processes that must not import torch.
+Names are imported on first use, so that processes that must not import torch can read `defaults`.
 """
 
 import importlib

@@ -1,6 +1,6 @@
-"""What goes into and comes out of a call of the pipeline: types, checks, the output.
+"""The arguments and the output of a call of the pipeline: types and checks.
 
-Pure. Knows no components.
+Pure functions; must not know components.
 """
 
 from collections.abc import Callable
@@ -30,15 +30,18 @@ class DynamiCrafterPipelineOutput(BaseOutput):  # type: ignore[misc]  # diffuser
     frames: list[list[Image.Image]] | npt.NDArray[np.float32] | torch.Tensor
 
 
-def spread(tensor: torch.Tensor, batch: int) -> torch.Tensor:
-    """One entry for each of `batch`, where there is only one for all."""
+def to_batch(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    """Repeat a single entry `batch` times. Raises `ValueError` unless there are 1 or `batch` entries."""
     if len(tensor) not in (1, batch):
-        raise ValueError(f"{len(tensor)} images or prompts do not go with {batch} prompts")
+        raise ValueError(f"got {len(tensor)} images or prompts for {batch} prompts: give 1 or {batch}")
     return tensor.expand(batch, *tensor.shape[1:])
 
 
 def initial_latents(latents: torch.Tensor | None, like: torch.Tensor, generator: Generators) -> torch.Tensor:
-    """The noise that denoising starts from, drawn unless given, of the shape, dtype and device of `like`."""
+    """The initial noise with the shape, dtype and device of `like`: `latents`, or drawn from `generator`.
+
+    Raises `ValueError` if `latents` have another shape.
+    """
     if latents is None:
         drawn: torch.Tensor = randn_tensor(
             like.shape, generator=generator, device=like.device, dtype=like.dtype
@@ -52,11 +55,11 @@ def initial_latents(latents: torch.Tensor | None, like: torch.Tensor, generator:
 def check_call(
     height: int, width: int, num_frames: int, loop_and_last: bool, between: bool, output_type: str
 ) -> None:
-    """Raises ValueError naming the first argument of a call that cannot be met."""
+    """Raise `ValueError` for the first invalid argument. `between`: the video also ends with an image."""
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         raise ValueError(f"{width}x{height}: width and height must be multiples of {SIZE_MULTIPLE}")
     if loop_and_last:
-        raise ValueError("a loop ends where it began: loop and last_image do not go together")
+        raise ValueError("loop and last_image exclude each other: a loop ends with its first image")
     if num_frames < 1 + between:
         raise ValueError(f"num_frames is {num_frames}; it must be at least {1 + between}")
     if output_type not in get_args(OutputType):

@@ -1,7 +1,7 @@
-"""The component configurations of the three published models, and empty components built from them.
+"""The component configurations of the three published models, and components built from them without weights.
 
-Owns numbers of the architecture. A configuration can be overridden in part, component by component, which is
-how models of other widths are loaded. Knows nothing of files or keys.
+Owns the numbers of the architecture. Keys of a component's configuration can be overridden, so that models of
+other widths load too. Must not know files or checkpoint keys.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
 ComponentConfigs = dict[str, dict[str, Any]]
 PartialConfigs = Mapping[str, Mapping[str, Any]]
 
-# The text and image towers are OpenCLIP ViT-H/14; of the text tower all but the last block are run.
+# The text and image towers are OpenCLIP ViT-H/14. The last block of the text tower is not used.
 _TEXT_ENCODER = {
     "vocab_size": 49408,
     "hidden_size": 1024,
@@ -55,7 +55,7 @@ _VAE = {
 
 
 def component_configs(resolution: int, overrides: PartialConfigs | None = None) -> ComponentConfigs:
-    """The configuration of every component of the published model, with `overrides` merged in key by key.
+    """The configurations of the published model's components, with `overrides` merged in key by key.
 
     Raises ValueError for an unknown resolution, component or configuration key.
     """
@@ -79,13 +79,13 @@ def component_configs(resolution: int, overrides: PartialConfigs | None = None) 
     }
     for component, changes in (overrides or {}).items():
         if component not in configs:
-            raise ValueError(f"no component is called {component!r}; there are {', '.join(configs)}")
+            raise ValueError(f"no component is called {component!r}; use one of {', '.join(configs)}")
         configs[component].update(changes)
     return configs
 
 
 def described_components(resolution: int) -> dict[str, tuple[str, str, dict[str, Any]]]:
-    """(library, class, configuration) of each component that holds weights, of the published model.
+    """(library, class, configuration) of each of the published model's components that have weights.
 
     Raises ValueError for an unknown resolution.
     """
@@ -101,15 +101,16 @@ def described_components(resolution: int) -> dict[str, tuple[str, str, dict[str,
 
 
 def empty_components(configs: ComponentConfigs) -> dict[str, nn.Module]:
-    """The components that hold weights, every parameter on the meta device. ValueError for an unknown
-    setting.
+    """The components that have weights, with all parameters on the meta device.
+
+    Raises ValueError for an unknown setting.
     """
     with init_empty_weights(include_buffers=False):
         return build_components(configs)
 
 
 def build_components(configs: ComponentConfigs) -> dict[str, nn.Module]:
-    """The components that hold weights, initialised at random. ValueError for an unknown setting."""
+    """The components that have weights, initialised at random. Raises ValueError for an unknown setting."""
     return {
         "unet": _built(DynamiCrafterUNet, configs["unet"]),
         "vae": _built(AutoencoderKL, configs["vae"]),
@@ -120,7 +121,7 @@ def build_components(configs: ComponentConfigs) -> dict[str, nn.Module]:
 
 
 def build_scheduler(configs: ComponentConfigs) -> DynamiCrafterScheduler:
-    """The scheduler, set up as configured."""
+    """The scheduler of the configuration. Raises ValueError for an unknown setting."""
     scheduler: DynamiCrafterScheduler = _built(DynamiCrafterScheduler, configs["scheduler"])
     return scheduler
 

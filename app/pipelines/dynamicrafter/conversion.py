@@ -1,7 +1,4 @@
-"""Convert a published checkpoint once and for all to a folder that diffusers loads.
-
-`convert` is what the command line calls.
-"""
+"""Converts a published checkpoint to a folder that diffusers loads. `framefit convert` calls `convert`."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +10,7 @@ from app.pipelines.dynamicrafter.checkpoint.loading import OnProgress, ignore_pr
 from app.pipelines.dynamicrafter.components import PartialConfigs
 from app.pipelines.dynamicrafter.pipeline import DynamiCrafterPipeline
 
-# Share of a conversion that reading is; writing the folder is the rest.
+# Share of the progress that reading takes; writing the folder takes the rest.
 _READING = 0.6
 
 
@@ -39,15 +36,14 @@ def convert(
     overwrite: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> Path:
-    """Write the checkpoint at `path` as a folder that `DynamiCrafterPipeline.from_pretrained` loads; returns
-    it.
+    """Write the checkpoint at `path` as a folder that diffusers loads; returns the folder.
 
-    The folder appears only when it is complete; one that is replaced stays until then. Raises FileExistsError
-    where `out_dir` exists, even with `overwrite` if it is no pipeline's folder, and what `load_components`
-    raises.
+    The folder appears when it is complete; a folder that it replaces exists until then. Raises what
+    `load_components` raises, and FileExistsError if `out_dir` exists and `overwrite` is False or it is not a
+    pipeline's folder.
     """
     out_dir = Path(out_dir)
-    _check_free(out_dir, overwrite)
+    _check_target(out_dir, overwrite)
 
     def reading(share: float, what: str) -> None:
         on_progress(share * _READING, what)
@@ -66,10 +62,12 @@ def convert(
     return out_dir
 
 
-def _check_free(out_dir: Path, overwrite: bool) -> None:
+def _check_target(out_dir: Path, overwrite: bool) -> None:
     if not out_dir.exists():
         return
     if not overwrite:
-        raise FileExistsError(f"{out_dir} exists already; it is replaced only if that is asked for")
+        raise FileExistsError(f"{out_dir} exists already: choose another folder, or allow overwriting")
     if not (out_dir / "model_index.json").is_file():
-        raise FileExistsError(f"{out_dir} is no pipeline's folder, so it is not replaced")
+        raise FileExistsError(
+            f"{out_dir} is not a pipeline's folder and is not replaced: choose another folder"
+        )

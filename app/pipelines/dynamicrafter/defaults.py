@@ -1,7 +1,7 @@
-"""The published values of the three DynamiCrafter models, as data.
+"""The published values of the three DynamiCrafter models.
 
 Source: the inference configurations and run scripts of the DynamiCrafter release (Apache-2.0). Must not
-import torch: the service's model list is written from this table.
+import torch: the service's model list repeats this table.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ UNet.
 
 @dataclass(frozen=True, slots=True)
 class ResolutionDefaults:
-    """What one published model was trained with and is run with.
+    """The values that one published model was trained with and runs with.
 
     `fs` is the model's motion control. It is a frame *stride* for the 256 model (larger means more motion)
     and *frames per second* for the others (smaller means more motion). `interpolation_fs` is used instead
@@ -32,7 +32,7 @@ class ResolutionDefaults:
     prediction_type: PredictionType
     rescale_betas_zero_snr: bool
     rescale_base: float | None
-    """Where the dynamic rescale of the predicted clean latents ends; None where the model has none."""
+    """The last factor of the dynamic rescale of the predicted clean latents; None if the model has none."""
     timestep_spacing: TimestepSpacing
     guidance_rescale: float
     fs: int
@@ -41,7 +41,7 @@ class ResolutionDefaults:
     interpolation_fs: int
     learnable_image_scale: bool
     per_frame_vae: bool
-    """The release's own choice (`perframe_ae`); here it is decided from live memory instead."""
+    """The release's setting `perframe_ae`. This pipeline does not use it: free memory decides instead."""
     num_frames: int = 16
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
@@ -109,4 +109,4 @@ def defaults_for(resolution: int) -> ResolutionDefaults:
         return DEFAULTS[resolution]
     except KeyError:
         known = ", ".join(str(known) for known in DEFAULTS)
-        raise ValueError(f"no DynamiCrafter model of resolution {resolution}; there are {known}") from None
+        raise ValueError(f"no DynamiCrafter model of resolution {resolution}; use one of {known}") from None

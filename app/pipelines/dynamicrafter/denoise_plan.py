@@ -1,8 +1,7 @@
-"""How the denoising of one video fits the memory that is free: guidance in one pass or two, transformers in
-parts.
+"""Plans denoising for the memory that is free: guidance in one pass or two, transformers in slices.
 
-Owns the ladder of ways and the choice among them; all give the same result. Bytes come from a trace of the
-UNet on meta tensors, so nothing is run and no weights are needed.
+Owns the rungs and the choice among them; all give the same result. Bytes come from a trace of the UNet on
+meta tensors, which needs no weights.
 """
 
 import json
@@ -18,25 +17,25 @@ from adaptive.memory.live_bytes import trace_peak
 from app.pipelines.dynamicrafter.networks.unet import DynamiCrafterUNet
 
 MARGIN = 1.3
-"""What kernels' workspace and fragmentation may add to the traced tensors."""
+"""Factor for kernels' workspace and fragmentation above the traced tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class DenoiseRung:
-    """One way to run a step: `guidance_passes` as the pipeline takes them, and parts of the UNet's slices."""
+    """One way to run a step: the pipeline's `guidance_passes` and the UNet's number of slices."""
 
     guidance_passes: int
     slices: int
 
 
-# Fastest first. More than four parts save nothing: by then the convolutions are the peak.
+# Fastest first. More than four slices save nothing: then the convolutions make the peak.
 GUIDED = (DenoiseRung(1, 1), DenoiseRung(1, 2), DenoiseRung(1, 4), DenoiseRung(2, 2), DenoiseRung(2, 4))
 UNGUIDED = (DenoiseRung(1, 1), DenoiseRung(1, 2), DenoiseRung(1, 4))
 
 
 @dataclass(frozen=True, slots=True)
 class DenoiseShape:
-    """Latent frames of one video and how many videos there are."""
+    """The latent frames, rows and columns of one video, and the number of videos."""
 
     frames: int
     height: int
@@ -46,7 +45,7 @@ class DenoiseShape:
 
 @dataclass(frozen=True, slots=True)
 class DenoisePlan:
-    """The chosen rung, its predicted bytes above weights and inputs, and why it was chosen."""
+    """The chosen rung, its predicted bytes above weights and inputs, and the reason."""
 
     rung: DenoiseRung
     predicted_bytes: int
@@ -65,28 +64,30 @@ class DenoisePlan:
 
 
 def plan_denoise(peak_bytes: Callable[[DenoiseRung], int], *, guided: bool, budget_bytes: int) -> DenoisePlan:
-    """The fastest rung whose `peak_bytes` fit the budget; asks for no more rungs than it needs.
+    """The fastest rung whose `peak_bytes` fit the budget; traces no rung below it.
 
-    Raises DoesNotFit, with the bytes of the smallest rung, where none fits.
+    Raises DoesNotFit with the bytes of the smallest rung if none fits.
     """
-    ladder = GUIDED if guided else UNGUIDED
+    allowed = GUIDED if guided else UNGUIDED
     refused = 0
-    for rung in ladder:
+    for rung in allowed:
         needed = peak_bytes(rung)
         if needed <= budget_bytes:
-            reason = "fastest way" if rung is ladder[0] else f"the way before needs {refused:,} bytes"
+            reason = (
+                "fastest option" if rung is allowed[0] else f"the next faster option needs {refused:,} bytes"
+            )
             return DenoisePlan(rung, needed, budget_bytes, reason)
         refused = needed
-    raise DoesNotFit("denoising in its smallest parts", needed_bytes=refused, budget_bytes=budget_bytes)
+    raise DoesNotFit("denoising in the smallest slices", needed_bytes=refused, budget_bytes=budget_bytes)
 
 
 def traced_peaks(
     unet_config: Mapping[str, Any], shape: DenoiseShape, dtype: torch.dtype, *, guided: bool
 ) -> Callable[[DenoiseRung], int]:
-    """For `plan_denoise`: bytes of a step by rung, margin included; traced when first asked for, then kept.
+    """The `peak_bytes` function for `plan_denoise`: bytes of a step by rung, margin included.
 
-    `unet_config` is the UNet's configuration. A trace takes seconds for the published models, whatever the
-    size.
+    `unet_config` is the UNet's configuration. Each trace is cached. It takes seconds for the published
+    models, at every size.
     """
     settings = {key: value for key, value in unet_config.items() if not key.startswith("_")}
     key = json.dumps(settings, sort_keys=True)

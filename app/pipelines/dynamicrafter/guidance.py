@@ -1,7 +1,7 @@
-"""One prediction of the UNet as the sampler needs it: conditioned, guided and rescaled.
+"""One guided prediction of the UNet: conditioning, classifier-free guidance, rescale.
 
-Owns what the model is told beside the noise, and how its two opinions become one. Knows nothing of prompts or
-pixels.
+Owns the conditioning inputs and how the conditional and unconditional predictions are combined. Must not know
+prompts or pixels.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from app.pipelines.dynamicrafter.networks.unet import DynamiCrafterUNet
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What every step is told.
+    """The conditioning inputs of every step.
 
-    `context`: text and image tokens `[B, tokens, D]`. `uncond_context`: the same without prompt and image, or
-    None without guidance. `image_latents`: `[B, 4, T, h, w]`, seen by both. `fs`: `[B]`.
+    `context`: text and image tokens `[B, tokens, D]`. `uncond_context`: the same without prompt and image;
+    None without guidance. `image_latents`: `[B, 4, T, h, w]`, input of both predictions. `fs`: `[B]`.
     """
 
     context: torch.Tensor
@@ -27,8 +27,11 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """`scale`: classifier-free guidance, 1 for none. `rescale`: share of the spread given back. `passes`: 1
-    makes both predictions in one batch, 2 one after the other in half the memory.
+    """The settings of classifier-free guidance.
+
+    `scale`: 1 for none. `rescale` (0 to 1): how far the standard deviation is moved back to the conditional
+    prediction's (see `guide`). `passes`: 1 makes both predictions in one batch, 2 one after the other in half
+    the memory. Raises ValueError for values outside these ranges.
     """
 
     scale: float
@@ -49,7 +52,7 @@ def predict(
     conditions: Conditions,
     guidance: Guidance,
 ) -> torch.Tensor:
-    """The guided prediction for `latents` `[B, 4, T, h, w]`, float32 whatever the UNet's dtype."""
+    """The guided prediction for `latents` `[B, 4, T, h, w]`, in float32 for every dtype of the UNet."""
 
     def run(inputs: torch.Tensor, context: torch.Tensor, fs: torch.Tensor) -> torch.Tensor:
         context = context.to(inputs.dtype)
@@ -70,10 +73,10 @@ def predict(
 
 
 def conditioning_latents(first: torch.Tensor, last: torch.Tensor | None, num_frames: int) -> torch.Tensor:
-    """Image latents `[B, C, h, w]` -> what the UNet sees beside the noise, `[B, C, num_frames, h, w]`.
+    """Image latents `[B, C, h, w]` -> the UNet's conditioning channels `[B, C, num_frames, h, w]`.
 
-    Without `last` the image stands in every frame. With it, `first` stands in the first frame, `last` in the
-    last one and zeros between them.
+    Without `last`, every frame is `first`. With it, the first frame is `first`, the last is `last`, and those
+    between are zero.
     """
     if last is None:
         return first[:, :, None].repeat(1, 1, num_frames, 1, 1)
@@ -86,10 +89,10 @@ def conditioning_latents(first: torch.Tensor, last: torch.Tensor | None, num_fra
 def guide(
     unconditional: torch.Tensor, conditional: torch.Tensor, scale: float, rescale: float
 ) -> torch.Tensor:
-    """Classifier-free guidance, with its spread moved back by the share `rescale` to that of `conditional`.
+    """Classifier-free guidance, with its standard deviation moved by the share `rescale` to `conditional`'s.
 
     Section 3.4 of "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv 2305.08891). The
-    spread is the standard deviation over everything but the batch.
+    standard deviation is over all dimensions but the batch.
     """
     guided = unconditional + scale * (conditional - unconditional)
     if rescale <= 0:

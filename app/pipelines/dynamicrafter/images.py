@@ -1,6 +1,6 @@
-"""Pixels in and out: images for the VAE, images for CLIP's vision tower, and decoded frames for the caller.
+"""Converts pixels: images for the VAE, images for CLIP's vision tower, and decoded frames for the caller.
 
-Pure functions. Knows no components.
+Pure functions; must not know components.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def load_images(images: ImageInput, width: int, height: int) -> torch.Tensor:
     """One image or several -> float32 `[B, 3, height, width]` in [-1, 1].
 
-    Takes PIL images, arrays `[H, W, 3]` (uint8, or floats in [0, 1]) and tensors `[3, H, W]` or `[B, 3, H,
-    W]` (floats in [0, 1], or in [-1, 1] where one is negative). Other sizes are scaled until they cover width
-    x height and cropped about the centre.
+    Accepts PIL images, arrays `[H, W, 3]` (uint8, or floats in [0, 1]) and tensors `[3, H, W]` or
+    `[B, 3, H, W]` (floats in [0, 1], or in [-1, 1] if one is negative). Other sizes are scaled to cover
+    width x height and cropped to the centre. Raises ValueError for tensors of integers.
     """
     if isinstance(images, torch.Tensor) and images.ndim == 4:
         return torch.cat([load_images(image, width, height) for image in images])
@@ -47,7 +47,7 @@ def load_images(images: ImageInput, width: int, height: int) -> torch.Tensor:
 
 
 def _covering_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """The smallest (width, height) of the aspect of `size` that covers `target`."""
+    """The smallest (width, height) with the aspect ratio of `size` that covers `target`."""
     scale = max(target[0] / size[0], target[1] / size[1])
     return max(target[0], int(size[0] * scale)), max(target[1], int(size[1] * scale))
 
@@ -74,10 +74,10 @@ def _cover_tensor(image: torch.Tensor, width: int, height: int) -> torch.Tensor:
 
 
 def clip_pixels(images: torch.Tensor, side: int) -> torch.Tensor:
-    """`[B, 3, H, W]` in [-1, 1] -> `[B, 3, side, side]` as CLIP's vision tower takes them.
+    """`[B, 3, H, W]` in [-1, 1] -> `[B, 3, side, side]`, normalised for CLIP's vision tower.
 
-    The aspect is not kept. Shrinking blurs first, with the Gaussian that the original's resize uses: sigma is
-    half the excess of the shrink factor over 1, the window about four sigma wide.
+    Does not keep the aspect ratio. Before shrinking, blurs with the Gaussian of the original's resize: sigma
+    is half the excess of the shrink factor over 1, and the window is about four sigma wide.
     """
     shrink = (images.shape[2] / side, images.shape[3] / side)
     if max(shrink) > 1:
@@ -103,16 +103,16 @@ def _blur(images: torch.Tensor, dimension: int, sigma: float) -> torch.Tensor:
 
 
 def to_pil(frames: torch.Tensor) -> list[Image.Image]:
-    """`[T, 3, H, W]` in [0, 1] -> PIL images. Bytes are truncated, not rounded: the original writes them
-    so.
-    """
+    """`[T, 3, H, W]` in [0, 1] -> PIL images. Truncates instead of rounding, as the original does."""
     scaled = (frames * 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(frame) for frame in scaled]
 
 
-def present(frames: torch.Tensor, output_type: str) -> Any:
-    """Decoded frames `[B, 3, T, H, W]` in the VAE's range -> lists of PIL images ("pil"), an array
-    `[B, T, H, W, 3]` ("np") or a tensor `[B, T, 3, H, W]` ("pt"), the latter two in [0, 1].
+def to_output(frames: torch.Tensor, output_type: str) -> Any:
+    """Convert decoded frames `[B, 3, T, H, W]` in the VAE's range to the output type.
+
+    Lists of PIL images ("pil"), an array `[B, T, H, W, 3]` ("np") or a tensor `[B, T, 3, H, W]` ("pt"), the
+    latter two in [0, 1].
     """
     video = ((frames.float().clamp(-1, 1) + 1) / 2).transpose(1, 2)
     if output_type == "pt":

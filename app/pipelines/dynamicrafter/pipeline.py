@@ -1,9 +1,11 @@
 """The DynamiCrafter pipeline: an image and a prompt -> sixteen frames.
 
-Owns the order of the work. Encodes as many images at a time as fit the memory that is free. Decodes frames
-folded in the batch of `vae.decode`, all at once unless told otherwise, so that call is where memory is
-decided from outside. Whatever it returns is only reshaped and scaled afterwards: nothing else depends on the
-decoded frames or on their size.
+Owns the order of the work. Encodes as many images at a time as fit the memory that is free. Decodes all
+frames in the batch of one `vae.decode` call unless `decode_chunk_size` is given, so that a caller that
+captures the call can decide how many are decoded at once. Decoded frames are only reshaped and scaled
+afterwards; nothing else depends on them or on their size.
+
+Longer than 300 lines because diffusers expects a pipeline to be one class, whose call has 24 arguments.
 """
 
 from pathlib import Path
@@ -23,7 +25,7 @@ from app.pipelines.dynamicrafter.call import (
     StepCallback,
     check_call,
     initial_latents,
-    spread,
+    to_batch,
 )
 from app.pipelines.dynamicrafter.components import PartialConfigs
 from app.pipelines.dynamicrafter.defaults import ResolutionDefaults, defaults_for
@@ -34,16 +36,16 @@ from app.pipelines.dynamicrafter.denoise_plan import (
     traced_peaks,
 )
 from app.pipelines.dynamicrafter.guidance import Conditions, Guidance, conditioning_latents, predict
-from app.pipelines.dynamicrafter.images import ImageInput, clip_pixels, load_images, present
+from app.pipelines.dynamicrafter.images import ImageInput, clip_pixels, load_images, to_output
 from app.pipelines.dynamicrafter.networks.projector import DynamiCrafterImageProjector
 from app.pipelines.dynamicrafter.networks.unet import DynamiCrafterUNet
 from app.pipelines.dynamicrafter.scheduler import DynamiCrafterScheduler
 
 
 class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
-    """Animates an image (or what happens between two) as a prompt says.
+    """Animates an image, or interpolates between two, as a prompt describes.
 
-    `resolution` (256, 512 or 1024) says which published model this is; its values are the defaults of a call.
+    `resolution` (256, 512 or 1024) selects the published model, whose values are the defaults of a call.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->image_projector->unet->vae"
@@ -88,9 +90,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         config: PartialConfigs | None = None,
         torch_dtype: torch.dtype = torch.float32,
     ) -> "DynamiCrafterPipeline":
-        """The pipeline of a published checkpoint; see `checkpoint.loading.load_components`, which says what
-        is raised.
-        """
+        """Load a published checkpoint, with the arguments and errors of `load_components`."""
         from app.pipelines.dynamicrafter.checkpoint.loading import load_components
 
         return cls(**load_components(path, resolution, tokenizer, config, torch_dtype), resolution=resolution)
@@ -102,24 +102,22 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the last call; with uniform spacing this may be more than was asked (see the
-        scheduler).
-        """
+        """Steps of the last call; with uniform spacing, may be more than requested (see `timestep_grid`)."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Set `_interrupt` from a callback to end the denoising early."""
+        """Whether the denoising ends early; a callback sets `_interrupt`."""
         return self._interrupt
 
     def fit_denoise(
         self, budget_bytes: int, *, num_frames: int, height: int, width: int, guidance_scale: float = 7.5
     ) -> DenoisePlan:
-        """Make coming calls of that shape denoise in `budget_bytes` above the weights, as fast as they allow.
+        """Choose the fastest way to denoise videos of this shape in `budget_bytes` above the weights.
 
-        Sets the UNet's slices and the passes of guidance, and what encoding images may take; what is
-        generated stays the same. The first plan for a shape traces the UNet, which takes seconds. Raises
-        DoesNotFit where no way is small enough.
+        Sets the UNet's slices, the guidance passes and the memory for encoding images; the generated video
+        stays the same. The first plan for a shape traces the UNet, which takes seconds. Raises DoesNotFit if
+        no option fits.
         """
         factor = self.vae_scale_factor
         shape = DenoiseShape(num_frames, height // factor, width // factor)
@@ -132,7 +130,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         return plan
 
     def encode_prompt(self, prompt: str | list[str]) -> torch.Tensor:
-        """Prompts -> `[B, 77, D]`: the tokens of the last-but-one text block, layer norm included."""
+        """Prompts -> `[B, 77, D]`: the output of the second to last text block, after the layer norm."""
         inputs = self.tokenizer(
             [prompt] if isinstance(prompt, str) else prompt,
             padding="max_length",
@@ -155,11 +153,11 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
     def encode_latents(
         self, images: torch.Tensor, generator: Generators = None, chunk_size: int | None = None
     ) -> torch.Tensor:
-        """Images `[N, 3, H, W]` in [-1, 1] -> scaled latents `[N, 4, h, w]`, drawn from the VAE's
-        distribution.
+        """Images `[N, 3, H, W]` in [-1, 1] -> scaled latents `[N, 4, h, w]`, a sample of the posterior.
 
-        Without a `chunk_size` the memory that is free decides, and `encode_plan` says how. The noise is drawn
-        once for all images, so any `chunk_size` gives the same latents. Raises DoesNotFit where no way fits.
+        Without a `chunk_size`, the free memory decides how many images are encoded at once, and `encode_plan`
+        records it. Noise is drawn once for all images, so every `chunk_size` gives the same latents. Raises
+        DoesNotFit if no option fits.
         """
         images = images.to(self._execution_device, self.vae.dtype)
         self.encode_plan = None
@@ -178,9 +176,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         return latents
 
     def decode_latents(self, latents: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
-        """Scaled latents `[B, 4, T, h, w]` -> frames `[B, 3, T, H, W]` in the VAE's own range, about [-1,
-        1].
-        """
+        """Scaled latents `[B, 4, T, h, w]` -> frames `[B, 3, T, H, W]` in the VAE's range, about [-1, 1]."""
         folded = latents.transpose(1, 2).flatten(0, 1) / self.vae.config.scaling_factor
         parts = torch.split(folded.to(self.vae.dtype), chunk_size or len(folded))
         frames = [self.vae.decode(part, return_dict=False)[0] for part in parts]
@@ -217,14 +213,15 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
     ) -> DynamiCrafterPipelineOutput | tuple[Any]:
         """Generate one video for each prompt.
 
-        `last_image`: generate what lies between two images. `loop`: return to the first image; its second
-        showing, the last frame, is left out. `fs`: the model's motion control, a frame stride (256) or frames
-        per second. `latents`: the initial noise `[B, 4, T, h, w]`. `prompt_embeds`, `negative_prompt_embeds`:
-        results of `encode_prompt`, in place of prompts. `guidance_passes`: 2 runs the guided and the unguided
+        `last_image`: interpolate between two images. `loop`: return to the first image; the last frame, which
+        repeats it, is left out. `fs`: the model's motion control, a frame stride (256) or frames per second.
+        `latents`: the initial noise `[B, 4, T, h, w]`. `prompt_embeds`, `negative_prompt_embeds`: results of
+        `encode_prompt`, in place of prompts. `guidance_passes`: 2 runs the conditional and the unconditional
         prediction one after the other, in half the memory. `encode_chunk_size`, `decode_chunk_size`: images a
-        VAE call; None is as many as fit for encoding and all for decoding. Other values left None are the
-        published ones of this model.
-        Raises ValueError for sizes that are no multiple of 64 and for arguments that contradict each other.
+        VAE call; None means as many as fit for encoding, and all for decoding. Other arguments that are None
+        take the model's published values.
+
+        Raises ValueError for sizes that are not multiples of 64 and for arguments that exclude each other.
         """
         defaults = self.defaults
         height, width = height or defaults.height, width or defaults.width
@@ -259,11 +256,11 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
             callback_on_step_end,
             tuple(callback_on_step_end_tensor_inputs or self._callback_tensor_inputs),
         )
-        # Frames are decoded independently, so the one that a loop does not show need not be decoded.
+        # Frames are decoded independently, so the repeated frame of a loop need not be decoded.
         latents = latents[:, :, :-1] if loop else latents
         frames: Any = latents
         if output_type != "latent":
-            frames = present(self.decode_latents(latents, decode_chunk_size), output_type)
+            frames = to_output(self.decode_latents(latents, decode_chunk_size), output_type)
         self.maybe_free_model_hooks()
         return DynamiCrafterPipelineOutput(frames=frames) if return_dict else (frames,)
 
@@ -277,7 +274,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         callback_inputs: tuple[str, ...],
     ) -> torch.Tensor:
         if unknown := set(callback_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"a callback can be given {self._callback_tensor_inputs}, not {sorted(unknown)}")
+            raise ValueError(f"callbacks get only {self._callback_tensor_inputs}, not {sorted(unknown)}")
         self._interrupt = False
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
@@ -298,13 +295,16 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
     def _contexts(
         self, text: torch.Tensor, uncond_text: torch.Tensor | None, first: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Text and image tokens in one context, with and without guidance; a zero image is mid-grey."""
+        """The conditional and unconditional context: text and image tokens `[B, tokens, D]` each.
+
+        The unconditional one is None without guidance; its image is zero, which is mid-grey.
+        """
         batch = len(text)
-        context = torch.cat([text, spread(self.encode_image(first), batch)], dim=1)
+        context = torch.cat([text, to_batch(self.encode_image(first), batch)], dim=1)
         if uncond_text is None:
             return context, None
         blank = self.encode_image(torch.zeros_like(first[:1]))
-        return context, torch.cat([spread(uncond_text, batch), spread(blank, batch)], dim=1)
+        return context, torch.cat([to_batch(uncond_text, batch), to_batch(blank, batch)], dim=1)
 
     def _image_latents(
         self,
@@ -316,9 +316,9 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         chunk_size: int | None,
     ) -> torch.Tensor:
         if last is None or last is first:
-            start = end = self.encode_latents(spread(first, batch), generator, chunk_size)
+            start = end = self.encode_latents(to_batch(first, batch), generator, chunk_size)
         else:
-            pair = torch.cat([spread(first, batch), spread(last, batch)])
+            pair = torch.cat([to_batch(first, batch), to_batch(last, batch)])
             generators = generator * 2 if isinstance(generator, list) else generator
             start, end = self.encode_latents(pair, generators, chunk_size).chunk(2)
         return conditioning_latents(start, None if last is None else end, num_frames)

@@ -1,12 +1,11 @@
-"""DDIM as DynamiCrafter samples with it, as a diffusers scheduler.
+"""DynamiCrafter's variant of DDIM as a diffusers scheduler.
 
-Owns the noise schedule, the time-step grid and one reverse step. Knows nothing of models, guidance or
+Owns the noise schedule, the time-step grid and one reverse step. Must not know models, guidance or
 conditioning.
 
-diffusers' own DDIMScheduler differs in two ways that matter here: its square root goes below zero at a zero
-terminal signal-to-noise ratio, and it takes the previous time step to be `t - 1000 // S`, which is not the
-next entry of the grid when the step count S does not divide 1000. Here the previous step *is* the next entry
-of the grid.
+diffusers' DDIMScheduler differs in two ways. At a zero terminal signal-to-noise ratio it takes the square
+root of a negative number. And its previous time step is `t - 1000 // S`, which is not the next entry of the
+grid if the step count S does not divide 1000. Here the previous step is always the next entry of the grid.
 
 Every coefficient is computed in float64 and applied in float32 (or in float64 for a float64 sample).
 """
@@ -28,9 +27,7 @@ from app.pipelines.dynamicrafter.defaults import PredictionType, TimestepSpacing
 
 @dataclass
 class DynamiCrafterSchedulerOutput(BaseOutput):  # type: ignore[misc]  # diffusers is untyped
-    """`prev_sample`: the sample one step less noisy. `pred_original_sample`: the (rescaled) clean
-    estimate.
-    """
+    """`prev_sample`: the sample after the step. `pred_original_sample`: the clean estimate, rescaled."""
 
     prev_sample: torch.Tensor
     pred_original_sample: torch.Tensor
@@ -53,18 +50,17 @@ def cumulative_alphas(
 
 
 def timestep_grid(spacing: TimestepSpacing, num_inference_steps: int, num_train_timesteps: int) -> list[int]:
-    """The published grids, noisiest first.
+    """The published grids of time steps, noisiest first.
 
     `uniform_trailing` has `num_inference_steps` entries and starts at the last training step. `uniform` steps
-    by `num_train_timesteps // num_inference_steps` from 1, so it has more entries than asked when the count
-    does not divide (31 for 30 of 1000). Entries outside the training steps, with which the published sampler
-    fails, are left out.
+    by `num_train_timesteps // num_inference_steps` from 1, so it has more entries than requested if the count
+    does not divide (31 for 30 of 1000). Leaves out entries outside the training steps, for which the
+    published sampler fails.
     """
     if spacing == "uniform":
         grid = np.arange(0, num_train_timesteps, num_train_timesteps // num_inference_steps) + 1
     else:
-        # The float stride is the published one: its rounding decides the halves, and may give a 0 at the very
-        # end.
+        # The published grid uses a float stride. Its rounding decides halves, and may give a last entry of 0.
         stride = num_train_timesteps / num_inference_steps
         grid = np.flip(np.round(np.arange(num_train_timesteps, 0, -stride))).astype(np.int64) - 1
     return [int(step) for step in grid[::-1] if 0 <= step < num_train_timesteps]
@@ -72,9 +68,7 @@ def timestep_grid(spacing: TimestepSpacing, num_inference_steps: int, num_train_
 
 @dataclass(frozen=True, slots=True)
 class StepCoefficients:
-    """What one reverse step multiplies by, from the cumulative alphas at its two ends (see
-    `step_coefficients`).
-    """
+    """The factors of one reverse step; see `step_coefficients`."""
 
     signal: float
     noise: float
@@ -86,9 +80,9 @@ class StepCoefficients:
 def step_coefficients(alpha: float, next_alpha: float, eta: float) -> StepCoefficients:
     """The coefficients of a step from `alpha` to `next_alpha >= alpha`, with `eta` in [0, 1].
 
-    Equation 16 of DDIM gives the variance drawn anew, and equation 12 leaves `1 - next_alpha - variance` for
-    the predicted direction. Written out without the difference, which is 0 at zero signal-to-noise ratio and
-    eta 1 (and a little below it in floating point), that is
+    Equation 16 of DDIM gives the variance of the new noise. Equation 12 leaves the difference
+    `1 - next_alpha - variance` for the predicted direction. It is 0 at zero signal-to-noise ratio and eta 1,
+    and slightly negative in floating point. Written without a difference, it is
     `(1 - next_alpha) * (1 - eta**2 + eta**2 * alpha * (1 - next_alpha) / (next_alpha * (1 - alpha)))`.
     """
     variance = eta**2 * (1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)
@@ -105,9 +99,9 @@ def step_coefficients(alpha: float, next_alpha: float, eta: float) -> StepCoeffi
 class DynamiCrafterScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
     """Reverse diffusion by DDIM (arXiv 2010.02502, equations 12 and 16) with optional dynamic rescale.
 
-    Dynamic rescale: during training the clean latents were multiplied by a factor that falls linearly from 1
-    to `rescale_base` over the first `rescale_turning_step` steps; the clean estimate is moved from one step's
-    factor to the next one's. `rescale_base=None` switches it off.
+    Dynamic rescale: in training, the clean latents were multiplied by a factor that falls linearly from 1 to
+    `rescale_base` over the first `rescale_turning_step` steps. A reverse step rescales the clean estimate
+    from its own factor to that of the next step. `rescale_base=None` disables it.
     """
 
     order = 1
@@ -135,7 +129,8 @@ class DynamiCrafterScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         if prediction_type == "epsilon" and rescale_betas_zero_snr:
             raise ValueError(
-                "a step of zero signal-to-noise ratio says nothing of the image to a model of epsilon"
+                "prediction_type 'epsilon' excludes rescale_betas_zero_snr: at zero signal-to-noise ratio, "
+                "epsilon does not determine the image"
             )
         alphas = cumulative_alphas(num_train_timesteps, beta_start, beta_end, rescale_betas_zero_snr)
         self.alphas_cumprod = torch.from_numpy(alphas)
@@ -167,7 +162,7 @@ class DynamiCrafterScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._next_step = dict(zip(grid, [*grid[1:], -1], strict=True))
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """DDIM scales nothing; part of the diffusers interface."""
+        """Return `sample` unchanged: DDIM does not scale it. Part of the diffusers interface."""
         del timestep
         return sample
 
@@ -184,10 +179,10 @@ class DynamiCrafterScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> DynamiCrafterSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """One reverse step from `timestep` to the next entry of the grid; arguments are DDIMScheduler's.
 
-        `model_output`, `sample` and `variance_noise` have one shape. `eta` scales the noise: 0 is
-        deterministic DDIM, 1 (what DynamiCrafter uses) has the variance of DDPM. `use_clipped_model_output`
-        changes nothing: no estimate is clipped. The result has the sample's dtype. Raises ValueError for a
-        time step that is not in the grid, and for both a generator and ready noise.
+        `model_output`, `sample` and `variance_noise` have the same shape. `eta` scales the noise: 0 is
+        deterministic DDIM; 1, which DynamiCrafter uses, has the variance of DDPM. `use_clipped_model_output`
+        has no effect, because no estimate is clipped. The result has the sample's dtype. Raises ValueError
+        for a time step that is not in the grid, and if both `generator` and `variance_noise` are given.
         """
         if variance_noise is not None and generator is not None:
             raise ValueError("give either a generator or variance_noise, not both")
@@ -211,13 +206,14 @@ class DynamiCrafterScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return DynamiCrafterSchedulerOutput(previous, clean) if return_dict else (previous, clean)
 
     def coefficients(self, timestep: int | torch.Tensor, eta: float) -> tuple[StepCoefficients, float]:
-        """What the step from `timestep` multiplies by, and the rescale of its clean estimate. Raises as
-        `step`.
+        """The factors of the step from `timestep`, and the rescale of its clean estimate.
+
+        Raises ValueError like `step`, and for `eta` outside [0, 1].
         """
         if not 0 <= eta <= 1:
             raise ValueError(f"eta is {eta}; it must be in [0, 1]")
         time, following = self._locate(timestep)
-        # After the last entry comes the schedule's first step, not a noiseless one.
+        # The last entry steps to the schedule's first time step, not to a noiseless sample.
         alpha, next_alpha = self.alphas_cumprod[[time, max(following, 0)]].tolist()
         rescale = 1.0
         if self.rescale_factors is not None and following >= 0:

@@ -1,6 +1,6 @@
-"""A complete DynamiCrafter of random weights, a few hundred kilobytes, for tests of whatever runs pipelines.
+"""A complete DynamiCrafter pipeline with random weights, a few hundred kilobytes, for tests.
 
-Owns nothing but small numbers: the components, code paths and call are those of the real models.
+Owns only the small sizes: components, code paths and call are those of the real models.
 """
 
 from typing import Any
@@ -56,10 +56,10 @@ def tiny_configs() -> dict[str, dict[str, Any]]:
 
 
 def build_tiny_pipeline(resolution: int = 512, seed: int = 0) -> DynamiCrafterPipeline:
-    """A tiny pipeline that schedules, conditions and is called as the model of `resolution`.
+    """A tiny pipeline with the scheduler, conditioning and defaults of the model of `resolution`.
 
-    Use it at 64x64 or 128x64: the published sizes work and are slow. Same seed, same weights; torch's global
-    generator is left as it was.
+    Use it at 64x64 or 128x64: the published sizes work, but are slow. The same seed gives the same weights;
+    torch's global generator does not change.
     """
     configs = component_configs(resolution, tiny_configs())
     with torch.random.fork_rng(devices=[]):

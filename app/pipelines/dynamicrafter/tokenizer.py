@@ -1,7 +1,7 @@
 """The CLIP tokenizer as OpenCLIP uses it: 77 tokens, padded with token 0.
 
-Owns where a vocabulary can come from. Published DynamiCrafter checkpoints hold none, so one is read from a
-folder of any CLIP tokenizer or from CLIP's own `bpe_simple_vocab_16e6.txt.gz`.
+Owns the sources of the vocabulary. Published DynamiCrafter checkpoints have none, so it is read from the
+folder of any CLIP tokenizer or from CLIP's `bpe_simple_vocab_16e6.txt.gz`.
 """
 
 import gzip
@@ -16,15 +16,16 @@ _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "!"
 
 
 def byte_alphabet() -> list[str]:
-    """A visible character for each of the 256 bytes, in CLIP's order: printable Latin-1 first, the rest from
-    U+0100.
+    """A visible character for each of the 256 bytes, in CLIP's order.
+
+    First the printable characters of Latin-1, then characters from U+0100 for the other bytes.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(byte) for byte in printable] + [chr(0x100 + extra) for extra in range(256 - len(printable))]
 
 
 def tokenizer_from_merges(merges: Sequence[tuple[str, str]], max_tokens: int = 77) -> CLIPTokenizer:
-    """CLIP's vocabulary: the alphabet, the alphabet at a word's end, one token a merge, start and end."""
+    """A tokenizer with CLIP's vocabulary: letters, letters at a word's end, one token a merge, start, end."""
     alphabet = byte_alphabet()
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
     tokens += [first + second for first, second in merges] + [_START, _END]
@@ -33,15 +34,15 @@ def tokenizer_from_merges(merges: Sequence[tuple[str, str]], max_tokens: int = 7
 
 
 def load_tokenizer(source: str | Path | CLIPTokenizer) -> CLIPTokenizer:
-    """A tokenizer from a folder of one, from CLIP's merges file, or as given.
+    """Load a tokenizer from its folder or from CLIP's merges file; returns a tokenizer object unchanged.
 
-    Raises FileNotFoundError, or ValueError for a ready tokenizer that does not pad with token 0, as the
+    Raises FileNotFoundError, and ValueError for a tokenizer object that does not pad with token 0 as the
     original does.
     """
     if not isinstance(source, str | Path):
         if source.pad_token_id != 0:
             raise ValueError(
-                f"the tokenizer pads with token {source.pad_token_id}; DynamiCrafter's pads with 0"
+                f"the tokenizer pads with token {source.pad_token_id}; DynamiCrafter's must pad with 0"
             )
         return source
     path = Path(source)
@@ -56,13 +57,14 @@ def load_tokenizer(source: str | Path | CLIPTokenizer) -> CLIPTokenizer:
 
 
 def find_tokenizer(checkpoint: Path) -> Path:
-    """A tokenizer lying beside `checkpoint`: a folder `tokenizer`, or CLIP's merges file. Raises
-    FileNotFoundError.
+    """The tokenizer in the checkpoint's folder: a folder `tokenizer`, or CLIP's merges file.
+
+    Raises FileNotFoundError.
     """
     for name in ("tokenizer", BPE_FILE):
         if (found := checkpoint.parent / name).exists():
             return found
     raise FileNotFoundError(
-        f"{checkpoint.name} holds no vocabulary: put the folder `tokenizer` of any CLIP model (vocab.json,"
-        f" merges.txt) or {BPE_FILE} beside it, or name one"
+        f"{checkpoint.name} has no vocabulary: put the folder `tokenizer` of any CLIP model (vocab.json,"
+        f" merges.txt) or {BPE_FILE} beside it, or name a tokenizer"
     )

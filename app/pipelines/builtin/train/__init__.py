@@ -1,1 +1,1 @@
-"""The recipe of the built-in model: `python -m app.pipelines.builtin.train`. The service never imports it."""
+"""Makes the built-in model: `python -m app.pipelines.builtin.train`. The service never imports it."""

@@ -1,6 +1,6 @@
-"""The one command: photographs in, the built-in model's folder, its table and its contact sheet out.
+"""Makes the built-in model from photographs: its folder, its evaluation table and its contact sheet.
 
-Owns the order of the stages. One thread and one seed: a machine makes the same weights every time.
+Owns the order of the stages. Uses one thread and one seed, so that a machine always makes the same weights.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ CROPS, CROP_PX = 300, 256
 
 
 def main() -> None:
-    """Parse, fit, wire, export, evaluate."""
+    """Fit the transform, wire the networks, export the pipeline, evaluate it."""
     parser = argparse.ArgumentParser(prog="python -m app.pipelines.builtin.train", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/builtin"), help="where everything is written")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/builtin"), help="folder for the table and the contact sheet"
+    )
     parser.add_argument(
         "--backgrounds",
         type=Path,
         default=Path("/usr/share/backgrounds"),
-        help="where the Debian packages lomiri-wallpapers-* and mate-backgrounds put their photos",
+        help="folder with the photos of the Debian packages lomiri-wallpapers-* and mate-backgrounds",
     )
-    parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="the folder to export to")
+    parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder to export the pipeline to")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -1,6 +1,6 @@
-"""What is measured of one clip, the promises held against many, and the table that shows both.
+"""Measures clips, compares the measurements with the quality bars, and prints both as a table.
 
-Pure functions of pictures and rows. Knows nothing of the pipeline that made them.
+A bar is a limit that the model card promises. Pure functions; must not know the pipeline that made the clips.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ ASKED = (STILL, *PANS, DEFAULT_MOTION)
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """One clip measured. Shifts are of content, in pixels, first frame to last; nominal is what was asked.
+    """The measurements of one clip.
 
-    Seconds are of processor time, which a busy machine does not stretch.
+    Shifts are those of the content from the first to the last frame, in pixels; nominal ones were requested.
+    Seconds are processor time, so that other load on the machine hardly matters.
     """
 
     photo: str
@@ -51,13 +52,13 @@ class ClipRow:
 
     @property
     def miss_px(self) -> int:
-        """How far the last frame is from where it should be, along the worse axis."""
+        """The error of the shift, in pixels along the worse axis."""
         return max(abs(self.shift_x - self.nominal_x), abs(self.shift_y - self.nominal_y))
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A promise, what was measured, and whether it holds."""
+    """A limit of the model card, the measured value, and whether the limit holds."""
 
     name: str
     measured: float
@@ -66,7 +67,7 @@ class Bar:
 
 
 def measure(photo: torch.Tensor, clip: torch.Tensor, motion: Motion, name: str, seconds: float) -> ClipRow:
-    """Measure one clip against its photo [3, height, width]."""
+    """Measure one clip [frames, 3, height, width] against its photo [3, height, width], both in -1..1."""
     steps = clip.shape[0] - 1
     shift_x, shift_y = shift_px(clip[0], clip[-1])
     before, after = overlap(photo, clip[-1], shift_x, shift_y)
@@ -89,7 +90,7 @@ def measure(photo: torch.Tensor, clip: torch.Tensor, motion: Motion, name: str, 
 
 
 def bars(rows: Sequence[ClipRow], chroma: tuple[float, float], same_bytes: bool) -> list[Bar]:
-    """Every promise of the model card against the rows."""
+    """Compare the measurements with every limit of the model card."""
     still = [row for row in rows if row.prompt == STILL.name]
     pans = [row for row in rows if row.prompt in {motion.name for motion in PANS}]
     unmoved = [row for row in rows if row.prompt == UNMOVED_PROMPT]
@@ -123,7 +124,7 @@ def bars(rows: Sequence[ClipRow], chroma: tuple[float, float], same_bytes: bool)
 
 
 def table(rows: Sequence[ClipRow], verdict: Sequence[Bar]) -> str:
-    """Markdown: the bars, then a line for each clip."""
+    """A Markdown table of the bars, then one with a row for each clip."""
     lines = ["| bar | measured | wanted | |", "| --- | --- | --- | --- |"]
     lines += [
         f"| {b.name} | {b.measured:.2f} | {b.wanted} | {'holds' if b.held else 'missed'} |" for b in verdict

@@ -1,6 +1,6 @@
-"""The motions the model makes, and squares cut from photographs, in as many colours as there are squares.
+"""The motions that the model makes, and training squares cut from photographs with random colours.
 
-Owns motions, cropping and colour augmentation. Knows nothing of models.
+Owns motions, cropping and colour augmentation. Must not know models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHORT_SIDES_PX = (192, 256, 256, 320, 384, 512, 768)
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """Content velocity in pixels a frame; x to the right, y down. Panning left moves content right."""
+    """The content's velocity in pixels a frame, x to the right and y down. A pan left moves content right."""
 
     name: str
     x: int
@@ -41,14 +41,14 @@ MOTIONS = (STILL, *PANS)
 
 
 class CropSource:
-    """Cuts squares from photos held at several sizes."""
+    """Cuts random squares from photos, which it keeps at several sizes."""
 
     def __init__(self, photos: Sequence[Photo], backgrounds: Path) -> None:
         self._sizes: list[list[Pixels]] = [_scaled(load(photo, backgrounds)) for photo in photos]
         self._weights = [photo.weight for photo in photos]
 
     def crop(self, rng: random.Random, side_px: int) -> torch.Tensor:
-        """One square [3, side, side], float32 in -1..1, recoloured, mirrored and turned at random."""
+        """One square [3, side, side], float32 in -1..1, randomly recoloured, mirrored and transposed."""
         pixels = self._pick(rng, side_px)
         height, width = pixels.shape[:2]
         left, top = rng.randint(0, width - side_px), rng.randint(0, height - side_px)
@@ -56,7 +56,7 @@ class CropSource:
         return recolour(torch.from_numpy(square).permute(2, 0, 1).float() / 127.5 - 1, rng)
 
     def _pick(self, rng: random.Random, side_px: int) -> Pixels:
-        """A photo at a random size that holds the square, mirrored or turned by a quarter at random."""
+        """A photo at a random size that is at least `side_px`, randomly mirrored and transposed."""
         while True:
             sizes = rng.choices(self._sizes, self._weights)[0]
             pixels = rng.choice(sizes)
@@ -87,9 +87,9 @@ FROM_LUMA_CHROMA = torch.linalg.inv(TO_LUMA_CHROMA)
 
 
 def recolour(picture: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Turn hue and saturation, contrast and brightness of a picture [3, height, width] at random.
+    """Change hue, saturation, contrast and brightness of a picture [3, height, width] at random.
 
-    Few photographs hold few colours: without this a narrow bottleneck drops a whole chroma axis unpunished.
+    A few photographs have few colours. Without this, the fit with few components drops a whole chroma axis.
     """
     chroma = torch.eye(3)
     if rng.random() < 0.75:

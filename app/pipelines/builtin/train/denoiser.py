@@ -1,6 +1,6 @@
 """The built-in model's denoiser: transformer, text encoder and tokenizer, called as the pipeline calls them.
 
-Owns their sizes. The weights come from `wiring`. Knows nothing of pixels.
+Owns their sizes. `wiring` writes the weights. Must not know pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FRAMES_PER_SECOND = 8
 
 
 class Denoiser(nn.Module):
-    """Transformer, text encoder and tokenizer, wired. `seed` draws what wiring leaves at random."""
+    """Transformer, text encoder and tokenizer with their weights; `seed` draws the random ones."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -61,7 +61,10 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def forward(self, noisy: torch.Tensor, sigma: float, prompts: list[str]) -> torch.Tensor:
-        """Velocity (noise - latents) of `noisy` [b, c, frames, height, width], whose first frame is clean."""
+        """Predict the velocity (noise - latents) of `noisy` [b, c, frames, height, width].
+
+        The first frame must be clean; `sigma` in 0..1 is the noise level of the others.
+        """
         batch, _, frames, height, width = noisy.shape
         times = torch.full((batch, frames, height * width), 1000 * sigma)
         times[:, 0] = 0

@@ -1,6 +1,6 @@
-"""What the built-in model does with photographs it has never seen: a table, the bars, a contact sheet.
+"""Evaluates the built-in model on held-out photographs: a table, the quality bars, a contact sheet.
 
-Runs the unmodified pipeline from its folder, as any caller would. Knows nothing of training.
+Runs the unmodified pipeline from its folder, as any caller would. Must not know how the weights are made.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 def make_clip(
     pipe: DiffusionPipeline, image: Image.Image, prompt: str, side_px: int, frames: int
 ) -> torch.Tensor:
-    """Frames [frames, 3, height, width] in -1..1."""
+    """Run the pipeline on one square image; returns frames [frames, 3, height, width] in -1..1."""
     video = pipe(
         image=image,
         prompt=prompt,
@@ -60,7 +60,7 @@ def make_clip(
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One photo to run through every prompt of `motions`."""
+    """One photo and the motions to run it with, one prompt each."""
 
     model: Path
     backgrounds: Path
@@ -72,7 +72,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class PhotoResult:
-    """What came of one photo: its rows, its line of the sheet, and its still clip's last frame beside it."""
+    """The results of one photo: its measurements, its tiles of the sheet, and the last frame of `still`."""
 
     name: str
     rows: list[ClipRow]
@@ -83,7 +83,7 @@ class PhotoResult:
 
 @functools.lru_cache(maxsize=1)
 def load_pipeline(model: Path) -> DiffusionPipeline:
-    """The pipeline in `model`, on one thread."""
+    """Load the pipeline in `model`; sets torch to one thread."""
     torch.set_num_threads(1)
     pipe = DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -108,7 +108,10 @@ def run_photo(task: Task) -> PhotoResult:
 def evaluate(
     model: Path, backgrounds: Path, out: Path, side_px: int, frames: int, limit: int, jobs: int = 1
 ) -> list[Bar]:
-    """Run photos and prompts in `jobs` processes; write `table.md`, `rows.json`, `sheet.png` under `out`."""
+    """Run `limit` photos with their prompts in `jobs` processes; returns the bars.
+
+    Writes `table.md`, `rows.json` and `sheet.png` to `out`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     tasks = [
         Task(model, backgrounds, photo, side_px, frames, ASKED if index < UNMOVED_PHOTOS else ASKED[:-1])
@@ -129,7 +132,7 @@ def evaluate(
 
 
 def same_bytes(task: Task) -> bool:
-    """Whether the same photo, prompt and seed give the same frames twice."""
+    """Whether two runs with the same photo, prompt and seed give the same frames."""
     image = square(task.photo, task.backgrounds, task.side_px)
     clips = [
         make_clip(load_pipeline(task.model), image, PANS[0].name, task.side_px, task.frames) for _ in range(2)
@@ -138,7 +141,7 @@ def same_bytes(task: Task) -> bool:
 
 
 def sheet(results: Sequence[PhotoResult], side_px: int = 160) -> Image.Image:
-    """One row a photo: the photo, then the middle and the last frame of every clip."""
+    """A contact sheet with one row a photo: the photo, then the middle and last frame of every clip."""
     heads = ["photo", *(f"{motion.name}, {part}" for motion in ASKED for part in ("middle", "last"))]
     picture = Image.new("RGB", (len(heads) * (side_px + 4), 16 + len(results) * (side_px + 4)), "white")
     draw = ImageDraw.Draw(picture)
@@ -165,7 +168,7 @@ def main() -> None:
     parser.add_argument("--backgrounds", type=Path, default=Path("/usr/share/backgrounds"))
     parser.add_argument("--side", type=int, default=DEFAULTS.width, help="pixels")
     parser.add_argument("--frames", type=int, default=DEFAULTS.frames)
-    parser.add_argument("--photos", type=int, default=len(HELD_OUT), help="how many of the held-out photos")
+    parser.add_argument("--photos", type=int, default=len(HELD_OUT), help="number of held-out photos")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -1,6 +1,6 @@
-"""Puts the trained parts together as one folder that `DiffusionPipeline.from_pretrained` loads.
+"""Exports the networks as one folder that `DiffusionPipeline.from_pretrained` loads.
 
-Owns the scheduler and the file format. Knows nothing of training.
+Owns the scheduler and the file format. Must not know how the weights are made.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from diffusers import (
 
 from app.pipelines.builtin.train.denoiser import Denoiser
 
-SCHEDULER_SHIFT = 3.0  # few steps: spend them where the motion is decided
+SCHEDULER_SHIFT = 3.0  # moves the few steps to the noise levels at which the motion is decided
 
 
 def export(vae: AutoencoderKLLTXVideo, denoiser: Denoiser, folder: Path) -> None:
-    """Write the pipeline to `folder`: float16, but for the tiny text encoder."""
+    """Write the pipeline to `folder`, replacing it: float16, except the text encoder in float32."""
     if folder.exists():
         shutil.rmtree(folder)
     pipe = LTXImageToVideoPipeline(
@@ -32,7 +32,7 @@ def export(vae: AutoencoderKLLTXVideo, denoiser: Denoiser, folder: Path) -> None
         transformer=denoiser.transformer,
     )
     pipe.to(torch.float16)
-    # Left to itself transformers loads in the stored type and diffusers in float32: stored alike, they agree.
+    # By default transformers loads the stored dtype, and diffusers loads float32: with float32 they agree.
     pipe.text_encoder.to(torch.float32)
     pipe.save_pretrained(folder, safe_serialization=True)
     for path in folder.rglob("*.safetensors"):

@@ -1,6 +1,6 @@
-"""Numbers that say how good pictures are: PSNR, chroma, shift between two frames, sharpness.
+"""Measures of picture quality: PSNR, chroma, shift between two frames, sharpness.
 
-Pure functions of arrays. Knows nothing of training.
+Pure functions of tensors; must not know how pictures are made.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from app.pipelines.builtin.train.clips import TO_LUMA_CHROMA
 
 
 def psnr_db(made: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Peak signal to noise ratio of values in -1..1, in dB."""
+    """Peak signal-to-noise ratio of values in -1..1, in dB."""
     return float(10 * torch.log10(4 / (made.clamp(-1, 1) - wanted).square().mean()))
 
 
 def chroma_r2(made: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
-    """The part of the variance of each chroma axis (Cb, Cr) that is kept; both [n, 3, ...] in -1..1."""
+    """The share of the variance of each chroma axis (Cb, Cr) that `made` keeps; both [n, 3, ...] in -1..1."""
     axes = TO_LUMA_CHROMA[1:]
     a = torch.einsum("ij,nj...->in...", axes, made.clamp(-1, 1)).flatten(1)
     b = torch.einsum("ij,nj...->in...", axes, wanted).flatten(1)
@@ -28,19 +28,19 @@ def chroma_r2(made: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
 
 
 def block_psnr_db(made: torch.Tensor, wanted: torch.Tensor, block_px: int = 16) -> float:
-    """PSNR of the means of blocks: is the picture right from afar? [n, 3, height, width] in -1..1."""
+    """PSNR of the means of blocks, in dB: ignores fine detail. Both [n, 3, height, width] in -1..1."""
     return psnr_db(F.avg_pool2d(made.clamp(-1, 1), block_px), F.avg_pool2d(wanted, block_px))
 
 
 def luma(frame: torch.Tensor) -> torch.Tensor:
-    """[3, height, width] to [height, width]."""
+    """The luma [height, width] of an RGB picture [3, height, width]."""
     return torch.einsum("c,chw->hw", TO_LUMA_CHROMA[0], frame)
 
 
 def shift_px(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int]:
-    """How far content moved (x, y) between two frames [3, height, width], by phase correlation of their luma.
+    """How far content moved (x, y) between two frames [3, height, width], in pixels.
 
-    Kuglin and Hines, "The phase correlation image alignment method", 1975.
+    Phase correlation of their luma: Kuglin and Hines, "The phase correlation image alignment method", 1975.
     """
     height, width = before.shape[1:]
     window = torch.outer(torch.hann_window(height), torch.hann_window(width))
@@ -52,7 +52,7 @@ def shift_px(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int]:
 
 
 def overlap(before: torch.Tensor, after: torch.Tensor, x: int, y: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The parts of two frames [3, height, width] that show the same content after it moved by (x, y)."""
+    """The regions of two frames [3, height, width] with the same content, if it moved by (x, y)."""
     height, width = before.shape[1:]
     first = before[:, max(0, -y) : height - max(0, y), max(0, -x) : width - max(0, x)]
     second = after[:, max(0, y) : height + min(0, y), max(0, x) : width + min(0, x)]
@@ -65,13 +65,13 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def sharpness(frame: torch.Tensor) -> float:
-    """Mean absolute gradient of luma."""
+    """Mean absolute gradient of the luma of a frame [3, height, width], both axes added."""
     grey = luma(frame)
     return float(grey.diff(dim=0).abs().mean() + grey.diff(dim=1).abs().mean())
 
 
 def grid_ratio(frame: torch.Tensor, period_px: int = 8) -> float:
-    """Mean gradient across the lines between blocks over that elsewhere: 1 for a picture without a grid."""
+    """Mean luma gradient across block boundaries over that elsewhere: 1 for a picture without a grid."""
     grey = luma(frame)
     across, elsewhere = [], []
     for steps in (grey.diff(dim=0).abs().mean(1), grey.diff(dim=1).abs().mean(0)):

@@ -1,7 +1,7 @@
-"""The photographs the built-in model learns from, and those it must never see: where each lies, its terms.
+"""The photographs that the built-in model is fitted to, and those held out: files and licence terms.
 
-Owns the list and loading. Training photos are public domain, CC0 or CC BY; held-out photos may have any
-terms, for they only measure. Knows nothing of clips or models.
+Owns the lists and loading. Training photos are public domain, CC0 or CC BY. Held-out photos may have other
+terms, because they are only used to measure. Must not know clips or models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LONGEST_SHORT_SIDE_PX = 768
 
 
 class Source(Enum):
-    """A package that ships photographs; the value is how to get it."""
+    """A package that ships photographs; the value is the command that installs it."""
 
     SCIKIT_IMAGE = "pip install scikit-image"
     SCIKIT_LEARN = "pip install scikit-learn"
@@ -32,7 +32,7 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photograph: its file inside a package, and on what terms it may be used."""
+    """One photograph: its file inside a package, and the licence terms of its use."""
 
     name: str
     source: Source
@@ -85,10 +85,9 @@ HELD_OUT = (
 
 
 def locate(photo: Photo, backgrounds: Path) -> Path:
-    """The photo's file. `backgrounds` is where the Debian packages put theirs, /usr/share/backgrounds by
-    default.
+    """The photo's file. `backgrounds` is the Debian packages' folder, normally /usr/share/backgrounds.
 
-    Raises FileNotFoundError, naming the command that installs the package.
+    Raises FileNotFoundError with the command that installs the package.
     """
     match photo.source:
         case Source.SCIKIT_IMAGE:
@@ -103,7 +102,7 @@ def locate(photo: Photo, backgrounds: Path) -> Path:
 
 
 def load(photo: Photo, backgrounds: Path, short_side_px: int = LONGEST_SHORT_SIDE_PX) -> Pixels:
-    """RGB pixels [height, width, 3], shrunk (never enlarged) until the shorter side is `short_side_px`."""
+    """RGB pixels [height, width, 3], shrunk so that the shorter side is at most `short_side_px`."""
     with Image.open(locate(photo, backgrounds)) as file:
         image = file.convert("RGB")
     scale = short_side_px / min(image.size)
@@ -114,7 +113,7 @@ def load(photo: Photo, backgrounds: Path, short_side_px: int = LONGEST_SHORT_SID
 
 
 def square(photo: Photo, backgrounds: Path, side_px: int) -> Image.Image:
-    """The middle square of a photo at `side_px`: what a caller would send."""
+    """The middle square of a photo, resized to `side_px`, as a request would send it."""
     with Image.open(locate(photo, backgrounds)) as file:
         image = file.convert("RGB")
     side = min(image.size)

@@ -1,7 +1,4 @@
-"""What people say when they want a motion: the small vocabulary and its tokenizer.
-
-Knows nothing of pictures.
-"""
+"""The vocabulary of motion words in prompts, and its tokenizer. Must not know pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ VOCABULARY = (PADDING, END, UNKNOWN, *(word for words in WORDS.values() for word
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; words that say nothing about motion are all the same unknown one."""
+    """A tokenizer with one token a word; all words outside the vocabulary are the unknown token."""
     ids = {word: index for index, word in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -42,5 +39,5 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def ids_for(motion: Motion) -> list[int]:
-    """The ids of the words that ask for `motion`."""
+    """The token ids of the words for `motion`."""
     return [VOCABULARY.index(word) for word in WORDS[motion.name]]

@@ -1,8 +1,8 @@
 """The linear transform between pictures and latents, fitted to photographs by least squares.
 
-A block of 8x8 pixels is told by its first principal components, chroma counting a little less than luma; a
-block is made from the latents of the nine blocks around it, which hides the lines between blocks. Owns the
-statistics. Knows nothing of networks.
+The latents of a block of 8x8 pixels are its first principal components, with chroma weighted a little less
+than luma. A block is reconstructed from its own latents and those of its eight neighbours, which hides the
+block boundaries. Owns the statistics; must not know networks.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ CHROMA_WEIGHT = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """Pictures to latents and back. Values of a block are ordered colour, row, column.
+    """Converts pictures to latents and back. Values of a block are ordered colour, row, column.
 
-    `mean` [192] of a block; `basis` [192, latents], whose columns say what a latent is; `synthesis`
-    [192, latents, 3, 3]: a block less its mean, from the latents around it; `deviation` [latents] of each.
+    `mean` [192] is the mean block; `basis` [192, latents] has a column for each latent; `synthesis`
+    [192, latents, 3, 3] makes a block less its mean from the latents of 3x3 blocks; `deviation` [latents]
+    has the standard deviations.
     """
 
     mean: torch.Tensor
@@ -35,18 +36,18 @@ class Transform:
     deviation: torch.Tensor
 
     def analyse(self, pictures: torch.Tensor) -> torch.Tensor:
-        """[n, 3, height, width] in -1..1 to latents [n, latents, height / 8, width / 8]."""
+        """Convert pictures [n, 3, height, width] in -1..1 to latents [n, latents, height / 8, width / 8]."""
         centred = F.pixel_unshuffle(pictures, BLOCK_PX) - self.mean[:, None, None]
         return torch.einsum("nbhw,bk->nkhw", centred, self.basis)
 
     def synthesise(self, latents: torch.Tensor) -> torch.Tensor:
-        """The way back. Beyond the picture's edge latents are taken for zero, the mean block."""
+        """Convert latents to pictures. Beyond the edge, latents count as zero, which is the mean block."""
         blocks = F.conv2d(latents, self.synthesis, self.mean, padding=1)
         return F.pixel_shuffle(blocks, BLOCK_PX)
 
 
 def fit(pictures: Sequence[torch.Tensor], latents: int) -> Transform:
-    """The transform of `latents` values a block that suits pictures [3, height, width] in -1..1."""
+    """Fit a transform with `latents` values a block to pictures [3, height, width] in -1..1."""
     blocks = [F.pixel_unshuffle(picture, BLOCK_PX) for picture in pictures]
     count = sum(block[0].numel() for block in blocks)
     mean = torch.stack([block.sum((1, 2)) for block in blocks]).sum(0) / count
@@ -68,7 +69,7 @@ def _principal_components(blocks: Sequence[torch.Tensor], latents: int) -> tuple
 
 
 def luma_and_chroma_weights(pixels: int) -> torch.Tensor:
-    """[3 pixels, 3 pixels], float64: leaves luma as it is and shrinks what a colour is besides."""
+    """A matrix [3 pixels, 3 pixels], float64, that keeps luma and scales chroma by `CHROMA_WEIGHT`."""
     luma = F.normalize(TO_LUMA_CHROMA[0].double(), dim=0)
     grey = torch.outer(luma, luma)
     colours = grey + CHROMA_WEIGHT * (torch.eye(3, dtype=torch.float64) - grey)
@@ -77,14 +78,14 @@ def luma_and_chroma_weights(pixels: int) -> torch.Tensor:
 
 
 def _synthesis(blocks: Sequence[torch.Tensor], basis: torch.Tensor) -> torch.Tensor:
-    """Ridge regression of blocks on the latents around them, zero beyond the edge as a decoder pads."""
+    """Ridge regression of blocks on the latents of 3x3 blocks, zero beyond the edge as a decoder pads."""
     latents = basis.shape[1]
     gram = torch.zeros(9 * latents, 9 * latents, dtype=torch.float64)
     moments = torch.zeros(9 * latents, BLOCK_VALUES, dtype=torch.float64)
     for block in blocks:
-        around = F.unfold(torch.einsum("bhw,bk->khw", block, basis), 3, padding=1)
-        gram += around @ around.T
-        moments += around @ block.flatten(1).T
+        neighbours = F.unfold(torch.einsum("bhw,bk->khw", block, basis), 3, padding=1)
+        gram += neighbours @ neighbours.T
+        moments += neighbours @ block.flatten(1).T
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(9 * latents, dtype=torch.float64)
     solved: torch.Tensor = torch.linalg.solve(gram + ridge, moments).float()
     return solved.T.reshape(BLOCK_VALUES, latents, 3, 3)

@@ -1,20 +1,20 @@
-"""The built-in model's autoencoder: an unmodified `AutoencoderKLLTXVideo` whose every weight is written down.
+"""The built-in model's autoencoder: an unmodified `AutoencoderKLLTXVideo` with weights in closed form.
 
-Owns its shape and its wiring. Knows nothing of the denoiser, nor of where the transform comes from.
+Owns its shape and its weights. Must not know the denoiser or how the transform is fitted.
 
-Every latent frame is one key frame (0, 4, 8 and so on) as an image, through the linear `Transform`, and
-beside it four channels that say which way the picture moves: 1 in one of them, or 0 in all for a still. The
-decoder makes each key frame's image, and the three frames before it by moving pictures: at 4-pixel cells the
-frame half way by one cell, then at 2-pixel cells the frames a quarter way. Each of these moves is a residual
-block that adds, where its motion is on, the cell beside in the frame before less the cell itself. At the
-picture's edge there is no cell beside, and the frame keeps what the key frame shows there.
+Every latent frame holds one key frame (0, 4, 8 and so on), encoded as an image by the linear `Transform`, and
+four motion channels: 1 in the channel of the pan's direction, or 0 in all for a still. The decoder makes each
+key frame's image, and the three frames before it by moving pictures. At 4-pixel cells it moves the frame half
+way by one cell; then, at 2-pixel cells, the frames a quarter way. Each move is a residual block: where its
+motion is on, it adds the neighbouring cell of the previous frame less the cell itself. At the picture's edge
+there is no neighbour, and the frame keeps the key frame's cell.
 
-A network of SiLUs and norms is made to do linear things by two means:
+Two means make a network of SiLUs and norms linear:
 
-- A constant far larger than the picture rides along, so that RMSNorm divides by a constant, and SiLU sees
-  values so small that it only halves them.
-- Inside a block the second norm is the switch: a channel far larger than the constant, wherever the motion
-  is off, makes the norm divide everything else away.
+- A constant channel is far larger than the picture. So RMSNorm divides by a constant, and SiLU's inputs are
+  so small that it only halves them.
+- In a block, the second norm is the switch. Where the motion is off, a channel far larger than the constant
+  makes the norm scale all other channels to nearly zero.
 """
 
 from __future__ import annotations
@@ -52,24 +52,27 @@ CONFIG = {
 }
 
 PATCH = 12  # values of a 2x2 cell in three colours
-CELL = 4 * PATCH  # of a 4x4 cell
-FINE_CELL = PATCH - 1  # of the 12, principal components; the last says nothing
+CELL = 4 * PATCH  # values of a 4x4 cell
+FINE_CELL = PATCH - 1  # principal components of the 12 values; the last one is negligible
 ENCODER_CONSTANT, CONSTANT, INNER_CONSTANT, OFF = 32768.0, 4096.0, 128.0, 32768.0
 INNER_GAIN = 64.0
-# Where SiLU is least: what a motion's channel is when it is on, so that a small error changes nothing.
+# The minimum of SiLU. A motion's channel has this value when it is on, so that a small error changes nothing.
 LEAST_AT, LEAST = -1.2784645, -0.2784645
 LEAST_LOG_VARIANCE = -30.0
 
 
 class Cells:
-    """Which channels of a decoder's grid hold what: the picture, the motions' switches, what is passed on."""
+    """The channels of one decoder stage: picture, motion switches, motions for the next stage, constant.
+
+    `passes`: the stage passes the motions on to the next one.
+    """
 
     def __init__(self, width: int, picture: int, passes: bool) -> None:
         self.width, self.picture = width, picture
         self.switches = picture
         self.passed = picture + len(PANS)
         self.constant = self.passed + (len(PANS) if passes else 0)
-        # A switch is +-`switch`; four of them and the constant make up the norm, so that on is LEAST_AT.
+        # A switch is +-`switch`: the norm over the four switches and the constant scales it to +-LEAST_AT.
         part = LEAST_AT**2 / width
         self.switch = CONSTANT * math.sqrt(part / (1 - len(PANS) * part))
         self.rms = math.sqrt((CONSTANT**2 + len(PANS) * self.switch**2) / width)
@@ -81,7 +84,7 @@ FINE_CELLS = Cells(FINE_WIDTH, FINE_CELL, passes=False)
 
 @torch.no_grad()
 def wire_vae(transform: Transform) -> AutoencoderKLLTXVideo:
-    """The autoencoder that computes `transform` and moves pictures."""
+    """The autoencoder that computes `transform` and the moves, in evaluation mode."""
     vae: Any = AutoencoderKLLTXVideo(**CONFIG)
     for parameter in vae.parameters():
         parameter.zero_()
@@ -96,10 +99,10 @@ def wire_vae(transform: Transform) -> AutoencoderKLLTXVideo:
 
 
 def _block_order() -> torch.Tensor:
-    """[48, 2, 2]: the transform's index of each value of a 4x4 cell, in each of a block's four cells.
+    """[48, 2, 2]: the index in the transform of each value of a 4x4 cell, for each of a block's four cells.
 
-    A cell's values are ordered patch value, row, column of the 2x2 patch; a patch's as diffusers unpacks it:
-    colour, column, row.
+    A cell's values are ordered patch value, row, column of the 2x2 patch; those of a patch as diffusers
+    unpacks them: colour, column, row.
     """
     index = torch.arange(3 * BLOCK_PX**2).view(3, 2, 2, 2, 2, 2, 2)
     colour, row, patch_row, inner_row, column, patch_column, inner_column = range(7)
@@ -108,9 +111,10 @@ def _block_order() -> torch.Tensor:
 
 
 def _wire_encoder(encoder: Any, transform: Transform, order: torch.Tensor) -> None:
-    """Patches to 4x4 cells to blocks' latents. Causal kernels see the key frames alone at their last place.
+    """Combine patches to 4x4 cells, and cells to a block's latents.
 
-    Striding pads one in front: a kernel's later two places are the two by two values that it gathers.
+    Only the last time position of a causal kernel is a key frame. A strided convolution pads one position in
+    front, so a kernel's last two positions are the 2x2 values that it gathers.
     """
     patch = torch.arange(PATCH)
     encoder.conv_in.conv.weight[patch, patch, -1, 1, 1] = 1
@@ -125,7 +129,8 @@ def _wire_encoder(encoder: Any, transform: Transform, order: torch.Tensor) -> No
     rms = ENCODER_CONSTANT / math.sqrt(WIDTH)
     latent = torch.arange(PICTURE_CHANNELS)
     encoder.conv_out.conv.weight[latent, latent, -1, 1, 1] = 2 * rms
-    # The pipeline samples the photo's latents, and noise helps nobody. diffusers clamps here.
+    # The pipeline samples the photo's latents; this log variance, where diffusers clamps, makes the noise
+    # negligible.
     encoder.conv_out.conv.bias[-1] = LEAST_LOG_VARIANCE
 
 
@@ -144,9 +149,9 @@ def _wire_decoder(decoder: Any, transform: Transform, order: torch.Tensor) -> No
 
 
 def _phases(conv: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """An upsampler's kernel [channel, time, row, column, in, 3, 3, 3] and bias, by the phase they make.
+    """An upsampler's kernel [channel, time, row, column, in, 3, 3, 3] and its bias, by output phase.
 
-    Of the two phases in time the first is the frame between, the second the frame that was there.
+    Of the two phases in time, the first is the new frame between two, the second the existing frame.
     """
     weight, bias = conv.weight, conv.bias
     return weight.view(-1, 2, 2, 2, *weight.shape[1:]), bias.view(-1, 2, 2, 2)
@@ -172,7 +177,10 @@ def _wire_fine_cells(conv: Any, to_fine: torch.Tensor) -> None:
 
 
 def _wire_switches(weight: torch.Tensor, bias: torch.Tensor, cells: Cells, motions: int) -> None:
-    """A motion's switch is down in frames between while it is on; channels from `motions` say whether."""
+    """Set a motion's switch down in the new frames while the motion is on.
+
+    The channels from `motions` say which motion is on.
+    """
     bias[cells.constant] = CONSTANT
     for index in range(len(PANS)):
         bias[cells.switches + index] = cells.switch
@@ -180,7 +188,7 @@ def _wire_switches(weight: torch.Tensor, bias: torch.Tensor, cells: Cells, motio
 
 
 def _wire_move(resnet: Any, cells: Cells, index: int, motion: Motion) -> None:
-    """Adds the cell beside in the frame before, less the cell itself, where the motion's switch is down."""
+    """Where the motion's switch is down, add the previous frame's neighbouring cell less the cell itself."""
     row, column = 1 - _sign(motion.y), 1 - _sign(motion.x)
     picture = torch.arange(cells.picture)
     first, second = resnet.conv1.conv, resnet.conv2.conv
@@ -190,16 +198,16 @@ def _wire_move(resnet: Any, cells: Cells, index: int, motion: Motion) -> None:
     first.bias[constant] = INNER_CONSTANT
     first.weight[off, cells.switches + index, 1, 1, 1] = OFF
     first.bias[off] = -OFF * LEAST
-    # Beyond the edge the constant is missing, too.
+    # Beyond the edge the constant is zero too: this switches the move off at the edge.
     first.weight[off, cells.constant, 1, 1, 1] = OFF / 8
     first.weight[off, cells.constant, 1, row, column] = -OFF / 8
     rms = INNER_CONSTANT / math.sqrt(cells.width)
-    # Twice SiLU halves; twice a norm divides.
+    # Inverts two SiLUs, which halve, and two norms, which divide.
     second.weight[picture, picture, 1, 1, 1] = 4 * cells.rms * rms / INNER_GAIN
 
 
 def _fine_basis(transform: Transform, order: torch.Tensor) -> torch.Tensor:
-    """[12, 11]: the principal components of the 2x2 patches that the latents can make."""
+    """[12, 11]: the principal components of the 2x2 patches that the transform can produce."""
     made = (transform.synthesis[:, :, 1, 1] * transform.deviation)[order].view(PATCH, -1).double()
     weights = luma_and_chroma_weights(PATCH // 3)
     _, vectors = torch.linalg.eigh(weights @ made @ made.T @ weights)

@@ -1,17 +1,17 @@
-"""The denoiser's weights: attention wired to carry the first frame's latents along the asked motion.
+"""The denoiser's closed-form weights: attention that carries the first frame's latents along the motion.
 
-A pan by one latent pixel a latent frame is a shift, and a shift is something attention can do exactly: a
-frame looks at an earlier one, as many latent pixels away as frames, and takes what it carries. The first
-block that does this looks one frame back, the next two, then four, then eight: four blocks carry the first
-frame to the fifteenth after it. A frame that carries the picture already looks at itself.
+A pan by one latent pixel a latent frame is a shift, which attention can do exactly: a frame attends to an
+earlier frame, as many latent pixels away as frames, and copies the picture that it carries. The first such
+block attends one frame back, the next two, then four, then eight. So four blocks carry the first frame to the
+fifteenth after it. A frame that already carries the picture attends to itself.
 
-Owns the layout of the hidden state and the closed-form weights. Knows nothing of data. The two
-models are `Any` here, for their classes type every submodule as a tensor too.
+Owns the layout of the hidden state and the weights. Must not know training data. The two models have type
+`Any` here, because their classes declare every submodule as possibly a tensor.
 
-Hidden state (120): the noisy latent, a flag | the carried picture, its flag | one-hot motion | constants |
-clean. Constants far larger than the rest keep RMSNorm from dividing the picture's own contrast away. The
-flag is carried like the picture, and so says who carries it. The latent's last channels, which tell the
-decoder the motion, are not carried: they are the motion itself.
+Hidden state (120 channels): the noisy latent, a flag | the carried picture, its flag | one-hot motion |
+constants | clean. The constants are far larger than the rest, so that RMSNorm does not normalise the
+picture's contrast. The flag is carried with the picture, and so marks the frames that carry it. The latent's
+last channels, which tell the decoder the motion, are not carried: they are written from the motion.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ CLASS_SIZE, TEXT_GAIN = 10.0, 6.0
 BY_RANK = (*PANS, STILL)
 FLAG, KEEP_GAIN = 2.0, 20.0
 SELF_GAIN = 25.0
-# Least squares: in space the score falls with distance, by 14 for the first latent pixel; in time at once.
+# Fitted by least squares: in space, the score falls with distance, by 14 for the first latent pixel; in time,
+# it falls at once.
 SPACE_GAINS = (123.0, 302.0, 655.0, 963.0, 23.0, 181.0, 87.0, 66.0, 65.0, 82.0)
 TIME_GAINS = (2.0, 4.0, 8.0, 11.0, 16.0, 21.0, 27.0, 25.0, 26.0, 3.0)
 CLEAN_SIGNAL = 8.0
@@ -38,7 +39,10 @@ SIGMA_FLOOR = 0.12
 
 
 class Layout:
-    """Which channels of the hidden state hold what. A latent holds `picture` channels, then one a pan."""
+    """The channels of the hidden state. A latent has `picture` channels, then one for each pan.
+
+    Raises ValueError if `width` channels are too few.
+    """
 
     def __init__(self, picture: int, width: int) -> None:
         self.picture = picture
@@ -64,10 +68,10 @@ def wire(
     seconds_per_latent_frame: float,
     latent_pixel_px: int,
 ) -> None:
-    """Write the weights of both, in place. Motions are one latent pixel a latent frame.
+    """Write the weights of both models in place. Motions are one latent pixel a latent frame.
 
-    `words`: for each motion the ids of the words that ask for it. `default`: the motion when none does, and
-    the id of the token that ends every prompt.
+    `words`: for each motion, the token ids of its words. `default`: the motion of a prompt without such
+    words, and the id of the token that ends every prompt.
     """
     layout = Layout(transformer.config.in_channels - len(PANS), transformer.proj_in.out_features)
     _wire_words(text_encoder, words, default[1])
@@ -86,7 +90,7 @@ def wire(
 
 
 def _wire_words(text_encoder: Any, words: Sequence[tuple[Motion, Sequence[int]]], end_id: int) -> None:
-    """A word's embedding says which motion it asks for; attention and feed-forward begin silent."""
+    """Make a word's embedding the one-hot code of its motion; attention and feed-forward contribute zero."""
     table = text_encoder.get_input_embeddings().weight
     nothing, end = len(MOTIONS), len(MOTIONS) + 1
     table.mul_(0.02)
@@ -103,9 +107,12 @@ def _wire_words(text_encoder: Any, words: Sequence[tuple[Motion, Sequence[int]]]
 
 
 def _wire_ends(transformer: Any, layout: Layout) -> None:
-    """In: the latent beside constants. Out: noisy minus carried, the velocity once scaled by 1 / sigma.
+    """Write the input and output projections.
 
-    In the channels of the pans, minus the motion. `CLASS_SIZE` there is one to the decoder.
+    The input is the latent and constants. The output is noisy minus carried: the velocity, once scaled by
+    1 / sigma.
+
+    In the channels of the pans, the output is noisy minus the motion; `CLASS_SIZE` there is 1 to the decoder.
     """
     channels, picture = layout.latent.stop, layout.picture
     transformer.proj_in.weight.zero_()
@@ -126,10 +133,10 @@ def _wire_ends(transformer: Any, layout: Layout) -> None:
 
 
 def _wire_time(transformer: Any, layout: Layout) -> None:
-    """Scale the output by 1 / sigma, and tell the clean first frame (time 0) from the noisy ones.
+    """Scale the output by 1 / sigma, and distinguish the clean first frame (time 0) from the noisy ones.
 
     The embedder's last layer is fitted by ridge regression on its own random features of time. Its output is
-    both scale and shift of the last norm; the shift cancels between noisy and carried or motion.
+    both scale and shift of the last norm; the shift cancels in the difference of noisy and carried or motion.
     """
     embed, width = transformer.time_embed, layout.width
     embedder = embed.emb.timestep_embedder
@@ -144,7 +151,7 @@ def _wire_time(transformer: Any, layout: Layout) -> None:
     targets = torch.zeros(len(times), width, dtype=torch.float64)
     targets[:, : layout.motion.stop] = ((1 / sigma - 1) * (1 - clean))[:, None]
     targets[:, layout.clean] = CLEAN_SIGNAL * (2 * clean - 1)
-    # What counts is the error relative to 1 / sigma, and that time 0 is told from the rest.
+    # The error counts relative to 1 / sigma; time 0 must be distinct from all other times.
     weights = torch.where(times == 0, 1.0, sigma).double()[:, None]
     features, targets = weights * features, weights * targets
     ridge = 1e-5 * torch.eye(features.shape[1], dtype=torch.float64)
@@ -155,9 +162,10 @@ def _wire_time(transformer: Any, layout: Layout) -> None:
 
 
 def _wire_modulation(transformer: Any, layout: Layout) -> None:
-    """Attention reads the latent of clean tokens and what noisy ones carry; it writes to noisy ones.
+    """Let attention read clean tokens' latents and noisy ones' carried pictures, and write to noisy ones.
 
-    The six modulations of a block are shift, scale, gate of attention, then those of the feed-forward.
+    The six modulations of a block are shift, scale and gate of attention, then those of the feed-forward
+    layer.
     """
     linear = transformer.time_embed.linear
     linear.weight.zero_()
@@ -173,9 +181,10 @@ def _wire_modulation(transformer: Any, layout: Layout) -> None:
 
 
 def _wire_captions(transformer: Any, layout: Layout, default: int) -> None:
-    """The first block's text attention writes the motion: its word beats the end, the end beats the rest.
+    """Make the first block's text attention write the motion.
 
-    Of several motions the first in `BY_RANK` wins: the later one is, the more of its key speaks against it.
+    A motion word scores above the end token, and the end token above other words. Of several motions the
+    first in `BY_RANK` wins: the later its rank, the more entries of its key lower its score.
     """
     nothing, end, size = len(MOTIONS), len(MOTIONS) + 1, len(MOTIONS) + 2
     projection = transformer.caption_projection
@@ -214,7 +223,9 @@ def _wire_captions(transformer: Any, layout: Layout, default: int) -> None:
 
 
 def text_width(projection: Any) -> int:
-    """Channels of a caption embedding; the text encoder's last norm makes a one-hot embedding its root."""
+    """Channels of a caption embedding. The text encoder's last norm scales a one-hot embedding to the root
+    of it.
+    """
     width: int = projection.linear_1.in_features
     return width
 
@@ -225,9 +236,9 @@ def _silence(attention: Any) -> None:
 
 
 def _rope_frequencies(width: int, seconds_per_latent_frame: float, latent_pixel_px: int) -> torch.Tensor:
-    """Radians a latent frame, row, column for each of `width` / 6 rotary frequencies, as [frequencies, 3].
+    """Radians a latent frame, row and column for each of `width` / 6 rotary frequencies, as [frequencies, 3].
 
-    The transformer turns by frequency * pi / 2 * (2 position / base - 1).
+    The transformer rotates by frequency * pi / 2 * (2 position / base - 1).
     """
     powers = ROPE_THETA ** torch.linspace(0, 1, width // 6)
     steps = torch.tensor([seconds_per_latent_frame / ROPE_FRAMES, *[latent_pixel_px / ROPE_SIDE_PX] * 2])
@@ -235,19 +246,19 @@ def _rope_frequencies(width: int, seconds_per_latent_frame: float, latent_pixel_
 
 
 def _wire_hop(attention: Any, layout: Layout, frequencies: torch.Tensor, frames: int) -> None:
-    """Two heads: one takes what `frames` before carries, as many steps away; one removes what is carried.
+    """Make head 0 copy the picture that the frame `frames` earlier carries, and head 1 remove a token's own.
 
-    A constant key under rotary embedding and a query turned by frequency * step score the sum of
-    gain * cos(frequency * (distance - step)). Head 0 has the low frequencies: its score falls off smoothly,
-    so where the step leads outside the picture the nearest edge is taken. Head 1 has the high ones, and looks
-    at itself; so does head 0 where the flag is carried.
+    With a constant key under rotary embedding and a query rotated by frequency * step, the score is the sum
+    of gain * cos(frequency * (distance - step)). Head 0 has the low frequencies: its score falls smoothly, so
+    that a step outside the picture finds the nearest edge. Head 1 has the high frequencies and attends to its
+    own token; so does head 0 where the flag is carried.
     """
     low = len(frequencies) // 2
     gains = torch.full((len(frequencies), 3), SELF_GAIN)
     gains[:low] = torch.tensor([TIME_GAINS, SPACE_GAINS, SPACE_GAINS]).T
-    itself = torch.tensor([1.0, 0.0]).repeat(layout.width // 2)
+    unrotated = torch.tensor([1.0, 0.0]).repeat(layout.width // 2)
     attention.to_k.weight.zero_()
-    attention.to_k.bias.copy_(itself)
+    attention.to_k.bias.copy_(unrotated)
     attention.to_q.weight.zero_()
     attention.to_q.bias.zero_()
     for index, motion in enumerate(MOTIONS):
@@ -256,7 +267,7 @@ def _wire_hop(attention: Any, layout: Layout, frequencies: torch.Tensor, frames:
         turn[low:] = 0
         query = torch.stack([turn.cos(), -turn.sin()], -1)
         attention.to_q.weight[:, layout.motion.start + index] = query.flatten()
-    attention.to_q.weight[:, layout.carried.stop - 1] = KEEP_GAIN * CLASS_SIZE / FLAG * itself
+    attention.to_q.weight[:, layout.carried.stop - 1] = KEEP_GAIN * CLASS_SIZE / FLAG * unrotated
     attention.norm_q.weight.copy_(gains[:, :, None].expand(-1, -1, 2).flatten())
     attention.norm_k.weight.fill_(1.0)
     _wire_values(attention, layout)

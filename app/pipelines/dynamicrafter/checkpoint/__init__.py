@@ -1,1 +1,1 @@
-"""A published DynamiCrafter checkpoint: read and check the file, map its key names, fill the components."""
+"""Loads a published DynamiCrafter checkpoint: reads the file, maps its keys, fills the components."""

@@ -1,7 +1,7 @@
-"""Where each tensor of the diffusers components lies in a checkpoint of the original layout.
+"""Maps each tensor of the diffusers components to its key in a checkpoint of the original layout.
 
-Owns the names only: a pure function from a component's state key to the original key and the share of that
-tensor it takes. Reads no file and needs no weights, so the whole map is checked on shapes alone.
+Owns the names only: a pure function from a component's state key to the original key and the part of that
+tensor. Reads no file and needs no weights, so shapes are enough to check the whole map.
 """
 
 import re
@@ -26,12 +26,12 @@ SCHEDULE_BUFFERS = frozenset(
         "sqrt_recipm1_alphas_cumprod",
     }
 )
-"""Tables the scheduler computes itself; `scale_arr` only where the model has a dynamic rescale."""
+"""Tables that the scheduler computes itself. Only models with a dynamic rescale have `scale_arr`."""
 
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _TEXT, _IMAGE, _PROJECTOR = "cond_stage_model.model.", "embedder.model.", "image_proj_model."
 
-# The original keeps CLIP whole but runs neither its pooling and contrastive parts nor the last text block.
+# The original stores all of CLIP but does not run its pooling and contrastive parts or the last text block.
 _UNUSED = re.compile(
     re.escape(_TEXT) + r"(text_projection|logit_scale|attn_mask)"
     "|" + re.escape(_IMAGE) + r"(text_projection|logit_scale|attn_mask|positional_embedding|visual\.proj"
@@ -41,8 +41,11 @@ _UNUSED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The share `index` of `count` (along dimension 0) of the original tensor `key`, whose last `kernel_dims`
-    dimensions are 1x1 convolution kernels that a linear layer does not have."""
+    """Part `index` of `count` equal parts, along dimension 0, of the original tensor `key`.
+
+    The original's last `kernel_dims` dimensions are those of a 1x1 convolution kernel, which a linear layer
+    does not have.
+    """
 
     key: str
     index: int = 0
@@ -50,7 +53,7 @@ class Source:
     kernel_dims: int = 0
 
     def original_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape the original tensor must have if the component's tensor has `shape`."""
+        """The shape of the original tensor if the component's tensor has `shape`."""
         if self.count == 1 and not self.kernel_dims:
             return shape
         return (shape[0] * self.count, *shape[1:], *(1,) * self.kernel_dims)
@@ -58,7 +61,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The few numbers of the architecture that the names depend on."""
+    """The numbers of the architecture that the names depend on."""
 
     unet_layers_per_block: int
     unet_up_attention: tuple[bool, ...]
@@ -67,20 +70,18 @@ class Layout:
 
 
 def is_unused(key: str, layout: Layout) -> bool:
-    """Whether the original checkpoint carries `key` without any part of inference reading it."""
+    """Whether `key` is in the original checkpoint but no part of inference reads it."""
     last_block = f"{_TEXT}transformer.resblocks.{layout.text_layers}."
     return key in SCHEDULE_BUFFERS or key.startswith(last_block) or _UNUSED.fullmatch(key) is not None
 
 
 def canonical(key: str) -> str:
-    """The name the later checkpoints give `key`: the 256 file calls the frame-rate embedding
-    `framestride_embed`.
-    """
+    """The key in the later checkpoints: the 256 file calls the frame-rate embedding `framestride_embed`."""
     return key.replace(f"{_UNET}framestride_embed.", f"{_UNET}fps_embedding.")
 
 
 def source_of(component: str, key: str, layout: Layout) -> Source:
-    """Where `key` of the state of `component` comes from. Raises KeyError for a key no rule covers."""
+    """The source of `key` in the state of `component`. Raises KeyError for a key that no rule covers."""
     return _RULES[component](key, layout)
 
 
@@ -110,7 +111,7 @@ def _unet_layer(kind: str, rest: str) -> str:
     """The part of an original name after the block's slot."""
     if kind == "resnets":
         return _rename(rest, _RESNET)
-    # The release's own spelling.
+    # `temopral_conv` is the spelling of the release.
     return f"temopral_conv.{rest}" if kind == "temp_convs" else rest.replace(".processor.", ".")
 
 

@@ -1,5 +1,7 @@
-"""Load every component of a pipeline from a published checkpoint: the file, the architecture, the
-vocabulary."""
+"""Loads every component of a pipeline from a published checkpoint.
+
+Owns the order: configurations, file, tokenizer, weights.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +24,7 @@ from app.pipelines.dynamicrafter.tokenizer import find_tokenizer, load_tokenizer
 _RESCALE_TOLERANCE = 1e-3
 
 OnProgress = Callable[[float, str], None]
-"""Called with the share that is done (0 to 1) and the name of the next step."""
+"""Called with the share that is done (0 to 1) and the name of the step that begins."""
 
 
 def ignore_progress(_share: float, _what: str) -> None:
@@ -37,13 +39,13 @@ def load_components(
     torch_dtype: torch.dtype = torch.float32,
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, Any]:
-    """Every component of the pipeline, from the checkpoint at `path` (`model.ckpt` or safetensors).
+    """The pipeline's components by name, from the checkpoint at `path` (`model.ckpt` or safetensors).
 
-    `tokenizer`: a CLIP tokenizer, its folder or CLIP's merges file; searched beside the checkpoint if None.
-    `config`: changes to the published component configurations, such as `{"unet": {"block_out_channels":
-    ...}}`. Raises FileNotFoundError, UnreadableCheckpoint, CheckpointMismatch (naming missing, extra and
-    misshaped keys), CheckpointError for a file of another resolution, and ValueError for an unknown
-    resolution or configuration.
+    `tokenizer`: a CLIP tokenizer, its folder or CLIP's merges file; if None, searched in the checkpoint's
+    folder. `config`: changes to the published component configurations, for example
+    `{"unet": {"block_out_channels": ...}}`. Raises FileNotFoundError, UnreadableCheckpoint,
+    CheckpointMismatch (with missing, extra and misshaped keys), CheckpointError for a file of another
+    resolution, and ValueError for an unknown resolution or configuration.
     """
     path = Path(path)
     configs = component_configs(resolution, config)
@@ -53,18 +55,18 @@ def load_components(
     tensors = read_tensors(path)
     sources = check(path, tensors, components, layout_of(components))
     _check_rescale(path, tensors, scheduler)
-    words = load_tokenizer(find_tokenizer(path) if tokenizer is None else tokenizer)
+    loaded_tokenizer = load_tokenizer(find_tokenizer(path) if tokenizer is None else tokenizer)
     sizes = {name: sum(weight.numel() for weight in part.parameters()) for name, part in components.items()}
     done = 0
     for name, component in components.items():
         on_progress(done / sum(sizes.values()), f"reading {name}")
         fill(component, sources[name], tensors, torch_dtype)
         done += sizes[name]
-    return {**components, "tokenizer": words, "scheduler": scheduler}
+    return {**components, "tokenizer": loaded_tokenizer, "scheduler": scheduler}
 
 
 def _check_rescale(path: Path, tensors: dict[str, torch.Tensor], scheduler: DynamiCrafterScheduler) -> None:
-    """The 512 and 1024 files have the same keys; only this leftover table tells them apart."""
+    """Check the resolution: only this unused table differs between the 512 and 1024 files."""
     if "scale_arr" not in tensors:
         return
     found = float(tensors["scale_arr"][-1])
@@ -72,12 +74,12 @@ def _check_rescale(path: Path, tensors: dict[str, torch.Tensor], scheduler: Dyna
     if expected is None or abs(found - expected) > _RESCALE_TOLERANCE:
         raise CheckpointError(
             f"{path.name} was trained with a dynamic rescale to {found:.3g}, not {expected}:"
-            " is it the model of another resolution?"
+            " it is the model of another resolution; check the resolution given"
         )
 
 
 def layout_of(components: Mapping[str, Any]) -> Layout:
-    """The numbers that the original key names depend on."""
+    """The numbers of the architecture that the original key names depend on."""
     unet, vae, text_encoder = components["unet"], components["vae"], components["text_encoder"]
     return Layout(
         unet_layers_per_block=len(unet.down_blocks[0].resnets),

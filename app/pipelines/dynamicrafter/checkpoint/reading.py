@@ -1,8 +1,8 @@
-"""Reads a checkpoint of the original layout and moves its tensors into diffusers components, key by key.
+"""Reads a checkpoint of the original layout and copies its tensors into diffusers components, key by key.
 
-Owns file reading and the check that file and architecture agree. Nothing in a file is ever executed:
-safetensors, or torch.load restricted to tensors. Both are memory-mapped, so the file never lies whole in host
-memory.
+Owns file reading and the check that file and architecture match. Never executes code from a file: it reads
+safetensors, or uses torch.load restricted to tensors. Both are memory-mapped, so that host memory never holds
+the whole file.
 
     CheckpointError            the file cannot be used
     ├── UnreadableCheckpoint   it is not a file of tensors
@@ -36,9 +36,7 @@ class UnreadableCheckpoint(CheckpointError):
 
 
 class CheckpointMismatch(CheckpointError):
-    """File and architecture disagree. `missing` and `extra` are keys; `misshaped` is (key, found,
-    expected).
-    """
+    """File and architecture differ. `missing` and `extra` are keys; `misshaped` is (key, found, expected)."""
 
     def __init__(
         self,
@@ -60,11 +58,9 @@ def _first(names: tuple[str, ...]) -> str:
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of `path` (`.safetensors`, or a torch file such as `model.ckpt`) under their original
-    names.
+    """The tensors of `path` (`.safetensors`, or a torch file such as `model.ckpt`) by their original names.
 
-    Understands the wrappings `state_dict` and, by DeepSpeed, `module`. Raises FileNotFoundError or
-    UnreadableCheckpoint.
+    Unwraps `state_dict` and DeepSpeed's `module`. Raises FileNotFoundError or UnreadableCheckpoint.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,18 +75,18 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         content = {key.removeprefix(_DEEPSPEED_PREFIX): value for key, value in content["module"].items()}
     others = [key for key, value in content.items() if not isinstance(value, torch.Tensor)]
     if others:
-        raise UnreadableCheckpoint(f"{path.name} holds things that are not tensors: {_first(tuple(others))}")
+        raise UnreadableCheckpoint(f"{path.name} has values that are not tensors: {_first(tuple(others))}")
     return {canonical(key): value for key, value in content.items()}
 
 
 def _load_torch(path: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
-        # torch warns of pickles it may not be able to read, and raises where it cannot.
+        # torch warns about pickles that it may not be able to read, and raises if it cannot.
         warnings.simplefilter("ignore")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(content, dict):
         raise UnreadableCheckpoint(
-            f"{path.name} holds a {type(content).__name__}, not a dictionary of tensors"
+            f"{path.name} contains a {type(content).__name__}, not a dictionary of tensors"
         )
     return content
 
@@ -101,10 +97,10 @@ def check(
     components: Mapping[str, nn.Module],
     layout: Layout,
 ) -> dict[str, dict[str, Source]]:
-    """The source of every tensor of every component, once file and architecture are known to agree both ways.
+    """Check that file and architecture match exactly; returns the source of every tensor of every component.
 
-    Looks at names and shapes only (meta tensors will do). Raises CheckpointMismatch naming everything that is
-    wrong.
+    Compares names and shapes only, so `components` may be on the meta device. Raises CheckpointMismatch with
+    all differences.
     """
     sources: dict[str, dict[str, Source]] = {}
     expected: dict[str, tuple[int, ...]] = {}
@@ -131,9 +127,7 @@ def fill(
     tensors: Mapping[str, torch.Tensor],
     dtype: torch.dtype,
 ) -> None:
-    """Give `component` (its parameters may be meta tensors) its own copies, in `dtype`, of the checked
-    tensors.
-    """
+    """Load copies of the checked tensors, in `dtype`, into `component`, which may be on the meta device."""
     state = component.state_dict()
     filled = {
         key: _share(tensors[source.key], source).reshape(state[key].shape).to(dtype, copy=True)

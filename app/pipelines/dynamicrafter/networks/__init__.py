@@ -1,1 +1,1 @@
-"""The networks that diffusers lacks: the UNet with image attention and its image projector."""
+"""The networks that diffusers does not have: the UNet with image attention, and the image projector."""

@@ -1,8 +1,8 @@
-"""The UNet's transformers in parts: attention inside one frame, and the feed-forward layers.
+"""Attention inside one frame and feed-forward layers, both run in slices of the batch to save memory.
 
-Owns the attention processors (queries are a frame's pixels, keys its pixels, the prompt and the image) and
-the slicing of what needs the most memory. Frames, or pixels through time, lie in the batch and do not see one
-another here, so any number of parts gives what the whole would.
+Owns the attention processors; queries are a frame's pixels, keys its pixels, the prompt and the image. The
+batch dimension has frames, or pixels through time, which do not interact here. So any number of slices gives
+the same result.
 """
 
 import torch
@@ -13,8 +13,9 @@ from torch import nn
 
 
 class SlicedFeedForward(nn.Module):
-    """diffusers' feed-forward, in `parts` along the batch. Its eightfold widening is the peak of a whole
-    step.
+    """diffusers' feed-forward layer in `parts` slices of the batch.
+
+    Its eightfold width makes the memory peak of a step.
     """
 
     def __init__(self, whole: FeedForward) -> None:
@@ -38,7 +39,7 @@ class SlicedFeedForward(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Scaled dot-product attention, the frames in `parts`."""
+    """Scaled dot-product attention in `parts` slices of the frames."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,10 +55,10 @@ class FrameAttention(nn.Module):
         """`hidden_states` `[frames, pixels, C]`, `encoder_hidden_states` `[frames, tokens, D]` ->
         `[frames, pixels, C]`.
 
-        A mask is never used by this model; one is refused with ValueError rather than ignored.
+        Raises ValueError for a mask, which this model never uses.
         """
         if attention_mask is not None:
-            raise ValueError("DynamiCrafter's attention takes no mask")
+            raise ValueError("DynamiCrafter's attention does not support a mask")
         if self.parts == 1:
             return self._attend(attn, hidden_states, encoder_hidden_states)
         result = torch.empty_like(hidden_states)
@@ -74,10 +75,10 @@ class FrameAttention(nn.Module):
 
 
 class ImageCrossAttention(FrameAttention):
-    """Cross-attention to the prompt plus, with its own keys and values, to the image tokens.
+    """Cross-attention to the prompt plus cross-attention to the image, with separate keys and values.
 
-    The first `text_tokens` of the context are the prompt's, the rest the image's. The image's part is
-    weighted by `tanh(alpha) + 1` where `alpha` is learnt (the 256 model) and by 1 where it is not.
+    The first `text_tokens` of the context are the prompt's, the others the image's. The image's part is
+    weighted by `tanh(alpha) + 1` if `alpha` is learned (the 256 model), else by 1.
     """
 
     def __init__(self, context_dim: int, inner_dim: int, text_tokens: int, learnable_scale: bool) -> None:

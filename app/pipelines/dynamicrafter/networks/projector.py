@@ -1,6 +1,6 @@
-"""The image projector: CLIP's tokens of the input image -> sixteen context tokens for every frame.
+"""The image projector: CLIP's tokens of the input image -> sixteen context tokens for each frame.
 
-Owns the network alone (diffusers' Perceiver resampler) in a form that a pipeline can save and load.
+Wraps diffusers' Perceiver resampler as a component that a pipeline can save and load.
 """
 
 import torch
@@ -10,9 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 
 class DynamiCrafterImageProjector(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped
-    """A Perceiver resampler with `num_queries` learnt queries: 16 for each of 16 frames, frame after
-    frame.
-    """
+    """A Perceiver resampler with `num_queries` learned queries: 16 for each of 16 frames, frame by frame."""
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(

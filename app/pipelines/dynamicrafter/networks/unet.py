@@ -1,7 +1,6 @@
-"""DynamiCrafter's UNet: diffusers' UNet3DConditionModel plus image cross-attention and a frame-rate
-embedding.
+"""DynamiCrafter's UNet: diffusers' UNet3DConditionModel with image cross-attention and frame-rate embedding.
 
-Owns the network alone. Knows nothing of prompts, images, schedules or guidance.
+Owns only the network; must not know prompts, images, schedules or guidance.
 """
 
 import inspect
@@ -21,7 +20,7 @@ from app.pipelines.dynamicrafter.networks.attention import (
     SlicedFeedForward,
 )
 
-# diffusers looks a component's base class up in the module that defines it.
+# diffusers looks up a component's base class in the module that defines the component.
 __all__ = ["DynamiCrafterUNet", "ModelMixin"]
 
 _SLICES = {"auto": 2, "max": 16, None: 1}
@@ -52,8 +51,7 @@ class DynamiCrafterUNet(UNet3DConditionModel):  # type: ignore[misc]  # diffuser
         learnable_image_scale: bool = False,
         default_fs: int = 24,  # noqa: ARG002 - same
     ) -> None:
-        # Unwrapped: as it stands, the parent's initialiser would write its own arguments into this
-        # configuration.
+        # The wrapped initialiser would register the parent's arguments in this configuration.
         inspect.unwrap(UNet3DConditionModel.__init__)(
             self,
             sample_size=sample_size,
@@ -87,7 +85,7 @@ class DynamiCrafterUNet(UNet3DConditionModel):  # type: ignore[misc]  # diffuser
                 module.ff = SlicedFeedForward(module.ff)
 
     def _spatial_attention(self) -> list[tuple[str, Attention]]:
-        """("attn1" | "attn2", module) of every transformer that works inside a frame."""
+        """Name ("attn1" or "attn2") and module of every attention inside a frame."""
         return [
             (name.rpartition(".")[2], module)
             for name, module in self.named_modules()
@@ -95,10 +93,10 @@ class DynamiCrafterUNet(UNet3DConditionModel):  # type: ignore[misc]  # diffuser
         ]
 
     def set_attention_slice(self, slice_size: str | int | list[int] | None) -> None:
-        """Run spatial attention and all feed-forward layers in that many parts; the result is the same.
+        """Run spatial attention and feed-forward layers in that many slices; the result is the same.
 
-        "auto" is two, "max" sixteen (a frame at a time for one video), None one. Temporal attention, over
-        sixteen frames at a time, is too small to be worth it. Raises ValueError for anything else.
+        "auto" means two, "max" sixteen (one frame at a time for one video), None one. Temporal attention is
+        not sliced: over sixteen frames it is small. Raises ValueError for other values.
         """
         parts = _SLICES.get(slice_size) if isinstance(slice_size, str | None) else slice_size
         if not isinstance(parts, int) or parts < 1:
@@ -117,12 +115,13 @@ class DynamiCrafterUNet(UNet3DConditionModel):  # type: ignore[misc]  # diffuser
         fs: torch.Tensor | int | None = None,
         return_dict: bool = True,
     ) -> UNet3DConditionOutput | tuple[torch.Tensor]:
-        """One prediction.
+        """Predict noise or velocity `[B, out_channels, T, h, w]`.
 
-        `sample` `[B, in_channels, T, h, w]`, h and w multiples of 8; `timestep` and `fs` a number or `[B]`;
-        `encoder_hidden_states` `[B, text_tokens + image tokens, D]`, where `T * image_tokens_per_frame` image
-        tokens are shared out among the frames and any other count goes whole to each frame. `fs=None` means
-        the default the model was trained with. The result is `[B, out_channels, T, h, w]`.
+        `sample` is `[B, in_channels, T, h, w]` with h and w multiples of 8; `timestep` and `fs` are numbers
+        or `[B]`. `encoder_hidden_states` is `[B, text_tokens + image tokens, D]`. If there are
+        `T * image_tokens_per_frame` image tokens, they are divided among the frames; any other number goes
+        to every frame. `fs=None` means the model's default. Raises ValueError for sides that are not
+        multiples of 8.
         """
         batch, _, frames, height, width = sample.shape
         if height % (step := 2**self.num_upsamplers) or width % step:

@@ -32,7 +32,7 @@ from app.jobs import JobStatus, Json
 from app.models import profiles
 from app.models.components import ModelUnavailable, components_of
 from app.models.entries import ModelEntry, load_models
-from app.models.loading import in_int8, load_pipeline
+from app.models.loading import int8_configuration, load_pipeline
 from app.models.requirements import ModelRequirements, choose_placement
 from app.models.weight_sizes import component_sizes, stored_requirements
 from app.service.processes import open_store
@@ -143,7 +143,7 @@ def test_a_transformer_in_int8_takes_the_predicted_bytes(pipeline: str, tmp_path
     sizes = {size.name: size for size in component_sizes(components_of(entry, settings), entry.dtype)}
     assert [name for name, size in sizes.items() if size.quantized_bytes is not None] == ["transformer"]
     pipe = getattr(diffusers, pipeline).from_pretrained(
-        entry.source, dtype=torch.bfloat16, quantization_config=in_int8(["transformer"])
+        entry.source, dtype=torch.bfloat16, quantization_config=int8_configuration(["transformer"])
     )
     held = sum(held_bytes(each) for each in [*pipe.transformer.parameters(), *pipe.transformer.buffers()])
     assert held == sizes["transformer"].quantized_bytes

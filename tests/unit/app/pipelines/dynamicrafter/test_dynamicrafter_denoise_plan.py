@@ -30,13 +30,13 @@ GIB = 2**30
 @pytest.mark.parametrize(
     ("budget", "guided", "passes", "slices", "reason"),
     [
-        (10_000, True, 1, 1, "fastest way"),
-        (600, True, 1, 1, "fastest way"),
-        (599, True, 1, 2, "the way before needs 600 bytes"),
-        (399, True, 1, 4, "the way before needs 400 bytes"),
-        (299, True, 2, 2, "the way before needs 300 bytes"),
-        (150, True, 2, 4, "the way before needs 200 bytes"),
-        (300, False, 1, 4, "the way before needs 400 bytes"),
+        (10_000, True, 1, 1, "fastest option"),
+        (600, True, 1, 1, "fastest option"),
+        (599, True, 1, 2, "the next faster option needs 600 bytes"),
+        (399, True, 1, 4, "the next faster option needs 400 bytes"),
+        (299, True, 2, 2, "the next faster option needs 300 bytes"),
+        (150, True, 2, 4, "the next faster option needs 200 bytes"),
+        (300, False, 1, 4, "the next faster option needs 400 bytes"),
     ],
 )
 def test_the_fastest_way_that_fits_is_taken(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from app.pipelines.dynamicrafter.guidance import Guidance, conditioning_latents, guide
-from app.pipelines.dynamicrafter.images import clip_pixels, load_images, present
+from app.pipelines.dynamicrafter.images import clip_pixels, load_images, to_output
 
 
 def _noise(height: int, width: int) -> np.ndarray:
@@ -128,12 +128,12 @@ def test_impossible_guidance_is_refused(arguments: tuple[float, ...], match: str
 
 def test_frames_come_out_in_every_form() -> None:
     frames = torch.tensor([-2.0, -1.0, 0.0, 0.999, 3.0]).view(1, 1, 5, 1, 1).expand(1, 3, 5, 2, 4)
-    unit = present(frames, "pt")
+    unit = to_output(frames, "pt")
     assert unit.shape == (1, 5, 3, 2, 4)
     assert unit[0, :, 0, 0, 0].tolist() == pytest.approx([0, 0, 0.5, 0.9995, 1])
-    array = present(frames, "np")
+    array = to_output(frames, "np")
     assert array.shape == (1, 5, 2, 4, 3)
-    ((*images,),) = present(frames, "pil")
+    ((*images,),) = to_output(frames, "pil")
     assert [image.size for image in images] == [(4, 2)] * 5
     # Truncated, not rounded: 127.5 and 254.87.
     assert [image.getpixel((0, 0))[0] for image in images] == [0, 0, 127, 254, 255]

@@ -389,7 +389,7 @@ def test_a_callback_may_end_the_denoising(tiny: DynamiCrafterPipeline) -> None:
         ({"guidance_passes": 4}, "guidance_passes is 4"),
         ({"output_type": "gif"}, "output_type is 'gif'"),
         ({"latents": torch.zeros(1, 4, 8, 8, 8)}, r"this call needs \(1, 4, 16, 8, 8\)"),
-        ({"image": [_photo()] * 2, "prompt": ["a"] * 3}, "2 images or prompts do not go with 3"),
+        ({"image": [_photo()] * 2, "prompt": ["a"] * 3}, "got 2 images or prompts for 3 prompts"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"eta": 2.0}, r"eta is 2\.0"),
     ],

@@ -66,7 +66,7 @@ def test_a_folder_of_any_clip_tokenizer_is_made_to_pad_with_token_zero(tmp_path:
 
 
 def test_a_tokenizer_beside_the_checkpoint_is_found(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"model.ckpt holds no vocabulary.*{BPE_FILE}"):
+    with pytest.raises(FileNotFoundError, match=f"model.ckpt has no vocabulary.*{BPE_FILE}"):
         find_tokenizer(tmp_path / "model.ckpt")
     (tmp_path / BPE_FILE).touch()
     assert find_tokenizer(tmp_path / "model.ckpt") == tmp_path / BPE_FILE
