@@ -12,9 +12,7 @@ from pathlib import Path
 
 SOURCE = "builtin:builtin"
 MODEL_FOLDER = Path(__file__).with_name("model")
-NOTICE = (
-    "The built-in model is a demonstration, not a film studio: it pans over your photo or holds it still."
-)
+NOTICE = "The built-in model is a demonstration: it only pans over your photo or holds it still."
 
 
 @dataclass(frozen=True, slots=True)
