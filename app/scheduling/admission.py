@@ -53,11 +53,11 @@ class ProfilePending(AdaptiveError):
 
 
 class FitsNowhere(AdaptiveError):
-    """No known device could hold the job, or the request's own budget cannot. Bytes; `largest` would fit.
+    """No known device could hold the job, or the request's own memory budget cannot.
 
-    `stage` is the one that does not: prompt, denoise or decode. `fits_approximately`: it would fit as it is,
-    if the request allowed pixels to change. `forced` is the strategy that the request forces; `smallest` the
-    way to decode that needs less, if it did not.
+    `stage` is the first that does not fit: prompt, denoise or decode. `largest` is the largest video that
+    fits. `fits_approximately`: the job would fit with exact_only=false. `forced` is the strategy that the
+    request forces; `smallest` is the rung that would need less memory without it.
     """
 
     def __init__(

@@ -25,9 +25,9 @@ from app.worker.decoding import learned_costs_path, load_learned_costs, save_lea
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured, and the file the planner knows it from.
+    """The measurements, and the file of learned costs that the planner reads.
 
-    `times_kept`: whether it knows the times, too, which those of one small shape alone do not tell.
+    `times_kept`: whether the file has the times, too. Times of a single small shape do not predict others.
     """
 
     measurements: list[Measurement]
@@ -53,8 +53,9 @@ def calibrate_model(
     limit_seconds: float,
     on_measured: Callable[[Measurement], None],
 ) -> Calibration:
-    """Measure on `device` ("auto": the first GPU, else the CPU), every strategy at least once. Raises
-    `NoDevice`, `ModelUnavailable`.
+    """Measure on `device` ("auto": the first GPU, else the CPU), every strategy at least once.
+
+    Raises `NoDevice`, `ModelUnavailable`.
     """
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"

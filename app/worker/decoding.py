@@ -60,7 +60,7 @@ class Decoding:
     """One planned decode. The constructor plans it and raises `DoesNotFit` if nothing fits now."""
 
     def __init__(
-        self, vae: Any, recorded: RecordedDecode, policy: Policy, around: DecodeContext, on_event: OnEvent
+        self, vae: Any, recorded: RecordedDecode, policy: Policy, context: DecodeContext, on_event: OnEvent
     ) -> None:
         # Pipelines of image VAEs fold a video's frames into the batch.
         self._kwargs = decode_kwargs(type(vae), recorded.args, recorded.kwargs)
@@ -69,21 +69,21 @@ class Decoding:
         self._vae = vae
         self._recorded = recorded
         self._on_event = on_event
-        self._idle = around.idle
-        self._speeds = around.learned_costs.speeds
-        idle_bytes = 0 if around.idle is None else around.idle.droppable_bytes
+        self._idle = context.idle
+        self._speeds = context.learned_costs.speeds
+        idle_bytes = 0 if context.idle is None else context.idle.droppable_bytes
         self._decoder = AdaptiveDecoder(
             vae,
-            profile=around.profile,
-            probe=around.probe,
+            profile=context.profile,
+            probe=context.probe,
             policy=_policy_of_call(policy, self._latents.shape[2]),
             inputs=PlanInputs(
-                residuals=around.learned_costs.residuals,
+                residuals=context.learned_costs.residuals,
                 droppable_bytes=idle_bytes,
-                reload_seconds=around.idle.reload_seconds if around.idle is not None else 0.0,
+                reload_seconds=context.idle.reload_seconds if context.idle is not None else 0.0,
             ),
             speeds=self._speeds,
-            on_event=self._tell,
+            on_event=self._forward_event,
         )
         self.plan: DecodePlan = self._decoder.plan(self._latents)
 
@@ -93,8 +93,10 @@ class Decoding:
         return execution_device(self._vae)
 
     def previews(self) -> Iterator[tuple[int, Tensor]]:
-        """Small pictures of some frames, by their number: `[3, H, W]` in the VAE's range. Not what the decode
-        will give, and bounded in time: see `adaptive.decoding.previews`. Raises `DeviceFault`.
+        """Yield the number of a frame and its preview `[3, H, W]` in the VAE's range, for some frames.
+
+        Previews differ from the decoded frames and are bounded in time; see `adaptive.decoding.previews`.
+        Raises `DeviceFault`.
         """
         profile = self._decoder.profile
         speed = self._speeds.model(profile)
@@ -151,15 +153,15 @@ class Decoding:
             "chunks": list(done.chunk_frames),
         }
 
-    def _tell(self, event: DecodeEvent) -> None:
+    def _forward_event(self, event: DecodeEvent) -> None:
         data = {**event.data, "stage": "decoding"} if event.kind == "oom" else event.data
         self._on_event(event.kind, data)
 
 
 def _policy_of_call(policy: Policy, latent_frames: int) -> Policy:
-    """The policy for one call of a clip: a call no longer than the chunks that are forced is one of them.
+    """The policy for one call of a clip. A call that is no longer than a forced chunk decodes as one chunk.
 
-    What is refused for the whole clip was refused when the job came in.
+    Admission has refused clips that are no longer than the forced chunk.
     """
     size = policy.frames_per_chunk
     if policy.strategy == Strategy.CHUNKED and size is not None and size >= latent_frames:
@@ -168,17 +170,19 @@ def _policy_of_call(policy: Policy, latent_frames: int) -> Policy:
 
 
 class ClipDecoding:
-    """All decodes of a recorded clip, one after another, each planned when its turn comes.
+    """All decodes of a recorded clip, one after another; each is planned when it starts.
 
-    `UnsupportedVae` where chunks are forced that would hold all frames of the longest call.
+    The constructor raises `UnsupportedVae` if the forced chunks would hold all frames of the longest call.
     """
 
-    def __init__(self, vae: Any, clip: RecordedClip, policy: Policy, around: DecodeContext) -> None:
+    def __init__(self, vae: Any, clip: RecordedClip, policy: Policy, context: DecodeContext) -> None:
         refuse_one_chunk(type(vae).__name__, _longest_call(vae, clip), policy)
         self.video_shape = video_shape(vae, clip)
         self.dtype: torch.dtype = vae.dtype
         self.sound = clip.sound
-        self._open = partial(Decoding, vae, policy=policy, around=around, on_event=lambda _kind, _data: None)
+        self._open = partial(
+            Decoding, vae, policy=policy, context=context, on_event=lambda _kind, _data: None
+        )
         self._calls = clip.calls
         self._reports: list[Json] = []
 
@@ -208,7 +212,7 @@ def video_shape(vae: Any, clip: RecordedClip) -> VideoShape:
 
 
 def _longest_call(vae: Any, clip: RecordedClip) -> int:
-    """Latent frames of the clip's longest call."""
+    """The number of latent frames of the clip's longest call."""
     family = family_of(vae)
     shapes = [
         family.as_video(call.latents, decode_kwargs(type(vae), call.args, call.kwargs)).shape

@@ -108,8 +108,8 @@ class Engine:
     def clean_up(self) -> None:
         """Save what the last job taught about costs, and free cached memory."""
         save_learned_costs(self._settings, self._learned_costs)
-        if self._model is not None and self._model.host_experience is not None:
-            save_learned_costs(self._settings, self._model.host_experience)
+        if self._model is not None and self._model.host_learned_costs is not None:
+            save_learned_costs(self._settings, self._model.host_learned_costs)
         self._probe.release()
 
     def memory_report(self) -> dict[str, Any]:

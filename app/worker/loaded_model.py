@@ -64,7 +64,7 @@ class LoadedModel:
         policy = Policy(reserve_bytes=settings.reserve_bytes)
         vae = placed.pipe.vae
         self._encode = AdaptiveEncodeCall(vae, AdaptiveEncoder(vae, probe=context.probe, policy=policy))
-        self.host_experience: LearnedCosts | None = None  # set once a decode ran on the CPU in its place
+        self.host_learned_costs: LearnedCosts | None = None  # set once a decode ran on the CPU in its place
         parts = [part for name, part in placed.pipe.components.items() if name != "vae"]
         modules = [part for part in parts if isinstance(part, torch.nn.Module)]
         if placed.kind == "resident" and device.type != "cpu" and not placed.quantized:
@@ -173,9 +173,9 @@ class LoadedModel:
         is no less exact; a decoder that injects noise draws different noise here. Raises `DoesNotFit`.
         """
         host = torch.device("cpu")
-        if self.host_experience is None:
-            self.host_experience = load_learned_costs(self._settings, host)
-        context = DecodeContext(open_probe("cpu"), None, self.host_experience)
+        if self.host_learned_costs is None:
+            self.host_learned_costs = load_learned_costs(self._settings, host)
+        context = DecodeContext(open_probe("cpu"), None, self.host_learned_costs)
         vae = load_vae(self.entry, self._settings).to(torch.float32)
         return Decoding(vae, recorded.to(host, torch.float32), self._policy(spec), context, on_event)
 

@@ -55,8 +55,8 @@ def test_what_the_device_cannot_hold_is_decoded_on_the_cpu_with_the_same_pixels(
     assert torch.allclose(frames, expected, atol=1e-4)
     report = decoding.report()
     assert (report["device"], report["exact"]) == ("cpu", True)
-    assert full.host_experience is not None
-    assert full.host_experience.speeds.summary(), "the next one is predicted"
+    assert full.host_learned_costs is not None
+    assert full.host_learned_costs.speeds.summary(), "the next one is predicted"
 
 
 def test_a_call_as_short_as_the_job_s_chunks_is_decoded_as_one_of_them(full: LoadedModel) -> None:
@@ -72,11 +72,11 @@ def test_previews_that_would_take_as_long_as_the_decode_are_not_made(full: Loade
     recorded = RecordedDecode(torch.randn(1, vae.config.latent_channels, 4, 8, 8))
     first = full.open_decode_on_host(recorded, spec(), lambda _kind, _data: None)
     assert list(first.previews()), "before anything was timed, as many as half a second allows"
-    assert full.host_experience is not None
+    assert full.host_learned_costs is not None
     profile = first._decoder.profile
     for frames, sides in ((1, 4), (3, 4), (3, 8)):
         shape = LatentShape(1, vae.config.latent_channels, frames, sides, sides)
-        full.host_experience.speeds.observe(profile, shape, frames, 5.0)  # only the pass costs
+        full.host_learned_costs.speeds.observe(profile, shape, frames, 5.0)  # only the pass costs
     second = full.open_decode_on_host(recorded, spec(), lambda _kind, _data: None)
     assert list(second.previews()) == []
 
