@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("app", "adaptive")
 FILES_OF_A_ROOM = 14
+LINES_OF_A_FILE = 300
 
 
 def sources() -> Iterator[Path]:
@@ -41,6 +42,16 @@ def test_every_room_says_what_it_is_for() -> None:
         if path.name == "__init__.py" and not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert silent == []
+
+
+def test_a_file_of_more_than_300_lines_says_why_in_its_docstring() -> None:
+    unexplained = [
+        path
+        for path in sources()
+        if len(path.read_text().splitlines()) > LINES_OF_A_FILE
+        and "Longer than 300 lines" not in (ast.get_docstring(ast.parse(path.read_text())) or "")
+    ]
+    assert unexplained == []
 
 
 def test_no_file_imports_itself_through_others() -> None:
