@@ -11,7 +11,7 @@ from adaptive.device.probe import open_probe
 from adaptive.families import family_of
 from adaptive.memory.profile_trace import profile_of
 from adaptive.planning.planner import Policy, plan_decode
-from adaptive.stream import decode_whole, gathered, open_decode
+from adaptive.stream import decode_whole, join_chunks, open_decode
 from adaptive.stream.offload import execution_device
 from adaptive.types import DecodePlan, LatentShape
 
@@ -45,7 +45,7 @@ def decode(
     )
     decoder = AdaptiveDecoder(vae, policy=policy, keeps_output=True)
     total = family_of(vae).video_frames(decoder.profile.traits, latents.shape[2])
-    return gathered(decoder.frames(latents, **decode_kwargs), total)
+    return join_chunks(decoder.frames(latents, **decode_kwargs), total)
 
 
 def stream_decode(

@@ -44,12 +44,12 @@ def strip_count(height: int, rows: int) -> int:
     return math.ceil(height / math.ceil(height / rows))
 
 
-def overlap_of(spatial_ratio: int) -> int:
+def overlap_latent_pixels(spatial_ratio: int) -> int:
     """Latent pixels that neighbouring approximate tiles share; even, at least 2."""
     return max(2, OVERLAP_PIXELS // spatial_ratio // 2 * 2)
 
 
-def overlapping(length: int, parts: int, overlap: int) -> tuple[Span, ...]:
+def overlapping_spans(length: int, parts: int, overlap: int) -> tuple[Span, ...]:
     """`length` latent pixels in `parts` of about equal size, each extended by `overlap / 2` at its borders.
 
     Raises `ValueError` where a part is smaller than the overlap, because more than two tiles would overlap in
@@ -62,13 +62,13 @@ def overlapping(length: int, parts: int, overlap: int) -> tuple[Span, ...]:
     return tuple(Span(max(0, start - half), min(length, stop + half)) for start, stop in pairwise(edges))
 
 
-def grids(shape: LatentShape, spatial_ratio: int) -> tuple[SpatialTiles, ...]:
+def tile_grids(shape: LatentShape, spatial_ratio: int) -> tuple[SpatialTiles, ...]:
     """Grids of approximate tiles worth trying, fewest tiles first.
 
     Tiles are about square and no smaller than their overlap. A side that is too short for two tiles is not
     cut.
     """
-    overlap = overlap_of(spatial_ratio)
+    overlap = overlap_latent_pixels(spatial_ratio)
     found = []
     for parts in (2, 3, 4, 6, 8, 12, 16, 24, 32):
         tile = max(shape.height, shape.width) / parts
@@ -83,7 +83,7 @@ def grids(shape: LatentShape, spatial_ratio: int) -> tuple[SpatialTiles, ...]:
 
 def largest_tile(shape: LatentShape, tiles: SpatialTiles, spatial_ratio: int) -> tuple[int, int]:
     """Height and width of the largest approximate tile with its overlaps, in latent pixels."""
-    overlap = overlap_of(spatial_ratio)
-    height = max(span.size for span in overlapping(shape.height, tiles.rows, overlap))
-    width = max(span.size for span in overlapping(shape.width, tiles.columns, overlap))
+    overlap = overlap_latent_pixels(spatial_ratio)
+    height = max(span.size for span in overlapping_spans(shape.height, tiles.rows, overlap))
+    width = max(span.size for span in overlapping_spans(shape.width, tiles.columns, overlap))
     return height, width

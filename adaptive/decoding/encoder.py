@@ -24,7 +24,7 @@ from adaptive.memory.traced_vae import TracedVae, dtype_name
 from adaptive.planning.planner import Policy, budget_of
 from adaptive.stream.encode_stream import EncodeStream
 from adaptive.stream.layers.convolution import convolutions_for
-from adaptive.stream.offload import execution_device, splitting_off
+from adaptive.stream.offload import execution_device, without_splitting
 from adaptive.types import strategy_of
 
 # Latent frames a chunk of a stream. Chunks of more than eight take more memory and save no time.
@@ -57,7 +57,7 @@ def encode(
         return torch.cat(list(parts), 2)
     _traits(vae).latent_frames(video.shape[2])
     device = execution_device(vae)
-    with torch.no_grad(), splitting_off(vae), convolutions_for(device):
+    with torch.no_grad(), without_splitting(vae), convolutions_for(device):
         parameters = family_of(vae).encode_whole(vae, video.to(device), encode_kwargs)
     return _posterior_values(vae, parameters, posterior)
 

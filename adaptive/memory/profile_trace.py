@@ -20,7 +20,7 @@ from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import Curve, MemoryProfile, SweepCosts, TileCosts
 from adaptive.memory.traced_vae import TRACED, TracedVae, dtype_name
 from adaptive.stream import decode_whole, open_decode
-from adaptive.stream.engines.sweep import Parking
+from adaptive.stream.engines.sweep import ParkedFrames
 from adaptive.types import Cut, LatentShape, PeakEstimate, SpatialTiles
 
 # Batched bytes are affine in latent frames beyond the first few. Streamed bytes rise until every layer's
@@ -180,12 +180,12 @@ def trace_bytes(traced: TracedVae, frames: int, frames_per_chunk: int, size: tup
     if frames_per_chunk >= frames:
         peak = trace_peak(lambda: decode_whole(traced.module, latents, **kwargs)).peak_bytes / area
         return TracedBytes(peak, 0.0, peak)
-    apart = Parking(same_memory=False)
+    apart = ParkedFrames(same_memory=False)
     with apart.active():
         device = _streamed_peak(traced, latents, frames_per_chunk, kwargs) / area
     if not apart.peak_bytes:
         return TracedBytes(device, 0.0, device)
-    with Parking(same_memory=True).active():
+    with ParkedFrames(same_memory=True).active():
         together = _streamed_peak(traced, latents, frames_per_chunk, kwargs) / area
     return TracedBytes(device, apart.peak_bytes / area, together)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from adaptive.families import family_of
 from adaptive.pipelines.capture import capture, decoder_output
 from adaptive.pipelines.recorded_call import RecordedDecode, load_calls, save_calls
-from adaptive.stream import gathered
+from adaptive.stream import join_chunks
 from adaptive.types import DecodeReport
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Attachment:
             latents = family.as_video(z, named)
             traits = family.traits(type(self._vae).__name__, self._vae.config)
             total = family.video_frames(traits, latents.shape[2])
-            video = gathered(self._decoder.frames(latents, **named), total)
+            video = join_chunks(self._decoder.frames(latents, **named), total)
             folded = video.transpose(1, 2).flatten(0, 1) if z.ndim == 4 else video
             return decoder_output(folded, return_dict)
         finally:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from adaptive.errors import UnsupportedVae
 from adaptive.memory.profile import MemoryProfile
-from adaptive.tiles import grids, strip_numbers
+from adaptive.tiles import strip_numbers, tile_grids
 from adaptive.types import Cut, LatentShape, SpatialTiles, Strategy
 
 RESERVE_BYTES = 256 * 2**20
@@ -111,7 +111,9 @@ def cuts(profile: MemoryProfile, shape: LatentShape, policy: Policy) -> tuple[Cu
             found += _independent_chunks(profile, shape, policy)
         if anything or named is Strategy.APPROXIMATE_TILED:
             size = 1 if profile.can_stream else shape.frames
-            found += [Cut(size, tiles, exact=False) for tiles in grids(shape, profile.traits.spatial_ratio)]
+            found += [
+                Cut(size, tiles, exact=False) for tiles in tile_grids(shape, profile.traits.spatial_ratio)
+            ]
     if not found:
         raise UnsupportedVae(profile.traits.vae_class, f"{policy.strategy} decoding of this shape")
     return tuple(found)

@@ -17,7 +17,7 @@ Terms used throughout this room:
 """
 
 from adaptive.stream.approximate import BlendedTiles, IndependentChunks
-from adaptive.stream.decode_stream import DecodeStream, decode_whole, gathered, open_decode
+from adaptive.stream.decode_stream import DecodeStream, decode_whole, join_chunks, open_decode
 from adaptive.stream.self_test import self_test
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "DecodeStream",
     "IndependentChunks",
     "decode_whole",
-    "gathered",
+    "join_chunks",
     "open_decode",
     "self_test",
 ]

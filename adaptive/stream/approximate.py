@@ -17,7 +17,7 @@ from adaptive.families import family_of
 from adaptive.stream.decode_stream import DecodeStream, decode_whole, open_decode
 from adaptive.stream.offload import execution_device
 from adaptive.stream.seams import SeamScore
-from adaptive.tiles import Span, overlap_of, overlapping
+from adaptive.tiles import Span, overlap_latent_pixels, overlapping_spans
 from adaptive.types import SpatialTiles
 
 
@@ -72,9 +72,9 @@ class BlendedTiles:
         self._ratio = traits.spatial_ratio
         self._streams = traits.exact_streaming
         self._total = family.video_frames(traits, latents.shape[2])
-        self._overlap = overlap_of(self._ratio)
-        rows = overlapping(latents.shape[3], tiles.rows, self._overlap)
-        columns = overlapping(latents.shape[4], tiles.columns, self._overlap)
+        self._overlap = overlap_latent_pixels(self._ratio)
+        rows = overlapping_spans(latents.shape[3], tiles.rows, self._overlap)
+        columns = overlapping_spans(latents.shape[4], tiles.columns, self._overlap)
         self._tiles = [(row, column) for row in rows for column in columns]
         self._seams = SeamScore(self._lines(rows), self._lines(columns), self._overlap * self._ratio // 2)
         self._stream: DecodeStream | None = None

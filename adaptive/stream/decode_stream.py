@@ -23,7 +23,7 @@ from adaptive.families import family_of
 from adaptive.stream.engines.engine import UNFINISHED_CHUNK, Engine, StagedEngine, State, StripwiseEngine
 from adaptive.stream.engines.stages import PENDING
 from adaptive.stream.layers.convolution import convolutions_for
-from adaptive.stream.offload import execution_device, run_offload_hook, splitting_off
+from adaptive.stream.offload import execution_device, run_offload_hook, without_splitting
 from adaptive.stream.state import moved, tensors
 from adaptive.types import VaeTraits
 
@@ -242,11 +242,11 @@ def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
     Returns `[B, C, F, H, W]` in the VAE's own range. Takes and raises what `vae.decode` does.
     """
     device = execution_device(vae)
-    with torch.no_grad(), splitting_off(vae), convolutions_for(device):
+    with torch.no_grad(), without_splitting(vae), convolutions_for(device):
         return family_of(vae).decode_whole(vae, latents.to(device), _kwargs(decode_kwargs, device))
 
 
-def gathered(chunks: Iterator[Tensor], total_frames: int) -> Tensor:
+def join_chunks(chunks: Iterator[Tensor], total_frames: int) -> Tensor:
     """Join all chunks to one tensor `[B, C, F, H, W]`, with one chunk alive at a time.
 
     A single chunk of `total_frames` is returned without a copy.

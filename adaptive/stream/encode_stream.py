@@ -16,7 +16,7 @@ from torch import Tensor
 from adaptive.families import family_of
 from adaptive.stream.engines.engine import State
 from adaptive.stream.layers.convolution import convolutions_for
-from adaptive.stream.offload import execution_device, run_offload_hook, splitting_off
+from adaptive.stream.offload import execution_device, run_offload_hook, without_splitting
 from adaptive.stream.state import tensors
 
 _UNKNOWN_LENGTH = 2**62 + 1  # has the form 8k+1, which every VAE accepts
@@ -91,7 +91,7 @@ class EncodeStream:
         if ended:
             self._expected = self._traits.latent_frames(self.position + chunk.shape[2])
         run_offload_hook(self._vae)
-        with torch.no_grad(), splitting_off(self._vae), convolutions_for(self._device):
+        with torch.no_grad(), without_splitting(self._vae), convolutions_for(self._device):
             # Encoders that stream are causal: they keep nothing back, so the chunk is the only limit needed.
             chunk = chunk.to(self._device)
             return self._engine.advance(self._state, chunk, limit=_UNKNOWN_LENGTH, ended=ended)

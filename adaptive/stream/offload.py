@@ -44,7 +44,7 @@ def _flat(hook: Any) -> tuple[Any, ...]:
 
 
 @contextmanager
-def splitting_off(vae: Any) -> Iterator[None]:
+def without_splitting(vae: Any) -> Iterator[None]:
     """Within the context, slicing, tiling and framewise coding are off.
 
     A call then computes its whole input at once.

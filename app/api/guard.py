@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import Problem
-from app.service.logs import bound
+from app.service.logs import bind_ids
 
 log = logging.getLogger(__name__)
 REQUEST_ID = "X-Request-Id"
@@ -55,7 +55,7 @@ class Guard:
                 headers[REQUEST_ID] = request_id
             await send(message)
 
-        with bound(request_id=request_id):
+        with bind_ids(request_id=request_id):
             try:
                 await self._serve(scope, receive, send_safely)
             finally:

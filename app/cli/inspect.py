@@ -23,12 +23,12 @@ def doctor(
 
     Prints what is wrong and what to do. The exit status is 1 if a fault prevents jobs from running.
     """
-    from app.doctor import Standing, examine
+    from app.doctor import CheckResult, examine
 
     colours = {
-        Standing.OK: typer.colors.GREEN,
-        Standing.NOTE: typer.colors.YELLOW,
-        Standing.WRONG: typer.colors.RED,
+        CheckResult.OK: typer.colors.GREEN,
+        CheckResult.NOTE: typer.colors.YELLOW,
+        CheckResult.WRONG: typer.colors.RED,
     }
     found = []
     for finding in examine(settings_with(data_dir=data_dir)):
@@ -39,7 +39,7 @@ def doctor(
         typer.echo(f" {finding.subject:10} {finding.detail}")
         if finding.advice:
             typer.echo(f"{'':17} {finding.advice}")
-    wrong = any(finding.standing is Standing.WRONG for finding in found)
+    wrong = any(finding.standing is CheckResult.WRONG for finding in found)
     if as_json:
         typer.echo(json.dumps({"ok": not wrong, "findings": [one.as_json() for one in found]}, indent=2))
     if wrong:

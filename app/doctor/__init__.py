@@ -8,9 +8,9 @@ machine   checks of driver, GPUs, torch, video encoder and models
 from collections.abc import Iterator
 
 from app.config import Settings
-from app.doctor.findings import Finding, Standing
+from app.doctor.findings import CheckResult, Finding
 
-__all__ = ["Finding", "Standing", "examine"]
+__all__ = ["CheckResult", "Finding", "examine"]
 
 
 def examine(settings: Settings) -> Iterator[Finding]:

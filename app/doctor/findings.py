@@ -6,7 +6,7 @@ from enum import StrEnum
 from app.jobs import Json
 
 
-class Standing(StrEnum):
+class CheckResult(StrEnum):
     """The result of a check: OK, a note that does not affect jobs, or a fault that prevents them."""
 
     OK = "ok"
@@ -19,7 +19,7 @@ class Finding:
     """The result of one check; `advice` says what to do if it is not OK."""
 
     subject: str
-    standing: Standing
+    standing: CheckResult
     detail: str
     advice: str = ""
 
@@ -35,14 +35,14 @@ class Finding:
 
 def ok(subject: str, detail: str) -> Finding:
     """Return a finding without a fault."""
-    return Finding(subject, Standing.OK, detail)
+    return Finding(subject, CheckResult.OK, detail)
 
 
 def note(subject: str, detail: str, advice: str) -> Finding:
     """Return a finding that does not prevent jobs."""
-    return Finding(subject, Standing.NOTE, detail, advice)
+    return Finding(subject, CheckResult.NOTE, detail, advice)
 
 
 def wrong(subject: str, detail: str, advice: str) -> Finding:
     """Return a finding that prevents jobs from running."""
-    return Finding(subject, Standing.WRONG, detail, advice)
+    return Finding(subject, CheckResult.WRONG, detail, advice)

@@ -12,7 +12,7 @@ from typing import Any
 
 from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
 from app.config import ConfigError, Settings
-from app.doctor.findings import Finding, Standing, note, ok, wrong
+from app.doctor.findings import CheckResult, Finding, note, ok, wrong
 from app.models.entries import ModelEntry, load_models
 from app.units import format_bytes
 
@@ -164,7 +164,7 @@ def _not_downloaded(entries: list[ModelEntry], default: str) -> Iterator[Finding
     hub = _hub() if entries else None
     for entry in entries:
         detail = f"{entry.name}: {entry.source} is not downloaded yet"
-        if hub is None or hub.standing is Standing.OK:
+        if hub is None or hub.standing is CheckResult.OK:
             yield note("model", detail, "The first job that uses the model downloads it.")
         else:
             make = wrong if entry.name == default else note

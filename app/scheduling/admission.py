@@ -168,7 +168,7 @@ class Admission:
         self._workers = workers
         self._reserve_bytes = reserve_bytes
 
-    def judge(self, spec: JobSpec) -> Verdict:
+    def admit(self, spec: JobSpec) -> Verdict:
         """Admit the job and plan its decode.
 
         Raises `ProfilePending`, `FitsNowhere`, or `UnsupportedVae` for a forced strategy that the VAE does

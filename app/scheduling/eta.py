@@ -69,7 +69,7 @@ class WaitingTimes:
     store: JobStore
     alive_workers: Callable[[], Sequence[WorkerRow]]
 
-    def of_job(self, job: Job) -> float | None:
+    def seconds_for_job(self, job: Job) -> float | None:
         """Seconds until `job` is expected to be done; None if it has ended or no job has finished yet."""
         expected = self.run_times.expected(job.spec.model)
         if expected is None or job.status.is_terminal:
@@ -78,7 +78,7 @@ class WaitingTimes:
             return round(_remaining_seconds(job, expected), 1)
         return self._queued_seconds(expected, _total_seconds(job, expected), job.queue_position or 1)
 
-    def of_new(self, model: str, plan: Json) -> float | None:
+    def seconds_for_new_job(self, model: str, plan: Json) -> float | None:
         """Seconds until a job with `plan`, submitted now, would be done; None if no job has finished yet."""
         expected = self.run_times.expected(model)
         if expected is None:

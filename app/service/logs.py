@@ -1,8 +1,9 @@
 """Logging of every process: one line for each event, to standard error, as text or as JSON.
 
 An event is logged as `log.info("job_started job_id=%s attempt=%d", job_id, attempt)`: a name and fields. In
-JSON the fields keep their types. `bound` adds ids to every event logged inside its block, in the same thread
-or task. The level can be changed while processes run: each process polls a small file in the data folder.
+JSON the fields keep their types. `bind_ids` adds ids to every event logged inside its block, in the same
+thread or task. The level can be changed while processes run: each process polls a small file in the data
+folder.
 """
 
 import json
@@ -31,7 +32,7 @@ _bound: ContextVar[Mapping[str, Any]] = ContextVar("bound", default=MappingProxy
 
 
 @contextmanager
-def bound(**ids: Any) -> Iterator[None]:
+def bind_ids(**ids: Any) -> Iterator[None]:
     """Add these ids to every event of the block."""
     token = _bound.set({**_bound.get(), **ids})
     try:

@@ -195,7 +195,7 @@ class ClipDecoding:
 
     def report(self) -> Json:
         """See `Decoding.report`."""
-        return whole_report(self._reports)
+        return combined_report(self._reports)
 
 
 def video_shape(vae: Any, clip: RecordedClip) -> VideoShape:
@@ -221,7 +221,7 @@ def _longest_call(vae: Any, clip: RecordedClip) -> int:
     return max((shape[2] for shape in shapes), default=0)
 
 
-def whole_report(reports: Sequence[Json]) -> Json:
+def combined_report(reports: Sequence[Json]) -> Json:
     """Merge the reports of a clip's decodes into one.
 
     It has the rung that comes last in the fallback order, the highest peaks, the seam score of largest

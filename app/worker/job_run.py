@@ -20,7 +20,7 @@ from app.media.thumbnails import write_jpeg
 from app.media.video import VideoWriter
 from app.models.entries import ModelEntry
 from app.store import JobStore
-from app.worker.decoding import Decoding, OutOfMemory, whole_report
+from app.worker.decoding import Decoding, OutOfMemory, combined_report
 from app.worker.engine import Engine
 from app.worker.frame_transfer import FrameTransfer, samples_of, to_pixels
 from app.worker.job_control import JobControl, JobLost, JobYielded, never_yield, wait_for_memory
@@ -150,7 +150,7 @@ class JobRun:
                     self._control.check()
                     self._report(done / shape.frames)
                 reports.append(decoding.report())
-            self.decode = {**whole_report(reports), "vae": self._entry.vae_class}
+            self.decode = {**combined_report(reports), "vae": self._entry.vae_class}
             self._encode_rest(writer)
         return {
             "frames": shape.frames,

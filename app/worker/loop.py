@@ -17,7 +17,7 @@ from app.config import Settings
 from app.jobs import Claim, JobStatus
 from app.models.entries import ModelEntry
 from app.models.loading import import_pipeline
-from app.service.logs import bound
+from app.service.logs import bind_ids
 from app.store import JobStore, StoreUnavailable
 from app.worker.engine import Engine
 from app.worker.job_control import JobCanceled, JobControl, JobLost, JobYielded, WorkerStopping
@@ -105,7 +105,7 @@ class Worker:
         log.info("job_started job_id=%s worker_id=%s attempt=%d", job_id, self._id, claim.job.attempts)
         following: Claim | None = None
         try:
-            with bound(job_id=job_id, worker_id=self._id):
+            with bind_ids(job_id=job_id, worker_id=self._id):
                 outcome = self._outcome(claim, control)
         except JobYielded as yielded:
             outcome, following = "yielded", yielded.claim

@@ -44,7 +44,7 @@ from adaptive.families import family_of
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import profile_of
-from adaptive.stream.offload import splitting_off
+from adaptive.stream.offload import without_splitting
 
 AUTO_SHARE = 0.6
 
@@ -67,7 +67,7 @@ class Row:
 
 def _batched(kwargs: dict[str, Any]) -> Way:
     def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
-        with torch.no_grad(), splitting_off(vae):  # `decode_whole` chooses convolutions besides
+        with torch.no_grad(), without_splitting(vae):  # `decode_whole` chooses convolutions besides
             frames = family_of(vae).decode_whole(vae, latents, kwargs)
         yield frames
 

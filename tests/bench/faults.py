@@ -351,7 +351,7 @@ def folder(report: Report, model: Path) -> Iterator[Path]:
                 subprocess.run(["umount", "-l", name], check=True)
 
 
-def judge(data_dir: Path, expected: int, report: Report) -> None:
+def admit(data_dir: Path, expected: int, report: Report) -> None:
     """Look at what is in the table and on the disk now that the dust has settled."""
     store = open_store(Settings(data_dir=data_dir))
     jobs = store.page(limit=expected + 100)
@@ -398,7 +398,7 @@ def campaign(jobs: int, faults: int, model: Path, lock_seconds: Sequence[float] 
         world.over.set()
         attacker.join()
         world.see_to_it()
-        judge(data_dir, work.handed_in, report)
+        admit(data_dir, work.handed_in, report)
         world.service.stop()
     report.seconds = round(time.monotonic() - started, 1)
     return report

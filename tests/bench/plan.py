@@ -171,7 +171,7 @@ def _profile(service: Any, requests: list[bytes]) -> None:
         fields = json.loads(body)
         profiler.enable()
         try:
-            verdict = service.admission.judge(job_spec(fields, service.models))
+            verdict = service.admission.admit(job_spec(fields, service.models))
             rungs_json(verdict.rungs, verdict.plan)
             assert verdict.largest is not None
         except (AdaptiveError, Problem):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 
 @dataclass(slots=True)
-class Parking:
+class ParkedFrames:
     """Counts the parked frames of a trace on meta tensors.
 
     `same_memory`: host and device memory are the same, as on a CPU, so the device's own accounting sees the
@@ -49,13 +49,13 @@ class Parking:
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
 
-_PARKING: ContextVar[Parking | None] = ContextVar("parking", default=None)
+_PARKING: ContextVar[ParkedFrames | None] = ContextVar("parking", default=None)
 
 
 class _MetaFrame:
     """A parked frame of a meta tensor: its shape and dtype, without memory on the device."""
 
-    def __init__(self, frame: Tensor, parking: Parking | None) -> None:
+    def __init__(self, frame: Tensor, parking: ParkedFrames | None) -> None:
         self.shape = frame.shape
         self.dtype = frame.dtype
         if parking is not None:

@@ -44,7 +44,9 @@ DECODE_FIELDS = frozenset({"decode_strategy", "frames_per_chunk", "exact_only", 
 
 def view(service: Service, job: Job, owner: str | None) -> Json:
     """Return the job's JSON with its ETA, preview links and, if it waits for memory, what it waits for."""
-    shown = job_view(job, service.models.get(job.spec.model), eta_seconds=service.waiting_times.of_job(job))
+    shown = job_view(
+        job, service.models.get(job.spec.model), eta_seconds=service.waiting_times.seconds_for_job(job)
+    )
     if job.stage in STAGES_WITH_PREVIEWS and not job.expired:
         previews = job_artifacts(service.settings.jobs_dir, job.id).previews()
         shown["links"]["previews"] = [f"/jobs/{job.id}/previews/{number}.jpg" for number in range(previews)]
@@ -108,7 +110,7 @@ def build_submission(
     if last_image is not None:
         with _name_in_errors("last_image"):
             check_image(last_image, service.image_limits)
-    verdict = service.admission.judge(spec)
+    verdict = service.admission.admit(spec)
     key = service.keys.of_owner(owner)
     return Submission(
         spec=spec,
@@ -160,7 +162,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
     parts.fields["prompt"] = parts.fields.get("prompt") or "plan"
     spec = job_spec(parts.fields, service.models, has_last_image="last_image" in parts.images)
     check_key_limits(service, owner, spec)
-    verdict = service.admission.judge(spec)
+    verdict = service.admission.admit(spec)
     largest = verdict.largest
     return {
         "model": spec.model,
@@ -168,7 +170,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
         "needed_bytes": verdict.needed_bytes,
         "rungs": rungs_json(verdict.rungs, verdict.plan),
         "largest": None if largest is None else asdict(largest),
-        "eta_seconds": service.waiting_times.of_new(spec.model, verdict.plan),
+        "eta_seconds": service.waiting_times.seconds_for_new_job(spec.model, verdict.plan),
         "request": spec.model_dump(mode="json", exclude={"prompt", "seed"}),
     }
 
@@ -218,7 +220,7 @@ def _queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: st
     spec = JobSpec.model_validate({**job.spec.model_dump(), **changes})
     if spec.model not in service.models:
         raise Problem(409, "model_gone", f"model {spec.model} is no longer available")
-    verdict = service.admission.judge(spec)
+    verdict = service.admission.admit(spec)
     changed = {name: getattr(spec, name) for name in changes}
     queued = service.store.queue_again(
         job.id, changes=changed, plan=verdict.plan, needed_bytes=verdict.needed_bytes, why=why

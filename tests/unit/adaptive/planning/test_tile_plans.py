@@ -8,7 +8,15 @@ import pytest
 from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.memory.profile import Curve, MemoryProfile, TileCosts
 from adaptive.planning.planner import Policy, plan_decode, rungs
-from adaptive.tiles import grids, largest_tile, overlap_of, overlapping, strip_count, strip_numbers, strips
+from adaptive.tiles import (
+    largest_tile,
+    overlap_latent_pixels,
+    overlapping_spans,
+    strip_count,
+    strip_numbers,
+    strips,
+    tile_grids,
+)
 from adaptive.types import Cut, LatentShape, MemoryReading, SpatialTiles, Strategy
 
 SHAPE = LatentShape(batch=1, channels=128, frames=7, height=32, width=48)
@@ -49,27 +57,29 @@ def test_strips_worth_trying_end_at_one_row_each(height: int, numbers: tuple[int
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_overlapping_parts_share_as_much_as_they_should_with_each_neighbour(parts: int) -> None:
-    spans = overlapping(23, parts, 4)
+    spans = overlapping_spans(23, parts, 4)
     assert (spans[0].start, spans[-1].stop) == (0, 23)
     assert [left.stop - right.start for left, right in pairwise(spans)] == [4] * (parts - 1)
 
 
 def test_parts_smaller_than_their_overlap_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot be cut"):
-        overlapping(10, 3, 4)
+        overlapping_spans(10, 3, 4)
 
 
 @pytest.mark.parametrize("ratio", [8, 32])
 def test_every_grid_worth_trying_can_be_laid_and_is_smaller_than_the_one_before(ratio: int) -> None:
     shape = LatentShape(1, 4, 3, 60, 107)
-    areas = [height * width for height, width in (largest_tile(shape, g, ratio) for g in grids(shape, ratio))]
+    areas = [
+        height * width for height, width in (largest_tile(shape, g, ratio) for g in tile_grids(shape, ratio))
+    ]
     assert areas == sorted(areas, reverse=True)
     assert areas[-1] < 0.3 * 60 * 107
-    assert overlap_of(ratio) * ratio == 128
+    assert overlap_latent_pixels(ratio) * ratio == 128
 
 
 def test_a_picture_too_small_to_overlap_has_no_grid() -> None:
-    assert grids(LatentShape(1, 4, 3, 7, 7), 32) == ()
+    assert tile_grids(LatentShape(1, 4, 3, 7, 7), 32) == ()
 
 
 def test_tiles_are_taken_only_when_one_whole_frame_does_not_fit(tiled_profile: MemoryProfile) -> None:

@@ -53,11 +53,11 @@ def test_every_hook_of_every_module_is_called_and_still_there(name: str) -> None
         if path.startswith("decoder"):
             add_hook_to_module(module, Counting(calls, path))
     decode_whole(vae, latents, **kwargs)
-    splitting_off = set(calls)
+    without_splitting = set(calls)
     calls.clear()
     before = attributes(vae)
     assert relative_error(streamed(vae, latents, [2, 1], **kwargs), expected) <= 2e-5
-    assert set(calls) == splitting_off
+    assert set(calls) == without_splitting
     assert all(calls[f"before {path}"] == calls[f"after {path}"] for path in _paths(calls))
     assert attributes(vae) == before
 

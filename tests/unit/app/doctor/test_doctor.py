@@ -15,7 +15,7 @@ import pytest
 from nvml_stub import StubGpu
 
 from app.config import Settings
-from app.doctor import Standing, machine, place
+from app.doctor import CheckResult, machine, place
 from app.doctor.findings import Finding
 from app.service.processes import _data_folder_locked
 from app.store import health, open_store
@@ -36,19 +36,19 @@ def database_path(settings: Settings) -> Path:
 def test_a_folder_that_cannot_be_made_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = place.disk(Settings(data_dir=tmp_path / "file" / "data"))
-    assert found.standing is Standing.WRONG
+    assert found.standing is CheckResult.WRONG
     assert "FRAMEFIT_DATA_DIR" in found.advice
 
 
 def test_a_full_disk_is_wrong(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert place.disk(settings).standing is Standing.OK
+    assert place.disk(settings).standing is CheckResult.OK
     monkeypatch.setattr(place, "LOW_DISK_BYTES", 2**60)
-    assert place.disk(settings).standing is Standing.WRONG
+    assert place.disk(settings).standing is CheckResult.WRONG
 
 
 def test_a_database_that_is_not_there_yet_is_not_made(settings: Settings) -> None:
     found = place.database(settings)
-    assert (found.standing, "first start" in found.detail) == (Standing.OK, True)
+    assert (found.standing, "first start" in found.detail) == (CheckResult.OK, True)
     assert not database_path(settings).exists()
 
 
@@ -56,7 +56,7 @@ def test_an_old_schema_is_told_and_left_as_it_is(settings: Settings) -> None:
     with closing(sqlite3.connect(database_path(settings))) as connection:
         connection.executescript(OLD_SCHEMA.read_text())
     found = place.database(settings)
-    assert (found.standing, "schema 0001, upgraded to" in found.detail) == (Standing.OK, True)
+    assert (found.standing, "schema 0001, upgraded to" in found.detail) == (CheckResult.OK, True)
     assert place.database(settings).detail == found.detail
 
 
@@ -66,7 +66,7 @@ def test_a_schema_of_a_later_version_is_wrong(settings: Settings) -> None:
     with closing(sqlite3.connect(database_path(settings))) as connection, connection:
         connection.execute("update alembic_version set version_num = '9999'")
     found = place.database(settings)
-    assert (found.standing, "newer Framefit" in found.detail) == (Standing.WRONG, True)
+    assert (found.standing, "newer Framefit" in found.detail) == (CheckResult.WRONG, True)
 
 
 def test_a_database_that_somebody_holds_is_wrong(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +76,8 @@ def test_a_database_that_somebody_holds_is_wrong(settings: Settings, monkeypatch
     with closing(sqlite3.connect(database_path(settings), isolation_level=None)) as holder:
         holder.execute("begin immediate")
         found = place.database(settings)
-    assert (found.standing, "locked" in found.detail) == (Standing.WRONG, True)
-    assert place.database(settings).standing is Standing.OK
+    assert (found.standing, "locked" in found.detail) == (CheckResult.WRONG, True)
+    assert place.database(settings).standing is CheckResult.OK
 
 
 def test_a_postgresql_server_is_looked_at_in_the_same_way(
@@ -87,13 +87,13 @@ def test_a_postgresql_server_is_looked_at_in_the_same_way(
     assert "first start" in place.database(settings).detail
     with closing(open_store(settings)) as store:
         store.migrate()
-    assert place.database(settings).standing is Standing.OK
+    assert place.database(settings).standing is CheckResult.OK
     monkeypatch.setattr(health, "LOCK_SECONDS", 0.1)
     holder = open_engines(empty_postgres)[0]
     with holder.begin():
         found = place.database(settings)
     holder.dispose()
-    assert (found.standing, "write lock" in found.detail) == (Standing.WRONG, True)
+    assert (found.standing, "write lock" in found.detail) == (CheckResult.WRONG, True)
 
 
 @pytest.mark.parametrize(
@@ -101,24 +101,24 @@ def test_a_postgresql_server_is_looked_at_in_the_same_way(
 )
 def test_an_address_with_no_database_behind_it_is_wrong(tmp_path: Path, url: str) -> None:
     found = place.database(Settings(data_dir=tmp_path, database_url=url))
-    assert (found.standing, "FRAMEFIT_DATABASE_URL" in found.advice) == (Standing.WRONG, True)
+    assert (found.standing, "FRAMEFIT_DATABASE_URL" in found.advice) == (CheckResult.WRONG, True)
 
 
 def test_what_is_no_database_is_wrong(settings: Settings) -> None:
     database_path(settings).write_text("a letter, not a database" * 100)
-    assert place.database(settings).standing is Standing.WRONG
+    assert place.database(settings).standing is CheckResult.WRONG
 
 
 def test_a_port_is_free_taken_or_ones_own(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = Settings(data_dir=tmp_path, port=taken.getsockname()[1])
         found = place.port(settings)
-        assert (found.standing, "FRAMEFIT_PORT" in found.advice) == (Standing.WRONG, True)
+        assert (found.standing, "FRAMEFIT_PORT" in found.advice) == (CheckResult.WRONG, True)
         with _data_folder_locked(tmp_path):
             (tmp_path / "service.json").write_text(json.dumps({"url": "http://here", "pid": 1}))
             found = place.port(settings)
-        assert (found.standing, "http://here" in found.detail) == (Standing.OK, True)
-    assert place.port(settings).standing is Standing.OK
+        assert (found.standing, "http://here" in found.detail) == (CheckResult.OK, True)
+    assert place.port(settings).standing is CheckResult.OK
 
 
 def test_few_open_files_and_little_memory_are_worth_a_note(
@@ -131,7 +131,7 @@ def test_few_open_files_and_little_memory_are_worth_a_note(
         found = {one.subject: one for one in place.limits(settings)}
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert {one.standing for one in found.values()} == {Standing.NOTE}
+    assert {one.standing for one in found.values()} == {CheckResult.NOTE}
     assert "ulimit -n" in found["files"].advice
 
 
@@ -187,6 +187,6 @@ def test_a_model_that_may_be_quantized_needs_the_library_for_that(
     assert told() == []
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda _name: None)
     (found,) = told()
-    assert found.standing is Standing.WRONG
+    assert found.standing is CheckResult.WRONG
     assert "ltx-video" in found.detail
     assert "framefit[quantize]" in found.advice

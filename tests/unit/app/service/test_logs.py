@@ -32,7 +32,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_an_event_becomes_json_with_typed_fields_and_ids(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", form="json", process="worker")
-    with logs.bound(job_id="j", worker_id="w"):
+    with logs.bind_ids(job_id="j", worker_id="w"):
         log.info("process_ended name=%s status=%d seconds=%.1f by=signal", 'api "1"', 3, 0.25)
     (line,) = map(json.loads, lines(capsys))
     assert line.pop("at").endswith("+00:00")
@@ -79,7 +79,7 @@ def test_a_traceback_stays_on_the_line_of_its_event(capsys: pytest.CaptureFixtur
 
 def test_text_ends_with_the_ids_that_the_event_does_not_tell(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info")
-    with logs.bound(job_id="j", request_id="r"):
+    with logs.bind_ids(job_id="j", request_id="r"):
         log.info("job_ended job_id=%s", "j")
     (line,) = lines(capsys)
     assert line.endswith("INFO app.somewhere job_ended job_id=j request_id=r")
@@ -87,7 +87,7 @@ def test_text_ends_with_the_ids_that_the_event_does_not_tell(capsys: pytest.Capt
 
 def test_ids_are_those_of_the_thread_that_logs(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", form="json")
-    with logs.bound(job_id="j"):
+    with logs.bind_ids(job_id="j"):
         other = threading.Thread(target=log.info, args=("elsewhere",))
         other.start()
         other.join()
