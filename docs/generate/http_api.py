@@ -17,7 +17,7 @@ from app.config import Settings
 TITLES = {
     "jobs": "Jobs",
     "planning": "Planning",
-    "openai": "OpenAI's form",
+    "openai": "OpenAI-compatible routes",
     "service": "The service",
 }
 TEXTS: dict[str, dict[str, str]] = tomllib.loads(
@@ -26,23 +26,24 @@ TEXTS: dict[str, dict[str, str]] = tomllib.loads(
 HEAD = """# HTTP API
 
 The service listens on `http://127.0.0.1:8000` unless [settings](settings.md) say otherwise.
-`GET /openapi.json` has this page as an OpenAPI document, with the schema of every answer.
+`GET /openapi.json` is the OpenAPI document of this API, with the schema of every answer.
 
 * Requests are forms (`multipart/form-data`) or JSON. In JSON an image is a data URL.
 * Answers are JSON. Times are RFC 3339 in UTC, sizes are bytes, durations are seconds.
 * An error is a problem document (RFC 9457) with a stable `code`: see [error codes](#error-codes).
-* Every answer has an `X-Request-Id`: your own if you sent one. The log has the same id.
+* Every answer has an `X-Request-Id`, which the log repeats. If you send one, it is used.
 * With API keys set, send `Authorization: Bearer KEY`. A caller sees only the jobs of its own key.
 
 Queue a job, follow it, fetch the video:
 
 ```sh
-curl -F image=@photo.jpg -F prompt="a slow pan to the right" http://127.0.0.1:8000/generate
+curl http://127.0.0.1:8000/generate -F image=@photo.jpg -F prompt="pan right"
 curl -N http://127.0.0.1:8000/jobs/JOB_ID/events
 curl -o out.mp4 http://127.0.0.1:8000/jobs/JOB_ID/video
 ```
 
-The same with JSON, a forced strategy, and a key that makes the request safe to repeat:
+The same with JSON, a forced strategy, and an idempotency key. A repeated request with the same key returns the
+same job:
 
 ```sh
 curl http://127.0.0.1:8000/generate \\
@@ -63,14 +64,13 @@ CODES = """## Error codes
 }
 ```
 
-Programs should read `code`; `detail` is for people and may change. Under `/v1/` the same code comes in
-OpenAI's form:
-`{"error": {"code": ..., "message": ...}}`.
+Programs should read `code`; `detail` is for people and may change. Under `/v1/` the answer has the
+same code in OpenAI's format: `{"error": {"code": ..., "message": ...}}`.
 """
 JOB_CODES = """## Errors of failed jobs
 
 A job with status `failed` has an `error` with a `code` and a `message`. `POST /jobs/{id}/retry` runs it
-again, from its saved latents where it has them.
+again. If its latents were saved, denoising is not repeated.
 """
 
 
@@ -163,7 +163,10 @@ def _route(document: Mapping[str, Any], method: str, path: str, operation: Mappi
 def _purpose(operation: Mapping[str, Any]) -> str:
     """Summary and description of a route."""
     description = one_line(operation.get("description", ""))
-    return description if _is_bare(operation) else f"**{operation['summary']}.** {description}".strip()
+    if _is_bare(operation):
+        return description
+    title = f"{operation['summary']}."
+    return f"**{title}** {description}".strip() if description != title else f"**{title}**"
 
 
 def _is_generate(content: Mapping[str, Any]) -> bool:

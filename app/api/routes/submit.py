@@ -155,8 +155,8 @@ def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes, last_image
     openapi_extra=PLAN_BODY,
 )
 def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Json:
-    """Dry run of POST /generate: the same checks and plan, and the memory of each decode option (rung). No
-    image is needed.
+    """Dry run of POST /generate: checks the video's fields and returns the plan and the memory of each decode
+    option (rung). It needs no image and no prompt, and checks neither the image nor the webhook.
     """
     parts = parse_body(request.headers.get("content-type", ""), body)
     parts.fields["prompt"] = parts.fields.get("prompt") or "plan"
