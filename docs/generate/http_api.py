@@ -42,8 +42,8 @@ curl -N http://127.0.0.1:8000/jobs/JOB_ID/events
 curl -o out.mp4 http://127.0.0.1:8000/jobs/JOB_ID/video
 ```
 
-The same with JSON, a forced strategy, and an idempotency key. A repeated request with the same key returns the
-same job:
+The same with JSON, a forced strategy, and an idempotency key. If a request is repeated with the same key, the
+answer is the first job:
 
 ```sh
 curl http://127.0.0.1:8000/generate \\

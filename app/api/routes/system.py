@@ -174,8 +174,8 @@ def readyz(service: TheService) -> JSONResponse:
 def metrics(service: TheService) -> Response:
     """Return all metrics in Prometheus's text format.
 
-    Gives 503 while a starting process counts the past events: a scrape would take the rising counters for new
-    events.
+    The answer is 503 while a starting process still counts past events, because Prometheus would take them
+    for new ones.
     """
     if not service.feed.caught_up:
         return PlainTextResponse("counting past events", 503, headers={"Retry-After": "1"})
