@@ -81,7 +81,8 @@ def save_requirements(settings: Settings, entry: ModelEntry, requirements: Model
 
 
 def _requirements_path(settings: Settings, entry: ModelEntry) -> Path:
-    return profile_path(settings, entry).with_suffix(".requirements.json")
+    # Existing data folders hold files with this suffix.
+    return profile_path(settings, entry).with_suffix(".demand.json")
 
 
 @cache
