@@ -31,7 +31,7 @@ import httpx
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "acceptance")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "acceptance")]
 
 from running_service import RunningService  # noqa: E402
 
