@@ -1,6 +1,5 @@
 """The JSON of jobs, events, devices and models, as pure functions of the stored rows."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from app.jobs import Event, Job, JobStatus, Json, WorkerRow
@@ -133,8 +132,3 @@ def model_view(entry: ModelEntry, *, is_default: bool) -> Json:
         "limits": entry.limits.model_dump(),
         "is_default": is_default,
     }
-
-
-def counts_view(counts: Mapping[JobStatus, int]) -> Json:
-    """Return the JSON of the number of jobs by status."""
-    return {str(status): number for status, number in counts.items()}

@@ -12,7 +12,6 @@ from pathlib import Path
 
 SOURCE = "builtin:builtin"
 MODEL_FOLDER = Path(__file__).with_name("model")
-NOTICE = "The built-in model is a demonstration: it only pans over your photo or holds it still."
 
 
 @dataclass(frozen=True, slots=True)
