@@ -16,7 +16,7 @@ $(BIN)/python:
 		{ echo "Framefit needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is missing (Debian: apt install python3-venv)"; exit 1; }
 
-# constraints.txt pins torch only. pip chooses its build: CUDA on Linux, unless an index with CPU builds is set.
+# constraints.txt pins versions, but not torch's build. pip chooses that: CUDA on Linux, unless an index with CPU builds is set.
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@

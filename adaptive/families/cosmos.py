@@ -81,9 +81,7 @@ def _downsample(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Ten
 def _attention(
     chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor, mask: Any = None
 ) -> Tensor:
-    """Attention within a frame stays as it is; attention over time (`[B*H*W, 1, T, C]`) has a key-value
-    cache.
-    """
+    """Attention within a frame is unchanged; attention over time (`[B*H*W, 1, T, C]`) uses a cache."""
     from adaptive.stream.engines.chunk_pass import attend_to_past
 
     if type(layer.processor).__name__ == "CosmosSpatialAttentionProcessor2_0":

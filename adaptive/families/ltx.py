@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def no_patches_in_time(config: Config) -> bool:
-    """Whether a latent frame stands for whole frames: only then is the decode streamed."""
+    """Whether a latent frame decodes to whole frames. If not, chunks cannot be streamed."""
     return bool(config.get("patch_size_t", 1) == 1)
 
 

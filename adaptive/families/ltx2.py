@@ -1,5 +1,5 @@
-"""LTX-2's video VAE: the layers of LTX-Video, which are told at each call whether to be causal, with other
-norms and paddings. Serves `AutoencoderKLLTX2Video`.
+"""LTX-2's video VAE: the layers of LTX-Video with other norms and paddings. `causal` is an argument of each
+call. Serves `AutoencoderKLLTX2Video`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Applies a weight placement to a pipeline with diffusers' own offloading.
 
-`adaptive.planning.planner` chooses the placement. Must not know sizes, jobs or files.
+`adaptive.planning.weight_placement` chooses the placement. Must not know sizes, jobs or files.
 """
 
 from collections.abc import Callable, Sequence

@@ -80,7 +80,7 @@ def _trace_vae(settings: Settings, entry: ModelEntry) -> bool:
     found = (traits.vae_class, traits.temporal_ratio, traits.first_frame_alone)
     if configured != found or entry.size_multiple % traits.spatial_ratio:
         log.error(
-            "model_misdescribed model=%s told=%s found=%s ratio=%d",
+            "model_misdescribed model=%s configured=%s traced=%s ratio=%d",
             entry.name,
             configured,
             found,

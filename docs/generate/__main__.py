@@ -32,7 +32,7 @@ def texts() -> dict[Path, str]:
 
 
 def _noted(text: str) -> str:
-    """The page with a note for whoever opens it to edit it; the title stays the first line."""
+    """The page with a note for its editors after the title, which stays the first line."""
     title, _, rest = text.rstrip().partition("\n")
     return f"{title}\n\n{NOTE}\n{rest}\n"
 

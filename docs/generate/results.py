@@ -32,6 +32,6 @@ def _table(name: str) -> str:
 
 
 def _included(name: str) -> str:
-    """A results file as it is, its headings one level down."""
+    """The text of a results file, with headings one level down."""
     lines = (RESULTS / name).read_text(encoding="utf-8").strip().splitlines()
     return "\n".join(f"#{line}" if line.startswith("#") else line for line in lines)

@@ -100,4 +100,4 @@ def refuse_arguments(vae: Any, arguments: Iterable[str], action: str) -> None:
     """Raise `UnsupportedVae` if there are `arguments`, which the engine would have to ignore."""
     names = ", ".join(arguments)
     if names:
-        raise UnsupportedVae(type(vae).__name__, f"{action} in chunks with arguments of its own: {names}")
+        raise UnsupportedVae(type(vae).__name__, f"{action} in chunks with the arguments {names}")
