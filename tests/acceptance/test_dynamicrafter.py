@@ -93,7 +93,7 @@ def test_every_way_to_decode_gives_the_same_video(
         assert difference.mean((1, 2, 3)).max() < 1, "a frame is another one"
 
 
-def test_the_last_image_changes_the_video_and_is_told_with_the_job(service: RunningService) -> None:
+def test_the_last_image_changes_the_video_and_is_shown_with_the_job(service: RunningService) -> None:
     alone, frames = made(service)
     between, others = made(service, photo(2))
     assert not np.array_equal(frames, others)

@@ -28,7 +28,7 @@ def neighbour() -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def test_a_job_waits_for_a_neighbours_memory_and_goes_on_when_it_comes_free(
+def test_a_job_waits_for_a_neighbours_memory_and_continues_when_it_is_freed(
     start_service: StartService, neighbour: subprocess.Popen[str]
 ) -> None:
     # All that is free now, and a little more, is to be left alone: nothing fits until the neighbour goes.

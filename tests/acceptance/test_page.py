@@ -79,7 +79,7 @@ def open_page(browser: Any, shared_service: RunningService) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_a_photo_becomes_a_video_that_plays_and_its_decision_is_told(
+def test_a_photo_becomes_a_video_that_plays_and_its_decision_is_shown(
     open_page: Any, shared_service: RunningService
 ) -> None:
     page = open_page()
@@ -143,7 +143,7 @@ def test_a_size_the_model_cannot_make_is_corrected_with_one_click(open_page: Any
     assert page.input_value("[name=width]") == page.input_value("[name=height]")
 
 
-def test_a_last_image_is_dropped_sent_and_a_refusal_is_told_in_units(open_page: Any) -> None:
+def test_a_last_image_is_dropped_and_sent_and_a_refusal_is_shown_in_units(open_page: Any) -> None:
     page = open_page()
     assert not page.is_visible("#last_image")
     page.select_option("#model", "dynamicrafter-512-interp")
@@ -196,7 +196,9 @@ def test_a_device_is_paused_and_resumed(open_page: Any) -> None:
     page.wait_for_selector(".device[data-state=active] .badge", state="hidden")
 
 
-def test_who_holds_the_memory_that_a_job_waits_for_is_told(browser: Any, tmp_path: Path) -> None:
+def test_the_page_shows_which_processes_hold_the_memory_that_a_job_waits_for(
+    browser: Any, tmp_path: Path
+) -> None:
     settings = Settings(data_dir=tmp_path)
     holders = [
         {"own": False, "pid": 77, "name": "another program", "used_bytes": 5 * 2**30},
@@ -239,7 +241,7 @@ def test_a_model_of_one_shape_says_so_and_is_set_to_it_with_one_click(browser: A
         page.wait_for_selector("#plan-fixes button", state="hidden")
 
 
-def test_a_video_of_rounded_weights_is_told_to_be_approximate(browser: Any, tmp_path: Path) -> None:
+def test_a_video_of_quantized_weights_is_labelled_approximate(browser: Any, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     peaks = {"predicted_peak_bytes": 2**30, "measured_peak_bytes": 2**30, "tiles": {"rows": 1, "columns": 1}}
     decode = {"strategy": "batched", "frames_per_chunk": 4, "exact": True, "reason": "fits", "detail": "fits"}
@@ -316,9 +318,7 @@ def api_alone(settings: Settings) -> Iterator[str]:
 
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("colors", ["light", "dark"])
-def test_nothing_stands_in_the_way_of_people_with_disabilities(
-    open_page: Any, colors: str, width: int
-) -> None:
+def test_the_page_has_no_accessibility_violations(open_page: Any, colors: str, width: int) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
     page = open_page(color_scheme=colors, viewport={"width": width, "height": 800})
     page.wait_for_selector(".device svg", timeout=30_000)

@@ -34,7 +34,7 @@ def shift_px(first: np.ndarray, last: np.ndarray) -> int:
     return max(range(-64, 65), key=likeness)
 
 
-def test_a_photo_moves_as_told(shared_service: RunningService) -> None:
+def test_a_photo_moves_as_the_prompt_says(shared_service: RunningService) -> None:
     service = shared_service
     form = {"model": "photo-pan", "prompt": "pan left", "seed": "3"}
 

@@ -33,9 +33,7 @@ def snapshot(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_line_that_is_gone_and_one_that_is_new_are_both_told_with_the_way_to_renew(
-    snapshot: Path, name: str
-) -> None:
+def test_removed_and_added_lines_are_reported_with_the_command_to_renew(snapshot: Path, name: str) -> None:
     lines = (snapshot / name).read_text().splitlines()
     assert not differences(name, lines, snapshot)
     told = differences(name, [*lines[1:], "a planted line"], snapshot)
@@ -45,7 +43,7 @@ def test_a_line_that_is_gone_and_one_that_is_new_are_both_told_with_the_way_to_r
     assert "python tests/contract/renew.py" in told
 
 
-def test_a_planted_setting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_setting_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     class Planted(public_interface.Settings):
         planted: int = 3
 
@@ -60,9 +58,7 @@ def test_a_snapshot_that_was_edited_by_hand_is_not_announced(snapshot: Path) -> 
     assert "changed by hand" in unannounced(path.name, snapshot)
 
 
-def test_renewing_takes_an_entry_that_stands_in_the_changelog_and_is_not_used_again(
-    snapshot: Path, tmp_path: Path
-) -> None:
+def test_renewing_needs_a_changelog_entry_that_was_not_used_before(snapshot: Path, tmp_path: Path) -> None:
     changelog = tmp_path / "CHANGELOG.md"
     changelog.write_text(CHANGELOG.read_text() + "\n- `FRAMEFIT_PLANTED`: a setting\n  of this test alone.\n")
     entry = "`FRAMEFIT_PLANTED`: a setting of this test alone."

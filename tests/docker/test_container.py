@@ -95,7 +95,7 @@ def test_a_job_goes_through_the_container_as_an_ordinary_user_who_can_write_only
     assert (host["ReadonlyRootfs"], host["CapDrop"], host["Privileged"]) == (True, ["ALL"], False)
 
 
-def test_a_killed_container_goes_on_with_the_job_it_was_at_when_it_comes_up_again(service: Project) -> None:
+def test_a_restarted_container_continues_the_job_that_it_was_killed_in(service: Project) -> None:
     with service.http() as http:
         job_id = submit(http, num_inference_steps="60")
         wait_for(
@@ -120,7 +120,7 @@ def test_stopping_lets_the_service_end_by_itself(service: Project) -> None:
     assert (state["Running"], state["ExitCode"], state["OOMKilled"]) == (False, 0, False)
 
 
-def test_the_service_refuses_to_listen_for_everyone_without_keys_unless_told_so(project: Project) -> None:
+def test_without_keys_the_service_refuses_a_public_address_unless_allowed(project: Project) -> None:
     arguments = ("run", "--rm", "--no-deps", "-T", "-e", "FRAMEFIT_ALLOW_PUBLIC=false", "framefit", "serve")
     with pytest.raises(AssertionError, match=r"FRAMEFIT_ALLOW_PUBLIC|API_KEYS"):
         project.compose(*arguments)

@@ -41,7 +41,7 @@ def card(used_gib: int, processes: dict[int, int | None]) -> GpuInfo:
         (card(0, {}), {}, []),
     ],
 )
-def test_memory_is_attributed_to_us_to_others_and_to_nobody(
+def test_memory_is_attributed_to_us_to_others_or_to_no_process(
     gpu: GpuInfo, own: dict[int, int], expected: list[tuple[int | None, str | None, int | None, bool]]
 ) -> None:
     found = gpu_memory_users(gpu, {pid: used * GIB for pid, used in own.items()}, lambda _pid: "game")

@@ -69,7 +69,7 @@ def test_a_device_that_torch_does_not_have_is_refused(device: str) -> None:
         (ValueError("CUDA out of memory"), False),
     ],
 )
-def test_failed_allocations_are_told_from_other_errors(error: BaseException, expected: bool) -> None:
+def test_failed_allocations_are_distinguished_from_other_errors(error: BaseException, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
@@ -79,7 +79,7 @@ def test_a_real_failed_allocation_is_out_of_memory() -> None:
     assert is_out_of_memory(failed.value)
 
 
-def test_what_others_keep_in_the_process_is_told_from_what_a_decode_took() -> None:
+def test_memory_that_others_keep_in_the_process_is_not_counted_for_the_decode() -> None:
     probe = CpuProbe()
     probe.release()
     probe.reset_peak()

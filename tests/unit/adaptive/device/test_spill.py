@@ -41,7 +41,7 @@ def reading(free: float, own: float, *, reusable: float = 0.0, total: float = 24
         (reading(0, 20), reading(0, 20), ChunkSpeed(0.05, 2.0, 0.25), None),  # too short to tell
     ],
 )
-def test_a_spill_is_told_from_memory_beyond_the_card_or_a_full_card_at_a_crawl(
+def test_a_spill_is_recognised_by_memory_beyond_the_card_or_a_slow_full_card(
     before: MemoryReading, now: MemoryReading, speed: ChunkSpeed, expected: SpillSign | None
 ) -> None:
     assert find_spill(before, now, speed) is expected

@@ -221,7 +221,7 @@ def _comparable(value: Any) -> Any:
     return value
 
 
-def test_a_generator_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_loaded_generator_continues_its_sequence(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(5)
     torch.rand(3, generator=generator)
     call = RecordedDecode(torch.zeros(1), kwargs={"generator": generator})

@@ -106,7 +106,7 @@ def test_the_reload_of_idle_weights_is_no_part_of_a_decodes_own_time(ltx_profile
     assert replace(dropping, predicted_seconds=None).decode_seconds is None
 
 
-def test_margins_told_in_a_summary_are_as_tentative_as_the_ones_summarised() -> None:
+def test_margins_read_from_a_summary_are_as_tentative_as_the_originals() -> None:
     for residuals in (learned([1.1]), learned([1.1] * TRUSTED_OBSERVATIONS)):
         told = LearnedMargins.from_summary("cpu", residuals.summary())
         for strategy in (Strategy.BATCHED, Strategy.CHUNKED):

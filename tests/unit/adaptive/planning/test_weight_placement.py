@@ -102,7 +102,7 @@ def test_weights_are_rounded_only_where_that_brings_a_transformer_onto_the_card(
         assert placed.group_offloaded == exact.group_offloaded
 
 
-def test_a_transformer_whose_size_in_int8_is_not_known_is_left_as_it_is() -> None:
+def test_a_transformer_of_unknown_int8_size_is_not_quantized() -> None:
     placed = plan_weights(
         LTX,
         activation_bytes=ACTIVATIONS,

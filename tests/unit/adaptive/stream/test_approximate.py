@@ -62,7 +62,7 @@ def test_tiles_of_a_real_decoder_are_close_to_the_whole_away_from_their_borders(
     assert stream.seam_score is not None
 
 
-def test_chunks_apart_are_each_what_they_are_alone() -> None:
+def test_each_independent_chunk_equals_its_decode_alone() -> None:
     vae = shared("svd")
     latents = latents_of(vae, 4)
     stream = IndependentChunks(vae, latents)

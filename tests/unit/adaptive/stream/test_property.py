@@ -48,6 +48,6 @@ def test_a_streamed_encode_is_the_batched_one(
 
 
 @pytest.mark.parametrize(("name", "dtype"), HALF, ids=str)
-def test_half_precision_adds_no_error_of_its_own(name: str, dtype: torch.dtype) -> None:
+def test_streaming_adds_no_error_in_half_precision(name: str, dtype: torch.dtype) -> None:
     for what, (own, ours) in half_errors(name, dtype, 4, [1, 2]).items():
         assert ours <= HALF_SHARE * own, what

@@ -76,7 +76,7 @@ def test_a_compiled_vae_gives_the_same_or_is_refused(name: str, compile_parts: C
 
 
 @pytest.mark.usefixtures("no_compiling")
-def test_without_a_way_to_stream_the_plan_is_one_call_and_the_reason_is_told() -> None:
+def test_a_vae_that_cannot_be_streamed_is_planned_in_one_call_with_the_reason() -> None:
     vae, latents = build("ltx-0.9.0"), latents_of(shared("ltx-0.9.0"), 4)
     halves_in_place(vae)
     decoder = adaptive.AdaptiveDecoder(vae)

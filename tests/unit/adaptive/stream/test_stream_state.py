@@ -191,7 +191,7 @@ def test_a_step_leaves_nothing_to_the_garbage_collector(name: str) -> None:
     assert stray == []
 
 
-def test_a_parked_stream_goes_on_where_it_was() -> None:
+def test_a_parked_stream_continues_where_it_stopped() -> None:
     vae = shared("ltx-0.9.0")
     latents = latents_of(vae, 6)
     with open_decode(vae, latents) as stream:

@@ -42,7 +42,9 @@ def test_pictures_and_prompts_of_one_number_are_paired(client: TestClient, pictu
     ]
 
 
-def test_jobs_in_json_take_what_stands_beside_the_list(client: TestClient, picture: bytes) -> None:
+def test_fields_beside_the_list_of_a_json_batch_are_defaults_for_every_job(
+    client: TestClient, picture: bytes
+) -> None:
     body = {
         "image": data_url(picture),
         "prompt": "shared",

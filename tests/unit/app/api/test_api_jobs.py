@@ -191,7 +191,7 @@ def messages(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_the_events_of_an_ended_job_are_told_from_the_first_to_the_last(
+def test_the_event_stream_of_an_ended_job_has_all_its_events(
     client: TestClient, submit: Post, finish: Any
 ) -> None:
     url = f"/jobs/{submit()['id']}/events"

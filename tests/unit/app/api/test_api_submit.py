@@ -252,7 +252,7 @@ def test_a_budget_that_is_too_small_is_refused(client: TestClient, picture: byte
     assert (answer.json()["code"], answer.json()["available_bytes"]) == ("does_not_fit", 1000)
 
 
-def test_while_the_profile_is_being_made_clients_are_told_to_come_back(
+def test_clients_are_asked_to_retry_while_the_profile_is_being_traced(
     client_of: Callable[..., TestClient], settings: Settings, picture: bytes
 ) -> None:
     client = client_of(settings, load_profile=lambda _entry: None)
@@ -313,7 +313,7 @@ def test_a_full_queue_says_when_a_place_is_likely_to_be_free(
     assert (answer.status_code, answer.headers["retry-after"]) == (429, str(expected))
 
 
-def test_a_key_with_a_full_queue_is_told_when_its_own_first_job_is_likely_to_start(
+def test_retry_after_of_a_keys_full_queue_is_when_its_first_job_is_likely_to_start(
     client_of: Callable[..., TestClient], tmp_path: Path, picture: bytes
 ) -> None:
     keys = {"studio": "ff_" + "a" * 40, "other": "ff_" + "b" * 40}

@@ -52,7 +52,7 @@ def test_a_database_that_is_not_there_yet_is_not_made(settings: Settings) -> Non
     assert not database_path(settings).exists()
 
 
-def test_an_old_schema_is_told_and_left_as_it_is(settings: Settings) -> None:
+def test_an_old_schema_is_reported_and_not_changed(settings: Settings) -> None:
     with closing(sqlite3.connect(database_path(settings))) as connection:
         connection.executescript(OLD_SCHEMA.read_text())
     found = place.database(settings)
@@ -153,7 +153,7 @@ def test_a_build_of_torch_is_held_against_the_driver(
     assert found is None or (trouble or "") in found[0]
 
 
-def test_cards_that_are_lost_named_wrongly_or_of_no_use_are_told(nvml_library: Path, tmp_path: Path) -> None:
+def test_cards_that_are_lost_misnamed_or_unusable_are_reported(nvml_library: Path, tmp_path: Path) -> None:
     described = tmp_path / "machine"
     lost = StubGpu("GPU-00000000-0000-0000-0000-000000000002", lost=True)
     nvml_stub.write_machine(described, [StubGpu(), lost])

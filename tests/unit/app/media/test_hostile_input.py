@@ -82,7 +82,7 @@ HEADER = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--b-
         ]
     ),
 )
-def test_a_body_is_taken_apart_or_refused(body: bytes, kind: str) -> None:
+def test_a_body_is_parsed_or_refused(body: bytes, kind: str) -> None:
     try:
         answer = parse_body(kind, body)
     except Problem as problem:

@@ -59,7 +59,7 @@ def test_transparency_is_laid_over_white() -> None:
 @pytest.mark.parametrize(
     ("orientation", "size"), [(1, (40, 24)), (3, (40, 24)), (6, (24, 40)), (8, (24, 40))]
 )
-def test_a_photo_taken_sideways_stands_upright(orientation: int, size: tuple[int, int]) -> None:
+def test_a_photo_taken_sideways_is_rotated_upright(orientation: int, size: tuple[int, int]) -> None:
     image = Image.new("RGB", (40, 24))
     exif = image.getexif()
     exif[0x0112] = orientation

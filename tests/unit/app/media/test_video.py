@@ -93,7 +93,7 @@ except VideoWriteError as error:
 """
 
 
-def test_a_full_disk_is_told_from_other_errors(tmp_path: Path) -> None:
+def test_a_full_disk_is_distinguished_from_other_errors(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", FILL_THE_DISK, str(tmp_path / "video.mp4")], check=False)
     assert result.returncode == 42
     assert list(tmp_path.iterdir()) == []

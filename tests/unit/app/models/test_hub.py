@@ -54,7 +54,7 @@ def test_what_the_hub_refuses_is_said_with_what_to_do(
     assert words in explain_hub_error(caught.value, SOURCE, "v9")
 
 
-def test_a_hub_that_is_not_there_is_told_from_a_model_that_is_not(hub: ThreadingHTTPServer) -> None:
+def test_an_unreachable_hub_is_distinguished_from_a_missing_model(hub: ThreadingHTTPServer) -> None:
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     hub.shutdown()
     hub.server_close()

@@ -67,7 +67,7 @@ def test_the_published_model_runs_on_usual_cards(
 
 
 @pytest.mark.parametrize("exact_only", [True, False])
-def test_approximate_rungs_are_told_only_where_they_are_allowed_and_then_labelled(
+def test_approximate_rungs_are_listed_and_labelled_only_if_allowed(
     settings: Settings, ltx: ModelEntry, exact_only: bool
 ) -> None:
     card = {"device_bytes": 24 * GIB, "host_bytes": 64 * GIB, "exact_only": exact_only}

@@ -97,7 +97,9 @@ def test_a_still_clip_is_the_photo(pipe: DiffusionPipeline, photo: Image.Image) 
 
 
 @pytest.mark.parametrize("motion", PANS, ids=lambda motion: motion.name)
-def test_a_pan_moves_the_photo_as_told(pipe: DiffusionPipeline, photo: Image.Image, motion: Motion) -> None:
+def test_a_pan_moves_the_photo_as_the_prompt_says(
+    pipe: DiffusionPipeline, photo: Image.Image, motion: Motion
+) -> None:
     clip = _clip(pipe, photo, f"a cat, the camera {motion.name.replace('pan', 'pans')}")
     x, y = measure.shift_px(clip[0], clip[-1])
     assert abs(x - motion.x * (FRAMES - 1)) <= 3

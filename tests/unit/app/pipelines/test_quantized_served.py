@@ -268,7 +268,7 @@ def test_int8_is_for_bfloat16(tmp_path: Path) -> None:
         load_models(settings)
 
 
-def test_a_refused_exact_job_is_told_that_rounding_would_help(tmp_path: Path) -> None:
+def test_the_refusal_of_an_exact_job_says_that_quantizing_would_help(tmp_path: Path) -> None:
     settings, entry = offered(tmp_path, "LTXImageToVideoPipeline")
     few = tight(settings, entry)
     profile, requirements = profiles.load(settings, entry), profiles.load_requirements(settings, entry)

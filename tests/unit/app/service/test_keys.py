@@ -78,9 +78,7 @@ def test_what_only_looks_like_a_hash_stops_the_start(keys: str) -> None:
         ("[[[", "keys.toml"),
     ],
 )
-def test_a_key_file_that_is_not_understood_is_told_without_quoting_it(
-    tmp_path: Path, text: str, told: str
-) -> None:
+def test_an_invalid_key_file_is_reported_without_quoting_it(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told) as refusal:
         load_keys(Settings(keys_file=key_file(tmp_path, text)))
     assert "secret" not in str(refusal.value)

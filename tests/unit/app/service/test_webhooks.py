@@ -153,7 +153,7 @@ def test_redirects_are_not_followed(receiver: Receiver) -> None:
     assert len(receiver.received) == 1
 
 
-def test_the_end_of_a_job_is_told_once_and_signed(
+def test_the_end_of_a_job_is_sent_once_and_signed(
     store: JobStore, make_spec: Callable[..., JobSpec], receiver: Receiver
 ) -> None:
     job = store.add(make_spec(webhook_url=receiver.url), b"x")
@@ -191,7 +191,7 @@ def test_a_receiver_that_fails_is_asked_again_after_growing_pauses_and_then_let_
     assert pauses == [*webhooks.RETRY_SECONDS, None]
 
 
-def test_nobody_listening_is_a_failure_that_is_tried_again(
+def test_a_refused_connection_is_retried(
     store: JobStore, make_spec: Callable[..., JobSpec], unused_port: int
 ) -> None:
     store.cancel(store.add(make_spec(webhook_url=f"http://127.0.0.1:{unused_port}/"), b"x").id)

@@ -33,7 +33,7 @@ def first_schema(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return url
 
 
-def test_a_database_of_the_first_schema_is_upgraded_with_every_job_and_goes_on(
+def test_a_database_of_the_first_schema_is_upgraded_with_every_job_and_usable(
     first_schema: str, make_spec: Callable[..., JobSpec]
 ) -> None:
     store = JobStore(first_schema, clock=lambda: NOW, rules=Rules(result_ttl_seconds=1000.0))

@@ -308,7 +308,7 @@ def test_a_paused_device_gets_no_job_not_even_right_after_a_restart(
     assert restarted.claim("of another device") is not None
 
 
-def test_a_paused_device_is_told_so(store: JobStore) -> None:
+def test_a_paused_device_is_reported_as_paused(store: JobStore) -> None:
     store.register_worker("w", {"name": "cuda:0"})
     store.pause_device("cuda:0", paused=True)
     assert store.heartbeat("w", device={"name": "cuda:0"}).paused
@@ -518,7 +518,7 @@ def test_jobs_of_one_millisecond_keep_their_order(monkeypatch: pytest.MonkeyPatc
     assert ids == sorted(set(ids))
 
 
-def test_a_job_that_waits_for_memory_makes_way_for_a_smaller_one_but_not_for_ever(
+def test_a_job_that_waits_for_memory_yields_to_smaller_ones_a_limited_number_of_times(
     open_store: OpenStore, make_spec: MakeSpec
 ) -> None:
     store = open_store(max_skips=2)
@@ -542,7 +542,7 @@ def test_a_job_that_waits_for_memory_makes_way_for_a_smaller_one_but_not_for_eve
 
 
 @pytest.mark.parametrize("case", ["nothing_smaller", "other_model", "unknown_need", "canceled", "lost"])
-def test_a_waiting_job_keeps_its_worker_where_nobody_can_take_it(
+def test_a_waiting_job_keeps_its_worker_if_no_other_worker_can_run_it(
     store: JobStore, make_spec: MakeSpec, case: str
 ) -> None:
     big = store.add(make_spec(), IMAGE, needed_bytes=100).id

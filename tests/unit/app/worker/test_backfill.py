@@ -77,7 +77,7 @@ def added(store: JobStore, seed: int, *, width: int, needed_bytes: int) -> Job:
     return store.add(spec, b"picture", needed_bytes=needed_bytes)
 
 
-def test_small_jobs_run_while_a_big_one_waits_until_it_was_passed_over_often_enough(
+def test_small_jobs_run_while_a_big_one_waits_up_to_the_limit_of_skips(
     settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.worker.job_control.MEMORY_POLL_SECONDS", 0.01)

@@ -47,7 +47,7 @@ def added(store: JobStore, seed: int) -> Job:
     return store.add(spec, file.getvalue())
 
 
-def test_it_ends_before_it_is_denoised_and_the_worker_goes_on(
+def test_it_ends_before_denoising_and_the_worker_continues(
     settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     canceled, following = added(store, 1), added(store, 2)

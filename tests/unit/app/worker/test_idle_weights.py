@@ -52,7 +52,7 @@ class Encoder:
         return torch.full((1, 8), float(len(prompt))), [torch.zeros(2), None]
 
 
-def test_a_prompt_is_encoded_once_and_each_caller_gets_tensors_of_its_own() -> None:
+def test_a_prompt_is_encoded_once_and_each_caller_gets_its_own_tensors() -> None:
     pipe = Encoder()
     cache = PromptCache()
     cache.attach(pipe)

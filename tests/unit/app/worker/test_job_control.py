@@ -50,7 +50,7 @@ def test_what_fits_is_not_waited_for() -> None:
     assert told == []
 
 
-def test_memory_that_comes_free_is_used_and_the_wait_was_told_once() -> None:
+def test_freed_memory_is_used_and_the_wait_is_reported_once() -> None:
     told: list[DoesNotFit] = []
     assert wait(Device(2), told, limit=60) == "fits"
     assert [each.needed_bytes for each in told] == [20]

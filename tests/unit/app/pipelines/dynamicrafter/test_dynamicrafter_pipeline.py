@@ -213,7 +213,7 @@ def test_interpolation_shows_the_model_the_two_images_in_the_outer_frames_only(
 
 
 @pytest.mark.parametrize(("resolution", "alone", "between"), [(256, 3, 3), (512, 24, 5), (1024, 10, 10)])
-def test_every_model_is_told_its_own_frame_rate(resolution: int, alone: int, between: int) -> None:
+def test_every_model_gets_its_own_frame_rate(resolution: int, alone: int, between: int) -> None:
     pipeline = build_tiny_pipeline(resolution)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.unet.config.default_fs == alone
