@@ -200,7 +200,7 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 @cache
 def shared(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The same, built once; tests that use it leave it as it is."""
+    """The same, built once; tests must not change it."""
     return build(name, dtype)
 
 

@@ -1,4 +1,4 @@
-"""How tests wait for what another thread or process does: look again until it is there, or fail."""
+"""Waiting for another thread or process in tests: poll until a condition holds, or fail."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ POLL_SECONDS = 0.03
 def wait_for(
     look: Callable[[], T], seconds: float, explain: Callable[[], str] = str, *, every: float = POLL_SECONDS
 ) -> T:
-    """What `look` gives once that is true, as a condition or as something found; fails after `seconds`."""
+    """Poll `look` and return its first true result; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, f"nothing came within {seconds} s\n{explain()}"

@@ -1,12 +1,12 @@
-"""Every configured model on cards of 8, 12, 16 and 24 GB: placement of the weights and decode plan, as
+"""Plans every configured model on cards of 8, 12, 16 and 24 GB: weight placement and decode plan, as
 `framefit plan` computes them.
 
     python tests/bench/cards.py [--models ltx-video ...]
 
 Nothing is downloaded or run: the figures follow from published configurations, stored memory profiles and
-cold margins, so they are the same on every machine. Each model is planned at its default shape: plain, with
-`--approximate`, and, where its entry may say `quantize = "int8"`, with both. A second table has the traced
-live bytes of single decodes. Writes `results/cards.json` and `results/cards.md`.
+margins without learned costs, so they are the same on every machine. Each model is planned at its default
+shape: plain, with `--approximate` and, if its entry may set `quantize = "int8"`, with both. A second table
+has the traced live bytes of single decodes. Writes `results/cards.json` and `results/cards.md`.
 """
 
 from __future__ import annotations

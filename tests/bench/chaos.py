@@ -1,14 +1,14 @@
-"""Decodes while memory misbehaves: free memory moves at random, and allocations really fail at random chunks.
+"""Decodes under chaotic memory: free memory changes at random, and allocations really fail at random chunks.
 
     python tests/bench/chaos.py [--cases 200] [--families ltx-0.9.0 kl ...] [--seed 0] [--out FOLDER]
 
-Every case is one decode by `AdaptiveDecoder` of a random clip, with a VAE of real layers and random weights.
-A second process rewrites the stub driver's file of free memory every few milliseconds, so that the real
-`pynvml` says something else at each look; and at each look the process' address space (RLIMIT_AS) is limited
-to a random size or set free, so that allocations fail where they happen to. The room suffices for one frame a
-chunk, but for single looks now and then. A case passes where every frame is that of the undisturbed one-call
-decode and no latent frame was fed twice; SVD's layer sweep is one step, which a failure in it repeats. Writes
-`chaos.json` and `chaos.md`; exits with 1 unless all pass.
+Each case is one decode of a random clip by `AdaptiveDecoder`, with a VAE of real layers and random weights. A
+second process rewrites the stub driver's file of free memory every few milliseconds, so that the real
+`pynvml` reports another value at each reading. Each reading also limits the process's address space
+(RLIMIT_AS) to a random size, or removes the limit, so that allocations fail anywhere. The memory is enough
+for one frame a chunk, except at single readings. A case passes if every frame equals that of an undisturbed
+one-call decode and no latent frame was fed twice. SVD's layer sweep is one step, which is repeated after a
+failure. Writes `chaos.json` and `chaos.md`; exits with 1 unless all cases pass.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Mover(threading.Thread):
 
 
 def run_cases(options: argparse.Namespace, library: Path) -> Iterator[dict[str, Any]]:
-    """A row for every case. A process that dies loses the case it was at; another goes on with the next."""
+    """A row for every case. If a process dies, its case has no row and a new one continues after it."""
     first = 0
     while first < options.cases:
         for row in _run_process(first, options, library):

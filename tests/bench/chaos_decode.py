@@ -1,7 +1,7 @@
-"""One process of `tests/bench/chaos.py`: decodes cases in turn, with real allocation failures, a row each.
+"""One process of `tests/bench/chaos.py`: decodes cases in turn, with real allocation failures.
 
-Arguments: first case, case to end before, seed, families. Prints, as JSON lines, each case's bounds for the
-free memory (`{"bounds": [low, high]}`, bytes) before it starts, and its row when it is done.
+Arguments: first case, end (exclusive), seed, families. Prints JSON lines: before each case its bounds of the
+free memory in bytes (`{"bounds": [low, high]}`), after it its row.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LATENT_FRAMES = (6, 8)
 
 
 class ChaosProbe:
-    """Free memory as the stub driver tells it; each look also limits the address space anew, or frees it."""
+    """Free memory as the stub driver reports it. Each reading also limits the address space, or not."""
 
     noise_bytes = 0
 
@@ -56,7 +56,7 @@ class ChaosProbe:
         self._tight = False
 
     def read(self) -> MemoryReading:
-        """The driver's word, whatever the truth is."""
+        """The driver's figure, even if it is wrong."""
         least, most = self._room_bytes
         # Now and then a neighbour leaves too little for anything, but never twice in a row.
         self._tight = not self._tight and self._chance.random() < 0.15

@@ -1,14 +1,16 @@
-"""What exactness buys: pans over a photo, decoded each way by the built-in model's autoencoder.
+"""Shows what exactness gives: pans over a photo, decoded in several ways by the built-in model's autoencoder.
 
     python tests/bench/consistency.py [--photo FILE ...] [--frames 65] [--out FOLDER]
 
-A window of 256x256 pixels moves two pixels a frame over each photo, to the four sides and once not at all.
-The clip is encoded in one call, and its motion told in the latents as the model's denoiser does; they are
-decoded in one call, in chunks of 4, 2 and 1, and by diffusers' framewise tiling. For each way: PSNR of its
-8-bit frames against those of the one call; how far the change between successive frames is off the one
-call's, in grey levels, where tiles of time meet; and flicker, the mean change between successive frames of
-the clip that stands still. Writes `consistency.json`, `consistency.md` and `consistency.png`: one row of
-pixels over time, each way, and their difference.
+A window of 256x256 pixels moves over each photo by two pixels a frame, in four directions and once not at
+all. The clip is encoded in one call, and its motion is written into the latents as the model's denoiser does.
+The latents are decoded in one call, in chunks of 4, 2 and 1, and by diffusers' framewise tiling.
+
+Three values are measured for each way: the PSNR of its 8-bit frames against those of the one call; the
+difference between its change from frame to frame and that of the one call, in grey levels, at the borders of
+temporal tiles; and flicker, the mean change from frame to frame of the clip without motion. Writes
+`consistency.json`, `consistency.md` and `consistency.png`, which shows one row of pixels over time for each
+way, and the differences.
 """
 
 from __future__ import annotations

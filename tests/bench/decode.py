@@ -1,16 +1,19 @@
-"""Decoding measured: diffusers batched, its own way of saving memory, ours by chunk size and by plan.
+"""Measures decoding: diffusers in one call, its own way to save memory, and ours by chunk size and by plan.
 
     python tests/bench/decode.py [--family ltx-0.9.0 ...] [--repeats 5] [--device cpu|cuda] [--peaks]
                                  [--out FOLDER]
 
-Published configurations with random weights, at sizes that a small machine holds. For each way: error against
-the batched decode (largest difference over largest value), peak live bytes above weights and input (traced on
-meta tensors, frames given away as they come), seconds (median of interleaved repeats; processor time on the
-CPU), and the share of the decode's time that passes before the first frames exist. `auto` is the planner's
-own choice in three fifths of what it expects the batched decode to take at most (in all of it where no exact
-way needs less), planning included; its memory profile is traced before, as for a model that is loaded. Writes
-`decode-DEVICE.json` and `decode-DEVICE.md`; families that are not asked for keep what the files hold. With
-`--peaks` only the traced bytes of what the files hold are renewed.
+Uses published configurations with random weights, at sizes that fit a small machine. Measured for each way:
+
+- the error against the batched decode: largest difference over largest value;
+- peak live bytes above weights and input, traced on meta tensors, with frames given away as they come;
+- seconds: the median of interleaved repeats, in processor time on the CPU;
+- the share of the decode's time before the first frames exist.
+
+`auto` is the planner's own choice, planning included, with three fifths of the expected upper bytes of the
+batched decode (all of them if no exact way needs less). Its memory profile is traced before, as for a loaded
+model. Writes `decode-DEVICE.json` and `decode-DEVICE.md`; rows of other families are kept. `--peaks` renews
+only the traced bytes in the files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the decode benchmark measures: published configurations, a small shape, diffusers' best way.
 
-Owns configurations and how diffusers is told to save memory. Must not know: how anything is measured.
+Owns configurations and the settings with which diffusers saves memory. Must not know how it is measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _folded(vae: Any, latents: Tensor, kwargs: dict[str, Any]) -> Iterator[Tenso
 
 
 def _svd_pipeline(frames: int) -> Call:
-    """What `StableVideoDiffusionPipeline` does with `decode_chunk_size`: each chunk as a video of its own."""
+    """What `StableVideoDiffusionPipeline` does with `decode_chunk_size`: each chunk as a separate video."""
 
     def call(vae: Any, latents: Tensor, kwargs: dict[str, Any]) -> Iterator[Tensor]:
         for part in latents.split(frames, 2):

@@ -1,10 +1,10 @@
-"""Break everything while jobs run, and count what was lost: `make acceptance`, or
+"""Injects faults while jobs run, and counts what was lost: `make acceptance`, or
 `python tests/bench/faults.py --jobs 200`.
 
-Clients hand in jobs of the built-in tiny model and follow each to its end, by event stream or by asking.
-Meanwhile worker, API and supervisor are killed with SIGKILL, another process locks the database, the disk (a
-small tmpfs, which takes root to mount) is filled, and half of the webhook receivers never answer. Each fault
-waits for a job to be in a stage that is drawn for it, so that every stage is hit. In the end every job must
+Clients submit jobs of the built-in tiny model and follow each to its end, by event stream or by polling.
+Meanwhile worker, API process and supervisor are killed with SIGKILL, another process locks the database, the
+disk (a small tmpfs; mounting it needs root) is filled, and half of the webhook receivers never answer. Each
+fault waits until a job is in a randomly drawn stage, so that every stage is hit. At the end every job must
 have succeeded once, every video must decode to its last frame, and every client must have seen the end.
 """
 
@@ -71,7 +71,7 @@ connection.execute("begin exclusive"); time.sleep(float(sys.argv[2])); connectio
 
 @dataclass(slots=True)
 class Report:
-    """What was done and what came of it."""
+    """Counts of jobs, faults and losses."""
 
     jobs: int = 0
     seconds: float = 0.0
@@ -335,7 +335,7 @@ def receivers(report: Report) -> Iterator[str]:
 
 @contextmanager
 def folder(report: Report, model: Path) -> Iterator[Path]:
-    """A data folder on a small tmpfs of its own, or an ordinary one where that cannot be mounted."""
+    """A data folder on a small tmpfs, or an ordinary folder if none can be mounted."""
     with tempfile.TemporaryDirectory(prefix="framefit-faults-") as name:
         mount = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS_MIB}m", "tmpfs", name]
         mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0

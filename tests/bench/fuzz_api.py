@@ -1,9 +1,9 @@
-"""Requests made from the OpenAPI document, right ones and wrong ones: is every answer one that the document
-tells of? `python tests/bench/fuzz_api.py` (some 6,000 of them; a part of it runs in the tests).
+"""Sends valid and invalid requests made from the OpenAPI document: is every answer described by the document?
+`python tests/bench/fuzz_api.py` (some 6,000 requests; a part of it runs in the tests).
 
-The application runs in this process, over a real database with a job in each state. Every answer is held
-against the document: its status, its content type, its headers, its body's schema; nothing may end in a 5xx.
-A worker is there, so that not even `/readyz` has a reason to answer 503.
+The application runs in this process, with a real database that holds a job in each state. The status, content
+type, headers and body of every answer are checked against the document, and no answer may be a 5xx. A worker
+is registered, so that `/readyz` has no reason to answer 503 either.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Damaged pictures and damaged forms, many: does intake take or refuse each, in bounded memory?
+"""Sends many damaged images and forms through intake: is each accepted or refused in bounded memory?
 `python tests/bench/fuzz_intake.py` (a part of it runs in the tests).
 
-Pictures of many kinds are damaged anywhere: in their headers, their sizes, their data; and so are whole forms
-with a picture inside. Each goes the way of a request: taken apart, the image checked, and, where it is taken,
-decoded as a worker would. All of it happens in one process of its own whose address space is limited, so that
-what asks for too much fails here as it would on a full machine.
+Images of many kinds are damaged in their headers, sizes or data, and so are whole forms that hold an image.
+Each is handled like a request: the form is parsed, the image is checked and, if it is accepted, decoded as a
+worker would. All of this runs in a separate process with a limited address space, so that a request for too
+much memory fails here as on a full machine.
 """
 
 import argparse

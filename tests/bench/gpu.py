@@ -1,13 +1,14 @@
-"""Decoding on cards of several sizes, emulated on one: diffusers' default, its manual settings, and ours.
+"""Decodes on cards of several sizes, emulated on one GPU: diffusers' default, its manual settings, and ours.
 
     python tests/bench/gpu.py [--cards 8 12 16 24] [--cases ltx-49x512x768 ...] [--repeats 3] [--out FILE]
     python tests/bench/gpu.py --device cpu --tiny        # the same paths in a minute, without a GPU
     framefit bench compare FILE.json [OTHER.json]        # the tables
 
-A second process holds all of the card but the emulated size, so that the driver tells of it and allocations
-beyond it fail. Every case and way runs in a process of its own: success, median seconds after a warm-up,
-allocated and reserved bytes, what the driver saw, and for ours what was predicted. The document begins with a
-stamp of hardware and versions. On the CPU the emulated card is a limit on the process' address space.
+A second process holds all memory of the card above the emulated size, so that the driver reports it as used
+and allocations beyond the size fail. Each case and way runs in a separate process. Measured are success,
+median seconds after a warm-up, allocated and reserved bytes and the driver's figure; for ours the prediction
+is added. The document begins with the hardware and versions. On the CPU, the emulated card is a limit on the
+process's address space.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def emulated_card(device: str, card_bytes: int) -> Iterator[int]:
 
 
 def decoded(case: str, way: str, options: argparse.Namespace, card_bytes: int) -> dict[str, Any]:
-    """One row, from a process of its own; a process that dies is a row, too."""
+    """One row, measured in a separate process. A process that dies is a row, too."""
     numbers = [options.device, options.dtype, str(options.repeats), str(card_bytes)]
     command = [sys.executable, str(HERE / "gpu_decode.py"), case, way, *numbers]
     environment = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}

@@ -1,7 +1,8 @@
-"""What `tests/bench/gpu.py` decodes, and the ways of it: diffusers' default, its manual settings, ours.
+"""The cases of `tests/bench/gpu.py`, and the ways to decode them: diffusers' default, its
+manual settings, and ours.
 
-A way takes a VAE and latents `[B, C, T, h, w]` and yields video frames in order, leaving them to the
-consumer. Published configurations carry random weights: memory and time do not depend on their values.
+A way takes a VAE and latents `[B, C, T, h, w]` and yields video frames in order, without keeping them.
+Published configurations have random weights: memory and time do not depend on their values.
 """
 
 from __future__ import annotations

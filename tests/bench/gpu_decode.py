@@ -28,7 +28,7 @@ SAMPLE_SECONDS = 0.005
 
 
 class DriverPeak(threading.Thread):
-    """Highest use of the card that the driver tells while the block runs, above that at its beginning."""
+    """Highest use of the card that the driver reports during the block, above the use at its start."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(daemon=True)

@@ -1,8 +1,10 @@
-"""How many jobs a second the API takes in, each durable before its 202: `python tests/bench/load_intake.py`.
+"""Measures how many jobs a second the API accepts, each durable before its 202.
 
-Three servers in one run, one process each, under the same clients: a bare FastAPI route that reads the same
-multipart body; the service with its database not synced; the service as it is. The last two start with a
-queue that is long already.
+    python tests/bench/load_intake.py
+
+Three servers, one process each, are compared under the same clients: a bare FastAPI route that reads the same
+multipart body, the service without syncing its database, and the unchanged service. The last two start with
+a long queue.
 """
 
 import argparse

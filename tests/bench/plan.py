@@ -1,10 +1,10 @@
-"""How long `POST /plan` takes in the service's own process: 2000 requests, one after another.
+"""Measures how long `POST /plan` takes in the service's own process: 2000 requests, one after another.
 
     python tests/bench/plan.py [--requests 2000] [--profile]
 
-The whole application is asked, routing, checks, planning and the answer's bytes, without a socket: LTX at
-random sizes and lengths, on a card of which a worker has reported margins, speeds and idle weights. On a
-machine with other work run it under `chrt -f 10`: else it is the scheduler that is measured. Writes
+Each request passes through the whole application without a socket: routing, checks, planning and the answer's
+bytes. The model is LTX at random sizes and lengths, on a card whose worker has reported margins, speeds and
+idle weights. On a busy machine run it under `chrt -f 10`; otherwise it measures the scheduler. Writes
 `results/plan-cpu.json` and `.md`; `--profile` prints where the time goes instead.
 """
 

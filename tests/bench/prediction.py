@@ -1,13 +1,15 @@
-"""Predicted against real memory: live bytes of every family, resident-set peaks, and ComfyUI's formulas.
+"""Compares predicted and real memory: live bytes of all families, resident-set peaks, and ComfyUI's formulas.
 
     python tests/bench/prediction.py [--quick] [--part live comfyui coverage]
 
-`live`: for every configuration of the streaming tests, batched and in chunks of 1, 2 and 4, three shapes:
-what `predict_peak` says against the tensor accounting of a real run. `comfyui`: published configurations in
-bfloat16 at users' shapes, traced on meta tensors at the very shape, beside our scaled prediction and
-ComfyUI's formula. `coverage`: replays `recordings.py`'s real resident-set peaks: after five observations of a
-family's strategy, how often `upper_bytes` covers the next peak and how far it lies above. Writes
-`results/prediction-cpu.json` and `.md`; parts that are not asked for keep what the files hold.
+- `live`: `predict_peak` against the tensor accounting of a real run, for every configuration of the streaming
+  tests, batched and in chunks of 1, 2 and 4, at three shapes.
+- `comfyui`: published configurations in bfloat16 at users' shapes: a trace at that very shape against our
+  scaled prediction and ComfyUI's formula.
+- `coverage`: replays the real resident-set peaks of `recordings.py`. After five observations of a family's
+  strategy: how often `upper_bytes` covers the next peak, and how far it lies above.
+
+Writes `results/prediction-cpu.json` and `.md`; parts that are not requested are kept.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Real decodes recorded: resident-set peaks and seconds of every rung, for `prediction.py` and `regret.py`.
+"""Records real decodes: resident-set peaks and seconds of every rung, for `prediction.py` and `regret.py`.
 
     python tests/bench/recordings.py [--shapes 12] [--model NAME ...] [--processes 2] [--quick]
                                      [--large | --again]
 
-Each model runs in a process of its own (one thread), random shapes first, then every chunk size that the
-planner would consider. A decode's need is the growth of the resident set's high-water mark (`clear_refs`), in
-the parts that `adaptive.device.probe` tells; its time is processor time. Layers are wide and frames tall
-enough for oneDNN's own convolutions, as in any published model: below that torch unfolds every window. Rows
-are appended to `results/recordings-cpu.jsonl` as they come, and what is there already is not measured again:
-but with `--again` some of it is, in random order and several times, into `results/repeats-cpu.jsonl`, which
-tells how far the same decode takes the same memory.
+Each model runs in a separate process with one thread: random shapes, and for each shape every chunk size that
+the planner would consider. The memory of a decode is the growth of the resident set's high-water mark
+(`clear_refs`), in the parts that `adaptive.device.probe` distinguishes; its time is processor time. Layers
+are wide and frames tall enough for oneDNN's own convolutions, as in published models; torch unfolds
+smaller ones. Rows are appended to `results/recordings-cpu.jsonl`, which are not measured again.
+With `--again`, some are repeated in random order into `results/repeats-cpu.jsonl`, which shows how much the
+memory of the same decode varies.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _decode(vae: Any, latents: Any, chunk: int) -> None:
 
 
 def _record(name: str, shapes: int, path: Path) -> str:
-    """Measure one model in a process of its own; the text of what went wrong, if anything."""
+    """Measure one model in a separate process; returns the text of an error, if there was one."""
     command = [sys.executable, __file__, "--worker", name, "--shapes", str(shapes), "--out", str(path)]
     command += {LARGE: ["--large"], REPEATS: ["--again"]}.get(path, [])
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -1,13 +1,13 @@
-"""How far from the best: random decodes replayed from recordings, by the planner and by simpler policies.
+"""Measures how far decisions are from the best: replays decodes with our planner and simpler policies.
 
     python tests/bench/regret.py
 
-A draw is a model, a shape and a budget between what its smallest rung really took and 1.3 times what its
-largest did. Every rung's real peak and seconds are known (`recordings.py`), so the outcome of any choice is,
-too: a rung that needs more than the budget runs out of memory. The planner starts knowing nothing and learns
-from each decode, as the service does, failures included, and goes on after an out-of-memory, which costs a
-chunk and nothing else, as on a card. A policy that does not go on loses the video. In the tiny decodes what a
-process takes beside tensors weighs as much as they do. Writes `results/regret-cpu.json` and `.md`.
+A draw is a model, a shape and a budget between the measured need of the smallest rung and 1.3 times that of
+the largest. The real peak and seconds of each rung are known (`recordings.py`), so the outcome of each choice
+is known, too: a rung that needs more than the budget runs out of memory. The planner starts without learned
+costs and learns from each decode and each failure, as the service does. After an out-of-memory it continues
+with a smaller chunk, which costs one chunk. A policy without such a fallback loses the video. In these tiny
+decodes the memory beside tensors is as large as the tensors. Writes `results/regret-cpu.json` and `.md`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Decodes replayed from recordings: what becomes of one that a policy plans, as every rung's need is known.
+"""Replays recorded decodes: the outcome of a policy's plan, from the known needs of every rung.
 
-Owns: recorded cases, the real planner with what it learned, policies that look at no memory, random draws.
+Owns the recorded cases, the real planner with its learned costs, policies that do not read memory, and random
+draws.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RECORDED = {"Large": LARGE, "Tiny": RECORDINGS}
 
 @dataclass(frozen=True)
 class Case:
-    """One decode with every rung's real need and time; stands in for its `MemoryProfile`, too."""
+    """One decode with every rung's real need and time. It also replaces its `MemoryProfile`."""
 
     rows: dict[int, Row]
     traits: VaeTraits

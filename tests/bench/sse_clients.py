@@ -1,9 +1,9 @@
-"""Many listeners at once while jobs run: does every one hear the end, and does the API's memory stay flat?
+"""Many event streams while jobs run: does each client see the end, and does the API's memory stay constant?
 `python tests/bench/sse_clients.py`
 
-Each round hands in jobs and opens all streams at once, spread over the jobs; every third listener breaks off
-after a few events and goes on with Last-Event-ID. Resident bytes are read after each round: the first one
-fills caches, what the later ones add is what listeners leave behind.
+Each round submits jobs and opens all streams at once, spread over the jobs. Every third client disconnects
+after a few events and resumes with Last-Event-ID. Resident bytes are read after each round: the first round
+fills caches; growth in later rounds would be a leak.
 """
 
 import argparse

@@ -229,7 +229,7 @@ def _default(value: Any) -> Any:
 
 
 def error_codes() -> Lines:
-    """Each error code that stands in the service's source, of problem documents and of failed jobs."""
+    """Each error code in the service's source, of problem documents and of failed jobs."""
     found: set[str] = set()
     for path in sorted((ROOT / "app").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -354,7 +354,7 @@ def unannounced(name: str, snapshot: Path = SNAPSHOT, changelog: Path = CHANGELO
 
 
 def stands_in(changelog: Path, entry: str) -> bool:
-    """Whether the text stands in the changelog, however its lines are broken."""
+    """Whether the changelog contains the text, ignoring line breaks."""
     return " ".join(entry.split()) in " ".join(changelog.read_text(encoding="utf-8").split())
 
 

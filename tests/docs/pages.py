@@ -43,7 +43,7 @@ def prose(page: Path) -> str:
 
 
 def inline_codes(page: Path) -> list[str]:
-    """What stands in backticks within the text."""
+    """The texts in backticks, outside code blocks."""
     return INLINE.findall(prose(page))
 
 
