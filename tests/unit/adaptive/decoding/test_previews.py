@@ -79,7 +79,7 @@ def test_previews_are_small_pictures_of_the_frames_they_name_and_change_no_pixel
         torch.manual_seed(3)
         expected = torch.cat(list(decoder.frames(latents)), 2)
         torch.manual_seed(3)
-        shown = list(make_previews(noisy_vae, latents, plan, {}))
+        shown = list(make_previews(noisy_vae, latents, plan, {}, clock=lambda: 0.0))
         actual = torch.cat(list(decoder.frames(latents)), 2)
     assert torch.equal(actual, expected)
     assert [number for number, _ in shown] == [0, 33, *(1 + 8 * (n - 1) for n in plan.latent_frames[2:])]
