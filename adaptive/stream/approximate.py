@@ -46,6 +46,8 @@ class IndependentChunks:
 
     def step(self, latent_frames: int, strips: int = 1) -> Tensor:  # noqa: ARG002 - frames are decoded whole
         """Return the next frames, `[B, C, f, H, W]`. A step that raises may be repeated."""
+        if latent_frames < 1:
+            raise ValueError(f"latent_frames must be at least 1, got {latent_frames}")
         chunk = self._latents[:, :, self.position : self.position + latent_frames]
         frames = decode_whole(self._vae, chunk, **self._kwargs)
         self._seams.add_temporal_seam(frames)
@@ -79,6 +81,8 @@ class BlendedTiles:
         self._seams = SeamScore(self._lines(rows), self._lines(columns), self._overlap * self._ratio // 2)
         self._stream: DecodeStream | None = None
         self._canvas: Tensor | None = None
+        self._unblended: Tensor | None = None  # decoded frames of the current tile that are not in the canvas
+        self._faded = False  # whether the weights have been applied to them
         self._tile = 0
         self._time = 0  # frames of the current tile that are in the canvas or skipped
         self._skipped = done
@@ -101,13 +105,14 @@ class BlendedTiles:
     @property
     def state_bytes(self) -> int:
         """Bytes of the canvas and of the current tile's state."""
-        canvas = 0 if self._canvas is None else self._canvas.nbytes
-        return canvas + (0 if self._stream is None else self._stream.state_bytes)
+        kept = sum(tensor.nbytes for tensor in (self._canvas, self._unblended) if tensor is not None)
+        return kept + (0 if self._stream is None else self._stream.state_bytes)
 
     @property
     def waiting_bytes(self) -> int:
         """See `DecodeStream.waiting_bytes`."""
-        return 0 if self._stream is None else self._stream.waiting_bytes
+        unblended = 0 if self._unblended is None else self._unblended.nbytes
+        return unblended + (0 if self._stream is None else self._stream.waiting_bytes)
 
     @property
     def seam_score(self) -> float | None:
@@ -117,8 +122,10 @@ class BlendedTiles:
     def step(self, latent_frames: int, strips: int = 1) -> Tensor:  # noqa: ARG002 - tiles are whole
         """Decode one chunk of one tile and return no frames; once all tiles are done, return frames.
 
-        A step that raises may be repeated.
+        A step that raises may be repeated. Frames whose blending failed are blended first.
         """
+        if latent_frames < 1:
+            raise ValueError(f"latent_frames must be at least 1, got {latent_frames}")
         if self._tile < len(self._tiles):
             self._advance(latent_frames)
             assert self._canvas is not None
@@ -134,19 +141,31 @@ class BlendedTiles:
         """Drop the references to the VAE, the latents and the canvas."""
         if self._stream is not None:
             self._stream.close()
-        self._vae = self._latents = self._stream = self._canvas = None  # type: ignore[assignment]
+        self._vae = self._latents = self._stream = None  # type: ignore[assignment]
+        self._canvas = self._unblended = None
 
     def _advance(self, latent_frames: int) -> None:
         if self._canvas is None:  # allocate before decoding: a step that fails must have changed nothing
             self._canvas = self._blank()
         row, column = self._tiles[self._tile]
-        frames = self._decoded(self._latents[:, :, :, slice(*row), slice(*column)], latent_frames)
-        fresh = frames[:, :, max(0, self._skipped - self._time) :]
+        if self._unblended is None:
+            tile = self._latents[:, :, :, slice(*row), slice(*column)]
+            self._unblended, self._faded = self._decoded(tile, latent_frames), False
+            self._check_frames(self._unblended.shape[2])
+        fresh = self._unblended[:, :, max(0, self._skipped - self._time) :]
         if fresh.shape[2]:
             self._blend(fresh, row, column, max(self._time, self._skipped) - self._skipped)
-        self._time += frames.shape[2]
+        self._time += self._unblended.shape[2]
+        self._unblended = None
         if self._time == self._total:
             self._tile, self._time, self._stream = self._tile + 1, 0, None
+
+    def _check_frames(self, count: int) -> None:
+        """Raise `AssertionError` if the current tile cannot get all its frames: it would never end."""
+        done = self._time + count
+        ended = self._stream is None or self._stream.finished
+        if done > self._total or (ended and done < self._total):
+            raise AssertionError(f"a tile gave {done} of {self._total} video frames")
 
     def _blank(self) -> Tensor:
         batch, _, _, height, width = self._latents.shape
@@ -165,14 +184,19 @@ class BlendedTiles:
     def _blend(self, frames: Tensor, row: Span, column: Span, start: int) -> None:
         """Add a tile's frames to the canvas.
 
-        They fade over each overlap, so that the weights at a pixel add up to one.
+        They fade over each overlap, so that the weights at a pixel add up to one. A failure leaves frames and
+        canvas so that blending can be repeated: what may fail comes before each of the two changes.
         """
         assert self._canvas is not None
-        rows, columns = self._weights(row, 3, frames), self._weights(column, 4, frames)
-        frames.mul_(rows[:, None]).mul_(columns)
+        if not self._faded:
+            weights = self._weights(row, 3, frames)[:, None] * self._weights(column, 4, frames)
+            frames.mul_(weights)
+            self._faded = True
         ratio = self._ratio
         place = self._canvas[:, :, start : start + frames.shape[2]]
-        place[..., row.start * ratio : row.stop * ratio, column.start * ratio : column.stop * ratio] += frames
+        rows = slice(row.start * ratio, row.stop * ratio)
+        columns = slice(column.start * ratio, column.stop * ratio)
+        place[..., rows, columns].add_(frames)
 
     def _weights(self, span: Span, dim: int, frames: Tensor) -> Tensor:
         width = self._overlap * self._ratio

@@ -24,11 +24,13 @@ from adaptive.stream.engines.engine import UNFINISHED_CHUNK, Engine, StagedEngin
 from adaptive.stream.engines.stages import PENDING
 from adaptive.stream.layers.convolution import convolutions_for
 from adaptive.stream.offload import execution_device, run_offload_hook, without_splitting
-from adaptive.stream.state import moved, tensors
+from adaptive.stream.state import map_tensors, moved, tensors
 from adaptive.types import VaeTraits
 
 _MOST_PARTS = 4096  # more parts than a chunk has frames: one frame at a time
-_MAX_IDLE_STEPS = 4096  # far beyond the delay of any decoder: more is a bug of ours
+# In a row, of steps that feed nothing, give nothing and leave every kept tensor as long as it was. Steps that
+# drain a decoder with delays may give nothing while frames move from layer to layer.
+_MOST_IDLE_STEPS = 2
 
 
 class DecodeStream:
@@ -58,6 +60,7 @@ class DecodeStream:
         self._state: State = {}
         self._failed_pending = False
         self._idle_steps = 0
+        self._idle_shapes: Any = None  # of the state after the last step without frames
         self._closed = False
         self.latent_frames: int = latents.shape[2]
         self._video_frames = family_of(vae).video_frames(traits, self.latent_frames)
@@ -78,7 +81,8 @@ class DecodeStream:
     def state_bytes(self) -> int:
         """Bytes of the tensors kept between steps.
 
-        They grow with the length of the video only if the decoder attends to all earlier frames.
+        They grow with the length of the video if the decoder attends to all earlier frames (Cosmos,
+        HunyuanVideo 1.5), and not otherwise.
         """
         distinct = {id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors(self._state)}
         return sum(distinct.values())
@@ -209,10 +213,12 @@ class DecodeStream:
         return chunk.new_empty(batch, self._video_channels, 0, height * ratio, width * ratio)
 
     def _count(self, position: int, new_frames: int) -> None:
-        moved = new_frames > 0 or position > self.position
-        self._idle_steps = 0 if moved else self._idle_steps + 1
+        progress = new_frames > 0 or position > self.position
+        shapes = None if progress else map_tensors(self._state, lambda tensor: tensor.shape)
+        self._idle_steps = 0 if progress or shapes != self._idle_shapes else self._idle_steps + 1
+        self._idle_shapes = shapes
         done = self.video_frames_done + new_frames
-        if done > self.video_frames or (self._idle_steps > _MAX_IDLE_STEPS and not self.finished):
+        if done > self.video_frames or self._idle_steps == _MOST_IDLE_STEPS:
             raise AssertionError(
                 f"the stream gave {done} of {self.video_frames} video frames after {position} of "
                 f"{self.latent_frames} latent frames, the last {self._idle_steps} steps without progress"

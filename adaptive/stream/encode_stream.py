@@ -20,7 +20,7 @@ from adaptive.stream.offload import execution_device, run_offload_hook, without_
 from adaptive.stream.state import tensors
 
 _UNKNOWN_LENGTH = 2**62 + 1  # has the form 8k+1, which every VAE accepts
-_MAX_IDLE_STEPS = 4096  # far beyond the delay of any encoder: more is a bug of ours
+_MOST_IDLE_STEPS = 2  # in a row, of steps that feed and give nothing: encoders that stream have no delay
 
 
 class EncodeStream:
@@ -57,9 +57,13 @@ class EncodeStream:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the tensors kept between steps."""
+        """Bytes of the tensors kept between steps; see `DecodeStream.state_bytes`."""
         distinct = {id(tensor): tensor.nbytes for tensor in tensors(self._state)}
         return sum(distinct.values())
+
+    def next_frames(self, video_frames: int) -> int:
+        """Number of frames that `step(video_frames)` would feed, if the video has as many left."""
+        return self._engine.take(self.position, video_frames, self._total)
 
     def step(self, video_frames: int) -> Tensor | None:
         """Feed about `video_frames` more frames; return the latent frames that are finished, or None.
@@ -68,7 +72,7 @@ class EncodeStream:
         Any exception of the encoder leaves the stream unchanged. Raises `ValueError` at the end of the video
         if its number of frames is one that the VAE cannot encode.
         """
-        chunk = self._reader.take(self._engine.take(self.position, video_frames, self._total))
+        chunk = self._reader.take(self.next_frames(video_frames))
         try:
             latents, state = self._advance(chunk)
         except BaseException:
@@ -79,7 +83,7 @@ class EncodeStream:
         count = 0 if latents is None else latents.shape[2]
         self.latent_frames_done += count
         self._idle_steps = 0 if count or chunk.shape[2] else self._idle_steps + 1
-        if self._idle_steps > _MAX_IDLE_STEPS:
+        if self._idle_steps == _MOST_IDLE_STEPS:
             raise AssertionError(
                 f"the encode gave {self.latent_frames_done} of {self._expected} latent frames, "
                 f"then none in {self._idle_steps} steps"

@@ -20,7 +20,7 @@ def moved(state: State, device: torch.device) -> State:
     return {key: map_tensors(value, lambda tensor: tensor.to(device)) for key, value in state.items()}
 
 
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """Return `value` with `change` applied to every tensor nested in it."""
     if isinstance(value, Tensor):
         return change(value)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from adaptive.memory.live_bytes import LiveBytes
 from adaptive.stream import DecodeStream, decode_whole, open_decode
+from adaptive.stream.encode_stream import EncodeStream
 
 STAGED = [
     name
@@ -275,3 +276,44 @@ def _found_by_collection() -> list[Any]:
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
+
+
+class Silent:
+    """An engine that takes frames and never gives any: a fault of an engine."""
+
+    def __init__(self, engine: Any) -> None:
+        self.take = engine.take
+
+    def advance(self, state: Any, _chunk: Tensor, **_: Any) -> tuple[None, Any]:
+        return None, dict(state)
+
+
+def test_a_stream_that_gives_nothing_any_more_is_an_error_and_not_an_endless_decode() -> None:
+    vae = shared("ltx-0.9.0")
+    with open_decode(vae, latents_of(vae, 6)) as stream:
+        stream.step(2)
+        stream._engine = Silent(stream._engine)  # type: ignore[assignment]
+        stream.step(4)
+        with pytest.raises(AssertionError, match="without progress"):
+            [stream.step(1) for _ in range(4)]
+
+
+def test_an_encode_that_gives_nothing_any_more_is_an_error_and_not_endless() -> None:
+    vae = shared("wan-2.1")
+    stream = EncodeStream(vae, [torch.zeros(1, 3, 9, 16, 16)], 9)
+    stream._engine = Silent(stream._engine)  # type: ignore[assignment]
+    with pytest.raises(AssertionError, match="latent frames"):
+        [stream.step(4) for _ in range(7)]
+
+
+def test_the_state_grows_with_the_video_only_where_the_decoder_looks_back() -> None:
+    grown = {}
+    for name in ("cosmos", "hunyuanvideo-1.5", "wan-2.1", "magvit"):
+        vae = shared(name)
+        with open_decode(vae, latents_of(vae, 12)) as stream:
+            held = []
+            for _ in range(10):
+                stream.step(1)
+                held.append(stream.state_bytes)
+        grown[name] = held[-1] > held[3]
+    assert grown == {name: name in LOOKS_BACK for name in grown}
