@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from adaptive.decoding.decoder import AdaptiveDecoder
-from adaptive.device.probe import MemoryProbe, is_out_of_memory
+from adaptive.device.out_of_memory import memory_failure
+from adaptive.device.probe import MemoryProbe
 from adaptive.errors import AdaptiveError
 from adaptive.families import family_of
 from adaptive.memory.learned_costs import LearnedCosts
@@ -120,7 +121,7 @@ class _CalibrationDecodes:
         except AdaptiveError:
             return None
         except Exception as error:
-            if not is_out_of_memory(error):
+            if memory_failure(error) is None:
                 raise
             return None
         if report.frames_per_chunk != frames_per_chunk:

@@ -17,7 +17,8 @@ from adaptive.decoding.events import DecodeEvent as DecodeEvent
 from adaptive.decoding.events import DecodeRun, chunk_data, plan_data
 from adaptive.decoding.learning import DecodeLearning, report_of
 from adaptive.decoding.replanning import DecodeMemory, Replanner
-from adaptive.device.probe import MemoryProbe, is_out_of_memory, open_probe, synchronized_seconds
+from adaptive.device.out_of_memory import MemoryFailure, memory_failure, release_frames
+from adaptive.device.probe import MemoryProbe, open_probe, synchronized_seconds
 from adaptive.device.spill import SpillWatch
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
@@ -118,7 +119,8 @@ class AdaptiveDecoder:
         Frames are in the VAE's own range and on its device. Keep no reference to a part while asking for the
         next one, or both are in memory at the peak. A `resume_plan` is used instead of a new plan;
         `decode_kwargs` are the VAE's own. Raises as `plan` does, and `DecodeOutOfMemory` where even the
-        smallest allowed chunk runs out of memory.
+        smallest allowed chunk runs out of memory. An error that is only possibly an out-of-memory is raised
+        unchanged after a few smaller attempts.
         """
         plan = resume_plan or self.plan(latents)
         shape = _shape(latents)
@@ -188,7 +190,7 @@ class AdaptiveDecoder:
                 self._replanner.after_chunk(run, shape, held_bytes, run.seconds - seconds)
 
     def _attempt(self, run: DecodeRun, work: Callable[[], Tensor]) -> Tensor | None:
-        """The result of `work`, or None after an out-of-memory.
+        """The result of `work`, or None after an out-of-memory, or after an error that may be one.
 
         The caller reacts to the failure outside the `except` block, because the exception's traceback keeps
         the tensors of the failed decode alive.
@@ -197,9 +199,12 @@ class AdaptiveDecoder:
         try:
             return work()
         except Exception as error:
-            if not is_out_of_memory(error):
+            failure = memory_failure(error)
+            if failure is None:
                 raise
             run.failure = str(error)[:200]
+            run.doubtful = error if failure is MemoryFailure.POSSIBLE else None
+            release_frames(error)
         finally:
             run.seconds += synchronized_seconds(self._device) - started
         return None

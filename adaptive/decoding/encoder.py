@@ -1,7 +1,7 @@
 """Encodes video to latents in chunks: exact, and in memory that does not grow with the length of the video.
 
-Owns the choice of the chunk size by the memory that is free, and the choice of the posterior's values. The
-stream cuts the video and computes the latents (see `adaptive.stream.encode_stream`).
+Owns the choice of the chunk size by the memory that is free. The stream cuts the video and computes the
+latents (see `adaptive.stream.encode_stream`).
 """
 
 from __future__ import annotations
@@ -9,86 +9,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaptive.device.probe import MemoryProbe, is_out_of_memory, open_probe
-from adaptive.errors import DoesNotFit
+from adaptive.decoding.encode_functions import encode as encode
+from adaptive.decoding.encode_functions import posterior_values
+from adaptive.decoding.encode_functions import stream_encode as stream_encode
+from adaptive.device.out_of_memory import MemoryFailure, memory_failure
+from adaptive.device.probe import MemoryProbe, open_probe
+from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.families import family_of
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.traced_vae import TracedVae, dtype_name
 from adaptive.planning.planner import Policy, budget_of
 from adaptive.stream.encode_stream import EncodeStream
-from adaptive.stream.layers.convolution import convolutions_for
-from adaptive.stream.offload import execution_device, without_splitting
+from adaptive.stream.offload import execution_device
 from adaptive.types import strategy_of
 
 # Latent frames a chunk of a stream. Chunks of more than eight take more memory and save no time.
 STREAMED_LATENT_FRAMES = (8, 4, 2, 1)
+MOST_DOUBTFUL_FAILURES = 4  # in a row, of errors that may have another cause than memory
 STREAMED_CHUNKS = 3, 5  # traced lengths; beyond the longer one the peak is constant or grows evenly
 
 _Traced = Callable[[TracedVae, tuple[int, ...], int], int]
-
-
-def encode(
-    vae: Any,
-    video: Tensor,
-    *,
-    frames_per_chunk: int | None = None,
-    posterior: str = "mode",
-    **encode_kwargs: Any,
-) -> Tensor:
-    """Latents of `video` (`[B, C, F, H, W]` in -1..1, on any device): `[B, C, T, h, w]` on the VAE's device.
-
-    `frames_per_chunk` video frames are encoded at a time; None means one call of the VAE's own `encode`.
-    `posterior`: "mode" gives the most likely latents, "parameters" the mean and log-variance as
-    `[B, 2C, T, h, w]`, which diffusers' `DiagonalGaussianDistribution` takes. VAEs without variance, such as
-    Cosmos, give the same for both. Raises `ValueError` for a number of frames that the VAE cannot encode, and
-    `UnsupportedVae` for chunks of a VAE that cannot stream.
-    """
-    if frames_per_chunk is not None and frames_per_chunk < video.shape[2]:
-        parts = stream_encode(
-            vae, video, frames_per_chunk=frames_per_chunk, posterior=posterior, **encode_kwargs
-        )
-        return torch.cat(list(parts), 2)
-    _traits(vae).latent_frames(video.shape[2])
-    device = execution_device(vae)
-    with torch.no_grad(), without_splitting(vae), convolutions_for(device):
-        parameters = family_of(vae).encode_whole(vae, video.to(device), encode_kwargs)
-    return _posterior_values(vae, parameters, posterior)
-
-
-def stream_encode(
-    vae: Any,
-    video: Tensor | Iterable[Tensor],
-    *,
-    frames_per_chunk: int,
-    posterior: str = "mode",
-    **encode_kwargs: Any,
-) -> Iterator[Tensor]:
-    """Encode in chunks of about `frames_per_chunk` video frames; yields latents `[B, C, t, h, w]` in order.
-
-    `video` is one tensor `[B, C, F, H, W]`, or its parts in order, of any lengths. Values, `posterior` and
-    errors are those of `encode`; in parts, an invalid number of frames is found at the end.
-    """
-    if frames_per_chunk < 1:
-        raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
-    _posterior_values(vae, torch.empty(1, 2), posterior)  # raises before any frame is read
-    parts, total = ([video], video.shape[2]) if isinstance(video, Tensor) else (video, None)
-    stream = EncodeStream(vae, parts, total, **encode_kwargs)
-    return _steps(vae, stream, frames_per_chunk, posterior)
-
-
-def _steps(vae: Any, stream: EncodeStream, frames_per_chunk: int, posterior: str) -> Iterator[Tensor]:
-    while not stream.finished:
-        latents = stream.step(frames_per_chunk)
-        if latents is not None:
-            yield _posterior_values(vae, latents, posterior)
-        del latents  # or it would stay alive through the next step
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,27 +72,44 @@ class AdaptiveEncoder:
         the smallest chunk where none fits.
         """
         self._probe.release()
-        reading = self._probe.read()
-        budget = budget_of(reading, self._policy)
-        needed = 0
-        for size in _chunk_sizes(shape[2], below):
-            needed = self._needed_bytes(shape, size, _traced_bytes)
-            if needed <= budget:
-                return EncodePlan(shape[2], size, needed, budget, reading.free_bytes)
-        raise DoesNotFit("encoding", needed_bytes=needed, budget_bytes=budget)
+        return self._fitting(shape, _chunk_sizes(shape[2], below), _traced_bytes)
 
     def encode(
         self, video: Tensor, *, posterior: str = "mode", **encode_kwargs: Any
     ) -> tuple[Tensor, EncodePlan]:
-        """Latents of `video` as `adaptive.encode` returns them, and the plan that they were encoded with.
+        """Latents of `video` as `adaptive.encode` returns them, and the plan of their smallest chunks.
 
-        After an out-of-memory it plans smaller chunks; the error of the smallest chunk is raised unchanged.
+        After an out-of-memory it continues in smaller chunks from where it was; the error of the smallest
+        chunk is raised unchanged, and after a few attempts an error that is only possibly an out-of-memory.
         """
         shape = tuple(video.shape)
         plan = self.plan(shape)
-        while (latents := self._attempt(video, plan, posterior, encode_kwargs)) is None:
-            plan = self.plan(shape, below=plan.frames_per_chunk)
-        return latents, plan
+        doubtful = 0
+        if plan.frames_per_chunk == plan.video_frames:
+            whole = partial(encode, self._vae, video, posterior=posterior, **encode_kwargs)
+            latents, failure = self._attempt(whole, last=not self._can_shrink(plan, encode_kwargs))
+            if failure is None:
+                assert latents is not None
+                return latents, plan
+            plan = self._plan_smaller(shape, _chunk_sizes(shape[2], plan.frames_per_chunk))
+            doubtful = int(failure is MemoryFailure.POSSIBLE)
+        posterior_values(self._vae, torch.empty(1, 2), posterior)  # raises before any frame is encoded
+        stream = EncodeStream(self._vae, [video], shape[2], **encode_kwargs)
+        parts: list[Tensor] = []
+        while not stream.finished:
+            smaller = self._smaller_sizes(stream, plan)
+            step = partial(stream.step, plan.frames_per_chunk)
+            latents, failure = self._attempt(step, last=not smaller or doubtful + 1 == MOST_DOUBTFUL_FAILURES)
+            if failure is None:
+                doubtful = 0
+                if latents is not None:
+                    parts.append(posterior_values(self._vae, latents, posterior))
+                continue
+            doubtful += failure is MemoryFailure.POSSIBLE
+            final = doubtful + 1 == MOST_DOUBTFUL_FAILURES
+            held_bytes = stream.state_bytes + sum(part.nbytes for part in parts)
+            plan = self._plan_smaller(shape, smaller[-1:] if final else smaller, held_bytes)
+        return torch.cat(parts, 2), plan
 
     def plan_stream(self, shape: tuple[int, ...], *, frames_per_chunk: int | None = None) -> EncodePlan:
         """The plan for streaming a video of `shape` (`[B, C, F, H, W]`) in the memory that is free now.
@@ -154,7 +118,7 @@ class AdaptiveEncoder:
         chunk where none fits, and `UnsupportedVae` where this VAE cannot encode in chunks.
         """
         self._probe.release()
-        return self._stream_plan(shape, self._stream_sizes(shape[2], frames_per_chunk))
+        return self._fitting(shape, self._stream_sizes(shape[2], frames_per_chunk), _streamed_bytes)
 
     def stream(
         self,
@@ -173,28 +137,58 @@ class AdaptiveEncoder:
         sizes = self._stream_sizes(shape[2], frames_per_chunk)
         stream = EncodeStream(self._vae, video, shape[2])
         while not stream.finished:
-            latents, failed = self._step(stream, size, sizes[-1])
-            if failed:
+            latents, failure = self._attempt(partial(stream.step, size), last=size <= sizes[-1])
+            if failure is not None:
                 sizes = [each for each in sizes if each < size]
                 self._probe.release()
             elif latents is not None:
-                yield _posterior_values(self._vae, latents, posterior)
+                yield posterior_values(self._vae, latents, posterior)
             del latents  # or it would stay alive through the next step
             try:
-                size = self._stream_plan(shape, sizes, stream.state_bytes).frames_per_chunk
+                size = self._fitting(shape, sizes, _streamed_bytes, stream.state_bytes).frames_per_chunk
             except DoesNotFit:
                 size = sizes[-1]  # a bound that is too high must not end an encode
 
-    def _step(self, stream: EncodeStream, size: int, least: int) -> tuple[Tensor | None, bool]:
-        """Latents of one step (None: none yet), and whether it ran out of memory with smaller chunks left.
-        The tensors of a failed step are released before this returns.
+    def _attempt(
+        self, work: Callable[[], Tensor | None], *, last: bool
+    ) -> tuple[Tensor | None, MemoryFailure | None]:
+        """The result of `work` and None, or None and how surely it ran out of memory.
+
+        Raises the error if it is another, or if this was the `last` attempt. The tensors of failed work are
+        released before this returns.
         """
         try:
-            return stream.step(size), False
+            return work(), None
         except Exception as error:
-            if size <= least or not is_out_of_memory(error):
+            failure = memory_failure(error)
+            if failure is None or last:
                 raise
-        return None, True
+        return None, failure
+
+    def _can_shrink(self, plan: EncodePlan, encode_kwargs: dict[str, Any]) -> bool:
+        """Whether a video that was to be encoded by one call can be encoded in chunks instead."""
+        try:
+            family_of(self._vae).encode_engine(self._vae, encode_kwargs)
+        except UnsupportedVae:
+            return False
+        return plan.video_frames > 1
+
+    def _smaller_sizes(self, stream: EncodeStream, plan: EncodePlan) -> list[int]:
+        """Chunk sizes with which the stream's next step takes fewer frames than with the plan's."""
+        frames = stream.next_frames(plan.frames_per_chunk)
+        sizes = _chunk_sizes(plan.video_frames, plan.frames_per_chunk)
+        return [size for size in sizes if stream.next_frames(size) < frames]
+
+    def _plan_smaller(self, shape: tuple[int, ...], sizes: list[int], held_bytes: int = 0) -> EncodePlan:
+        """The plan with the largest of `sizes` that fits, else the smallest: an encode has begun, and a bound
+        that is too high must not end it.
+        """
+        self._probe.release()
+        try:
+            return self._fitting(shape, sizes, _traced_bytes, held_bytes)
+        except DoesNotFit as error:
+            free_bytes = self._probe.read().free_bytes
+            return EncodePlan(shape[2], sizes[-1], error.needed_bytes, error.budget_bytes, free_bytes)
 
     def _stream_sizes(self, frames: int, forced: int | None) -> list[int]:
         """Chunk sizes of a stream in video frames, largest first."""
@@ -202,33 +196,21 @@ class AdaptiveEncoder:
             if forced < 1:
                 raise ValueError(f"frames_per_chunk must be at least 1, got {forced}")
             return [min(forced, frames)]
-        ratio = _traits(self._vae).temporal_ratio
+        ratio = family_of(self._vae).traits_of(self._vae).temporal_ratio
         return sorted({min(frames, count * ratio) for count in STREAMED_LATENT_FRAMES}, reverse=True)
 
-    def _stream_plan(self, shape: tuple[int, ...], sizes: list[int], held_bytes: int = 0) -> EncodePlan:
-        """Plan with the largest of `sizes` that fits; the stream already holds `held_bytes`."""
+    def _fitting(
+        self, shape: tuple[int, ...], sizes: list[int], live: _Traced, held_bytes: int = 0
+    ) -> EncodePlan:
+        """Plan with the largest of `sizes` that fits; the encode already holds `held_bytes`."""
         reading = self._probe.read()
         budget = budget_of(reading, self._policy, held_bytes)
         needed = 0
         for size in sizes:
-            needed = self._needed_bytes(shape, size, _streamed_bytes)
+            needed = self._needed_bytes(shape, size, live)
             if needed <= budget:
                 return EncodePlan(shape[2], size, needed, budget, reading.free_bytes)
         raise DoesNotFit("encoding", needed_bytes=needed, budget_bytes=budget)
-
-    def _attempt(
-        self, video: Tensor, plan: EncodePlan, posterior: str, encode_kwargs: dict[str, Any]
-    ) -> Tensor | None:
-        """Latents, or None after an out-of-memory with smaller chunks left; the tensors of a failed call are
-        released before this returns.
-        """
-        chunk = None if plan.frames_per_chunk == plan.video_frames else plan.frames_per_chunk
-        try:
-            return encode(self._vae, video, frames_per_chunk=chunk, posterior=posterior, **encode_kwargs)
-        except Exception as error:
-            if plan.frames_per_chunk == 1 or not is_out_of_memory(error):
-                raise
-        return None
 
     def _needed_bytes(self, shape: tuple[int, ...], frames_per_chunk: int, live: _Traced) -> int:
         dtype = dtype_name(self._vae.dtype)
@@ -286,15 +268,3 @@ def _streamed_peak(traced: TracedVae, shape: tuple[int, ...], frames_per_chunk: 
             stream.step(frames_per_chunk)
 
     return trace_peak(run).peak_bytes
-
-
-def _posterior_values(vae: Any, parameters: Tensor, posterior: str) -> Tensor:
-    if posterior == "parameters" or (posterior == "mode" and not family_of(vae).has_variance):
-        return parameters
-    if posterior == "mode":
-        return parameters.chunk(2, dim=1)[0].clone()
-    raise ValueError(f"posterior must be 'mode' or 'parameters', got {posterior!r}")
-
-
-def _traits(vae: Any) -> Any:
-    return family_of(vae).traits(type(vae).__name__, vae.config)

@@ -79,6 +79,9 @@ class DecodeRun:
     seconds: float = 0.0
     video_frames: int = 0
     failure: str = ""  # message of the last out-of-memory
+    doubtful: BaseException | None = None  # the last failure, if it was not certainly an out-of-memory
+    doubtful_failures: int = 0  # since the last frames
+    suspected: list[tuple[Cut, int]] = field(default_factory=list)  # doubtful: the cut, and the bytes it had
     chunk_frames: list[int] = field(default_factory=list)
     # Free bytes when a cut failed. It is tried again only when clearly more is free.
     failed: dict[Cut, int] = field(default_factory=dict)
@@ -97,6 +100,8 @@ class DecodeRun:
             self.chunk_frames.append(latent_frames)
         self.video_frames += video_frames
         self.failed_at_chunk.clear()
+        if video_frames or not self.exact:  # the failing layer may not have run in a chunk without frames
+            self.doubtful, self.doubtful_failures = None, 0
 
     def may_follow(self, cut: Cut) -> bool:
         """Whether the decode may continue with `cut`.

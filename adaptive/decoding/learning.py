@@ -36,11 +36,13 @@ class DecodeLearning:
     def finished(
         self, run: DecodeRun, shape: LatentShape, measured: MeasuredPeak | None, *, noise_bytes: int
     ) -> None:
-        """Learn memory and time from a decode that ran as planned; others are ignored.
+        """Learn memory and time from a decode that ran as planned; others only confirm doubtful failures.
 
         `measured` is None where the peak was not measured or includes other memory. A decode with fewer than
         `noise_bytes` live bytes teaches nothing about memory.
         """
+        for cut, free_bytes in run.suspected:  # smaller cuts succeeded, so memory was the cause
+            self.failed(shape, cut, free_bytes)
         plan = run.plan
         undisturbed = run.smallest == plan.cut and max(run.chunk_frames) <= plan.frames_per_chunk
         if run.retries or run.spills or not (undisturbed or plan.tiles != WHOLE_PICTURE):

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive.device.probe import is_out_of_memory, synchronized_seconds
+from adaptive.device.out_of_memory import is_out_of_memory
+from adaptive.device.probe import synchronized_seconds
 from adaptive.families import family_of
 from adaptive.memory.speed import SpeedModel
 from adaptive.stream import decode_whole

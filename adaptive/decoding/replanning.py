@@ -19,6 +19,10 @@ from adaptive.planning.planner import PlanInputs, Policy, budget_of
 from adaptive.stream.offload import execution_device
 from adaptive.types import Cut, LatentShape, MemoryReading
 
+# Failures in a row that may have another cause than memory, before their error is raised. Before the last
+# attempt the smallest cut is chosen, so that a real out-of-memory has had every chance.
+MOST_DOUBTFUL_FAILURES = 4
+
 
 class DecodeMemory:
     """Readings of the memory that decodes of one VAE can use."""
@@ -84,20 +88,31 @@ class Replanner:
         4. A larger cut that has not failed at this chunk, whether it fits or not.
 
         `held_bytes` are the bytes of the decode's state; `waiting_bytes` are the part of them that no
-        prediction includes. Raises `DecodeOutOfMemory` where all of these have failed.
+        prediction includes. Raises `DecodeOutOfMemory` where all of these have failed. Where the last failure
+        may have another cause, its own error is raised instead, at the latest after `MOST_DOUBTFUL_FAILURES`.
         """
         run.retries += 1
+        if run.doubtful is not None:
+            run.doubtful_failures += 1
+            if run.doubtful_failures == MOST_DOUBTFUL_FAILURES:
+                raise run.doubtful
         self._memory.probe.release()
         reading = self._memory.read()
         failed = run.cut
         failed_before = failed in run.failed_at_chunk
         run.failed[failed] = reading.free_bytes
         run.failed_at_chunk.add(failed)
-        self._learning.failed(shape, failed, reading.free_bytes + held_bytes)
+        if run.doubtful is None:
+            self._learning.failed(shape, failed, reading.free_bytes + held_bytes)
+        else:
+            run.suspected.append((failed, reading.free_bytes + held_bytes))
         data = {"frames_per_chunk": failed.frames_per_chunk, "free_bytes": reading.free_bytes}
         self._emit("oom", {**data, "message": run.failure})
         order, predicted_bytes = self._fallback_order(shape), held_bytes - waiting_bytes
         following = order.next_cut(failed, run.may_follow, reading, predicted_bytes)
+        if run.doubtful_failures == MOST_DOUBTFUL_FAILURES - 1 and following is not None and following.exact:
+            last = order.smallest()
+            following = last if run.may_follow(last) else following
         room_bytes = None if failed_before else budget_of(reading, self._policy, predicted_bytes)
         if following is not None:
             run.continue_with(following)
@@ -105,10 +120,12 @@ class Replanner:
             names = [cut.strategy(shape.frames).value for cut in (failed, following)]
             if names[0] != names[1]:
                 self._emit("fallback", {"from": names[0], "to": names[1]})
-        elif larger := order.smallest_untried(run.failed_at_chunk, room_bytes):
+        elif failed.exact and (larger := order.smallest_untried(run.failed_at_chunk, room_bytes)):
             run.continue_with(larger)
             self._emit_replan(run, failed, "out_of_memory", reading)
         elif failed_before:
+            if run.doubtful is not None:
+                raise run.doubtful
             smallest = run.smallest.frames_per_chunk
             raise DecodeOutOfMemory(
                 frames_per_chunk=smallest, retries=run.retries, frames_done=run.video_frames
@@ -122,6 +139,8 @@ class Replanner:
         reading = self._memory.read()
         if self.note_spill(run, shape, reading, seconds) or self._policy.forced:
             return
+        if run.doubtful is not None:
+            return  # the smaller cut has given no frames yet
         order, now = self._fallback_order(shape), run.cut
         fits = order.fastest_that_fits(reading, held_bytes, at_most=now)
         if fits is None or fits.order > now.order:

@@ -1,8 +1,7 @@
 """The one place that measures a device's memory: NVML and torch's allocator on CUDA, the host's limits on
 CPU.
 
-Owns readings, peaks since a reset, the release of cached memory, and which errors are an out-of-memory. It
-does not know plans or decodes.
+Owns readings, peaks since a reset, and the release of cached memory. It does not know plans or decodes.
 """
 
 import gc
@@ -188,27 +187,6 @@ def _uuid_of(ordinal: int) -> str | None:
         return cuda_visible_uuid(ordinal)
     text = str(uuid)
     return text if text.startswith(("GPU-", "MIG-")) else f"GPU-{text}"
-
-
-# Error messages of torch and its libraries when an allocation fails. Each is a substring of the real message.
-_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "std::bad_alloc",
-    "could not create a primitive",  # oneDNN, when it cannot allocate scratch or code
-    "could not execute a primitive",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception reports a failed allocation, on any device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def synchronized_seconds(device: torch.device) -> float:

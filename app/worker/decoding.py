@@ -17,7 +17,8 @@ from torch import Tensor
 
 from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.decoding.previews import make_previews, plan_previews
-from adaptive.device.probe import MemoryProbe, is_out_of_memory
+from adaptive.device.out_of_memory import is_out_of_memory
+from adaptive.device.probe import MemoryProbe
 from adaptive.families import family_of
 from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.profile import MemoryProfile
@@ -253,7 +254,9 @@ def _cut(report: Json) -> Cut:
 def translated_device_errors(stage: str) -> Iterator[None]:
     """Raise torch's out-of-memory as `OutOfMemory` and its accelerator errors as `DeviceFault`.
 
-    `OutOfMemory` is raised outside the handler, so that the failed call's tensors are freed first.
+    An error that is only possibly an out-of-memory passes unchanged: the decoder has tried smaller chunks
+    before it raises one. `OutOfMemory` is raised outside the handler, so that the failed call's tensors are
+    freed first.
     """
     out_of_memory = False
     try:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from adaptive.device.host import ResidentPeak, limit_heap_growth
 from adaptive.device.nvml import Nvml
-from adaptive.device.probe import is_out_of_memory, open_probe, synchronized_seconds
+from adaptive.device.out_of_memory import is_out_of_memory
+from adaptive.device.probe import open_probe, synchronized_seconds
 from adaptive.planning.planner import RESERVE_BYTES
 
 SAMPLE_SECONDS = 0.005

@@ -15,7 +15,8 @@ import torch
 from adaptive.decoding.decoder import AdaptiveDecoder
 from adaptive.device.gpu_processes import gpu_memory_users
 from adaptive.device.nvml import Nvml
-from adaptive.device.probe import CudaProbe, is_out_of_memory
+from adaptive.device.out_of_memory import is_out_of_memory
+from adaptive.device.probe import CudaProbe
 from adaptive.planning.planner import Policy
 from adaptive.stream import decode_whole
 from adaptive.testing import small_ltx_vae

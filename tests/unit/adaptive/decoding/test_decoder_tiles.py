@@ -132,6 +132,26 @@ def test_when_no_exact_way_runs_the_decode_ends_approximate_only_if_that_is_allo
         run(AdaptiveDecoder(vae, probe=ScriptedProbe([GIB]), policy=FREE), wide)
 
 
+def test_frames_that_were_given_are_not_given_again_where_approximate_ways_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    latents = torch.randn(1, 8, 3, 16, 8, generator=torch.Generator().manual_seed(2))
+    calls: list[bool] = []
+
+    def fails(frames: Tensor) -> bool:
+        calls.append(frames.shape[4] < 64)
+        tiles = sum(calls)
+        return len(calls) > 1 and (tiles > 1 if calls[-1] else not tiles)
+
+    vae = out_of_memory_where(fails, monkeypatch)
+    policy = Policy(frames_per_chunk=1, reserve_bytes=0, exact_only=False)
+    decoder = AdaptiveDecoder(vae, probe=ScriptedProbe([GIB]), policy=policy)
+    given: list[int] = []
+    with pytest.raises(DecodeOutOfMemory):
+        given.extend(frames.shape[2] for frames in decoder.frames(latents))
+    assert given == [1]
+
+
 def test_an_approximate_way_that_is_asked_for_is_used_and_labelled(vae: Any, latents: Tensor) -> None:
     policy = Policy(strategy="approximate_tiled", exact_only=False)
     decoder = AdaptiveDecoder(vae, probe=ScriptedProbe([GIB]), policy=policy)

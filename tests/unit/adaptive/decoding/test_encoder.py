@@ -1,10 +1,13 @@
 """Encoding in the memory that is free: the most frames at a time that fit, the same latents at every size."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from stream_vaes import build
 
 from adaptive import AdaptiveEncoder, DoesNotFit, Policy, encode
 from adaptive.memory.live_bytes import trace_peak
@@ -96,6 +99,47 @@ def test_running_out_of_memory_leads_to_smaller_chunks(
     monkeypatch.setattr(vae, "encode", lambda *_, **__: scarce(torch.zeros(5)))
     with pytest.raises(torch.OutOfMemoryError):
         encoder(vae, 2**40).encode(video)
+
+
+def fed_to(network: Any, monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], bool]) -> list[int]:
+    """Numbers of frames that a network computes from now on.
+
+    It is out of memory where a rule says so of the frames of this call and of all calls before.
+    """
+    fed: list[int] = []
+    original = type(network).forward
+
+    def forward(self: Any, frames: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        if frames.is_meta:  # traced, not computed
+            return original(self, frames, *rest, **named)
+        if fails(frames.shape[2], sum(fed)):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        fed.append(frames.shape[2])
+        return original(self, frames, *rest, **named)
+
+    monkeypatch.setattr(type(network), "forward", forward)
+    return fed
+
+
+@pytest.mark.parametrize("name", ["ltx-causal", "magvit", "wan-2.1"])
+def test_an_encode_that_runs_out_of_memory_half_way_goes_on_from_there(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = build(name)
+    clip = torch.rand(1, 3, 33, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    expected = encode(live, clip)
+    adaptive = AdaptiveEncoder(live, probe=ScriptedProbe([2**40]), policy=Policy(reserve_bytes=0))
+    monkeypatch.setattr(adaptive, "plan", partial(adaptive.plan, below=33))
+    with monkeypatch.context() as undisturbed:
+        plain = fed_to(live.encoder, undisturbed, lambda _frames, _before: False)
+        _, planned = adaptive.encode(clip)
+    last = plain[-1]
+    fed = fed_to(live.encoder, monkeypatch, lambda frames, before: frames >= last and before >= 33 - last)
+    found, plan = adaptive.encode(clip)
+    assert sum(fed) == sum(plain) == 33
+    assert plan.frames_per_chunk < planned.frames_per_chunk
+    assert fed[: len(plain) - 1] == plain[:-1], "no chunk is computed twice"
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def parts(video: torch.Tensor) -> Any:

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from adaptive.device.probe import CpuProbe, is_out_of_memory, open_probe
+from adaptive.device.out_of_memory import is_out_of_memory
+from adaptive.device.probe import CpuProbe, open_probe
 from adaptive.errors import NoDevice
 
 MIB = 2**20
