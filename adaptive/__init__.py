@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adaptive.errors import AdaptiveError as AdaptiveError
     from adaptive.errors import DecodeOutOfMemory as DecodeOutOfMemory
     from adaptive.errors import DoesNotFit as DoesNotFit
+    from adaptive.errors import DtypeMismatch as DtypeMismatch
     from adaptive.errors import NoDevice as NoDevice
     from adaptive.errors import UnsupportedVae as UnsupportedVae
     from adaptive.functions import decode as decode
@@ -47,6 +48,7 @@ _MODULE_OF = {
     "DecodePlan": "adaptive.types",
     "DecodeReport": "adaptive.types",
     "DoesNotFit": "adaptive.errors",
+    "DtypeMismatch": "adaptive.errors",
     "EncodePlan": "adaptive.decoding.encoder",
     "LatentShape": "adaptive.types",
     "MemoryProfile": "adaptive.memory.profile",

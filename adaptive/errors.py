@@ -4,6 +4,7 @@ AdaptiveError
 ├── DoesNotFit          no allowed plan fits the memory budget          (needed_bytes, budget_bytes)
 ├── DecodeOutOfMemory   the smallest allowed chunk ran out of memory    (frames_per_chunk, retries)
 ├── UnsupportedVae      the VAE does not support what was requested      (vae_class, wanted)
+├── DtypeMismatch       the input has another dtype than the VAE         (input_dtype, vae_dtype)
 └── NoDevice            the device is absent, lost, or cannot be read   (device, state)
 """
 
@@ -44,6 +45,18 @@ class UnsupportedVae(AdaptiveError):
         self.vae_class = vae_class
         self.wanted = wanted
         super().__init__(f"{vae_class} does not support {wanted}")
+
+
+class DtypeMismatch(AdaptiveError, RuntimeError):
+    """torch refused an input of another dtype than the VAE's: a `RuntimeError`, as torch's own error."""
+
+    def __init__(self, name: str, input_dtype: str, vae_dtype: str, message: str) -> None:
+        self.input_dtype = input_dtype
+        self.vae_dtype = vae_dtype
+        super().__init__(
+            f"the {name} have dtype {input_dtype} and the VAE has {vae_dtype}: convert one of them, for "
+            f"example with .to(vae.dtype). torch says: {message}"
+        )
 
 
 class NoDevice(AdaptiveError):

@@ -12,6 +12,7 @@ from adaptive.families import family_of
 from adaptive.memory.profile_trace import profile_of
 from adaptive.planning.planner import Policy, plan_decode
 from adaptive.stream import decode_whole, join_chunks, open_decode
+from adaptive.stream.inputs import refuse_gradient
 from adaptive.stream.offload import execution_device
 from adaptive.types import DecodePlan, LatentShape
 
@@ -35,7 +36,8 @@ def decode(
     The pixels are the same on every exact rung. With `exact_only=False` an approximate rung is used where no
     exact one fits, or where `strategy` names it. Raises `DoesNotFit` where no allowed rung fits,
     `DecodeOutOfMemory` where even the smallest rung runs out of memory, and `UnsupportedVae` where chunks are
-    forced on a VAE that cannot stream.
+    forced on a VAE that cannot stream. No gradient is recorded: latents that require one are refused with
+    `ValueError`. `DtypeMismatch` where the VAE cannot take the latents' dtype.
     """
     policy = Policy(
         strategy=strategy,
@@ -56,10 +58,12 @@ def stream_decode(
     Yields `[B, C, f, H, W]` in order, in the VAE's range, on its device. `frames_per_chunk >= T` is one call
     with one result. The peak is that of `predict_peak` if the caller drops each part before it asks for the
     next. There is no plan and no retry: an out-of-memory raises torch's own error. Raises `ValueError` for
-    `frames_per_chunk` below 1, and `UnsupportedVae` where the VAE cannot stream.
+    `frames_per_chunk` below 1 and for latents that require a gradient, and `UnsupportedVae` where the VAE
+    cannot stream.
     """
     if frames_per_chunk < 1:
         raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
+    refuse_gradient("decode", latents, decode_kwargs)
     if frames_per_chunk >= latents.shape[2]:
         return _whole(vae, latents, decode_kwargs)
     return _streamed(vae, latents, frames_per_chunk, decode_kwargs)

@@ -28,6 +28,7 @@ from adaptive.memory.profile_trace import profile_of
 from adaptive.memory.speed import Speeds
 from adaptive.planning.planner import PlanInputs, Policy, plan_decode
 from adaptive.stream import BlendedTiles, DecodeStream, IndependentChunks, decode_whole, open_decode
+from adaptive.stream.inputs import refuse_gradient
 from adaptive.stream.offload import execution_device
 from adaptive.types import WHOLE_PICTURE, DecodePlan, DecodeReport, LatentShape, Strategy
 
@@ -120,8 +121,10 @@ class AdaptiveDecoder:
         next one, or both are in memory at the peak. A `resume_plan` is used instead of a new plan;
         `decode_kwargs` are the VAE's own. Raises as `plan` does, and `DecodeOutOfMemory` where even the
         smallest allowed chunk runs out of memory. An error that is only possibly an out-of-memory is raised
-        unchanged after a few smaller attempts.
+        unchanged after a few smaller attempts. No gradient is recorded: an input that requires one is refused
+        with `ValueError`.
         """
+        refuse_gradient("decode", latents, decode_kwargs)
         plan = resume_plan or self.plan(latents)
         shape = _shape(latents)
         self._emit("plan", plan_data(plan))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adaptive.families import family_of
 from adaptive.stream.encode_stream import EncodeStream
+from adaptive.stream.inputs import dtype_explained, refuse_gradient
 from adaptive.stream.layers.convolution import convolutions_for
 from adaptive.stream.offload import execution_device, without_splitting
 
@@ -32,8 +33,10 @@ def encode(
     `posterior`: "mode" gives the most likely latents, "parameters" the mean and log-variance as
     `[B, 2C, T, h, w]`, which diffusers' `DiagonalGaussianDistribution` takes. VAEs without variance, such as
     Cosmos, give the same for both. Raises `ValueError` for a number of frames that the VAE cannot encode, and
-    `UnsupportedVae` for chunks of a VAE that cannot stream.
+    `UnsupportedVae` for chunks of a VAE that cannot stream. No gradient is recorded: a video that requires
+    one is refused with `ValueError`.
     """
+    refuse_gradient("encode", video, encode_kwargs)
     if frames_per_chunk is not None and frames_per_chunk < video.shape[2]:
         parts = stream_encode(
             vae, video, frames_per_chunk=frames_per_chunk, posterior=posterior, **encode_kwargs
@@ -41,7 +44,12 @@ def encode(
         return torch.cat(list(parts), 2)
     family_of(vae).traits_of(vae).latent_frames(video.shape[2])
     device = execution_device(vae)
-    with torch.no_grad(), without_splitting(vae), convolutions_for(device):
+    with (
+        torch.no_grad(),
+        without_splitting(vae),
+        convolutions_for(device),
+        dtype_explained(vae, "video frames", video),
+    ):
         parameters = family_of(vae).encode_whole(vae, video.to(device), encode_kwargs)
     return posterior_values(vae, parameters, posterior)
 
@@ -62,6 +70,7 @@ def stream_encode(
     if frames_per_chunk < 1:
         raise ValueError(f"frames_per_chunk must be at least 1, got {frames_per_chunk}")
     posterior_values(vae, torch.empty(1, 2), posterior)  # raises before any frame is read
+    refuse_gradient("encode", video, encode_kwargs)
     parts, total = ([video], video.shape[2]) if isinstance(video, Tensor) else (video, None)
     stream = EncodeStream(vae, parts, total, **encode_kwargs)
     return _steps(vae, stream, frames_per_chunk, posterior)

@@ -27,6 +27,7 @@ from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.traced_vae import TracedVae, dtype_name
 from adaptive.planning.planner import Policy, budget_of
 from adaptive.stream.encode_stream import EncodeStream
+from adaptive.stream.inputs import refuse_gradient
 from adaptive.stream.offload import execution_device
 from adaptive.types import strategy_of
 
@@ -82,6 +83,7 @@ class AdaptiveEncoder:
         After an out-of-memory it continues in smaller chunks from where it was; the error of the smallest
         chunk is raised unchanged, and after a few attempts an error that is only possibly an out-of-memory.
         """
+        refuse_gradient("encode", video, encode_kwargs)
         shape = tuple(video.shape)
         plan = self.plan(shape)
         doubtful = 0

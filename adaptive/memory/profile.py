@@ -29,7 +29,7 @@ from adaptive.tiles import largest_tile, strip_count
 from adaptive.types import Cut, LatentShape, PeakEstimate, VaeTraits
 
 FORMAT = 3
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class SweepCosts:
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity, because `_cached_bytes` caches by it
 class MemoryProfile:
-    """Traced memory of one VAE configuration in one dtype ("float32", "float16" or "bfloat16").
+    """Traced memory of one VAE configuration in one dtype ("float64", "float32", "float16" or "bfloat16").
 
     `batched` is the one-call decode with its output. `streamed` maps a chunk size in latent frames to the
     peak of a streamed decode whose consumer keeps no frame; it is empty where the VAE cannot stream exactly.

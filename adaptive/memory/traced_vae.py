@@ -32,7 +32,7 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
-    """ "float32", "float16" or "bfloat16"; `ValueError` for any other dtype."""
+    """ "float64", "float32", "float16" or "bfloat16"; `ValueError` for any other dtype."""
     name = str(dtype).removeprefix("torch.")
     if name not in ITEM_BYTES:
         raise ValueError(f"dtype must be one of {', '.join(ITEM_BYTES)}, got {dtype}")

@@ -22,6 +22,7 @@ from torch import Tensor
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
 from adaptive.pipelines.recorded_call import RecordedDecode, rng_states
+from adaptive.pipelines.vae_method import bind
 
 # Pipelines that need decoded frames before they end, and what each does with them: the reason of its refusal.
 _NEEDS_REAL_FRAMES = {
@@ -65,9 +66,13 @@ def capture(pipe: Any, encode: Callable[..., Any] | None = None) -> Iterator[lis
     vae = pipe.vae
     calls: list[RecordedDecode] = []
 
-    def record(z: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        calls.append(RecordedDecode(z.detach(), args, kwargs, rng_states(z.device)))
-        return decoder_output(_placeholder(vae, z, len(calls) - 1), return_dict)
+    def record(*args: Any, **kwargs: Any) -> Any:
+        call = bind(type(vae), "decode", args, kwargs)
+        if call is None:
+            raise TypeError(f"{type(vae).__name__}.decode does not take these arguments")
+        z = call.tensor
+        calls.append(RecordedDecode(z.detach(), (), call.named, rng_states(z.device)))
+        return decoder_output(_placeholder(vae, z, len(calls) - 1), call.return_dict)
 
     encoding = nullcontext() if encode is None else replaced(vae, "encode", encode)
     with replaced(vae, "decode", record), encoding:

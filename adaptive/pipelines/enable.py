@@ -8,12 +8,12 @@ running them, is in `adaptive.pipelines.capture`. This module does not know jobs
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from adaptive.families import family_of
 from adaptive.pipelines.capture import capture, decoder_output
 from adaptive.pipelines.recorded_call import RecordedDecode, load_calls, save_calls
+from adaptive.pipelines.vae_method import ReplacedMethods, bind
 from adaptive.stream import join_chunks
+from adaptive.stream.inputs import needs_gradient
 from adaptive.types import DecodeReport
 
 if TYPE_CHECKING:
@@ -32,11 +32,8 @@ class Attachment:
         self._decoder = decoder
         self._encode = encode
         self._original = vae.decode
-        # `detach` restores attributes that were set on the object itself, such as a compiled method.
-        self._replaced = {name: vars(vae)[name] for name in ("decode", "encode") if name in vars(vae)}
         self._active = False
-        vae.decode = self._decode
-        vae.encode = encode
+        self._replaced = ReplacedMethods(vae, decode=self._decode, encode=encode)
 
     @property
     def report(self) -> DecodeReport:
@@ -50,17 +47,21 @@ class Attachment:
 
     def detach(self) -> None:
         """Restore the VAE's own `decode` and `encode`."""
-        if self._vae.__dict__.get("decode") == self._decode:
-            del self._vae.decode, self._vae.encode
-            vars(self._vae).update(self._replaced)
+        self._replaced.restore()
 
-    def _decode(self, z: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+    def _decode(self, *args: Any, **kwargs: Any) -> Any:
         family = family_of(self._vae)
-        named = decode_kwargs(type(self._vae), args, kwargs)
+        call = bind(type(self._vae), "decode", args, kwargs)
         # The batched rung calls `vae.decode` again. A 4-D call is a video only if the family folds its
-        # frames.
-        if self._active or (z.ndim != 5 and not family.folds_frames):
-            return self._original(z, *args, return_dict=return_dict, **kwargs)
+        # frames. The VAE's own call records gradients, and raises its own error for wrong arguments.
+        if (
+            self._active
+            or call is None
+            or (call.tensor.ndim != 5 and not family.folds_frames)
+            or needs_gradient(self._vae, call.tensor, call.named)
+        ):
+            return self._original(*args, **kwargs)
+        z, named = call.tensor, call.named
         self._active = True
         try:
             latents = family.as_video(z, named)
@@ -68,7 +69,7 @@ class Attachment:
             total = family.video_frames(traits, latents.shape[2])
             video = join_chunks(self._decoder.frames(latents, **named), total)
             folded = video.transpose(1, 2).flatten(0, 1) if z.ndim == 4 else video
-            return decoder_output(folded, return_dict)
+            return decoder_output(folded, call.return_dict)
         finally:
             self._active = False
 
@@ -79,7 +80,8 @@ def enable(pipe: Any, **policy: Any) -> Attachment:
     `policy` are the fields of `adaptive.Policy` (`strategy`, `frames_per_chunk`, `exact_only`,
     `budget_bytes`, `reserve_bytes`, ...). Raises `TypeError` for an unknown field and `ValueError` for an
     invalid value. Calling it again replaces the policy. The VAE's slicing and tiling flags of diffusers are
-    ignored: the plan decides.
+    ignored: the plan decides. A call that must record gradients (grad mode is on, and the input or a weight
+    of the VAE requires one) is left to the VAE, as are copies of the VAE.
     """
     from adaptive.decoding.decoder import AdaptiveDecoder
     from adaptive.decoding.encoder import AdaptiveEncoder

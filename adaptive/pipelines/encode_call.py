@@ -12,10 +12,12 @@ from torch import Tensor
 from adaptive.decoding.encoder import AdaptiveEncoder, EncodePlan
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
+from adaptive.pipelines.vae_method import bind
+from adaptive.stream.inputs import needs_gradient
 
 
 class AdaptiveEncodeCall:
-    """Replaces `vae.encode`: clips go through `encoder`, all other inputs through the VAE's own method.
+    """Replaces `vae.encode`: clips go through `encoder`, all other calls through the VAE's own method.
 
     `plan` is the plan of the last clip, None before the first.
     """
@@ -28,18 +30,26 @@ class AdaptiveEncodeCall:
         self._active = False
         self._streams = _streams(vae)
 
-    def __call__(self, x: Tensor, return_dict: bool = True, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The result of `vae.encode(x)`, for `[B, C, F, H, W]` or any other input that the VAE accepts."""
-        is_clip = x.ndim == 5 and x.shape[2] > 1
-        # Encoding in one chunk calls `vae.encode` again.
-        if self._active or not is_clip or not self._streams or kwargs:
-            return self._original(x, return_dict=return_dict, **kwargs)
+        call = bind(type(self._vae), "encode", args, kwargs)
+        # Encoding in one chunk calls `vae.encode` again. The VAE's own call records gradients.
+        if (
+            self._active
+            or call is None
+            or call.named
+            or not self._streams
+            or call.tensor.ndim != 5
+            or call.tensor.shape[2] == 1
+            or needs_gradient(self._vae, call.tensor)
+        ):
+            return self._original(*args, **kwargs)
         self._active = True
         try:
-            parameters, self.plan = self._encoder.encode(x, posterior="parameters")
+            parameters, self.plan = self._encoder.encode(call.tensor, posterior="parameters")
         finally:
             self._active = False
-        return _encoder_output(parameters, return_dict)
+        return _encoder_output(parameters, call.return_dict)
 
 
 def _streams(vae: Any) -> bool:

@@ -22,6 +22,7 @@ from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
 from adaptive.stream.engines.engine import UNFINISHED_CHUNK, Engine, StagedEngine, State, StripwiseEngine
 from adaptive.stream.engines.stages import PENDING
+from adaptive.stream.inputs import dtype_explained
 from adaptive.stream.layers.convolution import convolutions_for
 from adaptive.stream.offload import execution_device, run_offload_hook, without_splitting
 from adaptive.stream.state import map_tensors, moved, tensors
@@ -113,6 +114,10 @@ class DecodeStream:
             return self._no_frames(self._latents[:, :, :0].to(self._device))
         run_offload_hook(self._vae)
         self.resume()
+        with dtype_explained(self._vae, "latents", self._latents):
+            return self._step(latent_frames, strips)
+
+    def _step(self, latent_frames: int, strips: int) -> Tensor:
         if PENDING in self._state:
             return self._step_pending(latent_frames, strips)
         if strips > 1 or UNFINISHED_CHUNK in self._state:
@@ -248,7 +253,12 @@ def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
     Returns `[B, C, F, H, W]` in the VAE's own range. Takes and raises what `vae.decode` does.
     """
     device = execution_device(vae)
-    with torch.no_grad(), without_splitting(vae), convolutions_for(device):
+    with (
+        torch.no_grad(),
+        without_splitting(vae),
+        convolutions_for(device),
+        dtype_explained(vae, "latents", latents),
+    ):
         return family_of(vae).decode_whole(vae, latents.to(device), _kwargs(decode_kwargs, device))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adaptive.families import family_of
 from adaptive.stream.engines.engine import State
+from adaptive.stream.inputs import dtype_explained
 from adaptive.stream.layers.convolution import convolutions_for
 from adaptive.stream.offload import execution_device, run_offload_hook, without_splitting
 from adaptive.stream.state import tensors
@@ -95,7 +96,12 @@ class EncodeStream:
         if ended:
             self._expected = self._traits.latent_frames(self.position + chunk.shape[2])
         run_offload_hook(self._vae)
-        with torch.no_grad(), without_splitting(self._vae), convolutions_for(self._device):
+        with (
+            torch.no_grad(),
+            without_splitting(self._vae),
+            convolutions_for(self._device),
+            dtype_explained(self._vae, "video frames", chunk),
+        ):
             # Encoders that stream are causal: they keep nothing back, so the chunk is the only limit needed.
             chunk = chunk.to(self._device)
             return self._engine.advance(self._state, chunk, limit=_UNKNOWN_LENGTH, ended=ended)

@@ -55,7 +55,7 @@ def test_a_budget_chooses_the_strategy_and_the_frames_stay_the_same(
     frames = redecoded(service, latents, tmp_path / "frames.safetensors", options)
     (call,) = load_calls(latents)
     with torch.no_grad():
-        expected = load_vae(service).decode(call.latents, *call.args, return_dict=False)[0]
+        expected = load_vae(service).decode(call.latents, *call.args, **call.kwargs, return_dict=False)[0]
     assert (frames - expected).abs().max() < 1e-4
 
 
