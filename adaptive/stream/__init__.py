@@ -5,6 +5,8 @@ the arithmetic of single layers.
 
 Terms used throughout this room:
 
+- *Rule*: a function that runs in place of a layer's `forward` in a step. A *dispatcher* on the layer calls
+  it, in the thread that streams only (`intercept`).
 - *Chunk*: consecutive frames fed in one step. *Latent frame*: one frame of the VAE's latents.
 - *Window*: the input frames that one output frame of a temporal convolution needs. A layer keeps the last
   frames of a chunk, because the windows of the next chunk begin with them.

@@ -42,7 +42,11 @@ class DecodeStream:
     is a sequence of stages, the stream is instead where the last completed stage left it. The frames of the
     failed step then wait before the next stage, and the following steps resume with them before they feed
     more, in smaller parts if they are asked to. So a step holds no second copy of the state, and only one
-    stage is computed twice. Two threads must not use one VAE at once.
+    stage is computed twice.
+
+    Other threads may call the VAE or stream it meanwhile, but a stream belongs to one thread at a time. While
+    it is open, the VAE's layers have dispatchers (see `intercept`). They go with the last frame, with `close`
+    or when the stream is garbage.
     """
 
     def __init__(
@@ -199,7 +203,12 @@ class DecodeStream:
         self._state = moved(self._state, self._device)
 
     def close(self) -> None:
-        """Drop the references to the VAE, the latents and the state. Calling it again does nothing."""
+        """Let go of the VAE's layers, and drop the references to the VAE, the latents and the state.
+
+        Calling it again does nothing.
+        """
+        if not self._closed:
+            self._engine.close()
         self._closed = True
         self._state = {}
         self._vae = self._engine = self._latents = None  # type: ignore[assignment]
@@ -230,6 +239,8 @@ class DecodeStream:
             )
         self.position = position
         self.video_frames_done = done
+        if self.finished:
+            self._engine.close()
 
 
 def open_decode(vae: Any, latents: Tensor, **decode_kwargs: Any) -> DecodeStream:

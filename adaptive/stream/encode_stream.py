@@ -27,8 +27,9 @@ _MOST_IDLE_STEPS = 2  # in a row, of steps that feed and give nothing: encoders 
 class EncodeStream:
     """One encode in progress: `video` is read in parts `[B, C, f, H, W]` of any length.
 
-    A step that raises leaves the stream unchanged and may be repeated with fewer frames. Two threads must not
-    use one VAE at once.
+    A step that raises leaves the stream unchanged and may be repeated with fewer frames. Other threads may
+    use the VAE meanwhile. Its layers have dispatchers (see `intercept`) until the last latent frame, until
+    `close` or until the stream is garbage.
     """
 
     def __init__(
@@ -89,7 +90,13 @@ class EncodeStream:
                 f"the encode gave {self.latent_frames_done} of {self._expected} latent frames, "
                 f"then none in {self._idle_steps} steps"
             )
+        if self.finished:
+            self._engine.close()
         return latents if count else None
+
+    def close(self) -> None:
+        """Let go of the VAE's layers. Calling it again does nothing."""
+        self._engine.close()
 
     def _advance(self, chunk: Tensor) -> tuple[Tensor | None, State]:
         ended = self._reader.ended

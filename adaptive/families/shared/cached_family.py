@@ -52,8 +52,10 @@ class CachedFamily(Family):
         return parameters
 
     def _check_class(self, vae: Any, network: Any, suffix: str) -> None:
+        from adaptive.stream.layer_checks import is_known
+
         found = type(network).__name__
-        if found != self.layer_prefix + suffix:
+        if found != self.layer_prefix + suffix or not is_known(network, vae):
             raise UnsupportedVae(type(vae).__name__, f"streaming through a network of class {found}")
 
     def _engine(self, network: Any, run: CachedForward, *, stages: Any = (), group: int = 1) -> Engine:
@@ -61,4 +63,4 @@ class CachedFamily(Family):
         from adaptive.stream.layers.causal import CausalLayers
 
         layers = CausalLayers(network, self.layer_prefix)
-        return CachedEngine(run, stages=stages, layers=layers, group=group)
+        return CachedEngine(network, run, stages=stages, layers=layers, group=group)

@@ -49,6 +49,9 @@ class SweepEngine:
         stop = min(len(state["parked"]), start + limit)
         return self._finish(state, start, stop), {**state, "next": stop}
 
+    def close(self) -> None:
+        """See `Engine.close`: nothing was installed."""
+
 
 def refuse_offloaded_layers(vae: Any) -> None:
     """Raise `UnsupportedVae` if single layers have offload hooks: a sweep computes norms without calling

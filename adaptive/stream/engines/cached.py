@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adaptive.stream.engines.engine import whole_groups
 from adaptive.stream.engines.stages import PendingFrames, ResumePoint, RollbackJournal, StagedRun, next_part
-from adaptive.stream.intercept import forwards_replaced
+from adaptive.stream.intercept import Interception, check_forwards, running
 from adaptive.stream.layers.causal import CausalLayers
 from adaptive.stream.state import State
 
@@ -34,14 +34,25 @@ class CachedEngine:
     """A `StagedEngine` (see `engine`) for a network that takes its caches as an argument.
 
     `stages`: modules that the network calls one after another, each on the output of the one before.
-    `layers`: its causal layers. `group`: the group size of `whole_groups`.
+    `layers`: its causal layers. `group`: the group size of `whole_groups`. Raises `UnsupportedVae` if the
+    `forward` of the network, a stage or a causal layer was replaced.
     """
 
     def __init__(
-        self, run: CachedForward, *, stages: Sequence[nn.Module], layers: CausalLayers, group: int = 1
+        self,
+        network: nn.Module,
+        run: CachedForward,
+        *,
+        stages: Sequence[nn.Module],
+        layers: CausalLayers,
+        group: int = 1,
     ) -> None:
+        check_forwards(network, (network,))
         self._run = run
-        self._stages = stages
+        # Rules do not run inside compiled layers, so none of the stages in them could be skipped.
+        compiled = any(layer._compiled_call_impl is not None for layer in network.modules())
+        self._stages = () if compiled else tuple(stages)
+        self._interception = Interception(network, self._stages)
         self._layers = layers
         self._group = group
 
@@ -65,6 +76,11 @@ class CachedEngine:
         part = next_part(state, limit, parts)
         return self._step(state, blank, part, fed=part.fed)
 
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._interception.close()
+        self._layers.close()
+
     def _step(
         self, state: State, chunk: Tensor, start: PendingFrames | None, *, fed: int
     ) -> tuple[Tensor, State]:
@@ -77,10 +93,13 @@ class CachedEngine:
         def restore(point: ResumePoint) -> None:
             place[0] = point.place
 
-        staged_run = StagedRun(journal, fed, start=start, resume_point=resume_point, restore=restore)
-        rules = {stage: staged_run.stage_rule(number, None) for number, stage in enumerate(self._stages, 1)}
-        with staged_run, forwards_replaced(rules), self._layers.low_memory():
-            frames = self._run(chunk, _Caches(journal), place, first=first)
+        with self._layers.early_release() as release:
+            staged_run = StagedRun(
+                journal, fed, start=start, resume_point=resume_point, restore=restore, release=release
+            )
+            rules = {stage: staged_run.stage_rule(number) for number, stage in enumerate(self._stages, 1)}
+            with staged_run, running({**self._layers.rules, **rules}):
+                frames = self._run(chunk, _Caches(journal), place, first=first)
         return frames, state
 
 

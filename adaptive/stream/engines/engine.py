@@ -13,23 +13,24 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from adaptive.errors import UnsupportedVae
 from adaptive.stream.engines.chunk_pass import ChunkPass
+from adaptive.stream.engines.noise import same_noise
 from adaptive.stream.engines.stages import PendingFrames, RollbackJournal, StagedRun, next_part
-from adaptive.stream.intercept import Forward, forwards_replaced, replacing_forward
+from adaptive.stream.intercept import Interception, check_forwards, place_of, running
+from adaptive.stream.layer_checks import check_classes, may_keep_tensors
+from adaptive.stream.layers.early_release import EarlyRelease
 from adaptive.stream.state import State as State
 
 # A rule is called as rule(chunk_pass, module, forward, *args, **kwargs) in place of forward(*args, **kwargs).
 Rule = Callable[..., Any]
 # Keys of a stream's state:
-_RNG = "rng"  # state of the random number generator at the first chunk
 _FRAMES_TO_DROP = "frames_to_drop"  # frames at the start of the stream that are still to be dropped
 UNFINISHED_CHUNK = (
     "unfinished_chunk"  # a chunk that has passed the earlier layers only (see `StripwiseEngine`)
@@ -56,6 +57,10 @@ class Engine(Protocol):
         by a staged engine only. If its call fails, `state` is as before, or holds frames that wait between
         two stages (`PENDING`).
         """
+        ...
+
+    def close(self) -> None:
+        """Let go of the network's layers; the engine is not used again. Calling it again does nothing."""
         ...
 
 
@@ -118,6 +123,9 @@ class CallEngine(ABC):
         """See `Engine.advance`."""
         return self.call(state, chunk)
 
+    def close(self) -> None:  # noqa: B027 - the usual case, not a missing one
+        """See `Engine.close`: nothing was installed."""
+
     @abstractmethod
     def call(self, state: State, chunk: Tensor) -> tuple[Tensor, State]:
         """Return all frames of `chunk` (one or more) and the next state, without changing `state`."""
@@ -137,6 +145,9 @@ class RuledEngine:
     - `group`: chunks are cut by `whole_groups` with this group size.
     - `stages` are modules that `module` calls one after another, each on the output of the one before. With
       them, a failed step resumes after the last completed stage.
+    - `overridden` are more modules that `_run` may be asked to override.
+
+    Raises `UnsupportedVae`, naming the layer, for what it could not run as the module itself does.
     """
 
     def __init__(
@@ -153,8 +164,16 @@ class RuledEngine:
         drop: int = 0,
         group: int | None = None,
         stages: Sequence[nn.Module] = (),
+        overridden: Iterable[nn.Module] = (),
     ) -> None:
+        check_classes(module, pointwise | rules.keys())
+        check_forwards(module, (module,))
+        for child in module.modules():
+            if child._compiled_call_impl is not None:
+                wanted = f"streaming through {place_of(module, child)}, which is compiled"
+                raise UnsupportedVae(type(module).__name__, wanted)
         self._module = module
+        self._layers = tuple(module.modules())
         self._kwargs = dict(kwargs)
         self._seeded = seeded
         self._begin = begin
@@ -164,18 +183,11 @@ class RuledEngine:
         self._sink = sink
         # A resumed forward would draw other noise than a whole one.
         self._stages = () if seeded else tuple(stages)
-        self._hooked = any("_diffusers_hook" in child.__dict__ for child in module.modules())
-        self._ruled: dict[nn.Module, Rule] = {}
-        for name, child in module.named_modules():
-            kind = type(child).__name__
-            if kind in rules:
-                self._ruled[child] = rules[kind]
-            place = f"{name or 'itself'} ({kind})"
-            if kind not in rules and kind not in pointwise:
-                wanted = f"streaming through {place}, a class without a streaming rule"
-                raise UnsupportedVae(type(module).__name__, wanted)
-            if child._compiled_call_impl is not None:
-                raise UnsupportedVae(type(module).__name__, f"streaming through {place}, which is compiled")
+        self._hooked = any("_diffusers_hook" in child.__dict__ for child in self._layers)
+        named = ((child, type(child).__name__) for child in self._layers)
+        self._ruled: dict[nn.Module, Rule] = {child: rules[kind] for child, kind in named if kind in rules}
+        changed = dict.fromkeys((*self._ruled, *self._stages, *overridden))
+        self._interception = Interception(module, changed)
 
     def take(self, position: int, wanted: int, total: int) -> int:
         """See `Engine.take`: any chunk size is right, unless frames go in groups."""
@@ -192,13 +204,22 @@ class RuledEngine:
         part = next_part(state, limit, parts)
         return self._step(state, blank, part, fed=part.fed, limit=limit, ended=False)
 
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._interception.close()
+
     def _step(
         self, state: State, chunk: Tensor, start: PendingFrames | None, *, fed: int, limit: int, ended: bool
     ) -> tuple[Tensor | None, State]:
         journal = RollbackJournal(state if self._stages else dict(state))
         chunk_pass = self._chunk_pass(journal, limit=limit, ended=ended)
         with StagedRun(
-            journal, fed, start=start, resume_point=chunk_pass.resume_point, restore=chunk_pass.restore
+            journal,
+            fed,
+            start=start,
+            resume_point=chunk_pass.resume_point,
+            restore=chunk_pass.restore,
+            release=chunk_pass.early_release.allowed,
         ) as staged_run:
             if self._begin is not None:
                 chunk = self._begin(chunk)
@@ -225,13 +246,14 @@ class RuledEngine:
             sink=self._sink,
             may_skip_idle_blocks=not (self._seeded or self._hooked),
             call_idle_convolutions=self._hooked,
+            early_release=EarlyRelease(allowed=not may_keep_tensors(self._layers)),
         )
 
     def _run(
         self,
         chunk_pass: ChunkPass,
         chunk: Tensor,
-        overrides: Mapping[nn.Module, Forward],
+        overrides: Mapping[nn.Module, Callable[..., Any]],
         staged_run: StagedRun | None = None,
     ) -> Any:
         """Return the output of `module`, or None if this pass completes no frame.
@@ -239,53 +261,16 @@ class RuledEngine:
         A module in `overrides` runs that function, called as function(module, forward, ...), and not its
         rule.
         """
-        rules: dict[nn.Module, Callable[[nn.Module, Forward], Forward]] = {
-            module: functools.partial(_bound, chunk_pass, rule) for module, rule in self._ruled.items()
+        rules: dict[nn.Module, Callable[..., Any]] = {
+            module: functools.partial(rule, chunk_pass) for module, rule in self._ruled.items()
         }
         if staged_run is not None:
             rules |= {
                 stage: staged_run.stage_rule(number, rules.get(stage))
                 for number, stage in enumerate(self._stages, 1)
             }
-        rules |= {module: replacing_forward(forward) for module, forward in overrides.items()}
-        with forwards_replaced(rules), self._same_noise(chunk_pass, chunk.device):
+        rules |= overrides
+        noise = same_noise(chunk_pass.layer_states, chunk.device) if self._seeded else nullcontext()
+        with running(rules), noise:
             output = self._module(chunk, **self._kwargs)
         return None if chunk_pass.no_output else output
-
-    @contextmanager
-    def _same_noise(self, chunk_pass: ChunkPass, device: torch.device) -> Iterator[None]:
-        """Let every chunk draw the random numbers that the first one drew.
-
-        The generator advances once for the whole stream, as it does in a batched decode.
-        """
-        if not self._seeded or device.type == "meta":
-            yield
-            return
-        before = _rng_state(device)
-        first = chunk_pass.layer_states.setdefault(_RNG, before)
-        restore = first is not before
-        try:
-            if restore:
-                _set_rng_state(device, first)
-            yield
-        except BaseException:
-            restore = True
-            raise
-        finally:
-            if restore:
-                _set_rng_state(device, before)
-
-
-def _bound(chunk_pass: ChunkPass, rule: Rule, module: nn.Module, forward: Forward) -> Forward:
-    return functools.partial(rule, chunk_pass, module, forward)
-
-
-def _rng_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_rng_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state.cpu(), device)
-    else:
-        torch.set_rng_state(state.cpu())

@@ -120,7 +120,8 @@ class StagedRun:
 
     `fed` is the number of latent frames that the step was made for. With `start`, the run resumes with those
     pending frames, the last of the state's. `resume_point` returns what the engine must know to resume after
-    the stage that just completed; `restore` makes the engine resume there.
+    the stage that just completed; `restore` makes the engine resume there. `release`: a stage's input is
+    freed when the stage completes, because nobody but the network's own code has a reference to it.
     """
 
     def __init__(
@@ -131,8 +132,10 @@ class StagedRun:
         start: PendingFrames | None,
         resume_point: Callable[[], ResumePoint],
         restore: Callable[[ResumePoint], None],
+        release: bool = True,
     ) -> None:
         self._journal = journal
+        self._release = release
         self._fed = fed
         self._resume_point = resume_point
         self._restore = restore
@@ -140,36 +143,33 @@ class StagedRun:
         waiting = journal.get(PENDING, ())
         self._waiting: tuple[PendingFrames, ...] = waiting if start is None else waiting[:-1]
 
-    def stage_rule(
-        self, number: int, rule: Callable[[nn.Module, Forward], Forward] | None
-    ) -> Callable[[nn.Module, Forward], Forward]:
+    def stage_rule(self, number: int, rule: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """Return the rule that runs stage `number` (from 1), or skips it if this run resumes after it.
 
         `rule` is the stage's own streaming rule; without one, its `forward` runs.
         """
-        return functools.partial(self._bound, number, rule)
+        return functools.partial(self._stage, number, rule)
 
-    def _bound(
+    def _stage(
         self,
         number: int,
-        rule: Callable[[nn.Module, Forward], Forward] | None,
+        rule: Callable[..., Any] | None,
         module: nn.Module,
         forward: Forward,
-    ) -> Forward:
-        return functools.partial(self._stage, number, forward if rule is None else rule(module, forward))
-
-    def _stage(self, number: int, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         if number <= self._done:
             start: PendingFrames = self._journal[PENDING][-1]
             if number == self._done:
                 self._journal.rollback()  # undo what layers before the first stage wrote for the blank input
                 self._restore(start.resume_point)
             return start.output
-        output = forward(*args, **kwargs)
+        output = forward(*args, **kwargs) if rule is None else rule(module, forward, *args, **kwargs)
         pending = PendingFrames(number, output, self._resume_point(), self._fed)
         self._journal[PENDING] = (*self._waiting, pending)
         self._journal.commit()
-        if number > 1 and type(args[0]) is Tensor and args[0] is not output:
+        if self._release and number > 1 and type(args[0]) is Tensor and args[0] is not output:
             # The network's code keeps a reference to the input until its block returns, and a view keeps the
             # tensor that it is a view of.
             for spent in (args[0]._base, args[0]):

@@ -15,7 +15,7 @@ remain valid and the next step resumes after them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -72,7 +72,7 @@ class StripEngine(RuledEngine):
 
     def __init__(self, module: nn.Module, *, tail: Tail, **options: Any) -> None:
         """`options` are those of `RuledEngine`."""
-        super().__init__(module, **options)
+        super().__init__(module, overridden=(*tail.before, tail.entry), **options)
         self._tail = tail
         self._tail_layers = tail.layers()
 
@@ -123,7 +123,7 @@ class StripEngine(RuledEngine):
         def pass_on(_module: nn.Module, _forward: Forward, frames: Tensor, *_: Any, **__: Any) -> Tensor:
             return frames
 
-        skipped: dict[nn.Module, Forward] = dict.fromkeys(self._tail.before, pass_on)
+        skipped: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self._tail.before, pass_on)
         output = self._run(chunk_pass, unfinished.entry, {**skipped, self._tail.entry: enter})
         unfinished = strip.committed(unfinished, old, chunk_pass.layer_states, output)
         rest = {key: value for key, value in state.items() if key != UNFINISHED_CHUNK}

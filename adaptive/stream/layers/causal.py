@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaptive.stream.intercept import Forward, forwards_replaced, replacing_forward
+from adaptive.stream.intercept import Forward, Interception, Rules, running
+from adaptive.stream.layer_checks import is_known, may_keep_tensors
 from adaptive.stream.layers import norms
 from adaptive.stream.layers.early_release import EarlyRelease
 
@@ -35,7 +36,9 @@ class CausalLayers:
     - `{prefix}Upsample` is an `nn.Upsample` that computes in float32.
     - `SiLU` is an activation whose output is used by one of these layers alone.
 
-    In a network with compiled layers, all layers run unchanged.
+    In a network with compiled layers, all layers run unchanged. Where someone may keep a layer's input (see
+    `may_keep_tensors`), or layers of other packages may use it again, no input is released early. Raises
+    `UnsupportedVae` if the `forward` of one of these layers was replaced.
     """
 
     def __init__(self, network: nn.Module, prefix: str) -> None:
@@ -47,19 +50,32 @@ class CausalLayers:
             _ACTIVATION: self._activate,
         }
         layers = list(network.modules())
+        self._layers = layers
+        self._only_known = all(is_known(layer, network) for layer in layers)
         if any(layer._compiled_call_impl is not None for layer in layers):
             layers = []
-        named = ((layer, type(layer).__name__) for layer in layers)
-        self._rules = {layer: replacing_forward(rules[name]) for layer, name in named if name in rules}
+        named = ((layer, type(layer).__name__) for layer in layers if is_known(layer, network))
+        self.rules: Rules = {layer: rules[name] for layer, name in named if name in rules}
+        self._interception = Interception(network, self.rules)
 
     @contextmanager
     def low_memory(self) -> Iterator[None]:
         """Within the context, run these layers in less memory."""
+        with self.early_release(), running(self.rules):
+            yield
+
+    @contextmanager
+    def early_release(self) -> Iterator[bool]:
+        """Within the context, `rules` may run. Gives whether inputs are released early."""
+        self._early_release.allowed = self._only_known and not may_keep_tensors(self._layers)
         try:
-            with forwards_replaced(self._rules):
-                yield
+            yield self._early_release.allowed
         finally:
             self._early_release.forget()  # after a failure, it would keep the frames alive through the retry
+
+    def close(self) -> None:
+        """Let go of the layers. Calling it again does nothing."""
+        self._interception.close()
 
     def _activate(self, _layer: nn.Module, forward: Forward, frames: Tensor) -> Tensor:
         return self._early_release.mark_last_use(forward(frames))

@@ -27,12 +27,15 @@ class EarlyRelease:
     The code that makes the tensor marks it. The layer that receives it releases it once it has a copy.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, allowed: bool = True) -> None:
+        """`allowed`: nobody but the network's own code may keep a reference to a marked tensor."""
+        self.allowed = allowed
         self._marked: Tensor | None = None
 
     def mark_last_use(self, tensor: Tensor) -> Tensor:
         """Declare that only the next layer uses `tensor`; return it."""
-        self._marked = tensor
+        if self.allowed:
+            self._marked = tensor
         return tensor
 
     def release_if_marked(self, tensor: Tensor) -> None:
