@@ -62,6 +62,8 @@ class AdaptiveDecoder:
         self._refusal = _refusal(vae)
         if self._refusal is not None:
             self._profile = replace(self._profile, streamed={}, tiled=None, sweep=None)
+        elif self._profile.tiled is not None and family_of(vae).strip_halo(vae) is None:
+            self._profile = replace(self._profile, tiled=None)  # hooks on layers that strips compute
         self._device = execution_device(vae)
         self._probe = probe or open_probe(str(self._device))
         self._policy = policy or Policy()

@@ -29,6 +29,18 @@ class CosmosFamily(CausalFamily):
     has_variance = False
     traits_from_config = named_ratios(latent_channels=16, spatial_ratio=8, temporal_ratio=8)
 
+    def check_layers(self, network: Any) -> None:
+        """One group is normed frame by frame; several groups would be normed over time."""
+        from adaptive.stream.layer_checks import check_processors
+
+        check_processors(network, "CosmosCausalAttention", frozenset({_IN_SPACE, _IN_TIME}))
+        for layer in network.modules():
+            if type(layer).__name__ == "CosmosCausalGroupNorm" and layer.num_groups != 1:
+                raise UnsupportedVae("CosmosCausalGroupNorm", f"streaming with {layer.num_groups} groups")
+
+
+_IN_SPACE, _IN_TIME = "CosmosSpatialAttentionProcessor2_0", "CosmosTemporalAttentionProcessor2_0"
+
 
 def _convolution(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
     """The window in time first, then the padding in space, which the layer does together with it."""
@@ -41,13 +53,6 @@ def _convolution(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Te
     if any(layer.spatial_pad):
         window = pad_in_space(window, layer.spatial_pad, layer.pad_mode)
     return conv3d(window, layer.weight, layer.bias, layer.stride, 0, layer.dilation)
-
-
-def _group_norm(_chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
-    """One group is normed frame by frame; several groups would be normed over time."""
-    if layer.num_groups != 1:
-        raise UnsupportedVae("CosmosCausalGroupNorm", f"streaming with {layer.num_groups} groups")
-    return forward(frames)
 
 
 def _upsample(chunk_pass: ChunkPass, layer: Any, forward: Forward, frames: Tensor) -> Tensor:
@@ -84,7 +89,7 @@ def _attention(
     """Attention within a frame is unchanged; attention over time (`[B*H*W, 1, T, C]`) uses a cache."""
     from adaptive.stream.engines.chunk_pass import attend_to_past
 
-    if type(layer.processor).__name__ == "CosmosSpatialAttentionProcessor2_0":
+    if type(layer.processor).__name__ == _IN_SPACE:
         return forward(frames, mask)
     batch, _, _, height, width = frames.shape
     normed = layer.norm(frames)
@@ -128,7 +133,6 @@ def _wavelet_levels(transform: Any, frames: Tensor, patch_size: int) -> Tensor:
 FAMILY = CosmosFamily(
     rules={
         "CosmosCausalConv3d": _convolution,
-        "CosmosCausalGroupNorm": _group_norm,
         "CosmosUpsample3d": _upsample,
         "CosmosDownsample3d": _downsample,
         "CosmosCausalAttention": _attention,
@@ -138,7 +142,7 @@ FAMILY = CosmosFamily(
     framewise=frozenset(
         {
             "CosmosDecoder3d", "CosmosEncoder3d", "CosmosMidBlock3d", "CosmosUpBlock3d", "CosmosDownBlock3d",
-            "CosmosResnetBlock3d", "CosmosConvProjection3d", "GroupNorm",
+            "CosmosResnetBlock3d", "CosmosConvProjection3d", "CosmosCausalGroupNorm", "GroupNorm",
         }
     ),
 )  # fmt: skip

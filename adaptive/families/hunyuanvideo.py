@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from adaptive.errors import UnsupportedVae
 from adaptive.families.shared.family import Family, refuse_arguments
 from adaptive.families.shared.rules import attend_frame_by_frame, pad_in_space
-from adaptive.families.shared.sweep_engine import SweepEngine, refuse_offloaded_layers
+from adaptive.families.shared.sweep_engine import SweepEngine, check_sweep
 from adaptive.families.shared.traits import named_ratios
 
 if TYPE_CHECKING:
@@ -39,10 +39,19 @@ class HunyuanVideoFamily(Family):
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """A layer sweep in the first step, frames from then on; the weights must be on the device."""
         refuse_arguments(vae, kwargs, "decoding")
-        refuse_offloaded_layers(vae)
+        check_sweep(vae, _LAYERS, attends=True)
         if any(layer._compiled_call_impl is not None for layer in vae.decoder.modules()):
             raise UnsupportedVae(type(vae).__name__, "layer sweeps through compiled layers")
         return SweepEngine(partial(_sweep, vae), partial(_last_layers, vae.decoder))
+
+
+_LAYERS = frozenset(
+    {
+        "HunyuanVideoDecoder3D", "HunyuanVideoMidBlock3D", "HunyuanVideoUpBlock3D",
+        "HunyuanVideoResnetBlockCausal3D", "HunyuanVideoUpsampleCausal3D", "HunyuanVideoCausalConv3d",
+        "Attention",
+    }
+)  # fmt: skip
 
 
 def _sweep(vae: Any, latents: Tensor, size: int) -> State:

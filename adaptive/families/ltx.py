@@ -68,8 +68,8 @@ class LtxFamily(Family):
             "kwargs": kwargs,
             "stages": _stages(decoder),
         }
-        if _draws_noise(vae):  # for whole pictures
-            return RuledEngine(decoder, seeded=True, **options)
+        if not _has_strips(vae):
+            return RuledEngine(decoder, seeded=_draws_noise(vae), **options)
         *before, entry = decoder.up_blocks
         tail = Tail(
             (decoder.conv_in, decoder.mid_block, *before), entry, (decoder.conv_out,), _halo(decoder)[0]
@@ -78,7 +78,7 @@ class LtxFamily(Family):
 
     def strip_halo(self, vae: Any) -> float | None:
         """Strips go through the last block, before or behind the last upsampling."""
-        if _draws_noise(vae):
+        if not _has_strips(vae):
             return None
         rows, scale = _halo(vae.decoder)
         return float(rows * scale * vae.config.get("patch_size", 4) / self.traits_of(vae).spatial_ratio)
@@ -123,6 +123,13 @@ def _stages(decoder: Any) -> list[Any]:
 def _draws_noise(vae: Any) -> bool:
     flags = vae.config.get("decoder_inject_noise", ())
     return flags if isinstance(flags, bool) else any(flags)
+
+
+def _has_strips(vae: Any) -> bool:
+    """Noise is drawn for whole pictures, and forward hooks expect them."""
+    from adaptive.stream.layer_checks import has_hooks
+
+    return not _draws_noise(vae) and not has_hooks(vae.decoder.modules())
 
 
 def _halo(decoder: Any) -> tuple[int, int]:

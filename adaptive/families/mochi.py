@@ -34,6 +34,17 @@ class MochiFamily(CausalFamily):
         temporal_ratio=lambda config: prod(config.get("temporal_expansions", (1, 2, 3))),
     )
 
+    def check_layers(self, network: Any) -> None:
+        """Attention looks back, as in the published encoder."""
+        from adaptive.stream.layer_checks import check_processors
+
+        check_processors(network, "Attention", frozenset({"MochiVaeAttnProcessor2_0"}))
+        for layer in network.modules():
+            if type(layer).__name__ == "Attention" and (not layer.is_causal or layer.residual_connection):
+                raise UnsupportedVae(
+                    type(network).__name__, "encoding in chunks through attention that is not causal"
+                )
+
     def decoder_options(self, vae: Any) -> dict[str, Any]:
         """All but one of the frames that the first latent frame gives are dropped."""
         if not vae.drop_last_temporal_frames:
@@ -72,8 +83,6 @@ def _attention(chunk_pass: ChunkPass, layer: Any, _forward: Forward, tokens: Ten
     """Attention over time, `[B*H*W, T, C]`, as in `MochiVaeAttnProcessor2_0`, with a key-value cache."""
     from adaptive.stream.engines.chunk_pass import attend_to_past
 
-    if not layer.is_causal or layer.residual_connection:
-        raise UnsupportedVae("MochiEncoder3D", "encoding in chunks through attention that is not causal")
     query, key, value = (
         project(tokens).unflatten(-1, (layer.heads, -1)).transpose(1, 2).contiguous()
         for project in (layer.to_q, layer.to_k, layer.to_v)

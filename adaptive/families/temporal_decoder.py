@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive.families.shared.family import refuse_arguments
 from adaptive.families.shared.folded_family import IMAGE_TRAITS, FoldedFamily, folded, unfolded
-from adaptive.families.shared.sweep_engine import SweepEngine, refuse_offloaded_layers
+from adaptive.families.shared.sweep_engine import SweepEngine, check_sweep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +37,16 @@ class TemporalDecoderFamily(FoldedFamily):
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:
         """A layer sweep in the first step, frames from then on; the weights must be on the device."""
         refuse_arguments(vae, kwargs.keys() - {"num_frames"}, "decoding")
-        refuse_offloaded_layers(vae)
+        check_sweep(vae, _LAYERS)
         return SweepEngine(partial(_sweep, vae.decoder), partial(_last_layer, vae.decoder))
+
+
+_LAYERS = frozenset(
+    {
+        "TemporalDecoder", "MidBlockTemporalDecoder", "UpBlockTemporalDecoder", "SpatioTemporalResBlock",
+        "TemporalResnetBlock", "ResnetBlock2D", "Upsample2D", "AlphaBlender", "Attention", "Conv2d",
+    }
+)  # fmt: skip
 
 
 def _sweep(decoder: Any, latents: Tensor, size: int) -> State:

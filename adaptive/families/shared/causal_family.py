@@ -53,11 +53,15 @@ class CausalFamily(Family):
         """Options of `RuledEngine` for the encoder."""
         return {"finish": getattr(vae, "quant_conv", None), "group": self.traits_of(vae).temporal_ratio}
 
+    def check_layers(self, network: Any) -> None:
+        """Raise `UnsupportedVae` if a rule could not do what its layer in `network` does."""
+
     def _engine(self, vae: Any, network: Any, options: Mapping[str, Any]) -> Engine:
         from adaptive.stream.engines.engine import RuledEngine
 
         if not self.traits_of(vae).exact_streaming:
             raise UnsupportedVae(type(vae).__name__, f"streaming with {self.inexact_with}")
+        self.check_layers(network)
         last = getattr(network, self.last_layer)
         return RuledEngine(
             network, rules=self.rules, pointwise=self.framewise, sink=last, kwargs={}, **options

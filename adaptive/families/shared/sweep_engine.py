@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from adaptive.errors import UnsupportedVae
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -53,10 +51,21 @@ class SweepEngine:
         """See `Engine.close`: nothing was installed."""
 
 
-def refuse_offloaded_layers(vae: Any) -> None:
-    """Raise `UnsupportedVae` if single layers have offload hooks: a sweep computes norms without calling
-    them.
+# Layers of torch in every decoder that is swept.
+_OF_TORCH = frozenset({"Conv3d", "Dropout", "GroupNorm", "Identity", "Linear", "ModuleList"})
+_ACTIVATIONS = frozenset({"GELU", "Mish", "ReLU", "SiLU"})
+_PROCESSORS = frozenset({"AttnProcessor", "AttnProcessor2_0"})  # which differ in the operators they use
+
+
+def check_sweep(vae: Any, layers: frozenset[str], *, attends: bool = False) -> None:
+    """Raise `UnsupportedVae`, naming the layer, if a sweep could not do what `vae.decoder` does.
+
+    A sweep runs the layers of known decoders itself: `layers` are their classes beside those of torch. Norms
+    over time are computed without calling them. `attends`: the sweep computes the attention, too.
     """
-    hooks = {"_hf_hook", "_diffusers_hook"}
-    if any(hooks & vars(layer).keys() for layer in vae.decoder.modules()):
-        raise UnsupportedVae(type(vae).__name__, "layer sweeps through offloaded layers")
+    from adaptive.stream.layer_checks import check_processors, check_reimplemented
+
+    decoder = getattr(vae.decoder, "_orig_mod", vae.decoder)  # torch.compile's wrapper is not called
+    check_reimplemented(decoder, layers | _OF_TORCH | _ACTIVATIONS, "layer sweeps")
+    if attends:
+        check_processors(decoder, "Attention", _PROCESSORS)

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from adaptive.errors import UnsupportedVae
 from adaptive.stream.engines.sweep import GroupStatistics
+from adaptive.stream.layer_checks import check_reimplemented
 from adaptive.tiles import Span, strips
 
 # rows(low, high) returns those rows `[N, C, high - low, W]` of a tensor that need not exist as a whole.
@@ -26,13 +28,21 @@ Rows = Callable[[int, int], Tensor]
 _BLOCK_REACH = 2  # rows on either side that the two convolutions of a residual block need
 
 
+_LAYERS = frozenset(
+    {
+        "Attention", "Conv2d", "Decoder", "Dropout", "GELU", "GroupNorm", "Identity", "Linear", "Mish",
+        "ModuleList", "ReLU", "ResnetBlock2D", "SiLU", "UNetMidBlock2D", "UpDecoderBlock2D", "Upsample2D",
+    }
+)  # fmt: skip
+
+
 def supports_strips(decoder: Any) -> bool:
-    """Whether `upper_layers` knows every layer after the middle block, and no layer has an offload hook."""
-    offloaded = {
-        "_hf_hook",
-        "_diffusers_hook",
-    }  # norms are computed here, not called: their hooks would not run
-    return not any(offloaded & vars(module).keys() for module in decoder.modules()) and all(
+    """Whether `upper_layers` does what every layer after the middle block does, and its hooks, if any."""
+    try:
+        check_reimplemented(decoder, _LAYERS, "strips")
+    except UnsupportedVae:
+        return False
+    return type(decoder.conv_norm_out).__name__ == "GroupNorm" and all(
         type(block).__name__ == "UpDecoderBlock2D"
         and all(_known_resnet(resnet) for resnet in block.resnets)
         and all(_known_upsampler(upsampler) for upsampler in block.upsamplers or ())
