@@ -17,6 +17,7 @@ from adaptive.families import family_of
 from adaptive.stream.decode_stream import DecodeStream, decode_whole, open_decode
 from adaptive.stream.offload import execution_device
 from adaptive.stream.seams import SeamScore
+from adaptive.stream.state import computing
 from adaptive.tiles import Span, overlap_latent_pixels, overlapping_spans
 from adaptive.types import SpatialTiles
 
@@ -172,7 +173,8 @@ class BlendedTiles:
         channels = family_of(self._vae).video_channels(self._vae.config)
         sides = self._total - self._skipped, height * self._ratio, width * self._ratio
         device = execution_device(self._vae)
-        return torch.zeros(batch, channels, *sides, dtype=self._vae.dtype, device=device)
+        with computing():  # later steps write to it
+            return torch.zeros(batch, channels, *sides, dtype=self._vae.dtype, device=device)
 
     def _decoded(self, latents: Tensor, latent_frames: int) -> Tensor:
         if self._stream is None and (not self._streams or latent_frames >= latents.shape[2]):

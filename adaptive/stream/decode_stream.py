@@ -23,9 +23,9 @@ from adaptive.families import family_of
 from adaptive.stream.engines.engine import UNFINISHED_CHUNK, Engine, StagedEngine, State, StripwiseEngine
 from adaptive.stream.engines.stages import PENDING
 from adaptive.stream.inputs import dtype_explained
-from adaptive.stream.layers.convolution import convolutions_for
+from adaptive.stream.layers.convolution import convolutions_for, convolved_dtype
 from adaptive.stream.offload import execution_device, run_offload_hook, without_splitting
-from adaptive.stream.state import map_tensors, moved, tensors
+from adaptive.stream.state import computing, map_tensors, moved, tensors
 from adaptive.types import VaeTraits
 
 _MOST_PARTS = 4096  # more parts than a chunk has frames: one frame at a time
@@ -129,7 +129,7 @@ class DecodeStream:
         chunk, stop = self._next_chunk(latent_frames)
         ended = stop == self.latent_frames
         try:
-            with torch.no_grad(), convolutions_for(chunk.device):
+            with computing(), convolutions_for(chunk.device):
                 frames, self._state = self._engine.advance(
                     self._state, chunk, limit=latent_frames, ended=ended
                 )
@@ -148,7 +148,7 @@ class DecodeStream:
         assert isinstance(engine, StagedEngine)
         parts = strips * (_MOST_PARTS if self._failed_pending else 1)
         self._failed_pending = True
-        with torch.no_grad(), convolutions_for(blank.device):
+        with computing(), convolutions_for(blank.device):
             frames, self._state = engine.resume(self._state, blank, limit=latent_frames, parts=parts)
         self._failed_pending = False
         if frames is None:
@@ -169,7 +169,7 @@ class DecodeStream:
         engine = self._stripwise_engine()
         chunk, stop = self._next_chunk(latent_frames)
         ended = stop == self.latent_frames
-        with torch.no_grad(), convolutions_for(chunk.device):
+        with computing(), convolutions_for(chunk.device):
             state = moved(self._state, chunk.device)
             self._state = engine.begin(state, chunk, limit=latent_frames, ended=ended)
         self._count(stop, 0)
@@ -180,7 +180,7 @@ class DecodeStream:
             self.begin(latent_frames)
         rows = -(-self._latents.shape[3] // strips)
         frames: Tensor | None = None
-        with torch.no_grad(), convolutions_for(self._device):
+        with computing(), convolutions_for(self._device):
             for part, state in engine.finish(moved(self._state, self._device), rows):
                 frames, self._state = part, state
                 del part, state  # else these references would keep tensors that the engine has dropped
@@ -224,7 +224,8 @@ class DecodeStream:
     def _no_frames(self, chunk: Tensor) -> Tensor:
         batch, _, _, height, width = chunk.shape
         ratio = self._traits.spatial_ratio
-        return chunk.new_empty(batch, self._video_channels, 0, height * ratio, width * ratio)
+        shape = batch, self._video_channels, 0, height * ratio, width * ratio
+        return chunk.new_empty(shape, dtype=convolved_dtype(chunk))
 
     def _count(self, position: int, new_frames: int) -> None:
         progress = new_frames > 0 or position > self.position

@@ -18,7 +18,7 @@ from adaptive.stream.engines.engine import State
 from adaptive.stream.inputs import dtype_explained
 from adaptive.stream.layers.convolution import convolutions_for
 from adaptive.stream.offload import execution_device, run_offload_hook, without_splitting
-from adaptive.stream.state import tensors
+from adaptive.stream.state import computing, tensors
 
 _UNKNOWN_LENGTH = 2**62 + 1  # has the form 8k+1, which every VAE accepts
 _MOST_IDLE_STEPS = 2  # in a row, of steps that feed and give nothing: encoders that stream have no delay
@@ -104,7 +104,7 @@ class EncodeStream:
             self._expected = self._traits.latent_frames(self.position + chunk.shape[2])
         run_offload_hook(self._vae)
         with (
-            torch.no_grad(),
+            computing(),
             without_splitting(self._vae),
             convolutions_for(self._device),
             dtype_explained(self._vae, "video frames", chunk),

@@ -7,6 +7,7 @@ dictionaries, tuples, named tuples and lists; any other value is left alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,9 +16,20 @@ from torch import Tensor
 State = dict[Hashable, Any]
 
 
+@contextmanager
+def computing() -> Iterator[None]:
+    """Within the context, compute without gradients, and outside of inference mode.
+
+    Later steps write to tensors of earlier ones. Between them, the caller may enter or leave inference mode.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def moved(state: State, device: torch.device) -> State:
     """Return a copy of `state` whose tensors are on `device`."""
-    return {key: map_tensors(value, lambda tensor: tensor.to(device)) for key, value in state.items()}
+    with computing():
+        return {key: map_tensors(value, lambda tensor: tensor.to(device)) for key, value in state.items()}
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptive.stream.engines.stages import ResumePoint
+from adaptive.stream.layers.convolution import convolved_dtype
 from adaptive.stream.layers.early_release import EarlyRelease
 from adaptive.stream.layers.residual import ResidualBranch
 from adaptive.stream.layers.window import Kernel, PushResult, WindowState, add_delayed, push
@@ -195,11 +196,12 @@ def attend_to_past(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def _blank_output(inputs: Tensor, conv: Any, count: int) -> Tensor:
-    """Return `count` output frames of `conv`, all zero, with the height and width it gives for `inputs`."""
+    """Return `count` output frames of `conv`, all zero, in the size and dtype that it gives for `inputs`."""
     sides = (
         (side + 2 * pad - size) // stride + 1
         for side, pad, size, stride in zip(
             inputs.shape[3:], conv.padding[1:], conv.kernel_size[1:], conv.stride[1:], strict=True
         )
     )
-    return inputs.new_zeros(inputs.shape[0], conv.out_channels, count, *sides)
+    shape = inputs.shape[0], conv.out_channels, count, *sides
+    return inputs.new_zeros(shape, dtype=convolved_dtype(inputs))

@@ -3,7 +3,7 @@
 For a batch of one, torch decides by channels x frames x height of the input. Up to 20480 it unrolls the input
 and multiplies matrices; above, it calls oneDNN. Width and number of outputs do not count. A chunk of a small
 video, or a one-call decode that goes frame by frame (Wan), therefore runs unrolled in layers where oneDNN
-takes half the time or less. Owns that choice only; both compute the same sums.
+takes half the time or less. Both compute the same sums. Owns that choice, and the dtype of a result.
 """
 
 from __future__ import annotations
@@ -26,12 +26,24 @@ _TORCH_LIMIT = 20480  # `use_mkldnn` in torch's Convolution.cpp
 
 @contextmanager
 def convolutions_for(device: torch.device) -> Iterator[None]:
-    """Within the context, three-dimensional convolutions on `device` use the faster implementation."""
-    if device.type == "cpu" and _has_onednn():
+    """Within the context, three-dimensional convolutions on `device` use the faster implementation.
+
+    Under autocast they are torch's own: autocast does not know oneDNN's operator and would leave it in
+    float32.
+    """
+    if device.type == "cpu" and _has_onednn() and not torch.is_autocast_enabled("cpu"):
         with _PreferOneDnn():
             yield
     else:
         yield
+
+
+def convolved_dtype(inputs: Tensor) -> torch.dtype:
+    """Return the dtype that a convolution of `inputs` gives: autocast leaves only float64 alone."""
+    kind = inputs.device.type
+    if inputs.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
+        return inputs.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
 
 
 def _has_onednn() -> bool:
