@@ -6,8 +6,12 @@ running them, is in `adaptive.pipelines.capture`. This module does not know jobs
 """
 
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.families import family_of
 from adaptive.pipelines.capture import capture, decoder_output
 from adaptive.pipelines.recorded_call import RecordedDecode, load_calls, save_calls
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
     from adaptive.decoding.decoder import AdaptiveDecoder
     from adaptive.decoding.encoder import EncodePlan
     from adaptive.pipelines.encode_call import AdaptiveEncodeCall
+    from adaptive.planning.planner import Policy
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Attachment", "RecordedDecode", "capture", "enable", "load_calls", "save_calls"]
 
@@ -27,8 +34,12 @@ __all__ = ["Attachment", "RecordedDecode", "capture", "enable", "load_calls", "s
 class Attachment:
     """What `enable` returns: the last decode's report, the last clip's encode plan, and `detach`."""
 
-    def __init__(self, vae: Any, decoder: "AdaptiveDecoder", encode: "AdaptiveEncodeCall") -> None:
+    def __init__(
+        self, vae: Any, policy: "Policy", decoder: "AdaptiveDecoder", encode: "AdaptiveEncodeCall"
+    ) -> None:
         self._vae = vae
+        self._own_call_reason: str | None = None
+        self._is_demanding = policy.forced or policy.budget_bytes is not None
         self._decoder = decoder
         self._encode = encode
         self._original = vae.decode
@@ -37,7 +48,9 @@ class Attachment:
 
     @property
     def report(self) -> DecodeReport:
-        """Report of the last decode. `RuntimeError` before the first."""
+        """Report of the last decode. `RuntimeError` before the first, and after one by the VAE's own call."""
+        if self._own_call_reason is not None:
+            raise RuntimeError(f"the VAE's own call decoded: {self._own_call_reason}")
         return self._decoder.report
 
     @property
@@ -62,16 +75,34 @@ class Attachment:
         ):
             return self._original(*args, **kwargs)
         z, named = call.tensor, call.named
+        video = self._video(family, z, named)
+        if video is None:
+            return self._original(*args, **kwargs)
+        folded = video.transpose(1, 2).flatten(0, 1) if z.ndim == 4 else video
+        return decoder_output(folded, call.return_dict)
+
+    def _video(self, family: Any, z: Tensor, named: dict[str, Any]) -> Tensor | None:
+        """The decoded video `[B, C, F, H, W]`, or None if the VAE's own call has to decode it.
+
+        Without a forced strategy or a budget, a decode that cannot be planned or streamed must not fail where
+        the pipeline alone would have tried it.
+        """
         self._active = True
         try:
             latents = family.as_video(z, named)
             traits = family.traits(type(self._vae).__name__, self._vae.config)
             total = family.video_frames(traits, latents.shape[2])
             video = join_chunks(self._decoder.frames(latents, **named), total)
-            folded = video.transpose(1, 2).flatten(0, 1) if z.ndim == 4 else video
-            return decoder_output(folded, call.return_dict)
+        except (DoesNotFit, UnsupportedVae) as error:
+            if self._is_demanding:
+                raise
+            self._own_call_reason = str(error)
+            log.warning("own_call_decodes vae=%s reason=%s", type(self._vae).__name__, error)
+            return None
         finally:
             self._active = False
+        self._own_call_reason = None
+        return video
 
 
 def enable(pipe: Any, **policy: Any) -> Attachment:
@@ -80,8 +111,10 @@ def enable(pipe: Any, **policy: Any) -> Attachment:
     `policy` are the fields of `adaptive.Policy` (`strategy`, `frames_per_chunk`, `exact_only`,
     `budget_bytes`, `reserve_bytes`, ...). Raises `TypeError` for an unknown field and `ValueError` for an
     invalid value. Calling it again replaces the policy. The VAE's slicing and tiling flags of diffusers are
-    ignored: the plan decides. A call that must record gradients (grad mode is on, and the input or a weight
-    of the VAE requires one) is left to the VAE, as are copies of the VAE.
+    ignored: the plan decides. If no option fits or the VAE cannot be streamed, and the policy forces no
+    strategy and no budget, the VAE's own call decodes and a warning tells why. A call that must record
+    gradients (grad mode is on, and the input or a weight of the VAE requires one) is left to the VAE, as are
+    copies of the VAE.
     """
     from adaptive.decoding.decoder import AdaptiveDecoder
     from adaptive.decoding.encoder import AdaptiveEncoder
@@ -93,7 +126,8 @@ def enable(pipe: Any, **policy: Any) -> Attachment:
         previous.detach()
     allowed = Policy(**policy)
     encode = AdaptiveEncodeCall(pipe.vae, AdaptiveEncoder(pipe.vae, policy=allowed))
-    return Attachment(pipe.vae, AdaptiveDecoder(pipe.vae, policy=allowed, keeps_output=True), encode)
+    decoder = AdaptiveDecoder(pipe.vae, policy=allowed, keeps_output=True)
+    return Attachment(pipe.vae, allowed, decoder, encode)
 
 
 def decode_kwargs(vae_class: type, args: tuple[Any, ...], kwargs: Any) -> dict[str, Any]:
