@@ -7,13 +7,9 @@ import torch
 from torch import Tensor
 
 from adaptive.decoding.decoder import AdaptiveDecoder
-from adaptive.device.probe import open_probe
-from adaptive.families import family_of
-from adaptive.memory.profile_trace import profile_of
-from adaptive.planning.planner import Policy, plan_decode
-from adaptive.stream import decode_whole, join_chunks, open_decode
+from adaptive.planning.planner import Policy
+from adaptive.stream import decode_whole, join_chunks, open_decode, video_frames_of
 from adaptive.stream.inputs import refuse_gradient
-from adaptive.stream.offload import execution_device
 from adaptive.types import DecodePlan, LatentShape
 
 
@@ -45,8 +41,8 @@ def decode(
         budget_bytes=budget_bytes,
         exact_only=exact_only,
     )
-    decoder = AdaptiveDecoder(vae, policy=policy, keeps_output=True)
-    total = family_of(vae).video_frames(decoder.profile.traits, latents.shape[2])
+    decoder = AdaptiveDecoder(vae, policy=policy, keeps_output=True, shares_costs=True)
+    total = video_frames_of(vae, latents.shape[2])
     return join_chunks(decoder.frames(latents, **decode_kwargs), total)
 
 
@@ -95,7 +91,8 @@ def plan(
 ) -> DecodePlan:
     """The plan that `decode` would make now for latents of this shape (`[B, C, T, h, w]`).
 
-    The arguments are those of `decode`. Raises `DoesNotFit` and `UnsupportedVae` as `decode` does.
+    The arguments are those of `decode`. Runs the VAE's offload hook first, as `decode` does: weights that it
+    moves change what is free. Raises `DoesNotFit` and `UnsupportedVae` as `decode` does.
     """
     policy = Policy(
         strategy=strategy,
@@ -103,6 +100,5 @@ def plan(
         budget_bytes=budget_bytes,
         exact_only=exact_only,
     )
-    probe = open_probe(str(execution_device(vae)))
-    probe.release()
-    return plan_decode(profile_of(vae), LatentShape(*latent_shape), probe.read(), policy)
+    decoder = AdaptiveDecoder(vae, policy=policy, shares_costs=True)
+    return decoder.begin().plan(LatentShape(*latent_shape))

@@ -7,6 +7,7 @@ Owns the choice of the posterior's values. The stream cuts the video and compute
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from adaptive.stream.encode_stream import EncodeStream
 from adaptive.stream.inputs import dtype_explained, refuse_gradient
 from adaptive.stream.layers.convolution import convolutions_for
 from adaptive.stream.offload import execution_device, without_splitting
+from adaptive.stream.vae_view import given_arguments
 
 
 def encode(
@@ -42,15 +44,13 @@ def encode(
             vae, video, frames_per_chunk=frames_per_chunk, posterior=posterior, **encode_kwargs
         )
         return torch.cat(list(parts), 2)
-    family_of(vae).traits_of(vae).latent_frames(video.shape[2])
-    device = execution_device(vae)
-    with (
-        torch.no_grad(),
-        without_splitting(vae),
-        convolutions_for(device),
-        dtype_explained(vae, "video frames", video),
-    ):
-        parameters = family_of(vae).encode_whole(vae, video.to(device), encode_kwargs)
+    family, device = family_of(vae), execution_device(vae)
+    if family.is_known:
+        family.traits_of(vae).latent_frames(video.shape[2])  # raises for a number that it cannot encode
+    settings = without_splitting(vae) if family.is_known else nullcontext()
+    explained = dtype_explained(vae, "video frames", video)
+    with torch.no_grad(), settings, convolutions_for(device), explained:
+        parameters = family.encode_whole(vae, video.to(device), given_arguments(encode_kwargs, device))
     return posterior_values(vae, parameters, posterior)
 
 

@@ -20,7 +20,7 @@ from adaptive.decoding.encode_functions import posterior_values
 from adaptive.decoding.encode_functions import stream_encode as stream_encode
 from adaptive.device.out_of_memory import MemoryFailure, memory_failure
 from adaptive.device.probe import MemoryProbe, open_probe
-from adaptive.errors import DoesNotFit, UnsupportedVae
+from adaptive.errors import DoesNotFit
 from adaptive.families import family_of
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.memory.margins import LearnedMargins
@@ -28,7 +28,8 @@ from adaptive.memory.traced_vae import TracedVae, dtype_name
 from adaptive.planning.planner import Policy, budget_of
 from adaptive.stream.encode_stream import EncodeStream
 from adaptive.stream.inputs import refuse_gradient
-from adaptive.stream.offload import execution_device
+from adaptive.stream.offload import execution_device, run_offload_hook
+from adaptive.stream.vae_view import encodes_in_chunks
 from adaptive.types import strategy_of
 
 # Latent frames a chunk of a stream. Chunks of more than eight take more memory and save no time.
@@ -57,14 +58,29 @@ class EncodePlan:
 class AdaptiveEncoder:
     """Encodes videos with one VAE, in the largest chunks that fit the memory that is free.
 
-    Only the budget and the reserve of `policy` are used. Not thread-safe.
+    The VAE is looked at anew for each encode. Only the budget and the reserve of `policy` are used. Not
+    thread-safe.
     """
+
+    _device: torch.device
+    _probe: MemoryProbe
 
     def __init__(self, vae: Any, *, probe: MemoryProbe | None = None, policy: Policy | None = None) -> None:
         self._vae = vae
-        self._device = execution_device(vae)
-        self._probe = probe or open_probe(str(self._device))
+        self._given_probe = probe
+        self._probes: dict[str, MemoryProbe] = {}  # by device, where none was given
         self._policy = policy or Policy()
+
+    def _look(self) -> None:
+        """Find the VAE's device and its free memory, after the VAE's offload hook has run: what its weights
+        take is not free for encoding.
+        """
+        run_offload_hook(self._vae)
+        self._device = execution_device(self._vae)
+        if self._given_probe is None and str(self._device) not in self._probes:
+            self._probes[str(self._device)] = open_probe(str(self._device))
+        self._probe = self._given_probe or self._probes[str(self._device)]
+        self._probe.release()
 
     def plan(self, shape: tuple[int, ...], *, below: int | None = None) -> EncodePlan:
         """The plan for a video of `shape` (`[B, C, F, H, W]`) in the memory that is free now.
@@ -72,7 +88,7 @@ class AdaptiveEncoder:
         With `below`, only chunks of fewer video frames are considered. Raises `DoesNotFit` with the bytes of
         the smallest chunk where none fits.
         """
-        self._probe.release()
+        self._look()
         return self._fitting(shape, _chunk_sizes(shape[2], below), _traced_bytes)
 
     def encode(
@@ -119,7 +135,7 @@ class AdaptiveEncoder:
         A given `frames_per_chunk` is used or refused. Raises `DoesNotFit` with the bytes of the smallest
         chunk where none fits, and `UnsupportedVae` where this VAE cannot encode in chunks.
         """
-        self._probe.release()
+        self._look()
         return self._fitting(shape, self._stream_sizes(shape[2], frames_per_chunk), _streamed_bytes)
 
     def stream(
@@ -169,11 +185,7 @@ class AdaptiveEncoder:
 
     def _can_shrink(self, plan: EncodePlan, encode_kwargs: dict[str, Any]) -> bool:
         """Whether a video that was to be encoded by one call can be encoded in chunks instead."""
-        try:
-            family_of(self._vae).encode_engine(self._vae, encode_kwargs)
-        except UnsupportedVae:
-            return False
-        return plan.video_frames > 1
+        return plan.video_frames > 1 and encodes_in_chunks(self._vae, encode_kwargs)
 
     def _smaller_sizes(self, stream: EncodeStream, plan: EncodePlan) -> list[int]:
         """Chunk sizes with which the stream's next step takes fewer frames than with the plan's."""

@@ -4,11 +4,13 @@ Owns which decodes count. It does not know torch, streams, or how costs are meas
 and fitted (`adaptive.memory.margins`, `adaptive.memory.speed`).
 """
 
+from dataclasses import replace
+
 from adaptive.decoding.events import DecodeRun
 from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import Speeds
-from adaptive.planning.planner import PlanInputs, Policy, rungs
+from adaptive.planning.planner import PlanInputs, Policy, fastest_if_it_fits, rungs
 from adaptive.planning.regret import Regret, regret_of
 from adaptive.types import WHOLE_PICTURE, Cut, DecodeReport, LatentShape, MeasuredPeak
 
@@ -34,12 +36,19 @@ class DecodeLearning:
             )
 
     def finished(
-        self, run: DecodeRun, shape: LatentShape, measured: MeasuredPeak | None, *, noise_bytes: int
+        self,
+        run: DecodeRun,
+        shape: LatentShape,
+        measured: MeasuredPeak | None,
+        *,
+        noise_bytes: int,
+        kept_bytes: int = 0,
     ) -> None:
         """Learn memory and time from a decode that ran as planned; others only confirm doubtful failures.
 
-        `measured` is None where the peak was not measured or includes other memory. A decode with fewer than
-        `noise_bytes` live bytes teaches nothing about memory.
+        `measured` is None where the peak was not measured or includes other memory. `kept_bytes` of it, and
+        of the prediction, are the caller's video. A decode with fewer than `noise_bytes` live bytes teaches
+        nothing about memory.
         """
         for cut, free_bytes in run.suspected:  # smaller cuts succeeded, so memory was the cause
             self.failed(shape, cut, free_bytes)
@@ -51,13 +60,15 @@ class DecodeLearning:
             self._speeds.observe(self._profile, shape, plan.frames_per_chunk, run.seconds)
         if self._residuals is None or measured is None:
             return
-        if plan.predicted.live_bytes < noise_bytes:
+        live_bytes = plan.predicted.live_bytes - kept_bytes
+        if live_bytes < max(1, noise_bytes):
             return
+        measured = replace(measured, allocated_bytes=max(0, measured.allocated_bytes - kept_bytes))
         self._residuals.observe(
             self._profile.traits.family,
             self._profile.dtype,
             plan.strategy,
-            live_bytes=plan.predicted.live_bytes,
+            live_bytes=live_bytes,
             measured=measured,
             chunking=plan.cut.chunking(shape.frames),
         )
@@ -76,7 +87,9 @@ class DecodeLearning:
             return Regret(0.0, "none: the strategy was requested")
         if run.retries or run.spills or run.smallest != plan.cut:
             return Regret(0.0, "not known: the free memory changed during the decode")
-        ladder = rungs(self._profile, shape, plan.budget_bytes, policy, inputs)
+        fastest = fastest_if_it_fits(self._profile, shape, plan.budget_bytes, policy, inputs)
+        # The bytes of slower rungs may not be traced yet.
+        ladder = (fastest,) if fastest else rungs(self._profile, shape, plan.budget_bytes, policy, inputs)
         total = None if measured is None else measured.total_bytes
         return regret_of(plan, ladder, measured_bytes=total, seconds=run.seconds)
 

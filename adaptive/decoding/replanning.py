@@ -16,7 +16,7 @@ from adaptive.errors import DecodeOutOfMemory
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.fallback import FallbackOrder
 from adaptive.planning.planner import PlanInputs, Policy, budget_of
-from adaptive.stream.offload import execution_device
+from adaptive.stream import VaeView
 from adaptive.types import Cut, LatentShape, MemoryReading
 
 # Failures in a row that may have another cause than memory, before their error is raised. Before the last
@@ -25,14 +25,14 @@ MOST_DOUBTFUL_FAILURES = 4
 
 
 class DecodeMemory:
-    """Readings of the memory that decodes of one VAE can use."""
+    """Readings of the memory that one decode can use."""
 
-    def __init__(self, vae: Any, profile: MemoryProfile, probe: MemoryProbe) -> None:
+    def __init__(self, view: VaeView, probe: MemoryProbe, *, parks_activations: bool) -> None:
         self.probe = probe
         self.last_reading: MemoryReading | None = None
-        self._vae = vae
-        self._device = execution_device(vae)
-        self._parks_activations = profile.sweep is not None
+        self._vae = view.vae
+        self._device = view.device
+        self._parks_activations = parks_activations
 
     def read(self) -> MemoryReading:
         """Free memory. Weights that an offload hook is about to load count as used already."""

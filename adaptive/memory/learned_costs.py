@@ -1,11 +1,13 @@
 """Costs learned on one device under one build of torch: margins and speeds, kept in one file between runs.
 
-Owns the file, and which device and build it is valid for. It does not know torch or how costs are measured.
+Owns the file, which device and build it is valid for, and the costs that the decodes of one process share.
+It does not know torch or how costs are measured.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 from adaptive.memory.margins import LearnedMargins
@@ -78,3 +80,16 @@ class LearnedCosts:
             return cls(device, build, residuals, Speeds.from_json(data["speeds"]))
         except (OSError, ValueError, KeyError, TypeError):
             return cls.none(device, build)
+
+
+_lock = Lock()
+_of_process: dict[tuple[str, str], LearnedCosts] = {}
+
+
+def costs_of_process(device: str, build: str) -> LearnedCosts:
+    """What this process has learned on a device so far, to be added to; kept until the process ends.
+
+    `enable` and `decode` have no file to learn from: each of their decodes learns for the next one.
+    """
+    with _lock:
+        return _of_process.setdefault((device, build), LearnedCosts.none(device, build))

@@ -25,6 +25,7 @@ failure, the planner makes no optimistic try in that family until enough decodes
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from statistics import median
+from threading import RLock
 from typing import Any, Self
 
 from adaptive.memory.margin_fit import (
@@ -52,13 +53,14 @@ _MARGIN = [each.name for each in fields(Margin)]
 
 
 class LearnedMargins:
-    """Learned margins of one device and build. Not thread-safe: one decoder owns it."""
+    """Learned margins of one device and build. Decodes of several threads may share it."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self._learned: dict[str, StrategyHistory] = {}
         self._margins: dict[tuple[str, Chunking | None], Margin] = {}
         self._decodes: dict[tuple[str, Chunking, int], PeakEstimate | None] = {}
+        self._lock = RLock()
 
     @property
     def on_host(self) -> bool:
@@ -82,8 +84,9 @@ class LearnedMargins:
         Without a `chunking`, only decodes of the same strategy and family are compared.
         """
         key = _key(family, dtype, strategy)
-        same = None if chunking is None else self._decode(key, chunking, live_bytes)
-        return same or self._margin(key, chunking).apply(live_bytes)
+        with self._lock:
+            same = None if chunking is None else self._decode(key, chunking, live_bytes)
+            return same or self._margin(key, chunking).apply(live_bytes)
 
     def _decode(self, key: str, chunking: Chunking, live_bytes: int) -> PeakEstimate | None:
         """Estimate from earlier runs of the same decode, failed ones included; None where there are none."""
@@ -139,10 +142,13 @@ class LearnedMargins:
         chunking: Chunking | None = None,
     ) -> None:
         """Learn from a decode that finished and whose tensors took `live_bytes`."""
-        learned = self._learned.setdefault(_key(family, dtype, strategy), StrategyHistory())
         workspace = max(0, measured.allocated_bytes - live_bytes)
         parts = workspace, measured.fragmentation_bytes, measured.outside_bytes
-        seen = Observation(live_bytes, *parts, chunking)
+        with self._lock:
+            self._add(_key(family, dtype, strategy), Observation(live_bytes, *parts, chunking))
+
+    def _add(self, key: str, seen: Observation) -> None:
+        learned = self._learned.setdefault(key, StrategyHistory())
         learned.observations = [*learned.observations, seen][-KEPT_OBSERVATIONS:]
         # A success of any strategy ages every failure. Otherwise the failure of a strategy that is no longer
         # chosen would never expire.
@@ -168,12 +174,13 @@ class LearnedMargins:
 
         The number is a lower bound until enough later decodes, of any strategy, have finished.
         """
-        learned = self._learned.setdefault(_key(family, dtype, strategy), StrategyHistory())
         # A decode that failed with plenty of memory free failed for another reason, so its ratio is capped.
         most = FAILED_RATIO_CAP * COLD_MARGINS[self._kind].upper_ratio
         failure = Failure(live_bytes, min(free_bytes / live_bytes, most), chunking=chunking)
-        learned.failures = [*learned.failures, failure][-KEPT_FAILURES:]
-        self._clear_fits()
+        with self._lock:
+            learned = self._learned.setdefault(_key(family, dtype, strategy), StrategyHistory())
+            learned.failures = [*learned.failures, failure][-KEPT_FAILURES:]
+            self._clear_fits()
 
     def _clear_fits(self) -> None:
         self._margins.clear()
@@ -184,11 +191,12 @@ class LearnedMargins:
 
         A strategy without observations is included where its family has other strategies' observations.
         """
-        kinds = dict.fromkeys(key.rpartition("/")[0] for key in self._learned)
-        keys = [*self._learned, *(f"{kind}/{strategy}" for kind in kinds for strategy in Strategy)]
-        return {
-            key: self._summary_of(key, self._learned.get(key, _NO_HISTORY)) for key in dict.fromkeys(keys)
-        }
+        with self._lock:
+            kinds = dict.fromkeys(key.rpartition("/")[0] for key in self._learned)
+            keys = [*self._learned, *(f"{kind}/{strategy}" for kind in kinds for strategy in Strategy)]
+            return {
+                key: self._summary_of(key, self._learned.get(key, _NO_HISTORY)) for key in dict.fromkeys(keys)
+            }
 
     def _summary_of(self, key: str, learned: StrategyHistory) -> dict[str, Any]:
         seen = learned.observations

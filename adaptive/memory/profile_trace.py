@@ -2,9 +2,12 @@
 
 Owns the choice of shapes that are traced for a `MemoryProfile`, and the cache of traced peaks. It does not
 know devices or policies.
+
+Longer than 300 lines because the shapes of every kind of rung are chosen here together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple, overload
@@ -13,12 +16,13 @@ import diffusers
 import torch
 from torch import nn
 
-from adaptive.errors import UnsupportedVae
+from adaptive.errors import AdaptiveError, UnsupportedVae
 from adaptive.families import family_of
+from adaptive.memory import published
 from adaptive.memory.live_bytes import LiveBytes, trace_peak
 from adaptive.memory.margins import LearnedMargins
-from adaptive.memory.profile import Curve, MemoryProfile, SweepCosts, TileCosts
-from adaptive.memory.traced_vae import TRACED, TracedVae, dtype_name
+from adaptive.memory.profile import ITEM_BYTES, Curve, MemoryProfile, SweepCosts, TileCosts
+from adaptive.memory.traced_vae import TRACED, TracedVae, config_digest, dtype_name
 from adaptive.stream import decode_whole, open_decode
 from adaptive.stream.engines.sweep import ParkedFrames
 from adaptive.types import Cut, LatentShape, PeakEstimate, SpatialTiles
@@ -26,6 +30,8 @@ from adaptive.types import Cut, LatentShape, PeakEstimate, SpatialTiles
 # Batched bytes are affine in latent frames beyond the first few. Streamed bytes rise until every layer's
 # state is full (24 latent frames on LTX), and are affine in the chunk size from there.
 BATCHED_FRAMES = (1, 2, 3, 4, 8, 16)
+LARGE_VIDEO_SHARE = 1 / 8
+BATCHED_BY_FRAME = 3  # latent frames from which bytes are affine, see `Family.batched_by_frame`
 STREAMED_FRAMES = {
     1: (2, 3, 4, 6, 8, 16, 32),
     2: (3, 4, 6, 8, 16, 32),
@@ -42,17 +48,27 @@ def trace_profile(vae_class: str, config: Mapping[str, Any], dtype: torch.dtype 
 
     Takes seconds. Raises `UnsupportedVae` where diffusers has no such class.
     """
-    traced = _profile(TracedVae(_class_named(vae_class), config, dtype_name(dtype)))
+    traced = lazy_profile(TracedVae(_class_named(vae_class), config, dtype_name(dtype)))
     return MemoryProfile.from_json(traced.to_json())
 
 
 def profile_of(vae: Any, dtype: torch.dtype | str | None = None) -> MemoryProfile:
     """Profile of a loaded VAE; `dtype` defaults to the VAE's own.
 
-    The peaks are traced when a plan first needs them, on a copy without weights, and cached by configuration
-    and dtype.
+    It ships with the library for published VAEs. Else the peaks are traced when a plan first needs them, on a
+    copy without weights, and cached by configuration and dtype. Raises `UnsupportedVae` where this VAE cannot
+    be traced.
     """
-    return _profile(_traced_copy(vae, dtype))
+    traced = _traced_copy(vae, dtype)
+    name = published.name_of(traced.vae_class.__name__, traced.digest, traced.dtype)
+    known = published.load(name) if family_of(vae).is_known else None
+    return known or lazy_profile(traced)
+
+
+def published_name(vae_class: str, config: Mapping[str, Any], dtype: str) -> str:
+    """Name of the shipped profile of a diffusers VAE, whose configuration need not be complete."""
+    complete = TracedVae(_class_named(vae_class), config, dtype).module.config
+    return published.name_of(vae_class, config_digest(complete), dtype)
 
 
 def predict_peak(
@@ -73,18 +89,18 @@ def predict_peak(
     The decode is traced at this length and chunk size on a copy of the VAE without weights, so `vae` may be
     on any device. The size is the real one only where bytes are not exactly proportional to it. On the CPU
     the activations that a layer sweep parks in host memory count too. Raises `UnsupportedVae` where
-    `frames_per_chunk < T` and the VAE cannot stream.
+    `frames_per_chunk < T` and the VAE cannot stream, and where its decode of video cannot be traced.
     """
     if not isinstance(latent_shape, LatentShape):
         latent_shape = LatentShape(*latent_shape)
-    traced, residuals = _traced_copy(vae, dtype), residuals or LearnedMargins(str(vae.device))
+    traced, residuals = _first_equal(_traced_copy(vae, dtype)), residuals or LearnedMargins(str(vae.device))
     frames, size = latent_shape.frames, (latent_shape.height, latent_shape.width)
     cut = Cut(frames_per_chunk) if strips == 1 else Cut(1, SpatialTiles(strips))
     host_bytes = 0
     if strips > 1:
         live_bytes = latent_shape.batch * max(_strip_peaks(traced, frames, strips, size))
     else:
-        at = size if not family_of(traced.module).proportional else TRACED
+        at = size if not traced.family.proportional else TRACED
         found = trace_bytes(traced, frames, min(frames_per_chunk, frames), at)
         live_bytes = round((found.together if residuals.on_host else found.device) * latent_shape.area)
         host_bytes = 0 if residuals.on_host else round(found.parked * latent_shape.area)
@@ -106,18 +122,61 @@ def _traced_copy(vae: Any, dtype: torch.dtype | str | None) -> TracedVae:
     return TracedVae(type(vae), vae.config, dtype_name(vae.dtype if dtype is None else dtype))
 
 
-def _profile(traced: TracedVae) -> MemoryProfile:
+def lazy_profile(traced: TracedVae) -> MemoryProfile:
+    """Profile whose numbers are traced when they are first read."""
+    traced = _first_equal(traced)
     streamed = {}
-    if traced.traits.exact_streaming:
-        # Independent frames leave no state behind, so every length needs what the shortest needs.
-        lengths = 1 if traced.traits.frames_independent else None
-        streamed = _streamed_curves(traced, "device", lengths)
-    sweep = None
-    if streamed and family_of(traced.module).parks_activations:
-        sweep = SweepCosts(_streamed_curves(traced, "together"), _streamed_curves(traced, "parked"))
-    batched = _curve(traced, BATCHED_FRAMES, None, "device")
-    tiled = _tile_costs(traced)
-    return MemoryProfile(traced.traits, traced.dtype, traced.digest, batched, streamed, tiled, sweep)
+    with _told(traced):
+        if traced.traits.exact_streaming:
+            # Independent frames leave no state behind, so every length needs what the shortest needs.
+            lengths = 1 if traced.traits.frames_independent else None
+            streamed = _streamed_curves(traced, "device", lengths)
+        sweep = None
+        if streamed and traced.family.parks_activations:
+            sweep = SweepCosts(_streamed_curves(traced, "together"), _streamed_curves(traced, "parked"))
+        batched = _batched_curve(traced)
+        tiled = _tile_costs(traced)
+        return MemoryProfile(traced.traits, traced.dtype, traced.digest, batched, streamed, tiled, sweep)
+
+
+@cache
+def _first_equal(traced: TracedVae) -> TracedVae:
+    """The first VAE that equals `traced`, whose module may be there already."""
+    return traced
+
+
+@contextmanager
+def _told(traced: TracedVae) -> Iterator[None]:
+    """Raise errors of the VAE's own code as `UnsupportedVae`: its memory cannot be predicted."""
+    try:
+        yield
+    except AdaptiveError:
+        raise
+    except Exception as error:
+        wanted = f"predicting its memory: its decode of video cannot be traced ({error!r:.200})"
+        raise UnsupportedVae(traced.vae_class.__name__, wanted) from error
+
+
+def _batched_curve(traced: TracedVae) -> Curve:
+    """Bytes of one call. Where it runs frame by frame, longer videos follow from a short one's trace: each
+    frame adds its latents and its video. A video that is large beside the network's own bytes is traced,
+    because the peak may then be where its parts are joined.
+    """
+    if not traced.family.batched_by_frame:
+        return _curve(traced, BATCHED_FRAMES, None, "device")
+    traits = traced.traits
+    pixels = traits.temporal_ratio * traits.spatial_ratio**2
+    numbers = traced.family.video_channels(traced.config) * pixels + traits.latent_channels
+
+    def value(count: int) -> float:
+        short = min(count, BATCHED_BY_FRAME)
+        found = trace_bytes(traced, short, short, traced.size).device
+        added = (count - short) * numbers * ITEM_BYTES[traced.dtype]
+        if added > found * LARGE_VIDEO_SHARE:
+            return trace_bytes(traced, count, count, traced.size).device
+        return found + added
+
+    return Curve(BATCHED_FRAMES, _TracedValues(BATCHED_FRAMES, value))
 
 
 def _streamed_curves(traced: TracedVae, kind: str, lengths: int | None = None) -> dict[int, Curve]:
@@ -133,7 +192,7 @@ def _curve(traced: TracedVae, frames: tuple[int, ...], frames_per_chunk: int | N
 
 
 def _tile_costs(traced: TracedVae) -> TileCosts | None:
-    halo = family_of(traced.module).strip_halo(traced.module)
+    halo = traced.family.strip_halo(traced.module)
     if halo is None:
         return None
     frames = TILED_FRAMES[:1] if traced.traits.frames_independent else TILED_FRAMES
@@ -175,6 +234,13 @@ class TracedBytes(NamedTuple):
 @cache
 def trace_bytes(traced: TracedVae, frames: int, frames_per_chunk: int, size: tuple[int, int]) -> TracedBytes:
     """Peak bytes a latent pixel of decoding `frames` latent frames of this height and width."""
+    with _told(traced):
+        return _traced_bytes(traced, frames, frames_per_chunk, size)
+
+
+def _traced_bytes(
+    traced: TracedVae, frames: int, frames_per_chunk: int, size: tuple[int, int]
+) -> TracedBytes:
     latents = _latents(traced, frames, size)
     kwargs, area = traced.decode_kwargs(), size[0] * size[1]
     if frames_per_chunk >= frames:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from threading import RLock
 from typing import Any, Self
 
 from adaptive.memory.profile import MemoryProfile
@@ -61,10 +62,11 @@ class Timing:
 class Speeds:
     """Timings of each VAE's decodes on one device, and the models fitted to them.
 
-    Not thread-safe: one decoder owns it.
+    Decodes of several threads may share it.
     """
 
     def __init__(self) -> None:
+        self._lock = RLock()
         self._timings: dict[str, list[Timing]] = {}
         self._models: dict[str, SpeedModel] = {}
 
@@ -74,27 +76,32 @@ class Speeds:
         """Learn from a decode that ran with one chunk size from beginning to end."""
         if seconds <= 0:
             return
-        key, size = speed_key(profile), min(frames_per_chunk, shape.frames)
-        size_class = _size_class(shape.frames, size)
+        with self._lock:
+            self._add(speed_key(profile), Timing(shape, min(frames_per_chunk, shape.frames), seconds))
+
+    def _add(self, key: str, timing: Timing) -> None:
+        size_class = _size_class(timing.shape.frames, timing.frames_per_chunk)
         known = self._timings.get(key, [])
         same = [each for each in known if _size_class(each.shape.frames, each.frames_per_chunk) == size_class]
         oldest = same[0] if len(same) >= KEPT_PER_SIZE_CLASS else None
         kept = [each for each in known if each is not oldest]
-        self._timings[key] = [*kept, Timing(shape, size, seconds)]
+        self._timings[key] = [*kept, timing]
         self._models.pop(key, None)
 
     def forget(self, profile: MemoryProfile) -> None:
         """Drop all timings of this VAE."""
         key = speed_key(profile)
-        self._timings.pop(key, None)
-        self._models.pop(key, None)
+        with self._lock:
+            self._timings.pop(key, None)
+            self._models.pop(key, None)
 
     def model(self, profile: MemoryProfile) -> SpeedModel | None:
         """The model fitted to this VAE's decodes in its dtype; None before the first."""
         key = speed_key(profile)
-        if key not in self._models and self._timings.get(key):
-            self._models[key] = fit(self._timings[key])
-        return self._models.get(key)
+        with self._lock:
+            if key not in self._models and self._timings.get(key):
+                self._models[key] = fit(self._timings[key])
+            return self._models.get(key)
 
     def observations(self, profile: MemoryProfile) -> int:
         """Number of timed decodes of this VAE."""

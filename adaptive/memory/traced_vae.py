@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptive.families import family_of, traits_of
+from adaptive.families import Family, family_of_type
 from adaptive.memory.profile import ITEM_BYTES
 from adaptive.types import VaeTraits
 
@@ -62,7 +62,12 @@ class TracedVae:
     @property
     def traits(self) -> VaeTraits:
         """Shape rules and abilities."""
-        return traits_of(self.vae_class.__name__, self.config)
+        return self.family.traits(self.vae_class.__name__, self.config)
+
+    @property
+    def family(self) -> Family:
+        """The class' family."""
+        return family_of_type(self.vae_class)
 
     @property
     def module(self) -> Any:
@@ -82,5 +87,5 @@ class TracedVae:
 
     def decode_kwargs(self) -> dict[str, Any]:
         """Arguments beside the latents that `vae.decode` of this family needs, on the meta device."""
-        _, kwargs = family_of(self.module).self_test_case(self.module)
+        _, kwargs = self.family.self_test_case(self.module)
         return {key: value.to("meta") if hasattr(value, "to") else value for key, value in kwargs.items()}

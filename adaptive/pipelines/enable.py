@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from adaptive.errors import DoesNotFit, UnsupportedVae
+from adaptive.errors import DecodeOutOfMemory, DoesNotFit, NoDevice, UnsupportedVae
 from adaptive.families import family_of
 from adaptive.pipelines.capture import capture, decoder_output
+from adaptive.pipelines.nested_calls import inside, is_inside
 from adaptive.pipelines.recorded_call import RecordedDecode, load_calls, save_calls
 from adaptive.pipelines.vae_method import ReplacedMethods, bind
-from adaptive.stream import join_chunks
+from adaptive.stream import join_chunks, video_frames_of
 from adaptive.stream.inputs import needs_gradient
-from adaptive.types import DecodeReport
+from adaptive.stream.offload import splits_itself
+from adaptive.types import DecodePlan, DecodeReport, LatentShape
 
 if TYPE_CHECKING:
     from adaptive.decoding.decoder import AdaptiveDecoder
     from adaptive.decoding.encoder import EncodePlan
+    from adaptive.decoding.one_decode import OneDecode
     from adaptive.pipelines.encode_call import AdaptiveEncodeCall
     from adaptive.planning.planner import Policy
 
@@ -38,20 +41,24 @@ class Attachment:
         self, vae: Any, policy: "Policy", decoder: "AdaptiveDecoder", encode: "AdaptiveEncodeCall"
     ) -> None:
         self._vae = vae
-        self._own_call_reason: str | None = None
-        self._is_demanding = policy.forced or policy.budget_bytes is not None
+        self._policy = policy
         self._decoder = decoder
         self._encode = encode
         self._original = vae.decode
-        self._active = False
+        self._report: DecodeReport | None = None
+        self.own_call_reason: str | None = None
+        """Why the last decode went to the VAE's own method, with its own settings; None where it did not."""
         self._replaced = ReplacedMethods(vae, decode=self._decode, encode=encode)
 
     @property
     def report(self) -> DecodeReport:
-        """Report of the last decode. `RuntimeError` before the first, and after one by the VAE's own call."""
-        if self._own_call_reason is not None:
-            raise RuntimeError(f"the VAE's own call decoded: {self._own_call_reason}")
-        return self._decoder.report
+        """Report of the last decode. `RuntimeError` before the first, and after one by the VAE's own method
+        (see `own_call_reason`).
+        """
+        if self._report is None:
+            why = self.own_call_reason or "consume all frames of one before reading its report"
+            raise RuntimeError(f"no decode has finished: {why}")
+        return self._report
 
     @property
     def encode_plan(self) -> "EncodePlan | None":
@@ -63,46 +70,70 @@ class Attachment:
         self._replaced.restore()
 
     def _decode(self, *args: Any, **kwargs: Any) -> Any:
-        family = family_of(self._vae)
         call = bind(type(self._vae), "decode", args, kwargs)
-        # The batched rung calls `vae.decode` again. A 4-D call is a video only if the family folds its
-        # frames. The VAE's own call records gradients, and raises its own error for wrong arguments.
-        if (
-            self._active
-            or call is None
-            or (call.tensor.ndim != 5 and not family.folds_frames)
-            or needs_gradient(self._vae, call.tensor, call.named)
-        ):
-            return self._original(*args, **kwargs)
-        z, named = call.tensor, call.named
-        video = self._video(family, z, named)
-        if video is None:
-            return self._original(*args, **kwargs)
-        folded = video.transpose(1, 2).flatten(0, 1) if z.ndim == 4 else video
-        return decoder_output(folded, call.return_dict)
+        # The batched rung calls `vae.decode` again. The VAE raises its own error for wrong arguments.
+        if call is not None and not is_inside(self):
+            video = self._video(call.tensor, call.named)
+            if video is not None:
+                folded = video.transpose(1, 2).flatten(0, 1) if call.tensor.ndim == 4 else video
+                return decoder_output(folded, call.return_dict)
+        return self._original(*args, **kwargs)
 
-    def _video(self, family: Any, z: Tensor, named: dict[str, Any]) -> Tensor | None:
-        """The decoded video `[B, C, F, H, W]`, or None if the VAE's own call has to decode it.
+    def _video(self, z: Tensor, named: dict[str, Any]) -> Tensor | None:
+        """The decoded video `[B, C, F, H, W]`; None where the VAE's own method is to decode it."""
+        from adaptive.decoding.one_decode import shape_of
 
-        Without a forced strategy or a budget, a decode that cannot be planned or streamed must not fail where
-        the pipeline alone would have tried it.
-        """
-        self._active = True
-        try:
-            latents = family.as_video(z, named)
-            traits = family.traits(type(self._vae).__name__, self._vae.config)
-            total = family.video_frames(traits, latents.shape[2])
-            video = join_chunks(self._decoder.frames(latents, **named), total)
-        except (DoesNotFit, UnsupportedVae) as error:
-            if self._is_demanding:
-                raise
-            self._own_call_reason = str(error)
-            log.warning("own_call_decodes vae=%s reason=%s", type(self._vae).__name__, error)
+        family = family_of(self._vae)
+        if not family.is_known:
+            self._own(f"{type(self._vae).__name__} is not a VAE that the library knows")
             return None
-        finally:
-            self._active = False
-        self._own_call_reason = None
-        return video
+        if z.ndim != 5 and not family.folds_frames:
+            self._own(f"latents of shape {tuple(z.shape)} are no video")
+            return None
+        if needs_gradient(self._vae, z, named):
+            self._own("the call records gradients")
+            return None
+        latents = family.as_video(z, named)
+        total = video_frames_of(self._vae, latents.shape[2])
+        try:
+            with inside(self):
+                decode = self._decoder.begin(**named)
+                plan = self._plan(decode, shape_of(latents))
+                if plan is None:
+                    return None
+                video = join_chunks(decode.frames(latents, plan), total)
+        except (DecodeOutOfMemory, NoDevice, UnsupportedVae) as error:
+            if _is_demanding(self._policy):
+                raise
+            reason = str(error)
+        else:
+            self._report, self.own_call_reason = decode.report, None
+            return video
+        self._own(reason)  # outside of the handler, so that a failed decode's tensors are freed first
+        return None
+
+    def _plan(self, decode: "OneDecode", shape: LatentShape) -> DecodePlan | None:
+        """The plan, or the rung that needs least: the VAE's own call may need more than it. None where tiles
+        or slices, which may need less, are switched on for the own call.
+        """
+        try:
+            return decode.plan(shape)
+        except DoesNotFit as error:
+            if _is_demanding(self._policy):
+                raise
+            if splits_itself(self._vae):
+                self._own(str(error))
+                return None
+        return decode.least_plan(shape)
+
+    def _own(self, why: str) -> None:
+        self._report, self.own_call_reason = None, why
+        log.info("own_decode vae=%s reason=%s", type(self._vae).__name__, why)
+
+
+def _is_demanding(policy: "Policy") -> bool:
+    """Whether the caller has asked for more than a decode that succeeds: a strategy, or a limit of memory."""
+    return policy.forced or policy.budget_bytes is not None
 
 
 def enable(pipe: Any, **policy: Any) -> Attachment:
@@ -110,9 +141,13 @@ def enable(pipe: Any, **policy: Any) -> Attachment:
 
     `policy` are the fields of `adaptive.Policy` (`strategy`, `frames_per_chunk`, `exact_only`,
     `budget_bytes`, `reserve_bytes`, ...). Raises `TypeError` for an unknown field and `ValueError` for an
-    invalid value. Calling it again replaces the policy. The VAE's slicing and tiling flags of diffusers are
-    ignored: the plan decides. If no option fits or the VAE cannot be streamed, and the policy forces no
-    strategy and no budget, the VAE's own call decodes and a warning tells why. A call that must record
+    invalid value. Calling it again replaces the policy.
+
+    The VAE is looked at anew for each decode, so it may be moved, cast, offloaded or compiled afterwards. Its
+    slicing and tiling flags of diffusers are ignored: the plan decides. A VAE that the library does not know
+    is left as it is. Unless the policy forces a strategy or a budget, nothing is refused: if nothing is
+    predicted to fit, the rung that needs least is tried, and where that fails, or no plan can be made, the
+    VAE's own method decodes with its own settings (`Attachment.own_call_reason`). A call that must record
     gradients (grad mode is on, and the input or a weight of the VAE requires one) is left to the VAE, as are
     copies of the VAE.
     """
@@ -125,8 +160,10 @@ def enable(pipe: Any, **policy: Any) -> Attachment:
     if isinstance(previous, Attachment):
         previous.detach()
     allowed = Policy(**policy)
-    encode = AdaptiveEncodeCall(pipe.vae, AdaptiveEncoder(pipe.vae, policy=allowed))
-    decoder = AdaptiveDecoder(pipe.vae, policy=allowed, keeps_output=True)
+    family_of(pipe.vae)  # raises for a VAE whose class is hidden
+    encoder = AdaptiveEncoder(pipe.vae, policy=allowed)
+    encode = AdaptiveEncodeCall(pipe.vae, encoder, refuses=_is_demanding(allowed))
+    decoder = AdaptiveDecoder(pipe.vae, policy=allowed, keeps_output=True, shares_costs=True)
     return Attachment(pipe.vae, allowed, decoder, encode)
 
 

@@ -21,6 +21,7 @@ from adaptive.planning.policy import chunk_sizes as chunk_sizes
 from adaptive.planning.rungs import PlanInputs as PlanInputs
 from adaptive.planning.rungs import Rung as Rung
 from adaptive.planning.rungs import budget_of as budget_of
+from adaptive.planning.rungs import fastest_if_it_fits as fastest_if_it_fits
 from adaptive.planning.rungs import rungs as rungs
 from adaptive.planning.weight_placement import ComponentSize as ComponentSize
 from adaptive.planning.weight_placement import Placement as Placement
@@ -38,6 +39,7 @@ WORTH_TRYING = 0.99  # a rung that may fail must take less than this share of th
 # Assumed chance of fitting for a rung whose optimistic bytes fit and whose bound rests on few decodes: a try
 # teaches more than a failure costs.
 OPTIMISTIC_CHANCE = 0.95
+UNPREDICTED = PeakEstimate(0, 0, 0)  # of a decode whose memory cannot be predicted
 
 
 def plan_decode(
@@ -56,28 +58,66 @@ def plan_decode(
     residuals = inputs.residuals or LearnedMargins(reading.device)
     inputs = replace(inputs, residuals=residuals)
     budget = budget_of(reading, policy, inputs.held_bytes)
-    ladder = rungs(profile, shape, budget, policy, inputs, whole_pictures=True)
-    chosen = next((rung for rung in ladder if rung.fits), None)
-    if chosen is not None and inputs.may_fail:
-        chosen = _fastest_on_average(ladder, chosen, budget)
+    chosen = fastest_if_it_fits(profile, shape, budget, policy, inputs)
+    ladder: tuple[Rung, ...] = () if chosen is None else (chosen,)
+    if chosen is None:
+        ladder = rungs(profile, shape, budget, policy, inputs, whole_pictures=True)
+        chosen = next((rung for rung in ladder if rung.fits), None)
+        if chosen is not None and inputs.may_fail:
+            chosen = _fastest_on_average(ladder, chosen, budget)
     if chosen is None:
         ladder = rungs(profile, shape, budget, policy, inputs)
         chosen = next((rung for rung in ladder if rung.fits), None)
     if chosen is None:
         raise _refusal(ladder, budget, policy, inputs, smallest_unforced(profile, shape, policy, inputs))
+    return _plan_of(chosen, ladder, budget, reading, _reason(profile, policy, chosen, ladder))
+
+
+def least_plan(
+    profile: MemoryProfile,
+    shape: LatentShape,
+    reading: MemoryReading,
+    policy: Policy,
+    inputs: PlanInputs,
+) -> DecodePlan:
+    """The exact rung that is expected to need least, for a caller who decodes even if nothing fits."""
+    inputs = replace(inputs, residuals=inputs.residuals or LearnedMargins(reading.device))
+    budget = budget_of(reading, policy, inputs.held_bytes)
+    ladder = rungs(profile, shape, budget, replace(policy, exact_only=True), inputs)
+    chosen = min(ladder, key=lambda rung: rung.predicted.expected_bytes)
+    return _plan_of(chosen, ladder, budget, reading, "nothing_fits")
+
+
+def _plan_of(
+    chosen: Rung, ladder: tuple[Rung, ...], budget_bytes: int, reading: MemoryReading, reason: str
+) -> DecodePlan:
     return DecodePlan(
-        latent_frames=shape.frames,
+        latent_frames=chosen.latent_frames,
         frames_per_chunk=chosen.frames_per_chunk,
         exact=chosen.exact,
-        reason=_reason(profile, policy, chosen, ladder),
-        detail=_detail(chosen, ladder, budget, reading.free_bytes),
+        reason=reason,
+        detail=_detail(chosen, ladder, budget_bytes, reading.free_bytes),
         predicted=chosen.predicted,
-        budget_bytes=budget,
+        budget_bytes=budget_bytes,
         free_bytes=reading.free_bytes,
         predicted_seconds=chosen.predicted_seconds,
         tiles=chosen.tiles,
         dropped_bytes=chosen.dropped_bytes,
         reload_seconds=chosen.reload_seconds,
+    )
+
+
+def unpredicted_plan(latent_frames: int, reading: MemoryReading, policy: Policy, why: str) -> DecodePlan:
+    """The VAE's own one call, for a VAE whose memory cannot be predicted. `why` is the reason in words."""
+    return DecodePlan(
+        latent_frames=latent_frames,
+        frames_per_chunk=latent_frames,
+        exact=True,
+        reason="only_strategy",
+        detail=f"the VAE's own call, whose memory is not known: {why}",
+        predicted=UNPREDICTED,
+        budget_bytes=budget_of(reading, policy),
+        free_bytes=reading.free_bytes,
     )
 
 

@@ -112,6 +112,28 @@ def rungs(
     return _fastest_first(found)
 
 
+def fastest_if_it_fits(
+    profile: MemoryProfile, shape: LatentShape, budget_bytes: int, policy: Policy, inputs: PlanInputs
+) -> Rung | None:
+    """The first of `rungs` if it fits, without the bytes of the others, which may not be traced yet."""
+    allowed = [
+        cut
+        for cut in cuts(profile, shape, policy)
+        if cut.exact
+        and cut.tiles == WHOLE_PICTURE
+        and (inputs.at_most is None or cut.order >= inputs.at_most.order)
+    ]
+    if not allowed:
+        return None
+    seconds = {
+        cut: inputs.speed.seconds(shape, cut.frames_per_chunk) if inputs.speed else 0.0 for cut in allowed
+    }
+    most = min(seconds.values()) * SAME_SPEED
+    first = max((cut for cut in allowed if seconds[cut] <= most), key=lambda cut: cut.frames_per_chunk)
+    rung = _rung(profile, shape, first, budget_bytes, inputs)
+    return rung if rung.fits else None
+
+
 def _after_dropping(rung: Rung, budget_bytes: int, policy: Policy, inputs: PlanInputs) -> Rung:
     """The same rung with idle weights dropped from the device; the policy's cap still limits its budget."""
     budget = budget_bytes + inputs.droppable_bytes

@@ -21,13 +21,17 @@ Terms used throughout this room:
 from adaptive.stream.approximate import BlendedTiles, IndependentChunks
 from adaptive.stream.decode_stream import DecodeStream, decode_whole, join_chunks, open_decode
 from adaptive.stream.self_test import self_test
+from adaptive.stream.vae_view import VaeView, video_frames_of, view_of
 
 __all__ = [
     "BlendedTiles",
     "DecodeStream",
     "IndependentChunks",
+    "VaeView",
     "decode_whole",
     "join_chunks",
     "open_decode",
     "self_test",
+    "video_frames_of",
+    "view_of",
 ]

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive.families import family_of
 from adaptive.stream.decode_stream import DecodeStream, decode_whole, open_decode
-from adaptive.stream.offload import execution_device
 from adaptive.stream.seams import SeamScore
 from adaptive.stream.state import computing
+from adaptive.stream.vae_view import as_view
 from adaptive.tiles import Span, overlap_latent_pixels, overlapping_spans
 from adaptive.types import SpatialTiles
 
@@ -26,9 +25,9 @@ class IndependentChunks:
     """Chunks of any size, each decoded by one call of the VAE without state between them."""
 
     def __init__(self, vae: Any, latents: Tensor, **decode_kwargs: Any) -> None:
-        self._vae = vae
+        """`vae` may be a `VaeView`, which has the arguments already."""
+        self._view = as_view(vae, decode_kwargs)
         self._latents = latents
-        self._kwargs = decode_kwargs
         self._seams = SeamScore()
         self.position = 0
 
@@ -50,14 +49,14 @@ class IndependentChunks:
         if latent_frames < 1:
             raise ValueError(f"latent_frames must be at least 1, got {latent_frames}")
         chunk = self._latents[:, :, self.position : self.position + latent_frames]
-        frames = decode_whole(self._vae, chunk, **self._kwargs)
+        frames = decode_whole(self._view, chunk)
         self._seams.add_temporal_seam(frames)
         self.position += chunk.shape[2]
         return frames
 
     def close(self) -> None:
         """Drop the references to the VAE and the latents."""
-        self._vae = self._latents = None  # type: ignore[assignment]
+        self._view = self._latents = None  # type: ignore[assignment]
 
 
 class BlendedTiles:
@@ -66,15 +65,13 @@ class BlendedTiles:
     def __init__(
         self, vae: Any, latents: Tensor, tiles: SpatialTiles, *, done: int = 0, **decode_kwargs: Any
     ) -> None:
-        """`latents` are `[B, C, T, h, w]`. The first `done` video frames are decoded but not returned."""
-        family = family_of(vae)
-        traits = family.traits(type(vae).__name__, vae.config)
-        self._vae = vae
+        """`latents` are `[B, C, T, h, w]`. The first `done` video frames are decoded but not returned. `vae`
+        may be a `VaeView`, which has the arguments already.
+        """
+        self._view = as_view(vae, decode_kwargs)
         self._latents = latents
-        self._kwargs = decode_kwargs
-        self._ratio = traits.spatial_ratio
-        self._streams = traits.exact_streaming
-        self._total = family.video_frames(traits, latents.shape[2])
+        self._ratio = self._view.traits.spatial_ratio
+        self._total = self._view.video_frames(latents.shape[2])
         self._overlap = overlap_latent_pixels(self._ratio)
         rows = overlapping_spans(latents.shape[3], tiles.rows, self._overlap)
         columns = overlapping_spans(latents.shape[4], tiles.columns, self._overlap)
@@ -142,7 +139,7 @@ class BlendedTiles:
         """Drop the references to the VAE, the latents and the canvas."""
         if self._stream is not None:
             self._stream.close()
-        self._vae = self._latents = self._stream = None  # type: ignore[assignment]
+        self._view = self._latents = self._stream = None  # type: ignore[assignment]
         self._canvas = self._unblended = None
 
     def _advance(self, latent_frames: int) -> None:
@@ -170,17 +167,18 @@ class BlendedTiles:
 
     def _blank(self) -> Tensor:
         batch, _, _, height, width = self._latents.shape
-        channels = family_of(self._vae).video_channels(self._vae.config)
+        view = self._view
+        channels = view.family.video_channels(view.vae.config)
         sides = self._total - self._skipped, height * self._ratio, width * self._ratio
-        device = execution_device(self._vae)
         with computing():  # later steps write to it
-            return torch.zeros(batch, channels, *sides, dtype=self._vae.dtype, device=device)
+            return torch.zeros(batch, channels, *sides, dtype=view.dtype, device=view.device)
 
     def _decoded(self, latents: Tensor, latent_frames: int) -> Tensor:
-        if self._stream is None and (not self._streams or latent_frames >= latents.shape[2]):
-            return decode_whole(self._vae, latents, **self._kwargs)
+        whole = self._view.refusal is not None or latent_frames >= latents.shape[2]
+        if self._stream is None and whole:
+            return decode_whole(self._view, latents)
         if self._stream is None:
-            self._stream = open_decode(self._vae, latents, **self._kwargs)
+            self._stream = open_decode(self._view, latents)
         return self._stream.step(latent_frames)
 
     def _blend(self, frames: Tensor, row: Span, column: Span, start: int) -> None:

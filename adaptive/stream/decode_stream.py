@@ -12,6 +12,7 @@ Owns positions, devices, atomicity and parking of one decode. The engine compute
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -19,13 +20,14 @@ import torch
 from torch import Tensor
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families import family_of
+from adaptive.families import Family, family_of
 from adaptive.stream.engines.engine import UNFINISHED_CHUNK, Engine, StagedEngine, State, StripwiseEngine
 from adaptive.stream.engines.stages import PENDING
 from adaptive.stream.inputs import dtype_explained
 from adaptive.stream.layers.convolution import convolutions_for, convolved_dtype
 from adaptive.stream.offload import execution_device, run_offload_hook, without_splitting
 from adaptive.stream.state import computing, map_tensors, moved, tensors
+from adaptive.stream.vae_view import VaeView, as_view, given_arguments
 from adaptive.types import VaeTraits
 
 _MOST_PARTS = 4096  # more parts than a chunk has frames: one frame at a time
@@ -247,42 +249,44 @@ class DecodeStream:
 def open_decode(vae: Any, latents: Tensor, **decode_kwargs: Any) -> DecodeStream:
     """Begin an exact streamed decode of `latents` (`[B, C, T, h, w]`, on any device).
 
-    `decode_kwargs` are keyword arguments of `vae.decode`, such as `temb`. Raises `UnsupportedVae` if this VAE
-    cannot be streamed exactly.
+    `decode_kwargs` are keyword arguments of `vae.decode`, such as `temb`. `vae` may be a `VaeView`, which has
+    them already. Raises `UnsupportedVae` if this VAE cannot be streamed exactly.
     """
-    family = family_of(vae)
-    device = execution_device(vae)
-    kwargs = _kwargs(decode_kwargs, device)
-    video = family.as_video(latents, kwargs)
-    engine = family.decode_engine(vae, kwargs)
-    return DecodeStream(vae, engine, video, family.traits(type(vae).__name__, vae.config), device)
+    view = as_view(vae, decode_kwargs)
+    engine = view.streaming_engine()
+    video = view.family.as_video(latents, view.kwargs)
+    return DecodeStream(view.vae, engine, video, view.traits, view.device)
 
 
 def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
     """Decode `latents` (`[B, C, T, h, w]`) by a single call of diffusers' own `decode`.
 
-    Slicing, tiling and framewise decoding are off meanwhile, and convolutions are chosen as in a stream.
+    Slicing, tiling and framewise decoding are off meanwhile, except in a VAE that nothing is known about.
+    Convolutions are chosen as in a stream. `vae` may be a `VaeView`, which has the arguments already.
     Returns `[B, C, F, H, W]` in the VAE's own range. Takes and raises what `vae.decode` does.
     """
+    if isinstance(vae, VaeView):
+        return _whole(vae.vae, vae.family, latents.to(vae.device), vae.kwargs)
     device = execution_device(vae)
-    with (
-        torch.no_grad(),
-        without_splitting(vae),
-        convolutions_for(device),
-        dtype_explained(vae, "latents", latents),
-    ):
-        return family_of(vae).decode_whole(vae, latents.to(device), _kwargs(decode_kwargs, device))
+    return _whole(vae, family_of(vae), latents.to(device), given_arguments(decode_kwargs, device))
 
 
-def join_chunks(chunks: Iterator[Tensor], total_frames: int) -> Tensor:
+def _whole(vae: Any, family: Family, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    unsplit = without_splitting(vae) if family.is_known else nullcontext()
+    with torch.no_grad(), unsplit, convolutions_for(latents.device), dtype_explained(vae, "latents", latents):
+        return family.decode_whole(vae, latents, kwargs)
+
+
+def join_chunks(chunks: Iterator[Tensor], total_frames: int | None) -> Tensor:
     """Join all chunks to one tensor `[B, C, F, H, W]`, with one chunk alive at a time.
 
-    A single chunk of `total_frames` is returned without a copy.
+    A single chunk is returned without a copy. If `total_frames` is None, there must be no other.
     """
     video: Tensor | None = None
     done = 0
     for frames in chunks:
         count = frames.shape[2]
+        total_frames = count if total_frames is None else total_frames
         if count == total_frames:
             video = frames
         else:
@@ -294,13 +298,3 @@ def join_chunks(chunks: Iterator[Tensor], total_frames: int) -> Tensor:
     if video is None or done != total_frames:
         raise AssertionError(f"decoding gave {done} of {total_frames} video frames")
     return video
-
-
-def _kwargs(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return `kwargs` with their tensors on `device`.
-
-    `return_dict` is removed: the caller cannot choose it here.
-    """
-    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in kwargs.items()}
-    moved.pop("return_dict", None)
-    return moved

@@ -19,6 +19,7 @@ from adaptive.stream.inputs import dtype_explained
 from adaptive.stream.layers.convolution import convolutions_for
 from adaptive.stream.offload import execution_device, run_offload_hook, without_splitting
 from adaptive.stream.state import computing, tensors
+from adaptive.stream.vae_view import given_arguments
 
 _UNKNOWN_LENGTH = 2**62 + 1  # has the form 8k+1, which every VAE accepts
 _MOST_IDLE_STEPS = 2  # in a row, of steps that feed and give nothing: encoders that stream have no delay
@@ -41,8 +42,8 @@ class EncodeStream:
         """
         self._vae = vae
         family = family_of(vae)
-        self._engine = family.encode_engine(vae, encode_kwargs)
         self._device = execution_device(vae)  # found once: it takes a walk through all modules
+        self._engine = family.encode_engine(vae, given_arguments(encode_kwargs, self._device))
         self._traits = family.traits(type(vae).__name__, vae.config)
         self._reader = _VideoReader(video)
         self._total = total or _UNKNOWN_LENGTH

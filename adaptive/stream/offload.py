@@ -43,6 +43,11 @@ def _flat(hook: Any) -> tuple[Any, ...]:
     return tuple(hook.hooks) if hasattr(hook, "hooks") else (hook,)
 
 
+def splits_itself(vae: Any) -> bool:
+    """Whether the VAE's own call is set to cut its input."""
+    return any(getattr(vae, flag, False) for flag in _SPLITTING)
+
+
 @contextmanager
 def without_splitting(vae: Any) -> Iterator[None]:
     """Within the context, slicing, tiling and framewise coding are off.

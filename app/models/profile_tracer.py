@@ -9,7 +9,9 @@ import logging
 import time
 from collections.abc import Mapping
 
+from adaptive.memory import published
 from adaptive.memory.profile import MemoryProfile
+from adaptive.memory.published import library_versions
 from app.config import Settings
 from app.models import profiles
 from app.models.components import ModelUnavailable, components_of
@@ -32,13 +34,18 @@ def write_shipped(settings: Settings, models: Mapping[str, ModelEntry]) -> None:
         path = profiles.shipped_path(entry)
         path.parent.mkdir(exist_ok=True)
         requirements = _trace_requirements(settings, entry, profile)
-        document = {
-            "versions": profiles.library_versions(),
-            "demand": requirements.to_json(),
-            "profile": profile.to_json(),
-        }
+        name = _published_name(settings, entry)
+        published.save(name, profile)
+        document = {"versions": library_versions(), "demand": requirements.to_json(), "vae": name}
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         log.info("profile_written path=%s", path)
+
+
+def _published_name(settings: Settings, entry: ModelEntry) -> str:
+    from adaptive.memory.profile_trace import published_name
+
+    component = components_of(entry, settings)["vae"]
+    return published_name(component.class_name, component.config, entry.dtype)
 
 
 def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:

@@ -8,17 +8,16 @@ makes the profiles.
 
 import hashlib
 import json
-from collections.abc import Mapping
 from functools import cache, lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
+from adaptive.memory import published
 from adaptive.memory.profile import MemoryProfile
+from adaptive.memory.published import library_versions
 from app.config import Settings
 from app.models.entries import ModelEntry
 from app.models.requirements import ModelRequirements
 
-_LIBRARIES = ("torch", "diffusers")
 _SHIPPED = Path(__file__).parents[1] / "pipelines" / "published" / "profiles"
 
 
@@ -37,7 +36,8 @@ def profile_path(settings: Settings, entry: ModelEntry) -> Path:
 
 
 def shipped_path(entry: ModelEntry) -> Path:
-    """The file of the shipped profile for the model's source, which need not exist.
+    """The shipped file for the model's source, which need not exist: its requirements, and the name of its
+    VAE's profile in `adaptive.memory.published`.
 
     Models that are published as single files share their pipeline's VAE, and so one profile.
     """
@@ -85,12 +85,6 @@ def _requirements_path(settings: Settings, entry: ModelEntry) -> Path:
     return profile_path(settings, entry).with_suffix(".demand.json")
 
 
-@cache
-def library_versions() -> Mapping[str, str]:
-    """Versions of the libraries that a trace depends on, without local build suffixes."""
-    return {library: version(library).partition("+")[0] for library in _LIBRARIES}
-
-
 @lru_cache(maxsize=64)
 def _read(path: Path, _modified_ns: int) -> MemoryProfile:
     return MemoryProfile.load(path)
@@ -115,11 +109,10 @@ def _shipped_requirements(path: Path) -> ModelRequirements | None:
 def _shipped(path: Path, vae_class: str) -> MemoryProfile | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        profile = MemoryProfile.from_json(document["profile"])
+        profile = published.load(document["vae"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    fits = document["versions"] == library_versions() and profile.traits.vae_class == vae_class
-    return profile if fits else None
+    return profile if profile is not None and profile.traits.vae_class == vae_class else None
 
 
 def _local_config(entry: ModelEntry) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.decoding.previews import make_previews, plan_previews
 from adaptive.device.out_of_memory import is_out_of_memory
-from adaptive.device.probe import MemoryProbe
+from adaptive.device.probe import MemoryProbe, build_name, device_name
 from adaptive.families import family_of
 from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.profile import MemoryProfile
@@ -86,7 +86,7 @@ class Decoding:
             speeds=self._speeds,
             on_event=self._forward_event,
         )
-        self.plan: DecodePlan = self._decoder.plan(self._latents)
+        self.plan: DecodePlan = self._decoder.plan(self._latents, **self._kwargs)
 
     @property
     def device(self) -> torch.device:
@@ -274,7 +274,7 @@ def translated_device_errors(stage: str) -> Iterator[None]:
 
 def load_learned_costs(settings: Settings, device: torch.device) -> LearnedCosts:
     """The learned costs that earlier runs saved for this kind of device and this build of torch."""
-    name, build = _device_name(device), _build()
+    name, build = device_name(device), build_name()
     return LearnedCosts.load(learned_costs_path(settings, name), device=name, build=build)
 
 
@@ -288,11 +288,3 @@ def save_learned_costs(settings: Settings, learned_costs: LearnedCosts) -> None:
 def learned_costs_path(settings: Settings, device_name: str) -> Path:
     """The file of a device's learned costs."""
     return settings.profiles_dir / f"learned-{re.sub('[^a-z0-9]+', '-', device_name.lower())}.json"
-
-
-def _device_name(device: torch.device) -> str:
-    return "cpu" if device.type == "cpu" else f"cuda {torch.cuda.get_device_name(device)}"
-
-
-def _build() -> str:
-    return f"torch {torch.__version__} cudnn {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]  # torch's

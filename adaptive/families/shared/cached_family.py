@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class CachedFamily(Family):
     """A subclass sets `layer_prefix` and overrides a chunk method if its VAE does more around the network."""
 
+    batched_by_frame = True
     layer_prefix: str  # the class names of the layers begin with it, as in `WanCausalConv3d`
 
     def decode_engine(self, vae: Any, kwargs: Mapping[str, Any]) -> Engine:

@@ -22,12 +22,16 @@ class Family:
     """Base of all families. The defaults hold for a VAE that nothing is known about."""
 
     name = "unknown"
+    is_known = True  # False: nothing is known about the VAE, and its settings are left as they are
     traits_from_config: TraitsFromConfig  # how the traits follow from the configuration
     has_variance = True  # the posterior's parameters are means and log-variances; False: means alone
     folds_frames = False  # `vae.decode` takes a video's frames in the batch, `[N, C, h, w]`
     # The bytes of a decode are exactly proportional to the picture's area. False for layers that make padded
     # copies of frames: their borders weigh more in a small picture.
     proportional = False
+    # `vae.decode` sends one latent frame after another through the network: from the third on, a frame adds
+    # its latents and its video to the peak, nothing else.
+    batched_by_frame = False
     parks_activations = False  # a layer sweep keeps activations in host memory between layers
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:

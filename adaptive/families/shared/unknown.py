@@ -1,5 +1,5 @@
 """The family of VAE classes that are not in the registry: `traits_of` guesses the shapes from the usual
-option names, and a decode is one call.
+option names, and a decode is one call with the settings that the VAE has.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from adaptive.types import VaeTraits
 
 
 class UnknownFamily(Family):
-    """Any other class; batched decoding only."""
+    """Any other class; batched decoding only. Some of these VAEs decode only in tiles (Allegro)."""
+
+    is_known = False
 
     def traits(self, vae_class: str, config: Mapping[str, Any]) -> VaeTraits:
         """A guess: latent channels and ratios from the names that configurations commonly use."""

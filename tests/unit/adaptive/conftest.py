@@ -1,7 +1,8 @@
-"""A memory profile with round numbers, so that a test's arithmetic can be read."""
+"""A memory profile with round numbers, so that a test's arithmetic can be read, and nothing learned yet."""
 
 import pytest
 
+from adaptive.memory import learned_costs
 from adaptive.memory.profile import Curve, MemoryProfile
 from adaptive.types import VaeTraits
 
@@ -25,3 +26,9 @@ def ltx_profile() -> MemoryProfile:
 def alone_profile() -> MemoryProfile:
     """A VAE that decodes in one call or not at all."""
     return MemoryProfile(ALONE_TRAITS, "float32", "test", Curve((1, 2), (1000.0, 2000.0)), {})
+
+
+@pytest.fixture(autouse=True)
+def nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decodes of earlier tests teach this test's process nothing."""
+    monkeypatch.setattr(learned_costs, "_of_process", {})

@@ -283,6 +283,7 @@ class Silent:
 
     def __init__(self, engine: Any) -> None:
         self.take = engine.take
+        self.close = engine.close
 
     def advance(self, state: Any, _chunk: Tensor, **_: Any) -> tuple[None, Any]:
         return None, dict(state)

@@ -11,8 +11,8 @@ import torch
 
 from adaptive.families import traits_of
 from adaptive.memory.margins import LearnedMargins
-from adaptive.memory.profile_trace import profile_of
-from adaptive.memory.traced_vae import config_digest
+from adaptive.memory.profile_trace import lazy_profile
+from adaptive.memory.traced_vae import TracedVae, config_digest
 from adaptive.types import LatentShape
 from app.config import Settings
 from app.models import profiles
@@ -97,7 +97,7 @@ def test_a_shipped_profile_is_what_decoding_needs_today(entry: ModelEntry, offli
     assert shipped is not None
     with torch.device("meta"):
         vae = build_component(components_of(entry, offline)["vae"])
-    traced = profile_of(vae, entry.dtype)
+    traced = lazy_profile(TracedVae(type(vae), vae.config, entry.dtype))
     shape = LatentShape(1, shipped.traits.latent_channels, 3, 32, 48)
     now, then = (each.estimate(shape, 2, LearnedMargins("cuda")).live_bytes for each in (traced, shipped))
     assert then == pytest.approx(now, rel=0.001), "decoding changed: run `framefit profile --ship`"
