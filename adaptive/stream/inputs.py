@@ -1,6 +1,6 @@
 """What the inputs of a decode or encode may be: without gradients, and of the VAE's dtype.
 
-Owns how an unsuitable input is told. It does not know how an input is computed.
+Owns the checks and the errors. It does not know how a decode is computed.
 """
 
 from __future__ import annotations
