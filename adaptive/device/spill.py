@@ -44,7 +44,7 @@ class ChunkSpeed:
 
     @property
     def ratio(self) -> float:
-        """How many times slower than usual the chunk was; 1 where that is not known or it was too short."""
+        """How many times slower than usual the chunk was; 1 if that is unknown or the chunk was too short."""
         if not self.usual_seconds_a_frame or self.seconds < SHORTEST_SECONDS:
             return 1.0
         return self.seconds_a_frame / self.usual_seconds_a_frame
