@@ -213,12 +213,19 @@ def test_the_page_shows_which_processes_hold_the_memory_that_a_job_waits_for(
         fields = {"prompt": "patience", "model": "tiny"}
         httpx.post(f"{url}/generate", data=fields, files={"image": PHOTO.read_bytes()}).raise_for_status()
         page = context.new_page()
-        page.goto(url)
+        opened: list[Any] = []
+        page.route(
+            "**/events", lambda route: opened.append(route)
+        )  # the stream opens late: what it missed must be loaded
+        with page.expect_request("**/events"):
+            page.goto(url)
         page.wait_for_selector(".job[data-status=queued]")
         claim = store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
         assert claim is not None
         told = {"stage": Stage.WAITING_FOR_MEMORY, "kind": "waiting_for_memory", "data": waiting}
         assert store.progress(claim.job.id, claim.token, progress=0.8, **told)
+        with page.expect_response("**/events"):
+            opened[0].continue_()
         words = "needs at least 3.0 GiB, 2.0 GiB are free. Other programs hold: another program (5.0 GiB)."
         page.wait_for_selector(f".job:has-text('{words}')")
         page.reload()

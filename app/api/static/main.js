@@ -42,10 +42,7 @@ setInterval(showState, STATE_MS);
 const who = await session();
 offerSignOut(who);
 await queue.start();
-let lost = false;
-follow(queue.onEvent, (connected) => {
-  if (connected && lost) queue.refreshAll();
-  lost = !connected;
-});
+// Also after the first connection: what happened between loading the list and opening the stream is in neither.
+follow(queue.onEvent, (connected) => { if (connected) queue.refreshAll(); });
 memory.start(byId("memory"), who);
 await compose.start(queue.add);

@@ -26,6 +26,7 @@ async function load(after) {
   for (const job of page.jobs) show(job);
   more.hidden = !cursor;
   empty.hidden = cards.size > 0;
+  return new Set(page.jobs.map((job) => job.id));
 }
 
 export function add(job) {
@@ -64,9 +65,10 @@ function refresh(id, milliseconds = 150) {
 }
 
 // After a gap in the stream: cards may be outdated, and new jobs are missing.
-export function refreshAll() {
-  for (const id of jobs.keys()) refresh(id, 300);
-  load(null).catch(() => {});
+export async function refreshAll() {
+  const known = [...jobs.keys()];
+  const fresh = await load(null).catch(() => new Set());
+  for (const id of known) if (!fresh.has(id)) refresh(id, 300);
 }
 
 // Ids increase with time. A job older than the last one loaded is left to "Show older".
