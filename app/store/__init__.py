@@ -2,14 +2,15 @@
 
 It imports no torch and knows no HTTP.
 
-database    connections, migrations, the one writer thread
+database    connections, transactions and migrations: SQLite and PostgreSQL
 health      read-only check of a database, for `framefit doctor`
 transaction the transaction passed to every write, and the queue's limits
 rows        conversion between rows and jobs; the append to the event history
 queries     read-only queries
 errors      the errors the store raises
 intake      what clients do: submit, cancel, queue again
-leases      what workers do: claim, report, finish, release
+claims      which queued job a worker gets
+leases      what workers do with a job: report, finish, release
 backfill    running smaller jobs while a large one waits for memory
 workers     registered workers and their devices
 deliveries  the outbox of webhooks
@@ -19,6 +20,7 @@ jobstore    JobStore: every operation above, each in its own transaction
 
 from app.store.errors import (
     IdempotencyConflict,
+    NewerSchema,
     NoSuchJob,
     QueueFull,
     ResultExpired,
@@ -33,6 +35,7 @@ from app.store.transaction import Rules
 __all__ = [
     "IdempotencyConflict",
     "JobStore",
+    "NewerSchema",
     "NoSuchJob",
     "QueueFull",
     "ResultExpired",

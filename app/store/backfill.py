@@ -5,19 +5,19 @@ worker can claim in between, and another worker with enough memory may claim the
 most `max_skips` times; after that it keeps its worker until it fits or its waiting time ends.
 """
 
-from sqlalchemy import text
-
 from app.jobs import Claim
-from app.store import leases
-from app.store.transaction import Transaction
+from app.store import claims, leases
+from app.store.transaction import Locking, Transaction
 
 # A job with unknown needs is not selected: it could need as much as the waiting one.
-SMALLER = text("""
+SMALLER = Locking.of(
+    """
     select id, model, priority, skips, queued_at from jobs
     where status = 'queued' and id <> :id and model = :model and needed_bytes <= :room_bytes
-    order by rank, id limit 1
-""")
-WAITING = text("""
+    order by rank, id limit 1""",
+    skip=True,
+)
+WAITING = Locking.of("""
     select skips from jobs
     where id = :id and token = :token and status = 'running' and not cancel_requested
 """)
@@ -44,12 +44,12 @@ def yield_to_smaller(
     waiting = tx.execute(WAITING, {"id": job_id, "token": token}).one_or_none()
     if waiting is None or waiting.skips >= tx.rules.max_skips:
         return None
-    if tx.execute(leases.IS_PAUSED, {"id": worker_id}).one_or_none() is not None:
+    if tx.execute(claims.IS_PAUSED, {"id": worker_id}).one_or_none() is not None:
         return None
     wanted = {"id": job_id, "model": model, "room_bytes": room_bytes}
     smaller = tx.execute(SMALLER, wanted).mappings().one_or_none()
     if smaller is None:
         return None
     leases.release(tx, job_id, token, "made_way_for_a_smaller_job", refund=True)
-    tx.execute(leases.PASS_OVER, {"id": job_id})
-    return leases.take(tx, smaller, worker_id, lease_seconds)
+    tx.execute(claims.PASS_OVER, {"id": job_id})
+    return claims.take(tx, smaller, worker_id, lease_seconds)

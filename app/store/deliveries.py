@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from app.jobs import JobSpec
-from app.store.transaction import Transaction
+from app.store.transaction import Locking, Transaction
 
 INSERT = text("""
     insert into deliveries (job_id, url, outcome, due_at, attempts) values (:job_id, :url, :outcome, :now, 0)
 """)
-DUE = text(
-    "select id, job_id, url, outcome, attempts from deliveries where due_at <= :now order by due_at limit 1"
+ANY_DUE = text("select 1 from deliveries where due_at <= :now limit 1")
+DUE = Locking.of(
+    "select id, job_id, url, outcome, attempts from deliveries where due_at <= :now order by due_at limit 1",
+    skip=True,
 )
 TAKE = text("update deliveries set due_at = :due_at, attempts = attempts + 1 where id = :id")
 POSTPONE = text("update deliveries set due_at = :due_at where id = :id")

@@ -3,6 +3,7 @@
 StoreError
 ├── NoSuchJob             no job has that id                        (job_id)
 ├── StoreUnavailable      the database is locked, unreachable or out of disk space; nothing was written
+├── NewerSchema           a newer version of the program has upgraded the database  (revision)
 ├── QueueFull             the limit of queued jobs is reached       (queued, limit, owner)
 ├── IdempotencyConflict   the key belongs to another request        (job_id)
 ├── WrongState            the job's status does not allow it        (job)
@@ -26,6 +27,17 @@ class NoSuchJob(StoreError):
 
 class StoreUnavailable(StoreError):
     """The database is locked or unreachable, or its disk is full. Nothing was written."""
+
+
+class NewerSchema(StoreError):
+    """A newer version of the program has upgraded the database. Nothing was changed."""
+
+    def __init__(self, revision: str, known: str) -> None:
+        self.revision = revision
+        super().__init__(
+            f"the database was upgraded by a newer version (schema {revision}, this version knows {known}): "
+            "install that version again, or restore the database from a backup"
+        )
 
 
 class QueueFull(StoreError):

@@ -1,23 +1,22 @@
 """Read-only check of a database: its schema revision, its write lock, the number of jobs."""
 
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
-from app.store.database import HEAD_REVISION, WRITE_LOCK, open_engines, revision_of
+from app.store.database import HEAD_REVISION, open_database
+from app.store.database.base import revision_of
 from app.store.errors import StoreUnavailable
+from app.store.transaction import Rules
 
 __all__ = ["HEAD_REVISION", "LOCK_SECONDS", "inspect_database"]
 
 LOCK_SECONDS = 3.0
-TRY_LOCK = text("select pg_try_advisory_lock(:key)").bindparams(key=WRITE_LOCK)
-UNLOCK = text("select pg_advisory_unlock(:key)").bindparams(key=WRITE_LOCK)
 COUNTS = text("select status, count(*) as jobs from jobs group by status order by status")
 
 
@@ -40,7 +39,7 @@ def inspect_database(url: str) -> tuple[str | None, dict[str, int]]:
         _take_lock(path)
         engine = create_engine(parsed, poolclass=NullPool, connect_args={"timeout": LOCK_SECONDS})
     else:
-        engine = open_engines(url)[1]
+        engine = open_database(url, Rules()).reads
     try:
         return _read(engine)
     except DBAPIError as error:
@@ -58,19 +57,8 @@ def _take_lock(path: Path) -> None:
         raise StoreUnavailable(f"{path}: {error}") from error
 
 
-def _try_lock(connection: Connection) -> None:
-    deadline = time.monotonic() + LOCK_SECONDS
-    while not connection.execute(TRY_LOCK).scalar():
-        if time.monotonic() > deadline:
-            raise StoreUnavailable(f"another session has held the write lock for {LOCK_SECONDS:.0f} seconds")
-        time.sleep(0.02)
-    connection.execute(UNLOCK)
-
-
 def _read(engine: Engine) -> tuple[str | None, dict[str, int]]:
     with engine.connect() as connection:
-        if engine.dialect.name == "postgresql":
-            _try_lock(connection)
         revision = revision_of(connection)
         if revision is None:
             return None, {}

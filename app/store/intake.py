@@ -9,8 +9,13 @@ from sqlalchemy import text
 from app.jobs import Job, JobSpec, JobStatus, Json, Stage
 from app.store import deliveries
 from app.store.errors import IdempotencyConflict, QueueFull, ResultExpired, WrongState
-from app.store.rows import append_event, dump, fetch_job, new_id
+from app.store.queries import queued
+from app.store.rows import MAX_POSITION, append_event, dump, fetch_job, lock_job, new_id
 from app.store.transaction import Transaction
+
+FEW = 1000
+# So close to the limit of all queued jobs, submissions come one after the other (PostgreSQL).
+CLOSE_TO_LIMIT = 256
 
 INSERT_JOB = text("""
     insert into jobs (id, status, stage, progress, spec, model, priority, rank, skips, needed_bytes, plan,
@@ -21,9 +26,23 @@ INSERT_JOB = text("""
         :idempotency_key, :fingerprint, :now, :now, false, 0, 0, false)
 """)
 INSERT_IMAGE = text("insert into images (job_id, data, last_data) values (:job_id, :data, :last_data)")
-COUNT_QUEUED = text("select count(*) from jobs where status = 'queued'")
-COUNT_BEHIND = text("select count(*) from jobs where status = 'queued' and rank > :rank")
-COUNT_QUEUED_OF = text("select count(*) from jobs where status = 'queued' and owner = :owner")
+COUNT_BEHIND = text(f"""
+    select count(*) from (
+        select 1 from jobs where status = 'queued' and rank > :rank limit {FEW}
+    ) behind
+""")
+COUNT_BEFORE = text(f"""
+    select count(*) from (
+        select 1 from jobs where status = 'queued' and rank < :rank limit {MAX_POSITION - 1}
+    ) before
+""")
+COUNT_QUEUED_OF = text("""
+    select count(*) from (
+        select 1 from jobs where status = 'queued' and owner = :owner limit :limit
+    ) own
+""")
+# Submissions that could pass a limit together come one after the other.
+LOCK_LIMIT = text("select pg_advisory_xact_lock(hashtext('framefit queue limit'), hashtext(:owner))")
 SELECT_KEY = text("select id, status, fingerprint from jobs where idempotency_key = :key")
 DROP_KEY = text("update jobs set idempotency_key = null where id = :id")
 CANCEL_QUEUED = text("""
@@ -87,10 +106,12 @@ def submit(tx: Transaction, submission: Submission) -> tuple[Job, bool]:
 
 def submit_all(tx: Transaction, submissions: Sequence[Submission]) -> list[tuple[Job, bool]]:
     """Queue several jobs in this order, all of them or none. Otherwise as `submit`."""
-    ids = sorted(new_id() for _ in submissions)
+    ids = sorted(new_id(tx.now) for _ in submissions)
     existing = [_existing_job(tx, each) for each in submissions]
     new = [each for each, job_id in zip(submissions, existing, strict=True) if job_id is None]
     _check_room(tx, new)
+    if new:
+        tx.announce_queued()
     return [
         (_insert(tx, ids[n], each, tx.now + n * STEP_SECONDS), True)
         if existing[n] is None
@@ -101,12 +122,13 @@ def submit_all(tx: Transaction, submissions: Sequence[Submission]) -> list[tuple
 
 def _insert(tx: Transaction, job_id: str, submission: Submission, arrived_at: float) -> Job:
     spec = submission.spec
+    rank = rank_of(arrived_at, spec.priority, tx.rules.priority_seconds)
     row = {
         "id": job_id,
         "spec": spec.model_dump_json(),
         "model": spec.model,
         "priority": spec.priority,
-        "rank": rank_of(arrived_at, spec.priority, tx.rules.priority_seconds),
+        "rank": rank,
         "needed_bytes": submission.needed_bytes,
         "plan": dump(submission.plan),
         "owner": submission.owner,
@@ -118,11 +140,15 @@ def _insert(tx: Transaction, job_id: str, submission: Submission, arrived_at: fl
     images = {"data": submission.image, "last_data": submission.last_image}
     tx.execute(INSERT_IMAGE, {"job_id": job_id, **images})
     append_event(tx, job_id, "accepted", {"model": spec.model, "priority": spec.priority})
-    queued = _queued(tx) + 1
-    tx.queued["all"] = queued
+    return _as_added(job_id, submission, tx.now, _position(tx, rank))
+
+
+def _position(tx: Transaction, rank: float) -> int:
     # Counting from the tail, where new jobs are added, takes the same time in a long queue.
-    behind = tx.execute(COUNT_BEHIND, {"rank": row["rank"]}).scalar_one()
-    return _as_added(job_id, submission, tx.now, queued - behind)
+    behind = int(tx.execute(COUNT_BEHIND, {"rank": rank}).scalar_one())
+    if behind < FEW:
+        return min(MAX_POSITION, max(1, queued(tx.connection) - behind))
+    return int(tx.execute(COUNT_BEFORE, {"rank": rank}).scalar_one()) + 1
 
 
 def _scoped_key(submission: Submission) -> str | None:
@@ -173,22 +199,21 @@ def _existing_job(tx: Transaction, submission: Submission) -> str | None:
     return str(row.id)
 
 
-def _queued(tx: Transaction) -> int:
-    if "all" not in tx.queued:
-        tx.queued["all"] = tx.execute(COUNT_QUEUED).scalar_one()
-    return tx.queued["all"]
-
-
 def _check_room(tx: Transaction, new: Sequence[Submission]) -> None:
     if not new:
         return
     limit = tx.rules.max_queued
-    if _queued(tx) + len(new) > limit:
-        raise QueueFull(_queued(tx), limit)
+    if tx.is_postgresql and queued(tx.connection) + len(new) > limit - CLOSE_TO_LIMIT:
+        tx.execute(LOCK_LIMIT, {"owner": ""})
+    waiting = queued(tx.connection)
+    if waiting + len(new) > limit:
+        raise QueueFull(waiting, limit)
     owner = new[0].owner
     owner_limit = new[0].max_queued_of_owner or tx.rules.max_queued_of_owner
     if owner is not None and owner_limit is not None:
-        own = tx.execute(COUNT_QUEUED_OF, {"owner": owner}).scalar_one()
+        if tx.is_postgresql:
+            tx.execute(LOCK_LIMIT, {"owner": owner})
+        own = tx.execute(COUNT_QUEUED_OF, {"owner": owner, "limit": owner_limit}).scalar_one()
         if own + len(new) > owner_limit:
             raise QueueFull(own, owner_limit, owner)
 
@@ -198,6 +223,7 @@ def cancel(tx: Transaction, job_id: str) -> Job:
 
     A job that is canceled already is returned unchanged. Raises `WrongState` if the job succeeded or failed.
     """
+    lock_job(tx, job_id)
     row = {"id": job_id, "now": tx.now, "expires_at": tx.expires_at}
     if tx.execute(CANCEL_QUEUED, row).rowcount:
         job = fetch_job(tx.connection, job_id)
@@ -222,7 +248,6 @@ def fail_queued(tx: Transaction, job_id: str, error: Json) -> bool:
 
 
 def _record_end_of_queued(tx: Transaction, job: Job, error: Json | None) -> None:
-    tx.queued.clear()
     data: Json = {"outcome": job.status, "model": job.spec.model, "queued_only": True}
     append_event(tx, job.id, "finished", data if error is None else {**data, "error": error})
     deliveries.enqueue(tx, job.id, job.spec, job.status)
@@ -242,7 +267,7 @@ def queue_again(
     Raises `WrongState` if the job has not ended, or if it succeeded and `why` is "retry"; `ResultExpired` if
     its image and latents were deleted.
     """
-    job = fetch_job(tx.connection, job_id)
+    job = lock_job(tx, job_id)
     if not job.status.is_terminal or (why == "retry" and job.status is JobStatus.SUCCEEDED):
         raise WrongState(job, "retried" if why == "retry" else "queued again")
     if job.expired:
@@ -257,6 +282,6 @@ def queue_again(
         "now": tx.now,
     }
     tx.execute(QUEUE_AGAIN, row)
-    tx.queued.clear()
+    tx.announce_queued()
     append_event(tx, job_id, "queued_again", {"reason": why, "model": spec.model})
     return fetch_job(tx.connection, job_id)

@@ -5,18 +5,17 @@ transaction.
 """
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, TextClause
 from sqlalchemy.exc import ArgumentError
 
 from app.config import PREFIX, ConfigError, Settings
 from app.jobs import Claim, Job, JobSpec, Json, WorkerRow
-from app.store import backfill, deliveries, intake, leases, queries, retention
+from app.store import backfill, claims, deliveries, intake, leases, queries, retention
 from app.store import workers as workforce
-from app.store.database import Writer, migrate, open_engines, reading
+from app.store.database import open_database
 from app.store.rows import fetch_events, fetch_job
 from app.store.transaction import Rules, Transaction
 
@@ -27,7 +26,17 @@ T = TypeVar("T")
 def _reads(query: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate["JobStore", P], T]:
     @functools.wraps(query)
     def method(store: "JobStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with reading(store._reads) as connection:
+        with store._database.reading() as connection:
+            return query(connection, *args, **kwargs)
+
+    return method
+
+
+def _reads_events(query: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate["JobStore", P], T]:
+    @functools.wraps(query)
+    def method(store: "JobStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        store._database.publish_events()
+        with store._database.reading() as connection:
             return query(connection, *args, **kwargs)
 
     return method
@@ -36,7 +45,19 @@ def _reads(query: Callable[Concatenate[Connection, P], T]) -> Callable[Concatena
 def _writes(operation: Callable[Concatenate[Transaction, P], T]) -> Callable[Concatenate["JobStore", P], T]:
     @functools.wraps(operation)
     def method(store: "JobStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return store._writer.run(lambda transaction: operation(transaction, *args, **kwargs))
+        return store._database.run(lambda transaction: operation(transaction, *args, **kwargs))
+
+    return method
+
+
+def _writes_at_once(
+    operation: Callable[Concatenate[Transaction, P], T],
+) -> Callable[Concatenate["JobStore", P], T]:
+    """As `_writes`, for an operation that writes with one statement on PostgreSQL."""
+
+    @functools.wraps(operation)
+    def method(store: "JobStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return store._database.run_statement(lambda tx: operation(tx, *args, **kwargs))
 
     return method
 
@@ -49,21 +70,29 @@ class JobStore:
     """
 
     def __init__(
-        self, database_url: str, *, clock: Callable[[], float] = time.time, rules: Rules | None = None
+        self, database_url: str, *, clock: Callable[[], float] | None = None, rules: Rules | None = None
     ) -> None:
-        self._writes, self._reads = open_engines(database_url)
-        self._writer = Writer(self._writes, rules or Rules(), clock)
-        self._clock = clock
+        """Open the database. `clock` replaces the database's own time (seconds since the epoch).
+
+        Raises `ValueError` for an in-memory database or a missing PostgreSQL driver.
+        """
+        self._database = open_database(database_url, rules or Rules(), clock)
 
     def migrate(self) -> None:
-        """Create or upgrade the schema; safe in several processes at once."""
-        migrate(self._writes)
+        """Create or upgrade the schema; safe in several processes at once. Raises `NewerSchema`."""
+        self._database.migrate()
 
     def close(self) -> None:
         """Finish pending writes and close every connection."""
-        self._writer.close()
-        self._writes.dispose()
-        self._reads.dispose()
+        self._database.close()
+
+    def time(self) -> float:
+        """The database's time, which leases and heartbeats are measured with (seconds since the epoch)."""
+        return self._database.time()
+
+    def on_queued(self, wake: Callable[[], None]) -> bool:
+        """Call `wake` whenever a job is queued, by whichever process; False if the database cannot tell."""
+        return self._database.on_queued(wake)
 
     # Changes that clients request.
     submit = _writes(intake.submit)
@@ -90,18 +119,19 @@ class JobStore:
     counts = _reads(queries.counts)
     queued_models = _reads(queries.queued_models)
     queued_beyond = _reads(queries.queued_beyond)
-    events_after = _reads(fetch_events)
-    last_event = _reads(queries.last_event)
+    events_after = _reads_events(fetch_events)
+    last_event = _reads_events(queries.last_event)
 
     def workers(self, *, within_seconds: float = 60.0) -> list[WorkerRow]:
         """Return workers whose last heartbeat is at most `within_seconds` old."""
-        with reading(self._reads) as connection:
-            return workforce.select_workers(connection, self._clock() - within_seconds)
+        since = self.time() - within_seconds
+        with self._database.reading() as connection:
+            return workforce.select_workers(connection, since)
 
     # Operations of workers and on workers.
     register_worker = _writes(workforce.register_worker)
     forget_worker = _writes(workforce.forget_worker)
-    heartbeat = _writes(workforce.heartbeat)
+    heartbeat = _writes_at_once(workforce.heartbeat)
     pause_device = _writes(workforce.pause_device)
     progress = _writes(leases.progress)
     event = _writes(leases.event)
@@ -109,14 +139,15 @@ class JobStore:
     finish = _writes(leases.finish)
     release = _writes(leases.release)
     _yield_to_smaller = _writes(backfill.yield_to_smaller)
-    _claim = _writes(leases.claim)
+    _claim = _writes_at_once(claims.claim)
     _requeue_expired = _writes(leases.requeue_expired)
 
     def claim(self, worker_id: str, **wanted: Any) -> Claim | None:
-        """As `leases.claim`, but polling takes no write lock while no job is queued for this worker."""
-        with reading(self._reads) as connection:
-            if not leases.any_for(connection, **wanted):
-                return None
+        """As `claims.claim`, but polling takes no write lock while no job is queued for this worker."""
+        if self._database.polls_take_locks:
+            with self._database.reading() as connection:
+                if not claims.any_for(connection, **wanted):
+                    return None
         return self._claim(worker_id, **wanted)
 
     def yield_to_smaller(self, job_id: str, token: int, worker_id: str, **wanted: Any) -> Claim | None:
@@ -127,7 +158,7 @@ class JobStore:
 
     def requeue_expired(self) -> list[str]:
         """Requeue every job whose lease has expired; return their ids."""
-        return self._requeue_expired() if self._any(leases.EXPIRED, now=self._clock()) else []
+        return self._requeue_expired() if self._any(leases.ANY_EXPIRED) else []
 
     # Webhooks and expiry, run by background threads.
     settle_delivery = _writes(deliveries.settle)
@@ -137,22 +168,23 @@ class JobStore:
 
     def take_delivery(self) -> deliveries.Delivery | None:
         """Return the next due webhook, reserved for the caller for a while, or None."""
-        return self._take_delivery() if self._any(deliveries.DUE, now=self._clock()) else None
+        return self._take_delivery() if self._any(deliveries.ANY_DUE) else None
 
     def expire_results(self, remove: Callable[[str], None]) -> list[str]:
         """Mark results past their expiry time; return their ids.
 
         Calls `remove(job_id)` to delete the files of results marked at least a minute ago.
         """
-        if not self._any(retention.ANY_DUE, now=self._clock()):
+        if not self._any(retention.ANY_DUE):
             return []
         marked = self._mark_expired()
         self._remove_expired(remove)
         return marked
 
-    def _any(self, query: Any, **parameters: Any) -> bool:
-        with reading(self._reads) as connection:
-            return connection.execute(query, parameters).first() is not None
+    def _any(self, query: TextClause) -> bool:
+        now = {"now": self.time()} if "now" in query.compile().params else {}
+        with self._database.reading() as connection:
+            return connection.execute(query, now).first() is not None
 
 
 def open_store(settings: Settings) -> JobStore:

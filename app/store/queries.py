@@ -7,17 +7,32 @@ from sqlalchemy import Connection, text
 
 from app.jobs import Job, JobStatus
 from app.store.errors import ResultExpired
-from app.store.rows import JOB_COLUMNS, fetch_job, job_of
+from app.store.rows import JOB_COLUMNS, MAX_POSITION, fetch_job, job_of
 
 IMAGE = text("select data from images where job_id = :id")
 LAST_IMAGE = text("select last_data from images where job_id = :id")
-COUNTS = text("select status, count(*) from jobs group by status")
+COUNTS = text("select status, cast(sum(jobs) as bigint) from job_counts group by status")
+QUEUED = text("select coalesce(cast(sum(jobs) as bigint), 0) from job_counts where status = 'queued'")
 LAST_EVENT = text("select coalesce(max(seq), 0) from events")
-COUNT_BEFORE = text("select count(*) from jobs where status = 'queued' and rank < :lowest")
-RANKS = text("""
-    select rank from jobs where status = 'queued' and rank >= :lowest and rank < :highest order by rank
+COUNT_BEFORE = text(f"""
+    select count(*) from (
+        select 1 from jobs where status = 'queued' and rank < :lowest limit {MAX_POSITION - 1}
+    ) before
 """)
-QUEUED_MODELS = text("select distinct model from jobs where status = 'queued'")
+RANKS = text("""
+    select rank from jobs where status = 'queued' and rank >= :lowest and rank < :highest
+    order by rank limit :limit
+""")
+# The smallest model, then again and again the next greater one: each step is one look into an index.
+QUEUED_MODELS = text("""
+    with recursive found (model) as (
+        select min(model) from jobs where status = 'queued'
+        union all
+        select (select min(model) from jobs where status = 'queued' and model > found.model)
+        from found where found.model is not null
+    )
+    select model from found where model is not null
+""")
 QUEUED_BEYOND = text("""
     select id, coalesce(needed_bytes, 0) as needed_bytes from jobs
     where status = 'queued' and model = :model and coalesce(needed_bytes, 0) > :capacity limit :limit
@@ -73,12 +88,15 @@ def page(
 
 
 def _places(connection: Connection, ranks: list[float]) -> dict[float, int]:
-    """Return positions in the queue (from 1) by rank; jobs before the lowest rank are counted only once."""
+    """Return positions in the queue (from 1 to `MAX_POSITION`) by rank.
+
+    Jobs before the lowest rank are counted only once.
+    """
     if not ranks:
         return {}
     ends = {"lowest": min(ranks), "highest": max(ranks)}
     before = connection.execute(COUNT_BEFORE, ends).scalar_one()
-    among = connection.execute(RANKS, ends).scalars().all()
+    among = connection.execute(RANKS, {**ends, "limit": MAX_POSITION - 1 - before}).scalars().all()
     return {rank: before + bisect_left(among, rank) + 1 for rank in ranks}
 
 
@@ -86,6 +104,11 @@ def counts(connection: Connection) -> dict[JobStatus, int]:
     """Return the number of jobs in each status."""
     found = {JobStatus(row[0]): int(row[1]) for row in connection.execute(COUNTS)}
     return {status: found.get(status, 0) for status in JobStatus}
+
+
+def queued(connection: Connection) -> int:
+    """Return the number of queued jobs."""
+    return int(connection.execute(QUEUED).scalar_one())
 
 
 def last_event(connection: Connection) -> int:

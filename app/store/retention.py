@@ -8,25 +8,29 @@ from collections.abc import Callable
 from sqlalchemy import text
 
 from app.store.rows import append_event
-from app.store.transaction import Transaction
+from app.store.transaction import Locking, Transaction
 
 GRACE_SECONDS = 60.0
 LIMIT = 100
 
-DUE = text("""
+DUE = Locking.of(
+    """
     select id from jobs
     where swept_at is null and expires_at < :now and not expired
         and status in ('succeeded', 'failed', 'canceled')
-    order by expires_at limit :limit
-""")
+    order by expires_at limit :limit""",
+    skip=True,
+)
 ANY_DUE = text("select 1 from jobs where swept_at is null and expires_at < :now limit 1")
 MARK = text("update jobs set expired = true, latents_path = null where id = :id")
-MARKED = text("""
+MARKED = Locking.of(
+    """
     select id from jobs
     where swept_at is null and expires_at < :before and expired
         and status in ('succeeded', 'failed', 'canceled')
-    order by expires_at limit :limit
-""")
+    order by expires_at limit :limit""",
+    skip=True,
+)
 DISCARD = text("""
     update jobs set expired = true, latents_path = null, expires_at = :now
     where id = :id and not expired and status in ('succeeded', 'failed', 'canceled')
@@ -56,7 +60,7 @@ def discard(tx: Transaction, job_id: str) -> bool:
 def remove_expired(tx: Transaction, remove: Callable[[str], None]) -> list[str]:
     """Delete results marked at least `GRACE_SECONDS` ago; return their ids.
 
-    The write lock prevents a job from being queued again while its files are deleted.
+    The lock prevents a job from being queued again while its files are deleted.
     """
     marked = tx.execute(MARKED, {"before": tx.now - GRACE_SECONDS, "limit": LIMIT}).all()
     ids = [str(row.id) for row in marked]

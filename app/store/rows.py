@@ -3,7 +3,6 @@
 import json
 import secrets
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from sqlalchemy.sql.elements import TextClause
 
 from app.jobs import Event, Job, JobSpec, JobStatus, Json, Stage
 from app.store.errors import NoSuchJob
-from app.store.transaction import Transaction
+from app.store.transaction import Locking, Transaction
 
 JOB_COLUMNS = """
     j.id, j.status, j.stage, j.progress, j.spec, j.plan, j.needed_bytes, j.created_at, j.started_at,
@@ -20,10 +19,15 @@ JOB_COLUMNS = """
     j.cancel_requested, j.latents_path, j.denoise, j.decode, j.result, j.error, j.owner,
     exists (select 1 from images i where i.job_id = j.id and i.last_data is not null) as has_last_image
 """
+# Positions are counted up to here. A greater one is told as this number: counting a queue of a million jobs
+# would take longer than every other query.
+MAX_POSITION = 10_000
 # A queued job's position is one more than the number of queued jobs before it.
-_POSITION = """
+_POSITION = f"""
     case when j.status = 'queued' then (
-        select count(*) + 1 from jobs q where q.status = 'queued' and q.rank < j.rank
+        select count(*) + 1 from (
+            select 1 from jobs q where q.status = 'queued' and q.rank < j.rank limit {MAX_POSITION - 1}
+        ) before
     ) end as queue_position
 """
 
@@ -31,7 +35,10 @@ SELECT_JOB = text(f"select {JOB_COLUMNS}, {_POSITION} from jobs j where j.id = :
 _EVENTS = "select seq, job_id, kind, at, data from events where seq > :after"
 SELECT_EVENTS = text(f"{_EVENTS} order by seq limit :limit")
 SELECT_JOB_EVENTS = text(f"{_EVENTS} and job_id = :job_id order by seq limit :limit")
-INSERT_EVENT = text("insert into events (job_id, kind, at, data) values (:job_id, :kind, :at, :data)")
+_LOCK_JOB = Locking.of("select 1 from jobs where id = :id")
+_INSERT_EVENT = "insert into {table} (job_id, kind, at, data) values (:job_id, :kind, :at, :data)"
+INSERT_EVENT = text(_INSERT_EVENT.format(table="events"))
+INSERT_NEW_EVENT = text(_INSERT_EVENT.format(table="new_events"))
 
 
 class _Ids:
@@ -41,9 +48,9 @@ class _Ids:
         self._lock = threading.Lock()
         self._last = 0
 
-    def next(self) -> int:
+    def next(self, now: float) -> int:
         """Milliseconds since 1970 in the upper bits, 80 random bits below; larger than every id before."""
-        fresh = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
+        fresh = int(1000 * now) << 80 | secrets.randbits(80)
         with self._lock:
             # The random step keeps the next id as hard to guess as a fresh one.
             self._last = fresh if fresh > self._last else self._last + 1 + secrets.randbits(64)
@@ -53,9 +60,9 @@ class _Ids:
 _ids = _Ids()
 
 
-def new_id() -> str:
-    """Return a new id of 32 hexadecimal digits; ids sort by time of creation."""
-    return f"{_ids.next():032x}"
+def new_id(now: float) -> str:
+    """Return a new id of 32 hexadecimal digits; ids sort by time of creation (`now`, in seconds)."""
+    return f"{_ids.next(now):032x}"
 
 
 def dump(value: Mapping[str, Any] | None) -> str | None:
@@ -104,6 +111,14 @@ def fetch_events(
     ]
 
 
+def lock_job(tx: Transaction, job_id: str) -> Job:
+    """Return the job, which no other transaction can change until this one ends. Raises `NoSuchJob`."""
+    if tx.is_postgresql and job_id.isascii() and job_id.isalnum():
+        tx.execute(_LOCK_JOB, {"id": job_id})
+    return fetch_job(tx.connection, job_id)
+
+
 def append_event(tx: Transaction, job_id: str, kind: str, data: Mapping[str, Any]) -> None:
-    """Append an event to the history."""
-    tx.execute(INSERT_EVENT, {"job_id": job_id, "kind": kind, "at": tx.now, "data": dump(data)})
+    """Append an event to the history. The transaction has changed or locked the job's row before."""
+    statement = INSERT_NEW_EVENT if tx.is_postgresql else INSERT_EVENT
+    tx.execute(statement, {"job_id": job_id, "kind": kind, "at": tx.now, "data": dump(data)})

@@ -1,10 +1,13 @@
 """The transaction that every write operation gets, and the queue's limits."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Executable
+from sqlalchemy import BindParameter, Connection, CursorResult, Executable, TextClause, text
+
+QUEUED_CHANNEL = "framefit_queued"
+NOTIFY_QUEUED = text(f"select pg_notify('{QUEUED_CHANNEL}', '')")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +27,73 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Transaction:
-    """An open transaction under the write lock, with its time (seconds since the epoch) and the rules.
+class Locking:
+    """A query whose rows stay as they are until the transaction ends.
 
-    `queued` caches the number of queued jobs: no other process can change it before the commit, so many
-    submissions need one count. An operation that changes the number must update or clear the cache.
+    SQLite's write lock does that. PostgreSQL locks the rows: `skip` leaves out those that another transaction
+    has locked, otherwise the query waits for them.
     """
 
-    connection: Connection
-    now: float
-    rules: Rules
-    queued: dict[str, int] = field(default_factory=dict)
+    sqlite: TextClause
+    postgresql: TextClause
+
+    @classmethod
+    def of(cls, sql: str, *parameters: BindParameter[Any], skip: bool = False) -> "Locking":
+        """Return the query in both dialects."""
+        rows = f"{sql} for update{' skip locked' if skip else ''}"
+        return cls(text(sql).bindparams(*parameters), text(rows).bindparams(*parameters))
+
+
+class Transaction:
+    """An open transaction with its time and the queue's rules.
+
+    On SQLite it holds the database's write lock. On PostgreSQL other transactions run at the same time: what
+    an operation decides by must be locked (`Locking`) or be a condition of the statement that changes it.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        rules: Rules,
+        clock: Callable[[], float] | None,
+        time_of: Callable[[Connection], float] | None = None,
+    ) -> None:
+        self.connection = connection
+        self.rules = rules
+        self.is_postgresql = connection.dialect.name == "postgresql"
+        self._clock = clock
+        self._time_of = time_of
+        self._now: float | None = None
+
+    @property
+    def now(self) -> float:
+        """The transaction's time in seconds since the epoch: the clock's if there is one, else the
+        server's."""
+        if self._now is None:
+            self._now = self._clock() if self._clock is not None else self._ask()
+        return self._now
+
+    def _ask(self) -> float:
+        assert self._time_of is not None, "a database without a clock tells the time"
+        return self._time_of(self.connection)
+
+    @property
+    def given_now(self) -> float | None:
+        """The clock's time, or None if a statement has to ask the server."""
+        return None if self._clock is None else self._clock()
 
     def execute(
-        self, statement: Executable, parameters: Mapping[str, Any] | None = None
+        self, statement: Executable | Locking, parameters: Mapping[str, Any] | None = None
     ) -> CursorResult[Any]:
         """Run one statement."""
+        if isinstance(statement, Locking):
+            statement = statement.postgresql if self.is_postgresql else statement.sqlite
         return self.connection.execute(statement, parameters or {})
+
+    def announce_queued(self) -> None:
+        """Wake the workers that wait for a job, at the commit."""
+        if self.is_postgresql:
+            self.execute(NOTIFY_QUEUED)
 
     @property
     def expires_at(self) -> float | None:

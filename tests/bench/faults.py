@@ -38,7 +38,7 @@ from running_service import RunningService  # noqa: E402
 from app.config import Settings  # noqa: E402
 from app.jobs import JobStatus, Stage  # noqa: E402
 from app.store import StoreError, open_store  # noqa: E402
-from app.store.database import BUSY_TIMEOUT_SECONDS  # noqa: E402
+from app.store.database.sqlite import BUSY_TIMEOUT_SECONDS  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 # A second or so of work each, so that there is a middle to be hit in.

@@ -50,7 +50,7 @@ from app.config import Settings
 settings = Settings(data_dir=sys.argv[2], max_queued=1_000_000, heartbeat_seconds=3600)
 app = create_app(settings)
 if sys.argv[3] == "unsynced":
-    engine = app.state.service.store._writes
+    engine = app.state.service.store._database.writes
     event.listen(engine, "connect", lambda connection, _: connection.execute("pragma synchronous=off"))
 build_server(app, port=int(sys.argv[1]), log_level="error", access_log=False).run()
 """

@@ -1,6 +1,5 @@
 """Routes of the service itself: devices, models, health, metrics, log level."""
 
-import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Response
@@ -37,7 +36,7 @@ def devices(service: TheService, owner: Caller) -> Json:
     A caller with an API key does not see the ids of other keys' jobs or the names and ids of other programs.
     """
     workers = service.store.workers(within_seconds=REMEMBER_SECONDS)
-    now = time.time()
+    now = service.store.time()
     views = [device_view(worker, now=now, alive_seconds=service.alive_seconds) for worker in workers]
     for one in views:
         one["job_id"] = _if_visible(service, one["job_id"], owner)

@@ -38,7 +38,7 @@ def test_a_database_of_the_first_schema_is_upgraded_with_every_job_and_usable(
 ) -> None:
     store = JobStore(first_schema, clock=lambda: NOW, rules=Rules(result_ttl_seconds=1000.0))
     store.migrate()
-    with store._reads.connect() as connection:
+    with store._database.reads.connect() as connection:
         revision = connection.execute(text("select version_num from alembic_version")).scalar()
     assert revision == database.HEAD_REVISION
     jobs = {job.spec.prompt: job for job in store.page()}

@@ -2,21 +2,26 @@
 
 import multiprocessing
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from app.jobs import TRANSITIONS, JobError, JobSpec, JobStatus, Stage
 from app.store import (
     IdempotencyConflict,
     JobStore,
+    NewerSchema,
     NoSuchJob,
     QueueFull,
     ResultExpired,
     StoreUnavailable,
     Submission,
     WrongState,
+    claims,
+    intake,
 )
 from app.store.rows import append_event, new_id
 from app.store.transaction import Transaction
@@ -373,7 +378,7 @@ def test_an_event_is_never_seen_before_one_with_a_lower_number(
         entered.set()
         assert leave.wait(30)
 
-    hesitating = threading.Thread(target=slow._writer.run, args=(hesitate,))
+    hesitating = threading.Thread(target=slow._database.run, args=(hesitate,))
     hesitating.start()
     assert entered.wait(30)
     adding = threading.Thread(target=quick.add, args=(make_spec(), IMAGE))
@@ -488,9 +493,10 @@ def test_a_store_in_memory_is_refused() -> None:
 def test_the_schema_of_a_fresh_database_is_at_the_newest_revision(store: JobStore) -> None:
     from alembic.script import ScriptDirectory
 
+    from app import store as package
     from app.store import database
 
-    folder = Path(database.__file__).with_name("migrations")
+    folder = Path(package.__file__).with_name("migrations")
     assert ScriptDirectory(str(folder)).get_heads() == [database.HEAD_REVISION]
     store.migrate()
 
@@ -512,9 +518,8 @@ def test_what_another_process_does_is_counted_at_once(open_store: OpenStore, mak
         one.add(make_spec(), IMAGE)
 
 
-def test_jobs_of_one_millisecond_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.store.rows.time.time_ns", lambda: 1_700_000_000_000_000_000)
-    ids = [new_id() for _ in range(1000)]
+def test_jobs_of_one_millisecond_keep_their_order() -> None:
+    ids = [new_id(1_700_000_000.0) for _ in range(1000)]
     assert ids == sorted(set(ids))
 
 
@@ -556,3 +561,58 @@ def test_a_waiting_job_keeps_its_worker_if_no_other_worker_can_run_it(
     token = claim.token + 1 if case == "lost" else claim.token
     assert store.yield_to_smaller(big, token, "w", model=model, room_bytes=50) is None
     assert store.get(big).status is JobStatus.RUNNING
+
+
+def test_the_counts_are_those_of_the_table_whatever_happened(
+    store: JobStore, make_spec: MakeSpec, clock: Callable[[], float]
+) -> None:
+    for _ in range(6):
+        store.add(make_spec(), IMAGE)
+    claims = [claim for _ in range(4) if (claim := store.claim("w")) is not None]
+    store.finish(claims[0].job.id, claims[0].token, status=JobStatus.SUCCEEDED)
+    store.finish(claims[1].job.id, claims[1].token, status=JobStatus.FAILED)
+    store.release(claims[2].job.id, claims[2].token, "test")
+    store.queue_again(claims[1].job.id)
+    store.cancel(claims[2].job.id)
+    store.forget_worker("w")
+    clock.now += 100  # type: ignore[attr-defined]
+    assert store.submit_all([]) == []
+    found = Counter(job.status for job in store.page(limit=100))
+    assert store.counts() == {status: found[status] for status in JobStatus}
+    assert sum(store.counts().values()) == 6
+
+
+def test_jobs_are_found_wherever_in_the_queue_they_are(
+    store: JobStore, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = claims.HEAD + 5
+    specs = [make_spec(model="large" if n % 2 else "other") for n in range(others)]
+    store.submit_all([Submission(s, IMAGE, s.fingerprint(IMAGE), needed_bytes=100) for s in specs])
+    assert store.claim("w", models=["large"], capacity_bytes=99) is None
+    assert store.claim("w", models=["tiny"]) is None
+    small = store.add(make_spec(model="large"), IMAGE, needed_bytes=50).id
+    unknown = store.add(make_spec(model="large"), IMAGE).id
+    tiny = [store.add(make_spec(), IMAGE, needed_bytes=5).id for _ in range(2)]
+    found = [store.claim("w", models=["large"], capacity_bytes=99) for _ in range(3)]
+    assert [claim and claim.job.id for claim in found] == [small, unknown, None]
+    monkeypatch.setattr(claims, "FEW", 1)  # more than a few fit: the queue is walked
+    found = [store.claim("w", models=["tiny", "large"], capacity_bytes=99) for _ in range(3)]
+    assert [claim and claim.job.id for claim in found] == [*tiny, None]
+
+
+def test_a_position_far_behind_is_told_as_a_bound(
+    store: JobStore, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec()
+    monkeypatch.setattr(intake, "MAX_POSITION", 3)
+    positions = [store.add(spec, IMAGE).queue_position for _ in range(5)]
+    assert positions == [1, 2, 3, 3, 3]
+
+
+def test_a_database_of_a_newer_version_is_refused_in_one_line(open_store: OpenStore) -> None:
+    store = open_store()
+    store._database.run(lambda tx: tx.execute(text("update alembic_version set version_num = '9999'")))
+    with pytest.raises(
+        NewerSchema, match=r"^the database was upgraded by a newer version \(schema 9999, .*$"
+    ):
+        store.migrate()

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from app.jobs import JobSpec, JobStatus
-from app.store import JobStore, StoreUnavailable, database
+from app.store import JobStore, StoreUnavailable
+from app.store.database import sqlite
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def database_url(tmp_path: Path) -> str:
 
 
 def test_commits_reach_the_disk_before_they_are_reported(store: JobStore) -> None:
-    for engine in (store._writes, store._reads):
+    for engine in (store._database.writes, store._database.reads):
         with engine.connect() as connection:
             assert connection.exec_driver_sql("pragma journal_mode").scalar() == "wal"
             assert connection.exec_driver_sql("pragma synchronous").scalar() == 2
@@ -26,7 +27,7 @@ def test_commits_reach_the_disk_before_they_are_reported(store: JobStore) -> Non
 def test_a_database_locked_by_someone_else_is_a_refusal_and_nothing_is_lost(
     tmp_path: Path, make_spec: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 0.1)
     store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
     store.migrate()
     intruder = sqlite3.connect(tmp_path / "jobs.sqlite3", isolation_level=None)
@@ -50,7 +51,7 @@ def test_a_full_disk_is_a_refusal_and_the_store_recovers(
 
     def limit(pages: int) -> None:
         # The writer's own connection: a page limit is SQLite's picture of a full disk.
-        store._writer.run(lambda tx: tx.execute(text(f"pragma max_page_count = {pages}")))
+        store._database.run(lambda tx: tx.execute(text(f"pragma max_page_count = {pages}")))
 
     limit(1)
     with pytest.raises(StoreUnavailable, match="full"):

@@ -1,0 +1,206 @@
+"""PostgreSQL: every operation has a transaction of its own, and only rows are locked.
+
+Processes of many hosts share the server. Three things therefore belong to it:
+
+- Time. Leases and heartbeats are measured with the server's clock, so that a host whose clock is wrong
+  harms nobody.
+- The order of events. A transaction inserts its events into `new_events`. Whoever reads events first moves
+  the committed ones into `events`, under a lock that only this step takes, and there they get their numbers.
+  Numbers are thus given in the order of commits, and a reader that has seen number n has missed none below n,
+  whatever transactions are still open. The events of one job keep their order, because each is inserted while
+  the job's row is locked.
+- The end of what hangs. A session that a lost host leaves inside a transaction is ended by the server, and
+  its row locks with it.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from app.store.database.base import Database, Operation, refusals_named, translated
+from app.store.errors import StoreUnavailable
+from app.store.transaction import QUEUED_CHANNEL, Rules, Transaction
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# Advisory lock numbers that others hardly use: names in ASCII, shifted to fit a signed bigint.
+MIGRATION_LOCK = int.from_bytes(b"framefit") >> 1
+PUBLISHING_LOCK = int.from_bytes(b"ff event") >> 1
+# A session that waits inside a transaction for this long is ended; others wait for its locks a little longer.
+IDLE_IN_TRANSACTION_SECONDS = 4.0
+LOCK_TIMEOUT_SECONDS = 5.0
+STATEMENT_TIMEOUT_SECONDS = 10.0
+# Both sides notice a lost peer after this time at most.
+PEER_TIMEOUT_SECONDS = 10
+CONNECT_TIMEOUT_SECONDS = 5
+POOL_TIMEOUT_SECONDS = 10.0
+ATTEMPTS = 5
+PUBLISHED_AT_ONCE = 5000
+LISTEN_SECONDS = 0.5  # how soon a listener notices that it is closed
+RECONNECT_SECONDS = (0.5, 10.0)
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html: serialization failure, deadlock, and the
+# race of two transactions for one idempotency key or worker id. The loser's next attempt finds the winner's
+# row.
+WORTH_ANOTHER_ATTEMPT = {"40001", "40P01", "23505"}
+TIME = text("select cast(extract(epoch from clock_timestamp()) as double precision)")
+LOCK = text("select pg_advisory_xact_lock(:key)")
+ANY_NEW = text("select 1 from new_events limit 1")
+PUBLISH = text("""
+    with moved as (
+        delete from new_events where id in (select id from new_events order by id limit :limit)
+        returning id, job_id, kind, at, data
+    )
+    insert into events (job_id, kind, at, data) select job_id, kind, at, data from moved order by id
+""")
+
+
+class PostgresqlDatabase(Database):
+    """A database on a PostgreSQL server. Raises `ValueError` if its driver is not installed."""
+
+    polls_take_locks = False
+
+    def __init__(self, url: URL, rules: Rules, clock: Callable[[], float] | None = None) -> None:
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        self._url = url
+        try:
+            self.writes = _engine(url, pool_size=10, max_overflow=20)
+            self.reads = _engine(url, pool_size=40, isolation_level="AUTOCOMMIT")
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{error}: PostgreSQL needs the extra: pip install 'framefit[postgres]'"
+            ) from None
+        self._rules = rules
+        self._clock = clock
+        self._closed = threading.Event()
+        self._listener: threading.Thread | None = None
+
+    def time(self) -> float:
+        """The server's time."""
+        if self._clock is not None:
+            return self._clock()
+        with self.reading() as connection:
+            return server_time(connection)
+
+    def run(self, operation: Operation[T]) -> T:
+        """Run `operation` in a transaction of its own."""
+        return self._attempts(self.writes, operation)
+
+    def run_statement(self, operation: Operation[T]) -> T:
+        """Run `operation`, each statement of which is a transaction of its own."""
+        return self._attempts(self.reads, operation)
+
+    def _attempts(self, engine: Engine, operation: Operation[T]) -> T:
+        """Run `operation`, and once more when another transaction got in its way."""
+        for attempt in range(1, ATTEMPTS + 1):
+            if self._closed.is_set():
+                raise StoreUnavailable("the job store is closed")
+            try:
+                with engine.begin() as connection:
+                    return operation(Transaction(connection, self._rules, self._clock, server_time))
+            except DBAPIError as error:
+                if sqlstate(error) not in WORTH_ANOTHER_ATTEMPT or attempt == ATTEMPTS:
+                    raise translated(error) from error
+            except SQLAlchemyError as error:  # no connection became free
+                raise translated(error) from error
+        raise AssertionError("the last attempt returns or raises")
+
+    def publish_events(self) -> None:
+        """Move the events of committed transactions into `events`, where they get their numbers."""
+        with refusals_named():
+            with self.reads.connect() as connection:
+                if connection.execute(ANY_NEW).first() is None:
+                    return
+            with self.writes.begin() as connection:
+                # Until the commit: the next publisher must not number later events below these.
+                connection.execute(LOCK, {"key": PUBLISHING_LOCK})
+                connection.execute(PUBLISH, {"limit": PUBLISHED_AT_ONCE})
+
+    def on_queued(self, wake: Callable[[], None]) -> bool:
+        """Call `wake`, on a thread of this object, whenever a process has queued a job."""
+        if self._listener is None:
+            self._listener = threading.Thread(
+                target=self._listen, args=(wake,), name="store-listener", daemon=True
+            )
+            self._listener.start()
+        return True
+
+    def _listen(self, wake: Callable[[], None]) -> None:
+        wait = RECONNECT_SECONDS[0]
+        while not self._closed.is_set():
+            try:
+                with self.reads.connect() as pooled:
+                    pooled.detach()  # it is closed in the end, not returned: it goes on listening
+                    driver: Any = pooled.connection.dbapi_connection
+                    driver.execute(f"listen {QUEUED_CHANNEL}")
+                    wake()  # a job may have been queued while nobody listened
+                    wait = RECONNECT_SECONDS[0]
+                    while not self._closed.is_set():
+                        for _ in driver.notifies(timeout=LISTEN_SECONDS, stop_after=1):
+                            wake()
+            except Exception as error:  # whatever ended the session: it is opened again
+                if not self._closed.is_set():
+                    log.warning("listening_interrupted reason=%s", translated(error))
+            self._closed.wait(wait)
+            wait = min(2 * wait, RECONNECT_SECONDS[1])
+
+    def close(self) -> None:
+        """Stop the listener and close every connection."""
+        self._closed.set()
+        if self._listener is not None:
+            self._listener.join()
+        super().close()
+
+    def _prepare_migration(self, connection: Connection) -> None:
+        # A migration may take long, and another process may have to wait for it.
+        connection.exec_driver_sql("set local lock_timeout = 0")
+        connection.exec_driver_sql("set local statement_timeout = 0")
+        connection.exec_driver_sql("set local idle_in_transaction_session_timeout = 0")
+        connection.execute(LOCK, {"key": MIGRATION_LOCK})
+
+
+def server_time(connection: Connection) -> float:
+    """Return the server's time in seconds since the epoch."""
+    return float(connection.execute(TIME).scalar_one())
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """Return the server's five-character error code, or None for an error of the connection."""
+    return getattr(error.orig, "sqlstate", None)
+
+
+def _engine(url: URL, **options: Any) -> Engine:
+    # https://www.postgresql.org/docs/current/libpq-connect.html and runtime-config-client.html. What the URL
+    # says comes last and wins.
+    milliseconds = {
+        "lock_timeout": LOCK_TIMEOUT_SECONDS,
+        "statement_timeout": STATEMENT_TIMEOUT_SECONDS,
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_SECONDS,
+    }
+    session = [f"-c {name}={int(1000 * seconds)}" for name, seconds in milliseconds.items()]
+    session += [
+        f"-c tcp_keepalives_idle={PEER_TIMEOUT_SECONDS // 2}",
+        "-c tcp_keepalives_interval=2",
+        "-c tcp_keepalives_count=3",
+        f"-c tcp_user_timeout={1000 * PEER_TIMEOUT_SECONDS}",
+        str(url.query.get("options", "")),
+    ]
+    arguments = {
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "keepalives_idle": PEER_TIMEOUT_SECONDS // 2,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 1000 * PEER_TIMEOUT_SECONDS,
+        "application_name": "framefit",
+        **url.query,
+        "options": " ".join(session).strip(),
+    }
+    return create_engine(
+        url, connect_args=arguments, pool_pre_ping=True, pool_timeout=POOL_TIMEOUT_SECONDS, **options
+    )

@@ -1,0 +1,163 @@
+"""SQLite: every write of a process goes through one thread, and many callers share a commit.
+
+While one commit waits for the disk, further operations queue up, and a single fsync makes them all durable.
+Other processes open the same file. Each write transaction takes the file's write lock when it begins
+(`BEGIN IMMEDIATE`). Events are therefore committed in the order of their numbers, and a reader that has seen
+number n has missed none below n.
+"""
+
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from app.store.database.base import Database, Operation, Outcome, translated
+from app.store.errors import StoreUnavailable
+from app.store.transaction import Rules, Transaction
+
+T = TypeVar("T")
+BUSY_TIMEOUT_SECONDS = 15.0
+MAX_BATCH = 128
+
+
+class SqliteDatabase(Database):
+    """A database file. Raises `ValueError` for an in-memory database."""
+
+    polls_take_locks = True
+
+    def __init__(self, url: URL, rules: Rules, clock: Callable[[], float] | None = None) -> None:
+        if url.database in (None, "", ":memory:"):
+            raise ValueError("several processes share the jobs: SQLite needs a database file, not :memory:")
+        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+        arguments = {"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
+        self.writes = create_engine(url, connect_args=arguments)
+        self.reads = create_engine(url, connect_args=arguments, isolation_level="AUTOCOMMIT", pool_size=40)
+        for engine in (self.writes, self.reads):
+            event.listen(engine, "connect", _set_pragmas)
+        event.listen(self.writes, "connect", _disable_driver_transactions)
+        event.listen(self.writes, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        self._rules = rules
+        self._clock = clock or time.time
+        self._inbox: queue.SimpleQueue[tuple[Operation[Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def time(self) -> float:
+        """This host's time: the processes that share the file share the host."""
+        return self._clock()
+
+    def run(self, operation: Operation[T]) -> T:
+        """Run `operation` inside a savepoint of the next transaction; return its result after the commit."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise StoreUnavailable("the job store is closed")
+            self._inbox.put((operation, future))
+        return future.result()
+
+    def run_statement(self, operation: Operation[T]) -> T:
+        """As `run`: callers share a commit either way."""
+        return self.run(operation)
+
+    def publish_events(self) -> None:
+        """Events have their numbers: transactions follow each other."""
+
+    def on_queued(self, _wake: Callable[[], None]) -> bool:
+        """SQLite cannot tell."""
+        return False
+
+    def _prepare_migration(self, _connection: Connection) -> None:
+        """The transaction holds the file's write lock already."""
+
+    def close(self) -> None:
+        """Finish the pending operations, stop the thread and close every connection."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._inbox.put(None)
+        self._thread.join()
+        super().close()
+
+    def _loop(self) -> None:
+        while True:
+            batch, last = self._next_batch()
+            if batch:
+                self._commit(batch)
+            if last:
+                return
+
+    def _next_batch(self) -> tuple[list[tuple[Operation[Any], Future[Any]]], bool]:
+        batch = []
+        item = self._inbox.get()
+        while item is not None:
+            batch.append(item)
+            if len(batch) == MAX_BATCH:
+                return batch, False
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _commit(self, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:
+        outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
+        try:
+            with self.writes.begin() as connection:
+                for operation, future in batch:
+                    transaction = Transaction(connection, self._rules, self._clock)
+                    outcomes.append((future, *_attempt(transaction, operation)))
+        except Exception as error:
+            refusal = translated(error)
+            for _, future in batch:
+                future.set_exception(refusal)
+            return
+        for future, result, problem in outcomes:
+            if problem is None:
+                future.set_result(result)
+            else:
+                future.set_exception(problem)
+
+
+def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _disable_driver_transactions(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own BEGIN is deferred, and it sends one before some statements only.
+    connection.isolation_level = None
+
+
+def _attempt(transaction: Transaction, operation: Operation[Any]) -> Outcome:
+    # Plain SQL: SQLAlchemy's savepoint objects cost more than the savepoints themselves.
+    connection: Connection = transaction.connection
+    connection.exec_driver_sql("savepoint operation")
+    try:
+        result = operation(transaction)
+        connection.exec_driver_sql("release savepoint operation")
+        return result, None
+    except DBAPIError as error:
+        if _is_refusal(error):
+            raise  # a full disk or a lost lock fails the whole transaction
+        problem: BaseException = error
+    except Exception as error:
+        problem = error
+    connection.exec_driver_sql("rollback to savepoint operation")
+    return None, problem
+
+
+def _is_refusal(error: DBAPIError) -> bool:
+    # The driver reports a lock and a full disk as operational errors.
+    return isinstance(error, OperationalError) or error.connection_invalidated
