@@ -50,11 +50,14 @@ class JobControl:
         self._interrupted = threading.Event()
         self.advanced_at = time.monotonic()
 
-    def interrupt(self, reason: type[Interrupted]) -> None:
-        """Stop the job at its next step or chunk; the first reason counts."""
-        if self._reason is None:
-            self._reason = reason
-            self._interrupted.set()
+    def interrupt(self, reason: type[Interrupted]) -> bool:
+        """Stop the job at its next step or chunk; the first reason counts. Returns whether this is the
+        first."""
+        if self._reason is not None:
+            return False
+        self._reason = reason
+        self._interrupted.set()
+        return True
 
     def check(self) -> None:
         """Record that the job advances; raise the reason to stop, if there is one."""

@@ -7,10 +7,12 @@ ends it, and the supervisor or the end of the lease requeues the job.
 
 import logging
 import os
+import queue
 import signal
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import FrameType
 
 from app.config import Settings
@@ -23,11 +25,12 @@ from app.worker.engine import Engine
 from app.worker.job_control import JobCanceled, JobControl, JobLost, JobYielded, WorkerStopping
 from app.worker.job_failures import JobFailure
 from app.worker.job_run import JobRun
+from app.worker.watchdog import Current, Watchdog
 
 log = logging.getLogger(__name__)
 
 EXIT_BROKEN = 70  # EX_SOFTWARE of sysexits.h
-EXIT_STALLED = 75  # EX_TEMPFAIL of sysexits.h
+IDLE_POLL_SECONDS = 5.0  # the longest time between polls, where the database wakes the worker
 BUSY_HEARTBEAT_SECONDS = 1.0  # the longest time until a running job sees its cancellation
 
 
@@ -51,10 +54,16 @@ class Worker:
         self._store = store
         self._engine = engine
         self._id = worker_id
-        self._stopping = threading.Event()
+        self._stopping = False
         self._paused = False
-        self._current: tuple[Claim, JobControl] | None = None
-        self._lease_seen_at = time.monotonic()
+        self._current: Current | None = None
+        # A queue and not an event: a signal handler may put into it whatever the main thread is doing.
+        self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._watchdog = Watchdog(
+            lambda: self._current,
+            lease_seconds=settings.lease_seconds,
+            progress_timeout_seconds=settings.progress_timeout_seconds,
+        )
 
     def run(self) -> None:
         """Claim and run jobs until a signal stops the worker. Call from the main thread."""
@@ -62,27 +71,43 @@ class Worker:
             signal.signal(number, self._on_signal)
         self._store.register_worker(self._id, self._device())
         threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True).start()
+        self._watchdog.start()
+        is_woken = self._store.on_queued(lambda: self._wakes.put(None))
+        idle_seconds = self._settings.poll_seconds
         log.info("worker_ready worker_id=%s device=%s", self._id, self._engine.device)
         imported = False
-        while not self._stopping.is_set():
+        while not self._stopping:
             claim = None if self._paused else self._claim()
             if claim is None and not imported:
                 import_pipeline(next(iter(self._models.values())))  # so that the first job need not wait
             elif claim is None:
-                self._stopping.wait(self._settings.poll_seconds)
+                self._sleep(idle_seconds)
+                if is_woken:  # polls are for what wakes nobody: memory that became free, an expired lease
+                    idle_seconds = min(2 * idle_seconds, max(IDLE_POLL_SECONDS, self._settings.poll_seconds))
+            else:
+                idle_seconds = self._settings.poll_seconds
             imported = True  # a job imports its pipeline itself
             while claim is not None:
                 claim = self._run_job(claim)
         self._store.forget_worker(self._id, "worker_stopped")
         log.info("worker_stopped worker_id=%s", self._id)
 
+    def _sleep(self, seconds: float) -> None:
+        """Wait for a job or a signal, at most `seconds`."""
+        with suppress(queue.Empty):
+            self._wakes.get(timeout=seconds)
+            while True:  # several that came together wake it once
+                self._wakes.get_nowait()
+
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        repeated = self._stopping.is_set()
-        self._stopping.set()
+        repeated = self._stopping
+        self._stopping = True
+        self._wakes.put(None)
         if (number == signal.SIGINT or repeated) and self._current is not None:
             self._current[1].interrupt(WorkerStopping)
 
     def _claim(self) -> Claim | None:
+        self._watchdog.renewed(time.monotonic())
         try:
             return self._store.claim(
                 self._id,
@@ -98,9 +123,8 @@ class Worker:
     def _run_job(self, claim: Claim) -> Claim | None:
         """Run a job to its end. Returns the claim of the smaller job that it yielded to, if it did."""
         job_id, control = claim.job.id, JobControl()
-        self._lease_seen_at = time.monotonic()
         self._current = (claim, control)
-        if self._stopping.is_set():  # the signal came between the claim and the line above
+        if self._stopping:  # the signal came between the claim and the line above
             control.interrupt(WorkerStopping)
         log.info("job_started job_id=%s worker_id=%s attempt=%d", job_id, self._id, claim.job.attempts)
         following: Claim | None = None
@@ -109,6 +133,7 @@ class Worker:
                 outcome = self._outcome(claim, control)
         except JobYielded as yielded:
             outcome, following = "yielded", yielded.claim
+            self._watchdog.renewed(time.monotonic())
         finally:
             self._current = None
         self._engine.clean_up()
@@ -164,18 +189,16 @@ class Worker:
                 self._beat(current)
             except StoreUnavailable as error:
                 log.warning("heartbeat_failed worker_id=%s reason=%s", self._id, error)
-                if current and time.monotonic() - self._lease_seen_at > self._settings.lease_seconds:
-                    current[1].interrupt(JobLost)
             except Exception:  # a lost device or a bug here: a worker that cannot report must end
                 log.critical("heartbeat_crashed worker_id=%s", self._id, exc_info=True)
                 logging.shutdown()
                 os._exit(EXIT_BROKEN)
-            self._exit_when_stalled(current)
             busy = min(BUSY_HEARTBEAT_SECONDS, self._settings.heartbeat_seconds)
             time.sleep(busy if self._current else self._settings.heartbeat_seconds)
 
-    def _beat(self, current: tuple[Claim, JobControl] | None) -> None:
+    def _beat(self, current: Current | None) -> None:
         claim, control = current or (None, None)
+        sent_at = time.monotonic()
         answer = self._store.heartbeat(
             self._id,
             device=self._device(),
@@ -183,21 +206,14 @@ class Worker:
             token=None if claim is None else claim.token,
             lease_seconds=self._settings.lease_seconds,
         )
+        if self._paused and not answer.paused:
+            self._wakes.put(None)
         self._paused = answer.paused
-        self._lease_seen_at = time.monotonic()
         if control is None:
             return
+        if not answer.lost and current is self._current:
+            self._watchdog.renewed(sent_at)
         if answer.lost:
             control.interrupt(JobLost)
         elif answer.cancel_requested:
             control.interrupt(JobCanceled)
-
-    def _exit_when_stalled(self, current: tuple[Claim, JobControl] | None) -> None:
-        """End the process if its job has not advanced for too long: only that stops a call that hangs."""
-        if current is None or current is not self._current:
-            return
-        quiet_seconds = time.monotonic() - current[1].advanced_at
-        if quiet_seconds > self._settings.progress_timeout_seconds:
-            log.critical("job_stalled job_id=%s seconds=%.0f", current[0].job.id, quiet_seconds)
-            logging.shutdown()
-            os._exit(EXIT_STALLED)

@@ -1,0 +1,258 @@
+"""Measure the job table on PostgreSQL, of this checkout and of an earlier one, in one run.
+
+Each checkout gets a database of its own on a private server (its write-ahead log synced, as in production).
+Rounds alternate between the checkouts. Clients are processes with a store each, as workers are.
+
+- Claims: 100,000 jobs are queued, 48 clients claim one after the other.
+- Heartbeats: 48 clients that hold a job each report as often as they can.
+- A long queue: 1,000,000 jobs are queued; one client submits, reads jobs, lists a page, and polls for a job
+  that fits a small device: none does.
+
+    python tests/bench/store.py --before ../an-earlier-checkout
+
+Writes tests/bench/results/store.md.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+ROOT = HERE.parents[2]
+RESULTS = HERE.with_name("results") / "store.md"
+CLIENTS = 48
+QUEUED, LONG_QUEUE = 100_000, 1_000_000
+SECONDS = 6.0
+ROUNDS = 3
+NEEDED_BYTES = 8 * 2**30
+SPEC = {
+    "prompt": "a boat sails by",
+    "model": "tiny",
+    "width": 256,
+    "height": 256,
+    "num_frames": 25,
+    "fps": 12,
+    "num_inference_steps": 4,
+    "guidance_scale": 1.0,
+    "seed": 7,
+}
+PLAN = {"strategy": "chunked", "frames_per_chunk": 4, "detail": "x" * 300}
+DEVICE = {"name": "cuda:0", "kind": "cuda", "total_bytes": 2**34, "free_bytes": 2**33, "learned": "x" * 600}
+
+
+# The client: runs with the checkout under test on its path.
+
+
+def client(url: str, task: str) -> None:
+    """Measure one task and print the result as JSON."""
+    from app.store import JobStore, Rules
+
+    def open_store() -> Any:
+        return JobStore(url, rules=Rules(max_queued=10 * LONG_QUEUE))
+
+    if task == "migrate":
+        store = open_store()
+        store.migrate()
+        store.close()
+        sys.stdout.write("{}\n")
+    elif task in ("claims", "heartbeats"):
+        sys.stdout.write(json.dumps({"per_second": _many(open_store, task)}) + "\n")
+    else:
+        sys.stdout.write(json.dumps(_alone(open_store())) + "\n")
+
+
+def _many(open_store: Callable[[], Any], task: str) -> float:
+    context = multiprocessing.get_context("fork")
+    ready, counts = context.Barrier(CLIENTS + 1), context.Queue()
+    children = [
+        context.Process(target=_one_of_many, args=(open_store, task, n, ready, counts))
+        for n in range(CLIENTS)
+    ]
+    for child in children:
+        child.start()
+    ready.wait()
+    done = sum(counts.get() for _ in children)
+    for child in children:
+        child.join()
+    return done / SECONDS
+
+
+def _one_of_many(open_store: Callable[[], Any], task: str, number: int, ready: Any, counts: Any) -> None:
+    store, name = open_store(), f"host{number}/gpu-{os.getpid()}"
+    store.register_worker(name, DEVICE)
+    wanted = {"models": ["tiny", "large"], "loaded_model": "tiny", "capacity_bytes": 2 * NEEDED_BYTES}
+    held = store.claim(name, **wanted)
+    call: Callable[[], Any] = lambda: store.claim(name, **wanted)  # noqa: E731
+    if task == "heartbeats":
+        call = lambda: store.heartbeat(name, device=DEVICE, job_id=held.job.id, token=held.token)  # noqa: E731
+    ready.wait()
+    end, count = time.monotonic() + SECONDS, 0
+    while time.monotonic() < end:
+        assert call() is not None
+        count += 1
+    counts.put(count)
+    store.close()
+
+
+def _alone(store: Any) -> dict[str, float]:
+    from app.jobs import JobSpec
+
+    spec = JobSpec.model_validate(SPEC)
+    made = [
+        store.add(spec, b"\xff\xd8" + bytes(200_000), plan=PLAN, needed_bytes=NEEDED_BYTES) for _ in range(3)
+    ]
+    small = {"models": ["tiny", "large"], "loaded_model": "tiny", "capacity_bytes": NEEDED_BYTES // 2}
+    calls: dict[str, Callable[[], Any]] = {
+        "submit": lambda: store.add(spec, b"\xff\xd8" + bytes(200_000), plan=PLAN, needed_bytes=NEEDED_BYTES),
+        "job": lambda: store.get(made[-1].id),
+        "page of 50": lambda: store.page(limit=50),
+        "counts": store.counts,
+        "poll, nothing fits": lambda: store.claim("small", **small),
+    }
+    found = {}
+    for name, call in calls.items():
+        times = []
+        for _ in range(20):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        found[name] = 1000 * statistics.median(times)
+    store.close()
+    return found
+
+
+# The run.
+
+
+def main() -> None:
+    """Measure both checkouts and write the results file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", type=Path, help="an earlier checkout to measure beside this one")
+    parser.add_argument("--client", nargs=2, metavar=("URL", "TASK"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.client:
+        client(*arguments.client)
+        return
+    checkouts = {"now": ROOT} | ({"before": arguments.before.resolve()} if arguments.before else {})
+    with _server() as server:
+        found = {name: _measure_many(server, name, path) for name, path in checkouts.items()}
+        rounds = {name: {"claims": [], "heartbeats": []} for name in checkouts}
+        for _ in range(ROUNDS):
+            for name, path in checkouts.items():
+                for task, rates in rounds[name].items():
+                    rates.append(_run(path, found[name], task)["per_second"])
+        long = {}
+        for name, path in checkouts.items():
+            _fill(found[name], LONG_QUEUE)
+            long[name] = _run(path, found[name], "alone")
+    RESULTS.write_text(_report(checkouts, rounds, long))
+    sys.stdout.write(RESULTS.read_text())
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    sys.path.insert(0, str(ROOT / "tests"))
+    import postgres_server
+
+    postgres_server.OPTIONS = "-c listen_addresses='' -c shared_buffers=256MB -c max_connections=300"
+    with postgres_server.running() as url:
+        yield url
+
+
+def _measure_many(server: str, name: str, path: Path) -> str:
+    """Create the checkout's database with its queue; return its URL."""
+    from sqlalchemy import create_engine, make_url, text
+
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"create database bench_{name}"))
+    admin.dispose()
+    url = make_url(server).set(database=f"bench_{name}").render_as_string(hide_password=False)
+    _run(path, url, "migrate")
+    _fill(url, QUEUED)
+    return url
+
+
+def _fill(url: str, count: int) -> None:
+    """Replace the queue by `count` jobs: nine of ten of one model, the rest of another."""
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("delete from jobs"))
+        connection.execute(text("vacuum jobs"))
+        connection.execute(
+            text("""
+                insert into jobs (id, status, stage, progress, spec, model, priority, rank, skips,
+                    needed_bytes, plan, fingerprint, created_at, queued_at, expired, attempts, token,
+                    cancel_requested)
+                select lpad(to_hex(n), 32, '0'), 'queued', 'queued', 0, :spec,
+                    case when n % 10 = 0 then 'large' else 'tiny' end, 0, n, 0, :needed, :plan, 'x', n, n,
+                    false, 0, 0, false
+                from generate_series(1, :count) n
+            """),
+            {"spec": json.dumps(SPEC), "plan": json.dumps(PLAN), "needed": NEEDED_BYTES, "count": count},
+        )
+        connection.execute(text("vacuum analyze"))
+    engine.dispose()
+
+
+def _run(path: Path, url: str, task: str) -> dict[str, float]:
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    command = [sys.executable, str(HERE), "--client", url, task]
+    done = subprocess.run(command, env=environment, cwd=path, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _report(checkouts: dict[str, Path], rounds: Any, long: Any) -> str:
+    commits = {
+        name: subprocess.run(
+            ["git", "-C", str(path), "describe", "--always", "--dirty", "--exclude", "*"],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for name, path in checkouts.items()
+    }
+    names = [name for name in ("before", "now") if name in checkouts]
+    heads = " | ".join(f"{name} ({commits[name]})" for name in names)
+    lines = [
+        "# The job table on PostgreSQL",
+        "",
+        f"`python tests/bench/store.py`, {os.cpu_count()} cores for server and clients together, "
+        f"Python {platform.python_version()}. Rates: median of {ROUNDS} alternating rounds of "
+        f"{SECONDS:.0f} s, {CLIENTS} clients. Times: median of 20 calls, one client.",
+        "",
+        f"| | {heads} | ratio |",
+        "|---|" + "---:|" * (len(names) + 1),
+    ]
+    for task, title in (
+        ("claims", f"claims a second, {QUEUED:,} queued"),
+        ("heartbeats", "heartbeats a second"),
+    ):
+        rates = [statistics.median(rounds[name][task]) for name in names]
+        lines.append(_row(title, [f"{rate:,.0f}" for rate in rates], rates[-1] / rates[0]))
+    for call in long["now"]:
+        times = [long[name][call] for name in names]
+        title = f"{call}, {LONG_QUEUE:,} queued"
+        lines.append(_row(title, [f"{one:.1f} ms" for one in times], times[0] / times[-1]))
+    return "\n".join(lines) + "\n"
+
+
+def _row(title: str, values: list[str], ratio: float) -> str:
+    return f"| {title} | {' | '.join(values)} | {ratio:.1f} |"
+
+
+if __name__ == "__main__":
+    main()
