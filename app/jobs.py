@@ -253,3 +253,13 @@ class WorkerRow:
     state: Literal["active", "paused"]
     started_at: float
     heartbeat_at: float
+
+    @property
+    def host(self) -> str:
+        """The host that the worker runs on."""
+        return host_of(self.id)
+
+
+def host_of(worker_id: str) -> str:
+    """Return the host in a worker's id, `host/slot/instance`."""
+    return worker_id.partition("/")[0]

@@ -41,7 +41,9 @@ JOB = _object(
         "status": {"type": "string", "enum": list(JobStatus)},
         "stage": {"type": "string", "enum": list(Stage)},
         "progress": {"type": "number", "minimum": 0, "maximum": 1},
-        "queue_position": _or_null({"type": "integer", "minimum": 1}),
+        "queue_position": _or_null(
+            {"type": "integer", "minimum": 1, "maximum": 10000, "description": "10000 means that or later."}
+        ),
         "eta_seconds": _or_null({"type": "number", "minimum": 0}),
         "cancel_requested": YES_OR_NO,
         "model": TEXT,
@@ -82,6 +84,7 @@ PLAN = _object(
 _DEVICE = _object(
     {
         "worker_id": TEXT,
+        "host": TEXT,
         "job_id": _or_null(TEXT),
         "worker_state": {"type": "string", "enum": ["active", "draining", "paused", "lost"]},
         "heartbeat_at": TIME,

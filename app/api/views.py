@@ -89,6 +89,7 @@ def device_view(worker: WorkerRow, *, now: float, alive_seconds: float) -> Json:
     return {
         **worker.device,
         "worker_id": worker.id,
+        "host": worker.host,
         "job_id": worker.job_id,
         "worker_state": _state(worker) if now - worker.heartbeat_at <= alive_seconds else "lost",
         "heartbeat_at": timestamp(worker.heartbeat_at),

@@ -35,6 +35,7 @@ def serve(
     from app.models.entries import load_models
     from app.service.keys import load_keys
     from app.service.processes import AlreadyRunning, run_service
+    from app.store import StoreError
 
     _configure_log(settings, "serve")
     load_models(settings)  # reports a fault in the file once, instead of in every child
@@ -45,7 +46,7 @@ def serve(
 
     try:
         run_service(settings, ready)
-    except AlreadyRunning as error:
+    except (AlreadyRunning, StoreError) as error:  # a database that is newer, locked or out of reach
         typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
 
@@ -71,7 +72,9 @@ def api(
 
 def worker(
     device: Annotated[str, typer.Option(help="cuda:N or cpu.")] = "cpu",
-    worker_id: Annotated[str | None, typer.Option(help="Unique name; host and device by default.")] = None,
+    worker_id: Annotated[
+        str | None, typer.Option(help="Unique name; host, device and a random number by default.")
+    ] = None,
     data_dir: DataDir = None,
     supervisor_pid: SupervisorPid = None,
 ) -> None:
@@ -79,6 +82,7 @@ def worker(
     _start_process(supervisor_pid)
     settings = settings_with(data_dir=data_dir)
     gc.disable()  # garbage collection during imports frees nothing and took a fifth of a worker's start
+    import secrets
     import socket
     from contextlib import closing
 
@@ -100,7 +104,7 @@ def worker(
         sys.exit(EXIT_DEVICE_UNAVAILABLE if "without CUDA" in error.state else 1)
     with closing(open_store(settings)) as store:
         store.migrate()
-        identity = worker_id or f"{socket.gethostname()}/{device}"
+        identity = worker_id or f"{socket.gethostname()}/{device}/{secrets.token_hex(4)}"
         Worker(settings, load_models(settings), store, engine, identity).run()
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from adaptive.device.nvml import Nvml, NvmlState, cuda_visible_uuid
 from app.config import ConfigError, Settings
+from app.service.identity import enroll
 from app.service.logs import write_level
 from app.service.supervisor import ChildSpec, Supervisor
 from app.store import JobStore, StoreError, open_store
@@ -45,7 +46,8 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
     ):
         store.migrate()
         write_level(settings.data_dir, None)  # a level set at run time ends with the service
-        children = child_specs(settings, listener.fileno())
+        instance = enroll(store, settings.data_dir, heartbeat_seconds=settings.heartbeat_seconds)
+        children = child_specs(settings, listener.fileno(), instance)
         for spec in children:
             if spec.worker_id is not None:  # no live process has this id, so its jobs can be requeued
                 store.forget_worker(spec.worker_id, "service_restarted")
@@ -62,21 +64,21 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
             (settings.data_dir / SERVICE_FILE).unlink(missing_ok=True)
 
 
-def child_specs(settings: Settings, listener_fd: int) -> list[ChildSpec]:
+def child_specs(settings: Settings, listener_fd: int, instance: str) -> list[ChildSpec]:
     """Return the service's processes: the API, the profiler, and one worker for each device."""
     return [
         ChildSpec("api", ("api", "--listen-fd", str(listener_fd)), inherits_fd=listener_fd),
         ChildSpec("profiler", ("profile",), one_shot=True),
-        *worker_specs(settings.devices),
+        *worker_specs(settings.devices, instance),
     ]
 
 
-def worker_specs(devices: str) -> list[ChildSpec]:
-    """Return one worker for each device; `devices` as in the settings.
+def worker_specs(devices: str, instance: str = "") -> list[ChildSpec]:
+    """Return one worker for each device; `devices` as in the settings, `instance` this service's id.
 
     Raises `ConfigError` for a device that the driver does not report.
     """
-    cpu = _worker_spec("cpu", "cpu", {})
+    cpu = _worker_spec(instance, "cpu", "cpu", {})
     if devices.strip() == "cpu":
         return [cpu]
     with Nvml() as nvml:
@@ -86,13 +88,15 @@ def worker_specs(devices: str) -> list[ChildSpec]:
     if devices.strip() == "auto":
         # CUDA's order of different cards is unknown outside CUDA. UUIDs need no order.
         chosen = visible if "CUDA_VISIBLE_DEVICES" in os.environ else usable
-        return [_worker_spec(uuid, "cuda:0", {"CUDA_VISIBLE_DEVICES": uuid}, cpu) for uuid in chosen] or [cpu]
-    return [_named_device(name.strip(), visible, usable) for name in devices.split(",")]
+        return [
+            _worker_spec(instance, uuid, "cuda:0", {"CUDA_VISIBLE_DEVICES": uuid}, cpu) for uuid in chosen
+        ] or [cpu]
+    return [_named_device(instance, name.strip(), visible, usable) for name in devices.split(",")]
 
 
-def _named_device(name: str, visible: list[str], usable: list[str]) -> ChildSpec:
+def _named_device(instance: str, name: str, visible: list[str], usable: list[str]) -> ChildSpec:
     if name == "cpu":
-        return _worker_spec("cpu", "cpu", {})
+        return _worker_spec(instance, "cpu", "cpu", {})
     if name.startswith("cuda:") and name[5:].isdecimal() and int(name[5:]) < len(visible):
         uuid = visible[int(name[5:])]
     else:
@@ -102,13 +106,17 @@ def _named_device(name: str, visible: list[str], usable: list[str]) -> ChildSpec
                 f"FRAMEFIT_DEVICES: no such device: {name}; the driver reports {', '.join(usable) or 'none'}"
             )
         uuid = matches[0]
-    return _worker_spec(uuid, "cuda:0", {"CUDA_VISIBLE_DEVICES": uuid})
+    return _worker_spec(instance, uuid, "cuda:0", {"CUDA_VISIBLE_DEVICES": uuid})
 
 
 def _worker_spec(
-    identity: str, device: str, environ: Mapping[str, str], fallback: ChildSpec | None = None
+    instance: str,
+    identity: str,
+    device: str,
+    environ: Mapping[str, str],
+    fallback: ChildSpec | None = None,
 ) -> ChildSpec:
-    worker_id = f"{socket.gethostname()}/{identity}"
+    worker_id = f"{socket.gethostname()}/{identity}/{instance}"
     arguments = ("worker", "--device", device, "--worker-id", worker_id)
     return ChildSpec(f"worker-{identity}", arguments, environ, worker_id, drains=True, fallback=fallback)
 

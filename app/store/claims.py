@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
 
-from app.jobs import Claim
+from app.jobs import Claim, host_of
 from app.store.rows import JOB_COLUMNS, append_event, fetch_job, job_of
 from app.store.transaction import Transaction
 
@@ -21,6 +21,10 @@ HEAD = 200
 FEW = 10_000
 UNLIMITED = 2**63 - 1
 
+# A pause names a worker, or all workers whose ids begin like that, or a device (from before version 0004).
+PAUSES = """
+    (p.worker_id in (w.id, w.device_name) or substr(w.id, 1, length(p.worker_id) + 1) = p.worker_id || '/')
+"""
 _FITS = "status = 'queued' and coalesce(needed_bytes, 0) <= :capacity"
 _OF_MODELS = " and model in :models"
 # Where a job is looked for: among the first of the queue, among the few that fit at all, or everywhere.
@@ -34,9 +38,7 @@ _EVERYWHERE = ""
 _PLACES = (_AMONG_FIRST, _AMONG_FEW, _EVERYWHERE)
 _FIRST = "order by rank, id limit 1"
 
-IS_PAUSED = text("""
-    select 1 from workers w join paused_devices p on p.device_name = w.device_name where w.id = :id
-""")
+IS_PAUSED = text(f"select 1 from workers w join paused_workers p on {PAUSES} where w.id = :id")
 PASS_OVER = text("update jobs set skips = skips + 1 where id = :id")
 TAKE = text("""
     update jobs set status = 'running', stage = 'loading', token = token + 1, attempts = attempts + 1,
@@ -68,8 +70,7 @@ _CLAIM = {
         select coalesce(cast(:now as double precision), extract(epoch from clock_timestamp())) as now
     ), best as (
         select {_COLUMNS} from jobs where {_FITS}{{models}}{place} and not exists (
-            select 1 from workers w join paused_devices p on p.device_name = w.device_name
-            where w.id = :worker_id
+            select 1 from workers w join paused_workers p on {PAUSES} where w.id = :worker_id
         ) {_FIRST} for update skip locked
     ), preferred as (
         select {_COLUMNS} from jobs where {_FITS}{{models}} and model = :loaded
@@ -90,7 +91,7 @@ _CLAIM = {
     ), told as (
         insert into new_events (job_id, kind, at, data)
         select t.id, 'claimed', m.now, cast(json_build_object(
-            'worker_id', t.worker_id, 'attempt', t.attempts,
+            'worker_id', t.worker_id, 'host', cast(:host as text), 'attempt', t.attempts,
             'queued_seconds', greatest(0, m.now - t.queued_at), 'model', t.model
         ) as text) from taken t, moment m
     )
@@ -183,6 +184,7 @@ def _claim_at_once(
     row = {
         **wanted,
         "worker_id": worker_id,
+        "host": host_of(worker_id),
         "loaded": loaded_model,
         "lease_seconds": lease_seconds,
         "max_skips": tx.rules.max_skips,
@@ -204,6 +206,7 @@ def take(tx: Transaction, row: RowMapping, worker_id: str, lease_seconds: float)
     job = fetch_job(tx.connection, job_id)
     data = {
         "worker_id": worker_id,
+        "host": host_of(worker_id),
         "attempt": job.attempts,
         "queued_seconds": max(0.0, tx.now - row["queued_at"]),
     }

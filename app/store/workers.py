@@ -1,5 +1,6 @@
-"""The table of workers and paused devices.
+"""The tables of workers, of paused workers, and of the services that share the database.
 
+A worker's id is `host/slot/instance`: the slot is its device, the instance its service's data folder.
 A worker's `device` is JSON: name, kind ("cuda" or "cpu"), uuid, index, total_bytes, free_bytes, own_bytes,
 other_bytes, capacity_bytes (the most a decode could use if nothing else held memory, less the reserve),
 host_capacity_bytes (the same on the CPU, if decoding there is allowed), learned
@@ -21,7 +22,7 @@ FORGET_OLD = text("delete from workers where heartbeat_at < :before")
 FORGET = text("delete from workers where id = :id")
 BEAT = text("update workers set device = :device, job_id = :job_id, heartbeat_at = :now where id = :id")
 # One statement: it is the most frequent of all.
-BEAT_AT_ONCE = text("""
+BEAT_AT_ONCE = text(f"""
     with moment as (
         select coalesce(cast(:now as double precision), extract(epoch from clock_timestamp())) as now
     ), beat as (
@@ -33,16 +34,27 @@ BEAT_AT_ONCE = text("""
         returning cancel_requested
     )
     select exists (select 1 from beat) as known,
-        exists (select 1 from beat b join paused_devices p on p.device_name = b.device_name) as paused,
+        exists (select 1 from beat w join paused_workers p on {claims.PAUSES}) as paused,
         (select cancel_requested from lease) as cancel_requested
 """)
-SELECT_WORKERS = text("""
-    select w.id, w.device, w.job_id, w.started_at, w.heartbeat_at, p.device_name as paused
-    from workers w left join paused_devices p on p.device_name = w.device_name
-    where w.heartbeat_at >= :since order by w.device_name, w.started_at
+SELECT_WORKERS = text(f"""
+    select w.id, w.device, w.job_id, w.started_at, w.heartbeat_at,
+        exists (select 1 from paused_workers p where {claims.PAUSES}) as paused
+    from workers w where w.heartbeat_at >= :since order by w.device_name, w.started_at
 """)
-RESUME_DEVICE = text("delete from paused_devices where device_name = :name")
-PAUSE_DEVICE = text("insert into paused_devices (device_name) values (:name)")
+# What a pause of the worker, of its device or of its place on the host left behind.
+RESUME = text("""
+    delete from paused_workers where worker_id = :id
+        or substr(:id, 1, length(worker_id) + 1) = worker_id || '/'
+        or worker_id in (select device_name from workers where id = :id)
+""")
+PAUSE = text("insert into paused_workers (worker_id) values (:id)")
+SELECT_INSTANCE = text("select process from instances where id = :id")
+FORGET_INSTANCE = text("delete from instances where id = :id")
+ADD_INSTANCE = text("""
+    insert into instances (id, host, process, started_at) values (:id, :host, :process, :now)
+""")
+LATEST_BEAT = text("select max(heartbeat_at) from workers where id like '%/' || :id")
 OLD_AFTER_SECONDS = 24 * 3600.0
 
 
@@ -102,11 +114,28 @@ def forget_worker(tx: Transaction, worker_id: str, reason: str = "worker_lost") 
     return returned
 
 
-def pause_device(tx: Transaction, device_name: str, *, paused: bool) -> None:
-    """Pause or resume a device; the state survives restarts. A paused device still finishes its job."""
-    tx.execute(RESUME_DEVICE, {"name": device_name})
+def pause_worker(tx: Transaction, worker_id: str, *, paused: bool) -> None:
+    """Pause or resume a worker; the state survives restarts. A paused worker still finishes its job."""
+    tx.execute(RESUME, {"id": worker_id})
     if paused:
-        tx.execute(PAUSE_DEVICE, {"name": device_name})
+        tx.execute(PAUSE, {"id": worker_id})
+
+
+def enroll(tx: Transaction, instance: str, *, host: str, process: str) -> None:
+    """Record that this process is the service with that instance id."""
+    tx.execute(FORGET_INSTANCE, {"id": instance})
+    tx.execute(ADD_INSTANCE, {"id": instance, "host": host, "process": process, "now": tx.now})
+
+
+def instance_of(connection: Connection, instance: str) -> tuple[str, float | None] | None:
+    """Return the process that enrolled last with an instance id, and when its workers were last heard from.
+
+    None if no process has.
+    """
+    process = connection.execute(SELECT_INSTANCE, {"id": instance}).scalar()
+    if process is None:
+        return None
+    return str(process), connection.execute(LATEST_BEAT, {"id": instance}).scalar()
 
 
 def select_workers(connection: Connection, since: float) -> list[WorkerRow]:
@@ -116,7 +145,7 @@ def select_workers(connection: Connection, since: float) -> list[WorkerRow]:
             id=row.id,
             device=load(row.device) or {},
             job_id=row.job_id,
-            state="active" if row.paused is None else "paused",
+            state="paused" if row.paused else "active",
             started_at=row.started_at,
             heartbeat_at=row.heartbeat_at,
         )

@@ -80,23 +80,38 @@ def _gpu_view(gpu: GpuInfo, own_bytes_by_pid: dict[int, int]) -> dict[str, Any]:
     }
 
 
-@router.post("/devices/{name}/pause", status_code=204, tags=["service"], responses=documented(401, 403, 404))
+@router.post(
+    "/devices/{name:path}/pause", status_code=204, tags=["service"], responses=documented(401, 403, 404, 409)
+)
 def pause_device(name: DeviceName, service: TheService, _allowed: Administrator) -> None:
-    """Pause a device: it finishes its job and claims no other."""
-    _set_paused(service, name, paused=True)
+    """Pause a worker: it finishes its job and claims no other.
+
+    `name` is a `worker_id` of `GET /devices`, or a device's name if only one worker has such a device.
+    """
+    service.store.pause_worker(_worker_named(service, name), paused=True)
 
 
-@router.post("/devices/{name}/resume", status_code=204, tags=["service"], responses=documented(401, 403, 404))
+@router.post(
+    "/devices/{name:path}/resume", status_code=204, tags=["service"], responses=documented(401, 403, 404, 409)
+)
 def resume_device(name: DeviceName, service: TheService, _allowed: Administrator) -> None:
-    """Resume a device: it claims jobs again."""
-    _set_paused(service, name, paused=False)
+    """Resume a worker: it claims jobs again. `name` as for `pause`."""
+    service.store.pause_worker(_worker_named(service, name), paused=False)
 
 
-def _set_paused(service: TheService, name: str, *, paused: bool) -> None:
-    known = {worker.device.get("name") for worker in service.store.workers(within_seconds=REMEMBER_SECONDS)}
-    if name not in known:
+def _worker_named(service: TheService, name: str) -> str:
+    known = service.store.workers(within_seconds=REMEMBER_SECONDS)
+    if any(worker.id == name for worker in known):
+        return name
+    alive = {worker.id for worker in service.alive_workers()}
+    found = [worker.id for worker in known if worker.device.get("name") == name]
+    found = [one for one in found if one in alive] or found
+    if not found:
         raise Problem(404, "no_such_device", f"no worker has reported a device {name!r}")
-    service.store.pause_device(name, paused=paused)
+    if len(found) > 1:
+        detail = f"several workers have a device {name!r}: name one by its worker_id, {' or '.join(found)}"
+        raise Problem(409, "ambiguous_device", detail)
+    return found[0]
 
 
 @router.get(

@@ -15,7 +15,7 @@ let predicted = null;
 
 export function showPrediction(plan) {
   predicted = plan?.predicted_peak_bytes ? { device: plan.device, bytes: plan.predicted_peak_bytes } : null;
-  for (const device of charts.keys()) draw(device);
+  for (const id of charts.keys()) draw(id);
 }
 
 export async function start(root, { admin }) {
@@ -29,15 +29,16 @@ export async function start(root, { admin }) {
 
 function update(root, report, admin) {
   const alive = report.devices.filter((device) => device.worker_state !== "lost" && device.total_bytes);
+  const hosts = new Set(alive.map((device) => device.host)).size;
   for (const device of alive) {
     const gpu = report.gpus.find((one) => one.uuid === device.uuid && one.state === "ok");
     remember(device, gpu);
-    if (!charts.has(device.name)) charts.set(device.name, build(root, device, admin));
-    draw(device.name);
-    describe(charts.get(device.name).root, device, gpu);
+    if (!charts.has(device.worker_id)) charts.set(device.worker_id, build(root, device, admin));
+    draw(device.worker_id);
+    describe(charts.get(device.worker_id).root, device, gpu, hosts > 1);
   }
-  for (const [name, chart] of charts) {
-    if (!alive.some((device) => device.name === name)) { chart.root.remove(); charts.delete(name); }
+  for (const [id, chart] of charts) {
+    if (!alive.some((device) => device.worker_id === id)) { chart.root.remove(); charts.delete(id); }
   }
   const none = root.querySelector(":scope > p");
   const broken = report.gpus.filter((gpu) => gpu.state !== "ok").map((gpu) => `${gpu.name || gpu.uuid}: ${gpu.state}.`);
@@ -48,13 +49,12 @@ function remember(device, gpu) {
   const total = device.total_bytes;
   const free = gpu ? gpu.free_bytes : device.free_bytes;
   const own = Math.min(device.own_bytes || 0, total);
-  const samples = [...(history.get(device.name) || []), { total, own, free, other: Math.max(0, total - free - own) }];
-  history.set(device.name, samples.slice(-KEPT));
+  const samples = [...(history.get(device.worker_id) || []), { total, own, free, other: Math.max(0, total - free - own) }];
+  history.set(device.worker_id, samples.slice(-KEPT));
 }
 
 function build(root, device, admin) {
   const card = fromTemplate("device-template");
-  card.querySelector("h3").textContent = device.product ? `${device.name} · ${device.product}` : device.name === "cpu" ? "CPU, host memory" : device.name;
   const svg = card.querySelector("svg");
   const parts = {};
   for (const [name, kind] of [["base", "rect"], ["other", "path"], ["own", "path"], ["peak", "path"]]) {
@@ -69,17 +69,23 @@ function build(root, device, admin) {
   pause.addEventListener("click", async () => {
     const action = card.dataset.state === "active" ? "pause" : "resume";
     try {
-      await call("POST", `/devices/${encodeURIComponent(device.name)}/${action}`);
+      await call("POST", `/devices/${encodeURIComponent(device.worker_id)}/${action}`);
       update(root, await call("GET", "/devices"), admin);
     } catch (error) {
       say(card.querySelector(".holders"), error.message);
     }
   });
   root.append(card);
-  return { root: card, svg, parts };
+  return { root: card, svg, parts, name: device.name };
 }
 
-function describe(card, device, gpu) {
+function title(device, severalHosts) {
+  const name = device.product ? `${device.name} · ${device.product}` : device.name === "cpu" ? "CPU, host memory" : device.name;
+  return severalHosts ? `${device.host} · ${name}` : name;
+}
+
+function describe(card, device, gpu, severalHosts) {
+  say(card.querySelector("h3"), title(device, severalHosts));
   card.dataset.state = device.worker_state;
   say(card.querySelector(".badge"), STATES[device.worker_state] ?? "");
   const resumes = device.worker_state !== "active";
@@ -100,9 +106,9 @@ function area(samples, lower, upper) {
   return `M${[...top, ...bottom].join("L")}Z`;
 }
 
-function draw(name) {
-  const samples = history.get(name);
-  const { root, svg, parts } = charts.get(name);
+function draw(id) {
+  const samples = history.get(id);
+  const { root, svg, parts, name } = charts.get(id);
   const now = samples[samples.length - 1];
   const shown = samples.length > 1 ? samples : [now, now];
   parts.own.setAttribute("d", area(shown, () => 0, (sample) => sample.own));

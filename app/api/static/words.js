@@ -96,6 +96,8 @@ export function facts({ denoise, decode }) {
 
 const measured = (count) => (count == null ? "not measured" : `${bytes(count)} measured`);
 
+const FAR = 10000; // the service counts no further
+
 const STAGES = {
   queued: "Queued", loading: "Loading the model", denoising: "Denoising", waiting_for_memory: "Waiting for memory",
   decoding: "Decoding", encoding: "Writing the video", finished: "Done",
@@ -103,7 +105,8 @@ const STAGES = {
 
 export function doing(job) {
   if (job.status === "queued") {
-    const place = job.queue_position ? `Number ${job.queue_position} in the queue` : "In the queue";
+    const far = job.queue_position === FAR ? " or later" : "";
+    const place = job.queue_position ? `Number ${job.queue_position.toLocaleString("en")}${far} in the queue` : "In the queue";
     return job.eta_seconds ? `${place}, done in about ${seconds(Math.ceil(job.eta_seconds))}` : place;
   }
   if (job.status === "running") return running(job);

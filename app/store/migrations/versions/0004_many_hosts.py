@@ -2,6 +2,8 @@
 
 `new_events` (PostgreSQL) holds events until they get their numbers. `job_counts` holds the number of jobs by
 status, kept by triggers; on PostgreSQL in shards, so that concurrent transactions rarely meet in one row.
+`paused_workers` replaces `paused_devices`: two hosts have devices of one name. `instances` tells services of
+one host name apart.
 """
 
 from typing import Any
@@ -21,6 +23,17 @@ SHARD = "pg_backend_pid() % 64"
 
 def upgrade() -> None:
     _add_indexes()
+    op.create_table("paused_workers", sa.Column("worker_id", sa.Text, primary_key=True))
+    # A device's name still matches: its worker gets a new id.
+    op.execute("insert into paused_workers (worker_id) select device_name from paused_devices")
+    op.drop_table("paused_devices")
+    op.create_table(
+        "instances",
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("host", sa.Text, nullable=False),
+        sa.Column("process", sa.Text, nullable=False),
+        sa.Column("started_at", sa.Double, nullable=False),
+    )
     op.create_table(
         "job_counts",
         sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),

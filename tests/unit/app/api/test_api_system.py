@@ -53,6 +53,21 @@ def test_devices_show_workers_and_the_driver(client: TestClient, app_store: JobS
     assert client.post("/devices/nonesuch/pause").json()["code"] == "no_such_device"
 
 
+def test_a_device_that_several_hosts_have_is_paused_by_its_workers_id(
+    client: TestClient, app_store: JobStore
+) -> None:
+    for worker in ("a/cuda:0/0000000a", "b/cuda:0/0000000b"):
+        app_store.register_worker(worker, {"name": "cuda:0"})
+    refusal = client.post("/devices/cuda:0/pause")
+    assert (refusal.status_code, refusal.json()["code"]) == (409, "ambiguous_device")
+    assert "b/cuda:0/0000000b" in refusal.json()["detail"]
+    for address in ("b/cuda:0/0000000b", "b%2Fcuda%3A0%2F0000000b"):
+        assert client.post(f"/devices/{address}/pause").status_code == 204
+        states = {one["host"]: one["worker_state"] for one in client.get("/devices").json()["devices"]}
+        assert states == {"a": "active", "b": "paused"}
+        assert client.post(f"/devices/{address}/resume").status_code == 204
+
+
 def test_pages_and_answers_carry_safe_headers(client: TestClient) -> None:
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")

@@ -105,6 +105,6 @@ def test_a_one_shot_process_that_succeeds_is_not_started_again(
 
 
 def test_without_a_driver_there_is_one_worker_on_the_cpu() -> None:
-    (spec,) = worker_specs("cpu")
+    (spec,) = worker_specs("cpu", "0a1b2c3d")
     assert spec.arguments[:3] == ("worker", "--device", "cpu")
     assert spec.drains

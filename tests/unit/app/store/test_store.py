@@ -294,32 +294,38 @@ def test_pages_follow_each_other_without_gap_or_repetition(store: JobStore, make
     assert len(store.page(model="tiny")) == 5
 
 
-def test_a_paused_device_gets_no_job_not_even_right_after_a_restart(
+def test_a_paused_worker_gets_no_job_not_even_right_after_a_restart(
     open_store: OpenStore, make_spec: MakeSpec
 ) -> None:
     store = open_store()
     for _ in range(2):
         store.add(make_spec(), IMAGE)
-    store.register_worker("w", {"name": "cuda:0"})
-    claim = store.claim("w")
+    store.register_worker("a/cuda:0/1", {"name": "cuda:0"})
+    claim = store.claim("a/cuda:0/1")
     assert claim is not None
-    store.pause_device("cuda:0", paused=True)
+    store.pause_worker("a/cuda:0/1", paused=True)
     assert store.finish(claim.job.id, claim.token, status=JobStatus.SUCCEEDED), "running work ends"
-    store.forget_worker("w")
+    store.forget_worker("a/cuda:0/1")
     store.close()
     restarted = open_store()
-    restarted.register_worker("w", {"name": "cuda:0"})
-    assert restarted.claim("w") is None, "before its first heartbeat"
-    assert restarted.claim("of another device") is not None
+    restarted.register_worker("a/cuda:0/1", {"name": "cuda:0"})
+    assert restarted.claim("a/cuda:0/1") is None, "before its first heartbeat"
+    restarted.register_worker("b/cuda:0/2", {"name": "cuda:0"})
+    assert restarted.claim("b/cuda:0/2") is not None, "another host's device of the same name"
 
 
-def test_a_paused_device_is_reported_as_paused(store: JobStore) -> None:
-    store.register_worker("w", {"name": "cuda:0"})
-    store.pause_device("cuda:0", paused=True)
-    assert store.heartbeat("w", device={"name": "cuda:0"}).paused
-    assert store.workers()[0].state == "paused"
-    store.pause_device("cuda:0", paused=False)
-    assert not store.heartbeat("w", device={"name": "cuda:0"}).paused
+@pytest.mark.parametrize("named", ["a/cuda:0/1", "a/cuda:0", "cuda:0"])
+def test_a_paused_worker_is_reported_as_paused_and_resumed_by_its_id(store: JobStore, named: str) -> None:
+    device = {"name": "cuda:0"}
+    for worker in ("a/cuda:0/1", "a/cuda:1/1"):
+        store.register_worker(worker, {"name": worker.split("/")[1]})
+    store.pause_worker(named, paused=True)
+    assert store.heartbeat("a/cuda:0/1", device=device).paused
+    assert not store.heartbeat("a/cuda:1/1", device={"name": "cuda:1"}).paused
+    assert [worker.state for worker in store.workers()] == ["paused", "active"]
+    assert [worker.host for worker in store.workers()] == ["a", "a"]
+    store.pause_worker("a/cuda:0/1", paused=False)
+    assert not store.heartbeat("a/cuda:0/1", device=device).paused
 
 
 def test_results_are_marked_before_they_are_deleted(
