@@ -70,8 +70,8 @@ class PostgresqlDatabase(Database):
             url = url.set(drivername="postgresql+psycopg")
         self._url = url
         try:
-            self.writes = _engine(url, pool_size=10, max_overflow=20)
-            self.reads = _engine(url, pool_size=40, isolation_level="AUTOCOMMIT")
+            self.writes = _engine(url, pool_size=5, max_overflow=15)
+            self.reads = _engine(url, pool_size=10, max_overflow=20, isolation_level="AUTOCOMMIT")
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"{error}: PostgreSQL needs the extra: pip install 'framefit[postgres]'"
