@@ -5,6 +5,8 @@ Rounds alternate between the checkouts. Clients are processes with a store each,
 
 - Claims: 100,000 jobs are queued, 48 clients claim one after the other.
 - Heartbeats: 48 clients that hold a job each report as often as they can.
+- Events: 20 clients change five jobs for 6 seconds and number each job's events under its row's lock, while
+  a reader follows; events lost to the reader and events out of their job's order are counted.
 - A long queue: 1,000,000 jobs are queued; one client submits, reads jobs, lists a page, and polls for a job
   that fits a small device: none does.
 
@@ -14,10 +16,12 @@ Writes tests/bench/results/store.md.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -30,7 +34,7 @@ from typing import Any
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[2]
 RESULTS = HERE.with_name("results") / "store.md"
-CLIENTS = 48
+CLIENTS, WRITERS = 48, 20
 QUEUED, LONG_QUEUE = 100_000, 1_000_000
 SECONDS = 6.0
 ROUNDS = 3
@@ -65,6 +69,8 @@ def client(url: str, task: str) -> None:
         store.migrate()
         store.close()
         sys.stdout.write("{}\n")
+    elif task == "events":
+        sys.stdout.write(json.dumps(_follow(open_store)) + "\n")
     elif task in ("claims", "heartbeats"):
         sys.stdout.write(json.dumps({"per_second": _many(open_store, task)}) + "\n")
     else:
@@ -99,6 +105,60 @@ def _one_of_many(open_store: Callable[[], Any], task: str, number: int, ready: A
     end, count = time.monotonic() + SECONDS, 0
     while time.monotonic() < end:
         assert call() is not None
+        count += 1
+    counts.put(count)
+    store.close()
+
+
+def _follow(open_store: Callable[[], Any]) -> dict[str, float]:
+    context = multiprocessing.get_context("fork")
+    ready, counts = context.Barrier(WRITERS + 1), context.Queue()
+    children = [
+        context.Process(target=_write_events, args=(open_store, ready, counts)) for _ in range(WRITERS)
+    ]
+    for child in children:
+        child.start()
+    reader = open_store()
+    seen, last = [], reader.last_event()
+    ready.wait()
+    end = time.monotonic() + SECONDS + 1
+    while time.monotonic() < end:
+        for event in reader.events_after(last):
+            last = event.seq
+            seen.append((event.job_id, event.data["number"]))
+    written = sum(counts.get() for _ in children)
+    for child in children:
+        child.join()
+    while page := reader.events_after(last):
+        last = page[-1].seq
+        seen += [(event.job_id, event.data["number"]) for event in page]
+    numbers: dict[str, list[int]] = {}
+    for job_id, number in seen:
+        numbers.setdefault(job_id, []).append(number)
+    disordered = sum(a > b for many in numbers.values() for a, b in itertools.pairwise(many))
+    reader.close()
+    return {"written": written, "lost": written - len(seen), "disordered": disordered}
+
+
+def _write_events(open_store: Callable[[], Any], ready: Any, counts: Any) -> None:
+    from sqlalchemy import text
+
+    from app.store.rows import append_event
+
+    store = open_store()
+    jobs = [f"{n:032x}" for n in range(1, 6)]
+
+    run = store._database.run if hasattr(store, "_database") else store._writer.run
+
+    def change(tx: Any) -> None:
+        job_id = random.choice(jobs)
+        query = text("update jobs set skips = skips + 1 where id = :id returning skips")
+        append_event(tx, job_id, "progress", {"number": tx.execute(query, {"id": job_id}).scalar_one()})
+
+    ready.wait()
+    end, count = time.monotonic() + SECONDS, 0
+    while time.monotonic() < end:
+        run(change)
         count += 1
     counts.put(count)
     store.close()
@@ -151,11 +211,12 @@ def main() -> None:
             for name, path in checkouts.items():
                 for task, rates in rounds[name].items():
                     rates.append(_run(path, found[name], task)["per_second"])
+        events = {name: _run(path, found[name], "events") for name, path in checkouts.items()}
         long = {}
         for name, path in checkouts.items():
             _fill(found[name], LONG_QUEUE)
             long[name] = _run(path, found[name], "alone")
-    RESULTS.write_text(_report(checkouts, rounds, long))
+    RESULTS.write_text(_report(checkouts, rounds, events, long))
     sys.stdout.write(RESULTS.read_text())
 
 
@@ -215,7 +276,7 @@ def _run(path: Path, url: str, task: str) -> dict[str, float]:
     return found
 
 
-def _report(checkouts: dict[str, Path], rounds: Any, long: Any) -> str:
+def _report(checkouts: dict[str, Path], rounds: Any, events: Any, long: Any) -> str:
     commits = {
         name: subprocess.run(
             ["git", "-C", str(path), "describe", "--always", "--dirty", "--exclude", "*"],
@@ -243,6 +304,13 @@ def _report(checkouts: dict[str, Path], rounds: Any, long: Any) -> str:
     ):
         rates = [statistics.median(rounds[name][task]) for name in names]
         lines.append(_row(title, [f"{rate:,.0f}" for rate in rates], rates[-1] / rates[0]))
+    rates = [events[name]["written"] / SECONDS for name in names]
+    title = f"events a second of {WRITERS} writers (lost, out of order)"
+    cells = [
+        f"{r:,.0f} ({events[n]['lost']}, {events[n]['disordered']})"
+        for r, n in zip(rates, names, strict=True)
+    ]
+    lines.append(_row(title, cells, rates[-1] / rates[0]))
     for call in long["now"]:
         times = [long[name][call] for name in names]
         title = f"{call}, {LONG_QUEUE:,} queued"
