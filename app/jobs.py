@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 PROMPT_MAX_CHARACTERS = 4000
 PRIORITY_LIMIT = 10
+SEEDS = 2**64  # torch's generators take 64 bits
 
 Json = dict[str, Any]
 
@@ -98,7 +99,11 @@ class JobSpec(BaseModel):
     fps: int = Field(ge=1, le=120)
     num_inference_steps: int = Field(ge=1, le=1000)
     guidance_scale: float = Field(ge=0, le=100)
-    seed: int = Field(ge=0, lt=2**63, description="By default a random one; the job reports it.")
+    seed: int = Field(
+        ge=0,
+        lt=SEEDS,
+        description="-1, or none, draws one. The job's `seed` tells it as text, so that no reader rounds it.",
+    )
     fs: int | None = Field(
         None,
         ge=1,

@@ -47,6 +47,7 @@ JOB = _object(
         "eta_seconds": _or_null({"type": "number", "minimum": 0}),
         "cancel_requested": YES_OR_NO,
         "model": TEXT,
+        "seed": {"type": "string", "pattern": "^[0-9]+$"},
         "notice": _or_null(TEXT),
         "request": ANY_OBJECT,
         "plan": _or_null(ANY_OBJECT),

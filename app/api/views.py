@@ -38,6 +38,8 @@ def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = 
         "eta_seconds": eta_seconds,
         "cancel_requested": job.cancel_requested,
         "model": job.spec.model,
+        # As text: JavaScript and others round numbers beyond 2**53, such as the one in `request`.
+        "seed": str(job.spec.seed),
         "notice": entry.notice if entry else None,
         "request": job.spec.model_dump(mode="json"),
         "plan": job.plan,

@@ -46,7 +46,9 @@ def generate(
     fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed. Default: a random one.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed, up to 2**64 - 1. Default, and -1: a random one.")
+    ] = None,
     decode_strategy: Annotated[str | None, typer.Option(help=STRATEGIES)] = None,
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Allow approximate pixels if no exact option fits.")

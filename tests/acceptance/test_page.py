@@ -127,6 +127,23 @@ def test_a_job_is_canceled_from_the_page_and_tried_again(open_page: Any) -> None
     assert card.locator(".again").get_attribute("aria-label") == "Run again: to be canceled"
 
 
+def test_a_seed_of_64_bits_is_sent_and_shown_digit_for_digit(
+    open_page: Any, shared_service: RunningService
+) -> None:
+    page = open_page()
+    page.set_input_files("#image", PHOTO)
+    page.fill("#prompt", "a large seed")
+    page.click("form summary >> nth=0")
+    page.fill("[name=num_frames]", "9")
+    page.fill("[name=num_inference_steps]", "1")
+    page.fill("[name=seed]", str(2**64 - 1))
+    page.click("#submit")
+    card = page.locator(".job:has-text('a large seed')")
+    card.locator(f".meta:has-text('seed {2**64 - 1}')").wait_for()
+    job = shared_service.job(card.get_attribute("data-id"))
+    assert job["request"]["seed"] == 2**64 - 1
+
+
 def test_a_size_the_model_cannot_make_is_corrected_with_one_click(open_page: Any) -> None:
     page = open_page()
     page.click("form summary >> nth=0")

@@ -49,7 +49,8 @@ def job_spec(
         for name, value in fields.items()
         if value is not None and not (value == "" and name in _BLANK_MEANS_ABSENT)
     }
-    given.setdefault("seed", secrets.randbelow(2**31))
+    if asks_for_random_seed(fields):
+        given["seed"] = secrets.randbelow(2**31)
     entry = entry_of(given, models)
     try:
         return _spec_for(entry, given, has_last_image)
@@ -58,6 +59,12 @@ def job_spec(
         if larger is None or problem.code != "over_model_limit":
             raise
         return _spec_for(larger, given, has_last_image)
+
+
+def asks_for_random_seed(fields: Mapping[str, Any]) -> bool:
+    """Return whether a request leaves its seed to the service: it has none, or -1."""
+    seed = fields.get("seed")
+    return seed in (None, -1) or (isinstance(seed, str) and seed.strip() in ("", "-1"))
 
 
 def _spec_for(entry: ModelEntry, given: Mapping[str, Any], has_last_image: bool) -> JobSpec:

@@ -29,6 +29,7 @@ def _spec_schema() -> Json:
         "enum": strategies.get("enum", []),
         "default": "auto",
     }
+    schema["properties"]["seed"]["minimum"] = -1  # a request for a random one; a job's own begins at 0
     schema["required"] = ["prompt"]
     for name in ("title", "description"):
         schema.pop(name, None)

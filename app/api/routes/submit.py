@@ -13,7 +13,7 @@ from app.api.access import Caller, check_key_limits
 from app.api.dependencies import Service, TheService, visible
 from app.api.problems import Problem, documented
 from app.api.requests.bodies import Parts, from_json, parse_body, read_body
-from app.api.requests.job_spec import job_spec
+from app.api.requests.job_spec import asks_for_random_seed, job_spec
 from app.api.requests.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
 from app.api.response_schemas import JOB, PLAN, answer
 from app.api.views import hide_other_owners, job_view
@@ -143,7 +143,7 @@ def _name_in_errors(name: str) -> Iterator[None]:
 
 def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes, last_image: bytes | None) -> str:
     # A random seed is not part of the client's request.
-    requested = spec if fields.get("seed") not in (None, "") else spec.model_copy(update={"seed": 0})
+    requested = spec.model_copy(update={"seed": 0}) if asks_for_random_seed(fields) else spec
     return requested.fingerprint(image, last_image)
 
 

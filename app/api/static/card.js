@@ -75,7 +75,7 @@ function meta(job) {
   const { request } = job;
   const frames = request.num_frames - request.loop;
   const parts = [job.model, `${request.width} × ${request.height}`, `${frames} frames, ${seconds(frames / request.fps)}`];
-  parts.push(`seed ${request.seed}`);
+  parts.push(`seed ${job.seed}`); // text: the number in `request` is rounded beyond 2**53
   if (request.priority) parts.push(`priority ${request.priority}`);
   if (job.started_at && job.finished_at) parts.push(`took ${seconds((new Date(job.finished_at) - new Date(job.started_at)) / 1000)}`);
   if (job.attempts > 1) parts.push(`attempt ${job.attempts}`);

@@ -79,7 +79,7 @@ BAD_FIELDS = [
     ({"decode_strategy": "batched", "frames_per_chunk": "2"}, 422, "invalid_request"),
     ({"decode_strategy": "tiled", "frames_per_chunk": "1"}, 422, "invalid_request"),
     ({"decode_strategy": "approximate_tiled"}, 422, "approximate_not_allowed"),
-    ({"seed": "-1"}, 422, "invalid_seed"),
+    ({"seed": "-2"}, 422, "invalid_seed"),
     ({"priority": "11"}, 422, "invalid_priority"),
     ({"image": "not a file but text"}, 422, "not_an_image"),
 ]
