@@ -187,7 +187,8 @@ class Job:
 
     `token` is the fencing token: it increases with every claim, and reports with an older one are rejected.
     `latents_path` is set when the denoised latents are on disk; from then on only the decode can be lost.
-    `denoise` describes the denoising run.
+    `denoise` describes the denoising run. `deleted`: the client deleted it, and only the history keeps it.
+    `remixed_from` is the id of the job whose images and fields it took.
     """
 
     id: str
@@ -215,6 +216,8 @@ class Job:
     owner: str | None
     has_last_image: bool
     queue_position: int | None
+    deleted: bool = False
+    remixed_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

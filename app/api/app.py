@@ -15,7 +15,7 @@ from adaptive.version import __version__
 from app.api import problems
 from app.api.dependencies import build_service
 from app.api.guard import Guard
-from app.api.routes import batch, events, files, jobs, openai, session, submit, system
+from app.api.routes import batch, events, files, jobs, openai, openai_models, session, submit, system
 from app.config import Settings
 from app.models import profiles
 from app.scheduling.admission import LoadProfile, LoadRequirements
@@ -67,7 +67,7 @@ def create_app(
     app.state.service = service
     problems.install(app)
     app.add_exception_handler(events.StreamEnded, events.no_more_events)
-    for module in (submit, batch, jobs, files, events, openai, system, session):
+    for module in (submit, batch, jobs, files, events, openai, openai_models, system, session):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_api_route("/", _page, include_in_schema=False, response_class=FileResponse)

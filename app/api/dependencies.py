@@ -5,7 +5,7 @@ Also runs the background work of the API process: expired leases, expired result
 
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
 
@@ -19,6 +19,7 @@ from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
 from app.jobs import Job, JobStatus, Json, WorkerRow
 from app.media.images import ImageLimits
+from app.media.spritesheet import SheetMaker
 from app.models.entries import ModelEntry, load_models
 from app.scheduling.admission import Admission, LoadProfile, LoadRequirements
 from app.scheduling.eta import RunTimes, WaitingTimes
@@ -51,6 +52,7 @@ class Service:
     unschedulable: UnschedulableJobs
     webhooks: Webhooks | None
     stopping: threading.Event
+    sheets: SheetMaker = field(default_factory=SheetMaker)
 
     @property
     def alive_seconds(self) -> float:

@@ -140,6 +140,7 @@ VIDEO = _object(
         "seconds": TEXT,
         "size": TEXT,
         "prompt": TEXT,
+        "remixed_from_video_id": _or_null(TEXT),
         "error": _or_null(_object({"code": TEXT, "message": TEXT})),
         "expired": YES_OR_NO,
     }
@@ -156,3 +157,7 @@ VIDEOS = _object(
 VIDEO_DELETED = _object(
     {"id": TEXT, "object": {"type": "string", "enum": ["video.deleted"]}, "deleted": YES_OR_NO}
 )
+OPENAI_MODEL = _object(
+    {"id": TEXT, "object": {"type": "string", "enum": ["model"]}, "created": WHOLE, "owned_by": TEXT}
+)
+OPENAI_MODELS = _object({"object": {"type": "string", "enum": ["list"]}, "data": _list(OPENAI_MODEL)})

@@ -31,6 +31,11 @@ class JobArtifacts:
         """A picture of the finished video."""
         return self.folder / "thumbnail.jpg"
 
+    @property
+    def spritesheet(self) -> Path:
+        """A sheet of small pictures of the finished video, made when it is asked for."""
+        return self.folder / "spritesheet.jpg"
+
     def preview(self, number: int) -> Path:
         """A preview that is made before the decode, numbered from 0."""
         return self.folder / f"preview-{number:02}.jpg"

@@ -21,9 +21,9 @@ INSERT_JOB = text("""
     insert into jobs (id, status, stage, progress, spec, model, priority, rank, skips, needed_bytes, plan,
     owner,
         idempotency_key, fingerprint, created_at, queued_at, expired, attempts, token,
-        cancel_requested)
+        cancel_requested, remixed_from)
     values (:id, 'queued', 'queued', 0, :spec, :model, :priority, :rank, 0, :needed_bytes, :plan, :owner,
-        :idempotency_key, :fingerprint, :now, :now, false, 0, 0, false)
+        :idempotency_key, :fingerprint, :now, :now, false, 0, 0, false, :remixed_from)
 """)
 INSERT_IMAGE = text("insert into images (job_id, data, last_data) values (:job_id, :data, :last_data)")
 COUNT_BEHIND = text(f"""
@@ -72,7 +72,7 @@ class Submission:
     """A validated request, ready to be stored.
 
     `fingerprint` identifies the payload and `owner` the API key. `max_queued_of_owner` is the key's own limit
-    and replaces the store's.
+    and replaces the store's. `remixed_from` is the id of the job whose remix this is.
     """
 
     spec: JobSpec
@@ -84,6 +84,7 @@ class Submission:
     idempotency_key: str | None = None
     owner: str | None = None
     max_queued_of_owner: int | None = None
+    remixed_from: str | None = None
 
 
 # Jobs submitted together keep their order: each one's rank is this much greater than the one before.
@@ -134,6 +135,7 @@ def _insert(tx: Transaction, job_id: str, submission: Submission, arrived_at: fl
         "owner": submission.owner,
         "idempotency_key": _scoped_key(submission),
         "fingerprint": submission.fingerprint,
+        "remixed_from": submission.remixed_from,
         "now": tx.now,
     }
     tx.execute(INSERT_JOB, row)
@@ -183,6 +185,7 @@ def _as_added(job_id: str, submission: Submission, now: float, position: int) ->
         owner=submission.owner,
         has_last_image=submission.last_image is not None,
         queue_position=position,
+        remixed_from=submission.remixed_from,
     )
 
 

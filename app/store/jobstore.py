@@ -101,6 +101,7 @@ class JobStore:
     fail_queued = _writes(intake.fail_queued)
     queue_again = _writes(intake.queue_again)
     discard = _writes(retention.discard)
+    delete = _writes(retention.delete)
 
     def add(
         self, spec: JobSpec, image: bytes, *, plan: Json | None = None, needed_bytes: int | None = None

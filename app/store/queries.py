@@ -63,6 +63,7 @@ def page(
     after: str | None = None,
     limit: int = 50,
     newest_first: bool = True,
+    with_deleted: bool = True,
 ) -> list[Job]:
     """Return one page of jobs sorted by age.
 
@@ -71,6 +72,8 @@ def page(
     """
     equal = {"status": status, "model": model, "owner": owner}
     conditions = [f"j.{name} = :{name}" for name, value in equal.items() if value is not None]
+    if not with_deleted:
+        conditions.append("j.deleted_at is null")
     if since is not None:
         conditions.append("j.created_at >= :since")
     if after is not None:

@@ -21,7 +21,17 @@ DUE = Locking.of(
     order by expires_at limit :limit""",
     skip=True,
 )
-ANY_DUE = text("select 1 from jobs where swept_at is null and expires_at < :now limit 1")
+# A job that was deleted while it ran: its result is due as soon as it has ended.
+_DELETED = """
+    from jobs where deleted_at is not null and swept_at is null and not expired
+        and status in ('succeeded', 'failed', 'canceled')
+"""
+DELETED = Locking.of(f"select id {_DELETED} limit :limit", skip=True)
+ANY_DUE = text(f"""
+    select 1 from jobs where swept_at is null and expires_at < :now
+    union all select 1 {_DELETED} limit 1
+""")
+DELETE = text("update jobs set deleted_at = :now where id = :id and deleted_at is null")
 MARK = text("update jobs set expired = true, latents_path = null where id = :id")
 MARKED = Locking.of(
     """
@@ -46,7 +56,8 @@ def mark_expired(tx: Transaction) -> list[str]:
         tx.execute(MARK, {"id": row.id})
         append_event(tx, row.id, "expired", {})
         ids.append(str(row.id))
-    return ids
+    deleted = [str(row.id) for row in tx.execute(DELETED, {"limit": LIMIT}).all()]
+    return ids + [job_id for job_id in deleted if discard(tx, job_id)]
 
 
 def discard(tx: Transaction, job_id: str) -> bool:
@@ -55,6 +66,15 @@ def discard(tx: Transaction, job_id: str) -> bool:
         return False
     append_event(tx, job_id, "expired", {})
     return True
+
+
+def delete(tx: Transaction, job_id: str) -> bool:
+    """Delete a job for its client; return False if it was deleted before.
+
+    Its result expires now or, if the job has not ended, as soon as it has. The row stays for the history.
+    """
+    discard(tx, job_id)
+    return bool(tx.execute(DELETE, {"id": job_id, "now": tx.now}).rowcount)
 
 
 def remove_expired(tx: Transaction, remove: Callable[[str], None]) -> list[str]:

@@ -17,6 +17,7 @@ JOB_COLUMNS = """
     j.id, j.status, j.stage, j.progress, j.spec, j.plan, j.needed_bytes, j.created_at, j.started_at,
     j.finished_at, j.expires_at, j.expired, j.attempts, j.token, j.worker_id, j.lease_until,
     j.cancel_requested, j.latents_path, j.denoise, j.decode, j.result, j.error, j.owner,
+    j.deleted_at is not null as deleted, j.remixed_from,
     exists (select 1 from images i where i.job_id = j.id and i.last_data is not null) as has_last_image
 """
 # Positions are counted up to here. A greater one is told as this number: counting a queue of a million jobs
@@ -83,9 +84,8 @@ def job_of(row: Mapping[Any, Any]) -> Job:
     columns["status"] = JobStatus(columns["status"])
     columns["stage"] = Stage(columns["stage"])
     columns["spec"] = JobSpec.model_validate_json(columns["spec"])
-    columns["expired"] = bool(columns["expired"])
-    columns["cancel_requested"] = bool(columns["cancel_requested"])
-    columns["has_last_image"] = bool(columns["has_last_image"])
+    for name in ("expired", "cancel_requested", "has_last_image", "deleted"):  # SQLite has no booleans
+        columns[name] = bool(columns[name])
     return Job(**columns)
 
 

@@ -18,6 +18,11 @@ def frames_in(video: bytes) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
+def picture_size(data: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.size
+
+
 # OpenAI ends its own service of this form; its client goes on speaking it to others.
 @pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 def test_openais_client_makes_a_video_and_learns_of_a_failure(shared_service: RunningService) -> None:
@@ -37,10 +42,21 @@ def test_openais_client_makes_a_video_and_learns_of_a_failure(shared_service: Ru
     with pytest.raises(openai.UnprocessableEntityError) as refusal:
         client.videos.create(prompt="x", size="63x64", input_reference=("p.png", picture.getvalue()))  # type: ignore[arg-type]
     assert refusal.value.code == "size_not_a_multiple"
+    remix = client.videos.poll(client.videos.remix(video.id, prompt="a wall").id, poll_interval_ms=100)
+    assert (remix.status, remix.size, remix.remixed_from_video_id) == ("completed", "64x64", video.id)
+    assert picture_size(client.videos.download_content(remix.id, variant="thumbnail").content) == (64, 64)
+    sheet = client.videos.download_content(remix.id, variant="spritesheet").content
+    assert picture_size(sheet) == (4 * 64, 3 * 64), "nine frames"
+    assert client.models.retrieve(video.model).id in [model.id for model in client.models.list()]
+    newest = client.videos.list(limit=1).data[0]
+    assert newest.id == remix.id
+    assert client.videos.list(limit=1, after=newest.id).data[0].id == video.id
     assert client.videos.delete(video.id).deleted
-    with pytest.raises(openai.APIStatusError) as gone:
-        client.videos.download_content(video.id)
-    assert (gone.value.status_code, gone.value.code) == (410, "result_expired")
+    for call in (client.videos.retrieve, client.videos.download_content):
+        with pytest.raises(openai.NotFoundError):
+            call(video.id)
+    assert video.id not in [one.id for one in client.videos.list(limit=2)]
+    assert shared_service.job(video.id)["expired"], "the history stays"
 
 
 def test_every_one_of_many_listeners_hears_the_end(shared_service: RunningService) -> None:

@@ -100,6 +100,17 @@ def _video_schema(image: Json) -> Json:
     }
 
 
+def _remix_schema() -> Json:
+    schema = _video_schema(DATA_URL)
+    # The earlier video's values stand where others have a default.
+    properties = {
+        name: {key: value for key, value in field.items() if key != "default"}
+        for name, field in schema["properties"].items()
+        if name not in ("input_reference", "last_image")
+    }
+    return {**schema, "properties": properties, "required": ["prompt"]}
+
+
 def _several() -> Json:
     """Return the schema of a batch: a list of jobs, and fields beside it that are defaults for every job."""
     one = {**_with_image(DATA_URL), "required": []}
@@ -130,6 +141,9 @@ BATCH_BODY = _body(
 VIDEO_BODY = _body(
     _video_schema({"type": "object", "properties": {"image_url": DATA_URL}}),
     _video_schema(FILE),
+)
+REMIX_BODY = _body(
+    {**_remix_schema(), "example": {"prompt": "the same scene at night"}}, _remix_schema(), required=True
 )
 PLAN_BODY = _body({**_plan_schema(), "example": EXAMPLE}, _plan_schema())
 REDECODE_BODY = _body({**_redecode_schema(), "example": {"decode_strategy": "per_frame"}}, required=False)

@@ -45,14 +45,19 @@ def get_video(
     return response
 
 
-def _video_response(service: Service, job: Job) -> FileResponse:
+def require_video(job: Job) -> None:
+    """Raise `Problem` if the job has no video that could be served."""
     if job.expired:
         raise Problem(410, "result_expired", "the video has expired and was deleted")
-    path = job_artifacts(service.settings.jobs_dir, job.id).video
     if not has_video(job):
         retry = {} if job.status.is_terminal else {"Retry-After": "5"}
         message = f"job {job.id} is {job.status} and has no video"
         raise Problem(409, "no_video", message, headers=retry, data={"job_status": job.status})
+
+
+def _video_response(service: Service, job: Job) -> FileResponse:
+    require_video(job)
+    path = job_artifacts(service.settings.jobs_dir, job.id).video
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -123,7 +128,7 @@ JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 def get_thumbnail(job_id: str, service: TheService, owner: Caller) -> Response:
     """Return the video's first frame as a small JPEG."""
     job = visible(service, job_id, owner)
-    return _picture(job, job_artifacts(service.settings.jobs_dir, job.id).thumbnail)
+    return picture_response(job, job_artifacts(service.settings.jobs_dir, job.id).thumbnail)
 
 
 @router.get(
@@ -137,10 +142,11 @@ def get_preview(
 ) -> Response:
     """Return a preview of one frame, decoded alone and scaled down. The video's frame may differ."""
     job = visible(service, job_id, owner)
-    return _picture(job, job_artifacts(service.settings.jobs_dir, job.id).preview(number))
+    return picture_response(job, job_artifacts(service.settings.jobs_dir, job.id).preview(number))
 
 
-def _picture(job: Job, path: FilePath) -> FileResponse:
+def picture_response(job: Job, path: FilePath) -> FileResponse:
+    """Return a JPEG of the job. Raises `Problem` if there is none."""
     if job.expired:
         raise Problem(
             410, "result_expired", "the video has expired, and its previews and thumbnail were deleted"

@@ -1,10 +1,13 @@
-"""/v1/videos: the same jobs in the format of OpenAI's video API.
+"""/v1/videos: the same jobs in the format of OpenAI's video API. A deleted video is not there any more.
 
 These routes only translate. `seconds` and `size` become frames and pixels by the model's rules; every field
 of POST /generate is accepted too.
 """
 
+import logging
 import re
+from contextlib import suppress
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
@@ -14,16 +17,20 @@ from fastapi.responses import FileResponse, Response
 from app.api.access import Caller
 from app.api.dependencies import Service, TheService, visible
 from app.api.problems import Problem
-from app.api.requests.bodies import parse_body
+from app.api.requests.bodies import Parts, parse_body
 from app.api.requests.job_spec import entry_of
-from app.api.requests.schemas import VIDEO_BODY
+from app.api.requests.schemas import REMIX_BODY, VIDEO_BODY
 from app.api.response_schemas import VIDEO, VIDEO_DELETED, VIDEOS, answer
-from app.api.routes.files import get_video
+from app.api.routes.files import get_video, picture_response, require_video
 from app.api.routes.jobs import NO_NUL
-from app.api.routes.submit import Body, IdempotencyKey, submit
+from app.api.routes.submit import Body, IdempotencyKey, build_submission, submit
+from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job, JobStatus, Json
+from app.media.spritesheet import SheetError
 from app.models.entries import ModelEntry
+from app.store import NoSuchJob, WrongState
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/videos", tags=["openai"])
 STATUS = {
     JobStatus.QUEUED: "queued",
@@ -34,6 +41,7 @@ STATUS = {
 }
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 MAX_SECONDS = 3600.0
+VARIANTS = ("video", "thumbnail", "spritesheet")
 
 
 ERROR = {"type": "object", "properties": {"error": {"type": "object"}}, "required": ["error"]}
@@ -68,7 +76,7 @@ def video_view(job: Job) -> Json:
         "seconds": f"{spec.video_frames / spec.fps:.4g}",
         "size": f"{spec.width}x{spec.height}",
         "prompt": spec.prompt,
-        "remixed_from_video_id": None,
+        "remixed_from_video_id": job.remixed_from,
         "error": error,
         "expired": job.expired,
     }
@@ -90,6 +98,47 @@ def create(
         parts.images["image"] = image
     job, _ = submit(service, parts, owner=owner, idempotency_key=idempotency_key)
     return video_view(job)
+
+
+@router.post(
+    "/{video_id}/remix",
+    summary="Make a video again with another prompt",
+    responses={**answer(VIDEO), **errors(400, 401, 404, 408, 410, 413, 415, 422, 429, 503)},
+    openapi_extra=REMIX_BODY,
+)
+def remix(
+    video_id: str,
+    request: Request,
+    service: TheService,
+    owner: Caller,
+    body: Body,
+    idempotency_key: IdempotencyKey = None,
+) -> Json:
+    """Queue a video from the image and the fields of an earlier one, its seed too, with a new `prompt`.
+
+    Fields that are given replace those of the earlier video. Its webhook is not taken over.
+    """
+    source = _there(service, video_id, owner)
+    given = parse_body(request.headers.get("content-type", ""), body, ()).fields
+    if given.get("prompt") is None:
+        raise Problem(422, "missing_field", "prompt: a remix needs a new prompt")
+    fields = source.spec.model_dump(mode="json", exclude_none=True, exclude={"webhook_url"})
+    shape = {name: fields[name] for name in ("model", "fps")}
+    fields |= _translated(service, {**shape, **given})
+    images = {"image": service.store.image(source.id), "last_image": service.store.last_image(source.id)}
+    parts = Parts(fields, {name: data for name, data in images.items() if data is not None})
+    submission = build_submission(service, parts, owner=owner, idempotency_key=idempotency_key)
+    job, _ = service.store.submit(replace(submission, remixed_from=source.id))
+    log.info("job_accepted job_id=%s model=%s remixed_from=%s", job.id, job.spec.model, source.id)
+    return video_view(job)
+
+
+def _there(service: Service, video_id: str, owner: str | None) -> Job:
+    """Return the job of a video that was not deleted. Raises `NoSuchJob`."""
+    job = visible(service, video_id, owner)
+    if job.deleted:
+        raise NoSuchJob(video_id)
+    return job
 
 
 def _translated(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +184,9 @@ def list_videos(
     order: Literal["asc", "desc"] = "desc",
 ) -> Json:
     """Return one page of videos, newest first unless `order` is asc."""
-    jobs = service.store.page(owner=owner, after=after, limit=limit + 1, newest_first=order == "desc")
+    jobs = service.store.page(
+        owner=owner, after=after, limit=limit + 1, newest_first=order == "desc", with_deleted=False
+    )
     page = jobs[:limit]
     return {
         "object": "list",
@@ -149,14 +200,17 @@ def list_videos(
 @router.get("/{video_id}", summary="A video", responses={**answer(VIDEO), **errors(401, 404)})
 def retrieve(video_id: str, service: TheService, owner: Caller) -> Json:
     """Return the video's current state."""
-    return video_view(visible(service, video_id, owner))
+    return video_view(_there(service, video_id, owner))
 
 
 @router.get(
     "/{video_id}/content",
-    summary="The video's file",
+    summary="The video's file, or pictures of it",
     response_class=FileResponse,
-    responses={200: {"content": {"video/mp4": {}}}, **errors(401, 404, 409, 410, 422)},
+    responses={
+        200: {"content": {"video/mp4": {}, "image/jpeg": {}}},
+        **errors(401, 404, 409, 410, 422, 503),
+    },
 )
 def content(
     video_id: str,
@@ -165,21 +219,39 @@ def content(
     variant: str = "video",
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Return the finished video as mp4."""
-    if variant != "video":
-        raise Problem(
-            422, "unknown_variant", f"there is no variant {variant[:50]!r}; the only one is 'video'"
-        )
-    return get_video(video_id, service, owner, if_none_match)
+    """Return the finished video as mp4, its thumbnail, or a sheet of up to 16 pictures of it.
+
+    The sheet is made when it is asked for the first time.
+    """
+    if variant not in VARIANTS:
+        known = ", ".join(VARIANTS)
+        raise Problem(422, "unknown_variant", f"there is no variant {variant[:50]!r}; use one of {known}")
+    job = _there(service, video_id, owner)
+    if variant == "video":
+        return get_video(video_id, service, owner, if_none_match)
+    require_video(job)
+    files = job_artifacts(service.settings.jobs_dir, job.id)
+    if variant == "thumbnail":
+        return picture_response(job, files.thumbnail)
+    try:
+        return picture_response(job, service.sheets.sheet(files.video, files.spritesheet))
+    except SheetError as error:
+        if error.busy:
+            raise Problem(503, "busy", f"{error}: try again", headers={"Retry-After": "5"}) from error
+        raise Problem(410, "result_missing", f"the video's file is missing or damaged: {error}") from error
 
 
 @router.delete(
     "/{video_id}", summary="Delete a video", responses={**answer(VIDEO_DELETED), **errors(401, 404)}
 )
 def delete(video_id: str, service: TheService, owner: Caller) -> Json:
-    """Cancel the job if it has not ended, and delete its video, latents and image."""
-    job = visible(service, video_id, owner)
+    """Cancel the job if it has not ended, and delete its video, latents and image.
+
+    The video is gone from these routes at once. `GET /jobs/{id}` keeps the job's history, as expired.
+    """
+    job = _there(service, video_id, owner)
     if not job.status.is_terminal:
-        service.store.cancel(video_id)
-    service.store.discard(video_id)
+        with suppress(WrongState):  # it ended meanwhile
+            service.store.cancel(video_id)
+    service.store.delete(video_id)
     return {"id": video_id, "object": "video.deleted", "deleted": True}

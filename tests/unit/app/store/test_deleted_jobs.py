@@ -1,0 +1,29 @@
+"""Jobs that their client deleted, over the database that `database_url` names."""
+
+from collections.abc import Callable
+from typing import Any
+
+from app.jobs import JobSpec, JobStatus
+from app.store import JobStore
+
+
+def test_a_deleted_job_expires_now_or_as_soon_as_it_has_ended_and_leaves_lists_without_deleted_ones(
+    store: JobStore, make_spec: Callable[..., JobSpec], clock: Any
+) -> None:
+    done, running = (store.add(make_spec(), b"image") for _ in range(2))
+    tokens = [claim.token for claim in (store.claim("v"), store.claim("w")) if claim is not None]
+    queued = store.add(make_spec(), b"image")
+    store.finish(done.id, tokens[0], status=JobStatus.SUCCEEDED, result={"frames": 25})
+    assert [store.delete(job.id) for job in (running, done, done)] == [True, True, False]
+    assert [store.get(job.id).deleted for job in (queued, running, done)] == [False, True, True]
+    assert (store.get(done.id).expired, store.get(running.id).expired) == (True, False)
+    assert [job.id for job in store.page(with_deleted=False)] == [queued.id]
+    assert len(store.page()) == 3
+    removed: list[str] = []
+    assert store.expire_results(removed.append) == []
+    store.finish(running.id, tokens[1], status=JobStatus.SUCCEEDED, result={"frames": 25})
+    assert store.expire_results(removed.append) == [running.id]
+    clock.now += 100.0
+    assert store.expire_results(removed.append) == []
+    assert set(removed) == {running.id, done.id}
+    assert store.get(running.id).result is not None, "the history stays"
