@@ -123,6 +123,7 @@ def model_view(entry: ModelEntry, *, is_default: bool) -> Json:
         "pipeline": entry.pipeline,
         "source": entry.source,
         "dtype": entry.dtype,
+        "vae_dtype": entry.decode_dtype,
         "size_multiple": entry.size_multiple,
         "frame_rule": entry.frame_rule,
         "frames_step": entry.frames_step,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.config import PREFIX, ConfigError, Settings
 
+Dtype = Literal["float32", "float16", "bfloat16"]
 BUILT_IN_MODELS = Path(__file__).with_name("models.toml")
 
 
@@ -54,7 +55,10 @@ class ModelEntry(_Entry):
     )
     revision: str | None = None
     variant: str | None = None
-    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
+    vae_dtype: Dtype | None = Field(
+        None, description="Dtype of the VAE, for encoding and decoding, if it differs from `dtype`."
+    )
     placement: Literal["auto", "resident", "drop_text_encoder", "model_offload", "group_offload"] = "auto"
     quantize: Literal["int8"] | None = Field(
         None, description="How its transformer may be quantized if it does not fit and the job allows it."
@@ -84,6 +88,11 @@ class ModelEntry(_Entry):
     def is_builtin(self) -> bool:
         """Whether Framefit itself provides the weights."""
         return self.source.startswith("builtin:")
+
+    @property
+    def decode_dtype(self) -> Dtype:
+        """The dtype of the VAE."""
+        return self.vae_dtype or self.dtype
 
     @property
     def frames_step(self) -> int:

@@ -71,7 +71,7 @@ def _profile(settings: Settings, entry: ModelEntry, vae_class: str, config: Any)
         return kept
     from adaptive.memory.profile_trace import trace_profile
 
-    profile = trace_profile(vae_class, config, entry.dtype)
+    profile = trace_profile(vae_class, config, entry.decode_dtype)
     profiles.save(settings, entry, profile)
     return profile
 

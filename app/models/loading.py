@@ -182,7 +182,7 @@ def load_vae(entry: ModelEntry, settings: Settings) -> Any:
     if files is not None and files.is_file():
         return _pretrained(_pipeline_class(entry.pipeline), entry, settings).vae
     vae_class = getattr(importlib.import_module("diffusers"), entry.vae_class)
-    return _pretrained(vae_class, entry, settings, subfolder="vae")
+    return _pretrained(vae_class, entry, settings, dtype=_dtype(entry.decode_dtype), subfolder="vae")
 
 
 def where_weights_are(entry: ModelEntry, settings: Settings) -> str | None:
@@ -198,9 +198,24 @@ def where_weights_are(entry: ModelEntry, settings: Settings) -> str | None:
     return str(Path(found).parent) if isinstance(found, str) else None
 
 
-def _pretrained(loaded_class: Any, entry: ModelEntry, settings: Settings, **options: Any) -> Any:
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _dtypes(entry: ModelEntry) -> torch.dtype | dict[str, torch.dtype]:
+    """The dtype of a pipeline's components; as diffusers takes it, by name if the VAE has its own."""
+    if entry.decode_dtype == entry.dtype:
+        return _dtype(entry.dtype)
+    return {"vae": _dtype(entry.decode_dtype), "default": _dtype(entry.dtype)}
+
+
+def _pretrained(
+    loaded_class: Any, entry: ModelEntry, settings: Settings, *, dtype: Any = None, **options: Any
+) -> Any:
+    """A pipeline, or with `dtype` a component, with its weights."""
     files = required_files(entry, settings)
-    dtype = getattr(torch, entry.dtype)
+    dtype = _dtypes(entry) if dtype is None else dtype
     try:
         if files is not None and files.is_file():
             return loaded_class.from_single_file(files, entry.resolution, torch_dtype=dtype)

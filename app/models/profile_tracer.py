@@ -45,20 +45,21 @@ def _published_name(settings: Settings, entry: ModelEntry) -> str:
     from adaptive.memory.profile_trace import published_name
 
     component = components_of(entry, settings)["vae"]
-    return published_name(component.class_name, component.config, entry.dtype)
+    return published_name(component.class_name, component.config, entry.decode_dtype)
 
 
 def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:
     from adaptive.memory.profile_trace import trace_profile
 
     component = components_of(entry, settings)["vae"]
-    return trace_profile(component.class_name, component.config, entry.dtype)
+    return trace_profile(component.class_name, component.config, entry.decode_dtype)
 
 
 def _trace_requirements(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> ModelRequirements:
     from app.models.weight_sizes import trace_requirements
 
-    return trace_requirements(components_of(entry, settings), profile.traits.latent_channels, entry.dtype)
+    channels = profile.traits.latent_channels
+    return trace_requirements(components_of(entry, settings), channels, entry.dtype, entry.decode_dtype)
 
 
 def _trace_one(settings: Settings, entry: ModelEntry) -> bool:

@@ -31,6 +31,8 @@ def profile_path(settings: Settings, entry: ModelEntry) -> Path:
         _local_config(entry),
         library_versions(),
     ]
+    if _mixed(entry):
+        parts.append(entry.decode_dtype)
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return settings.profiles_dir / f"{entry.name}-{digest}.json"
 
@@ -52,7 +54,7 @@ def load(settings: Settings, entry: ModelEntry) -> MemoryProfile | None:
     try:
         return _read(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):  # missing, or written by another version
-        return _shipped(shipped_path(entry), entry.vae_class) if entry.revision is None else None
+        return _shipped(shipped_path(entry), entry.vae_class) if _is_as_shipped(entry) else None
 
 
 def save(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> None:
@@ -68,7 +70,7 @@ def load_requirements(settings: Settings, entry: ModelEntry) -> ModelRequirement
     try:
         return _read_requirements(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):
-        return _shipped_requirements(shipped_path(entry)) if entry.revision is None else None
+        return _shipped_requirements(shipped_path(entry)) if _is_as_shipped(entry) else None
 
 
 def save_requirements(settings: Settings, entry: ModelEntry, requirements: ModelRequirements) -> None:
@@ -78,6 +80,14 @@ def save_requirements(settings: Settings, entry: ModelEntry, requirements: Model
     draft = path.with_name(path.name + ".new")
     draft.write_text(json.dumps(requirements.to_json()), encoding="utf-8")
     draft.replace(path)
+
+
+def _mixed(entry: ModelEntry) -> bool:
+    return entry.decode_dtype != entry.dtype
+
+
+def _is_as_shipped(entry: ModelEntry) -> bool:
+    return entry.revision is None and not _mixed(entry)
 
 
 def _requirements_path(settings: Settings, entry: ModelEntry) -> Path:

@@ -22,9 +22,15 @@ from app.models.requirements import ModelRequirements
 BYTES_A_QUANTIZED_ROW = 5
 
 
-def component_sizes(components: Mapping[str, Component], dtype: str) -> list[ComponentSize]:
-    """The components' sizes in the planner's terms, with floating-point weights in `dtype`."""
-    return [_size(name, component, _dtype(dtype)) for name, component in components.items()]
+def component_sizes(
+    components: Mapping[str, Component], dtype: str, vae_dtype: str | None = None
+) -> list[ComponentSize]:
+    """The components' sizes in the planner's terms, with floating-point weights in `dtype`.
+
+    `vae_dtype` is the VAE's if it differs.
+    """
+    own = {"vae": vae_dtype or dtype}
+    return [_size(name, part, _dtype(own.get(name, dtype))) for name, part in components.items()]
 
 
 def stored_requirements(
@@ -33,17 +39,17 @@ def stored_requirements(
     """The model's stored requirements; traces and stores them if there are none yet."""
     kept = profiles.load_requirements(settings, entry)
     if kept is None:
-        kept = trace_requirements(components, latent_channels, entry.dtype)
+        kept = trace_requirements(components, latent_channels, entry.dtype, entry.decode_dtype)
         profiles.save_requirements(settings, entry, kept)
     return kept
 
 
 def trace_requirements(
-    components: Mapping[str, Component], latent_channels: int, dtype: str
+    components: Mapping[str, Component], latent_channels: int, dtype: str, vae_dtype: str | None = None
 ) -> ModelRequirements:
-    """Trace the model's requirements for all shapes; takes seconds."""
+    """Trace the model's requirements for all shapes; takes seconds. `vae_dtype` as in `component_sizes`."""
     curves = [trace_curve(part, latent_channels, dtype) for part in _denoisers(components)]
-    return ModelRequirements(tuple(component_sizes(components, dtype)), tuple(curves))
+    return ModelRequirements(tuple(component_sizes(components, dtype, vae_dtype)), tuple(curves))
 
 
 def _size(name: str, component: Component, dtype: torch.dtype) -> ComponentSize:

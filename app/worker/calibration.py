@@ -73,16 +73,15 @@ def calibrate_model(
         on_measured=on_measured,
     )
     save_learned_costs(settings, learned_costs)
-    title = (
-        f"{entry.name} ({entry.vae_class}, {entry.dtype}) on {learned_costs.device}, {learned_costs.build}"
-    )
+    what = f"{entry.vae_class}, {entry.decode_dtype}"
+    title = f"{entry.name} ({what}) on {learned_costs.device}, {learned_costs.build}"
     times_kept = learned_costs.speeds.observations(profile) > 0
     return Calibration(found, times_kept, device, title, learned_costs_path(settings, learned_costs.device))
 
 
 def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:
     component = components_of(entry, settings)["vae"]
-    profile = trace_profile(component.class_name, component.config, entry.dtype)
+    profile = trace_profile(component.class_name, component.config, entry.decode_dtype)
     profiles.save(settings, entry, profile)
     return profile
 

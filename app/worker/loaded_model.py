@@ -33,6 +33,7 @@ from app.worker.decoding import (
 )
 from app.worker.idle_weights import IdleWeights
 from app.worker.pipeline_call import OnStep, check_call, run_pipeline, sound_of
+from app.worker.vae_precision import EncodeInVaeDtype
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,8 @@ class LoadedModel:
         pipe = self._pipe
         images = {"image": image} | ({} if last_image is None else {"last_image": last_image})
         torch.manual_seed(spec.seed)
-        with translated_device_errors("denoising"), capture(pipe, self._encode) as calls:
+        encode = EncodeInVaeDtype(pipe.vae, self._encode)
+        with translated_device_errors("denoising"), capture(pipe, encode) as calls:
             try:
                 output = run_pipeline(pipe, self.entry, spec, images, self.device, on_step)
             finally:
@@ -164,7 +166,10 @@ class LoadedModel:
 
     def open_decode(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
         """Plan the decode in the memory that is free now. Raises `DoesNotFit`."""
-        return Decoding(self._pipe.vae, recorded, self._policy(spec), self._context, on_event)
+        vae = self._pipe.vae
+        if self.entry.decode_dtype != self.entry.dtype:  # the pipeline may leave the conversion to others
+            recorded = recorded.to(recorded.latents.device, vae.dtype)
+        return Decoding(vae, recorded, self._policy(spec), self._context, on_event)
 
     def open_decode_on_host(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
         """Plan the decode on the CPU with a second copy of the VAE in float32.

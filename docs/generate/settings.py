@@ -26,6 +26,7 @@ form is that of [the built-in file]({path}):
 ```toml
 [models.ltx-video]
 source = "/models/LTX-Video"     # a local diffusers folder instead of the hub; other keys stay as built in
+vae_dtype = "float32"            # the VAE in another dtype than the rest, for encoding and decoding
 quantize = "int8"                # the transformer may be rounded if it does not fit and a request allows it
 ```
 

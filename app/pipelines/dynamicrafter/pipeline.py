@@ -8,6 +8,7 @@ afterwards; nothing else depends on them or on their size.
 Longer than 300 lines because diffusers expects a pipeline to be one class, whose call has 24 arguments.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class DynamiCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffuse
         resolution: int,
         tokenizer: str | Path | CLIPTokenizer | None = None,
         config: PartialConfigs | None = None,
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
     ) -> "DynamiCrafterPipeline":
         """Load a published checkpoint, with the arguments and errors of `load_components`."""
         from app.pipelines.dynamicrafter.checkpoint.loading import load_components

@@ -36,14 +36,15 @@ def load_components(
     resolution: int,
     tokenizer: str | Path | CLIPTokenizer | None = None,
     config: PartialConfigs | None = None,
-    torch_dtype: torch.dtype = torch.float32,
+    torch_dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, Any]:
     """The pipeline's components by name, from the checkpoint at `path` (`model.ckpt` or safetensors).
 
     `tokenizer`: a CLIP tokenizer, its folder or CLIP's merges file; if None, searched in the checkpoint's
     folder. `config`: changes to the published component configurations, for example
-    `{"unet": {"block_out_channels": ...}}`. Raises FileNotFoundError, UnreadableCheckpoint,
+    `{"unet": {"block_out_channels": ...}}`. `torch_dtype`: of all components, or by
+    name with "default". Raises FileNotFoundError, UnreadableCheckpoint,
     CheckpointMismatch (with missing, extra and misshaped keys), CheckpointError for a file of another
     resolution, and ValueError for an unknown resolution or configuration.
     """
@@ -60,7 +61,8 @@ def load_components(
     done = 0
     for name, component in components.items():
         on_progress(done / sum(sizes.values()), f"reading {name}")
-        fill(component, sources[name], tensors, torch_dtype)
+        dtypes = torch_dtype if isinstance(torch_dtype, Mapping) else {"default": torch_dtype}
+        fill(component, sources[name], tensors, dtypes.get(name, dtypes["default"]))
         done += sizes[name]
     return {**components, "tokenizer": loaded_tokenizer, "scheduler": scheduler}
 

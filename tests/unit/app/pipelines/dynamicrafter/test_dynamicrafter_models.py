@@ -141,6 +141,9 @@ def test_a_file_laid_into_the_data_folder_is_found(
     vae = load_vae(entry, settings)
     assert where_weights_are(entry, settings) == str(settings.models_dir / entry.name / "model.ckpt")
     assert vae.dtype == torch.float32
+    mixed = entry.model_copy(update={"dtype": "float16", "vae_dtype": "float32"})
+    pipe = load_pipeline(mixed, settings, CPU, open_probe("cpu").read()).pipe
+    assert (pipe.vae.dtype, pipe.unet.dtype) == (torch.float32, torch.float16)
 
 
 @pytest.mark.usefixtures("tiny_widths")
