@@ -1,6 +1,7 @@
 """`framefit decode`: decodes a latents file to a video or to raw frames, in the memory that is free."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,10 @@ def decode(
     latents: Annotated[
         Path,
         typer.Argument(
-            help="latents.safetensors of a job, or a file of `framefit encode`.", exists=True, dir_okay=False
+            help="latents.safetensors of a job, a file of `framefit encode`, a ComfyUI .latent, a cache of "
+            "musubi-tuner, or latents of diffusers in a safetensors or torch.save file.",
+            exists=True,
+            dir_okay=False,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help=".mp4, or .safetensors for raw frames.")] = Path(
@@ -42,15 +46,27 @@ def decode(
     ] = False,
     frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames per chunk.")] = None,
     memory_budget: MemoryBudget = None,
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="For files of other programs: normalised (as the model denoises latents), raw (as its VAE "
+            "makes them), or auto (as such files usually are)."
+        ),
+    ] = "auto",
+    width: Annotated[int | None, typer.Option(help="The video's width in pixels, of packed latents.")] = None,
+    height: Annotated[int | None, typer.Option(help="The video's height, of packed latents.")] = None,
+    frames: Annotated[int | None, typer.Option(help="The video's frames, of packed latents.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Decode the latents of a job or an encoded clip.
+    """Decode the latents of a job, an encoded clip, or another program.
 
-    Every exact strategy and chunk size gives the same pixels.
+    Every exact strategy and chunk size gives the same pixels. Files of other programs need --model; the
+    command says how their latents were scaled.
     """
     from adaptive.errors import AdaptiveError
     from adaptive.planning.planner import Policy
-    from app.latents.latents_file import read_info
+    from app.latents.foreign.layout import Given, ModelTraits
+    from app.latents.source import open_source
     from app.media.video import VideoWriteError
     from app.models.components import ModelUnavailable
     from app.models.entries import load_models
@@ -67,10 +83,11 @@ def decode(
             budget_bytes=budget,
             reserve_bytes=settings.reserve_bytes,
         )
-        info = read_info(latents)
-        entry = chosen_model(load_models(settings), model or (info.model if info else None))
-        rate = fps or (info.fps if info else entry.defaults.fps)
-        report = _decode(settings, entry, (latents, info), out, rate, device, policy)
+        models = load_models(settings)
+        given, known = Given(width, height, frames, scale), ModelTraits(models, settings)
+        source = open_source(latents, model, partial(chosen_model, models), given, known)
+        rate = fps or source.fps or source.entry.defaults.fps
+        report = _decode(settings, source, latents.name, out, rate, device, policy)
     except (AdaptiveError, ModelUnavailable, VideoWriteError, ValueError) as error:
         typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
@@ -81,28 +98,28 @@ def decode(
 
 
 def _decode(
-    settings: Any, entry: Any, source: tuple[Path, Any], out: Path, fps: Any, device: str, policy: Any
+    settings: Any, source: Any, name: str, out: Path, fps: Any, device: str, policy: Any
 ) -> dict[str, Any]:
     import torch
 
     from adaptive.device.probe import open_probe
-    from adaptive.pipelines.recorded_call import load_clip
-    from app.latents import latents_file as latents
     from app.models import profiles
     from app.models.loading import load_vae
     from app.worker.decoding import ClipDecoding, DecodeContext, load_learned_costs
 
-    path, info = source
+    entry = source.entry
     context = DecodeContext(
         open_probe(device), profiles.load(settings, entry), load_learned_costs(settings, torch.device(device))
     )
     vae = load_vae(entry, settings).to(device)
-    clip = load_clip(path) if info is None else latents.load(path, info, vae)
+    clip, said = source.load(vae)
+    if said is not None:
+        typer.echo(said, err=True)
     found = clip.calls[0].latents.shape[1]
     wanted = vae.config.get("latent_channels", found)
     if found != wanted:
         raise ValueError(
-            f"{path.name} has {found} latent channels, but the VAE of {entry.name} takes {wanted}: "
+            f"{name} has {found} latent channels, but the VAE of {entry.name} takes {wanted}: "
             "name the model of the latents with --model"
         )
     decoding = ClipDecoding(vae, clip, policy, context)
