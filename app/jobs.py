@@ -102,7 +102,8 @@ class JobSpec(BaseModel):
     seed: int = Field(
         ge=0,
         lt=SEEDS,
-        description="-1, or none, draws one. The job's `seed` tells it as text, so that no reader rounds it.",
+        description="-1, or none, draws one. The job's `seed` tells it as text, so that no reader rounds it. "
+        "On a CPU, torch uses the lower 32 bits.",
     )
     fs: int | None = Field(
         None,

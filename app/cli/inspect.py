@@ -57,7 +57,8 @@ def models(data_dir: DataDir = None) -> None:
         shape = (
             f"{given.num_frames} frames of {given.width}x{given.height}, {given.num_inference_steps} steps"
         )
-        typer.echo(f"{entry.name:{names}} {entry.source:{sources}} {entry.dtype:9} {shape}")
+        dtype = entry.dtype if entry.vae_dtype is None else f"{entry.dtype}, VAE {entry.vae_dtype}"
+        typer.echo(f"{entry.name:{names}} {entry.source:{sources}} {dtype:9} {shape}")
         for line in (entry.description, entry.notice):
             if line:
                 typer.echo(f"{'':{names}} {line}")
