@@ -8,10 +8,13 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 PREFIX = "FRAMEFIT_"
 GIB = 2**30
@@ -31,7 +34,10 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     data_dir: Path = Path("./data")
     database_url: str | None = Field(
-        None, description="SQLAlchemy URL. Default: an SQLite file in the data folder."
+        None, repr=False, description="SQLAlchemy URL. Default: an SQLite file in the data folder."
+    )
+    database_password: str | None = Field(
+        None, repr=False, description="Password for the database of database_url, as it is: not encoded."
     )
     model: str | None = Field(None, description="Default model. Default: the first of the list.")
     models_file: Path | None = None
@@ -110,6 +116,12 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _password_needs_url(self) -> "Settings":
+        if self.database_password is not None and self.database_url is None:
+            raise ValueError(f"{PREFIX}DATABASE_PASSWORD is set without {PREFIX}DATABASE_URL")
+        return self
+
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
@@ -119,9 +131,28 @@ class Settings(BaseSettings):
             return self.host == "localhost"
 
     @property
-    def resolved_database_url(self) -> str:
-        """The database URL; by default that of an SQLite file in the data folder."""
-        return self.database_url or f"sqlite:///{(self.data_dir / 'framefit.sqlite3').absolute()}"
+    def resolved_database_url(self) -> "URL":
+        """SQLAlchemy's URL of the database; by default that of an SQLite file in the data folder.
+
+        A path is never pasted into a URL's text, in which `?`, `%` and others have a meaning. Raises
+        `ConfigError` for a `database_url` that is no URL; the message shows no part of it.
+        """
+        from sqlalchemy import URL, make_url
+        from sqlalchemy.exc import ArgumentError
+
+        if self.database_url is None:
+            return URL.create("sqlite", database=str((self.data_dir / "framefit.sqlite3").absolute()))
+        try:
+            url = make_url(self.database_url)
+        except (ArgumentError, ValueError):
+            url = None
+        if url is None or "@" in (url.host or ""):
+            raise ConfigError(
+                f"{PREFIX}DATABASE_URL is not a SQLAlchemy URL such as postgresql://user@host/name: "
+                "percent-encode special characters of the password (%40 for @), or give it in "
+                f"{PREFIX}DATABASE_PASSWORD as it is"
+            )
+        return url if self.database_password is None else url.set(password=self.database_password)
 
     @property
     def jobs_dir(self) -> Path:

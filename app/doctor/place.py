@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from adaptive.device.host import read_host
-from app.config import Settings
+from app.config import ConfigError, Settings
 from app.doctor.findings import Finding, note, ok, wrong
 from app.units import format_bytes
 
@@ -57,13 +57,12 @@ def database(settings: Settings) -> Finding:
     from app.store import StoreError
     from app.store.health import HEAD_REVISION, inspect_database
 
-    url = settings.resolved_database_url
     try:
-        revision, counts = inspect_database(url)
+        revision, counts = inspect_database(settings.resolved_database_url)
     except StoreError as error:
         advice = "Another process may hold the database's lock: end it, or check FRAMEFIT_DATABASE_URL."
         return wrong("database", str(error), advice)
-    except (OSError, ValueError) as error:
+    except (ConfigError, OSError, ValueError) as error:
         return wrong("database", str(error), "Check FRAMEFIT_DATABASE_URL and its access rights.")
     if revision is None:
         return ok("database", "none yet: the first start creates it")

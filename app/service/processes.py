@@ -36,9 +36,12 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
     """Run the service until SIGTERM or SIGINT; call `on_ready(url)` once, when the API answers.
 
     Raises `AlreadyRunning` if another service uses the data folder, and `ConfigError` if the address cannot
-    be bound or a device does not exist.
+    be bound, the data folder cannot be made or a device does not exist.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"FRAMEFIT_DATA_DIR: {settings.data_dir}: {error.strerror}") from None
     with (
         _data_folder_locked(settings.data_dir),
         closing(_listen(settings)) as listener,

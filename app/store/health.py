@@ -4,13 +4,14 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
 from app.store.database import HEAD_REVISION, open_database
 from app.store.database.base import revision_of
+from app.store.database.sqlite import sqlite_path
 from app.store.errors import StoreUnavailable
 from app.store.transaction import Rules
 
@@ -20,7 +21,7 @@ LOCK_SECONDS = 3.0
 COUNTS = text("select status, count(*) as jobs from jobs group by status order by status")
 
 
-def inspect_database(url: str) -> tuple[str | None, dict[str, int]]:
+def inspect_database(url: URL | str) -> tuple[str | None, dict[str, int]]:
     """Return the schema's revision (None: no schema yet) and the number of jobs by status.
 
     Raises `StoreUnavailable` if the database does not answer or its write lock is taken for `LOCK_SECONDS`,
@@ -31,9 +32,7 @@ def inspect_database(url: str) -> tuple[str | None, dict[str, int]]:
     except ArgumentError as error:
         raise ValueError(str(error)) from None
     if parsed.get_backend_name() == "sqlite":
-        if parsed.database in (None, "", ":memory:"):
-            raise ValueError("several processes share the jobs: SQLite needs a database file, not :memory:")
-        path = Path(str(parsed.database))
+        path = sqlite_path(parsed)
         if not path.exists():
             return None, {}
         _take_lock(path)

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, TextClause
+from sqlalchemy import URL, Connection, TextClause
 from sqlalchemy.exc import ArgumentError
 
 from app.config import PREFIX, ConfigError, Settings
@@ -70,11 +70,16 @@ class JobStore:
     """
 
     def __init__(
-        self, database_url: str, *, clock: Callable[[], float] | None = None, rules: Rules | None = None
+        self,
+        database_url: URL | str,
+        *,
+        clock: Callable[[], float] | None = None,
+        rules: Rules | None = None,
     ) -> None:
         """Open the database. `clock` replaces the database's own time (seconds since the epoch).
 
-        Raises `ValueError` for an in-memory database or a missing PostgreSQL driver.
+        Raises `ValueError` for an in-memory database, a path too long for SQLite or a missing PostgreSQL
+        driver.
         """
         self._database = open_database(database_url, rules or Rules(), clock)
 
@@ -200,7 +205,11 @@ def open_store(settings: Settings) -> JobStore:
         priority_seconds=settings.priority_seconds,
         result_ttl_seconds=settings.result_ttl_seconds,
     )
+    url = settings.resolved_database_url
     try:
-        return JobStore(settings.resolved_database_url, rules=rules)
+        return JobStore(url, rules=rules)
     except (ValueError, ArgumentError) as error:
-        raise ConfigError(f"{PREFIX}DATABASE_URL: {error}") from None
+        where = "" if settings.database_url is None else f"{PREFIX}DATABASE_URL: "
+        raise ConfigError(f"{where}{error}") from None
+    except OSError as error:
+        raise ConfigError(f"the folder of the database cannot be made: {error}") from None

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import psutil
 from PIL import Image
+from sqlalchemy import URL
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -75,7 +76,9 @@ def fill(folder: Path, jobs: int) -> float:
     from app.jobs import JobSpec
     from app.store import JobStore, Rules
 
-    store = JobStore(f"sqlite:///{folder / 'framefit.sqlite3'}", rules=Rules(max_queued=1_000_000))
+    store = JobStore(
+        URL.create("sqlite", database=str(folder / "framefit.sqlite3")), rules=Rules(max_queued=1_000_000)
+    )
     store.migrate()
     spec = JobSpec.model_validate(
         {"prompt": "x", "model": "tiny", "width": 256, "height": 256, "num_frames": 25, "fps": 12, "seed": 1}

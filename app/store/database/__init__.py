@@ -7,6 +7,7 @@ postgresql  a transaction a caller; row locks; time and the order of events come
 
 from collections.abc import Callable
 
+from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 
 from app.store.database.base import HEAD_REVISION, Database
@@ -17,10 +18,10 @@ from app.store.transaction import Rules
 __all__ = ["HEAD_REVISION", "Database", "open_database"]
 
 
-def open_database(url: str, rules: Rules, clock: Callable[[], float] | None = None) -> Database:
+def open_database(url: URL | str, rules: Rules, clock: Callable[[], float] | None = None) -> Database:
     """Return the database at `url`. `clock` replaces the database's own time.
 
-    Raises `ValueError` for an in-memory database or a missing PostgreSQL driver.
+    Raises `ValueError` for an in-memory database, a path too long for SQLite or a missing PostgreSQL driver.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":

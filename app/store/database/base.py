@@ -80,7 +80,9 @@ class Database(abc.ABC):
             from alembic.config import Config
 
             config = Config()
-            config.set_main_option("script_location", str(REVISIONS.parent))
+            # In Alembic's options, as in any configuration file of Python, a single % stands for another
+            # value.
+            config.set_main_option("script_location", str(REVISIONS.parent).replace("%", "%%"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 

@@ -6,6 +6,7 @@ Other processes open the same file. Each write transaction takes the file's writ
 number n has missed none below n.
 """
 
+import os
 import queue
 import sqlite3
 import threading
@@ -25,17 +26,16 @@ from app.store.transaction import Rules, Transaction
 T = TypeVar("T")
 BUSY_TIMEOUT_SECONDS = 15.0
 MAX_BATCH = 128
+PATH_BYTES = 504  # SQLite's Unix file layer has 512 for a path with "-journal" at its end
 
 
 class SqliteDatabase(Database):
-    """A database file. Raises `ValueError` for an in-memory database."""
+    """A database file. Raises `ValueError` as `sqlite_path`."""
 
     polls_take_locks = True
 
     def __init__(self, url: URL, rules: Rules, clock: Callable[[], float] | None = None) -> None:
-        if url.database in (None, "", ":memory:"):
-            raise ValueError("several processes share the jobs: SQLite needs a database file, not :memory:")
-        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+        sqlite_path(url).parent.mkdir(parents=True, exist_ok=True)
         arguments = {"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
         self.writes = create_engine(url, connect_args=arguments)
         self.reads = create_engine(url, connect_args=arguments, isolation_level="AUTOCOMMIT", pool_size=40)
@@ -125,6 +125,20 @@ class SqliteDatabase(Database):
                 future.set_result(result)
             else:
                 future.set_exception(problem)
+
+
+def sqlite_path(url: URL) -> Path:
+    """Return the path of an SQLite database. Raises `ValueError` for one in memory or a path too long."""
+    if url.database in (None, "", ":memory:"):
+        raise ValueError("several processes share the jobs: SQLite needs a database file, not :memory:")
+    path = Path(str(url.database)).absolute()
+    length = len(os.fsencode(path.resolve()))
+    if length > PATH_BYTES:
+        raise ValueError(
+            f"the path of the database has {length} bytes; SQLite opens at most {PATH_BYTES}: "
+            "choose a folder with a shorter path (FRAMEFIT_DATA_DIR)"
+        )
+    return path
 
 
 def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:

@@ -19,8 +19,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_defaults_serve_this_machine_only() -> None:
     settings = load_settings()
     assert (settings.host, settings.port, settings.api_keys) == ("127.0.0.1", 8000, ())
-    assert settings.resolved_database_url.startswith("sqlite:////")
-    assert settings.resolved_database_url.endswith("data/framefit.sqlite3")
+    url = settings.resolved_database_url
+    assert (url.drivername, url.database) == ("sqlite", str(Path("data/framefit.sqlite3").absolute()))
 
 
 def test_variables_and_arguments_set_fields_arguments_first(monkeypatch: pytest.MonkeyPatch) -> None:
