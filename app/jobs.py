@@ -73,7 +73,19 @@ class DecodeStrategy(StrEnum):
     APPROXIMATE_TILED = "approximate_tiled"
 
 
+ImageSize = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}x[1-9][0-9]{0,5}$")]
+# Measured by the service, not asked for by the client.
+MEASURED = frozenset({"image_size", "last_image_size"})
 Prompt = Annotated[str, StringConstraints(max_length=PROMPT_MAX_CHARACTERS)]
+
+
+def sides_of(size: str) -> tuple[int, int]:
+    """Return (width, height) of a text such as 1080x1920."""
+    width, _, height = size.partition("x")
+    return int(width), int(height)
+
+
+_LIKE = "Without it the shape follows the image."
 
 
 class JobSpec(BaseModel):
@@ -93,9 +105,36 @@ class JobSpec(BaseModel):
     )
     negative_prompt: Prompt = Field("", description="What the video should not show.")
     model: str = Field(description="A model's name from GET /models.", max_length=100)
-    width: int = Field(ge=1, le=16384, description="Pixels; a multiple of the model's size_multiple.")
-    height: int = Field(ge=1, le=16384, description="Pixels; a multiple of the model's size_multiple.")
+    width: int = Field(
+        ge=1, le=16384, description=f"Pixels; a multiple of the model's size_multiple. {_LIKE}"
+    )
+    height: int = Field(
+        ge=1, le=16384, description=f"Pixels; a multiple of the model's size_multiple. {_LIKE}"
+    )
     num_frames: int = Field(ge=1, le=100_000, description="Video frames; 8k+1 for the LTX family.")
+    fit: Literal["cover", "contain", "stretch"] = Field(
+        "cover",
+        description="How an image of another aspect ratio fills the video: cover cuts what is left over, "
+        "contain shows it whole between black bars, stretch distorts it.",
+    )
+    gravity: Literal[
+        "center",
+        "north",
+        "northeast",
+        "east",
+        "southeast",
+        "south",
+        "southwest",
+        "west",
+        "northwest",
+    ] = Field("center", description="The part of the image that cover keeps; where contain places it.")
+    image_size: ImageSize | None = Field(
+        None,
+        description="WIDTHxHEIGHT of the upright image in pixels. The service measures the image; POST /plan "
+        "takes this field instead of one.",
+        examples=["1080x1920"],
+    )
+    last_image_size: ImageSize | None = Field(None, description="The same of the last image.")
     fps: int = Field(ge=1, le=120)
     num_inference_steps: int = Field(ge=1, le=1000)
     guidance_scale: float = Field(ge=0, le=100)
@@ -161,9 +200,9 @@ class JobSpec(BaseModel):
         """Return a SHA-256 digest of the request; requests with equal digests ask for the same work.
 
         Fields at their default are left out, so the digest of an old request stays the same when fields are
-        added.
+        added. The measured sizes are left out because the images' digests cover them.
         """
-        fields = self.model_dump(mode="json", exclude_defaults=True)
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude=set(MEASURED))
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         images = b"".join(hashlib.sha256(data).digest() for data in (image, last_image) if data is not None)
         return hashlib.sha256(images + canonical.encode()).hexdigest()

@@ -34,6 +34,19 @@ def _list(items: Json) -> Json:
 
 _FAILURE = _object({"code": TEXT, "message": TEXT}, data=ANY_OBJECT)
 _LINKS = _object({"self": TEXT, "events": TEXT}, previews=_list(TEXT))
+_PER_SIDE = _object({"left": WHOLE, "top": WHOLE, "right": WHOLE, "bottom": WHOLE})
+_PICTURE = _object(
+    {
+        "width": WHOLE,
+        "height": WHOLE,
+        "cut": _PER_SIDE,
+        "cut_share": {"type": "number", "minimum": 0, "maximum": 1},
+        "bars": _PER_SIDE,
+        "stretch": NUMBER,
+        "detail": TEXT,
+    }
+)
+_PICTURES = _object({"image": _or_null(_PICTURE), "last_image": _or_null(_PICTURE)})
 
 JOB = _object(
     {
@@ -50,6 +63,7 @@ JOB = _object(
         "seed": {"type": "string", "pattern": "^[0-9]+$"},
         "notice": _or_null(TEXT),
         "request": ANY_OBJECT,
+        "pictures": _PICTURES,
         "plan": _or_null(ANY_OBJECT),
         "denoise": _or_null(ANY_OBJECT),
         "decode": _or_null(ANY_OBJECT),
@@ -79,6 +93,7 @@ PLAN = _object(
         "largest": _or_null(_SHAPE),
         "eta_seconds": _or_null({"type": "number", "minimum": 0}),
         "request": ANY_OBJECT,
+        "pictures": _PICTURES,
     }
 )
 

@@ -2,7 +2,8 @@
 
 from datetime import UTC, datetime
 
-from app.jobs import Event, Job, JobStatus, Json, WorkerRow
+from app.jobs import Event, Job, JobSpec, JobStatus, Json, WorkerRow, sides_of
+from app.media.fit import frame
 from app.models.entries import ModelEntry
 
 
@@ -42,6 +43,7 @@ def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = 
         "seed": str(job.spec.seed),
         "notice": entry.notice if entry else None,
         "request": job.spec.model_dump(mode="json"),
+        "pictures": pictures_view(job.spec),
         "plan": job.plan,
         "denoise": job.denoise,
         "decode": job.decode,
@@ -54,6 +56,14 @@ def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = 
         "finished_at": timestamp(job.finished_at),
         "expires_at": timestamp(job.expires_at),
         "expired": job.expired,
+    }
+
+
+def pictures_view(spec: JobSpec) -> Json:
+    """Return how each image fills the video and what is cut off; None for one whose size is unknown."""
+    return {
+        name: size and frame(sides_of(size), (spec.width, spec.height), spec.fit, spec.gravity).as_json()
+        for name, size in (("image", spec.image_size), ("last_image", spec.last_image_size))
     }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import DataDir, MemoryBudget, byte_count, chosen_model, settings_with
+from app.cli.options import DataDir, Fit, Gravity, MemoryBudget, byte_count, chosen_model, settings_with
 from app.units import format_bytes
 
 LATENTS_SUFFIX = ".safetensors"
@@ -32,6 +32,8 @@ def encode(
     height: Annotated[
         int | None, typer.Option(help="Scale and crop to this height. Default: the clip's.")
     ] = None,
+    fit: Fit = "cover",
+    gravity: Gravity = "center",
     frames: Annotated[
         int | None,
         typer.Option(
@@ -64,7 +66,7 @@ def encode(
     failed = 0
     try:
         rate = None if fps is None else _rate(fps)
-        options = EncodeOptions(width, height, frames, rate, strategy, frames_per_chunk, raw)
+        options = EncodeOptions(width, height, frames, rate, strategy, frames_per_chunk, raw, fit, gravity)
         work, skipped = _work(clip, out, overwrite)
         if skipped:
             typer.echo(f"{skipped} clips are encoded already; --overwrite encodes them again", err=True)
@@ -162,6 +164,8 @@ def _summary(name: str, result: Any) -> str:
     chunks = "in one call" if one_call else f"about {plan.frames_per_chunk} frames at a time"
     text = f"{name}: {info.frames} frames of {info.width}x{info.height}, {chunks} "
     text += f"(at most {format_bytes(plan.predicted_peak_bytes)}); latents {how}."
+    if any((*result.framing.cut().values(), *result.framing.bars().values())):
+        text += f" {result.framing.detail()}."
     if result.dropped:
         text += f" The last {result.dropped} of {info.frames + result.dropped} frames are left out: "
         text += "the VAE cannot encode this number of frames."

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import STRATEGIES, DataDir, byte_count, settings_with
+from app.cli.options import STRATEGIES, DataDir, Fit, Gravity, byte_count, settings_with
 from app.units import format_bytes
 
 _STAGES = {
@@ -40,8 +40,10 @@ def generate(
     out: Annotated[Path, typer.Option("--out", "-o", help="The mp4 file to write.")] = Path("out.mp4"),
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
     model: Annotated[str | None, typer.Option(help="A name from `framefit models`.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels. Default: like the image.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels. Default: like the image.")] = None,
+    fit: Fit = "cover",
+    gravity: Gravity = "center",
     frames: Annotated[int | None, typer.Option("--frames", help="Video frames.")] = None,
     fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
@@ -70,6 +72,8 @@ def generate(
         "model": model,
         "width": width,
         "height": height,
+        "fit": fit,
+        "gravity": gravity,
         "num_frames": frames,
         "fps": fps,
         "num_inference_steps": steps,
@@ -109,7 +113,10 @@ def _generate(
             service_url(settings, url, lambda: say("Starting a private service …")) as found,
             closing(Client(found, settings.client_key)) as client,
         ):
-            job = _followed(client, client.submit(images, fields, say), console)
+            queued = client.submit(images, fields, say)
+            for sentence in framing_sentences(queued):
+                say(sentence, highlight=False, soft_wrap=True)
+            job = _followed(client, queued, console)
             if job["status"] != "succeeded":
                 error = job.get("error") or {}
                 raise ClientError(f"the job is {job['status']}: {error.get('message', 'no reason given')}")
@@ -136,6 +143,13 @@ def _followed(client: Any, job: dict[str, Any], console: Any) -> dict[str, Any]:
             client.cancel(job["id"])
             raise
     return job
+
+
+def framing_sentences(job: dict[str, Any]) -> list[str]:
+    """Return a sentence for each image of the job: the video's size, and what is cut from the image."""
+    names = {"image": "Image", "last_image": "Last image"}
+    pictures = job.get("pictures") or {}
+    return [f"{names[name]}: {each['detail']}." for name, each in pictures.items() if each]
 
 
 def _weights_summary(denoise: dict[str, Any]) -> str:

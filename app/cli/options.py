@@ -16,6 +16,19 @@ DataDir = Annotated[Path | None, typer.Option(help="Data folder. Default: FRAMEF
 MemoryBudget = Annotated[
     str | None, typer.Option("--memory-budget", "--budget", help="Memory limit, such as 2GB.")
 ]
+Fit = Annotated[
+    str,
+    typer.Option(
+        help="How another aspect ratio fills the video: cover cuts, contain adds bars, stretch distorts."
+    ),
+]
+Gravity = Annotated[
+    str,
+    typer.Option(
+        help="The part that cover keeps and the place that contain gives: center, north, northeast, east, "
+        "southeast, south, southwest, west or northwest."
+    ),
+]
 
 # The names of adaptive.types.Strategy; a help text is no reason to import it.
 STRATEGIES = (

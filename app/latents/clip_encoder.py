@@ -25,6 +25,7 @@ from app.latents.latent_scale import LatentScale
 from app.latents.latents_file import LatentsInfo
 from app.latents.tensor_file import TensorSpec
 from app.media.clips import Clip, ClipError, Geometry, Picture
+from app.media.fit import FITS, GRAVITIES, Framing, frame
 from app.models.entries import ModelEntry
 
 STRATEGIES = ("auto", "batched", "chunked", "per_frame")
@@ -38,7 +39,7 @@ class EncodeOptions:
     """Options of an encode. None means the clip's own size, length or rate, or the chunk that fits.
 
     `frames_per_chunk` counts video frames. `raw` keeps the VAE's latents without normalisation. Raises
-    `ValueError` for an unknown strategy, or one that excludes `frames_per_chunk`.
+    `ValueError` for an unknown strategy, fit or gravity, or a strategy that excludes `frames_per_chunk`.
     """
 
     width: int | None = None
@@ -48,8 +49,13 @@ class EncodeOptions:
     strategy: str = "auto"
     frames_per_chunk: int | None = None
     raw: bool = False
+    fit: str = "cover"
+    gravity: str = "center"
 
     def __post_init__(self) -> None:
+        for name, value, known in (("fit", self.fit, FITS), ("gravity", self.gravity, tuple(GRAVITIES))):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
         if self.frames_per_chunk is not None and self.strategy not in ("auto", "chunked"):
@@ -58,11 +64,15 @@ class EncodeOptions:
 
 @dataclass(frozen=True, slots=True)
 class EncodedClip:
-    """The result of one encode. `dropped` frames at the clip's end are not in the file."""
+    """The result of one encode. `dropped` frames at the clip's end are not in the file.
+
+    `framing` says what was cut from the clip's pictures.
+    """
 
     info: LatentsInfo
     plan: EncodePlan
     dropped: int
+    framing: Framing
 
 
 class ClipEncoder:
@@ -85,7 +95,10 @@ class ClipEncoder:
             options.height,
             multiple=self._traits.spatial_ratio,
             default=self._entry.size_multiple,
+            fit=options.fit,
+            gravity=options.gravity,
         )
+        framing = frame((clip.width, clip.height), geometry.size, options.fit, options.gravity)
         frames, dropped = self._frames(clip, options)
         video = VideoShape(frames, geometry.size[1], geometry.size[0])
         scale = LatentScale() if options.raw else LatentScale.of(self._vae)
@@ -99,7 +112,7 @@ class ClipEncoder:
                 del part  # else it would occupy memory while the next chunk is encoded
                 on_progress(done, self._traits.latent_frames(frames))
             file.finish()
-        return EncodedClip(info, plan, dropped)
+        return EncodedClip(info, plan, dropped, framing)
 
     def _frames(self, clip: Clip, options: EncodeOptions) -> tuple[int, int]:
         """The number of frames to encode, and of those left over at the end."""

@@ -4,7 +4,6 @@ Owns decoding and geometry. Counts frames by decoding them, because the lengths 
 often wrong. Must not know tensors or models.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from app.media.fit import GRAVITIES, offset, scaled_size
 
 SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 _HD_LINES = 720  # video without a colour tag is BT.709 from this height on, BT.601 below
@@ -31,16 +32,29 @@ class ClipError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Scale a picture to `scaled`, then keep the middle `size`; both are (width, height) in pixels."""
+    """Scale a picture to `scaled`, then cut it or set it between black bars so that it has `size`.
+
+    Both are (width, height) in pixels; `gravity` is the side that is kept.
+    """
 
     scaled: tuple[int, int]
     size: tuple[int, int]
+    gravity: str = "center"
 
     def cropped(self, picture: Picture) -> Picture:
-        """The middle of a scaled picture `[height, width, 3]`."""
-        (width, height), (all_wide, all_high) = self.size, self.scaled
-        left, top = (all_wide - width) // 2, (all_high - height) // 2
-        return np.ascontiguousarray(picture[top : top + height, left : left + width])
+        """The scaled picture `[height, width, 3]` as `size`."""
+        for axis, (side, share) in enumerate(
+            zip(self.size[::-1], GRAVITIES[self.gravity][::-1], strict=True)
+        ):
+            spare = picture.shape[axis] - side
+            before = offset(spare, share)
+            if spare > 0:
+                picture = picture.take(range(before, before + side), axis)
+            elif spare < 0:
+                around = [(0, 0), (0, 0), (0, 0)]
+                around[axis] = (before, -spare - before)
+                picture = np.pad(picture, around)
+        return np.ascontiguousarray(picture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +67,22 @@ class Clip:
     fps: Fraction
     quarter_turns: int
 
-    def geometry(self, width: int | None, height: int | None, *, multiple: int, default: int) -> Geometry:
+    def geometry(
+        self,
+        width: int | None,
+        height: int | None,
+        *,
+        multiple: int,
+        default: int,
+        fit: str = "cover",
+        gravity: str = "center",
+    ) -> Geometry:
         """How pictures are scaled and cropped to `width` x `height`.
 
-        Without either side, the clip's own size is cropped down to multiples of `default`. With one side, the
-        other keeps the aspect ratio. Pictures are scaled to cover the result. Raises `ValueError` if a given
-        side is not a multiple of `multiple`, and `ClipError` if the clip is smaller than `default`.
+        `fit` and `gravity` are those of `app.media.fit`. Without either side, the clip's own size is brought
+        down to multiples of `default`; `cover` does it without scaling. With one side, the other keeps the
+        aspect ratio. Raises `ValueError` if a given side is not a multiple of `multiple`, and `ClipError` if
+        the clip is smaller than `default`.
         """
         for name, side in (("width", width), ("height", height)):
             if side is not None and (side < multiple or side % multiple):
@@ -67,11 +91,11 @@ class Clip:
             size = self.width // default * default, self.height // default * default
             if not all(size):
                 raise ClipError(f"{self.path.name} is {self.width}x{self.height}, less than {default} a side")
-            return Geometry((self.width, self.height), size)
+            own = (self.width, self.height)
+            return Geometry(own if fit == "cover" else scaled_size(own, size, fit), size, gravity)
         wide = width or _followed(height, self.width, self.height, default)
         high = height or _followed(width, self.height, self.width, default)
-        scale = max(Fraction(wide, self.width), Fraction(high, self.height))
-        return Geometry((math.ceil(self.width * scale), math.ceil(self.height * scale)), (wide, high))
+        return Geometry(scaled_size((self.width, self.height), (wide, high), fit), (wide, high), gravity)
 
     def count(self, fps: Fraction | None = None, at_most: int | None = None) -> int:
         """Number of frames that `frames` yields, at most `at_most`; decodes the file."""

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from adaptive.pipelines.recorded_call import Sound
 from app.jobs import JobSpec, Json
+from app.media.fit import framed
 from app.media.images import open_image
 from app.models.entries import ModelEntry
 from app.pipelines.calls import call_form
@@ -131,5 +132,5 @@ def _parameters(pipe: Any) -> frozenset[str]:
 
 
 def _picture(image: bytes, spec: JobSpec) -> Image.Image:
-    """The decoded image, cropped and scaled to the video's size."""
-    return ImageOps.fit(open_image(image), (spec.width, spec.height), Image.Resampling.LANCZOS)
+    """The decoded image, scaled and cropped or set between bars to the video's size."""
+    return framed(open_image(image), (spec.width, spec.height), spec.fit, spec.gravity)

@@ -51,12 +51,14 @@ def test_generate_starts_a_private_service_and_leaves_only_the_video(
     data_dir, out = tmp_path / "data", tmp_path / "out.mp4"
     (data_dir / "models").mkdir(parents=True)
     (data_dir / "models" / "tiny").symlink_to(built_model)
-    Image.linear_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
+    Image.linear_gradient("L").resize((64, 96)).convert("RGB").save(tmp_path / "photo.jpg")
     fields = [
         "--width",
         "128",
         "--height",
         "128",
+        "--gravity",
+        "north",
         "--frames",
         "17",
         "--steps",
@@ -77,6 +79,7 @@ def test_generate_starts_a_private_service_and_leaves_only_the_video(
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(out)
+    assert "Image: 64x96 is cropped to 128x128: cut are 32 pixels at the bottom (33 % of the" in result.stderr
     assert "Decoded all latent frames in one call (exact)" in result.stderr
     with av.open(str(out)) as file:
         assert sum(1 for _ in file.decode(video=0)) == 17

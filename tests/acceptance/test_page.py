@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from running_service import RunningService
 from waiting import wait_for
 
@@ -153,11 +154,36 @@ def test_a_size_the_model_cannot_make_is_corrected_with_one_click(open_page: Any
     page.click("#plan-fixes button:has-text('Use 256')")
     page.wait_for_selector(".rung.chosen")
     assert page.input_value("[name=width]") == "256"
-    page.set_input_files("#image", PHOTO)
-    assert not page.is_visible("#match"), "the photo is square, as the video is"
-    page.fill("[name=width]", "512")
-    page.click("#match")
-    assert page.input_value("[name=width]") == page.input_value("[name=height]")
+
+
+def test_the_size_follows_the_photo_unless_a_person_types_one(open_page: Any, tmp_path: Path) -> None:
+    photo = tmp_path / "portrait.png"
+    Image.linear_gradient("L").resize((108, 192)).save(photo)
+    page = open_page()
+    page.click("form summary >> nth=0")
+    assert page.input_value("[name=width]") == page.input_value("[name=height]") == ""
+    assert page.get_attribute("[name=height]", "placeholder") == "like the photo"
+    page.set_input_files("#image", photo)
+    page.wait_for_selector("#size:has-text('The video is 192 × 320. The photo of 108 × 192 is cropped')")
+    page.fill("[name=width]", "256")
+    page.wait_for_selector("#size:has-text('The video is 256 × 448.')")
+    page.fill("[name=height]", "256")
+    page.wait_for_selector("#size:has-text('42 pixels at the top, 42 pixels at the bottom')")
+    page.select_option("[name=gravity]", "north")
+    page.wait_for_selector("#size:has-text('84 pixels at the bottom (44 % of the image)')")
+    page.select_option("[name=fit]", "contain")
+    page.wait_for_selector("#size:has-text('bars of 56 pixels at the left, 56 pixels at the right')")
+    page.fill("#prompt", "portrait between bars")
+    page.click("#submit")
+    page.wait_for_selector(".job:has-text('portrait between bars') .meta:has-text('photo between bars')")
+    unshown = tmp_path / "unshown.tiff"
+    Image.linear_gradient("L").resize((192, 108)).save(unshown)
+    with page.expect_request(sends_a_file_to_plan):  # the browser cannot show it, so the service is asked
+        page.set_input_files("#image", unshown)
+
+
+def sends_a_file_to_plan(sent: Any) -> bool:
+    return sent.url.endswith("/plan") and "multipart" in sent.headers.get("content-type", "")
 
 
 def test_a_last_image_is_dropped_and_sent_and_a_refusal_is_shown_in_units(open_page: Any) -> None:

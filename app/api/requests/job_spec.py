@@ -4,11 +4,13 @@ Knows nothing of encodings or headers.
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.api.problems import Problem
-from app.jobs import JobSpec
+from app.api.requests.shapes import shape_for
+from app.jobs import JobSpec, sides_of
+from app.media.fit import Size
 from app.models.entries import ModelEntry
 from app.pipelines import builtin
 
@@ -33,16 +35,26 @@ _BLANK_MEANS_ABSENT = frozenset(
         "guidance_scale",
         "decode_strategy",
         "exact_only",
+        "fit",
+        "gravity",
+        "image_size",
+        "last_image_size",
     }
 )
 
 
 def job_spec(
-    fields: Mapping[str, Any], models: Mapping[str, ModelEntry], *, has_last_image: bool = False
+    fields: Mapping[str, Any],
+    models: Mapping[str, ModelEntry],
+    *,
+    has_last_image: bool = False,
+    measure: Callable[[], Size | None] = lambda: None,
 ) -> JobSpec:
     """Return the specification in a request's fields, completed with the model's defaults.
 
-    `has_last_image`: the request has a last image. Raises `Problem` or pydantic's `ValidationError`.
+    `has_last_image`: the request has a last image. `measure` returns the image's upright size, or None if
+    there is none; it is called only if the fields leave the shape to it. Raises `Problem`, pydantic's
+    `ValidationError`, and what `measure` raises.
     """
     given = {
         name: value
@@ -53,12 +65,12 @@ def job_spec(
         given["seed"] = secrets.randbelow(2**31)
     entry = entry_of(given, models)
     try:
-        return _spec_for(entry, given, has_last_image)
+        return _spec_for(entry, given, has_last_image, measure)
     except Problem as problem:
         larger = None if given.get("model") else _other_builtin(entry, models)
         if larger is None or problem.code != "over_model_limit":
             raise
-        return _spec_for(larger, given, has_last_image)
+        return _spec_for(larger, given, has_last_image, measure)
 
 
 def asks_for_random_seed(fields: Mapping[str, Any]) -> bool:
@@ -67,11 +79,33 @@ def asks_for_random_seed(fields: Mapping[str, Any]) -> bool:
     return seed in (None, -1) or (isinstance(seed, str) and seed.strip() in ("", "-1"))
 
 
-def _spec_for(entry: ModelEntry, given: Mapping[str, Any], has_last_image: bool) -> JobSpec:
+def _spec_for(
+    entry: ModelEntry, given: Mapping[str, Any], has_last_image: bool, measure: Callable[[], Size | None]
+) -> JobSpec:
     spec = JobSpec.model_validate({**entry.defaults.model_dump(), **given, "model": entry.name})
+    spec = _following_image(spec, entry, given, measure)
     check_against_model(spec, entry)
     _check_inputs(spec, entry, has_last_image)
     return spec
+
+
+def _following_image(
+    spec: JobSpec, entry: ModelEntry, given: Mapping[str, Any], measure: Callable[[], Size | None]
+) -> JobSpec:
+    """Return the specification with the shape that the image gives it, if the request does not."""
+    if {"width", "height"} <= given.keys():
+        return spec
+    image = measure() or (spec.image_size and sides_of(spec.image_size))
+    if not image:
+        return spec
+    shape = shape_for(
+        entry,
+        image,
+        width=spec.width if "width" in given else None,
+        height=spec.height if "height" in given else None,
+        num_frames=spec.num_frames if "num_frames" in given else None,
+    )
+    return JobSpec.model_validate({**spec.model_dump(), **shape})
 
 
 def _other_builtin(entry: ModelEntry, models: Mapping[str, ModelEntry]) -> ModelEntry | None:

@@ -6,13 +6,11 @@ schemas. They are built from `JobSpec`; fields with a default of the model are o
 
 from typing import Any
 
-from app.jobs import JobSpec, Json
+from app.jobs import MEASURED, JobSpec, Json
 
 EXAMPLE: Json = {
     "prompt": "the camera pans slowly to the left",
     "num_frames": 25,
-    "width": 256,
-    "height": 256,
 }
 MAX_JOBS = 32
 EXAMPLE_URL = "data:image/jpeg;base64,..."
@@ -33,6 +31,8 @@ def _spec_schema() -> Json:
     schema["required"] = ["prompt"]
     for name in ("title", "description"):
         schema.pop(name, None)
+    for name in MEASURED:
+        schema["properties"].pop(name)
     return schema
 
 
@@ -75,8 +75,10 @@ def _redecode_schema() -> Json:
     }
 
 
-def _plan_schema() -> Json:
-    schema = _spec_schema()
+def _plan_schema(image: Json) -> Json:
+    schema = _with_image(image)
+    measured = JobSpec.model_json_schema()["properties"]
+    schema["properties"] |= {name: measured[name] for name in sorted(MEASURED)}
     schema["required"] = []
     return schema
 
@@ -90,7 +92,11 @@ def _video_schema(image: Json) -> Json:
             "example": "4",
             "description": "Rounded to a length that the model can make.",
         },
-        "size": {"type": "string", "example": "768x512", "description": "WIDTHxHEIGHT in pixels."},
+        "size": {
+            "type": "string",
+            "example": "768x512",
+            "description": "WIDTHxHEIGHT in pixels, or auto: like the image.",
+        },
     }
     own["last_image"] = _last(image)
     return {
@@ -145,7 +151,9 @@ VIDEO_BODY = _body(
 REMIX_BODY = _body(
     {**_remix_schema(), "example": {"prompt": "the same scene at night"}}, _remix_schema(), required=True
 )
-PLAN_BODY = _body({**_plan_schema(), "example": EXAMPLE}, _plan_schema())
+PLAN_BODY = _body(
+    {**_plan_schema(DATA_URL), "example": {**EXAMPLE, "image_size": "1080x1920"}}, _plan_schema(FILE)
+)
 REDECODE_BODY = _body({**_redecode_schema(), "example": {"decode_strategy": "per_frame"}}, required=False)
 SESSION_BODY = _body(
     {

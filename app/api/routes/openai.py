@@ -145,11 +145,13 @@ def _translated(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     given = dict(fields)
     entry = entry_of(given, service.models)
     size, seconds = given.pop("size", None), given.pop("seconds", None)
-    if size not in (None, ""):
+    if size not in (None, "", "auto"):  # without a size the shape follows the image
         _refuse_both(given, "size", "width", "height")
         match = SIZE.fullmatch(str(size))
         if match is None:
-            raise Problem(422, "invalid_size", f"size must be WIDTHxHEIGHT in pixels, not {str(size)[:50]!r}")
+            raise Problem(
+                422, "invalid_size", f"size must be auto or WIDTHxHEIGHT in pixels, not {str(size)[:50]!r}"
+            )
         given |= {"width": int(match[1]), "height": int(match[2])}
     if seconds not in (None, ""):
         _refuse_both(given, "seconds", "num_frames")

@@ -1,8 +1,7 @@
 """Routes that submit and plan jobs: POST /generate, POST /plan, POST /jobs/{id}/redecode and /retry."""
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -14,12 +13,12 @@ from app.api.dependencies import Service, TheService, visible
 from app.api.problems import Problem, documented
 from app.api.requests.bodies import Parts, from_json, parse_body, read_body
 from app.api.requests.job_spec import asks_for_random_seed, job_spec
+from app.api.requests.pictures import UploadedPictures
 from app.api.requests.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
 from app.api.response_schemas import JOB, PLAN, answer
-from app.api.views import hide_other_owners, job_view
+from app.api.views import hide_other_owners, job_view, pictures_view
 from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job, JobSpec, Json, Stage
-from app.media.images import ImageRejected, check_image
 from app.scheduling.plan_view import rungs_json
 from app.service.webhooks import check_url
 from app.store import Submission
@@ -100,16 +99,16 @@ def build_submission(
     Raises only errors that `problem_of` maps to a problem.
     """
     image, last_image = parts.images.get("image"), parts.images.get("last_image")
-    spec = job_spec(parts.fields, service.models, has_last_image=last_image is not None)
+    pictures = UploadedPictures(parts.images, service.image_limits)
+    spec = job_spec(
+        parts.fields, service.models, has_last_image=last_image is not None, measure=pictures.size
+    )
     check_key_limits(service, owner, spec)
     if spec.webhook_url is not None:
         _check_webhook(service, spec.webhook_url)
     if image is None:
         raise Problem(422, "missing_image", "the request has no image: send it in the file field 'image'")
-    check_image(image, service.image_limits)
-    if last_image is not None:
-        with _name_in_errors("last_image"):
-            check_image(last_image, service.image_limits)
+    spec = spec.model_copy(update=pictures.measured())
     verdict = service.admission.admit(spec)
     key = service.keys.of_owner(owner)
     return Submission(
@@ -132,15 +131,6 @@ def _check_webhook(service: Service, url: str) -> None:
     check_url(url, allow_private=service.settings.webhook_allow_private)
 
 
-@contextmanager
-def _name_in_errors(name: str) -> Iterator[None]:
-    """Prefix the message of a refused image with its field name."""
-    try:
-        yield
-    except ImageRejected as error:
-        raise ImageRejected(error.code, f"{name}: {error}") from None
-
-
 def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes, last_image: bytes | None) -> str:
     # A random seed is not part of the client's request.
     requested = spec.model_copy(update={"seed": 0}) if asks_for_random_seed(fields) else spec
@@ -156,12 +146,18 @@ def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes, last_image
 )
 def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Json:
     """Dry run of POST /generate: checks the video's fields and returns the plan and the memory of each decode
-    option (rung). It needs no image and no prompt, and checks neither the image nor the webhook.
+    option (rung). It needs no image and no prompt, and does not check the webhook.
+
+    An image, or its size in `image_size`, gives the video its shape if the fields do not.
     """
     parts = parse_body(request.headers.get("content-type", ""), body)
     parts.fields["prompt"] = parts.fields.get("prompt") or "plan"
-    spec = job_spec(parts.fields, service.models, has_last_image="last_image" in parts.images)
+    pictures = UploadedPictures(parts.images, service.image_limits)
+    spec = job_spec(
+        parts.fields, service.models, has_last_image="last_image" in parts.images, measure=pictures.size
+    )
     check_key_limits(service, owner, spec)
+    spec = spec.model_copy(update=pictures.measured())
     verdict = service.admission.admit(spec)
     largest = verdict.largest
     return {
@@ -172,6 +168,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
         "largest": None if largest is None else asdict(largest),
         "eta_seconds": service.waiting_times.seconds_for_new_job(spec.model, verdict.plan),
         "request": spec.model_dump(mode="json", exclude={"prompt", "seed"}),
+        "pictures": pictures_view(spec),
     }
 
 

@@ -75,6 +75,10 @@ function meta(job) {
   const { request } = job;
   const frames = request.num_frames - request.loop;
   const parts = [job.model, `${request.width} × ${request.height}`, `${frames} frames, ${seconds(frames / request.fps)}`];
+  const { cut_share: cut, bars, stretch } = job.pictures.image ?? {};
+  if (cut >= 0.005) parts.push(`photo cropped by ${Math.round(100 * cut)} %`);
+  if (bars && Object.values(bars).some(Boolean)) parts.push("photo between bars");
+  if (stretch && stretch !== 1) parts.push("photo stretched");
   parts.push(`seed ${job.seed}`); // text: the number in `request` is rounded beyond 2**53
   if (request.priority) parts.push(`priority ${request.priority}`);
   if (job.started_at && job.finished_at) parts.push(`took ${seconds((new Date(job.finished_at) - new Date(job.started_at)) / 1000)}`);

@@ -17,13 +17,11 @@ export async function start(onSubmitted) {
   models = (await call("GET", "/models")).models;
   form.elements.model.replaceChildren(...models.map((one) => new Option(one.name, one.name, one.is_default)));
   applyModel();
-  const replan = () => plan.show(fields(), use);
-  images.start(form, () => { fail(""); offerShape(); });
-  byId("match").addEventListener("click", () => use(images.shapeFor(model, form)));
+  const replan = () => plan.show(asked(), use);
+  images.start(form, () => { fail(""); if (images.size("image") !== null) replan(); });
   form.elements.model.addEventListener("change", () => { applyModel(); replan(); });
   form.elements.exact_only.addEventListener("change", allowApproximate);
   form.addEventListener("input", debounced(replan, 300));
-  form.addEventListener("input", offerShape);
   form.addEventListener("submit", (event) => { event.preventDefault(); submit(onSubmitted); });
   replan();
   setInterval(() => { if (!document.hidden) replan(); }, REPLAN_MS);
@@ -33,7 +31,7 @@ function applyModel() {
   model = models.find((one) => one.name === form.elements.model.value);
   const { limits, size_multiple: multiple } = model;
   for (const [name, value] of Object.entries(model.defaults)) form.elements[name].value = value;
-  for (const name of ["width", "height"]) Object.assign(form.elements[name], { step: multiple, min: multiple });
+  for (const name of ["width", "height"]) Object.assign(form.elements[name], { step: multiple, min: multiple, value: "" });
   const least = model.first_frame_alone ? 1 : model.frames_step;
   Object.assign(form.elements.num_frames, { step: model.frames_step, min: least, max: limits.max_frames });
   form.elements.num_inference_steps.max = limits.max_steps;
@@ -49,14 +47,6 @@ function applyModel() {
   const only = model.shapes.map((shape) => shape.replaceAll("x", " × ")).join(" or ");
   const free = `${sides} ${rule}, up to ${limits.max_frames}.`;
   byId("limits").textContent = only ? `Width × height × frames can only be ${only}.` : free;
-  offerShape();
-}
-
-// The service crops a photo of another aspect ratio. A button sets the photo's own ratio.
-function offerShape() {
-  const shape = images.shapeFor(model, form);
-  byId("match").hidden = !shape;
-  if (shape) byId("match").textContent = `Match the photo: ${shape.width} × ${shape.height}`;
 }
 
 function allowApproximate() {
@@ -82,6 +72,17 @@ function fields() {
   if (given.memory_budget_mib) given.memory_budget_bytes = Math.round(given.memory_budget_mib * MIB);
   delete given.memory_budget_mib;
   return given;
+}
+
+// What to plan. The photo gives the video its shape: its size is enough, unless only the service can read it.
+function asked() {
+  const given = fields();
+  const photo = images.chosen("image");
+  if (!photo || images.size("image") === null) return given;
+  if (images.size("image")) return { ...given, image_size: images.size("image") };
+  const body = new FormData();
+  for (const [name, value] of Object.entries({ ...given, image: photo })) body.append(name, value);
+  return body;
 }
 
 async function submit(onSubmitted) {

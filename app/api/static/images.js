@@ -1,4 +1,4 @@
-// The images of the form: chosen, dropped anywhere on the page, or pasted; and the video size that fits the first image.
+// The images of the form: chosen, dropped anywhere on the page, or pasted; and their sizes.
 
 const files = {};
 const sizes = {};
@@ -6,6 +6,11 @@ let form = null;
 let onChange = () => {};
 
 export const chosen = (name) => files[name];
+
+// WIDTHxHEIGHT of an upright image; null while the browser reads it; undefined without an image, or with one that the
+// browser cannot show: the service has to measure it.
+export const size = (name) => sizes[name];
+export const measured = (name, { width, height }) => { sizes[name] = `${width}x${height}`; };
 
 export function start(theForm, changed) {
   form = theForm;
@@ -45,31 +50,16 @@ function set(name, file) {
   const preview = drop.querySelector("img");
   if (files[name]) URL.revokeObjectURL(preview.src);
   files[name] = file ?? undefined;
-  sizes[name] = undefined;
+  sizes[name] = file ? null : undefined;
   preview.hidden = !file;
   drop.classList.toggle("filled", Boolean(file));
   const remove = removeButton(name);
   if (remove) remove.hidden = !file;
   if (file) {
     preview.alt = `The chosen ${name.replace("_", " ")}, ${file.name || "pasted"}`;
-    preview.onload = () => { sizes[name] = [preview.naturalWidth, preview.naturalHeight]; onChange(); };
+    preview.onload = () => { measured(name, { width: preview.naturalWidth, height: preview.naturalHeight }); onChange(); };
+    preview.onerror = () => { sizes[name] = undefined; preview.hidden = true; onChange(); };
     preview.src = URL.createObjectURL(file);
   }
   onChange();
-}
-
-// Width and height in the photo's aspect ratio with about the requested number of pixels; null if that changes little.
-export function shapeFor(model, { elements }) {
-  if (!sizes.image || model.shapes.length) return null;
-  const [wide, high] = sizes.image;
-  const given = elements.width.value * elements.height.value;
-  const pixels = Math.min(model.limits.max_pixels, given || model.defaults.width * model.defaults.height);
-  const multiple = model.size_multiple;
-  const rounded = (side) => Math.max(multiple, Math.round(side / multiple) * multiple);
-  const shape = { width: rounded(Math.sqrt(pixels * wide / high)), height: rounded(Math.sqrt(pixels * high / wide)) };
-  while (shape.width * shape.height > model.limits.max_pixels) shape[shape.width > shape.height ? "width" : "height"] -= multiple;
-  const ratio = (one) => one.width / one.height;
-  const now = { width: Number(elements.width.value), height: Number(elements.height.value) };
-  const closer = Math.abs(Math.log(ratio(shape) / (wide / high))) < Math.abs(Math.log(ratio(now) / (wide / high))) - 0.02;
-  return closer ? shape : null;
 }

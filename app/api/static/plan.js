@@ -2,8 +2,9 @@
 
 import { Problem, call } from "/static/api.js";
 import { button, byId, make, say } from "/static/dom.js";
+import { measured } from "/static/images.js";
 import { showPrediction } from "/static/memory.js";
-import { bytes, exactness, inUnits, planned, rounded, seconds, short } from "/static/words.js";
+import { bytes, exactness, framing, inUnits, planned, rounded, seconds, short } from "/static/words.js";
 
 const SHOWN = 5;
 const form = byId("form");
@@ -12,11 +13,14 @@ const rungList = byId("rungs");
 const every = byId("all-rungs");
 let asking = null;
 
+// Plans the fields, as an object or as a form with the photo.
 export async function show(fields, use) {
   asking?.abort();
   asking = new AbortController();
   try {
-    const answer = await call("POST", "/plan", { json: fields, signal: asking.signal });
+    const body = fields instanceof FormData ? { form: fields } : { json: fields };
+    const answer = await call("POST", "/plan", { ...body, signal: asking.signal });
+    if (body.form) measured("image", answer.pictures.image);
     showAnswer(answer);
     showPrediction(answer.plan);
   } catch (error) {
@@ -26,8 +30,9 @@ export async function show(fields, use) {
   }
 }
 
-function showAnswer({ plan, rungs, largest, eta_seconds: eta }) {
+function showAnswer({ plan, rungs, largest, eta_seconds: eta, request, pictures }) {
   mark(null);
+  say(byId("size"), pictures.image ? `The video is ${request.width} × ${request.height}. ${framing(pictures.image)}` : "");
   lead.classList.remove("error");
   say(lead, planned(plan, "Would decode"));
   const sentences = [];

@@ -16,6 +16,9 @@ export function seconds(count) {
   return `${(count / 3600).toFixed(1)} h`;
 }
 
+// What becomes of a photo in the video.
+export const framing = ({ detail }) => `The photo of ${detail.replaceAll(/(\d)x(?=\d)/g, "$1 × ")}.`;
+
 const times = (count) => (count === 1 ? "once" : `${count} times`);
 
 const STRATEGY = {
@@ -75,9 +78,12 @@ export const rounded = (weights) =>
   (weights?.exact === false ? `The ${weights.quantized.join(" and ")} in int8 (quantized weights)` : "");
 
 // Pairs of a name and a text about a job's decode, with predictions beside measurements.
-export function facts({ denoise, decode }) {
+export function facts({ denoise, decode, pictures }) {
   if (!decode?.strategy) return [];
   const rows = [];
+  for (const [name, one] of [["Image", pictures.image], ["Last image", pictures.last_image]]) {
+    if (one) rows.push([name, framing(one)]);
+  }
   const guess = decode.predicted_seconds == null ? "no prediction" : `${seconds(decode.predicted_seconds)} predicted`;
   rows.push(["Decode time", `${guess}, ${seconds(decode.seconds)} taken`]);
   if (decode.free_bytes_at_decision != null) {

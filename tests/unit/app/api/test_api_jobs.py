@@ -165,7 +165,8 @@ def test_a_strategy_that_needs_too_much_is_refused_with_what_the_smallest_way_ne
 ) -> None:
     job = submit()
     finish()
-    rungs = client.post("/plan", json={"memory_budget_bytes": 2**40}).json()["rungs"]
+    like_the_job = {"memory_budget_bytes": 2**40, "image_size": job["request"]["image_size"]}
+    rungs = client.post("/plan", json=like_the_job).json()["rungs"]
     needs = {rung["strategy"]: rung["predicted_peak_bytes"] for rung in rungs}
     least = min(needs.values())
     wanted = {"decode_strategy": "batched", "memory_budget_bytes": needs["batched"] - 1}

@@ -27,7 +27,7 @@ def test_a_multipart_request_is_accepted_with_its_provisional_plan(submit: Post,
     job = submit(width=128, seed=11)
     assert (job["status"], job["queue_position"]) == ("queued", 1)
     assert job["request"]["width"] == 128
-    assert job["request"]["height"] == 256
+    assert job["request"]["height"] == 128
     assert job["request"]["seed"] == 11
     assert job["plan"]["needed_bytes"] > 0
     assert app_store.get(job["id"]).status is JobStatus.QUEUED

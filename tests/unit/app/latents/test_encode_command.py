@@ -54,6 +54,21 @@ def test_latents_are_the_vae_s_own_normalised_as_the_pipeline_does(
     assert (metadata["frames"], metadata["fps"], metadata["clip"]) == ("25", "24", "clip.mkv")
 
 
+def test_a_crop_is_where_gravity_says_and_is_told(framefit: Framefit, tmp_path: Path) -> None:
+    clip, out = write_clip(tmp_path / "clip.mkv", 9), tmp_path / "out.safetensors"
+    sides = ("--width", 32, "--height", 64)
+    done = framefit("encode", clip, "--model", "ltx", "-o", out, *sides, "--gravity", "west")
+    assert done.exit_code == 0, done.output
+    assert "is cropped to 32x64: cut are" in done.output
+    assert "at the right" in done.output
+    assert "at the left" not in done.output
+    done = framefit("encode", clip, "--model", "ltx", "-o", out, *sides, "--fit", "contain", "--overwrite")
+    assert "is shown whole in 32x64, with bars of" in done.output
+    refused = framefit("encode", clip, "--model", "ltx", "-o", out, *sides, "--fit", "crop", "--overwrite")
+    assert refused.exit_code == 1
+    assert "fit must be one of cover, contain, stretch, got 'crop'" in refused.output
+
+
 def test_raw_latents_are_not_normalised(framefit: Framefit, vaes: dict[str, Any], tmp_path: Path) -> None:
     clip, out = write_clip(tmp_path / "clip.mkv", 9), tmp_path / "out.safetensors"
     assert framefit("encode", clip, "--model", "ltx", "-o", out, "--raw").exit_code == 0

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from encode_clips import picture, write_clip
 
-from app.media.clips import Clip, ClipError, open_clip
+from app.media.clips import Clip, ClipError, Geometry, open_clip
+from app.media.fit import frame
 
 
 def plain(clip: Clip) -> list[np.ndarray]:
@@ -30,6 +31,41 @@ def test_what_is_beyond_a_multiple_is_cut_off_around_the_middle(tmp_path: Path) 
     geometry = clip.geometry(None, None, multiple=8, default=16)
     assert geometry.size == (48, 32)
     assert np.array_equal(next(clip.frames(geometry)), picture(0, 54, 36)[2:34, 3:51])
+
+
+@pytest.mark.parametrize(
+    ("fit", "gravity", "scaled", "part"),
+    [
+        ("cover", "west", (64, 32), (0, 0, 32, 32)),
+        ("cover", "east", (64, 32), (0, 0, 32, 32)),
+        ("contain", "north", (32, 16), (0, 0, 32, 16)),
+        ("contain", "center", (32, 16), (0, 8, 32, 24)),
+        ("contain", "southeast", (32, 16), (0, 16, 32, 32)),
+        ("stretch", "center", (32, 32), (0, 0, 32, 32)),
+    ],
+)
+def test_fit_and_gravity_place_a_clip_as_they_place_an_image(
+    tmp_path: Path, fit: str, gravity: str, scaled: tuple[int, int], part: tuple[int, int, int, int]
+) -> None:
+    clip = open_clip(write_clip(tmp_path / "clip.mkv", 1, size=(96, 48)))
+    geometry = clip.geometry(32, 32, multiple=8, default=16, fit=fit, gravity=gravity)
+    assert (geometry.scaled, geometry.size) == (scaled, (32, 32))
+    assert frame((96, 48), (32, 32), fit, gravity).filled == part
+    shown = next(clip.frames(geometry))
+    left, top, right, bottom = part
+    inside = np.zeros((32, 32), bool)
+    inside[top:bottom, left:right] = True
+    assert not shown[~inside].any()
+    assert shown[inside].any(axis=-1).mean() > 0.9
+    if fit == "cover":
+        whole = next(clip.frames(Geometry((64, 32), (64, 32))))
+        assert np.array_equal(shown, whole[:, :32] if gravity == "west" else whole[:, 32:])
+
+
+def test_what_is_beyond_a_multiple_is_cut_where_gravity_says(tmp_path: Path) -> None:
+    clip = open_clip(write_clip(tmp_path / "clip.mkv", 1, size=(54, 36)))
+    geometry = clip.geometry(None, None, multiple=8, default=16, gravity="southeast")
+    assert np.array_equal(next(clip.frames(geometry)), picture(0, 54, 36)[4:, 6:])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,36 @@
+"""The images of one request: checked at most once, and measured."""
+
+from collections.abc import Mapping
+
+from app.media.fit import Size
+from app.media.images import ImageInfo, ImageLimits, ImageRejected, check_image
+
+FIELDS = ("image", "last_image")
+
+
+class UploadedPictures:
+    """The images of a request by field name. Each is checked when its size is first asked for."""
+
+    def __init__(self, images: Mapping[str, bytes], limits: ImageLimits) -> None:
+        self._images = {name: images[name] for name in FIELDS if name in images}
+        self._limits = limits
+        self._checked: dict[str, ImageInfo] = {}
+
+    def size(self, name: str = "image") -> Size | None:
+        """Return the upright size in pixels, or None if there is no such image. Raises `ImageRejected`."""
+        if name not in self._images:
+            return None
+        if name not in self._checked:
+            try:
+                self._checked[name] = check_image(self._images[name], self._limits)
+            except ImageRejected as error:
+                if name == "image":
+                    raise
+                raise ImageRejected(error.code, f"{name}: {error}") from None
+        info = self._checked[name]
+        return info.width, info.height
+
+    def measured(self) -> dict[str, str]:
+        """Return the fields of a `JobSpec` that hold the sizes of the images. Raises `ImageRejected`."""
+        sizes = {name: size for name in FIELDS if (size := self.size(name)) is not None}
+        return {f"{name}_size": "{}x{}".format(*size) for name, size in sizes.items()}
