@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PREFIX = "FRAMEFIT_"
 GIB = 2**30
 HASH_PREFIX = "sha256:"
+# A path of plain segments; none begins with a dot, so that none is `..`, and none is empty, as in //host.
+PATH_PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
 
 class ConfigError(Exception):
@@ -32,6 +34,10 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    root_path: str = Field(
+        "",
+        description="Path under which a proxy serves the service, such as /framefit, if it sends no header.",
+    )
     data_dir: Path = Path("./data")
     database_url: str | None = Field(
         None, repr=False, description="SQLAlchemy URL. Default: an SQLite file in the data folder."
@@ -89,6 +95,14 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
+
+    @field_validator("root_path")
+    @classmethod
+    def _plain_path(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if path and not PATH_PREFIX.fullmatch(path):
+            raise ValueError("a path must begin with / and consist of letters, digits, '.', '_', '~' and '-'")
+        return path
 
     @field_validator("api_keys", mode="before")
     @classmethod

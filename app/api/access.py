@@ -7,6 +7,7 @@ stream, so the page sends its key once and gets a cookie that scripts and other 
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.requests import cookie_parser
 
 from app.api.dependencies import Service, TheService
 from app.api.problems import Problem
@@ -21,7 +22,13 @@ def key_of_request(request: Request) -> str | None:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
         return token.strip()
-    return request.headers.get("x-api-key") or request.cookies.get(COOKIE)
+    return request.headers.get("x-api-key") or _cookie(request)
+
+
+def _cookie(request: Request) -> str | None:
+    """Return the first cookie of our name: the one of the longest path, if services share the host."""
+    pairs = request.headers.get("cookie", "").split(";")
+    return next((found[COOKIE] for pair in pairs if COOKIE in (found := cookie_parser(pair))), None)
 
 
 def _known_key(request: Request, service: Service) -> ApiKey | None:

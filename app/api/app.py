@@ -8,12 +8,12 @@ from pathlib import Path
 
 import anyio.to_thread
 from fastapi import FastAPI
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from adaptive.version import __version__
 from app.api import problems
-from app.api.dependencies import build_service
+from app.api.dependencies import Prefix, build_service
 from app.api.guard import Guard
 from app.api.routes import batch, events, files, jobs, openai, openai_models, session, submit, system
 from app.config import Settings
@@ -24,7 +24,7 @@ STATIC = Path(__file__).with_name("static")
 THREADS = 64
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    "media-src 'self' blob:; connect-src 'self'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
 
 
@@ -67,14 +67,22 @@ def create_app(
     app.state.service = service
     problems.install(app)
     app.add_exception_handler(events.StreamEnded, events.no_more_events)
-    for module in (submit, batch, jobs, files, events, openai, openai_models, system, session):
-        app.include_router(module.router)
+    modules = (submit, batch, jobs, files, events, openai, openai_models, system, session)
+    routers = [module.router for module in modules]
+    for router in routers:
+        app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    app.add_api_route("/", _page, include_in_schema=False, response_class=FileResponse)
+    app.add_api_route("/", _page, include_in_schema=False, response_class=HTMLResponse)
+    paths = [getattr(route, "path", "/") for router in routers for route in router.routes]
+    app.state.own_segments = {path.split("/")[1] for path in paths} | {"static"}
     app.add_middleware(Guard)
     return app
 
 
-def _page() -> FileResponse:
+def _page(prefix: Prefix) -> Response:
     headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
-    return FileResponse(STATIC / "index.html", media_type="text/html; charset=utf-8", headers=headers)
+    if not prefix:
+        return FileResponse(STATIC / "index.html", media_type="text/html; charset=utf-8", headers=headers)
+    # The page's addresses are relative. Some proxies serve it without the slash at the end of the prefix.
+    page = (STATIC / "index.html").read_text(encoding="utf-8")
+    return HTMLResponse(page.replace("<head>", f'<head>\n  <base href="{prefix}/">', 1), headers=headers)

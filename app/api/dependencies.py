@@ -147,7 +147,7 @@ def _webhooks(settings: Settings, models: dict[str, ModelEntry], store: JobStore
 
     def view(job_id: str) -> Json:
         job = store.get(job_id)
-        return job_view(job, models.get(job.spec.model))
+        return job_view(job, models.get(job.spec.model), prefix=settings.root_path)
 
     return Webhooks(store, settings.webhook_secret, view, allow_private=settings.webhook_allow_private)
 
@@ -162,6 +162,15 @@ async def service_of(request: Request) -> Service:
 
 
 TheService = Annotated[Service, Depends(service_of)]
+
+
+async def prefix_of(request: Request) -> str:
+    """Return the path under which a proxy serves the service, "" without one; links begin with it."""
+    prefix: str = request.scope.get("root_path", "")
+    return prefix
+
+
+Prefix = Annotated[str, Depends(prefix_of)]
 
 
 def visible(service: Service, job_id: str, owner: str | None) -> Job:

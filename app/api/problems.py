@@ -161,7 +161,8 @@ def _fault_code(kind: str, location: tuple[int | str, ...]) -> str:
 
 def _answer(request: Request, problem: Problem) -> Response:
     """Return the problem document, or an error in OpenAI's form for paths under /v1/."""
-    if not request.url.path.startswith("/v1/"):
+    path: str = request.scope["path"]
+    if not path.removeprefix(request.scope.get("root_path", "")).startswith("/v1/"):
         return problem.response()
     kind = "server_error" if problem.status >= 500 else "invalid_request_error"
     error = {"message": problem.detail, "type": kind, "code": problem.code, "param": None, **problem.data}

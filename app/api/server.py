@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.api.problems import Problem
+from app.api.proxy import BehindProxy
 
 HEAD_SECONDS = 15.0
 LINGER_SECONDS = 1.0
@@ -100,6 +101,9 @@ def build_server(app: FastAPI, **options: Any) -> uvicorn.Server:
         ws="none",
         log_config=None,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        proxy_headers=False,  # `BehindProxy` reads them, and one more
         **options,
     )
+    root_path = app.state.service.settings.root_path
+    config.app = BehindProxy(app, config.forwarded_allow_ips, root_path, app.state.own_segments)
     return uvicorn.Server(config)

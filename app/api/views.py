@@ -14,9 +14,14 @@ def timestamp(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def job_view(job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = None) -> Json:
-    """Return the JSON of a job; `entry` is its model, None if the model was removed."""
-    base = f"/jobs/{job.id}"
+def job_view(
+    job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = None, prefix: str = ""
+) -> Json:
+    """Return the JSON of a job; `entry` is its model, None if the model was removed.
+
+    Links begin with `prefix`, the path under which a proxy serves the service.
+    """
+    base = f"{prefix}/jobs/{job.id}"
     links = {"self": base, "events": f"{base}/events"}
     if not job.expired:
         links["image"] = f"{base}/image"

@@ -29,7 +29,8 @@ The service listens on `http://127.0.0.1:8000` unless [settings](settings.md) sa
 `GET /openapi.json` is the OpenAPI document of this API, with the schema of every answer.
 
 * Requests are forms (`multipart/form-data`) or JSON. In JSON an image is a data URL.
-* Without `width` and `height` the video's shape follows the image; see [shape](getting-started.md#the-videos-shape).
+* Without `width` and `height` the video's [shape](getting-started.md#the-videos-shape) follows the image.
+* Behind a [proxy](proxy.md) that serves the service under a path, links in answers begin with that path.
 * Answers are JSON. Times are RFC 3339 in UTC, sizes are bytes, durations are seconds.
 * An error is a problem document (RFC 9457) with a stable `code`: see [error codes](#error-codes).
 * Every answer has an `X-Request-Id`, which the log repeats. If you send one, it is used.

@@ -4,9 +4,6 @@ keyboard, on a phone and in both themes.
 
 import hashlib
 import re
-import shutil
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,18 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
+from browser import CHROMIUM, api_alone, chromium
 from PIL import Image
 from running_service import RunningService
-from waiting import wait_for
 
-from app.api import create_app
-from app.api.server import build_server
 from app.config import HASH_PREFIX, Settings
 from app.jobs import JobStatus, Stage
 from app.store import open_store
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
-CHROMIUM = shutil.which("chromium")
+pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
 STATIC = Path(__file__).parents[2] / "app" / "api" / "static"
 PHOTO = Path(__file__).parents[2] / "app" / "assets" / "demo.jpg"
 UNDER_WAY = """() => {
@@ -33,23 +27,13 @@ UNDER_WAY = """() => {
     return part("progress")?.value > 0.1 && part(".what").textContent.includes("%");
 }"""
 KEY = "ff_a-key-of-the-studio"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-sync",
-]
-
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as running:
         yield running
-        running.close()
 
 
 def _is_complaint(line: Any) -> bool:
@@ -345,25 +329,6 @@ def keyed_service(folder: Path) -> Iterator[str]:
     keys.write_text(f'[keys.studio]\nhash = "{HASH_PREFIX}{hashlib.sha256(KEY.encode()).hexdigest()}"\n')
     with api_alone(Settings(data_dir=folder, keys_file=keys)) as url:
         yield url
-
-
-@contextmanager
-def api_alone(settings: Settings) -> Iterator[str]:
-    """The API without workers; one device has reported. Its address."""
-    server = build_server(create_app(settings))
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    wait_for(lambda: server.started, 30)
-    with closing(open_store(settings)) as store:
-        memory = {"total_bytes": 8 * 2**30, "free_bytes": 6 * 2**30, "own_bytes": 2**30}
-        store.register_worker("w", {"name": "cpu", "kind": "cpu", "capacity_bytes": 7 * 2**30, **memory})
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
 
 
 @pytest.mark.parametrize("width", [1280, 360])

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api.access import Caller
-from app.api.dependencies import Service, TheService
+from app.api.dependencies import Prefix, Service, TheService
 from app.api.problems import Problem, documented, problem_of
 from app.api.requests.bodies import Parts, parse_batch_body
 from app.api.requests.schemas import BATCH_BODY, MAX_JOBS
@@ -30,7 +30,12 @@ router = APIRouter()
     openapi_extra=BATCH_BODY,
 )
 def generate_batch(
-    request: Request, service: TheService, owner: Caller, body: Body, idempotency_key: IdempotencyKey = None
+    request: Request,
+    service: TheService,
+    owner: Caller,
+    prefix: Prefix,
+    body: Body,
+    idempotency_key: IdempotencyKey = None,
 ) -> Json:
     """Queue up to 32 jobs together and in order, each with the fields of POST /generate.
 
@@ -42,7 +47,7 @@ def generate_batch(
     submissions = _build_submissions(service, jobs, owner, idempotency_key)
     added = service.store.submit_all(submissions)
     log.info("batch_accepted jobs=%d", len(added))
-    return {"jobs": [view(service, job, owner) for job, _ in added]}
+    return {"jobs": [view(service, job, owner, prefix) for job, _ in added]}
 
 
 def _build_submissions(

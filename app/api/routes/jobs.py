@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from pydantic import AwareDatetime
 
 from app.api.access import Caller
-from app.api.dependencies import TheService, visible
+from app.api.dependencies import Prefix, TheService, visible
 from app.api.problems import documented
 from app.api.response_schemas import JOB, answer
 from app.api.response_schemas import PAGE as PAGE_OF_JOBS
@@ -24,6 +24,7 @@ NO_NUL = r"^[^\x00]*$"
 def list_jobs(
     service: TheService,
     owner: Caller,
+    prefix: Prefix,
     status: JobStatus | None = None,
     model: Annotated[str | None, Query(max_length=100, pattern=NO_NUL)] = None,
     since: Annotated[
@@ -45,21 +46,21 @@ def list_jobs(
     )
     page = jobs[:limit]
     return {
-        "jobs": [view(service, job, owner) for job in page],
+        "jobs": [view(service, job, owner, prefix) for job in page],
         "next_cursor": page[-1].id if len(jobs) > limit else None,
     }
 
 
 @router.get("/jobs/{job_id}", summary="A job", responses={**answer(JOB), **documented(401, 404)})
-def get_job(job_id: str, service: TheService, owner: Caller) -> Json:
+def get_job(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Json:
     """Return the job's current state."""
-    return view(service, visible(service, job_id, owner), owner)
+    return view(service, visible(service, job_id, owner), owner, prefix)
 
 
 @router.delete(
     "/jobs/{job_id}", summary="Cancel a job", responses={**answer(JOB), **documented(401, 404, 409)}
 )
-def cancel_job(job_id: str, service: TheService, owner: Caller) -> Json:
+def cancel_job(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Json:
     """Cancel a queued job at once, or a running one at its next step or chunk. An ended job gives 409."""
     visible(service, job_id, owner)
-    return view(service, service.store.cancel(job_id), owner)
+    return view(service, service.store.cancel(job_id), owner, prefix)

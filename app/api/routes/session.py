@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.access import COOKIE, Caller
-from app.api.dependencies import TheService
+from app.api.dependencies import Prefix, TheService
 from app.api.problems import Problem, documented
 from app.api.requests.bodies import from_json, read_body
 from app.api.requests.schemas import SESSION_BODY
@@ -49,6 +49,7 @@ def open_session(
     request: Request,
     response: Response,
     service: TheService,
+    prefix: Prefix,
     fields: Annotated[dict[str, Any], Depends(_fields)],
 ) -> None:
     """Set a cookie that holds the key. Scripts and other sites cannot read it."""
@@ -61,6 +62,7 @@ def open_session(
         COOKIE,
         key,
         max_age=LIFETIME_SECONDS,
+        path=prefix or "/",  # another service of this host has its own
         httponly=True,
         samesite="strict",
         secure=request.url.scheme == "https",
@@ -68,6 +70,6 @@ def open_session(
 
 
 @router.delete("/session", status_code=204, summary="Remove the cookie")
-def close_session(response: Response) -> None:
+def close_session(response: Response, prefix: Prefix) -> None:
     """Remove the cookie."""
-    response.delete_cookie(COOKIE)
+    response.delete_cookie(COOKIE, path=prefix or "/")

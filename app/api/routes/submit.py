@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.api.access import Caller, check_key_limits
-from app.api.dependencies import Service, TheService, visible
+from app.api.dependencies import Prefix, Service, TheService, visible
 from app.api.problems import Problem, documented
 from app.api.requests.bodies import Parts, from_json, parse_body, read_body
 from app.api.requests.job_spec import asks_for_random_seed, job_spec
@@ -41,14 +41,15 @@ IdempotencyKey = Annotated[str | None, Header(max_length=IDEMPOTENCY_KEY_LENGTH)
 DECODE_FIELDS = frozenset({"decode_strategy", "frames_per_chunk", "exact_only", "memory_budget_bytes"})
 
 
-def view(service: Service, job: Job, owner: str | None) -> Json:
+def view(service: Service, job: Job, owner: str | None, prefix: str) -> Json:
     """Return the job's JSON with its ETA, preview links and, if it waits for memory, what it waits for."""
-    shown = job_view(
-        job, service.models.get(job.spec.model), eta_seconds=service.waiting_times.seconds_for_job(job)
-    )
+    eta_seconds = service.waiting_times.seconds_for_job(job)
+    shown = job_view(job, service.models.get(job.spec.model), eta_seconds=eta_seconds, prefix=prefix)
     if job.stage in STAGES_WITH_PREVIEWS and not job.expired:
         previews = job_artifacts(service.settings.jobs_dir, job.id).previews()
-        shown["links"]["previews"] = [f"/jobs/{job.id}/previews/{number}.jpg" for number in range(previews)]
+        shown["links"]["previews"] = [
+            f"{shown['links']['self']}/previews/{number}.jpg" for number in range(previews)
+        ]
     return {**shown, "waiting": _waiting(service, job, owner)}
 
 
@@ -70,14 +71,20 @@ def _waiting(service: Service, job: Job, owner: str | None) -> Json | None:
     openapi_extra=GENERATE_BODY,
 )
 def generate(
-    request: Request, service: TheService, owner: Caller, body: Body, idempotency_key: IdempotencyKey = None
+    request: Request,
+    service: TheService,
+    owner: Caller,
+    prefix: Prefix,
+    body: Body,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Validate the request, plan it and store it durably. The response does not wait for the video."""
     parts = parse_body(request.headers.get("content-type", ""), body)
     job, created = submit(service, parts, owner=owner, idempotency_key=idempotency_key)
-    headers = {"Location": f"/jobs/{job.id}", **({} if created else {"Idempotent-Replayed": "true"})}
+    replayed = {} if created else {"Idempotent-Replayed": "true"}
+    headers = {"Location": f"{prefix}/jobs/{job.id}", **replayed}
     # Built here, because FastAPI would serialize and validate the document again.
-    return JSONResponse(view(service, job, owner), 202, headers)
+    return JSONResponse(view(service, job, owner, prefix), 202, headers)
 
 
 def submit(
@@ -180,7 +187,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
     responses={**answer(JOB, 202), **documented(400, 401, 404, 408, 409, 410, 413, 422, 503)},
     openapi_extra=REDECODE_BODY,
 )
-def redecode(job_id: str, service: TheService, owner: Caller, body: Body) -> Json:
+def redecode(job_id: str, service: TheService, owner: Caller, prefix: Prefix, body: Body) -> Json:
     """Queue an ended job again, optionally with other decode fields.
 
     The job reuses its latents if they are on disk. Otherwise it is denoised again from the start.
@@ -194,7 +201,7 @@ def redecode(job_id: str, service: TheService, owner: Caller, body: Body) -> Jso
             f"{name[:100]!r} cannot be changed; only {', '.join(sorted(DECODE_FIELDS))} can",
         )
     given = {"frames_per_chunk": None, **changes} if "decode_strategy" in changes else changes
-    return _queue_again(service, job, given, "redecode")
+    return view(service, _queue_again(service, job, given, "redecode"), job.owner, prefix)
 
 
 @router.post(
@@ -204,22 +211,22 @@ def redecode(job_id: str, service: TheService, owner: Caller, body: Body) -> Jso
     summary="Run a failed or canceled job again",
     responses={**answer(JOB, 202), **documented(401, 404, 409, 410, 422, 503)},
 )
-def retry(job_id: str, service: TheService, owner: Caller) -> Json:
+def retry(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Json:
     """Queue a failed or canceled job again unchanged, with its full number of attempts.
 
     The job resumes from its latents if they are on disk. A job that succeeded gives 409; use POST
     /jobs/{id}/redecode for it.
     """
-    return _queue_again(service, visible(service, job_id, owner), {}, "retry")
+    job = visible(service, job_id, owner)
+    return view(service, _queue_again(service, job, {}, "retry"), job.owner, prefix)
 
 
-def _queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: str) -> Json:
+def _queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: str) -> Job:
     spec = JobSpec.model_validate({**job.spec.model_dump(), **changes})
     if spec.model not in service.models:
         raise Problem(409, "model_gone", f"model {spec.model} is no longer available")
     verdict = service.admission.admit(spec)
     changed = {name: getattr(spec, name) for name in changes}
-    queued = service.store.queue_again(
+    return service.store.queue_again(
         job.id, changes=changed, plan=verdict.plan, needed_bytes=verdict.needed_bytes, why=why
     )
-    return view(service, queued, job.owner)

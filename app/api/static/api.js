@@ -1,6 +1,12 @@
 // Calls the service: JSON in and out, problem documents as errors. Asks for an API key once if the service requires one.
 
-import { byId } from "/static/dom.js";
+import { byId } from "./dom.js";
+
+// The page may lie under a path, /framefit/ for example, that a proxy takes off or that the service puts before links.
+const BASE = new URL(".", document.baseURI).pathname;
+
+const route = (path) => BASE + path.slice(1);
+export const address = (link) => (link.startsWith(BASE) ? link : route(link));
 
 export class Problem extends Error {
   constructor(body, status) {
@@ -18,7 +24,7 @@ export async function call(method, path, { json, form, signal } = {}) {
     options.headers["Content-Type"] = "application/json";
   }
   if (form) options.body = form;
-  const answer = await fetch(path, options);
+  const answer = await fetch(route(path), options);
   const text = await answer.text();
   let body = {};
   try { body = text ? JSON.parse(text) : {}; } catch { /* not JSON: an error page of a proxy */ }
@@ -76,7 +82,7 @@ const REOPEN_MS = 3000;
 // One event stream for all jobs. The browser reconnects by itself and resumes after the last event it received. If the
 // service refused the stream, for example while it starts, the browser gives up and the stream is opened again here.
 export function follow(onEvent, onState) {
-  const source = new EventSource("/events");
+  const source = new EventSource(route("/events"));
   for (const kind of KINDS) {
     source.addEventListener(kind, (message) => onEvent(kind, JSON.parse(message.data)));
   }

@@ -1,7 +1,8 @@
 // The card of one job: its video or image, status, decode decision, and actions.
 
-import { fromTemplate, make, say } from "/static/dom.js";
-import { BADGE, decided, doing, exactness, facts, planned, seconds } from "/static/words.js";
+import { address } from "./api.js";
+import { fromTemplate, make, say } from "./dom.js";
+import { BADGE, decided, doing, exactness, facts, planned, seconds } from "./words.js";
 
 export function build(job, act) {
   const card = fromTemplate("job-template");
@@ -37,7 +38,7 @@ export function fill(card, job) {
   part("cancel").hidden = !active || job.cancel_requested;
   part("retry").hidden = !job.links.retry;
   part("download").hidden = !job.links.video;
-  if (job.links.video) part("download").href = job.links.video;
+  if (job.links.video) part("download").href = address(job.links.video);
   part("again-label").hidden = !job.links.redecode;
   showAgain(part("again"), job);
   fillMedia(part("media"), job);
@@ -102,8 +103,9 @@ function video(job) {
   const element = make("video");
   // Not preloaded: a browser opens few connections to one host, and the queue needs them for events.
   Object.assign(element, { controls: true, loop: true, muted: true, playsInline: true, preload: "none" });
-  element.poster = job.links.thumbnail ? job.links.thumbnail + made : job.links.image ?? "";
-  element.src = job.links.video + made;
+  const { thumbnail, image } = job.links;
+  element.poster = thumbnail ? address(thumbnail) + made : image ? address(image) : "";
+  element.src = address(job.links.video) + made;
   element.setAttribute("aria-label", `Video: ${job.request.prompt}`);
   return element;
 }
@@ -113,7 +115,7 @@ function picture(job) {
   element.loading = "lazy";
   element.alt = `Image: ${job.request.prompt}`;
   element.addEventListener("error", () => element.remove());
-  if (job.links.image) element.src = job.links.image;
+  if (job.links.image) element.src = address(job.links.image);
   return element;
 }
 
@@ -133,7 +135,7 @@ function strip(job, previews) {
 function preview(link, job) {
   const frame = make("img");
   frame.alt = "";
-  frame.src = `${link}?attempt=${job.attempts}`;
+  frame.src = `${address(link)}?attempt=${job.attempts}`;
   frame.addEventListener("error", () => frame.remove());
   return frame;
 }

@@ -1,10 +1,10 @@
 // The form for a new video: images, prompt, model rules, and the request that is sent.
 
-import { call } from "/static/api.js";
-import { byId, debounced, say } from "/static/dom.js";
-import * as images from "/static/images.js";
-import * as plan from "/static/plan.js";
-import { inUnits } from "/static/words.js";
+import { call } from "./api.js";
+import { byId, debounced, say } from "./dom.js";
+import * as images from "./images.js";
+import * as plan from "./plan.js";
+import { inUnits } from "./words.js";
 
 const MIB = 2 ** 20;
 const REPLAN_MS = 10_000;

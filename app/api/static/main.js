@@ -1,10 +1,10 @@
 // Starts the page: theme, session, queue, memory chart and form.
 
-import { call, follow, session } from "/static/api.js";
-import * as compose from "/static/compose.js";
-import { byId, say } from "/static/dom.js";
-import * as memory from "/static/memory.js";
-import * as queue from "/static/queue.js";
+import { call, follow, session } from "./api.js";
+import * as compose from "./compose.js";
+import { byId, say } from "./dom.js";
+import * as memory from "./memory.js";
+import * as queue from "./queue.js";
 
 const STATE_MS = 3000;
 

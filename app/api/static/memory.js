@@ -1,9 +1,9 @@
 // The live memory chart of each device: own, other and free memory of the last minutes, with the predicted peak of the
 // current plan. Also the button that pauses a device.
 
-import { call } from "/static/api.js";
-import { fromTemplate, say } from "/static/dom.js";
-import { bytes, heldByOthers } from "/static/words.js";
+import { call } from "./api.js";
+import { fromTemplate, say } from "./dom.js";
+import { bytes, heldByOthers } from "./words.js";
 
 const EVERY_MS = 2000;
 const KEPT = 90;

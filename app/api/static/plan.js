@@ -1,10 +1,10 @@
 // The plan of the job in the form: the chosen decode option and why, the time it would finish, and the other options.
 
-import { Problem, call } from "/static/api.js";
-import { button, byId, make, say } from "/static/dom.js";
-import { measured } from "/static/images.js";
-import { showPrediction } from "/static/memory.js";
-import { bytes, exactness, framing, inUnits, planned, rounded, seconds, short } from "/static/words.js";
+import { Problem, call } from "./api.js";
+import { button, byId, make, say } from "./dom.js";
+import { measured } from "./images.js";
+import { showPrediction } from "./memory.js";
+import { bytes, exactness, framing, inUnits, planned, rounded, seconds, short } from "./words.js";
 
 const SHOWN = 5;
 const form = byId("form");

@@ -1,9 +1,9 @@
 // The list of jobs, newest first: loaded once, then updated by the event stream.
 
-import { call } from "/static/api.js";
-import { build, fill } from "/static/card.js";
-import { byId } from "/static/dom.js";
-import { BADGE } from "/static/words.js";
+import { call } from "./api.js";
+import { build, fill } from "./card.js";
+import { byId } from "./dom.js";
+import { BADGE } from "./words.js";
 
 const PAGE = 20;
 const list = byId("jobs");

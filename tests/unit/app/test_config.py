@@ -40,6 +40,10 @@ def test_variables_and_arguments_set_fields_arguments_first(monkeypatch: pytest.
         ("FRAMEFIT_RESERVE_BYTES", "-1", "FRAMEFIT_RESERVE_BYTES"),
         ("FRAMEFIT_API_KEYS", "short", "FRAMEFIT_API_KEYS"),
         ("FRAMEFIT_LOG_LEVEL", "loud", "FRAMEFIT_LOG_LEVEL"),
+        ("FRAMEFIT_ROOT_PATH", "framefit", "FRAMEFIT_ROOT_PATH: .*must begin with /"),
+        ("FRAMEFIT_ROOT_PATH", "//host/x", "FRAMEFIT_ROOT_PATH"),
+        ("FRAMEFIT_ROOT_PATH", "/a/../b", "FRAMEFIT_ROOT_PATH"),
+        ("FRAMEFIT_DATABASE_PASSWORD", "secret", "FRAMEFIT_DATABASE_PASSWORD is set without"),
         ("FRAMEFIT_PROT", "9000", "did you mean FRAMEFIT_PORT"),
     ],
 )

@@ -146,8 +146,9 @@ def test_everything_the_page_loads_is_there(client: TestClient) -> None:
     static = Path(api.__file__).with_name("static")
     page = (static / "index.html").read_text()
     scripts = "".join(path.read_text() for path in static.glob("*.js"))
-    wanted = set(re.findall(r'"(/static/[^"]+)"', page + scripts))
-    assert len(wanted) >= 7
+    wanted = {f"/{path}" for path in re.findall(r'"(static/[^"]+)"', page)}
+    wanted |= {f"/static/{name}" for name in re.findall(r'from "\./([^"]+)"', scripts)}
+    assert len(wanted) >= 10
     for path in wanted:
         assert client.get(path).status_code == 200, path
 
