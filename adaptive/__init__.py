@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adaptive.errors import DoesNotFit as DoesNotFit
     from adaptive.errors import DtypeMismatch as DtypeMismatch
     from adaptive.errors import NoDevice as NoDevice
+    from adaptive.errors import NonFiniteValues as NonFiniteValues
     from adaptive.errors import UnsupportedVae as UnsupportedVae
     from adaptive.functions import decode as decode
     from adaptive.functions import plan as plan
@@ -54,6 +55,7 @@ _MODULE_OF = {
     "MemoryProfile": "adaptive.memory.profile",
     "MemoryReading": "adaptive.types",
     "NoDevice": "adaptive.errors",
+    "NonFiniteValues": "adaptive.errors",
     "PeakEstimate": "adaptive.types",
     "Policy": "adaptive.planning.planner",
     "UnsupportedVae": "adaptive.errors",

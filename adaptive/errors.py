@@ -5,6 +5,7 @@ AdaptiveError
 ├── DecodeOutOfMemory   the smallest allowed chunk ran out of memory    (frames_per_chunk, retries)
 ├── UnsupportedVae      the VAE does not support what was requested      (vae_class, wanted)
 ├── DtypeMismatch       the input has another dtype than the VAE         (input_dtype, vae_dtype)
+├── NonFiniteValues     NaN or infinite values where finite ones must be (stage, values, of)
 └── NoDevice            the device is absent, lost, or cannot be read   (device, state)
 """
 
@@ -57,6 +58,21 @@ class DtypeMismatch(AdaptiveError, RuntimeError):
             f"the {name} have dtype {input_dtype} and the VAE has {vae_dtype}: convert one of them, for "
             f"example with .to(vae.dtype). torch says: {message}"
         )
+
+
+class NonFiniteValues(AdaptiveError):
+    """`values` of `of` values are NaN or infinite. `stage` is what made them, for example "decoding".
+
+    `subject` names the values in the message; `note` says more.
+    """
+
+    def __init__(self, stage: str, subject: str, *, values: int, of: int, note: str = "") -> None:
+        self.stage = stage
+        self.subject = subject
+        self.values = values
+        self.of = of
+        found = f"{values:,} of {of:,} values of {subject} are not finite (NaN or infinite)"
+        super().__init__(f"{found}; {note}" if note else found)
 
 
 class NoDevice(AdaptiveError):

@@ -21,6 +21,7 @@ def decode(
     frames_per_chunk: int | None = None,
     budget_bytes: int | None = None,
     exact_only: bool = True,
+    require_finite: bool = False,
     **decode_kwargs: Any,
 ) -> Tensor:
     """Decode `latents` (`[B, C, T, h, w]`, on any device) to a video `[B, C, F, H, W]`.
@@ -33,13 +34,15 @@ def decode(
     exact one fits, or where `strategy` names it. Raises `DoesNotFit` where no allowed rung fits,
     `DecodeOutOfMemory` where even the smallest rung runs out of memory, and `UnsupportedVae` where chunks are
     forced on a VAE that cannot stream. No gradient is recorded: latents that require one are refused with
-    `ValueError`. `DtypeMismatch` where the VAE cannot take the latents' dtype.
+    `ValueError`. `DtypeMismatch` where the VAE cannot take the latents' dtype. With `require_finite`,
+    `NonFiniteValues` at the first chunk that has NaN or infinite values.
     """
     policy = Policy(
         strategy=strategy,
         frames_per_chunk=frames_per_chunk,
         budget_bytes=budget_bytes,
         exact_only=exact_only,
+        require_finite=require_finite,
     )
     decoder = AdaptiveDecoder(vae, policy=policy, keeps_output=True, shares_costs=True)
     total = video_frames_of(vae, latents.shape[2])

@@ -34,6 +34,7 @@ from adaptive.planning.planner import (
 )
 from adaptive.planning.regret import Regret
 from adaptive.stream import BlendedTiles, DecodeStream, IndependentChunks, VaeView, decode_whole, open_decode
+from adaptive.stream.finite import check_finite
 from adaptive.types import WHOLE_PICTURE, DecodePlan, DecodeReport, LatentShape, Strategy
 
 Stream = DecodeStream | IndependentChunks | BlendedTiles
@@ -228,6 +229,9 @@ class OneDecode:
         return None
 
     def _note_chunk(self, run: DecodeRun, frames: Tensor, *, fed: int, position: int) -> None:
+        if self._policy.require_finite:
+            last = run.video_frames + frames.shape[2]
+            check_finite(frames, "decoding", f"the decoded frames {run.video_frames + 1} to {last}")
         run.chunk_done(fed, frames.shape[2])
         self._emit("chunk", chunk_data(run, fed, position, frames.shape[2]))
 

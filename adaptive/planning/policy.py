@@ -21,7 +21,8 @@ class Policy:
 
     `budget_bytes` caps the memory of the decode even if more is free. `reserve_bytes` of the free memory stay
     free for other programs. With `exact_only=False`, approximate rungs are used where no exact one fits, or
-    where `strategy` names one. Raises `ValueError` for values that contradict each other.
+    where `strategy` names one. With `require_finite`, a decode raises `NonFiniteValues` instead of passing on
+    frames with NaN or infinite values. Raises `ValueError` for values that contradict each other.
     """
 
     strategy: str = "auto"  # or the name of a `Strategy`
@@ -30,6 +31,7 @@ class Policy:
     budget_bytes: int | None = None
     reserve_bytes: int = RESERVE_BYTES
     allow_cpu: bool = False
+    require_finite: bool = False
 
     def __post_init__(self) -> None:
         if self.strategy != "auto" and self.strategy not in set(Strategy):

@@ -1,6 +1,7 @@
 """`framefit decode`: decodes a latents file to a video or to raw frames, in the memory that is free."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -103,9 +104,11 @@ def _decode(
     import torch
 
     from adaptive.device.probe import open_probe
+    from adaptive.errors import NonFiniteValues
     from app.models import profiles
     from app.models.loading import load_vae
     from app.worker.decoding import ClipDecoding, DecodeContext, load_learned_costs
+    from app.worker.finite import HALF, check_clip, dtype_name
 
     entry = source.entry
     context = DecodeContext(
@@ -115,6 +118,7 @@ def _decode(
     clip, said = source.load(vae)
     if said is not None:
         typer.echo(said, err=True)
+    check_clip(clip, "latents")
     found = clip.calls[0].latents.shape[1]
     wanted = vae.config.get("latent_channels", found)
     if found != wanted:
@@ -123,8 +127,22 @@ def _decode(
             "name the model of the latents with --model"
         )
     decoding = ClipDecoding(vae, clip, policy, context)
-    _write(decoding, out, fps, device)
-    return decoding.report()
+    try:
+        _write(decoding, out, fps, device)
+    except NonFiniteValues as error:
+        if vae.dtype not in HALF:
+            raise
+        dtype = dtype_name(vae.dtype)
+        typer.secho(f"{error} in {dtype}; decoding again in float32", err=True, fg=typer.colors.YELLOW)
+        retry = {"from_dtype": dtype, "to_dtype": "float32", "values": error.values, "of": error.of}
+    else:
+        return decoding.report()
+    in_float32 = entry.model_copy(update={"dtype": "float32"})
+    vae = load_vae(in_float32, settings).to(device, torch.float32)
+    calls = tuple(call.to(torch.device(device), torch.float32) for call in clip.calls)
+    again = ClipDecoding(vae, replace(clip, calls=calls), policy, replace(context, profile=None, retry=retry))
+    _write(again, out, fps, device)
+    return again.report()
 
 
 def _write(decoding: Any, out: Path, fps: Any, device: str) -> None:

@@ -173,6 +173,11 @@ def decode_summary(decode: dict[str, Any]) -> str:
     }[decode["strategy"]]
     exactness = "exact" if decode["exact"] else "approximate"
     text = f"Decoded {how} ({exactness}) in {decode['seconds']:.1f} s: {decode['detail']}."
+    if retry := decode.get("retry"):
+        numbers = f"{retry['values']:,} of {retry['of']:,} values"
+        text += (
+            f" Decoded in {retry['to_dtype']}, because in {retry['from_dtype']} {numbers} were not finite."
+        )
     if decode.get("seam_score") is not None:
         text += f" Seam score {decode['seam_score']:.2f} (0: no visible seam)."
     measured = decode.get("measured_peak_bytes")

@@ -19,6 +19,7 @@ from adaptive.decoding.encoder import STREAMED_LATENT_FRAMES, AdaptiveEncoder, E
 from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.families import traits_of
 from adaptive.planning.planner import Policy
+from adaptive.stream.finite import check_finite
 from adaptive.types import VaeTraits, VideoShape
 from app.latents import latents_file as latents
 from app.latents.latent_scale import LatentScale
@@ -87,8 +88,8 @@ class ClipEncoder:
     def encode(self, clip: Clip, out: Path, options: EncodeOptions, on_progress: OnProgress) -> EncodedClip:
         """Write the clip's latents to `out`. Calls `on_progress(done, total)` with latent frames.
 
-        Raises `ClipError`, `DoesNotFit`, and `ValueError` for sizes and frame counts that the VAE does not
-        accept.
+        Raises `ClipError`, `DoesNotFit`, `NonFiniteValues`, and `ValueError` for sizes and frame counts that
+        the VAE does not accept.
         """
         geometry = clip.geometry(
             options.width,
@@ -107,9 +108,11 @@ class ClipEncoder:
         done = 0
         with latents.create(out, info, self._spec(video)) as file:
             for part in parts:
-                file.write(latents.NAME, scale.normalised(part))
+                normalised = scale.normalised(part)
+                check_finite(normalised, "encoding", "the latents")
+                file.write(latents.NAME, normalised)
                 done += part.shape[2]
-                del part  # else it would occupy memory while the next chunk is encoded
+                del part, normalised  # else they would occupy memory while the next chunk is encoded
                 on_progress(done, self._traits.latent_frames(frames))
             file.finish()
         return EncodedClip(info, plan, dropped, framing)

@@ -10,13 +10,18 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptive.errors import NonFiniteValues
+
 BIT_RATE = 192_000
 _LAYOUTS = {1: "mono", 2: "stereo"}
 
 
 @dataclass(frozen=True, slots=True)
 class AudioSamples:
-    """Mono or stereo sound: float32 `[channels, samples]` in -1..1. Raises `ValueError` for other shapes."""
+    """Mono or stereo sound: float32 `[channels, samples]` in -1..1.
+
+    Raises `ValueError` for other shapes, and `NonFiniteValues` for samples that are NaN or infinite.
+    """
 
     samples: NDArray[np.float32]
     sample_rate: int
@@ -24,11 +29,14 @@ class AudioSamples:
     def __post_init__(self) -> None:
         if self.samples.ndim != 2 or self.samples.shape[0] not in _LAYOUTS:
             raise ValueError(f"sound must be [1 or 2, samples], got shape {self.samples.shape}")
+        broken = self.samples.size - int(np.isfinite(self.samples).sum())
+        if broken:
+            raise NonFiniteValues("sound", "the sound", values=broken, of=self.samples.size)
 
     def fitted(self, seconds: Fraction) -> NDArray[np.float32]:
-        """The samples, cut or padded with silence to `seconds`; NaN becomes silence."""
+        """The samples, cut or padded with silence to `seconds`."""
         wanted = round(seconds * self.sample_rate)
-        cut = np.nan_to_num(self.samples[:, :wanted]).clip(-1, 1).astype(np.float32)
+        cut = self.samples[:, :wanted].clip(-1, 1).astype(np.float32)
         return np.pad(cut, ((0, 0), (0, wanted - cut.shape[1])))
 
 

@@ -3,7 +3,7 @@
 Counters and histograms are computed from the append-only events. A starting process replays all events, so
 the values do not depend on which process was killed when. Gauges are read at each scrape from the job table,
 the workers' last heartbeats and the driver, so none can be stale. No label holds a job id. This file knows no
-HTTP.
+HTTP. Longer than 300 lines, so that one file lists every metric.
 """
 
 import logging
@@ -42,6 +42,7 @@ FRAMES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 OUTCOMES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
 STAGES = (Stage.LOADING, Stage.DENOISING, Stage.WAITING_FOR_MEMORY, Stage.DECODING, Stage.ENCODING)
 OOM_STAGES = (Stage.LOADING, Stage.DENOISING, Stage.DECODING)
+NONFINITE_STAGES = ("denoising", "latents", "decoding", "sound")  # latents: those of a file
 # A decode falls back from any of these to a later one.
 RUNGS = (*(strategy.value for strategy in Strategy), "cpu")
 
@@ -91,6 +92,7 @@ class ServiceMetrics:
             "pixels",
         )
         self.oom = self._counter("oom", "Out-of-memory errors by stage.", "stage")
+        self.nonfinite = self._counter("nonfinite", "Findings of NaN or infinite values by stage.", "stage")
 
     def _define_decode_metrics(self) -> None:
         def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
@@ -127,6 +129,8 @@ class ServiceMetrics:
             self.stage_seconds.labels(stage)
         for stage in OOM_STAGES:
             self.oom.labels(stage)
+        for name in NONFINITE_STAGES:
+            self.nonfinite.labels(name)
         for sign in SpillSign:
             self.spill.labels(sign)
         for strategy in Strategy:
@@ -163,6 +167,8 @@ class ServiceMetrics:
                 self.fallback.labels(data["from"], data["to"]).inc()
             case "oom":
                 self.oom.labels(data["stage"]).inc()
+            case "nonfinite":
+                self.nonfinite.labels(data["stage"]).inc()
             case "spill":
                 self.spill.labels(data["sign"]).inc()
             case "finished":

@@ -26,10 +26,12 @@ from adaptive.pipelines.enable import decode_kwargs
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.planning.planner import PlanInputs, Policy
 from adaptive.planning.policy import refuse_one_chunk
+from adaptive.stream.finite import is_finite
 from adaptive.stream.offload import execution_device, run_offload_hook
 from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, Strategy, VideoShape
 from app.config import Settings
 from app.jobs import Json
+from app.worker.finite import dtype_name
 from app.worker.idle_weights import IdleWeights
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
@@ -55,6 +57,7 @@ class DecodeContext:
     profile: MemoryProfile | None
     learned_costs: LearnedCosts
     idle: IdleWeights | None = None  # weights that may leave the device while decoding
+    retry: Json | None = None  # the decode that this one repeats in float32, and what it found
 
 
 class Decoding:
@@ -71,13 +74,14 @@ class Decoding:
         self._recorded = recorded
         self._on_event = on_event
         self._idle = context.idle
+        self._retry = context.retry
         self._speeds = context.learned_costs.speeds
         idle_bytes = 0 if context.idle is None else context.idle.droppable_bytes
         self._decoder = AdaptiveDecoder(
             vae,
             profile=context.profile,
             probe=context.probe,
-            policy=_policy_of_call(policy, self._latents.shape[2]),
+            policy=replace(_policy_of_call(policy, self._latents.shape[2]), require_finite=True),
             inputs=PlanInputs(
                 residuals=context.learned_costs.residuals,
                 droppable_bytes=idle_bytes,
@@ -96,8 +100,8 @@ class Decoding:
     def previews(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of a frame and its preview `[3, H, W]` in the VAE's range, for some frames.
 
-        Previews differ from the decoded frames and are bounded in time; see `adaptive.decoding.previews`.
-        Raises `DeviceFault`.
+        Previews differ from the decoded frames and are bounded in time; see `adaptive.decoding.previews`. One
+        with values that are not finite is left out. Raises `DeviceFault`.
         """
         profile = self._decoder.profile
         speed = self._speeds.model(profile)
@@ -107,12 +111,14 @@ class Decoding:
             with torch.no_grad(), translated_device_errors("decoding"):
                 first, _ = self._recorded.keep or (0, None)
                 for frame, picture in make_previews(self._vae, self._latents, plan, self._kwargs):
-                    yield max(0, frame - first), picture
+                    if is_finite(picture):  # the decode says so, and by how many values
+                        yield max(0, frame - first), picture
 
     def frames(self) -> Iterator[Tensor]:
         """Yield decoded frames `[1, 3, f, H, W]` in the VAE's range, in order.
 
-        Leaves out the frames that the pipeline discards. Raises `OutOfMemory`, `DeviceFault`.
+        Leaves out the frames that the pipeline discards. Raises `OutOfMemory`, `DeviceFault`, and
+        `NonFiniteValues` before it yields a chunk with NaN or infinite values.
         """
         start, stop = self._recorded.keep or (0, None)
         position = 0
@@ -140,6 +146,8 @@ class Decoding:
             "reason": done.plan.reason,
             "detail": done.plan.detail,
             "device": str(self.device),
+            "dtype": dtype_name(self._vae.dtype),
+            "retry": self._retry,
             "predicted_seconds": done.plan.predicted_seconds,
             "dropped_bytes": done.plan.dropped_bytes,
             "regret_seconds": done.regret_seconds,

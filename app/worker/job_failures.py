@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from adaptive.errors import AdaptiveError, DecodeOutOfMemory, DoesNotFit
+from adaptive.errors import AdaptiveError, DecodeOutOfMemory, DoesNotFit, NonFiniteValues
 from app.jobs import JobError, Json
 from app.media.video import NO_SPACE, VideoWriteError
 from app.models.components import ModelUnavailable
@@ -42,6 +42,9 @@ def as_job_failures() -> Iterator[None]:
         raise JobFailure("out_of_memory", str(error), _fields(error)) from error
     except OutOfMemory as error:
         raise JobFailure("out_of_memory", str(error), {"stage": error.stage}) from error
+    except NonFiniteValues as error:
+        found = {"stage": error.stage, "values": error.values, "of": error.of}
+        raise JobFailure("nonfinite_values", str(error), found) from error
     except VideoWriteError as error:
         raise JobFailure("disk_full" if error.disk_full else "encoding_failed", str(error)) from error
     except (ModelUnavailable, UnsuitablePipeline, AdaptiveError) as error:

@@ -9,9 +9,10 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from adaptive.errors import DoesNotFit
+from adaptive.errors import DoesNotFit, NonFiniteValues
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, load_clip, save_calls
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.config import Settings
@@ -22,6 +23,8 @@ from app.models.entries import ModelEntry
 from app.store import JobStore
 from app.worker.decoding import Decoding, OutOfMemory, combined_report
 from app.worker.engine import Engine
+from app.worker.finite import check_clip
+from app.worker.float32_retry import Decoder, decode_or_repeat
 from app.worker.frame_transfer import FrameTransfer, samples_of, to_pixels
 from app.worker.job_control import JobControl, JobLost, JobYielded, never_yield, wait_for_memory
 from app.worker.job_failures import as_job_failures
@@ -69,14 +72,14 @@ class JobRun:
         Raises `JobFailure`, or a subclass of `Interrupted` if the job stops without having failed. Any other
         error means that the process is broken.
         """
-        with as_job_failures(), self._out_of_memory_reported():
+        with as_job_failures(), self._faults_reported():
             artifacts = job_artifacts(self._settings.jobs_dir, self._job.id).make()
             with self._in_stage(Stage.LOADING):
                 recorded = self._saved_latents(artifacts)
                 model = self._load()
             if recorded is None:
                 recorded = self._denoise(model, artifacts)
-            return self._decode(model, recorded, artifacts)
+            return decode_or_repeat(partial(self._decode, recorded, artifacts), model, self._event)
 
     def _saved_latents(self, artifacts: JobArtifacts) -> RecordedClip | None:
         """The latents that an earlier attempt saved; None if there are none or their file is damaged."""
@@ -84,8 +87,11 @@ class JobRun:
             return None
         try:
             recorded = load_clip(artifacts.latents)
+            check_clip(recorded, "latents")
         except Exception as error:  # denoising again replaces the file, whatever is wrong with it
             log.warning("latents_unreadable job_id=%s reason=%s", self._job.id, error)
+            if isinstance(error, NonFiniteValues):
+                self._report_nonfinite(error)
             self._event("latents_unreadable", {"reason": str(error)})
             return None
         self._event("resumed_from_latents", {"path": self._job.latents_path, "attempt": self._job.attempts})
@@ -127,7 +133,7 @@ class JobRun:
         self._require_lease(self._store.checkpoint(self._job.id, self._token, path, data))
         return recorded
 
-    def _decode(self, model: LoadedModel, recorded: RecordedClip, artifacts: JobArtifacts) -> Json:
+    def _decode(self, recorded: RecordedClip, artifacts: JobArtifacts, model: Decoder) -> Json:
         spec = self._job.spec
         shape = model.video_shape(recorded)
         reports: list[Json] = []
@@ -164,7 +170,7 @@ class JobRun:
             "video_path": str(artifacts.video.relative_to(self._settings.data_dir)),
         }
 
-    def _open_decode(self, model: LoadedModel, call: RecordedDecode, *, first: bool) -> Decoding:
+    def _open_decode(self, model: Decoder, call: RecordedDecode, *, first: bool) -> Decoding:
         """Plan the decode of one call: on the device, if needed after a wait, else on the CPU if allowed.
 
         The job yields to a smaller one only before its first decode: later it would lose the frames already
@@ -267,13 +273,19 @@ class JobRun:
         )
 
     @contextmanager
-    def _out_of_memory_reported(self) -> Iterator[None]:
-        """Report an out-of-memory that ends the job; the decoder reports those that it recovers from."""
+    def _faults_reported(self) -> Iterator[None]:
+        """Report an out-of-memory or values that are not finite if they end the job."""
         try:
             yield
         except OutOfMemory as error:
             self._event("oom", {"stage": error.stage})
             raise
+        except NonFiniteValues as error:
+            self._report_nonfinite(error)
+            raise
+
+    def _report_nonfinite(self, error: NonFiniteValues) -> None:
+        self._event("nonfinite", {"stage": error.stage, "values": error.values, "of": error.of})
 
     def _event(self, kind: str, data: Mapping[str, Any]) -> None:
         self._control.check()

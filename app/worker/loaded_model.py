@@ -5,12 +5,14 @@ Owns the use of one diffusers pipeline. Knows a request as a `JobSpec`; must not
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from adaptive.decoding.calibrate import calibrate
 from adaptive.decoding.encoder import AdaptiveEncoder
 from adaptive.device.probe import open_probe
+from adaptive.errors import DoesNotFit
 from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.pipelines.capture import capture, kept_frames
 from adaptive.pipelines.encode_call import AdaptiveEncodeCall
@@ -31,6 +33,7 @@ from app.worker.decoding import (
     translated_device_errors,
     video_shape,
 )
+from app.worker.finite import check_clip
 from app.worker.idle_weights import IdleWeights
 from app.worker.pipeline_call import OnStep, check_call, run_pipeline, sound_of
 from app.worker.vae_precision import EncodeInVaeDtype
@@ -82,6 +85,12 @@ class LoadedModel:
         if self.exact:
             return {"exact": True}
         return {"exact": False, "quantized": list(self._quantized), "weights": "int8"}
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """The dtype in which the VAE decodes."""
+        dtype: torch.dtype = self._pipe.vae.dtype
+        return dtype
 
     @property
     def vae_weight_bytes(self) -> int:
@@ -145,8 +154,8 @@ class LoadedModel:
 
         `image` and `last_image` are encoded image files; the video ends with the latter.
         `on_step(done, total)` may raise to stop. Raises `OutOfMemory`, `DeviceFault`, `UnsuitablePipeline`
-        for arguments that the pipeline does not accept, and `UnsupportedVae` if it changes frames after
-        decoding them.
+        for arguments that the pipeline does not accept, `UnsupportedVae` if it changes frames after decoding
+        them, and `NonFiniteValues` if latents or sound have NaN or infinite values.
         """
         pipe = self._pipe
         images = {"image": image} | ({} if last_image is None else {"last_image": last_image})
@@ -158,7 +167,9 @@ class LoadedModel:
             finally:
                 self._return_to_host()  # also after an error: offloaded components must leave the device
         kept = kept_frames(calls, output.frames, type(pipe).__name__)
-        return RecordedClip(tuple(kept), sound_of(pipe, output))
+        clip = RecordedClip(tuple(kept), sound_of(pipe, output))
+        check_clip(clip, "denoising")
+        return clip
 
     def video_shape(self, clip: RecordedClip) -> VideoShape:
         """The shape of the video that the clip's calls decode to."""
@@ -171,18 +182,49 @@ class LoadedModel:
             recorded = recorded.to(recorded.latents.device, vae.dtype)
         return Decoding(vae, recorded, self._policy(spec), self._context, on_event)
 
-    def open_decode_on_host(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
+    def open_decode_on_host(
+        self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent, retry: Json | None = None
+    ) -> Decoding:
         """Plan the decode on the CPU with a second copy of the VAE in float32.
 
         For decodes that the device cannot hold. The arithmetic is the same with less rounding, so the result
-        is no less exact; a decoder that injects noise draws different noise here. Raises `DoesNotFit`.
+        is no less exact; a decoder that injects noise draws different noise here. `retry` goes into the
+        report. Raises `DoesNotFit`.
         """
         host = torch.device("cpu")
         if self.host_learned_costs is None:
             self.host_learned_costs = load_learned_costs(self._settings, host)
-        context = DecodeContext(open_probe("cpu"), None, self.host_learned_costs)
+        context = DecodeContext(open_probe("cpu"), None, self.host_learned_costs, retry=retry)
         vae = load_vae(self.entry, self._settings).to(torch.float32)
         return Decoding(vae, recorded.to(host, torch.float32), self._policy(spec), context, on_event)
+
+    def open_decode_in_float32(
+        self, recorded: RecordedDecode, vae: Any, spec: JobSpec, on_event: OnEvent, retry: Json
+    ) -> Decoding:
+        """Plan the decode with `vae`, the copy of `load_vae_in_float32`. Raises `DoesNotFit`."""
+        context = replace(self._context, profile=None, retry=retry)
+        return Decoding(vae, recorded.to(self.device, torch.float32), self._policy(spec), context, on_event)
+
+    def load_vae_in_float32(self) -> Any:
+        """A second copy of the VAE on the device, its weights read in float32.
+
+        Raises `DoesNotFit` if the device has no memory for it, also without idle weights, `ModelUnavailable`,
+        and `OutOfMemory`.
+        """
+        needed_bytes = self.vae_weight_bytes * torch.float32.itemsize // self.vae_dtype.itemsize
+        idle = self._context.idle
+        if self._free_bytes() < needed_bytes and idle is not None and idle.droppable_bytes:
+            idle.drop()
+        if (free_bytes := self._free_bytes()) < needed_bytes:
+            what = "a copy of the VAE in float32"
+            raise DoesNotFit(what, needed_bytes=needed_bytes, budget_bytes=free_bytes)
+        with translated_device_errors("decoding"):
+            in_float32 = self.entry.model_copy(update={"dtype": "float32"})
+            return load_vae(in_float32, self._settings).to(self.device, torch.float32)
+
+    def _free_bytes(self) -> int:
+        self._context.probe.release()
+        return max(0, self._context.probe.read().free_bytes - self._settings.reserve_bytes)
 
     def idle_report(self) -> Json:
         """The bytes that a decode may drop from the device and the seconds to restore them, as JSON."""

@@ -21,6 +21,7 @@ def history(first_job: int, jobs: int) -> Iterator[Event]:
         ("claimed", {"queued_seconds": 1.5}),
         ("plan", {"strategy": "chunked", "reason": "fastest_that_fits"}),
         ("oom", {"stage": "decoding"}),
+        ("nonfinite", {"stage": "decoding", "values": 3, "of": 100}),
         ("spill", {"sign": "slow"}),
         ("fallback", {"from": "chunked", "to": "per_frame"}),
         (

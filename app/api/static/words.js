@@ -90,6 +90,10 @@ export function facts({ denoise, decode, pictures }) {
     const budget = decode.budget_bytes == null ? "" : `, budget ${bytes(decode.budget_bytes)}`;
     rows.push(["Free memory", `${bytes(decode.free_bytes_at_decision)} on ${decode.device}${budget}`]);
   }
+  if (decode.retry) {
+    const { from_dtype: from, to_dtype: to, values, of } = decode.retry;
+    rows.push(["Precision", `${to}: in ${from}, ${values} of ${of} values were not finite`]);
+  }
   if (decode.chunks?.length > 1) rows.push(["Chunks", `${decode.chunks.join(" + ")} latent frames`]);
   rows.push(["Out of memory", decode.retries ? `${times(decode.retries)}; finished chunks were kept` : "never"]);
   if (decode.spills) rows.push(["Spilled to host memory", times(decode.spills)]);

@@ -141,6 +141,12 @@ OPERATIONS = Board(
                     draw=Draw.BARS,
                 ),
                 series(
+                    "Values that are not finite",
+                    "NaN or infinite values found in the window, by stage. The job fails, or is decoded again.",
+                    (gained("framefit_nonfinite_total", "stage"), "{{stage}}"),
+                    draw=Draw.BARS,
+                ),
+                series(
                     "Disk free",
                     "Share of the data folder's file system that is free.",
                     ("framefit:data_free:ratio{" + SITE + "}", "{{instance}}"),

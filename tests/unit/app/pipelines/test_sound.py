@@ -1,6 +1,5 @@
 """Sound beside a video: as long as the video, in time with it, whole after a crash."""
 
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -9,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from adaptive.errors import NonFiniteValues
 from adaptive.pipelines.recorded_call import RecordedDecode, Sound, load_clip, save_calls
 from adaptive.types import VideoShape
 from app.media.audio import AudioSamples
@@ -74,11 +74,13 @@ def test_one_channel_is_mono_and_three_are_refused(tmp_path: Path) -> None:
         AudioSamples(tone(1.0, channels=3), RATE)
 
 
-def test_broken_samples_are_silence() -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_broken_samples_are_refused_with_their_number(value: float) -> None:
     samples = tone(1.0)
-    samples[:, :100] = np.nan
-    sound = AudioSamples(samples, RATE).fitted(Fraction(1))
-    assert np.isfinite(sound).all()
+    samples[:, :100] = value
+    with pytest.raises(NonFiniteValues, match=r"200 of 32,000 values of the sound are not finite") as caught:
+        AudioSamples(samples, RATE)
+    assert (caught.value.stage, caught.value.values, caught.value.of) == ("sound", 200, 32_000)
 
 
 def test_sound_is_kept_with_the_latents(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""Decodes once more in float32 what gave values that are not finite in half precision.
+
+Half precision overflows where float32 does not: float16 ends at 65,504. The second decode begins anew, so
+that all frames of a video have one precision. Its pixels are exact by the usual rule, with float32 as the
+dtype: they are those of one call of the VAE in float32. In the model's own dtype there is nothing to compare
+with.
+
+Owns when a decode is repeated and what is told of it. Must not know the job table.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from adaptive.errors import DoesNotFit, NonFiniteValues
+from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
+from adaptive.types import VideoShape
+from app.jobs import JobSpec, Json
+from app.models.components import ModelUnavailable
+from app.worker.decoding import Decoding, OnEvent, OutOfMemory
+from app.worker.finite import HALF, dtype_name
+from app.worker.job_failures import JobFailure
+from app.worker.loaded_model import LoadedModel
+
+T = TypeVar("T")
+
+
+class Float32Decoder:
+    """A loaded model whose decodes run in float32 on the same device. `retry` goes into their reports.
+
+    Loads a second copy of the VAE when the first decode is opened.
+    """
+
+    def __init__(self, model: LoadedModel, retry: Json) -> None:
+        self._model = model
+        self._retry = retry
+        self._vae: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the decoded frames."""
+        return self._model.device
+
+    def video_shape(self, clip: RecordedClip) -> VideoShape:
+        """See `LoadedModel.video_shape`."""
+        return self._model.video_shape(clip)
+
+    def open_decode(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
+        """Plan the decode in the memory that is free now.
+
+        Raises `DoesNotFit`, and what `LoadedModel.load_vae_in_float32` raises.
+        """
+        if self._vae is None:
+            self._vae = self._model.load_vae_in_float32()
+        return self._model.open_decode_in_float32(recorded, self._vae, spec, on_event, self._retry)
+
+    def open_decode_on_host(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
+        """See `LoadedModel.open_decode_on_host`, which decodes in float32 anyway."""
+        return self._model.open_decode_on_host(recorded, spec, on_event, self._retry)
+
+
+Decoder = LoadedModel | Float32Decoder
+
+
+def decode_or_repeat(decode: Callable[[Decoder], T], model: LoadedModel, on_event: OnEvent) -> T:
+    """`decode(model)`; once more in float32 if it gave values that are not finite in half precision.
+
+    Tells so with the event `decode_retry` before the second decode begins. Raises `JobFailure` with the code
+    `nonfinite_values` if no second decode helps or none can run.
+    """
+    try:
+        return decode(model)
+    except NonFiniteValues as error:
+        if error.stage != "decoding":
+            raise
+        first = error
+    first.__traceback__ = None  # else it would keep the failed decode's tensors alive
+    dtype = dtype_name(model.vae_dtype)
+    on_event("nonfinite", _found(first, dtype))
+    if model.vae_dtype not in HALF:
+        raise _failure(first, dtype)
+    retry: Json = {"from_dtype": dtype, "to_dtype": "float32", "values": first.values, "of": first.of}
+    on_event("decode_retry", {**retry, "reason": str(first)})
+    try:
+        return decode(Float32Decoder(model, retry))
+    except NonFiniteValues as error:
+        on_event("nonfinite", _found(error, "float32"))
+        note = f"this is the second decode, in float32; in {dtype} it was {first.values:,} of {first.of:,}"
+        raise _failure(error, "float32", retry, note) from error
+    except (DoesNotFit, ModelUnavailable, OutOfMemory) as error:
+        note = f"this was in {dtype}; the decode could not be repeated in float32: {error}"
+        raise _failure(first, dtype, retry, note) from error
+
+
+def _found(error: NonFiniteValues, dtype: str) -> Json:
+    return {"stage": error.stage, "dtype": dtype, "values": error.values, "of": error.of}
+
+
+def _failure(error: NonFiniteValues, dtype: str, retry: Json | None = None, note: str = "") -> JobFailure:
+    data = {**_found(error, dtype), **({} if retry is None else {"retry": retry})}
+    return JobFailure("nonfinite_values", f"{error}; {note}" if note else str(error), data)
