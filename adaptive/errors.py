@@ -63,16 +63,15 @@ class DtypeMismatch(AdaptiveError, RuntimeError):
 class NonFiniteValues(AdaptiveError):
     """`values` of `of` values are NaN or infinite. `stage` is what made them, for example "decoding".
 
-    `subject` names the values in the message; `note` says more.
+    `subject` names the values in the message; `dtype` is theirs, such as "float16".
     """
 
-    def __init__(self, stage: str, subject: str, *, values: int, of: int, note: str = "") -> None:
+    def __init__(self, stage: str, subject: str, *, values: int, of: int, dtype: str = "float32") -> None:
         self.stage = stage
-        self.subject = subject
         self.values = values
         self.of = of
-        found = f"{values:,} of {of:,} values of {subject} are not finite (NaN or infinite)"
-        super().__init__(f"{found}; {note}" if note else found)
+        self.dtype = dtype
+        super().__init__(f"{values:,} of {of:,} values of {subject} are not finite (NaN or infinite)")
 
 
 class NoDevice(AdaptiveError):

@@ -20,7 +20,9 @@ def check_finite(values: Tensor, stage: str, subject: str) -> None:
     `subject` names the values in the error's message, for example "the latents".
     """
     if not is_finite(values):
-        raise NonFiniteValues(stage, subject, values=count_nonfinite(values), of=values.numel())
+        dtype = str(values.dtype).removeprefix("torch.")
+        found = count_nonfinite(values)
+        raise NonFiniteValues(stage, subject, values=found, of=values.numel(), dtype=dtype)
 
 
 def is_finite(values: Tensor) -> bool:

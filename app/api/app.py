@@ -18,7 +18,8 @@ from app.api.guard import Guard
 from app.api.routes import batch, events, files, jobs, openai, openai_models, session, submit, system
 from app.config import Settings
 from app.models import profiles
-from app.scheduling.admission import LoadProfile, LoadRequirements
+from app.scheduling.admission import LoadRequirements
+from app.scheduling.usable_profile import LoadProfile
 
 STATIC = Path(__file__).with_name("static")
 THREADS = 64

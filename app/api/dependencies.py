@@ -20,12 +20,15 @@ from app.config import Settings
 from app.jobs import Job, JobStatus, Json, WorkerRow
 from app.media.images import ImageLimits
 from app.media.spritesheet import SheetMaker
+from app.models.checks.faults import ModelFaults
 from app.models.entries import ModelEntry, load_models
-from app.scheduling.admission import Admission, LoadProfile, LoadRequirements
+from app.scheduling.admission import Admission, LoadRequirements
 from app.scheduling.eta import RunTimes, WaitingTimes
 from app.scheduling.unschedulable import UnschedulableJobs
+from app.scheduling.usable_profile import LoadProfile
 from app.service.keys import KeyRing, load_keys
 from app.service.metrics import LiveGauges, ServiceMetrics
+from app.service.model_gauges import ModelGauges
 from app.service.webhooks import Webhooks
 from app.store import JobStore, NoSuchJob, StoreError, open_store
 
@@ -43,6 +46,7 @@ class Service:
     keys: KeyRing
     store: JobStore
     admission: Admission
+    faults: ModelFaults
     metrics: ServiceMetrics
     feed: EventFeed
     waiting_times: WaitingTimes
@@ -114,12 +118,15 @@ def build_service(
     metrics.registry.register(
         LiveGauges(store, nvml.devices, alive_seconds=alive_seconds, data_dir=settings.data_dir)
     )
+    faults = ModelFaults(settings, models)
+    metrics.registry.register(ModelGauges(models, faults.permanent))
     admission = Admission(
         models,
         load_profile,
         alive_workers,
         reserve_bytes=settings.reserve_bytes,
         load_requirements=load_requirements,
+        find_fault=faults.of,
     )
     return Service(
         settings=settings,
@@ -127,6 +134,7 @@ def build_service(
         keys=load_keys(settings),
         store=store,
         admission=admission,
+        faults=faults,
         metrics=metrics,
         feed=EventFeed(store, [metrics.apply, run_times.apply], poll_seconds=settings.poll_seconds),
         waiting_times=WaitingTimes(run_times, store, alive_workers),
@@ -182,16 +190,19 @@ def visible(service: Service, job_id: str, owner: str | None) -> Job:
 
 
 def readiness(service: Service) -> tuple[bool, Json]:
-    """Return whether a worker is alive, and the JSON of /readyz."""
+    """Return whether a live worker offers a model that can be used, and the JSON of /readyz."""
     workers = service.alive_workers()
     counts = service.store.counts()
     offered = {model for worker in workers for model in worker.device.get("models") or service.models}
+    faults = service.faults.permanent()
+    usable = {name: name in offered and name not in faults for name in service.models}
     report: Json = {
-        "ready": bool(workers),
+        "ready": any(usable.values()),
         "workers": len(workers),
-        "models": {name: name in offered for name in service.models},
+        "models": usable,
+        "unavailable": faults,
         "devices": [ready_device_view(worker) for worker in workers],
         "queued": counts[JobStatus.QUEUED],
         "running": counts[JobStatus.RUNNING],
     }
-    return bool(workers), report
+    return any(usable.values()), report

@@ -16,7 +16,9 @@ from starlette.exceptions import HTTPException
 
 from adaptive.errors import UnsupportedVae
 from app.media.images import ImageRejected
-from app.scheduling.admission import FitsNowhere, ProfilePending
+from app.models.components import ModelUnavailable
+from app.scheduling.admission import FitsNowhere
+from app.scheduling.usable_profile import ProfilePending
 from app.service.webhooks import WebhookRefused
 from app.store import (
     IdempotencyConflict,
@@ -112,7 +114,11 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(422, error.code, str(error))
         case ProfilePending():
             detail = f"the memory profile of model {error} is still being traced: try again in some seconds"
+            if error.reason is not None:
+                detail = f"model {error} cannot be read now and is tried again: {error.reason}"
             return Problem(503, "profile_pending", detail, headers=retry)
+        case ModelUnavailable():
+            return Problem(422, "model_unavailable", str(error))
         case UnsupportedVae():
             return Problem(422, "strategy_not_possible", str(error))
         case FitsNowhere():
@@ -208,6 +214,7 @@ def install(app: FastAPI) -> None:
         ImageRejected,
         WebhookRefused,
         ProfilePending,
+        ModelUnavailable,
         UnsupportedVae,
         FitsNowhere,
         ValidationError,

@@ -122,6 +122,8 @@ _MODEL = _object(
         "defaults": ANY_OBJECT,
         "limits": ANY_OBJECT,
         "is_default": YES_OR_NO,
+        "available": YES_OR_NO,
+        "unavailable_because": _or_null(TEXT),
     }
 )
 MODELS = _object({"models": _list(_MODEL)})
@@ -132,6 +134,7 @@ READINESS = _object(
         "ready": YES_OR_NO,
         "workers": WHOLE,
         "models": {"type": "object", "additionalProperties": YES_OR_NO},
+        "unavailable": {"type": "object", "additionalProperties": TEXT},
         "devices": _list(
             _object({"name": TEXT, "kind": TEXT, "state": TEXT, "loaded_model": _or_null(TEXT)})
         ),

@@ -129,8 +129,8 @@ def _state(worker: WorkerRow) -> str:
     return "draining" if worker.state == "paused" and worker.job_id is not None else worker.state
 
 
-def model_view(entry: ModelEntry, *, is_default: bool) -> Json:
-    """Return the JSON of a model: its rules, defaults and limits."""
+def model_view(entry: ModelEntry, *, is_default: bool, unavailable_because: str | None = None) -> Json:
+    """Return the JSON of a model: its rules, defaults and limits, and why it cannot be used, if so."""
     return {
         "name": entry.name,
         "description": entry.description,
@@ -150,4 +150,6 @@ def model_view(entry: ModelEntry, *, is_default: bool) -> Json:
         "defaults": entry.defaults.model_dump(exclude_none=True),
         "limits": entry.limits.model_dump(),
         "is_default": is_default,
+        "available": unavailable_because is None,
+        "unavailable_because": unavailable_because,
     }

@@ -108,7 +108,7 @@ def _decode(
     from app.models import profiles
     from app.models.loading import load_vae
     from app.worker.decoding import ClipDecoding, DecodeContext, load_learned_costs
-    from app.worker.finite import HALF, check_clip, dtype_name
+    from app.worker.finite import HALF, check_clip
 
     entry = source.entry
     context = DecodeContext(
@@ -130,11 +130,10 @@ def _decode(
     try:
         _write(decoding, out, fps, device)
     except NonFiniteValues as error:
-        if vae.dtype not in HALF:
+        if error.stage != "decoding" or error.dtype not in HALF:
             raise
-        dtype = dtype_name(vae.dtype)
-        typer.secho(f"{error} in {dtype}; decoding again in float32", err=True, fg=typer.colors.YELLOW)
-        retry = {"from_dtype": dtype, "to_dtype": "float32", "values": error.values, "of": error.of}
+        typer.secho(f"{error} in {error.dtype}; decoding again in float32", err=True, fg=typer.colors.YELLOW)
+        retry = {"from_dtype": error.dtype, "to_dtype": "float32", "values": error.values, "of": error.of}
     else:
         return decoding.report()
     in_float32 = entry.model_copy(update={"dtype": "float32"})

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -113,17 +114,18 @@ def profile(
     data_dir: DataDir = None,
     supervisor_pid: SupervisorPid = None,
 ) -> None:
-    """Trace the missing memory profiles, then exit."""
+    """Trace the missing memory profiles, then exit. Waits for models that cannot be traced yet."""
     _start_process(supervisor_pid)
     settings = settings_with(data_dir=data_dir)
+    from app.models.checks.faults import RECHECK_SECONDS
     from app.models.entries import load_models
-    from app.models.profile_tracer import trace_missing, write_shipped
+    from app.models.profile_tracer import keep_tracing, write_shipped
 
     _configure_log(settings, "profiler")
     if ship:
         write_shipped(settings, load_models(settings))
-    elif not trace_missing(settings, load_models(settings)):
-        sys.exit(1)
+    else:
+        keep_tracing(settings, load_models(settings), lambda: time.sleep(RECHECK_SECONDS))
 
 
 def _configure_log(settings: Settings, process: str) -> None:

@@ -17,6 +17,9 @@ from app.models.entries import ModelEntry, load_models
 from app.units import format_bytes
 
 HUB_SECONDS = 4.0
+_MODEL_ADVICE = (
+    "Correct the model's files or its entry in the models file; a running service notices new files."
+)
 RESET = "The GPU does not answer. Run nvidia-smi for details; reset it (nvidia-smi -r) or reboot."
 
 
@@ -129,11 +132,17 @@ def encoder() -> Finding:
 
 def models(settings: Settings) -> Iterator[Finding]:
     """Check each model's files and, if some must be downloaded, whether the hub can be reached."""
+    from app.models.checks.faults import find_fault
     from app.models.loading import where_weights_are
 
     entries = load_models(settings)
     missing = []
     for entry in entries.values():
+        fault = find_fault(entry, settings)
+        if fault is not None:
+            make = note if fault.transient else wrong
+            yield make("model", f"{entry.name} ({entry.source}): {fault.reason}", _MODEL_ADVICE)
+            continue
         found = where_weights_are(entry, settings)
         if found is not None:
             yield ok("model", f"{entry.name}: {found}")

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 
 from app.config import Settings
 from app.models.entries import ModelEntry
-from app.models.hub import explain_hub_error
+from app.models.hub import explain_hub_error, may_pass
 
 # Pipelines that diffusers does not have, and their modules.
 OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
@@ -31,7 +31,14 @@ ReadJson = Callable[[str], dict[str, Any]]
 
 
 class ModelUnavailable(Exception):
-    """The model or a library it needs is missing; the message says how to get it."""
+    """The model or a library it needs is missing or damaged; the message says what to do.
+
+    `transient`: it may become available without a change, for example when the hub answers again.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        self.transient = transient
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +117,6 @@ def _built(entry: ModelEntry, settings: Settings) -> Path:
     return folder
 
 
-def weight_bytes(component: Component, bytes_per_element: int) -> int:
-    """Bytes of the component's parameters and buffers, with floating-point elements of that width.
-
-    Computed on meta tensors from the configuration alone.
-    """
-    import torch
-
-    with torch.device("meta"):
-        module = build_component(component)
-    tensors = [*module.parameters(), *module.buffers()]
-    return sum(
-        t.numel() * (bytes_per_element if t.is_floating_point() else t.element_size()) for t in tensors
-    )
-
-
 def build_component(component: Component) -> Any:
     """A module of the component's class and configuration, on torch's current default device."""
     module_class = getattr(importlib.import_module(component.library), component.class_name)
@@ -174,6 +166,11 @@ def _is_library(name: str | None) -> TypeGuard[str]:
     return known or (name or "").startswith("app.pipelines.")
 
 
+def has_weights(library: str, class_name: str) -> bool:
+    """Whether a component of `model_index.json` has weights that Framefit plans."""
+    return _is_library(library) and not _has_no_weights(class_name)
+
+
 def _has_no_weights(class_name: str) -> bool:
     return any(part in class_name for part in _WITHOUT_WEIGHTS)
 
@@ -197,7 +194,8 @@ def _hub_reader(entry: ModelEntry) -> ReadJson:
         try:
             path = hf_hub_download(entry.source, name, revision=entry.revision)
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-            raise ModelUnavailable(explain_hub_error(error, entry.source, entry.revision)) from None
+            reason = explain_hub_error(error, entry.source, entry.revision)
+            raise ModelUnavailable(reason, transient=may_pass(error)) from None
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         return content
 

@@ -22,6 +22,16 @@ def explain_hub_error(error: BaseException, source: str, revision: str | None = 
     return f"{source}: {error}"
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether the error may pass by itself: the hub cannot be reached, or has a fault of its own."""
+    causes = list(_causes(error))
+    if any(kind.__name__ == "OfflineModeIsEnabled" for cause in causes for kind in type(cause).__mro__):
+        return False
+    names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    statuses = [getattr(getattr(cause, "response", None), "status_code", 0) for cause in causes]
+    return bool(names & _UNREACHABLE) or any(status >= 500 or status == 429 for status in statuses)
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error and the chain of its causes, the first cause last."""
     seen: set[int] = set()

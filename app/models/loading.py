@@ -23,6 +23,7 @@ from adaptive.types import MemoryReading, VideoShape
 from app.config import Settings
 from app.jobs import Json
 from app.models import profiles
+from app.models.checks.model_folder import check_model
 from app.models.components import OWN_PIPELINES, ModelUnavailable, components_of, local_files, required_files
 from app.models.entries import ModelEntry
 from app.models.hub import explain_hub_error
@@ -74,6 +75,7 @@ def load_pipeline(
     weight, and `ModelUnavailable` for missing files or a missing library.
     """
     check_capturable(entry.pipeline)
+    check_model(entry, settings)
     required_files(entry, settings)
     exact_only = exact_only or entry.quantize is None
     if not exact_only:

@@ -37,6 +37,11 @@ def profile_path(settings: Settings, entry: ModelEntry) -> Path:
     return settings.profiles_dir / f"{entry.name}-{digest}.json"
 
 
+def failure_path(settings: Settings, entry: ModelEntry) -> Path:
+    """The file that says why the model could not be traced, which need not exist."""
+    return profile_path(settings, entry).with_suffix(".failure.json")
+
+
 def shipped_path(entry: ModelEntry) -> Path:
     """The shipped file for the model's source, which need not exist: its requirements, and the name of its
     VAE's profile in `adaptive.memory.published`.
@@ -127,4 +132,4 @@ def _shipped(path: Path, vae_class: str) -> MemoryProfile | None:
 
 def _local_config(entry: ModelEntry) -> str | None:
     path = Path(entry.source).expanduser() / "vae" / "config.json"
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None

@@ -52,6 +52,19 @@ def trace_requirements(
     return ModelRequirements(tuple(component_sizes(components, dtype, vae_dtype)), tuple(curves))
 
 
+def weight_bytes(component: Component, bytes_per_element: int) -> int:
+    """Bytes of the component's parameters and buffers, with floating-point elements of that width.
+
+    Computed on meta tensors from the configuration alone.
+    """
+    with torch.device("meta"):
+        module = build_component(component)
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(
+        t.numel() * (bytes_per_element if t.is_floating_point() else t.element_size()) for t in tensors
+    )
+
+
 def _size(name: str, component: Component, dtype: torch.dtype) -> ComponentSize:
     with torch.device("meta"):
         module = build_component(component)

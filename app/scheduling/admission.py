@@ -35,9 +35,9 @@ from app.scheduling.device_reports import (
     serves_model,
 )
 from app.scheduling.plan_view import plan_json
+from app.scheduling.usable_profile import FindFault, LoadProfile, usable_profile
 from app.scheduling.weights_view import weights_json
 
-LoadProfile = Callable[[ModelEntry], MemoryProfile | None]
 LoadRequirements = Callable[[ModelEntry], ModelRequirements | None]
 
 
@@ -46,10 +46,6 @@ _NEEDS = {
     Stage.DENOISE: "denoising needs {:,} bytes with one component on the device at a time",
     Stage.DECODE: "decoding needs {:,} bytes in its smallest allowed chunk",
 }
-
-
-class ProfilePending(AdaptiveError):
-    """The model's memory profile is still being traced; the request can be repeated soon."""
 
 
 class FitsNowhere(AdaptiveError):
@@ -161,8 +157,10 @@ class Admission:
         *,
         reserve_bytes: int,
         load_requirements: LoadRequirements = lambda _entry: None,
+        find_fault: FindFault = lambda _entry: None,
     ) -> None:
         self._load_requirements = load_requirements
+        self._find_fault = find_fault
         self._models = models
         self._load_profile = load_profile
         self._workers = workers
@@ -171,8 +169,8 @@ class Admission:
     def admit(self, spec: JobSpec) -> Verdict:
         """Admit the job and plan its decode.
 
-        Raises `ProfilePending`, `FitsNowhere`, or `UnsupportedVae` for a forced strategy that the VAE does
-        not support.
+        Raises `ModelUnavailable` for a model whose files cannot be loaded, `ProfilePending`, `FitsNowhere`,
+        or `UnsupportedVae` for a forced strategy that the VAE does not support.
         """
         question = self._question(spec)
         devices = [worker.device for worker in self._workers() if serves_model(worker, spec.model)]
@@ -222,9 +220,7 @@ class Admission:
 
     def _question(self, spec: JobSpec) -> _Question:
         entry = self._models[spec.model]
-        profile = self._load_profile(entry)
-        if profile is None:
-            raise ProfilePending(spec.model)
+        profile = usable_profile(entry, self._load_profile, self._find_fault)
         video = VideoShape(spec.video_frames, spec.height, spec.width)
         shape = profile.traits.latent_shape(video)
         return _Question(

@@ -6,10 +6,12 @@
 import torch
 from torch import Tensor
 
+from adaptive.errors import NonFiniteValues
 from adaptive.pipelines.recorded_call import RecordedClip
 from adaptive.stream.finite import check_finite
+from app.jobs import Json
 
-HALF = (torch.float16, torch.bfloat16)
+HALF = ("float16", "bfloat16")
 
 
 def check_clip(clip: RecordedClip, stage: str) -> None:
@@ -29,3 +31,8 @@ def check_clip(clip: RecordedClip, stage: str) -> None:
 def dtype_name(dtype: torch.dtype) -> str:
     """The dtype's name as models' entries write it, such as "float16"."""
     return str(dtype).removeprefix("torch.")
+
+
+def found_json(error: NonFiniteValues) -> Json:
+    """Stage, dtype and numbers of what was found, for events and the job's error."""
+    return {"stage": error.stage, "dtype": error.dtype, "values": error.values, "of": error.of}

@@ -9,7 +9,7 @@ Owns when a decode is repeated and what is told of it. Must not know the job tab
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -19,9 +19,9 @@ from adaptive.types import VideoShape
 from app.jobs import JobSpec, Json
 from app.models.components import ModelUnavailable
 from app.worker.decoding import Decoding, OnEvent, OutOfMemory
-from app.worker.finite import HALF, dtype_name
+from app.worker.finite import HALF, found_json
 from app.worker.job_failures import JobFailure
-from app.worker.loaded_model import LoadedModel
+from app.worker.loaded_model import Float32Vae, LoadedModel
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Float32Decoder:
     def __init__(self, model: LoadedModel, retry: Json) -> None:
         self._model = model
         self._retry = retry
-        self._vae: Any = None
+        self._copy: Float32Vae | None = None
 
     @property
     def device(self) -> torch.device:
@@ -51,9 +51,9 @@ class Float32Decoder:
 
         Raises `DoesNotFit`, and what `LoadedModel.load_vae_in_float32` raises.
         """
-        if self._vae is None:
-            self._vae = self._model.load_vae_in_float32()
-        return self._model.open_decode_in_float32(recorded, self._vae, spec, on_event, self._retry)
+        if self._copy is None:
+            self._copy = self._model.load_vae_in_float32(on_event)
+        return self._model.open_decode_in_float32(recorded, self._copy, spec, on_event, self._retry)
 
     def open_decode_on_host(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
         """See `LoadedModel.open_decode_on_host`, which decodes in float32 anyway."""
@@ -76,27 +76,27 @@ def decode_or_repeat(decode: Callable[[Decoder], T], model: LoadedModel, on_even
             raise
         first = error
     first.__traceback__ = None  # else it would keep the failed decode's tensors alive
-    dtype = dtype_name(model.vae_dtype)
-    on_event("nonfinite", _found(first, dtype))
-    if model.vae_dtype not in HALF:
-        raise _failure(first, dtype)
-    retry: Json = {"from_dtype": dtype, "to_dtype": "float32", "values": first.values, "of": first.of}
+    on_event("nonfinite", found_json(first))
+    if first.dtype not in HALF:
+        raise _failure(first)
+    retry: Json = {
+        "from_dtype": first.dtype,
+        "to_dtype": "float32",
+        "values": first.values,
+        "of": first.of,
+    }
     on_event("decode_retry", {**retry, "reason": str(first)})
     try:
         return decode(Float32Decoder(model, retry))
     except NonFiniteValues as error:
-        on_event("nonfinite", _found(error, "float32"))
-        note = f"this is the second decode, in float32; in {dtype} it was {first.values:,} of {first.of:,}"
-        raise _failure(error, "float32", retry, note) from error
+        on_event("nonfinite", found_json(error))
+        earlier = f"in {first.dtype} it was {first.values:,} of {first.of:,}"
+        raise _failure(error, retry, f"this is the second decode, in float32; {earlier}") from error
     except (DoesNotFit, ModelUnavailable, OutOfMemory) as error:
-        note = f"this was in {dtype}; the decode could not be repeated in float32: {error}"
-        raise _failure(first, dtype, retry, note) from error
+        note = f"this was in {first.dtype}; the decode could not be repeated in float32: {error}"
+        raise _failure(first, retry, note) from error
 
 
-def _found(error: NonFiniteValues, dtype: str) -> Json:
-    return {"stage": error.stage, "dtype": dtype, "values": error.values, "of": error.of}
-
-
-def _failure(error: NonFiniteValues, dtype: str, retry: Json | None = None, note: str = "") -> JobFailure:
-    data = {**_found(error, dtype), **({} if retry is None else {"retry": retry})}
+def _failure(error: NonFiniteValues, retry: Json | None = None, note: str = "") -> JobFailure:
+    data = {**found_json(error), **({} if retry is None else {"retry": retry})}
     return JobFailure("nonfinite_values", f"{error}; {note}" if note else str(error), data)

@@ -14,6 +14,7 @@ from app.media.video import NO_SPACE, VideoWriteError
 from app.models.components import ModelUnavailable
 from app.store import StoreError
 from app.worker.decoding import DeviceFault, OutOfMemory
+from app.worker.finite import found_json
 from app.worker.job_control import Interrupted
 from app.worker.pipeline_call import UnsuitablePipeline
 
@@ -43,8 +44,7 @@ def as_job_failures() -> Iterator[None]:
     except OutOfMemory as error:
         raise JobFailure("out_of_memory", str(error), {"stage": error.stage}) from error
     except NonFiniteValues as error:
-        found = {"stage": error.stage, "values": error.values, "of": error.of}
-        raise JobFailure("nonfinite_values", str(error), found) from error
+        raise JobFailure("nonfinite_values", str(error), found_json(error)) from error
     except VideoWriteError as error:
         raise JobFailure("disk_full" if error.disk_full else "encoding_failed", str(error)) from error
     except (ModelUnavailable, UnsuitablePipeline, AdaptiveError) as error:

@@ -23,7 +23,7 @@ from app.models.entries import ModelEntry
 from app.store import JobStore
 from app.worker.decoding import Decoding, OutOfMemory, combined_report
 from app.worker.engine import Engine
-from app.worker.finite import check_clip
+from app.worker.finite import check_clip, found_json
 from app.worker.float32_retry import Decoder, decode_or_repeat
 from app.worker.frame_transfer import FrameTransfer, samples_of, to_pixels
 from app.worker.job_control import JobControl, JobLost, JobYielded, never_yield, wait_for_memory
@@ -91,7 +91,7 @@ class JobRun:
         except Exception as error:  # denoising again replaces the file, whatever is wrong with it
             log.warning("latents_unreadable job_id=%s reason=%s", self._job.id, error)
             if isinstance(error, NonFiniteValues):
-                self._report_nonfinite(error)
+                self._event("nonfinite", found_json(error))
             self._event("latents_unreadable", {"reason": str(error)})
             return None
         self._event("resumed_from_latents", {"path": self._job.latents_path, "attempt": self._job.attempts})
@@ -281,11 +281,8 @@ class JobRun:
             self._event("oom", {"stage": error.stage})
             raise
         except NonFiniteValues as error:
-            self._report_nonfinite(error)
+            self._event("nonfinite", found_json(error))
             raise
-
-    def _report_nonfinite(self, error: NonFiniteValues) -> None:
-        self._event("nonfinite", {"stage": error.stage, "values": error.values, "of": error.of})
 
     def _event(self, kind: str, data: Mapping[str, Any]) -> None:
         self._control.check()

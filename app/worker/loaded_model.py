@@ -5,7 +5,7 @@ Owns the use of one diffusers pipeline. Knows a request as a `JobSpec`; must not
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,6 +39,13 @@ from app.worker.pipeline_call import OnStep, check_call, run_pipeline, sound_of
 from app.worker.vae_precision import EncodeInVaeDtype
 
 log = logging.getLogger(__name__)
+
+
+class Float32Vae(NamedTuple):
+    """A copy of the VAE in float32, and whether it decodes in chunks exactly."""
+
+    vae: Any
+    streams: bool
 
 
 class LoadedModel:
@@ -103,12 +110,16 @@ class LoadedModel:
 
         This also loads the device's kernels, which torch loads lazily, before the first decode is planned.
         """
+        self._streams = self._streams_exactly(self._pipe.vae, on_event)
+
+    def _streams_exactly(self, vae: Any, on_event: OnEvent) -> bool:
         try:
-            self_test(self._pipe.vae)
+            self_test(vae)
         except Exception as error:
-            self._streams = False
             log.warning("streaming_self_test_failed model=%s reason=%s", self.entry.name, error)
             on_event("self_test_failed", {"model": self.entry.name, "reason": str(error)})
+            return False
+        return True
 
     def fit_denoise(self, spec: JobSpec, on_event: OnEvent) -> Json:
         """Let the pipeline plan its denoising for the memory that is free now; returns the plan's JSON.
@@ -199,17 +210,19 @@ class LoadedModel:
         return Decoding(vae, recorded.to(host, torch.float32), self._policy(spec), context, on_event)
 
     def open_decode_in_float32(
-        self, recorded: RecordedDecode, vae: Any, spec: JobSpec, on_event: OnEvent, retry: Json
+        self, recorded: RecordedDecode, copy: Float32Vae, spec: JobSpec, on_event: OnEvent, retry: Json
     ) -> Decoding:
-        """Plan the decode with `vae`, the copy of `load_vae_in_float32`. Raises `DoesNotFit`."""
+        """Plan the decode with the copy of `load_vae_in_float32`. Raises `DoesNotFit`."""
         context = replace(self._context, profile=None, retry=retry)
-        return Decoding(vae, recorded.to(self.device, torch.float32), self._policy(spec), context, on_event)
+        policy = self._policy(spec, streams=copy.streams)
+        return Decoding(copy.vae, recorded.to(self.device, torch.float32), policy, context, on_event)
 
-    def load_vae_in_float32(self) -> Any:
+    def load_vae_in_float32(self, on_event: OnEvent) -> Float32Vae:
         """A second copy of the VAE on the device, its weights read in float32.
 
-        Raises `DoesNotFit` if the device has no memory for it, also without idle weights, `ModelUnavailable`,
-        and `OutOfMemory`.
+        It has a self-test of its own: values that are not finite fail the one in half precision. Raises
+        `DoesNotFit` if the device has no memory for it, also without idle weights, `ModelUnavailable`, and
+        `OutOfMemory`.
         """
         needed_bytes = self.vae_weight_bytes * torch.float32.itemsize // self.vae_dtype.itemsize
         idle = self._context.idle
@@ -220,7 +233,8 @@ class LoadedModel:
             raise DoesNotFit(what, needed_bytes=needed_bytes, budget_bytes=free_bytes)
         with translated_device_errors("decoding"):
             in_float32 = self.entry.model_copy(update={"dtype": "float32"})
-            return load_vae(in_float32, self._settings).to(self.device, torch.float32)
+            vae = load_vae(in_float32, self._settings).to(self.device, torch.float32)
+        return Float32Vae(vae, self._streams_exactly(vae, on_event))
 
     def _free_bytes(self) -> int:
         self._context.probe.release()
@@ -246,10 +260,11 @@ class LoadedModel:
         self._return_to_host()
         log.info("model_calibrated model=%s decodes=%d", self.entry.name, len(done))
 
-    def _policy(self, spec: JobSpec) -> Policy:
+    def _policy(self, spec: JobSpec, *, streams: bool | None = None) -> Policy:
+        streams = self._streams if streams is None else streams
         return Policy(
-            strategy=spec.decode_strategy.value if self._streams else "batched",
-            frames_per_chunk=spec.frames_per_chunk if self._streams else None,
+            strategy=spec.decode_strategy.value if streams else "batched",
+            frames_per_chunk=spec.frames_per_chunk if streams else None,
             exact_only=spec.exact_only,
             budget_bytes=spec.memory_budget_bytes,
             reserve_bytes=self._settings.reserve_bytes,

@@ -153,8 +153,13 @@ def set_log_level(
 def models(service: TheService, _owner: Caller) -> Json:
     """Return the models; the first one is the default."""
     default = next(iter(service.models))
-    entries = service.models.items()
-    return {"models": [model_view(entry, is_default=name == default) for name, entry in entries]}
+    faults = service.faults.permanent()
+    return {
+        "models": [
+            model_view(entry, is_default=name == default, unavailable_because=faults.get(name))
+            for name, entry in service.models.items()
+        ]
+    }
 
 
 @router.get("/healthz", tags=["service"], summary="Liveness of the API process", responses=answer(HEALTH))
@@ -169,11 +174,17 @@ def healthz() -> Json:
     summary="Readiness to run jobs",
     responses={
         **answer(READINESS),
-        503: {"description": "No worker is alive.", "content": {"application/json": {"schema": READINESS}}},
+        503: {
+            "description": "No live worker has a model that can be used.",
+            "content": {"application/json": {"schema": READINESS}},
+        },
     },
 )
 def readyz(service: TheService) -> JSONResponse:
-    """Return 200 if at least one worker is alive, else 503; both with models, devices and job counts."""
+    """Return 200 if a live worker offers a model that can be used, else 503.
+
+    Both come with devices, job counts, the models, and why some of them cannot be used.
+    """
     ready, report = readiness(service)
     return JSONResponse(report, 200 if ready else 503, headers={} if ready else {"Retry-After": "2"})
 

@@ -15,7 +15,7 @@ let model = null;
 
 export async function start(onSubmitted) {
   models = (await call("GET", "/models")).models;
-  form.elements.model.replaceChildren(...models.map((one) => new Option(one.name, one.name, one.is_default)));
+  form.elements.model.replaceChildren(...models.map(choice));
   applyModel();
   const replan = () => plan.show(asked(), use);
   images.start(form, () => { fail(""); if (images.size("image") !== null) replan(); });
@@ -26,6 +26,8 @@ export async function start(onSubmitted) {
   replan();
   setInterval(() => { if (!document.hidden) replan(); }, REPLAN_MS);
 }
+
+const choice = (one) => new Option(one.available ? one.name : `${one.name} (unavailable)`, one.name, one.is_default);
 
 function applyModel() {
   model = models.find((one) => one.name === form.elements.model.value);
@@ -41,7 +43,8 @@ function applyModel() {
     form.elements[part.dataset.input].disabled = part.hidden;
   }
   say(byId("model-hint"), model.description);
-  say(byId("notice"), model.notice || "");
+  const broken = model.available ? "" : `This model cannot be used: ${model.unavailable_because}.`;
+  say(byId("notice"), broken || model.notice || "");
   const sides = `Width and height must be multiples of ${multiple}, with at most ${limits.max_pixels.toLocaleString("en")} pixels in total.`;
   const rule = model.frames_step === 1 ? "Any number of frames" : `Frames must be ${model.frame_rule}`;
   const only = model.shapes.map((shape) => shape.replaceAll("x", " × ")).join(" or ");

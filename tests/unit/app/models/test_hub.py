@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from app.models.hub import explain_hub_error
+from app.models.hub import explain_hub_error, may_pass
 
 SOURCE = "somebody/some-model"
 
@@ -52,6 +52,7 @@ def test_what_the_hub_refuses_is_said_with_what_to_do(
     with pytest.raises(HfHubHTTPError) as caught:
         hf_hub_download(SOURCE, "model_index.json", revision="v9", endpoint=endpoint, cache_dir=tmp_path)
     assert words in explain_hub_error(caught.value, SOURCE, "v9")
+    assert not may_pass(caught.value)
 
 
 def test_an_unreachable_hub_is_distinguished_from_a_missing_model(hub: ThreadingHTTPServer) -> None:
@@ -66,6 +67,7 @@ def test_an_unreachable_hub_is_distinguished_from_a_missing_model(hub: Threading
         words = explain_hub_error(error, SOURCE)
         assert "hub cannot be reached" in words
         assert "FRAMEFIT_MODELS_FILE" in words
+        assert may_pass(error)
 
 
 def test_offline_mode_and_full_disks_are_named() -> None:

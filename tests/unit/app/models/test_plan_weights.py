@@ -11,11 +11,11 @@ from adaptive.pipelines.recorded_call import load_calls, save_calls
 from adaptive.types import VideoShape
 from app.config import Settings
 from app.models import profiles
-from app.models.components import components_of, weight_bytes
+from app.models.components import components_of
 from app.models.entries import ModelEntry, load_models
 from app.models.forecast import Unfeasible, forecast
 from app.models.place_weights import place
-from app.models.weight_sizes import component_sizes
+from app.models.weight_sizes import component_sizes, weight_bytes
 
 GIB = 2**30
 

@@ -16,9 +16,10 @@ from adaptive.memory.traced_vae import TracedVae, config_digest
 from adaptive.types import LatentShape
 from app.config import Settings
 from app.models import profiles
-from app.models.components import build_component, components_of, weight_bytes
+from app.models.components import build_component, components_of
 from app.models.entries import ModelEntry, load_models
 from app.models.profile_tracer import trace_missing
+from app.models.weight_sizes import weight_bytes
 from app.worker.pipeline_call import check_call
 
 PUBLISHED = {name: entry for name, entry in load_models(Settings()).items() if not entry.is_builtin}

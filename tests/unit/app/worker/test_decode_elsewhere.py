@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive.errors import DoesNotFit
+from adaptive.errors import DoesNotFit, NonFiniteValues
 from adaptive.pipelines.recorded_call import RecordedDecode
 from adaptive.testing import ScriptedProbe
 from adaptive.types import LatentShape, VideoShape
@@ -16,6 +16,8 @@ from app.models import profiles
 from app.models.entries import load_models
 from app.models.loading import load_pipeline
 from app.worker.decoding import DecodeContext, load_learned_costs
+from app.worker.float32_retry import Decoder, decode_or_repeat
+from app.worker.job_failures import JobFailure
 from app.worker.loaded_model import LoadedModel
 
 CPU = torch.device("cpu")
@@ -57,6 +59,23 @@ def test_what_the_device_cannot_hold_is_decoded_on_the_cpu_with_the_same_pixels(
     assert (report["device"], report["exact"]) == ("cpu", True)
     assert full.host_learned_costs is not None
     assert full.host_learned_costs.speeds.summary(), "the next one is predicted"
+
+
+def test_half_precision_that_the_device_cannot_hold_in_float32_fails_with_both_reasons(
+    full: LoadedModel,
+) -> None:
+    events: list[tuple[str, Any]] = []
+    recorded = RecordedDecode(torch.zeros(1, 8, 3, 2, 2))
+
+    def decode(model: Decoder) -> None:
+        if model is full:
+            raise NonFiniteValues("decoding", "the decoded frames 1 to 9", values=3, of=100, dtype="float16")
+        model.open_decode(recorded, spec(), lambda _kind, _data: None)
+
+    with pytest.raises(JobFailure, match="could not be repeated in float32: a copy of the VAE") as caught:
+        decode_or_repeat(decode, full, lambda kind, data: events.append((kind, data)))
+    assert caught.value.error.code == "nonfinite_values"
+    assert [kind for kind, _ in events] == ["nonfinite", "decode_retry"]
 
 
 def test_a_call_as_short_as_the_job_s_chunks_is_decoded_as_one_of_them(full: LoadedModel) -> None:

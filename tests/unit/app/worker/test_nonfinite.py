@@ -90,12 +90,12 @@ def test_broken_frames_fail_the_job_and_keep_its_latents(tmp_path: Path) -> None
 
 def test_half_precision_that_overflows_is_decoded_again_in_float32_and_told_first(tmp_path: Path) -> None:
     with spoilt(tmp_path, too_large_for_half, "float16") as served:
-        job_id = served.submit()
+        job_id = served.submit(decode_strategy="per_frame")
         served.run_next()
         job = served.job(job_id)
         assert job["status"] == "succeeded", job["error"]
         decode = job["decode"]
-        assert (decode["dtype"], decode["exact"]) == ("float32", True)
+        assert (decode["dtype"], decode["exact"], decode["strategy"]) == ("float32", True, "per_frame")
         assert decode["retry"]["from_dtype"] == "float16"
         assert 0 < decode["retry"]["values"] <= decode["retry"]["of"]
         (told,) = served.events("decode_retry")
