@@ -136,7 +136,7 @@ def _decode(
         retry = {"from_dtype": error.dtype, "to_dtype": "float32", "values": error.values, "of": error.of}
     else:
         return decoding.report()
-    in_float32 = entry.model_copy(update={"dtype": "float32"})
+    in_float32 = entry.model_copy(update={"vae_dtype": "float32"})
     vae = load_vae(in_float32, settings).to(device, torch.float32)
     calls = tuple(call.to(torch.device(device), torch.float32) for call in clip.calls)
     again = ClipDecoding(vae, replace(clip, calls=calls), policy, replace(context, profile=None, retry=retry))

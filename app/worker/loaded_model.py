@@ -232,7 +232,7 @@ class LoadedModel:
             what = "a copy of the VAE in float32"
             raise DoesNotFit(what, needed_bytes=needed_bytes, budget_bytes=free_bytes)
         with translated_device_errors("decoding"):
-            in_float32 = self.entry.model_copy(update={"dtype": "float32"})
+            in_float32 = self.entry.model_copy(update={"vae_dtype": "float32"})
             vae = load_vae(in_float32, self._settings).to(self.device, torch.float32)
         return Float32Vae(vae, self._streams_exactly(vae, on_event))
 
