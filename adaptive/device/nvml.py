@@ -1,19 +1,27 @@
 """Reads the NVIDIA driver's data about its GPUs, through the `pynvml` module of nvidia-ml-py.
 
-Owns opening the library, devices by UUID, their free and used bytes, the processes on them, and the mapping
-of CUDA's `cuda:N` to the driver's UUID. A failure is a state in the result, never an exception: on a machine
-without a driver, or with a card that fell off the bus, a server must start and report what is wrong. This
-module does not know torch, jobs or plans.
+Owns opening the library, devices by UUID, MIG instances, their free and used bytes, and the processes on
+them. A failure is a state in the result, never an exception: on a machine without a driver, with a card that
+fell off the bus, or with a driver whose answers make no sense, a server must start and report what is wrong.
+A driver that does not report a card's memory has the card nevertheless. This module does not know torch, jobs
+or plans.
 """
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+import ctypes
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-T = TypeVar("T")
+from adaptive.device.driver_calls import DriverCallFailed, ask, ask_or, ask_text, readable_bytes
+
+MOST_DEVICES = 256  # a driver that counts more does not count
+MOST_PROCESSES = 4096  # on one card; a driver that counts more does not count
+MOST_INSTANCES = 64  # MIG instances of a card; today's cards have at most 7
+_UUID = re.compile(r"[A-Za-z0-9][A-Za-z0-9/_.:-]*")
 
 
 class NvmlState(StrEnum):
@@ -24,6 +32,7 @@ class NvmlState(StrEnum):
     NO_GPU = "no_gpu"  # a driver without any GPU
     GPU_LOST = "gpu_lost"  # fell off the bus: only a reset or reboot brings it back
     NOT_FOUND = "not_found"  # no GPU with that UUID
+    MEMORY_UNKNOWN = "memory_unknown"  # a GPU whose memory the driver does not report: CUDA may well use it
     ERROR = "error"  # any other failure of the driver
 
 
@@ -40,9 +49,10 @@ class GpuProcess:
 
 @dataclass(frozen=True, slots=True)
 class GpuInfo:
-    """A reading of one GPU. Byte counts are 0 and `utilization` None unless `state` is ok.
+    """A reading of one GPU or MIG instance. Byte counts are 0 unless `state` is ok.
 
-    `used_bytes` is total less free: all processes, their contexts, and the driver's own memory.
+    `uuid` and `name` are empty where the driver does not tell them. `used_bytes` is total less free: all
+    processes, their contexts, and the driver's own memory.
     """
 
     uuid: str
@@ -55,13 +65,21 @@ class GpuInfo:
     processes: tuple[GpuProcess, ...]
     state: NvmlState
 
+    @property
+    def is_mig(self) -> bool:
+        """Whether this is a MIG instance, not a whole card."""
+        return self.uuid.startswith("MIG-")
+
 
 def _unreadable(uuid: str, state: NvmlState, index: int = -1) -> GpuInfo:
     return GpuInfo(uuid, index, "", 0, 0, 0, None, (), state)
 
 
 class Nvml:
-    """The driver, opened at first use and again after a failure to open. Close it, or use it in a `with`."""
+    """The driver, opened at first use and again after a failure to open. Close it, or use it in a `with`.
+
+    No method raises because of what the driver does.
+    """
 
     def __init__(self) -> None:
         self._library: Any = None
@@ -78,7 +96,7 @@ class Nvml:
         """Close the driver's library; a later call opens it again."""
         if self._library is not None:
             library, self._library = self._library, None
-            self._ask(library.nvmlShutdown, None)
+            ask_or(library.nvmlShutdown, None)
 
     @property
     def state(self) -> NvmlState:
@@ -88,35 +106,50 @@ class Nvml:
 
     @property
     def driver_version(self) -> str | None:
-        """The driver's version, or None without a driver."""
+        """The driver's version, or None where it is not known."""
         if self._open() is not NvmlState.OK:
             return None
-        version: str | None = self._ask(self._library.nvmlSystemGetDriverVersion, None)
-        return version
+        try:
+            return ask_text(self._library.nvmlSystemGetDriverVersion) or None
+        except DriverCallFailed:
+            return None
 
     @property
     def cuda_version(self) -> tuple[int, int] | None:
         """The newest CUDA version (major, minor) that the driver supports; None where it is not known."""
         if self._open() is not NvmlState.OK:
             return None
-        number: int | None = self._ask(self._library.nvmlSystemGetCudaDriverVersion, None)
-        return None if number is None else (number // 1000, number % 1000 // 10)
+        number: int = ask_or(self._library.nvmlSystemGetCudaDriverVersion, 0)
+        return (number // 1000, number % 1000 // 10) if 1000 <= number < 1_000_000 else None
 
     def devices(self) -> tuple[GpuInfo, ...]:
-        """Every GPU in the driver's (PCI bus) order, lost ones included; empty without a driver or GPU."""
+        """Every GPU in the driver's (PCI bus) order, lost ones included; empty without a driver or GPU.
+
+        A card in MIG mode is replaced by its instances, which have its index.
+        """
         count, _ = self._count()
-        return tuple(self._device(index) for index in range(count))
+        return tuple(device for index in range(count) for device in self._devices_of(index))
 
     def read(self, uuid: str) -> GpuInfo:
-        """Reading of the GPU or MIG slice with this full UUID."""
+        """Reading of the GPU or MIG instance with this full UUID."""
         opened = self._open()
         if opened is not NvmlState.OK:
             return _unreadable(uuid, opened)
+        library = self._library
         try:
-            handle = self._library.nvmlDeviceGetHandleByUUID(uuid)
-        except self._library.NVMLError as error:
-            return _unreadable(uuid, self._state_of(error))
-        return self._read(handle, uuid, self._ask(lambda: self._library.nvmlDeviceGetIndex(handle), -1))
+            handle = ask(lambda: library.nvmlDeviceGetHandleByUUID(uuid))
+        except DriverCallFailed as failure:
+            state = _state_of(failure)
+            found = () if state in (NvmlState.NOT_FOUND, NvmlState.GPU_LOST) else self.devices()
+            return next((each for each in found if each.uuid == uuid), _unreadable(uuid, state))
+        return self._read(handle, uuid, self._index_of(handle, uuid))
+
+    def _index_of(self, handle: Any, uuid: str) -> int:
+        library = self._library
+        if uuid.startswith("MIG-"):
+            handle = ask_or(lambda: library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle), handle)
+        index: int = ask_or(lambda: library.nvmlDeviceGetIndex(handle), -1)
+        return index if index < MOST_DEVICES else -1
 
     def _open(self) -> NvmlState:
         if self._library is not None:
@@ -126,117 +159,115 @@ class Nvml:
         except ImportError:
             return NvmlState.NO_DRIVER
         try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            return _state_of(pynvml, error)
+            ask(pynvml.nvmlInit)
+        except DriverCallFailed as failure:
+            return _state_of(failure)
         self._library = pynvml
         return NvmlState.OK
-
-    def _state_of(self, error: Exception) -> NvmlState:
-        return _state_of(self._library, error)
 
     def _count(self) -> tuple[int, NvmlState]:
         opened = self._open()
         if opened is not NvmlState.OK:
             return 0, opened
         try:
-            return self._library.nvmlDeviceGetCount(), NvmlState.OK
-        except self._library.NVMLError as error:
-            return 0, self._state_of(error)
+            count = ask(self._library.nvmlDeviceGetCount)
+        except DriverCallFailed as failure:
+            return 0, _state_of(failure)
+        return (count, NvmlState.OK) if count <= MOST_DEVICES else (0, NvmlState.ERROR)
 
-    def _ask(self, question: Callable[[], T], default: T) -> T:
-        """The driver's answer, or `default` where it fails: a missing optional value must not hide the memory
-        counts.
-        """
-        import pynvml
-
+    def _devices_of(self, index: int) -> Iterator[GpuInfo]:
+        """The card of this index, or its MIG instances."""
+        library = self._library
         try:
-            return question()
-        except pynvml.NVMLError:
-            return default
+            handle = ask(lambda: library.nvmlDeviceGetHandleByIndex(index))
+        except DriverCallFailed as failure:
+            yield _unreadable("", _state_of(failure), index)
+            return
+        instances = tuple(self._instances_of(handle, index))
+        yield from instances or (self._identified(handle, index),)
 
-    def _device(self, index: int) -> GpuInfo:
+    def _instances_of(self, handle: Any, index: int) -> Iterator[GpuInfo]:
+        library = self._library
+        mode: list[int] = ask_or(lambda: library.nvmlDeviceGetMigMode(handle), [0, 0])
+        if mode[0] != library.NVML_DEVICE_MIG_ENABLE:
+            return
+        slots: int = ask_or(lambda: library.nvmlDeviceGetMaxMigDeviceCount(handle), 0)
+        for slot in range(min(slots, MOST_INSTANCES)):
+            instance = ask_or(partial(library.nvmlDeviceGetMigDeviceHandleByIndex, handle, slot), None)
+            if instance is not None:
+                yield self._identified(instance, index)
+
+    def _identified(self, handle: Any, index: int) -> GpuInfo:
         try:
-            handle = self._library.nvmlDeviceGetHandleByIndex(index)
-            uuid = self._library.nvmlDeviceGetUUID(handle)
-        except self._library.NVMLError as error:
-            return _unreadable("", self._state_of(error), index)
-        return self._read(handle, uuid, index)
+            uuid = ask_text(self._library.nvmlDeviceGetUUID, handle)
+        except DriverCallFailed as failure:
+            if _state_of(failure) is NvmlState.GPU_LOST:
+                return _unreadable("", NvmlState.GPU_LOST, index)
+            uuid = ""
+        return self._read(handle, uuid if _UUID.fullmatch(uuid) else "", index)
 
     def _read(self, handle: Any, uuid: str, index: int) -> GpuInfo:
         library = self._library
         try:
-            memory = library.nvmlDeviceGetMemoryInfo(handle)
-        except library.NVMLError as error:
-            return _unreadable(uuid, self._state_of(error), index)
-        running: list[Any] = self._ask(lambda: library.nvmlDeviceGetComputeRunningProcesses(handle), [])
-        rates = self._ask(lambda: library.nvmlDeviceGetUtilizationRates(handle), None)
+            memory = ask(lambda: library.nvmlDeviceGetMemoryInfo(handle))
+            total, free = readable_bytes(memory.total), readable_bytes(memory.free, memory.total)
+        except DriverCallFailed as failure:
+            if _state_of(failure) is NvmlState.GPU_LOST:
+                return _unreadable(uuid, NvmlState.GPU_LOST, index)
+            total = free = None
+        known = bool(total) and free is not None
+        rates = ask_or(lambda: library.nvmlDeviceGetUtilizationRates(handle), None)
         return GpuInfo(
             uuid=uuid,
             index=index,
-            name=self._ask(lambda: library.nvmlDeviceGetName(handle), ""),
-            total_bytes=int(memory.total),
-            free_bytes=int(memory.free),
-            used_bytes=int(memory.total) - int(memory.free),
-            utilization=None if rates is None else rates.gpu / 100,
-            processes=tuple(GpuProcess(each.pid, each.usedGpuMemory) for each in running),
-            state=NvmlState.OK,
+            name=_name_of(library, handle),
+            total_bytes=(total or 0) if known else 0,
+            free_bytes=(free or 0) if known else 0,
+            used_bytes=(total or 0) - (free or 0) if known else 0,
+            utilization=rates.gpu / 100 if rates is not None and 0 <= rates.gpu <= 100 else None,
+            processes=_processes_on(library, handle, total if known else None),
+            state=NvmlState.OK if known else NvmlState.MEMORY_UNKNOWN,
         )
 
 
-def _state_of(library: Any, error: Exception) -> NvmlState:
-    states = {
-        library.NVML_ERROR_LIBRARY_NOT_FOUND: NvmlState.NO_DRIVER,
-        library.NVML_ERROR_DRIVER_NOT_LOADED: NvmlState.NO_DRIVER,
-        library.NVML_ERROR_LIB_RM_VERSION_MISMATCH: NvmlState.NO_DRIVER,
-        library.NVML_ERROR_GPU_IS_LOST: NvmlState.GPU_LOST,
-        library.NVML_ERROR_NOT_FOUND: NvmlState.NOT_FOUND,
-        library.NVML_ERROR_INVALID_ARGUMENT: NvmlState.NOT_FOUND,
-    }
-    return states.get(getattr(error, "value", None), NvmlState.ERROR)
+def _name_of(library: Any, handle: Any) -> str:
+    try:
+        return ask_text(library.nvmlDeviceGetName, handle)
+    except DriverCallFailed:
+        return ""
 
 
-def cuda_visible_uuid(
-    ordinal: int,
-    *,
-    devices: Sequence[GpuInfo] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> str | None:
-    """UUID of the device that CUDA calls `cuda:<ordinal>`.
-
-    None where CUDA sees no such device, or where its order of devices is not known.
-
-    Follows the CUDA C programming guide, "CUDA Environment Variables". Entries of CUDA_VISIBLE_DEVICES are
-    indices, GPU UUIDs or unambiguous prefixes of them, or MIG UUIDs (returned unchanged). The first invalid
-    entry hides all that follow. Indices count in bus order only under CUDA_DEVICE_ORDER=PCI_BUS_ID. CUDA's
-    default order is fastest first: it equals bus order where all cards are of one model, and is not known
-    here where they differ.
-    """
-    env = os.environ if environ is None else environ
-    if devices is None:
-        with Nvml() as nvml:
-            devices = nvml.devices()
-    bus_order = env.get("CUDA_DEVICE_ORDER", "FASTEST_FIRST") == "PCI_BUS_ID"
-    order_known = bus_order or len({device.name for device in devices}) <= 1
-    listed = env.get("CUDA_VISIBLE_DEVICES")
-    entries = [str(i) for i in range(len(devices))] if listed is None else listed.split(",")
-    visible: list[str | None] = []
-    for entry in entries:
-        valid, uuid = _resolve(entry.strip(), devices, order_known)
-        if not valid:
-            break
-        visible.append(uuid)
-    return visible[ordinal] if 0 <= ordinal < len(visible) else None
+def _process_count(library: Any, handle: Any) -> int:
+    """The number of processes, which `pynvml` believes: it would make room for four billion."""
+    count = ctypes.c_uint(0)
+    library.nvmlLib.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(count), None)
+    return count.value
 
 
-def _resolve(entry: str, devices: Sequence[GpuInfo], order_known: bool) -> tuple[bool, str | None]:
-    """Whether CUDA accepts an entry, and the UUID it means (None where the card is not known)."""
-    if entry.startswith("MIG-"):
-        return True, entry
-    if entry.isdecimal():
-        index = int(entry)
-        if index >= len(devices):
-            return False, None
-        return True, devices[index].uuid or None if order_known else None
-    matches = [device.uuid for device in devices if device.uuid.startswith(entry)] if entry else []
-    return (True, matches[0]) if len(matches) == 1 else (False, None)
+def _processes_on(library: Any, handle: Any, total_bytes: int | None) -> tuple[GpuProcess, ...]:
+    if ask_or(lambda: _process_count(library, handle), 0) > MOST_PROCESSES:
+        return ()
+    running: list[Any] = ask_or(lambda: library.nvmlDeviceGetComputeRunningProcesses(handle), [])
+    most = {} if total_bytes is None else {"most": total_bytes}
+    return tuple(
+        GpuProcess(
+            each.pid, None if each.usedGpuMemory is None else readable_bytes(each.usedGpuMemory, **most)
+        )
+        for each in running
+    )
+
+
+_STATES = {  # NVML's codes; those that are not here are `ERROR`
+    2: NvmlState.NOT_FOUND,  # invalid argument
+    6: NvmlState.NOT_FOUND,
+    9: NvmlState.NO_DRIVER,  # not loaded
+    12: NvmlState.NO_DRIVER,  # library not found
+    15: NvmlState.GPU_LOST,
+    16: NvmlState.GPU_LOST,  # reset required
+    18: NvmlState.NO_DRIVER,  # the library and the kernel's part are of different versions
+    28: NvmlState.NOT_FOUND,
+}
+
+
+def _state_of(failure: DriverCallFailed) -> NvmlState:
+    return _STATES.get(failure.code or 0, NvmlState.ERROR)

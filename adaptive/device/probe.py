@@ -12,13 +12,17 @@ from typing import Protocol
 import torch
 
 from adaptive.device.host import ResidentPeak, limit_heap_growth, read_host, trim_heap
-from adaptive.device.nvml import GpuInfo, Nvml, NvmlState, cuda_visible_uuid
+from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
+from adaptive.device.visible_devices import cuda_visible_uuid
 from adaptive.errors import NoDevice
 from adaptive.types import MeasuredPeak, MemoryReading
 
 # A context's kernels and handles take some hundred MB. A larger change of the driver's figure belongs to
 # another process.
 MOST_OUTSIDE_BYTES = 512 * 2**20
+# The least part of a card's memory that CUDA reports of the whole card: the driver keeps some for itself.
+PART_OF_A_CARD = 0.75
+KNOWN_TO_DRIVER = (NvmlState.OK, NvmlState.MEMORY_UNKNOWN, NvmlState.GPU_LOST)
 
 
 class MemoryProbe(Protocol):
@@ -59,7 +63,13 @@ def open_probe(device: str) -> MemoryProbe:
 
 def device_name(device: torch.device) -> str:
     """What costs are learned by: "cpu", or "cuda" and the card's name."""
-    return f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
+    if device.type != "cuda":
+        return device.type
+    try:
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    except UnicodeDecodeError:  # some drivers' text is not UTF-8
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"cuda sm_{major}{minor}"
 
 
 def build_name() -> str:
@@ -109,7 +119,8 @@ class CudaProbe:
     def __init__(self, ordinal: int) -> None:
         self._device = torch.device("cuda", ordinal)
         self._nvml = Nvml()
-        self._uuid = _uuid_of(ordinal)
+        self._uuid = device_uuid(ordinal, self._nvml)
+        self._total_bytes = int(torch.cuda.get_device_properties(self._device).total_memory)
         self._base_allocated = self._base_reserved = self._base_outside = 0
         self._context_bytes = self._create_context()
         self.reset_peak()
@@ -132,7 +143,9 @@ class CudaProbe:
         gpu = self._nvml.read(self._uuid)
         if gpu.state is NvmlState.GPU_LOST:
             raise NoDevice(str(self._device), gpu.state)
-        return gpu if gpu.state is NvmlState.OK else None
+        # A reading of much more memory than CUDA has is that of the card whose MIG instance this is.
+        own = gpu.state is NvmlState.OK and gpu.total_bytes * PART_OF_A_CARD <= self._total_bytes
+        return gpu if own else None
 
     def read(self) -> MemoryReading:
         """Free, reusable and total bytes, and the bytes of this and other processes."""
@@ -199,13 +212,22 @@ class CudaProbe:
         torch.cuda.empty_cache()
 
 
-def _uuid_of(ordinal: int) -> str | None:
-    """The driver's UUID of a CUDA ordinal, from the CUDA runtime if possible, else from the environment."""
-    uuid = getattr(torch.cuda.get_device_properties(ordinal), "uuid", None)
-    if uuid is None:
-        return cuda_visible_uuid(ordinal)
-    text = str(uuid)
-    return text if text.startswith(("GPU-", "MIG-")) else f"GPU-{text}"
+def device_uuid(ordinal: int, nvml: Nvml) -> str | None:
+    """The UUID of a CUDA ordinal by which the driver knows it; None where neither driver nor CUDA tells it.
+
+    A MIG instance has its own UUID: the one in CUDA_VISIBLE_DEVICES, because CUDA may tell that of its card.
+    """
+    shown = cuda_visible_uuid(ordinal, devices=nvml.devices())
+    if shown is not None and shown.startswith("MIG-"):
+        return shown
+    try:
+        told = str(torch.cuda.get_device_properties(ordinal).uuid)
+    except (AttributeError, UnicodeDecodeError):  # a torch without UUIDs, or properties that are not UTF-8
+        return shown
+    if told.startswith(("GPU-", "MIG-")):
+        return told
+    named = (f"GPU-{told}", f"MIG-{told}")
+    return next((uuid for uuid in named if nvml.read(uuid).state in KNOWN_TO_DRIVER), shown or named[0])
 
 
 def synchronized_seconds(device: torch.device) -> float:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from adaptive.device.nvml import Nvml, NvmlState, cuda_visible_uuid
+from adaptive.device.nvml import Nvml, NvmlState
+from adaptive.device.visible_devices import cuda_visible_uuid
 from app.config import ConfigError, Settings
 from app.service.identity import enroll
 from app.service.logs import write_level

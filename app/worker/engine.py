@@ -13,8 +13,8 @@ import torch
 
 from adaptive.device.gpu_processes import gpu_memory_users
 from adaptive.device.host import freeze_garbage_collection, read_host
-from adaptive.device.nvml import Nvml, NvmlState, cuda_visible_uuid
-from adaptive.device.probe import open_probe
+from adaptive.device.nvml import Nvml, NvmlState
+from adaptive.device.probe import device_name, device_uuid, open_probe
 from adaptive.errors import DoesNotFit, NoDevice
 from app.config import Settings
 from app.models import profiles
@@ -37,7 +37,8 @@ class Engine:
         self._settings = settings
         self._probe = open_probe(device)
         self._nvml = Nvml()
-        self._uuid = cuda_visible_uuid(self.device.index or 0) if self.device.type == "cuda" else None
+        is_cuda = self.device.type == "cuda"
+        self._uuid = device_uuid(self.device.index or 0, self._nvml) if is_cuda else None
         self._learned_costs = load_learned_costs(settings, self.device)
         self._model: LoadedModel | None = None
 
@@ -144,10 +145,11 @@ class Engine:
         if self._uuid is not None:
             gpu = self._nvml.read(self._uuid)
             report |= {
-                "name": f"cuda:{gpu.index}",
+                # A number names a whole card only: other workers may use the card's other instances.
+                "name": f"cuda:{gpu.index}" if gpu.index >= 0 and not gpu.is_mig else gpu.uuid,
                 "uuid": gpu.uuid,
                 "index": gpu.index,
-                "product": gpu.name,
+                "product": gpu.name or device_name(self.device).removeprefix("cuda "),
                 "utilization": gpu.utilization,
                 "state": gpu.state.value,
             }

@@ -8,13 +8,17 @@ from typing import Any
 
 import nvml_stub
 import pytest
-from nvml_stub import StubGpu
+from nvml_stub import StubAnswer, StubGpu, StubMig
 
-from adaptive.device.nvml import GpuInfo, Nvml, NvmlState, cuda_visible_uuid
+from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
+from adaptive.device.visible_devices import cuda_visible_uuid, visible_uuids
 
 GIB = 2**30
 CARD_A = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
 CARD_B = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
+MIG_1 = "MIG-11111111-0000-0000-0000-0000000000a1"
+MIG_2 = "MIG-22222222-0000-0000-0000-0000000000a2"
+NOTHING = 2**64 - 1  # what some drivers answer for "not available"
 
 SHOW = """
 import dataclasses, json, sys
@@ -130,6 +134,111 @@ def test_a_mig_slice_that_the_driver_does_not_know_is_not_found(nvml_library: Pa
     assert seen["read"][0]["state"] == "not_found"
 
 
+CALLS = (
+    "nvmlInitWithFlags",
+    "nvmlShutdown",
+    "nvmlSystemGetDriverVersion",
+    "nvmlSystemGetCudaDriverVersion",
+    "nvmlDeviceGetCount_v2",
+    "nvmlDeviceGetHandleByIndex_v2",
+    "nvmlDeviceGetHandleByUUID",
+    "nvmlDeviceGetIndex",
+    "nvmlDeviceGetUUID",
+    "nvmlDeviceGetName",
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlDeviceGetUtilizationRates",
+    "nvmlDeviceGetComputeRunningProcesses_v3",
+    "nvmlDeviceGetMigMode",
+    "nvmlDeviceGetMaxMigDeviceCount",
+    "nvmlDeviceGetMigDeviceHandleByIndex",
+    "nvmlDeviceGetDeviceHandleFromMigDeviceHandle",
+)
+
+ASK_EVERYTHING = """
+import json, sys
+from pathlib import Path
+from adaptive.device.nvml import Nvml
+card, mig, *calls = sys.argv[3:]
+lines = Path(sys.argv[1]).read_text()
+answers, texts = json.loads(sys.argv[2])
+for call in calls:
+    for answer in answers + texts * call.endswith(("UUID", "Name", "DriverVersion")):
+        Path(sys.argv[1]).write_text(f"{lines}answer call={call} {answer}\\n")
+        with Nvml() as nvml:
+            said = [nvml.state, nvml.driver_version, nvml.cuda_version, nvml.devices(), nvml.read(card)]
+            said += [nvml.read(mig)]
+        for gpu in (*said[3], *said[4:]):
+            assert 0 <= gpu.free_bytes <= gpu.total_bytes < 2**50, (call, answer, gpu)
+            assert gpu.utilization is None or 0 <= gpu.utilization <= 1, (call, answer, gpu)
+            assert (gpu.state == "ok") == (gpu.total_bytes > 0), (call, answer, gpu)
+            assert gpu.name.isprintable() and gpu.uuid.isascii(), (call, answer, gpu)
+"""
+
+
+def test_no_answer_to_any_call_is_raised_or_shown_as_it_is(nvml_library: Path, machine: Path) -> None:
+    codes = [1, 2, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 17, 18, 25, 28, 999, 12345, -1]
+    numbers = [0, 101, 10**6, 2**31 - 1, NOTHING]
+    texts = ["bytes=", "bytes=f895a081", "bytes=0a1b5b33316d", "fill=41", "fill=ff", "bytes=4750552d312c32"]
+    answers = [*(f"code={code}" for code in codes), *(f"value={number}" for number in numbers)]
+    mig = StubMig(gpu=1)
+    gpus = [StubGpu(CARD_A, processes={1: GIB}), StubGpu(CARD_B)]
+    nvml_stub.write_machine(machine, gpus, migs=[mig])
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            ASK_EVERYTHING,
+            machine,
+            json.dumps([answers, texts]),
+            CARD_A,
+            mig.uuid,
+            *CALLS,
+        ],
+        env=nvml_stub.environment(nvml_library, machine),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("total", "free"), [(NOTHING, NOTHING), (NOTHING, 0), (24 * GIB, NOTHING), (24 * GIB, 25 * GIB), (0, 0)]
+)
+def test_memory_that_cannot_be_is_not_known(nvml_library: Path, machine: Path, total: int, free: int) -> None:
+    card = StubGpu(CARD_A, total_bytes=total, free_bytes=free, processes={1: NOTHING, 2: GIB})
+    nvml_stub.write_machine(machine, [card])
+    (seen,) = ask(nvml_library, machine)["devices"]
+    assert (seen["state"], seen["uuid"], seen["name"]) == ("memory_unknown", CARD_A, "StubCard")
+    assert (seen["total_bytes"], seen["free_bytes"], seen["used_bytes"]) == (0, 0, 0)
+    assert [one["used_bytes"] for one in seen["processes"]] == [None, GIB]
+
+
+def test_functions_that_a_driver_lacks_hide_only_their_own_answers(tmp_path: Path, machine: Path) -> None:
+    absent = [call for call in CALLS if "Mig" in call or "Index" in call or "Processes" in call]
+    absent.remove("nvmlDeviceGetHandleByIndex_v2")
+    library = nvml_stub.build(tmp_path, absent=[*absent, "nvmlErrorString", "nvmlDeviceGetMemoryInfo"])
+    nvml_stub.write_machine(machine, [StubGpu(CARD_A, utilization_percent=40)])
+    seen = ask(library, machine, CARD_A)
+    assert (seen["state"], seen["devices"][0]["state"]) == ("ok", "memory_unknown")
+    assert (seen["read"][0]["utilization"], seen["read"][0]["processes"]) == (0.4, [])
+
+
+def test_a_card_in_mig_mode_is_replaced_by_its_instances(nvml_library: Path, machine: Path) -> None:
+    migs = [StubMig(MIG_1, gpu=1), StubMig(MIG_2, gpu=1, free_bytes=GIB)]
+    nvml_stub.write_machine(machine, [StubGpu(CARD_A), StubGpu(CARD_B)], migs=migs)
+    seen = ask(nvml_library, machine, MIG_2)
+    assert [(one["uuid"], one["index"]) for one in seen["devices"]] == [(CARD_A, 0), (MIG_1, 1), (MIG_2, 1)]
+    assert (seen["read"][0]["free_bytes"], seen["read"][0]["index"]) == (GIB, 1)
+
+
+def test_a_card_is_found_where_the_driver_cannot_find_by_uuid(nvml_library: Path, machine: Path) -> None:
+    unable = StubAnswer("nvmlDeviceGetHandleByUUID", code=3)
+    nvml_stub.write_machine(machine, [StubGpu(CARD_B), StubGpu(CARD_A, free_bytes=GIB)], [unable])
+    (seen,) = ask(nvml_library, machine, CARD_A)["read"]
+    assert (seen["state"], seen["free_bytes"], seen["index"]) == ("ok", GIB, 1)
+
+
 @pytest.mark.skipif(Nvml().state is not NvmlState.NO_DRIVER, reason="this machine has an NVIDIA driver")
 def test_a_machine_without_a_driver_says_so() -> None:
     with Nvml() as nvml:
@@ -176,3 +285,32 @@ def test_cuda_ordinals_map_to_the_uuids_that_cuda_would_use(
         environ["CUDA_DEVICE_ORDER"] = order
     mapped = [cuda_visible_uuid(i, devices=devices, environ=environ) for i in range(len(seen))]
     assert mapped == seen
+
+
+@pytest.mark.parametrize(
+    ("visible", "order", "devices", "seen"),
+    [
+        (None, None, SAME, (CARD_A, CARD_B)),
+        (None, None, (), ()),
+        ("1", None, SAME, (CARD_B,)),
+        ("1, 0", None, SAME, (CARD_B, CARD_A)),
+        ("GPU-b", None, SAME, (CARD_B,)),
+        ("", None, SAME, ()),
+        ("-1", None, SAME, ()),
+        ("0", None, MIXED, None),
+        (None, None, MIXED, None),
+        ("0", "PCI_BUS_ID", MIXED, (CARD_A,)),
+        ("0,0", None, SAME, None),
+        ("0,7,1", None, SAME, None),
+        ("1gpu", None, SAME, None),
+        (MIG, None, SAME, None),
+        ("0", None, (gpu(CARD_A, ""), gpu(CARD_B, "", 1)), None),
+        (None, None, (gpu(MIG_1), gpu(MIG_2)), None),
+    ],
+)
+def test_what_cuda_shows_is_told_only_where_it_is_certain(
+    visible: str | None, order: str | None, devices: tuple[GpuInfo, ...], seen: tuple[str, ...] | None
+) -> None:
+    given = {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": order}
+    environ = {name: value for name, value in given.items() if value is not None}
+    assert visible_uuids(devices, environ) == seen
