@@ -107,8 +107,15 @@ _DEVICE = _object(
     }
 )
 _GPU = _object({"holders": _list(ANY_OBJECT), "uuid": TEXT, "index": WHOLE, "name": TEXT, "state": TEXT})
+_UNUSED_GPU = _object({"uuid": TEXT, "name": TEXT, "reason": TEXT, "detail": TEXT, "advice": TEXT})
 DEVICES = _object(
-    {"devices": _list(_DEVICE), "gpus": _list(_GPU), "driver_state": TEXT, "reserve_bytes": WHOLE}
+    {
+        "devices": _list(_DEVICE),
+        "gpus": _list(_GPU),
+        "unused_gpus": _list(_UNUSED_GPU),
+        "driver_state": TEXT,
+        "reserve_bytes": WHOLE,
+    }
 )
 _MODEL = _object(
     {

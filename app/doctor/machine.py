@@ -5,7 +5,7 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
 from app.config import ConfigError, Settings
 from app.doctor.findings import CheckResult, Finding, note, ok, wrong
 from app.models.entries import ModelEntry, load_models
+from app.service.devices import CPU, DeviceChoice, Devices, choose_devices
+from app.service.unused_gpus import UnusedGpu, UnusedReason
 from app.units import format_bytes
 
 HUB_SECONDS = 4.0
@@ -21,34 +23,70 @@ _MODEL_ADVICE = (
     "Correct the model's files or its entry in the models file; a running service notices new files."
 )
 RESET = "The GPU does not answer. Run nvidia-smi for details; reset it (nvidia-smi -r) or reboot."
+UNCLEAR = "The finding on devices or torch below says whether CUDA can use it."
 
 
 def devices(settings: Settings) -> Iterator[Finding]:
-    """Check the driver, each GPU, and the devices named in the settings."""
+    """Check the driver, each GPU, and the devices named in the settings.
+
+    CUDA itself is asked where the driver does not say enough to choose devices.
+    """
     with Nvml() as nvml:
         state, gpus, driver = nvml.state, nvml.devices(), nvml.driver_version
-    if state in (NvmlState.NO_DRIVER, NvmlState.NO_GPU):
-        yield ok("gpu", f"no GPU ({state}): jobs run on the CPU")
-    elif state is not NvmlState.OK:
-        yield wrong(
-            "gpu", f"the driver reports {state}", "Run nvidia-smi; a lost GPU needs a reset or a reboot."
-        )
-    yield from (_card(gpu, driver) for gpu in gpus)
-    from app.service.processes import worker_specs
-
+    found, fault = Devices((), ()), None
     try:
-        worker_specs(settings.devices)
+        found = choose_devices(settings.devices)
     except ConfigError as error:
-        yield wrong(
+        fault = wrong(
             "devices", str(error), 'Set FRAMEFIT_DEVICES to "auto", or to GPUs that are listed above.'
         )
+    if not gpus:
+        yield _no_card(state, on_cpu=found.chosen == (CPU,))
+    yield from (_card(gpu, driver, found) for gpu in gpus)
+    listed = {gpu.uuid for gpu in gpus}
+    yield from (
+        _unlisted(choice) for choice in found.chosen if choice != CPU and choice.identity not in listed
+    )
+    yield from _left_out(found.unused, on_cpu=CPU in found.chosen)
+    if fault is not None:
+        yield fault
 
 
-def _card(gpu: GpuInfo, driver: str | None) -> Finding:
-    if gpu.state is not NvmlState.OK:
-        return wrong("gpu", f"{gpu.name or gpu.uuid}: {gpu.state}", RESET)
-    memory = f"{format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free"
-    return ok("gpu", f"{gpu.name} {gpu.uuid}: {memory}, driver {driver}")
+def _no_card(state: NvmlState, *, on_cpu: bool) -> Finding:
+    if state in (NvmlState.NO_DRIVER, NvmlState.NO_GPU):
+        return ok("gpu", f"no GPU ({state}): jobs run on the CPU" if on_cpu else f"the driver says {state}")
+    text = f"the driver's management library reports {state} and lists no GPU"
+    if not on_cpu:
+        return note("gpu", text, "Run nvidia-smi: it names the fault. CUDA works without that library.")
+    return wrong("gpu", text, "Run nvidia-smi. After an update of the driver, reload its module or reboot.")
+
+
+def _card(gpu: GpuInfo, driver: str | None, found: Devices) -> Finding:
+    known = " ".join(part for part in (gpu.name, gpu.uuid) if part) or f"card {gpu.index}"
+    if gpu.state is NvmlState.OK:
+        memory = f"{format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free"
+        return ok("gpu", f"{known}: {memory}, driver {driver or 'of unknown version'}")
+    if any(gpu.uuid and choice.identity == gpu.uuid for choice in found.chosen):
+        return ok("gpu", f"{known}: the driver says {gpu.state}, but CUDA opens it and reports its memory")
+    if gpu.state is NvmlState.GPU_LOST:
+        return wrong("gpu", f"{known}: {gpu.state}", RESET)
+    return note("gpu", f"{known}: the driver says {gpu.state}", UNCLEAR)
+
+
+def _unlisted(choice: DeviceChoice) -> Finding:
+    known = " ".join(part for part in (choice.name, choice.identity) if part)
+    return ok("gpu", f"{known}: CUDA opens it, although the driver's management library does not tell of it")
+
+
+def _left_out(unused: Iterable[UnusedGpu], *, on_cpu: bool) -> Iterator[Finding]:
+    for gpu in unused:
+        detail = f"{gpu}; jobs run on the CPU" if on_cpu else str(gpu)
+        if gpu.reason is UnusedReason.GPU_LOST:
+            continue  # said of the card itself
+        if not gpu.reason.wanted:
+            yield wrong("devices", detail, gpu.reason.advice)
+        elif on_cpu:
+            yield note("devices", detail, gpu.reason.advice)
 
 
 def torch_build() -> Finding:
@@ -59,16 +97,18 @@ def torch_build() -> Finding:
     detail = f"torch {version('torch')}, CUDA {built or 'not built in'}, diffusers {version('diffusers')}"
     with Nvml() as nvml:
         gpus, driver_cuda = nvml.devices(), nvml.cuda_version
-    if not gpus:
-        return ok("torch", detail)
-    trouble = _unsuited(built, driver_cuda)
-    if trouble is None and not torch.cuda.is_available():
-        trouble = (
-            "CUDA cannot be used",
-            "Run nvidia-smi; check CUDA_VISIBLE_DEVICES and the container's runtime.",
-        )
-    if trouble is None:
-        trouble = _without_kernels(torch)
+    try:
+        available = torch.cuda.is_available()
+        trouble = _unsuited(built, driver_cuda) if gpus else None
+        if trouble is None and gpus and not available:
+            trouble = (
+                "CUDA cannot be used",
+                "Run nvidia-smi; check CUDA_VISIBLE_DEVICES and the container's runtime.",
+            )
+        if trouble is None and available:
+            trouble = _without_kernels(torch)
+    except Exception as error:  # torch passes on whatever a driver does
+        trouble = (f"CUDA fails: {error}", "Run nvidia-smi; check that the driver fits torch's CUDA version.")
     return ok("torch", detail) if trouble is None else wrong("torch", f"{detail}: {trouble[0]}", trouble[1])
 
 

@@ -26,10 +26,11 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from adaptive.device.nvml import GpuInfo, NvmlState
+from adaptive.device.nvml import GpuInfo
 from adaptive.device.spill import SpillSign
 from adaptive.types import Strategy
 from app.jobs import Event, JobStatus, Stage, WorkerRow
+from app.service.gpu_gauges import memory_gauges, unused_gpus
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +227,8 @@ class LiveGauges(Collector):
         workers = self._source.workers(within_seconds=24 * 3600)
         alive = self._source.workers(within_seconds=self._alive_seconds)
         yield _worker_up(workers, alive)
-        yield from _memory_gauges(self._gpus(), alive)
+        yield from memory_gauges(self._gpus(), alive)
+        yield unused_gpus(self._data_dir)
         yield _margin_gauge(alive)
         yield from _disk_gauges(self._data_dir)
 
@@ -240,30 +242,6 @@ def _worker_up(workers: list[WorkerRow], alive: list[WorkerRow]) -> Metric:
     for name, up in sorted(names.items()):
         family.add_metric([name], up)
     return family
-
-
-def _memory_gauges(found: Sequence[GpuInfo], alive: list[WorkerRow]) -> Iterator[Metric]:
-    """Memory of GPUs as the driver reports it now, and of the CPU as its worker last reported it."""
-    gpus = [gpu for gpu in found if gpu.state is NvmlState.OK]
-    own: dict[str, float] = {}
-    for worker in alive:
-        uuid = str(worker.device.get("uuid") or "")
-        own[uuid] = own.get(uuid, 0) + int(worker.device.get("own_bytes") or 0)
-    free: dict[str, float] = {gpu.uuid: gpu.free_bytes for gpu in gpus}
-    total: dict[str, float] = {gpu.uuid: gpu.total_bytes for gpu in gpus}
-    other: dict[str, float] = {gpu.uuid: max(0, gpu.used_bytes - own.get(gpu.uuid, 0)) for gpu in gpus}
-    for report in (worker.device for worker in alive if not worker.device.get("uuid")):
-        name = str(report.get("name"))
-        free[name], total[name] = report.get("free_bytes") or 0, report.get("total_bytes") or 0
-        own[name], other[name] = report.get("own_bytes") or 0, report.get("other_bytes") or 0
-    busy = {gpu.uuid: gpu.utilization for gpu in gpus if gpu.utilization is not None}
-    yield _by_gpu("memory_free_bytes", "Free memory of the device.", free)
-    yield _by_gpu("memory_total_bytes", "Total memory of the device.", total)
-    yield _by_gpu(
-        "memory_own_bytes", "Memory held by Framefit's workers.", {gpu: own.get(gpu, 0) for gpu in total}
-    )
-    yield _by_gpu("memory_other_bytes", "Memory held by other programs.", other)
-    yield _by_gpu("utilization_ratio", "Share of time the GPU was busy, 0 to 1.", busy)
 
 
 def _margin_gauge(alive: list[WorkerRow]) -> Metric:
@@ -281,13 +259,6 @@ def _margin_gauge(alive: list[WorkerRow]) -> Metric:
             family.add_metric([*labels, "workspace"], margin["workspace_ratio"])
             family.add_metric([*labels, "fragmentation"], margin["fragmentation_ratio"])
             family.add_metric([*labels, "upper"], margin["upper_ratio"])
-    return family
-
-
-def _by_gpu(name: str, text: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(f"framefit_gpu_{name}", text, labels=["gpu"])
-    for gpu, value in values.items():
-        family.add_metric([gpu], value)
     return family
 
 

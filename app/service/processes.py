@@ -1,7 +1,7 @@
 """The service on one machine: its processes, and what they share.
 
 Owns the data folder's lock, the listening socket and the list of child processes; `app.service.supervisor`
-keeps the children running. Imports no torch: it finds GPUs through the driver.
+keeps the children running, `app.service.devices` chooses the workers' devices. Imports no torch.
 """
 
 import fcntl
@@ -11,16 +11,17 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from adaptive.device.nvml import Nvml, NvmlState
-from adaptive.device.visible_devices import cuda_visible_uuid
 from app.config import ConfigError, Settings
+from app.service import unused_gpus
+from app.service.devices import CPU, DeviceChoice, Devices, choose_devices
 from app.service.identity import enroll
 from app.service.logs import write_level
 from app.service.supervisor import ChildSpec, Supervisor
+from app.service.unused_gpus import UnusedGpu, UnusedReason
 from app.store import JobStore, StoreError, open_store
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,10 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
     ):
         store.migrate()
         write_level(settings.data_dir, None)  # a level set at run time ends with the service
+        devices = choose_devices(settings.devices)
+        reported = _ReportedGpus(settings.data_dir, devices)
         instance = enroll(store, settings.data_dir, heartbeat_seconds=settings.heartbeat_seconds)
-        children = child_specs(settings, listener.fileno(), instance)
+        children = child_specs(devices, listener.fileno(), instance)
         for spec in children:
             if spec.worker_id is not None:  # no live process has this id, so its jobs can be requeued
                 store.forget_worker(spec.worker_id, "service_restarted")
@@ -60,69 +63,57 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
             children,
             drain_seconds=settings.drain_seconds,
             on_worker_death=lambda worker_id: _forget(store, worker_id),
+            on_device_unavailable=reported.add,
             on_tick=housekeeping.tick,
         )
         try:
             supervisor.run()
         finally:
             (settings.data_dir / SERVICE_FILE).unlink(missing_ok=True)
+            unused_gpus.withdraw(settings.data_dir)
 
 
-def child_specs(settings: Settings, listener_fd: int, instance: str) -> list[ChildSpec]:
+def child_specs(devices: Devices, listener_fd: int, instance: str) -> list[ChildSpec]:
     """Return the service's processes: the API, the profiler, and one worker for each device."""
     return [
         ChildSpec("api", ("api", "--listen-fd", str(listener_fd)), inherits_fd=listener_fd),
         ChildSpec("profiler", ("profile",), one_shot=True),
-        *worker_specs(settings.devices, instance),
+        *(worker_spec(choice, instance) for choice in devices.chosen),
     ]
 
 
-def worker_specs(devices: str, instance: str = "") -> list[ChildSpec]:
-    """Return one worker for each device; `devices` as in the settings, `instance` this service's id.
-
-    Raises `ConfigError` for a device that the driver does not report.
-    """
-    cpu = _worker_spec(instance, "cpu", "cpu", {})
-    if devices.strip() == "cpu":
-        return [cpu]
-    with Nvml() as nvml:
-        gpus = nvml.devices()
-        visible = [uuid for i in range(len(gpus)) if (uuid := cuda_visible_uuid(i, devices=gpus))]
-        usable = [gpu.uuid for gpu in gpus if gpu.state is NvmlState.OK]
-    if devices.strip() == "auto":
-        # CUDA's order of different cards is unknown outside CUDA. UUIDs need no order.
-        chosen = visible if "CUDA_VISIBLE_DEVICES" in os.environ else usable
-        return [
-            _worker_spec(instance, uuid, "cuda:0", {"CUDA_VISIBLE_DEVICES": uuid}, cpu) for uuid in chosen
-        ] or [cpu]
-    return [_named_device(instance, name.strip(), visible, usable) for name in devices.split(",")]
+def worker_spec(choice: DeviceChoice, instance: str) -> ChildSpec:
+    """Return the worker of a device in the service with that instance id."""
+    worker_id = f"{socket.gethostname()}/{choice.identity}/{instance}"
+    arguments = ("worker", "--device", choice.device, "--worker-id", worker_id)
+    fallback = worker_spec(CPU, instance) if choice.falls_back else None
+    return ChildSpec(
+        _name(choice), arguments, choice.environ, worker_id, drains=True, fallback=fallback
+    )
 
 
-def _named_device(instance: str, name: str, visible: list[str], usable: list[str]) -> ChildSpec:
-    if name == "cpu":
-        return _worker_spec(instance, "cpu", "cpu", {})
-    if name.startswith("cuda:") and name[5:].isdecimal() and int(name[5:]) < len(visible):
-        uuid = visible[int(name[5:])]
-    else:
-        matches = [uuid for uuid in usable if uuid.startswith(name)]
-        if len(matches) != 1:
-            raise ConfigError(
-                f"FRAMEFIT_DEVICES: no such device: {name}; the driver reports {', '.join(usable) or 'none'}"
-            )
-        uuid = matches[0]
-    return _worker_spec(instance, uuid, "cuda:0", {"CUDA_VISIBLE_DEVICES": uuid})
+def _name(choice: DeviceChoice) -> str:
+    return f"worker-{choice.identity}"
 
 
-def _worker_spec(
-    instance: str,
-    identity: str,
-    device: str,
-    environ: Mapping[str, str],
-    fallback: ChildSpec | None = None,
-) -> ChildSpec:
-    worker_id = f"{socket.gethostname()}/{identity}/{instance}"
-    arguments = ("worker", "--device", device, "--worker-id", worker_id)
-    return ChildSpec(f"worker-{identity}", arguments, environ, worker_id, drains=True, fallback=fallback)
+class _ReportedGpus:
+    """The GPUs without a worker: warned of at the start and when a worker gives its device up."""
+
+    def __init__(self, data_dir: Path, devices: Devices) -> None:
+        self._data_dir = data_dir
+        self._by_worker = {_name(choice): choice for choice in devices.chosen}
+        self._unused = devices.unused
+        unused_gpus.warn(devices.unused, on_cpu=devices.chosen == (CPU,))
+        unused_gpus.publish(data_dir, devices.unused)
+
+    def add(self, worker: ChildSpec) -> None:
+        """Add the GPU of a worker whose torch cannot use any GPU."""
+        choice = self._by_worker[worker.name]
+        detail = "torch was built without CUDA"
+        gpu = UnusedGpu(choice.identity, choice.name, UnusedReason.NO_CUDA_BUILD, detail)
+        self._unused = (*self._unused, gpu)
+        unused_gpus.warn([gpu], on_cpu=worker.fallback is not None)
+        unused_gpus.publish(self._data_dir, self._unused)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The parent of all processes: starts, watches, restarts and stops them.
 
 Owns when a process starts, how long a restart waits after a crash, and how a stop proceeds. It imports no
-torch, knows children only as command lines, and reaches the job table only through two callbacks.
+torch, knows children only as command lines, and reaches everything else only through callbacks.
 """
 
 import logging
@@ -96,7 +96,8 @@ class Supervisor:
     """Keeps the children running until SIGTERM or SIGINT.
 
     It calls `on_worker_death(worker_id)` when a worker process has ended, so that its job is requeued at
-    once, and `on_tick()` in every iteration of its loop.
+    once, `on_device_unavailable(spec)` when a worker has given its device up, and `on_tick()` in every
+    iteration of its loop.
     """
 
     def __init__(
@@ -105,11 +106,13 @@ class Supervisor:
         *,
         drain_seconds: float,
         on_worker_death: Callable[[str], None],
+        on_device_unavailable: Callable[[ChildSpec], None] = lambda _spec: None,
         on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._children = [Child(spec) for spec in children]
         self._drain_seconds = drain_seconds
         self._on_worker_death = on_worker_death
+        self._on_device_unavailable = on_device_unavailable
         self._on_tick = on_tick
         self._stops: list[int] = []
 
@@ -141,8 +144,12 @@ class Supervisor:
     def _fall_back(self, child: Child) -> None:
         """Replace a worker whose device cannot be used; all such workers share one replacement."""
         child.done = True
+        self._on_device_unavailable(child.spec)
         replacement = child.spec.fallback
-        if replacement is None or any(other.spec.name == replacement.name for other in self._children):
+        if replacement is None:
+            log.error("device_unavailable name=%s replaced_by=nothing", child.spec.name)
+            return
+        if any(other.spec.name == replacement.name for other in self._children):
             return
         log.warning("device_unavailable name=%s replaced_by=%s", child.spec.name, replacement.name)
         self._children.append(Child(replacement))

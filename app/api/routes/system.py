@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from adaptive.device.gpu_processes import gpu_memory_users
-from adaptive.device.nvml import GpuInfo
+from adaptive.device.nvml import GpuInfo, NvmlState
 from adaptive.version import __version__
 from app.api.access import Administrator, Caller
 from app.api.dependencies import Service, TheService, readiness, visible
@@ -16,6 +16,7 @@ from app.api.response_schemas import DEVICES, HEALTH, LOG_LEVEL, MODELS, READINE
 from app.api.views import device_view, hide_other_owners, model_view
 from app.jobs import Json, WorkerRow
 from app.service.logs import read_level, write_level
+from app.service.unused_gpus import published
 from app.store import NoSuchJob
 
 router = APIRouter()
@@ -33,7 +34,9 @@ def devices(service: TheService, owner: Caller) -> Json:
     """Return each worker's last report, and the driver's current reading of every GPU with the processes that
     hold its memory.
 
-    A caller with an API key does not see the ids of other keys' jobs or the names and ids of other programs.
+    `unused_gpus` are the GPUs without a worker, each with its reason and what to do. Where the driver does
+    not report a GPU's memory (state `memory_unknown`), the numbers are its worker's. A caller with an API key
+    does not see the ids of other keys' jobs or the names and ids of other programs.
     """
     workers = service.store.workers(within_seconds=REMEMBER_SECONDS)
     now = service.store.time()
@@ -43,9 +46,8 @@ def devices(service: TheService, owner: Caller) -> Json:
     alive = service.alive_workers()
     return {
         "devices": [hide_other_owners(one, owner) for one in views],
-        "gpus": [
-            hide_other_owners(_gpu_view(gpu, _own_bytes(alive, gpu)), owner) for gpu in service.nvml.devices()
-        ],
+        "gpus": [hide_other_owners(_gpu_view(gpu, alive), owner) for gpu in service.nvml.devices()],
+        "unused_gpus": [gpu.as_json() for gpu in published(service.settings.data_dir)],
         "driver_state": service.nvml.state,
         "reserve_bytes": service.settings.reserve_bytes,
     }
@@ -60,22 +62,24 @@ def _if_visible(service: Service, job_id: str | None, owner: str | None) -> str 
         return None
 
 
-def _own_bytes(workers: list[WorkerRow], gpu: GpuInfo) -> dict[int, int]:
-    """Return the bytes that Framefit's workers on this GPU report to hold, by process id."""
-    ours = [worker.device for worker in workers if worker.device.get("uuid") == gpu.uuid]
-    return {int(one["worker_pid"]): int(one.get("own_bytes") or 0) for one in ours if one.get("worker_pid")}
-
-
-def _gpu_view(gpu: GpuInfo, own_bytes_by_pid: dict[int, int]) -> dict[str, Any]:
+def _gpu_view(gpu: GpuInfo, alive: list[WorkerRow]) -> dict[str, Any]:
+    """Return the JSON of a GPU; its memory is its worker's report where the driver has none."""
+    ours = [worker.device for worker in alive if gpu.uuid and worker.device.get("uuid") == gpu.uuid]
+    own_bytes_by_pid = {
+        int(one["worker_pid"]): int(one.get("own_bytes") or 0) for one in ours if one.get("worker_pid")
+    }
+    total, free = gpu.total_bytes, gpu.free_bytes
+    if gpu.state is NvmlState.MEMORY_UNKNOWN and ours:
+        total, free = int(ours[0].get("total_bytes") or 0), int(ours[0].get("free_bytes") or 0)
     return {
         "holders": [each.as_json() for each in gpu_memory_users(gpu, own_bytes_by_pid)],
         "uuid": gpu.uuid,
         "index": gpu.index,
         "name": gpu.name,
         "state": gpu.state,
-        "total_bytes": gpu.total_bytes,
-        "free_bytes": gpu.free_bytes,
-        "used_bytes": gpu.used_bytes,
+        "total_bytes": total,
+        "free_bytes": free,
+        "used_bytes": total - free,
         "utilization": gpu.utilization,
     }
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.service.processes import worker_specs
+from app.service.devices import choose_devices
+from app.service.processes import worker_spec
 from app.service.supervisor import ChildSpec, Supervisor
 
 # A family of three: the grandparent starts a parent and tells the child's pid; the child only waits.
@@ -105,6 +106,7 @@ def test_a_one_shot_process_that_succeeds_is_not_started_again(
 
 
 def test_without_a_driver_there_is_one_worker_on_the_cpu() -> None:
-    (spec,) = worker_specs("cpu", "0a1b2c3d")
+    (choice,) = choose_devices("cpu").chosen
+    spec = worker_spec(choice, "0a1b2c3d")
     assert spec.arguments[:3] == ("worker", "--device", "cpu")
     assert spec.drains
