@@ -17,6 +17,8 @@ from running_service import RunningService
 
 from app.config import HASH_PREFIX, Settings
 from app.jobs import JobStatus, Stage
+from app.service import unused_gpus
+from app.service.unused_gpus import UnusedGpu, UnusedReason
 from app.store import open_store
 
 pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
@@ -221,6 +223,25 @@ def test_a_device_is_paused_and_resumed(open_page: Any) -> None:
     page.wait_for_selector(".device .badge:has-text('aused')")
     page.click(".device .pause:has-text('Resume')")
     page.wait_for_selector(".device[data-state=active] .badge", state="hidden")
+
+
+def test_a_gpu_that_no_worker_uses_is_told_with_its_reason(
+    open_page: Any, shared_service: RunningService
+) -> None:
+    silent = UnusedGpu("GPU-1", "GB10", UnusedReason.NO_CUDA_BUILD, "torch was built without CUDA")
+    hidden = UnusedGpu("GPU-2", "GTX1060", UnusedReason.HIDDEN, "CUDA does not list it")
+    left_out = UnusedGpu("GPU-3", "H200", UnusedReason.NOT_SELECTED)
+    page = open_page()
+    warning = page.locator("#memory > p")
+    unused_gpus.publish(shared_service.data_dir, [silent, hidden, left_out])
+    try:
+        text = "GB10 is not used: torch was built without CUDA. Install a CUDA build of torch"
+        sync_api.expect(warning).to_contain_text(text, timeout=30_000)
+        sync_api.expect(warning).to_contain_text("GTX1060 is not used: CUDA does not list it.")
+        sync_api.expect(warning).not_to_contain_text("H200")
+    finally:
+        unused_gpus.publish(shared_service.data_dir, [])
+    sync_api.expect(warning).to_be_hidden(timeout=30_000)
 
 
 def test_the_page_shows_which_processes_hold_the_memory_that_a_job_waits_for(

@@ -41,8 +41,21 @@ function update(root, report, admin) {
     if (!alive.some((device) => device.worker_id === id)) { chart.root.remove(); charts.delete(id); }
   }
   const none = root.querySelector(":scope > p");
-  const broken = report.gpus.filter((gpu) => gpu.state !== "ok").map((gpu) => `${gpu.name || gpu.uuid}: ${gpu.state}.`);
-  say(none, [...(alive.length ? [] : ["No worker is running."]), ...broken].join(" "));
+  const unused = worthAWarning(report.unused_gpus, alive);
+  const told = new Set([...alive, ...unused].map((one) => one.uuid));
+  const broken = report.gpus.filter((gpu) => gpu.state !== "ok" && !told.has(gpu.uuid));
+  say(none, [
+    ...(alive.length ? [] : ["No worker is running."]),
+    ...broken.map((gpu) => `${gpu.name || gpu.uuid}: ${gpu.state}.`),
+    ...unused.map((gpu) => `${gpu.name || gpu.uuid || "A GPU"} is not used: ${gpu.detail || gpu.reason}. ${gpu.advice}`),
+  ].join(" "));
+  none.classList.toggle("error", unused.length > 0);
+}
+
+// GPUs without a worker, but those that somebody left out. A hidden one counts if only the CPU works.
+function worthAWarning(gpus, alive) {
+  const onCpu = alive.every((device) => device.kind === "cpu");
+  return gpus.filter((gpu) => gpu.reason !== "not_selected" && (onCpu || gpu.reason !== "hidden"));
 }
 
 function remember(device, gpu) {
