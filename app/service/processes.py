@@ -87,9 +87,7 @@ def worker_spec(choice: DeviceChoice, instance: str) -> ChildSpec:
     worker_id = f"{socket.gethostname()}/{choice.identity}/{instance}"
     arguments = ("worker", "--device", choice.device, "--worker-id", worker_id)
     fallback = worker_spec(CPU, instance) if choice.falls_back else None
-    return ChildSpec(
-        _name(choice), arguments, choice.environ, worker_id, drains=True, fallback=fallback
-    )
+    return ChildSpec(_name(choice), arguments, choice.environ, worker_id, drains=True, fallback=fallback)
 
 
 def _name(choice: DeviceChoice) -> str:

@@ -5,14 +5,16 @@ The process may grow by `GROWTH_BYTES` in all; what needs more fails there as it
 
 import io
 import json
+import os
 import resource
 import struct
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import picture_corpus as corpus
 from PIL import Image
 
 MIB = 2**20
@@ -37,7 +39,37 @@ def saved(kind: str, size: tuple[int, int] = (64, 64), **options: object) -> byt
     return file.getvalue()
 
 
-def webp(chunk: bytes, size: tuple[int, int]) -> bytes:
+def whole_png(extra: bytes) -> bytes:
+    """A PNG that has all its pixels."""
+    return png(64, 64, extra=extra, inflated=64 * (1 + 3 * 64))
+
+
+def gif(frame: bytes = struct.pack("<HHHHB", 0, 0, 64, 64, 0), extra: bytes = b"") -> bytes:
+    return b"GIF89a" + struct.pack("<HHBBB", 64, 64, 0, 0, 0) + extra + b"," + frame + b"\2\2\x4c\1\0;"
+
+
+def tiff(entries: dict[int, tuple[int, list[int]]], pixels: bytes | None = None) -> bytes:
+    """A grey TIFF of 64 x 64 with these entries, and perhaps other bytes as pixels."""
+    rows = np.zeros((64, 64, 1), np.uint8)
+    if pixels is None:
+        return corpus.tiff(rows, 1, extra=entries)
+    plain = corpus.tiff(rows, 1, extra={**entries, 279: (4, [len(pixels)]), 273: (4, [8 + 4096 + 1000])})
+    return plain.ljust(8 + 4096 + 1000, b"\0") + pixels
+
+
+def bmp(sides: bytes) -> bytes:
+    data = saved("BMP")
+    return data[:18] + sides + data[26:]
+
+
+def avif(claim: tuple[int, int], size: tuple[int, int] = (64, 64)) -> bytes:
+    """An AVIF of a size that claims another."""
+    data = saved("AVIF", size, speed=10)
+    at = data.index(b"ispe") + 8
+    return data[:at] + struct.pack(">II", *claim) + data[at + 8 :]
+
+
+def webp(chunk: bytes, size: tuple[int, int], more: bytes = b"") -> bytes:
     """A header of that kind which claims that size, and little else."""
     width, height = size
     payload = {
@@ -45,7 +77,7 @@ def webp(chunk: bytes, size: tuple[int, int]) -> bytes:
         b"VP8L": b"\x2f" + ((width - 1) | (height - 1) << 14).to_bytes(4, "little") + bytes(20),
         b"VP8 ": b"\x50\x00\x00\x9d\x01\x2a" + struct.pack("<HH", width, height) + bytes(20),
     }[chunk]
-    body = b"WEBP" + chunk + struct.pack("<I", len(payload)) + payload
+    body = b"WEBP" + chunk + struct.pack("<I", len(payload)) + payload + more
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
@@ -86,7 +118,76 @@ CASES: dict[str, tuple[Callable[[], Request], int, str]] = {
         422,
         "not_an_image",
     ),
-    "a TIFF": (lambda: form(saved("TIFF")), 422, "not_an_image"),
+    "a GIF bomb with a frame": (
+        lambda: form(gif(struct.pack("<HHHHB", 0, 0, 65535, 65535, 0))),
+        413,
+        "image_too_large",
+    ),
+    "a GIF bomb in a corner": (
+        lambda: form(gif(struct.pack("<HHHHB", 65535, 65535, 9, 9, 0))),
+        413,
+        "image_too_large",
+    ),
+    "a flood of GIF extensions": (
+        lambda: form(gif(extra=b"!\xfe\0" * 10_000_000)),
+        422,
+        "image_too_complex",
+    ),
+    "a flood of GIF blocks": (
+        lambda: form(gif(extra=b"!\xfe" + b"\1a" * 15_000_000)),
+        422,
+        "image_too_complex",
+    ),
+    "a flood of WebP chunks": (
+        lambda: form(webp(b"VP8X", (64, 64), b"abcd\0\0\0\0" * 4_000_000)),
+        422,
+        "image_too_complex",
+    ),
+    "a TIFF bomb": (lambda: form(tiff({256: (4, [30_000]), 257: (4, [30_000])})), 413, "image_too_large"),
+    "a TIFF of millions of strips": (
+        lambda: form(tiff({273: (4, [8] * 5_000_000)})),
+        422,
+        "image_too_complex",
+    ),
+    "a TIFF tile of 3 GB": (
+        lambda: form(tiff({322: (4, [32_768]), 323: (4, [32_768]), 324: (4, [8])})),
+        422,
+        "image_too_complex",
+    ),
+    "a TIFF strip that inflates to 99 MB": (
+        lambda: form(tiff({259: (3, [8])}, zlib.compress(bytes(99 * MIB), 9))),
+        202,
+        "",
+    ),
+    "a TIFF that leads to itself": (lambda: form(tiff({34665: (4, [8]), 330: (4, [8])})), 202, ""),
+    "a flood of HEIC boxes": (
+        lambda: form(corpus.heic() + corpus.box(b"free") * 3_000_000),
+        422,
+        "image_too_complex",
+    ),
+    "a flood of HEIC items": (
+        lambda: form(
+            corpus.box(b"ftyp", b"heic", bytes(4))
+            + corpus.full(
+                b"meta", 0, 0, corpus.full(b"iinf", 0, 0, bytes(2), corpus.box(b"infe") * 3_000_000)
+            )
+        ),
+        422,
+        "image_too_complex",
+    ),
+    "a HEIC bomb": (lambda: form(corpus.heic(claim=(30_000, 30_000))), 413, "image_too_large"),
+    "a HEIC of the same tile a thousand times": (
+        lambda: form(corpus.heic(grid=True, tiles=2000)),
+        422,
+        "image_too_complex",
+    ),
+    "an AVIF bomb": (lambda: form(avif((30_000, 30_000))), 413, "image_too_large"),
+    "an AVIF that is larger than it says": (lambda: form(avif((64, 64), (6000, 6000))), 202, ""),
+    "a BMP bomb": (
+        lambda: form(bmp(struct.pack("<ii", 30_000, 30_000))),
+        413,
+        "image_too_large",
+    ),
     "a picture of 1 x 100,000": (lambda: form(png(1, 100_000)), 413, "image_too_large"),
     "a picture of 100,000 x 1": (lambda: form(png(100_000, 1)), 413, "image_too_large"),
     "a picture of 1 x 1": (lambda: form(saved("PNG", (1, 1))), 422, "image_too_small"),
@@ -98,14 +199,14 @@ CASES: dict[str, tuple[Callable[[], Request], int, str]] = {
     "nothing": (lambda: form(b""), 422, "missing_image"),
     "a PNG without end": (lambda: form(saved("PNG", (640, 640))[:300]), 422, "broken_image"),
     "a text bomb in a PNG": (
-        lambda: form(png(64, 64, extra=png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(99 * MIB), 9)))),
-        422,
-        "broken_image",
+        lambda: form(whole_png(png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(99 * MIB), 9)))),
+        202,
+        "",
     ),
     "a profile bomb in a PNG": (
-        lambda: form(png(64, 64, extra=png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(99 * MIB), 9)))),
-        422,
-        "broken_image",
+        lambda: form(whole_png(png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(99 * MIB), 9)))),
+        202,
+        "",
     ),
     "a flood of PNG chunks": (
         lambda: form(png(64, 64, extra=png_chunk(b"aaAa", b"") * 2_000_000)),
@@ -172,6 +273,12 @@ CASES: dict[str, tuple[Callable[[], Request], int, str]] = {
 }
 
 
+def processor_seconds() -> float:
+    """The time that this process and its ended children have used."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def main(folder: Path) -> None:
     from starlette.testclient import TestClient
 
@@ -185,9 +292,9 @@ def main(folder: Path) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + GROWTH_BYTES, used + GROWTH_BYTES))
         answers = {}
         for name, (kind, body) in requests.items():
-            started = time.process_time()
+            started = processor_seconds()
             answer = client.post("/generate", content=body, headers={"Content-Type": kind})
-            answers[name] = [answer.status_code, answer.json().get("code"), time.process_time() - started]
+            answers[name] = [answer.status_code, answer.json().get("code", ""), processor_seconds() - started]
     sys.stdout.write(json.dumps(answers))
 
 

@@ -3,14 +3,18 @@ costs much.
 """
 
 import io
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import picture_corpus
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from app.media import decode_process
+from app.media.colour import STRIP_PIXELS
 from app.media.images import ImageLimits, ImageRejected, check_image, open_image
 
 ROOT = Path(__file__).parents[4]
@@ -109,3 +113,43 @@ except ImageRejected as refusal:
     code, grown_kib = done.stdout.split()
     assert code == "image_too_large"
     assert int(grown_kib) < 8 * 1024
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_a_large_picture_is_converted_in_strips_without_a_seam(mode: str) -> None:
+    """Larger than a strip of rows, and not a multiple of it."""
+    size = 700, STRIP_PIXELS // 700 + 333
+    rows = Image.linear_gradient("L").resize(size).convert(mode)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    file = io.BytesIO()
+    rows.save(file, "PNG", icc_profile=None if mode == "L" else profile, compress_level=1)
+    shown = open_image(file.getvalue()).convert("L").resize((1, size[1]), Image.Resampling.BOX)
+    seen = list(shown.tobytes())
+    assert seen[-1] > 250 > 5 > seen[0]
+    assert max(abs(one - next_) for one, next_ in itertools.pairwise(seen)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("profile", "ignored"),
+    [(picture_corpus.profile_of("p3"), ()), (b"no profile", ("colour profile",)), (None, ())],
+)
+def test_a_profile_that_is_no_use_is_ignored_and_named(
+    profile: bytes | None, ignored: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG", icc_profile=profile)
+    assert check_image(file.getvalue(), ImageLimits()).ignored == ignored
+    open_image(file.getvalue())
+    assert ("image_metadata_ignored" in caplog.text) == bool(ignored)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
+def test_an_end_of_the_decoders_process_is_a_refusal(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Here the process runs out of the memory that it may take."""
+    monkeypatch.setattr(decode_process, "MEMORY_BYTES", 2**20)
+    file = io.BytesIO()
+    Image.new("RGB", (3000, 3000)).save(file, kind)
+    for handle in (lambda data: check_image(data, ImageLimits()), open_image):
+        with pytest.raises(ImageRejected) as refusal:
+            handle(file.getvalue())
+        assert refusal.value.code == "broken_image"
