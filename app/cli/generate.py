@@ -18,6 +18,8 @@ _STAGES = {
     "encoding": "writing the video",
 }
 
+FORMATS = "JPEG, PNG, WebP, HEIC, AVIF, TIFF, BMP or GIF"
+
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file."""
@@ -25,7 +27,9 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    image: Annotated[Path, typer.Argument(help="The image to start from.", exists=True, dir_okay=False)],
+    image: Annotated[
+        Path, typer.Argument(help=f"The image to start from: {FORMATS}.", exists=True, dir_okay=False)
+    ],
     prompt: Annotated[str, typer.Argument(help="What should happen in the video.")],
     last_image: Annotated[
         Path | None,

@@ -36,6 +36,17 @@ The service listens on `http://127.0.0.1:8000` unless [settings](settings.md) sa
 * Every answer has an `X-Request-Id`, which the log repeats. If you send one, it is used.
 * With API keys set, send `Authorization: Bearer KEY`. A caller sees only the jobs of its own key.
 
+Pictures may be JPEG, PNG, WebP, HEIC, AVIF, TIFF, BMP or GIF:
+
+* Colours are converted to sRGB from the picture's ICC profile or colour codes, perceptually. A profile that
+  cannot be used is ignored; the log says so (`image_metadata_ignored`).
+* Transparent parts are laid over white. Of an animation or of several pages, the first picture is taken. Gain
+  maps, depth and thumbnails are ignored.
+* The orientation is EXIF's, or the one stored in HEIC and AVIF. Damaged EXIF means upright. No other metadata
+  can spoil a picture.
+* HDR pictures (PQ, HLG), cameras' raw files and floating-point samples are refused (`unsupported_image`),
+  because they would come out wrong.
+
 Queue a job, follow it, fetch the video:
 
 ```sh

@@ -15,7 +15,11 @@ EXAMPLE: Json = {
 MAX_JOBS = 32
 EXAMPLE_URL = "data:image/jpeg;base64,..."
 DATA_URL: Json = {"type": "string", "format": "data-url", "description": "A data URL."}
-FILE: Json = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP."}
+FILE: Json = {
+    "type": "string",
+    "format": "binary",
+    "description": "JPEG, PNG, WebP, HEIC, AVIF, TIFF, BMP or GIF.",
+}
 
 
 def _spec_schema() -> Json:

@@ -3,7 +3,7 @@
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path
+from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import FileResponse, Response
 
 from app.api.access import Caller
@@ -12,8 +12,10 @@ from app.api.problems import Problem, documented
 from app.api.views import has_video
 from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job
+from app.media.shown import for_browsers, media_type
 
 router = APIRouter(tags=["jobs"])
+Original = Annotated[bool, Query(description="The uploaded file, whatever its format.")]
 
 
 @router.get(
@@ -90,10 +92,14 @@ def delete_video(job_id: str, service: TheService, owner: Caller) -> None:
     response_class=Response,
     responses={200: {"content": {"image/*": {}}}, **documented(401, 404, 410)},
 )
-def get_image(job_id: str, service: TheService, owner: Caller) -> Response:
-    """Return the image as it was uploaded."""
+def get_image(job_id: str, service: TheService, owner: Caller, original: Original = False) -> Response:
+    """Return the image as it was uploaded.
+
+    HEIC and TIFF, which browsers do not show, come as a JPEG of at most 1,024 pixels a side. `original=true`
+    gives the uploaded file.
+    """
     visible(service, job_id, owner)
-    return _image_response(service.store.image(job_id))
+    return _image_response(service, service.store.image(job_id), original)
 
 
 @router.get(
@@ -102,18 +108,18 @@ def get_image(job_id: str, service: TheService, owner: Caller) -> Response:
     response_class=Response,
     responses={200: {"content": {"image/*": {}}}, **documented(401, 404)},
 )
-def get_last_image(job_id: str, service: TheService, owner: Caller) -> Response:
-    """Return the image as it was uploaded."""
+def get_last_image(job_id: str, service: TheService, owner: Caller, original: Original = False) -> Response:
+    """Return the last image, as GET /jobs/{id}/image does the first."""
     visible(service, job_id, owner)
     data = service.store.last_image(job_id)
     if data is None:
         raise Problem(404, "no_last_image", f"job {job_id} has no last image")
-    return _image_response(data)
+    return _image_response(service, data, original)
 
 
-def _image_response(data: bytes) -> Response:
-    kind = "image/png" if data[:4] == b"\x89PNG" else "image/webp" if data[:4] == b"RIFF" else "image/jpeg"
-    return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=86400, immutable"})
+def _image_response(service: Service, data: bytes, original: bool) -> Response:
+    shown, kind = (data, media_type(data)) if original else for_browsers(data, service.image_limits)
+    return Response(shown, media_type=kind, headers={"Cache-Control": "private, max-age=86400, immutable"})
 
 
 JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}

@@ -41,7 +41,9 @@ function accept(name) {
 }
 
 const removeButton = (name) => form.elements[name].closest(".picture").querySelector(".remove");
-const pictureIn = (list) => [...list].find((file) => file.type.startsWith("image/"));
+// A browser may have no type for HEIC and TIFF.
+const isPicture = (file) => file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name);
+const pictureIn = (list) => [...list].find(isPicture);
 
 // undefined changes nothing; null removes the image.
 function set(name, file) {
@@ -52,13 +54,19 @@ function set(name, file) {
   files[name] = file ?? undefined;
   sizes[name] = file ? null : undefined;
   preview.hidden = !file;
+  drop.querySelector(".unseen").textContent = "";
   drop.classList.toggle("filled", Boolean(file));
   const remove = removeButton(name);
   if (remove) remove.hidden = !file;
   if (file) {
     preview.alt = `The chosen ${name.replace("_", " ")}, ${file.name || "pasted"}`;
     preview.onload = () => { measured(name, { width: preview.naturalWidth, height: preview.naturalHeight }); onChange(); };
-    preview.onerror = () => { sizes[name] = undefined; preview.hidden = true; onChange(); };
+    preview.onerror = () => {
+      sizes[name] = undefined;
+      preview.hidden = true;
+      drop.querySelector(".unseen").textContent = `${file.name}: this browser cannot show it. The service can read it if it is a picture.`;
+      onChange();
+    };
     preview.src = URL.createObjectURL(file);
   }
   onChange();
