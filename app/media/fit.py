@@ -122,7 +122,7 @@ class Framing:
         picture, video = ("{}x{}".format(*size) for size in (self.picture, self.size))
         if cut := _listed(self.cut()):
             share = f"{100 * self.cut_share():.0f} % of the image"
-            return f"{picture} is cropped to {video}: cut are {cut} ({share})"
+            return f"{picture} is cropped to {video}: {cut} are cut ({share})"
         if bars := _listed(self.bars()):
             return f"{picture} is shown whole in {video}, with bars of {bars}"
         if (stretch := self.stretch()) != 1:

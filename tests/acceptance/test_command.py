@@ -79,7 +79,7 @@ def test_generate_starts_a_private_service_and_leaves_only_the_video(
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(out)
-    assert "Image: 64x96 is cropped to 128x128: cut are 32 pixels at the bottom (33 % of the" in result.stderr
+    assert "Image: 64x96 is cropped to 128x128: 32 pixels at the bottom are cut (33 % of" in result.stderr
     assert "Decoded all latent frames in one call (exact)" in result.stderr
     with av.open(str(out)) as file:
         assert sum(1 for _ in file.decode(video=0)) == 17

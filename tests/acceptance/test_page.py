@@ -53,6 +53,7 @@ def open_page(browser: Any, shared_service: RunningService) -> Iterator[Any]:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda line: complaints.append(line.text) if _is_complaint(line) else None)
         page.goto(str(shared_service.http.base_url))
@@ -156,7 +157,7 @@ def test_the_size_follows_the_photo_unless_a_person_types_one(open_page: Any, tm
     page.fill("[name=height]", "256")
     page.wait_for_selector("#size:has-text('42 pixels at the top, 42 pixels at the bottom')")
     page.select_option("[name=gravity]", "north")
-    page.wait_for_selector("#size:has-text('84 pixels at the bottom (44 % of the image)')")
+    page.wait_for_selector("#size:has-text('84 pixels at the bottom are cut (44 % of the image)')")
     page.select_option("[name=fit]", "contain")
     page.wait_for_selector("#size:has-text('bars of 56 pixels at the left, 56 pixels at the right')")
     page.fill("#prompt", "portrait between bars")
@@ -178,6 +179,7 @@ def test_a_last_image_is_dropped_and_sent_and_a_refusal_is_shown_in_units(open_p
     page.select_option("#model", "dynamicrafter-512-interp")
     page.set_input_files("#image", PHOTO)
     drop_a_picture(page, "last_image")
+    page.wait_for_selector("#size:has-text('The last photo of 8 × 8 is shown whole')")
     page.fill("#prompt", "the door opens")
     sent: list[bytes] = []
 

@@ -81,6 +81,7 @@ function fields() {
 function asked() {
   const given = fields();
   const photo = images.chosen("image");
+  if (images.size("last_image") && !form.elements.last_image.disabled) given.last_image_size = images.size("last_image");
   if (!photo || images.size("image") === null) return given;
   if (images.size("image")) return { ...given, image_size: images.size("image") };
   const body = new FormData();

@@ -32,7 +32,9 @@ export async function show(fields, use) {
 
 function showAnswer({ plan, rungs, largest, eta_seconds: eta, request, pictures }) {
   mark(null);
-  say(byId("size"), pictures.image ? `The video is ${request.width} × ${request.height}. ${framing(pictures.image)}` : "");
+  const { image, last_image: last } = pictures;
+  const framed = [image && framing("photo", image), last && framing("last photo", last)].filter(Boolean).join(" ");
+  say(byId("size"), framed && `The video is ${request.width} × ${request.height}. ${framed}`);
   lead.classList.remove("error");
   say(lead, planned(plan, "Would decode"));
   const sentences = [];

@@ -17,7 +17,7 @@ export function seconds(count) {
 }
 
 // What becomes of a photo in the video.
-export const framing = ({ detail }) => `The photo of ${detail.replaceAll(/(\d)x(?=\d)/g, "$1 × ")}.`;
+export const framing = (name, { detail }) => `The ${name} of ${detail.replaceAll(/(\d)x(?=\d)/g, "$1 × ")}.`;
 
 const times = (count) => (count === 1 ? "once" : `${count} times`);
 
@@ -81,9 +81,8 @@ export const rounded = (weights) =>
 export function facts({ denoise, decode, pictures }) {
   if (!decode?.strategy) return [];
   const rows = [];
-  for (const [name, one] of [["Image", pictures.image], ["Last image", pictures.last_image]]) {
-    if (one) rows.push([name, framing(one)]);
-  }
+  if (pictures.image) rows.push(["Photo", framing("photo", pictures.image)]);
+  if (pictures.last_image) rows.push(["Last photo", framing("last photo", pictures.last_image)]);
   const guess = decode.predicted_seconds == null ? "no prediction" : `${seconds(decode.predicted_seconds)} predicted`;
   rows.push(["Decode time", `${guess}, ${seconds(decode.seconds)} taken`]);
   if (decode.free_bytes_at_decision != null) {

@@ -155,7 +155,7 @@ def test_stretch_shows_all_four_corners_without_bars() -> None:
 
 def test_the_sentence_names_the_sides_and_the_share() -> None:
     assert frame((1080, 1920), (256, 256)).detail() == (
-        "1080x1920 is cropped to 256x256: cut are 420 pixels at the top, 420 pixels at the bottom "
+        "1080x1920 is cropped to 256x256: 420 pixels at the top, 420 pixels at the bottom are cut "
         "(44 % of the image)"
     )
     assert frame((100, 50), (64, 64), "contain").detail() == (
