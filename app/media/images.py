@@ -12,10 +12,10 @@ from typing import Final
 
 from PIL import Image
 
-from app.media import decode_process, pixels
-from app.media.containers import FORMATS, take_apart
-from app.media.containers.contents import Contents
-from app.media.rejection import ImageRejected, too_complex
+from app.media.pictures import decode_process, pixels
+from app.media.pictures.containers import FORMATS, take_apart
+from app.media.pictures.containers.contents import Contents
+from app.media.pictures.rejection import ImageRejected, too_complex
 
 __all__ = ["FORMATS", "ImageInfo", "ImageLimits", "ImageRejected", "check_image", "open_image"]
 

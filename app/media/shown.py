@@ -5,8 +5,8 @@ from typing import Final
 
 from PIL import Image
 
-from app.media.containers import format_of
 from app.media.images import ImageLimits, open_image
+from app.media.pictures.containers import format_of
 
 SIDE: Final = 1024
 QUALITY: Final = 85

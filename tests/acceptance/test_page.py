@@ -21,7 +21,7 @@ from app.service import unused_gpus
 from app.service.unused_gpus import UnusedGpu, UnusedReason
 from app.store import open_store
 
-pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
+sync_api = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
 STATIC = Path(__file__).parents[2] / "app" / "api" / "static"
 PHOTO = Path(__file__).parents[2] / "app" / "assets" / "demo.jpg"
 UNDER_WAY = """() => {

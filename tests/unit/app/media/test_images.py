@@ -13,9 +13,9 @@ import picture_corpus
 import pytest
 from PIL import Image, ImageCms
 
-from app.media import decode_process
-from app.media.colour import STRIP_PIXELS
 from app.media.images import ImageLimits, ImageRejected, check_image, open_image
+from app.media.pictures import decode_process
+from app.media.pictures.colour import STRIP_PIXELS
 
 ROOT = Path(__file__).parents[4]
 Picture = Callable[..., bytes]

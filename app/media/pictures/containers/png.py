@@ -9,11 +9,11 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
-from app.media.containers import colour_space, exif
-from app.media.containers.colour_space import Chromaticities, ColourSpace
-from app.media.containers.contents import Contents
-from app.media.image_structure import MAX_PARTS
-from app.media.rejection import damaged, too_complex, unsupported
+from app.media.pictures.containers import colour_space, exif
+from app.media.pictures.containers.colour_space import Chromaticities, ColourSpace
+from app.media.pictures.containers.contents import Contents
+from app.media.pictures.image_structure import MAX_PARTS
+from app.media.pictures.rejection import damaged, too_complex, unsupported
 
 MAX_PROFILE_BYTES: Final = 4 * 2**20
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"

@@ -1,8 +1,8 @@
 """Decodes images of formats with large decoders in a process of its own, whose memory and time are limited.
 
 HEIC, AVIF and TIFF files can ask their decoders for much more than the picture's size says, and an error in
-such a decoder can end the process that it runs in. `python -m app.media.decode_process check|open BYTES`
-reads a file from its standard input and writes one line of JSON, then the pixels.
+such a decoder can end the process that it runs in. `python -m app.media.pictures.decode_process check|open
+BYTES` reads a file from its standard input and writes one line of JSON, then the pixels.
 """
 
 import json
@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from PIL import Image
 
-from app.media.containers import take_apart
-from app.media.pixels import checked, upright
-from app.media.rejection import ImageRejected, damaged
+from app.media.pictures.containers import take_apart
+from app.media.pictures.pixels import checked, upright
+from app.media.pictures.rejection import ImageRejected, damaged
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def open_apart(data: bytes) -> Image.Image:
 
 
 def _run(action: str, data: bytes) -> tuple[dict[str, Any], bytes]:
-    command = [sys.executable, "-m", "app.media.decode_process", action, str(MEMORY_BYTES)]
+    command = [sys.executable, "-m", "app.media.pictures.decode_process", action, str(MEMORY_BYTES)]
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=WALL_SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
-from app.media import colour
-from app.media.containers.contents import Contents
-from app.media.rejection import ImageRejected, damaged, unsupported
+from app.media.pictures import colour
+from app.media.pictures.containers.contents import Contents
+from app.media.pictures.rejection import ImageRejected, damaged, unsupported
 
 log = logging.getLogger(__name__)
 

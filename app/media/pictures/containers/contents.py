@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from app.media.containers.colour_space import ColourSpace
+from app.media.pictures.containers.colour_space import ColourSpace
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from app.media.containers.contents import Contents
-from app.media.rejection import ImageRejected, damaged, too_complex, unsupported
+from app.media.pictures.containers.contents import Contents
+from app.media.pictures.rejection import ImageRejected, damaged, too_complex, unsupported
 
 MAX_ENTRIES: Final = 1024
 MAX_PIECES: Final = 65_536  # strips or tiles: one for each row of the highest image and each of four planes

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from app.media.containers.colour_space import ColourSpace
+from app.media.pictures.containers.colour_space import ColourSpace
 
 # An ICC profile, version 4 (ICC.1:2010): a header of 128 bytes, a table of tags, and the tags.
 _BRADFORD: Final = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])

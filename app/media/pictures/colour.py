@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from PIL import Image, ImageCms
 
-from app.media.containers.colour_space import ColourSpace
+from app.media.pictures.containers.colour_space import ColourSpace
 
 STRIP_PIXELS: Final = 2**20
 # lcms takes long to evaluate a long chain of small elements. Real profiles with such chains are small.
@@ -40,7 +40,7 @@ def transform_of(profile: bytes | None, space: ColourSpace | None, mode: str) ->
         return _transform(ImageCms.createProfile("LAB"), mode)
     if space is not None and kind in ("RGB", "L"):
         # Imported here, as numpy elsewhere: it takes most of the time that a process for one image starts in.
-        from app.media.icc_profile import grey_profile, rgb_profile
+        from app.media.pictures.icc_profile import grey_profile, rgb_profile
 
         made = rgb_profile(space) if kind == "RGB" else grey_profile(space.gamma)
         return _transform(ImageCms.ImageCmsProfile(io.BytesIO(made)), mode)

@@ -9,9 +9,9 @@ absent.
 from collections.abc import Callable
 from typing import Final
 
-from app.media.containers import bmff, bmp, gif, jpeg, png, tiff, webp
-from app.media.containers.contents import Contents
-from app.media.rejection import ImageRejected
+from app.media.pictures.containers import bmff, bmp, gif, jpeg, png, tiff, webp
+from app.media.pictures.containers.contents import Contents
+from app.media.pictures.rejection import ImageRejected
 
 FORMATS: Final = ("JPEG", "PNG", "WebP", "HEIC", "AVIF", "TIFF", "BMP", "GIF")
 

@@ -6,10 +6,10 @@ JFIF and Adobe segments are kept, because they say how colours are coded; JFIF's
 from collections.abc import Iterator
 from typing import Final
 
-from app.media.containers import exif
-from app.media.containers.contents import Contents
-from app.media.image_structure import excess_parts
-from app.media.rejection import damaged, too_complex, unsupported
+from app.media.pictures.containers import exif
+from app.media.pictures.containers.contents import Contents
+from app.media.pictures.image_structure import excess_parts
+from app.media.pictures.rejection import damaged, too_complex, unsupported
 
 _STANDALONE: Final = frozenset({0x01, *range(0xD0, 0xD8)})
 _SIZES: Final = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})

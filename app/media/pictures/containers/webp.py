@@ -4,10 +4,10 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from app.media.containers import exif
-from app.media.containers.contents import Contents
-from app.media.image_structure import MAX_PARTS
-from app.media.rejection import damaged, too_complex
+from app.media.pictures.containers import exif
+from app.media.pictures.containers.contents import Contents
+from app.media.pictures.image_structure import MAX_PARTS
+from app.media.pictures.rejection import damaged, too_complex
 
 _PICTURE: Final = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"})
 _ALPHA, _ANIMATION = 0x10, 0x02

@@ -6,7 +6,7 @@ The numbers are gamma and primaries (PNG), or the codes of ISO/IEC 23091-2 (PNG,
 from dataclasses import dataclass
 from typing import Final
 
-from app.media.rejection import unsupported
+from app.media.pictures.rejection import unsupported
 
 Chromaticities = tuple[float, float, float, float, float, float, float, float]
 

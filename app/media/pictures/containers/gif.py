@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from app.media.containers.contents import Contents
-from app.media.image_structure import MAX_PARTS
-from app.media.rejection import ImageRejected, too_complex
+from app.media.pictures.containers.contents import Contents
+from app.media.pictures.image_structure import MAX_PARTS
+from app.media.pictures.rejection import ImageRejected, too_complex
 
 _EXTENSION, _IMAGE, _END = 0x21, 0x2C, 0x3B
 _GRAPHIC_CONTROL: Final = 0xF9

@@ -3,8 +3,8 @@
 import struct
 from typing import Final
 
-from app.media.containers.contents import Contents
-from app.media.rejection import ImageRejected, unsupported
+from app.media.pictures.containers.contents import Contents
+from app.media.pictures.rejection import ImageRejected, unsupported
 
 _FILE_HEADER: Final = 14
 _CORE, _INFO, _V5 = 12, 40, 124

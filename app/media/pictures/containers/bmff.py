@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from app.media.containers import colour_space
-from app.media.containers.contents import Contents
-from app.media.image_structure import MAX_PARTS
-from app.media.rejection import ImageRejected, damaged, too_complex, unsupported
+from app.media.pictures.containers import colour_space
+from app.media.pictures.containers.contents import Contents
+from app.media.pictures.image_structure import MAX_PARTS
+from app.media.pictures.rejection import ImageRejected, damaged, too_complex, unsupported
 
 MAX_TILES: Final = 1024
 MAX_PROFILE_BYTES: Final = 4 * 2**20
