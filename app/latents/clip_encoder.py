@@ -25,8 +25,9 @@ from app.latents import latents_file as latents
 from app.latents.latent_scale import LatentScale
 from app.latents.latents_file import LatentsInfo
 from app.latents.tensor_file import TensorSpec
-from app.media.clips import Clip, ClipError, Geometry, Picture
+from app.media.clips import Clip, ClipError, Geometry
 from app.media.fit import FITS, GRAVITIES, Framing, frame
+from app.media.pixels import Picture
 from app.models.entries import ModelEntry
 
 STRATEGIES = ("auto", "batched", "chunked", "per_frame")
@@ -124,13 +125,15 @@ class ClipEncoder:
         available = clip.count(options.fps, options.frames)
         if options.frames is not None:
             if available < options.frames:
-                raise ClipError(f"{clip.path.name} has {available} frames; {options.frames} were requested")
+                message = f"{clip.path.name} has {available} frames; {options.frames} were requested"
+                raise ClipError(message, "clip_too_short")
             return options.frames, 0
         offset = int(self._traits.first_frame_alone)
         used = available - (available - offset) % self._traits.temporal_ratio
         if used < 1:
             rule = f"{self._traits.temporal_ratio}k{'+1' if offset else ''}"
-            raise ClipError(f"{clip.path.name} has {available} frames; the VAE encodes {rule} frames")
+            message = f"{clip.path.name} has {available} frames; the VAE encodes {rule} frames"
+            raise ClipError(message, "clip_too_short")
         return used, available - used
 
     def _planned(

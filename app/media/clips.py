@@ -1,33 +1,62 @@
-"""Reads video files: frames one after another, upright, in RGB, at the requested size and rate.
+"""Reads video files: frames one after another, upright, with square pixels, at a size and a rate.
 
-Owns decoding and geometry. Counts frames by decoding them, because the lengths that containers declare are
-often wrong. Must not know tensors or models.
+Owns decoding and geometry; `app.media.pixels` owns colour. Counts frames by decoding them, because the
+lengths that containers declare are often wrong. Must not know tensors or models.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import av
 import numpy as np
-from numpy.typing import NDArray
+from av.sidedata.sidedata import Type as SideData
 
+from app.frame_rate import nearest_standard
+from app.media.clip_structure import damage
+from app.media.colour import UnknownColour
 from app.media.fit import GRAVITIES, offset, scaled_size
+from app.media.frame_filters import progressive
+from app.media.pixels import Picture, PictureReader, UnknownPixels
 
 SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-_HD_LINES = 720  # video without a colour tag is BT.709 from this height on, BT.601 below
-_UNSPECIFIED = 2  # matrix coefficients of ISO/IEC 23091-2
-_BT709, _BT601 = 1, 5  # swscale's numbers
-
-Picture = NDArray[np.uint8]
+MAX_SIDE: Final = 16_384
+# The decoder must not conceal damage: concealed frames look like real ones.
+_DECODER: Final = {"err_detect": "crccheck+bitstream+buffer+explode"}
+# Dolby Vision without a compatible base layer: its colours need the metadata that FFmpeg does not apply.
+_DOLBY_VISION_ONLY: Final = frozenset({"dvh1", "dvhe", "dva1", "dvav", "dav1"})
+_UNSPECIFIED: Final = frozenset({0, 2})  # matrix coefficients of ITU-T H.273
 
 
 class ClipError(Exception):
-    """The file cannot be used as a clip; the message says which and why."""
+    """The file cannot be used as a clip; the message says which and why. `code` is stable for scripts."""
+
+    def __init__(self, message: str, code: str = "clip_unsuitable") -> None:
+        self.code = code
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How stored pictures are turned to be upright: transposed first, then mirrored."""
+
+    transposed: bool = False
+    mirrored: bool = False
+    upside_down: bool = False
+
+    def upright(self, picture: Picture) -> Picture:
+        """The picture `[height, width, 3]`, upright."""
+        turned = picture.transpose(1, 0, 2) if self.transposed else picture
+        return turned[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
+
+    def sides(self, width: int, height: int) -> tuple[int, int]:
+        """The sides of a picture before or after it is turned."""
+        return (height, width) if self.transposed else (width, height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +88,14 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One video file: its upright size in pixels, its frame rate, and the rotation stored in it."""
+    """One video file: its upright size in square pixels, its frame rate, and how it is stored."""
 
     path: Path
     width: int
     height: int
     fps: Fraction
-    quarter_turns: int
+    orientation: Orientation
+    coded_sides: tuple[int, int]
 
     def geometry(
         self,
@@ -90,7 +120,8 @@ class Clip:
         if width is None and height is None:
             size = self.width // default * default, self.height // default * default
             if not all(size):
-                raise ClipError(f"{self.path.name} is {self.width}x{self.height}, less than {default} a side")
+                message = f"{self.path.name} is {self.width}x{self.height}, less than {default} a side"
+                raise ClipError(message, "clip_too_small")
             own = (self.width, self.height)
             return Geometry(own if fit == "cover" else scaled_size(own, size, fit), size, gravity)
         wide = width or _followed(height, self.width, self.height, default)
@@ -100,22 +131,32 @@ class Clip:
     def count(self, fps: Fraction | None = None, at_most: int | None = None) -> int:
         """Number of frames that `frames` yields, at most `at_most`; decodes the file."""
         with _opened(self.path) as (container, stream):
-            return sum(1 for _ in islice(self._at_rate(_decoded(container, stream), fps), at_most))
+            return sum(1 for _ in islice(self._at_rate(self._decoded(container, stream), fps), at_most))
 
     def frames(self, geometry: Geometry, fps: Fraction | None = None) -> Iterator[Picture]:
-        """Yield pictures `[height, width, 3]` in order; with `fps`, drops and repeats frames to that rate."""
-        with _opened(self.path) as (container, stream):
-            for frame in self._at_rate(_decoded(container, stream), fps):
-                yield geometry.cropped(self._upright(frame, geometry.scaled))
+        """Yield pictures `[height, width, 3]` in order; with `fps`, drops and repeats frames to that rate.
 
-    def _upright(self, frame: Any, size: tuple[int, int]) -> Picture:
-        width, height = size if self.quarter_turns % 2 == 0 else size[::-1]
-        untagged = _BT709 if frame.height >= _HD_LINES else _BT601
-        colours = untagged if frame.colorspace == _UNSPECIFIED else frame.colorspace
-        scaled = frame.reformat(
-            width, height, "rgb24", src_colorspace=colours, interpolation="LANCZOS"
-        ).to_ndarray()
-        return np.rot90(scaled, self.quarter_turns)
+        The colours are BT.709 or sRGB. Interlaced frames are deinterlaced, one frame from both fields.
+        """
+        width, height = self.orientation.sides(*geometry.scaled)
+        with _opened(self.path) as (container, stream):
+            reader = PictureReader(stream.codec_context.name)
+            for frame in self._at_rate(progressive(self._decoded(container, stream)), fps):
+                with _colours_named(self.path):
+                    picture = reader.picture(frame, width, height)
+                yield geometry.cropped(self.orientation.upright(picture))
+
+    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Every frame of the stream. Raises `ClipError` if one is damaged or has another shape."""
+        for frame in _decoded(container, stream):
+            if frame.is_corrupt:
+                raise ClipError(f"{self.path.name} is damaged: a frame cannot be decoded", "clip_damaged")
+            sides = frame.width, frame.height
+            if sides != self.coded_sides and not _same_shape(sides, self.coded_sides):
+                before, after = ("{}x{}".format(*pair) for pair in (self.coded_sides, sides))
+                message = f"{self.path.name} changes its shape from {before} to {after}: cut it there"
+                raise ClipError(message, "clip_shape_unsupported")
+            yield frame
 
     def _at_rate(self, frames: Iterator[Any], fps: Fraction | None) -> Iterator[Any]:
         """For each moment at `fps`, the frame shown then. Without `fps`, all frames."""
@@ -126,7 +167,8 @@ class Clip:
         start: Fraction | None = None
         for frame in frames:
             if frame.pts is None:
-                raise ClipError(f"{self.path.name} has frames without timestamps: leave --fps out")
+                message = f"{self.path.name} has frames without timestamps: leave --fps out"
+                raise ClipError(message, "clip_rate_unknown")
             time = frame.pts * frame.time_base
             start = time if start is None else start
             # Containers round timestamps to their time base, which can be as coarse as a frame.
@@ -141,17 +183,52 @@ class Clip:
 
 
 def open_clip(path: Path) -> Clip:
-    """Read the size, rate and rotation of the file's first video stream. Raises `ClipError`."""
+    """Read the size, rate and orientation of the file's first video stream.
+
+    The shape of pixels is the container's, else the stream's, as in FFmpeg and players. It changes the width.
+    Raises `ClipError`, also for files that were cut off and for colours that have no conversion.
+    """
+    if found := _damage(path):
+        raise ClipError(f"{path.name} cannot be read to its end: {found}", "clip_damaged")
     with _opened(path) as (container, stream):
         first = next(_decoded(container, stream), None)
         if first is None:
-            raise ClipError(f"{path.name} has no frames")
+            raise ClipError(f"{path.name} has no frames", "clip_unreadable")
         fps = stream.average_rate or stream.guessed_rate
         if not fps:
-            raise ClipError(f"{path.name} declares no frame rate")
-        turns = round(first.rotation / 90) % 4
-        sides = (first.width, first.height) if turns % 2 == 0 else (first.height, first.width)
-        return Clip(path, *sides, Fraction(fps), turns)
+            raise ClipError(f"{path.name} declares no frame rate", "clip_rate_unknown")
+        if _four_letters(stream) in _DOLBY_VISION_ONLY and first.colorspace in _UNSPECIFIED:
+            raise ClipError(f"{path.name}: Dolby Vision without a base layer", "clip_colour_unsupported")
+        orientation = _orientation(path, first)
+        shape = stream.sample_aspect_ratio or Fraction(1)
+        width = math.floor(first.width * shape + Fraction(1, 2))
+        if not 1 <= width <= MAX_SIDE or first.height > MAX_SIDE:
+            message = f"{path.name} shows {width}x{first.height} pixels; at most {MAX_SIDE} a side are read"
+            raise ClipError(message, "clip_shape_unsupported")
+        with _colours_named(path):
+            PictureReader(stream.codec_context.name).picture(first, 8, 8)
+        sides = orientation.sides(width, first.height)
+        return Clip(path, *sides, nearest_standard(Fraction(fps)), orientation, (first.width, first.height))
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        return damage(path)
+    except OSError as error:
+        raise ClipError(f"{path.name} cannot be read as video: {error}", "clip_unreadable") from error
+
+
+@contextmanager
+def _colours_named(path: Path) -> Iterator[None]:
+    """Raise what has no conversion as `ClipError`."""
+    try:
+        yield
+    except UnknownColour as error:
+        message = f"{path.name} cannot be converted: {error}"
+        raise ClipError(message, "clip_colour_unsupported") from None
+    except UnknownPixels as error:
+        message = f"{path.name} cannot be converted: {error}"
+        raise ClipError(message, "clip_pixels_unsupported") from None
 
 
 @contextmanager
@@ -160,20 +237,49 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
-        raise ClipError(f"{path.name} cannot be read as video: {error}") from error
+        raise ClipError(f"{path.name} cannot be read as video: {error}", "clip_unreadable") from error
     with container:
         if not container.streams.video:
-            raise ClipError(f"{path.name} has no video stream")
+            raise ClipError(f"{path.name} has no video stream", "clip_unreadable")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        stream.codec_context.options = _DECODER
         try:
             yield container, stream
         except av.FFmpegError as error:
-            raise ClipError(f"{path.name} cannot be read to its end: {error}") from error
+            raise ClipError(f"{path.name} cannot be read to its end: {error}", "clip_damaged") from error
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
     yield from container.decode(stream)
+
+
+def _four_letters(stream: Any) -> str:
+    """The container's name of the codec; empty if it is no text."""
+    try:
+        return str(stream.codec_context.codec_tag)
+    except UnicodeDecodeError:
+        return ""
+
+
+def _orientation(path: Path, frame: Any) -> Orientation:
+    """How the frame's display matrix turns it: x' = a x + c y, y' = b x + d y."""
+    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if data is None:
+        return Orientation()
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data)[:36], np.int32).tolist()
+    if a and d and not b and not c:
+        return Orientation(False, a < 0, d < 0)
+    if b and c and not a and not d:
+        return Orientation(True, c < 0, b < 0)
+    message = f"{path.name} is turned by {frame.rotation} degrees; only quarter turns are read"
+    raise ClipError(message, "clip_shape_unsupported")
+
+
+def _same_shape(sides: tuple[int, int], others: tuple[int, int]) -> bool:
+    """Whether the aspect ratios differ by less than a pixel of the smaller picture."""
+    (width, height), (other_width, other_height) = sorted((sides, others))
+    return abs(width - height * other_width / other_height) <= 2
 
 
 def _followed(given: int | None, own: int, other: int, multiple: int) -> int:

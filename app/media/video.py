@@ -21,17 +21,16 @@ from numpy.typing import NDArray
 from adaptive.types import VideoShape
 from app.artifacts.local_folder import part_of, publish
 from app.media.audio import AudioSamples, AudioTrack
+from app.media.colour import BT709, LIMITED
+from app.media.pixels import PictureWriter
 
-# x264's constant quality: 18 is near transparent. BT.709 is what players assume for untagged video of these
-# sizes.
+# x264's constant quality: 18 is near transparent.
 CRF = 18
 PRESET = "medium"
 # Frames that the encoder buffers before it returns the first. With the preset's 40, half of a usual clip is
 # decoded by then, and much is left to encode when decoding ends.
 LOOKAHEAD_FRAMES = 10
 OPTIONS = {"crf": str(CRF), "preset": PRESET, "rc-lookahead": str(LOOKAHEAD_FRAMES)}
-_BT709 = 1
-_LIMITED_RANGE = 1
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 Frames = NDArray[np.uint8]
@@ -150,13 +149,13 @@ class VideoWriter:
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.time_base = 1 / self._fps
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED_RANGE
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED
+        pictures = PictureWriter()
         sound = None if self._sound is None else AudioTrack(file, self._sound, self._shape.frames / self._fps)
         while (chunk := self._queue.get()) is not None and not self._discard.is_set():
             for frame in chunk.frames():
-                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-                picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709")
+                picture = pictures.frame(frame)
                 picture.pts = self.frames_written
                 picture.time_base = context.time_base
                 file.mux(stream.encode(picture))
