@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from app.frame_rate import FrameRate
+
 PROMPT_MAX_CHARACTERS = 4000
 PRIORITY_LIMIT = 10
 SEEDS = 2**64  # torch's generators take 64 bits
@@ -135,7 +137,7 @@ class JobSpec(BaseModel):
         examples=["1080x1920"],
     )
     last_image_size: ImageSize | None = Field(None, description="The same of the last image.")
-    fps: int = Field(ge=1, le=120)
+    fps: FrameRate
     num_inference_steps: int = Field(ge=1, le=1000)
     guidance_scale: float = Field(ge=0, le=100)
     seed: int = Field(

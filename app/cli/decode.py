@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import STRATEGIES, DataDir, MemoryBudget, byte_count, chosen_model, settings_with
+from app.cli.options import (
+    STRATEGIES,
+    DataDir,
+    MemoryBudget,
+    byte_count,
+    chosen_model,
+    clip_rate,
+    settings_with,
+)
 
 FRAMES_SUFFIX = ".safetensors"
 
@@ -38,7 +46,8 @@ def decode(
         ),
     ] = None,
     fps: Annotated[
-        int | None, typer.Option(help="Frames per second. Default: the clip's, else the model's.")
+        str | None,
+        typer.Option(help="Frames per second, such as 24 or 23.976. Default: the clip's, else the model's."),
     ] = None,
     device: Annotated[str, typer.Option(help="cuda:N or cpu.")] = "cpu",
     strategy: Annotated[str, typer.Option(help=STRATEGIES)] = "auto",
@@ -87,7 +96,7 @@ def decode(
         models = load_models(settings)
         given, known = Given(width, height, frames, scale), ModelTraits(models, settings)
         source = open_source(latents, model, partial(chosen_model, models), given, known)
-        rate = fps or source.fps or source.entry.defaults.fps
+        rate = clip_rate(fps) if fps else source.fps or source.entry.defaults.fps
         report = _decode(settings, source, latents.name, out, rate, device, policy)
     except (AdaptiveError, ModelUnavailable, VideoWriteError, ValueError) as error:
         typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)

@@ -1,13 +1,21 @@
 """`framefit encode`: encodes a clip, or a folder of clips, for fine-tuning and `framefit decode`."""
 
 import sys
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import DataDir, Fit, Gravity, MemoryBudget, byte_count, chosen_model, settings_with
+from app.cli.options import (
+    DataDir,
+    Fit,
+    Gravity,
+    MemoryBudget,
+    byte_count,
+    chosen_model,
+    clip_rate,
+    settings_with,
+)
 from app.units import format_bytes
 
 LATENTS_SUFFIX = ".safetensors"
@@ -41,7 +49,8 @@ def encode(
         ),
     ] = None,
     fps: Annotated[
-        str | None, typer.Option(help="Drop or repeat frames to reach this rate, such as 24 or 30000/1001.")
+        str | None,
+        typer.Option(help="Drop or repeat frames to reach this rate, such as 24, 23.976 or 30000/1001."),
     ] = None,
     device: Annotated[str, typer.Option(help="cuda:N or cpu.")] = "cpu",
     strategy: Annotated[str, typer.Option(help="auto, batched, chunked or per_frame.")] = "auto",
@@ -65,7 +74,7 @@ def encode(
     budget = None if memory_budget is None else byte_count(memory_budget)
     failed = 0
     try:
-        rate = None if fps is None else _rate(fps)
+        rate = None if fps is None else clip_rate(fps)
         options = EncodeOptions(width, height, frames, rate, strategy, frames_per_chunk, raw, fit, gravity)
         work, skipped = _work(clip, out, overwrite)
         if skipped:
@@ -76,22 +85,13 @@ def encode(
                 _one(encoder, source, target, options)
             except (ClipError, OSError) as error:
                 failed += 1
-                typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
+                said = f"{error} ({error.code})" if isinstance(error, ClipError) else str(error)
+                typer.secho(f"framefit: {said}", err=True, fg=typer.colors.RED)
     except (AdaptiveError, ModelUnavailable, ClipError, ValueError) as error:
         typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
     if failed:
         sys.exit(1)
-
-
-def _rate(text: str) -> Fraction:
-    try:
-        rate = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if rate <= 0:
-        raise ValueError(f"fps must be a number such as 24 or 30000/1001, got {text!r}")
-    return rate
 
 
 def _work(clip: Path, out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path]], int]:

@@ -49,7 +49,9 @@ def generate(
     fit: Fit = "cover",
     gravity: Gravity = "center",
     frames: Annotated[int | None, typer.Option("--frames", help="Video frames.")] = None,
-    fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
+    fps: Annotated[
+        str | None, typer.Option(help="Frames per second, such as 24, 23.976 or 24000/1001.")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     seed: Annotated[

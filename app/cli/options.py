@@ -3,12 +3,14 @@
 import os
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app.config import PREFIX, ConfigError, Settings, load_settings
+from app.frame_rate import frame_rate
 from app.models.entries import ModelEntry
 
 SupervisorPid = Annotated[int | None, typer.Option(hidden=True)]
@@ -48,6 +50,14 @@ def byte_count(text: str) -> int:
     if match is None:
         raise typer.BadParameter(f"{text!r} is not a memory size: write one such as 12GB")
     return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def clip_rate(text: str) -> Fraction:
+    """Return the frame rate of a text such as "24", "23.976" or "30000/1001". Raises `ValueError`."""
+    try:
+        return frame_rate(text, least=Fraction(1, 1000), most=Fraction(1000))
+    except ValueError as error:
+        raise ValueError(f"fps {error}") from None
 
 
 def settings_with(**overrides: object) -> Settings:

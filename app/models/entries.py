@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.config import PREFIX, ConfigError, Settings
+from app.frame_rate import FrameRate
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 BUILT_IN_MODELS = Path(__file__).with_name("models.toml")
@@ -26,7 +27,7 @@ class ModelDefaults(_Entry):
     width: int = Field(ge=1)
     height: int = Field(ge=1)
     num_frames: int = Field(ge=1)
-    fps: int = Field(ge=1)
+    fps: FrameRate
     num_inference_steps: int = Field(ge=1)
     guidance_scale: float = Field(ge=0)
     fs: int | None = Field(None, ge=1)

@@ -16,6 +16,7 @@ from adaptive.errors import DoesNotFit, NonFiniteValues
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, load_clip, save_calls
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.config import Settings
+from app.frame_rate import rate_as_json
 from app.jobs import Claim, Json, Stage
 from app.media.thumbnails import write_jpeg
 from app.media.video import VideoWriter
@@ -162,7 +163,7 @@ class JobRun:
             "frames": shape.frames,
             "width": shape.width,
             "height": shape.height,
-            "fps": spec.fps,
+            "fps": rate_as_json(spec.fps),
             "seed": spec.seed,
             "audio": None if recorded.sound is None else recorded.sound.as_json(),
             "thumbnail": True,

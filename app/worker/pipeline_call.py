@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from adaptive.pipelines.recorded_call import Sound
+from app.frame_rate import rate_as_number
 from app.jobs import JobSpec, Json
 from app.media.fit import framed
 from app.media.images import open_image
@@ -89,8 +90,8 @@ def _arguments(
         "guidance_scale": spec.guidance_scale,
         "generator": torch.Generator(device).manual_seed(spec.seed),
         "output_type": "pt",
-        "frame_rate": spec.fps,
-        "fps": spec.fps,
+        "frame_rate": rate_as_number(spec.fps),
+        "fps": round(spec.fps),  # an embedding of whole rates
         "decode_chunk_size": spec.num_frames,  # the pipeline must not decode in chunks: the decoder does
     }
     named = {names.get(name, name): value for name, value in optional.items() if value is not None}

@@ -108,10 +108,12 @@ def load_vae(service: RunningService) -> Any:
 
 def test_a_video_has_exactly_the_frames_size_and_speed_asked_for(shared_service: RunningService) -> None:
     import io
+    from fractions import Fraction
 
     import av
 
-    job_id = shared_service.submit(width=192, height=128, num_frames=17, fps=10, num_inference_steps=1)["id"]
+    fields = {"width": 192, "height": 128, "num_frames": 17, "num_inference_steps": 1}
+    job_id = shared_service.submit(**fields, fps="23.976")["id"]
     shared_service.finished(job_id)
     answer = shared_service.http.get(f"/jobs/{job_id}/video").raise_for_status()
     assert answer.headers["content-type"] == "video/mp4"
@@ -119,7 +121,7 @@ def test_a_video_has_exactly_the_frames_size_and_speed_asked_for(shared_service:
         stream = file.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-        assert stream.average_rate == 10
+        assert stream.average_rate == Fraction(24000, 1001)
     assert len(frames) == 17
     assert {frame.shape for frame in frames} == {(128, 192, 3)}
     assert answer.content.find(b"moov") < answer.content.find(b"mdat")

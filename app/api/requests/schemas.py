@@ -53,7 +53,8 @@ def _without_null(schema: Json) -> Json:
     for name, field in schema["properties"].items():
         kinds = [kind for kind in field.get("anyOf", []) if kind.get("type") != "null"]
         rest = {key: value for key, value in field.items() if key != "anyOf" and value is not None}
-        properties[name] = {**rest, **kinds[0]} if kinds else rest
+        only = kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {}
+        properties[name] = {**rest, **only}
     return {**schema, "properties": properties}
 
 

@@ -25,6 +25,7 @@ from app.api.routes.files import get_video, picture_response, require_video
 from app.api.routes.jobs import NO_NUL
 from app.api.routes.submit import Body, IdempotencyKey, build_submission, submit
 from app.artifacts.local_folder import job_artifacts
+from app.frame_rate import frame_rate
 from app.jobs import Job, JobStatus, Json
 from app.media.spritesheet import SheetError
 from app.models.entries import ModelEntry
@@ -73,7 +74,7 @@ def video_view(job: Job) -> Json:
         if job.finished_at and job.status is JobStatus.SUCCEEDED
         else None,
         "expires_at": int(job.expires_at) if job.expires_at else None,
-        "seconds": f"{spec.video_frames / spec.fps:.4g}",
+        "seconds": f"{float(spec.video_frames / spec.fps):.4g}",
         "size": f"{spec.width}x{spec.height}",
         "prompt": spec.prompt,
         "remixed_from_video_id": job.remixed_from,
@@ -155,7 +156,9 @@ def _translated(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         given |= {"width": int(match[1]), "height": int(match[2])}
     if seconds not in (None, ""):
         _refuse_both(given, "seconds", "num_frames")
-        given["num_frames"] = _frames(seconds, given.get("fps") or entry.defaults.fps, entry)
+        frames = _frames(seconds, given.get("fps") or entry.defaults.fps, entry)
+        if frames is not None:
+            given["num_frames"] = frames
     return given
 
 
@@ -164,16 +167,23 @@ def _refuse_both(given: dict[str, Any], name: str, *others: str) -> None:
         raise Problem(422, f"invalid_{name}", f"give either {name} or {' and '.join(others)}, not both")
 
 
-def _frames(seconds: object, fps: object, entry: ModelEntry) -> int:
-    """Return the number of frames that the model can make and whose duration is nearest to `seconds`."""
+def _frames(seconds: object, fps: object, entry: ModelEntry) -> int | None:
+    """Return the number of frames that the model can make and whose duration is nearest to `seconds`.
+
+    None if `fps` is no rate: the check of the whole request refuses it.
+    """
     try:
-        duration, rate = float(str(seconds)), float(str(fps))
+        duration = float(str(seconds))
     except ValueError:
         raise Problem(422, "invalid_seconds", "seconds must be a number") from None
-    if not (0 < duration <= MAX_SECONDS and 0 < rate <= 1000):
+    try:
+        rate = frame_rate(fps)
+    except ValueError:
+        return None
+    if not 0 < duration <= MAX_SECONDS:
         raise Problem(422, "invalid_seconds", f"seconds must be above 0 and at most {MAX_SECONDS:.0f}")
     first = int(entry.first_frame_alone)
-    steps = round((duration * rate - first) / entry.frames_step)
+    steps = round((duration * float(rate) - first) / entry.frames_step)
     return max(0 if first else 1, steps) * entry.frames_step + first
 
 

@@ -2,7 +2,7 @@
 
 import { address } from "./api.js";
 import { fromTemplate, make, say } from "./dom.js";
-import { BADGE, decided, doing, exactness, facts, planned, seconds } from "./words.js";
+import { BADGE, decided, doing, exactness, facts, planned, rate, seconds } from "./words.js";
 
 export function build(job, act) {
   const card = fromTemplate("job-template");
@@ -75,7 +75,7 @@ function showFacts(element, job) {
 function meta(job) {
   const { request } = job;
   const frames = request.num_frames - request.loop;
-  const parts = [job.model, `${request.width} × ${request.height}`, `${frames} frames, ${seconds(frames / request.fps)}`];
+  const parts = [job.model, `${request.width} × ${request.height}`, `${frames} frames, ${seconds(frames / rate(request.fps))}`];
   const { cut_share: cut, bars, stretch } = job.pictures.image ?? {};
   if (cut >= 0.005) parts.push(`photo cropped by ${Math.round(100 * cut)} %`);
   if (bars && Object.values(bars).some(Boolean)) parts.push("photo between bars");

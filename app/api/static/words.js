@@ -19,6 +19,12 @@ export function seconds(count) {
 // What becomes of a photo in the video.
 export const framing = (name, { detail }) => `The ${name} of ${detail.replaceAll(/(\d)x(?=\d)/g, "$1 × ")}.`;
 
+// A frame rate is a number, or a fraction such as "24000/1001".
+export function rate(fps) {
+  const [above, below = 1] = String(fps).split("/").map(Number);
+  return above / below;
+}
+
 const times = (count) => (count === 1 ? "once" : `${count} times`);
 
 const STRATEGY = {

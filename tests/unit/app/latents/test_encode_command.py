@@ -185,6 +185,7 @@ def test_a_folder_of_clips_becomes_a_folder_of_latents(framefit: Framefit, tmp_p
     done = framefit("encode", clips, "--model", "ltx", "-o", out)
     assert done.exit_code == 1
     assert "c.mp4 cannot be read" in done.output
+    assert "(clip_unreadable)" in done.output
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert found == ["a.safetensors", "more/b.safetensors"]
     before = (out / "a.safetensors").stat().st_mtime_ns
