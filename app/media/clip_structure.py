@@ -10,9 +10,11 @@ from typing import BinaryIO, Final
 
 _MAX_PARTS: Final = 2_000_000
 _BOXES: Final = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"pnot"})
+_NEEDED_BOXES: Final = frozenset({b"moov", b"mdat", b"moof"})
 _EBML: Final = b"\x1a\x45\xdf\xa3"
-# Matroska's elements whose children are walked: segment, cluster.
-_PARENTS: Final = frozenset({0x18538067, 0x1F43B675})
+# Matroska's elements whose children are walked.
+_SEGMENT: Final = 0x18538067
+_CLUSTER: Final = 0x1F43B675
 _UNKNOWN_LENGTH: Final = -1
 
 
@@ -23,7 +25,7 @@ def damage(path: Path) -> str | None:
         start = file.read(12)
         file.seek(0)
         if start[4:8] in _BOXES:
-            return _missing(_end_of_boxes(file, size), size)
+            return _of_boxes(file, size)
         if start.startswith(_EBML):
             return _of_matroska(file, size)
         if start.startswith(b"RIFF"):
@@ -37,8 +39,8 @@ def _missing(end: int, size: int) -> str | None:
     return f"{end - size:,} bytes or more are missing there" if end > size else None
 
 
-def _end_of_boxes(file: BinaryIO, size: int) -> int:
-    """MP4 and QuickTime: boxes of a length and a name, one after another."""
+def _of_boxes(file: BinaryIO, size: int) -> str | None:
+    """MP4 and QuickTime: boxes of a length and a name, one after another. Other programs append to them."""
     at = 0
     for _ in range(_MAX_PARTS):
         if at >= size:
@@ -48,17 +50,19 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if length < 8 or not head[4:8].isascii():  # 0: until the end of the file
+        if length < 8:  # 0: until the end of the file
             break
         at += length
-    return at
+        if at > size and head[4:8] in _NEEDED_BOXES:
+            return _missing(at, size)
+    return None
 
 
 def _of_matroska(file: BinaryIO, size: int) -> str | None:
     """Matroska and WebM: elements of a name and a length; a live recording leaves lengths unknown."""
-    at = 0
+    at, end = 0, size
     for _ in range(_MAX_PARTS):
-        if at >= size:
+        if at >= end:
             break
         file.seek(at)
         head = file.read(12)
@@ -68,7 +72,8 @@ def _of_matroska(file: BinaryIO, size: int) -> str | None:
             missing = _missing(at + name_bytes + 1, size) if name_bytes <= 4 else None
             return missing or f"damaged at byte {at:,}"
         at += name_bytes + length_bytes
-        is_parent = int.from_bytes(head[:name_bytes], "big") in _PARENTS
+        name = int.from_bytes(head[:name_bytes], "big")
+        is_parent = name in (_SEGMENT, _CLUSTER)
         if length == _UNKNOWN_LENGTH:
             if not is_parent:
                 return f"damaged at byte {at:,}"
@@ -76,6 +81,8 @@ def _of_matroska(file: BinaryIO, size: int) -> str | None:
             return _missing(at + length, size)
         elif not is_parent:
             at += length
+        elif name == _SEGMENT:  # what follows it is not the clip's
+            end = at + length
     return None
 
 

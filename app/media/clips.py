@@ -16,6 +16,7 @@ from typing import Any, Final
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
 
 from app.frame_rate import nearest_standard
 from app.media.clip_structure import damage
@@ -183,7 +184,7 @@ class Clip:
 
 
 def open_clip(path: Path) -> Clip:
-    """Read the size, rate and orientation of the file's first video stream.
+    """Read the size, rate and orientation of the file's main video stream.
 
     The shape of pixels is the container's, else the stream's, as in FFmpeg and players. It changes the width.
     Raises `ClipError`, also for files that were cut off and for colours that have no conversion.
@@ -233,15 +234,15 @@ def _colours_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A file's container and its first video stream. Raises errors while reading as `ClipError`."""
+    """A file's container and its main video stream. Raises errors while reading as `ClipError`."""
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
         raise ClipError(f"{path.name} cannot be read as video: {error}", "clip_unreadable") from error
     with container:
-        if not container.streams.video:
+        stream = container.streams.best("video")
+        if stream is None or stream.disposition & Disposition.attached_pic:  # a song's cover
             raise ClipError(f"{path.name} has no video stream", "clip_unreadable")
-        stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         stream.codec_context.options = _DECODER
         try:

@@ -74,6 +74,7 @@ class PictureReader:
         self._codec = codec
         self._first, self._second = VideoReformatter(), VideoReformatter()
         self._left_sited = FrameFilter("setparams", "chroma_location=left")
+        self._started = False
         self._peak_nits: float | None = None
 
     def picture(self, frame: Any, width: int, height: int) -> Picture:
@@ -103,8 +104,8 @@ class PictureReader:
     def _encoding(self, frame: Any) -> _Encoding:
         form, bits = frame.format, _bits(frame)
         matrix = 0 if form.is_rgb or _is_grey(frame) else frame.colorspace
-        if self._peak_nits is None:
-            self._peak_nits = declared_peak_nits(frame)
+        if not self._started:  # the same tone mapping for all frames
+            self._started, self._peak_nits = True, declared_peak_nits(frame)
         size = frame.width, frame.height
         peak = self._peak_nits
         colour = colour_of(size, matrix, frame.color_primaries, frame.color_trc, peak_nits=peak)

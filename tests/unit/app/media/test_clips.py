@@ -6,8 +6,12 @@ import struct
 from fractions import Fraction
 from pathlib import Path
 
+import av
+import clip_corpus
 import numpy as np
 import pytest
+from av.stream import Disposition
+from clip_corpus import Case
 from encode_clips import picture, write_clip
 
 from app.media.clips import Clip, ClipError, Geometry, open_clip
@@ -150,3 +154,61 @@ def test_a_clip_that_is_cut_off_is_an_error_and_not_a_shorter_clip(tmp_path: Pat
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ClipError, match=r"clip\.mp4"):
         open_clip(path).count()
+
+
+def test_a_songs_cover_is_no_clip_and_a_clips_cover_is_not_the_clip(tmp_path: Path) -> None:
+    def with_cover(path: Path, *, video: bool) -> Path:
+        with av.open(str(path), "w") as file:
+            cover = file.add_stream("png", rate=1)
+            cover.width, cover.height, cover.pix_fmt = 96, 96, "rgb24"
+            cover.disposition = Disposition.attached_pic
+            clip = file.add_stream("libx264", rate=24) if video else file.add_stream("aac", rate=48_000)
+            if video:
+                clip.width, clip.height, clip.pix_fmt = 64, 32, "yuv420p"
+            shown = av.VideoFrame.from_ndarray(picture(0, 96, 96), format="rgb24")
+            file.mux(cover.encode(shown))
+            file.mux(cover.encode(None))
+            if video:
+                for number in range(3):
+                    frame = av.VideoFrame.from_ndarray(picture(number, 64, 32), format="rgb24")
+                    file.mux(clip.encode(frame))
+                file.mux(clip.encode(None))
+        return path
+
+    clip = open_clip(with_cover(tmp_path / "clip.mp4", video=True))
+    assert (clip.width, clip.height, clip.count()) == (64, 32, 3)
+    with pytest.raises(ClipError, match=r"song\.mp4 has no video stream"):
+        open_clip(with_cover(tmp_path / "song.mp4", video=False))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_what_other_programs_append_to_a_clip_is_no_damage(tmp_path: Path, suffix: str) -> None:
+    path = write_clip(tmp_path / f"clip{suffix}", 4)
+    with path.open("ab") as file:
+        file.write(b"\xff\xff\xff\xffnote: filmed in June" * 20)
+    assert open_clip(path).count() == 4
+
+
+def test_an_interlaced_clip_at_another_rate_has_the_frames_of_each_moment(tmp_path: Path) -> None:
+    case = Case("interlaced", "libx264", ".mp4", interlaced=True, frames=6)
+    clip = open_clip(clip_corpus.write(case, tmp_path / "clip.mp4"))
+    every = plain(clip)
+    half = list(clip.frames(clip.geometry(None, None, multiple=1, default=1), Fraction(12)))
+    assert len(half) == clip.count(Fraction(12)) == 3
+    assert all(np.array_equal(*pair) for pair in zip(half, every[::2], strict=True))
+
+
+def test_a_clip_that_changes_its_shape_is_refused_and_one_that_changes_its_size_is_not(
+    tmp_path: Path,
+) -> None:
+    sizes = {"same": ((64, 32), (128, 64)), "other": ((64, 32), (64, 64))}
+    for name, parts in sizes.items():
+        streams = [
+            write_clip(tmp_path / f"{name}{number}.h264", 2, size=size) for number, size in enumerate(parts)
+        ]
+        (tmp_path / f"{name}.h264").write_bytes(b"".join(path.read_bytes() for path in streams))
+    clip = open_clip(tmp_path / "same.h264")
+    assert [frame.shape for frame in plain(clip)] == [(32, 64, 3)] * 4
+    with pytest.raises(ClipError, match="changes its shape from 64x32 to 64x64") as caught:
+        open_clip(tmp_path / "other.h264").count()
+    assert caught.value.code == "clip_shape_unsupported"
