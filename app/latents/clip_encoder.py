@@ -27,7 +27,7 @@ from app.latents.latents_file import LatentsInfo
 from app.latents.tensor_file import TensorSpec
 from app.media.clips import Clip, ClipError, Geometry
 from app.media.fit import FITS, GRAVITIES, Framing, frame
-from app.media.pixels import Picture
+from app.media.video_pixels import Picture
 from app.models.entries import ModelEntry
 
 STRATEGIES = ("auto", "batched", "chunked", "per_frame")

@@ -1,6 +1,6 @@
 """Reads video files: frames one after another, upright, with square pixels, at a size and a rate.
 
-Owns decoding and geometry; `app.media.pixels` owns colour. Counts frames by decoding them, because the
+Owns decoding and geometry; `app.media.video_pixels` owns colour. Counts frames by decoding them, because the
 lengths that containers declare are often wrong. Must not know tensors or models.
 """
 
@@ -20,10 +20,10 @@ from av.stream import Disposition
 
 from app.frame_rate import nearest_standard
 from app.media.clip_structure import damage
-from app.media.colour import UnknownColour
 from app.media.fit import GRAVITIES, offset, scaled_size
 from app.media.frame_filters import progressive
-from app.media.pixels import Picture, PictureReader, UnknownPixels
+from app.media.video_colour import UnknownColour
+from app.media.video_pixels import Picture, PictureReader, UnknownPixels
 
 SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 MAX_SIDE: Final = 16_384

@@ -1,7 +1,7 @@
 """The colour of video: what a frame's tags mean, and the formulas from coded numbers to light.
 
-Pure: decides and calculates, touches no frame. `app.media.pixels` applies it. Numbers of tags are the code
-points of ITU-T H.273 (ISO/IEC 23091-2), as FFmpeg uses them.
+Pure: decides and calculates, touches no frame. `app.media.video_pixels` applies it. Numbers of tags are the
+code points of ITU-T H.273 (ISO/IEC 23091-2), as FFmpeg uses them.
 """
 
 from dataclasses import dataclass
