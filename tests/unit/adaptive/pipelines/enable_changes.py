@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers.hooks import apply_group_offloading
+from peft import IA3Config, LoraConfig, PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
@@ -63,43 +64,33 @@ def layerwise_casting(live: LiveVae) -> None:
     live.vae.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
 
 
-class _LoraLayer(nn.Module):
-    """A layer with a low-rank branch, built as peft builds it: a module around the layer, of its name."""
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        width = base_layer.weight.shape[0]
-        with torch.random.fork_rng([]), torch.no_grad():
-            torch.manual_seed(width)
-            self.lora_a = nn.Parameter(torch.randn(width, 2) * 0.3)
-            self.lora_b = nn.Parameter(torch.randn(2, width) * 0.3)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base_layer.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base_layer.bias
-
-    def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        outputs: Tensor = self.base_layer(inputs, *args, **kwargs)
-        channel = -1 if isinstance(self.base_layer, nn.Linear) else 1
-        last = outputs.movedim(channel, -1)
-        return (last + last @ self.lora_a @ self.lora_b).movedim(-1, channel)
+def _adapted(live: LiveVae, config: type[PeftConfig], layers: list[str], **options: Any) -> None:
+    """Let peft wrap these layers. Its weights are random, none is zero, so pixels change."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(5)
+        inject_adapter_in_model(config(target_modules=layers, **options), live.vae)
+    live.vae.eval()
 
 
-# peft's wrappers have the class names of what they wrap.
-_WRAPPERS = {kind: type(kind.__name__, (_LoraLayer,), {}) for kind in (nn.Linear, nn.Conv2d, nn.Conv3d)}
+def _layers(vae: nn.Module, kinds: tuple[type, ...], *, causal: bool) -> list[str]:
+    """Names of layers of decoder and encoder. peft's LoRA cannot wrap convolutions that pad by themselves."""
+    named = ((name, layer) for name, layer in vae.named_modules() if isinstance(layer, kinds))
+    return [name for name, layer in named if type(layer).__name__.endswith("CausalConv3d") is causal]
 
 
 def lora(live: LiveVae) -> None:
-    for module in list(live.vae.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) in _WRAPPERS:
-                setattr(module, name, _WRAPPERS[type(child)](child))
-    live.vae.eval()
+    """peft's LoRA, and its IA3 for a VAE that has no layer for LoRA."""
+    layers = _layers(live.vae, (nn.Linear, nn.Conv2d, nn.Conv3d), causal=False)
+    if layers:
+        _adapted(live, LoraConfig, layers, r=2, lora_alpha=1, init_lora_weights=False)
+    else:
+        adapted_causal_layers(live)
+
+
+def adapted_causal_layers(live: LiveVae) -> None:
+    """peft's IA3 on the convolutions that pad by themselves: caches and rules meet a wrapper there."""
+    layers = _layers(live.vae, (nn.Conv3d,), causal=True)
+    _adapted(live, IA3Config, layers, feedforward_modules=[], init_ia3_weights=False)
 
 
 def compile_decoder(live: LiveVae) -> None:
@@ -132,6 +123,46 @@ def move_to_meta(live: LiveVae) -> None:
     live.vae.to("meta")
     live.latents = live.latents.to("meta")
     live.clip = None if live.clip is None else live.clip.to("meta")
+
+
+def _decoded(live: LiveVae) -> None:
+    """What is found out about a VAE in a decode must not count for the next one."""
+    with torch.no_grad():
+        live.vae.decode(live.latents.to(live.vae.dtype), **live.arguments)
+
+
+def moved_back_and_forth(live: LiveVae) -> None:
+    _decoded(live)
+    live.vae.to(torch.float64)
+    _decoded(live)
+    live.vae.to("cpu", torch.float32)
+
+
+def moved_by_its_parent(live: LiveVae) -> None:
+    """A module that holds the VAE, and another VAE that shares its decoder."""
+    _decoded(live)
+    parent = nn.ModuleDict({"vae": live.vae})
+    nn.Module.to(parent, torch.float64)
+    _decoded(live)
+    nn.Module.to(parent, torch.float32)
+    other = copy.deepcopy(live.vae)
+    other.decoder = live.vae.decoder
+    live.more = [other]
+
+
+def weights_assigned(live: LiveVae) -> None:
+    _decoded(live)
+    others = {name: value * 0.9 for name, value in live.vae.state_dict().items()}
+    live.vae.load_state_dict(others, assign=True)
+
+
+def other_networks(live: LiveVae) -> None:
+    _decoded(live)
+    other = copy.deepcopy(live.vae)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.9)
+    live.vae.decoder, live.vae.encoder = other.decoder, other.encoder
 
 
 def pickled(live: LiveVae) -> None:

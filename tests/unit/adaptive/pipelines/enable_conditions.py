@@ -16,7 +16,7 @@ from typing import Any
 import enable_changes as changes
 import torch
 from enable_changes import LiveVae
-from enable_families import ENGINES, FAMILIES, USUAL
+from enable_families import CAUSAL_LAYERS, ENGINES, FAMILIES, USUAL
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -58,7 +58,8 @@ class Condition:
     `around` yields a list that another thread fills with results of its own. `or_plain`: the VAE may as well
     give what it gives under no condition. `disturbs`: another thread comes between; where even the untouched
     VAE then gives something else than alone, one call is compared with nothing. `strips`: whether strips must
-    still be possible; otherwise a decode that fits in no other way may be refused. `tolerance` is relative.
+    still be possible; otherwise a decode that fits in no other way may be refused. `changes_pixels`: the
+    untouched VAE gives something else than under no condition. `tolerance` is relative.
     `vaes` are names of `enable_families.FAMILIES`.
     """
 
@@ -71,6 +72,7 @@ class Condition:
     or_plain: bool = False
     disturbs: bool = False
     strips: bool = True
+    changes_pixels: bool = False
     vaes: tuple[str, ...] = USUAL
 
 
@@ -187,8 +189,11 @@ CONDITIONS: dict[str, Condition] = {
     "sequential offload": Condition(before=changes.sequential_offload, strips=False),
     "group offload": Condition(before=changes.group_offload, strips=False),
     "layerwise casting": Condition(before=changes.layerwise_casting, strips=False),
-    "lora": Condition(before=changes.lora, strips=False),
-    "lora after enable": Condition(after=changes.lora, strips=False, vaes=ENGINES),
+    "lora": Condition(before=changes.lora, strips=False, changes_pixels=True, vaes=ALL),
+    "lora after enable": Condition(after=changes.lora, strips=False, changes_pixels=True, vaes=ENGINES),
+    "adapted causal layers": Condition(
+        before=changes.adapted_causal_layers, strips=False, changes_pixels=True, vaes=CAUSAL_LAYERS
+    ),
     "compiled decoder": Condition(before=changes.compile_decoder, strips=False, around=eagerly),
     "compiled after enable": Condition(
         after=changes.compile_decoder, strips=False, around=eagerly, vaes=ENGINES
@@ -201,6 +206,10 @@ CONDITIONS: dict[str, Condition] = {
         before=changes.cast_to(torch.bfloat16), after=changes.cast_to(torch.float32), vaes=ALL
     ),
     "moved": Condition(after=changes.move_to_meta, vaes=ENGINES),
+    "moved back and forth": Condition(after=changes.moved_back_and_forth, vaes=ENGINES),
+    "moved by its parent": Condition(after=changes.moved_by_its_parent, vaes=ENGINES),
+    "weights assigned": Condition(after=changes.weights_assigned, changes_pixels=True, vaes=ENGINES),
+    "other networks": Condition(after=changes.other_networks, changes_pixels=True, vaes=ENGINES),
     "two threads": Condition(around=beside_another_thread, or_plain=True, disturbs=True, vaes=ALL),
     "autocast": Condition(around=autocast, tolerance=0.03, vaes=ALL),
     "grad": Condition(decode=decode_with_gradient, encode=encode_with_gradient),

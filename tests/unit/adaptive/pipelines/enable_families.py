@@ -104,3 +104,5 @@ STRIPS = ("ltx", "ltx2", "kl")
 USUAL = tuple(name for name in FAMILIES if name not in ("ltx-noise", "ltx-subclass"))
 # One VAE for each way to stream, and one that no engine may stream.
 ENGINES = ("ltx", "wan", "cosmos", "cogvideox", "hunyuanvideo-1.0", "svd", "kl", "ltx-override")
+# VAEs with convolutions that pad by themselves, as classes of their own.
+CAUSAL_LAYERS = ("wan", "qwenimage", "cosmos", "magvit")

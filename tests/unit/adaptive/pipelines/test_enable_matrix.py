@@ -106,7 +106,10 @@ def untouched(name: str, condition_name: str) -> dict[str, tuple[Outcome, Any]]:
     condition, live = CONDITIONS[condition_name], alive(name)
     condition.before(live)
     condition.after(live)
-    return {call: outcome(live, condition, run) for call, run in calls(name, condition)}
+    found = {call: outcome(live, condition, run) for call, run in calls(name, condition)}
+    if condition.changes_pixels:
+        assert all(difference(found[call][0], untouched(name, "plain")[call][0], 0.01) for call in found)
+    return found
 
 
 def difference(found: Outcome, expected: Outcome, tolerance: float) -> str | None:
