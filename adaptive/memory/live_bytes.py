@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adaptive.memory import meta_results
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -66,7 +68,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     ) -> Any:
         for tensor in _tensors((args, *(kwargs or {}).values())):
             self._record(tensor, created=False)
-        result = func(*args, **(kwargs or {}))
+        result = meta_results.call(func, args, kwargs or {})
         self.operators += 1
         for tensor in _tensors((result,)):
             self._record(tensor, created=True)
