@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from adaptive.decoding.events import DecodeEvent as DecodeEvent
+from adaptive.decoding.live_device import LiveDevices
 from adaptive.decoding.one_decode import OneDecode, profile_of_view, shape_of
-from adaptive.device.probe import MemoryProbe, build_name, device_name, open_probe
-from adaptive.memory.learned_costs import costs_of_process
+from adaptive.device.probe import MemoryProbe
 from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import Speeds
@@ -51,16 +51,11 @@ class AdaptiveDecoder:
     ) -> None:
         self._vae = vae
         self._given_profile = profile
-        self._given_probe = probe
-        self._probes: dict[str, MemoryProbe] = {}  # by device, where none was given
         self._policy = policy or Policy()
-        self._residuals = residuals
-        self._learned: dict[str, LearnedMargins] = {}  # by device, where none were given
-        self._speeds = speeds or Speeds()
+        self._devices = LiveDevices(probe, residuals, speeds, shares_costs=shares_costs)
         self._inputs = inputs
         self._on_event = on_event
         self._keeps_output = keeps_output
-        self._shares_costs = shares_costs
         self._report: DecodeReport | None = None
 
     @property
@@ -108,29 +103,16 @@ class AdaptiveDecoder:
         """Look at the VAE, after its offload hook has run: what its weights take is not free for decoding."""
         run_offload_hook(self._vae)
         view = view_of(self._vae, decode_kwargs)
-        residuals = self._residuals or self._learned.setdefault(
-            str(view.device), LearnedMargins(str(view.device))
-        )
-        speeds = self._speeds
-        if self._shares_costs:
-            costs = costs_of_process(device_name(view.device), build_name())
-            residuals, speeds = costs.residuals, costs.speeds
-        inputs = self._inputs or PlanInputs(residuals=residuals)
+        costs = self._devices.costs(view.device)
+        inputs = self._inputs or PlanInputs(residuals=costs.residuals)
         return OneDecode(
             view,
             self._given_profile,
-            self._probe(str(view.device)),
+            self._devices.probe(view.device),
             self._policy,
             # On the CPU an out-of-memory may make the kernel kill the process, so no plan may risk one.
             replace(inputs, may_fail=inputs.may_fail or view.device.type != "cpu"),
-            speeds,
+            costs.speeds,
             self._on_event,
             keeps_output=self._keeps_output,
         )
-
-    def _probe(self, device: str) -> MemoryProbe:
-        if self._given_probe is not None:
-            return self._given_probe
-        if device not in self._probes:
-            self._probes[device] = open_probe(device)
-        return self._probes[device]

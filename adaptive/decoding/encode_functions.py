@@ -7,18 +7,14 @@ Owns the choice of the posterior's values. The stream cuts the video and compute
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adaptive.families import family_of
-from adaptive.stream.encode_stream import EncodeStream
-from adaptive.stream.inputs import dtype_explained, refuse_gradient
-from adaptive.stream.layers.convolution import convolutions_for
-from adaptive.stream.offload import execution_device, without_splitting
-from adaptive.stream.vae_view import given_arguments
+from adaptive.stream.encode_stream import EncodeStream, encode_whole
+from adaptive.stream.inputs import refuse_gradient
 
 
 def encode(
@@ -44,13 +40,7 @@ def encode(
             vae, video, frames_per_chunk=frames_per_chunk, posterior=posterior, **encode_kwargs
         )
         return torch.cat(list(parts), 2)
-    family, device = family_of(vae), execution_device(vae)
-    if family.is_known:
-        family.traits_of(vae).latent_frames(video.shape[2])  # raises for a number that it cannot encode
-    settings = without_splitting(vae) if family.is_known else nullcontext()
-    explained = dtype_explained(vae, "video frames", video)
-    with torch.no_grad(), settings, convolutions_for(device), explained:
-        parameters = family.encode_whole(vae, video.to(device), given_arguments(encode_kwargs, device))
+    parameters = encode_whole(vae, video, **encode_kwargs)
     return posterior_values(vae, parameters, posterior)
 
 

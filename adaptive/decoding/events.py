@@ -18,7 +18,10 @@ GROWTH_SHARE = 0.8
 
 @dataclass(frozen=True, slots=True)
 class DecodeEvent:
-    """An event of a decode. `kind` is plan, chunk, replan, oom, spill or fallback; `data` is JSON."""
+    """An event of a decode. `kind` is plan, chunk, replan, oom, spill or fallback; `data` is JSON.
+
+    An `oom` with `doubtful` is the first of some failures in a row that may have another cause than memory.
+    """
 
     kind: str
     data: Mapping[str, Any]

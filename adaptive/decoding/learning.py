@@ -1,10 +1,10 @@
-"""Learns from one decode: the margins and speeds of its device, and whether a faster rung would have fitted.
+"""Learns from one decode or encode: margins and speeds, and whether a faster rung would have fitted.
 
 Owns which decodes count. It does not know torch, streams, or how costs are measured (`adaptive.device.probe`)
 and fitted (`adaptive.memory.margins`, `adaptive.memory.speed`).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from adaptive.decoding.events import DecodeRun
 from adaptive.memory.margins import LearnedMargins
@@ -12,7 +12,61 @@ from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import Speeds
 from adaptive.planning.planner import PlanInputs, Policy, fastest_if_it_fits, rungs
 from adaptive.planning.regret import Regret, regret_of
-from adaptive.types import WHOLE_PICTURE, Cut, DecodeReport, LatentShape, MeasuredPeak
+from adaptive.types import (
+    WHOLE_PICTURE,
+    Chunking,
+    Cut,
+    DecodeReport,
+    LatentShape,
+    MeasuredPeak,
+    Strategy,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """A way to decode or encode, as margins know it, and the bytes of its tensors."""
+
+    strategy: Strategy
+    chunking: Chunking | None
+    live_bytes: int
+
+
+class MarginLearning:
+    """Learns from what one kind of call takes.
+
+    `family` and `dtype` say which calls are alike. With `residuals` of None nothing is learned.
+    """
+
+    def __init__(self, residuals: LearnedMargins | None, family: str, dtype: str) -> None:
+        self._residuals = residuals
+        self._alike = family, dtype
+
+    def failed(self, use: MemoryUse, free_bytes: int) -> None:
+        """Learn that a call ran out of memory with `free_bytes`, its own state included."""
+        if self._residuals is not None:
+            self._residuals.out_of_memory(
+                *self._alike,
+                use.strategy,
+                live_bytes=use.live_bytes,
+                free_bytes=free_bytes,
+                chunking=use.chunking,
+            )
+
+    def finished(self, use: MemoryUse, measured: MeasuredPeak | None, *, noise_bytes: int) -> None:
+        """Learn from a call that ran as planned; `measured` is None where its peak is not known.
+
+        A call with fewer than `noise_bytes` live bytes teaches nothing.
+        """
+        if self._residuals is None or measured is None or use.live_bytes < max(1, noise_bytes):
+            return
+        self._residuals.observe(
+            *self._alike,
+            use.strategy,
+            live_bytes=use.live_bytes,
+            measured=measured,
+            chunking=use.chunking,
+        )
 
 
 class DecodeLearning:
@@ -21,19 +75,16 @@ class DecodeLearning:
     def __init__(self, profile: MemoryProfile, residuals: LearnedMargins | None, speeds: Speeds) -> None:
         self._profile = profile
         self._residuals = residuals
+        self._margins = MarginLearning(residuals, profile.traits.family, profile.dtype)
         self._speeds = speeds
 
     def failed(self, shape: LatentShape, cut: Cut, free_bytes: int) -> None:
         """Learn that `cut` ran out of memory with `free_bytes`, the decode's own state included."""
-        if self._residuals is not None:
-            self._residuals.out_of_memory(
-                self._profile.traits.family,
-                self._profile.dtype,
-                cut.strategy(shape.frames),
-                live_bytes=self._profile.cut_bytes(shape, cut, on_host=self._residuals.on_host),
-                free_bytes=free_bytes,
-                chunking=cut.chunking(shape.frames),
-            )
+        if self._residuals is None:
+            return
+        live_bytes = self._profile.cut_bytes(shape, cut, on_host=self._residuals.on_host)
+        use = MemoryUse(cut.strategy(shape.frames), cut.chunking(shape.frames), live_bytes)
+        self._margins.failed(use, free_bytes)
 
     def finished(
         self,
@@ -58,20 +109,11 @@ class DecodeLearning:
             return
         if plan.tiles == WHOLE_PICTURE and plan.exact and not run.watch.time_unreliable:
             self._speeds.observe(self._profile, shape, plan.frames_per_chunk, run.seconds)
-        if self._residuals is None or measured is None:
-            return
+        if measured is not None:
+            measured = replace(measured, allocated_bytes=max(0, measured.allocated_bytes - kept_bytes))
         live_bytes = plan.predicted.live_bytes - kept_bytes
-        if live_bytes < max(1, noise_bytes):
-            return
-        measured = replace(measured, allocated_bytes=max(0, measured.allocated_bytes - kept_bytes))
-        self._residuals.observe(
-            self._profile.traits.family,
-            self._profile.dtype,
-            plan.strategy,
-            live_bytes=live_bytes,
-            measured=measured,
-            chunking=plan.cut.chunking(shape.frames),
-        )
+        use = MemoryUse(plan.strategy, plan.cut.chunking(shape.frames), live_bytes)
+        self._margins.finished(use, measured, noise_bytes=noise_bytes)
 
     def regret(
         self,

@@ -6,21 +6,22 @@ report. It does not know jobs, files, how frames are made (`adaptive.stream`), h
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from threading import Lock
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adaptive.decoding.events import DecodeEvent, DecodeRun, chunk_data, plan_data
 from adaptive.decoding.learning import DecodeLearning, report_of
+from adaptive.decoding.overlaps import Overlap, noting_overlaps
 from adaptive.decoding.replanning import DecodeMemory, Replanner
 from adaptive.device.out_of_memory import MemoryFailure, memory_failure, release_frames
 from adaptive.device.probe import MemoryProbe, synchronized_seconds
 from adaptive.device.spill import SpillWatch
-from adaptive.errors import DoesNotFit, UnsupportedVae
+from adaptive.errors import UnsupportedVae
 from adaptive.memory.profile import ITEM_BYTES, Curve, MemoryProfile
 from adaptive.memory.profile_trace import profile_of
 from adaptive.memory.speed import Speeds
@@ -49,7 +50,6 @@ class OneDecode:
     """
 
     report: DecodeReport  # once all frames are consumed
-    alone = True  # whether no other decode of this process ran meanwhile: they share one peak
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class OneDecode:
         self._speeds = speeds
         self._on_event = on_event
         self._keeps_output = keeps_output
+        self._overlap = Overlap()
         self._unpredicted: UnsupportedVae | None = None
         try:
             self._profile = profile_of_view(view, profile)
@@ -82,21 +83,14 @@ class OneDecode:
         self._memory = DecodeMemory(view, probe, parks_activations=parks)
         self._replanner = Replanner(self._profile, policy, inputs, self._memory, self._learning, self._emit)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the VAE computes."""
+        return self._view.device
+
     def plan(self, shape: LatentShape) -> DecodePlan:
-        """See `AdaptiveDecoder.plan`. Old garbage, which takes long to collect, stays if the plan is good."""
-        release_young = getattr(self._probe, "release_young", None)
-        if release_young is None:
-            self._probe.release()
-            return self._plan(shape)
-        release_young()
-        try:
-            plan = self._plan(shape)
-        except DoesNotFit:
-            plan = None
-        if plan is not None and plan.reason in _BEST:
-            return plan
-        self._probe.release()
-        return self._plan(shape)
+        """See `AdaptiveDecoder.plan`."""
+        return self._memory.planned(lambda: self._plan(shape), lambda plan: plan.reason in _BEST)
 
     def _plan(self, shape: LatentShape) -> DecodePlan:
         reading = self._memory.read()
@@ -128,7 +122,7 @@ class OneDecode:
         watch = SpillWatch(self._memory.last_reading, usual)
         total = self._view.video_frames(shape.frames)
         run = DecodeRun(plan, plan.cut, plan.cut, watch, total_video_frames=total)
-        with _overlaps_noted(self):
+        with noting_overlaps() as self._overlap:
             self._probe.reset_peak()
             yield from self._decoded(latents, run, shape)
 
@@ -181,6 +175,8 @@ class OneDecode:
 
     def _open_stream(self, latents: Tensor, run: DecodeRun) -> Stream:
         if run.cut.exact:
+            if run.cut.tiles != WHOLE_PICTURE:
+                self._view.check_strips()
             return open_decode(self._view, latents)
         run.exact = False
         if run.cut.tiles == WHOLE_PICTURE:
@@ -246,7 +242,7 @@ class OneDecode:
         regret = self._learning.regret(run, shape, measured, self._policy, self._planned_with)
         # What the decode alone took is not known beside another one, and of a layer sweep, whose peak comes
         # before the caller's video is there.
-        known = self.alone and (not kept_bytes or self._profile.sweep is None)
+        known = self._overlap.alone and (not kept_bytes or self._profile.sweep is None)
         self._learning.finished(
             run,
             shape,
@@ -255,24 +251,6 @@ class OneDecode:
             kept_bytes=kept_bytes,
         )
         self.report = report_of(run, measured, regret)
-
-
-_lock = Lock()
-_running: list[OneDecode] = []
-
-
-@contextmanager
-def _overlaps_noted(decode: OneDecode) -> Iterator[None]:
-    """Mark the decodes that run at the same time as no longer `alone`."""
-    with _lock:
-        _running.append(decode)
-        for each in _running:
-            each.alone = len(_running) == 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _running.remove(decode)
 
 
 def profile_of_view(view: VaeView, profile: MemoryProfile | None = None) -> MemoryProfile:

@@ -6,18 +6,20 @@ made, or how a cut is chosen (see `adaptive.planning.fallback`).
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from adaptive.decoding.events import GROWTH_SHARE, DecodeRun, replan_data, spill_data
 from adaptive.decoding.learning import DecodeLearning
 from adaptive.device.host import read_host
 from adaptive.device.probe import MemoryProbe
-from adaptive.errors import DecodeOutOfMemory
+from adaptive.errors import DecodeOutOfMemory, DoesNotFit
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.fallback import FallbackOrder
 from adaptive.planning.planner import PlanInputs, Policy, budget_of
 from adaptive.stream import VaeView
 from adaptive.types import Cut, LatentShape, MemoryReading
+
+Plan = TypeVar("Plan")
 
 # Failures in a row that may have another cause than memory, before their error is raised. Before the last
 # attempt the smallest cut is chosen, so that a real out-of-memory has had every chance.
@@ -25,7 +27,7 @@ MOST_DOUBTFUL_FAILURES = 4
 
 
 class DecodeMemory:
-    """Readings of the memory that one decode can use."""
+    """Readings of the memory that one decode or encode can use."""
 
     def __init__(self, view: VaeView, probe: MemoryProbe, *, parks_activations: bool) -> None:
         self.probe = probe
@@ -46,6 +48,22 @@ class DecodeMemory:
             reading = replace(reading, free_bytes=max(0, reading.free_bytes - arriving_bytes))
         self.last_reading = reading
         return reading
+
+    def planned(self, plan: Callable[[], Plan], is_best: Callable[[Plan], bool]) -> Plan:
+        """What `plan` gives after memory was released. Old garbage, which takes long to collect, stays if the
+        plan is one that more free memory would not change.
+        """
+        release_young = getattr(self.probe, "release_young", None)
+        if release_young is not None:
+            release_young()
+            try:
+                found = plan()
+                if is_best(found):
+                    return found
+            except DoesNotFit:
+                pass
+        self.probe.release()
+        return plan()
 
     def host_budget_bytes(self) -> int | None:
         """Host memory that a layer sweep may use to park activations.
@@ -107,7 +125,10 @@ class Replanner:
         else:
             run.suspected.append((failed, reading.free_bytes + held_bytes))
         data = {"frames_per_chunk": failed.frames_per_chunk, "free_bytes": reading.free_bytes}
-        self._emit("oom", {**data, "message": run.failure})
+        if run.doubtful is None:
+            self._emit("oom", {**data, "message": run.failure})
+        elif run.doubtful_failures == 1:  # those after it may be one error that no chunk size avoids
+            self._emit("oom", {**data, "message": run.failure, "doubtful": True})
         order, predicted_bytes = self._fallback_order(shape), held_bytes - waiting_bytes
         following = order.next_cut(failed, run.may_follow, reading, predicted_bytes)
         if run.doubtful_failures == MOST_DOUBTFUL_FAILURES - 1 and following is not None and following.exact:

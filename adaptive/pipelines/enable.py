@@ -5,12 +5,12 @@ their `forward` and accelerate's hooks are not touched. `capture(pipe)`, which r
 running them, is in `adaptive.pipelines.capture`. This module does not know jobs or files.
 """
 
-import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from adaptive.device.out_of_memory import memory_failure
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit, NoDevice, UnsupportedVae
 from adaptive.families import family_of
 from adaptive.pipelines.capture import capture, decoder_output
@@ -18,6 +18,7 @@ from adaptive.pipelines.nested_calls import inside, is_inside
 from adaptive.pipelines.recorded_call import RecordedDecode, load_calls, save_calls
 from adaptive.pipelines.vae_method import ReplacedMethods, bind
 from adaptive.stream import join_chunks, video_frames_of
+from adaptive.stream.engines.noise import noise_kept_at_failure
 from adaptive.stream.inputs import needs_gradient
 from adaptive.stream.offload import splits_itself
 from adaptive.types import DecodePlan, DecodeReport, LatentShape
@@ -101,9 +102,10 @@ class Attachment:
                 plan = self._plan(decode, shape_of(latents))
                 if plan is None:
                     return None
-                video = join_chunks(decode.frames(latents, plan), total)
-        except (DecodeOutOfMemory, NoDevice, UnsupportedVae) as error:
-            if _is_demanding(self._policy):
+                with noise_kept_at_failure(decode.device):
+                    video = join_chunks(decode.frames(latents, plan), total)
+        except Exception as error:
+            if _is_demanding(self._policy) or not _may_be_better_alone(error):
                 raise
             reason = str(error)
         else:
@@ -129,6 +131,15 @@ class Attachment:
     def _own(self, why: str) -> None:
         self._report, self.own_call_reason = None, why
         log.info("own_decode vae=%s reason=%s", type(self._vae).__name__, why)
+
+
+def _may_be_better_alone(error: Exception) -> bool:
+    """Whether the VAE's own method, with its own settings, may do what has failed with this error.
+
+    If it fails as well, its error is the one that the VAE would have raised without this library.
+    """
+    known = DecodeOutOfMemory, NoDevice, UnsupportedVae
+    return isinstance(error, known) or memory_failure(error) is not None
 
 
 def _is_demanding(policy: "Policy") -> bool:
@@ -161,16 +172,7 @@ def enable(pipe: Any, **policy: Any) -> Attachment:
         previous.detach()
     allowed = Policy(**policy)
     family_of(pipe.vae)  # raises for a VAE whose class is hidden
-    encoder = AdaptiveEncoder(pipe.vae, policy=allowed)
+    encoder = AdaptiveEncoder(pipe.vae, policy=allowed, shares_costs=True)
     encode = AdaptiveEncodeCall(pipe.vae, encoder, refuses=_is_demanding(allowed))
     decoder = AdaptiveDecoder(pipe.vae, policy=allowed, keeps_output=True, shares_costs=True)
     return Attachment(pipe.vae, allowed, decoder, encode)
-
-
-def decode_kwargs(vae_class: type, args: tuple[Any, ...], kwargs: Any) -> dict[str, Any]:
-    """Arguments of a decode call by name, positional ones included, without latents and `return_dict`."""
-    parameters = inspect.signature(getattr(vae_class, "decode")).parameters  # noqa: B009 - unknown to mypy
-    names = [name for name in parameters if name != "self"]
-    named = dict(zip(names[1:], args, strict=False)) | dict(kwargs)
-    named.pop("return_dict", None)
-    return named

@@ -10,19 +10,20 @@ from typing import Any
 from torch import Tensor
 
 from adaptive.decoding.encoder import AdaptiveEncoder, EncodePlan
+from adaptive.device.out_of_memory import memory_failure
 from adaptive.errors import DoesNotFit, NoDevice, UnsupportedVae
 from adaptive.families import family_of
 from adaptive.pipelines.nested_calls import inside, is_inside
 from adaptive.pipelines.vae_method import bind
 from adaptive.stream.inputs import needs_gradient
-from adaptive.stream.vae_view import encodes_in_chunks
 
 
 class AdaptiveEncodeCall:
     """Replaces `vae.encode`: clips go through `encoder`, all other calls through the VAE's own method.
 
     `plan` is the plan of the last clip, None before the first. `refuses`: whether a clip that fits in no
-    chunk raises `DoesNotFit`; else it goes through the VAE's own method.
+    chunk raises `DoesNotFit`, and an out-of-memory of the smallest chunk its error; else such a clip goes
+    through the VAE's own method.
     """
 
     def __init__(self, vae: Any, encoder: AdaptiveEncoder, *, refuses: bool = True) -> None:
@@ -42,24 +43,35 @@ class AdaptiveEncodeCall:
             or any(value is not None for value in call.named.values())
             or call.tensor.ndim != 5
             or call.tensor.shape[2] == 1
+            or not _is_planned(self._vae)
             or needs_gradient(self._vae, call.tensor)
-            or not _streams(self._vae)
         ):
             return self._original(*args, **kwargs)
-        try:
-            with inside(self):
-                parameters, self.plan = self._encoder.encode(call.tensor, posterior="parameters")
-        except (UnsupportedVae, NoDevice):
-            return self._original(*args, **kwargs)
-        except DoesNotFit:
-            if self._refuses:
-                raise
+        parameters = self._parameters(call.tensor)
+        if parameters is None:  # outside of any handler, so that a failed encode's tensors are freed first
             return self._original(*args, **kwargs)
         return _encoder_output(parameters, call.return_dict)
 
+    def _parameters(self, video: Tensor) -> Tensor | None:
+        """Parameters of the posterior; None where the VAE's own method is to encode the clip."""
+        try:
+            with inside(self):
+                encode = self._encoder.begin()
+                if not encode.can_stream:
+                    return None
+                parameters, self.plan = encode.encode(video, "parameters")
+                return parameters
+        except (UnsupportedVae, NoDevice):
+            return None
+        except Exception as error:
+            if self._refuses or not (isinstance(error, DoesNotFit) or memory_failure(error)):
+                raise
+        return None
 
-def _streams(vae: Any) -> bool:
-    return family_of(vae).has_variance and encodes_in_chunks(vae)
+
+def _is_planned(vae: Any) -> bool:
+    family = family_of(vae)
+    return family.is_known and family.has_variance
 
 
 def _encoder_output(parameters: Tensor, return_dict: bool) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from adaptive.pipelines.recorded_call import RecordedDecode
+
 
 @dataclass(frozen=True, slots=True)
 class BoundCall:
@@ -33,6 +35,17 @@ def bind(vae_class: type, method: str, args: tuple[Any, ...], kwargs: Mapping[st
     if not isinstance(tensor, Tensor):
         return None
     return BoundCall(tensor, named.pop("return_dict", True), named)
+
+
+def recorded_arguments(vae_class: type, recorded: RecordedDecode) -> dict[str, Any]:
+    """Arguments of a recorded `vae.decode` by name, positional ones included, without `return_dict`.
+
+    Raises `TypeError` for a call that a VAE of this class does not take.
+    """
+    call = bind(vae_class, "decode", (recorded.latents, *recorded.args), recorded.kwargs)
+    if call is None:
+        raise TypeError(f"{vae_class.__name__}.decode does not take the arguments of the recorded call")
+    return call.named
 
 
 class ReplacedMethods:

@@ -22,6 +22,7 @@ from torch import Tensor
 from adaptive.errors import UnsupportedVae
 from adaptive.families import Family, family_of
 from adaptive.stream.engines.engine import UNFINISHED_CHUNK, Engine, StagedEngine, State, StripwiseEngine
+from adaptive.stream.engines.noise import noise_kept_at_failure
 from adaptive.stream.engines.stages import PENDING
 from adaptive.stream.inputs import dtype_explained
 from adaptive.stream.layers.convolution import convolutions_for, convolved_dtype
@@ -69,6 +70,7 @@ class DecodeStream:
         self._idle_steps = 0
         self._idle_shapes: Any = None  # of the state after the last step without frames
         self._closed = False
+        engine.open()
         self.latent_frames: int = latents.shape[2]
         self._video_frames = family_of(vae).video_frames(traits, self.latent_frames)
         self.position = 0
@@ -120,7 +122,7 @@ class DecodeStream:
             return self._no_frames(self._latents[:, :, :0].to(self._device))
         run_offload_hook(self._vae)
         self.resume()
-        with dtype_explained(self._vae, "latents", self._latents):
+        with without_splitting(self._vae), dtype_explained(self._vae, "latents", self._latents):
             return self._step(latent_frames, strips)
 
     def _step(self, latent_frames: int, strips: int) -> Tensor:
@@ -272,9 +274,15 @@ def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
 
 
 def _whole(vae: Any, family: Family, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-    unsplit = without_splitting(vae) if family.is_known else nullcontext()
-    with torch.no_grad(), unsplit, convolutions_for(latents.device), dtype_explained(vae, "latents", latents):
-        return family.decode_whole(vae, latents, kwargs)
+    whole = without_splitting(vae) if family.is_known else nullcontext(vae)
+    with (
+        torch.no_grad(),
+        whole as called,
+        noise_kept_at_failure(latents.device),
+        convolutions_for(latents.device),
+        dtype_explained(vae, "latents", latents),
+    ):
+        return family.decode_whole(called, latents, kwargs)
 
 
 def join_chunks(chunks: Iterator[Tensor], total_frames: int | None) -> Tensor:

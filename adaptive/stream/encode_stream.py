@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from adaptive.stream.inputs import dtype_explained
 from adaptive.stream.layers.convolution import convolutions_for
 from adaptive.stream.offload import execution_device, run_offload_hook, without_splitting
 from adaptive.stream.state import computing, tensors
-from adaptive.stream.vae_view import given_arguments
+from adaptive.stream.vae_view import VaeView, as_encode_view, given_arguments
 
 _UNKNOWN_LENGTH = 2**62 + 1  # has the form 8k+1, which every VAE accepts
 _MOST_IDLE_STEPS = 2  # in a row, of steps that feed and give nothing: encoders that stream have no delay
@@ -38,14 +39,14 @@ class EncodeStream:
     ) -> None:
         """`total`: number of frames, if known in advance. `encode_kwargs`: keyword arguments of `vae.encode`.
 
-        Raises `UnsupportedVae` if this VAE cannot encode in steps, `ValueError` for a video without frames.
+        `vae` may be a `VaeView` of an encode, which has them already. Raises `UnsupportedVae` if this VAE
+        cannot encode in steps, `ValueError` for a video without frames.
         """
-        self._vae = vae
-        family = family_of(vae)
-        self._device = execution_device(vae)  # found once: it takes a walk through all modules
-        self._engine = family.encode_engine(vae, given_arguments(encode_kwargs, self._device))
-        self._traits = family.traits(type(vae).__name__, vae.config)
+        view = as_encode_view(vae, encode_kwargs)
+        self._vae, self._device, self._traits = view.vae, view.device, view.traits
+        self._engine = view.streaming_engine()
         self._reader = _VideoReader(video)
+        self._engine.open()
         self._total = total or _UNKNOWN_LENGTH
         self._state: State = {}
         self._idle_steps = 0
@@ -113,6 +114,27 @@ class EncodeStream:
             # Encoders that stream are causal: they keep nothing back, so the chunk is the only limit needed.
             chunk = chunk.to(self._device)
             return self._engine.advance(self._state, chunk, limit=_UNKNOWN_LENGTH, ended=ended)
+
+
+def encode_whole(vae: Any, video: Tensor, **encode_kwargs: Any) -> Tensor:
+    """Parameters of the posterior of `video` (`[B, C, F, H, W]`) by a single call of diffusers' own `encode`.
+
+    Slicing, tiling and framewise encoding are off, except in a VAE that nothing is known about. `vae` may be
+    a `VaeView` of an encode, which has the arguments already. Raises `ValueError` for a number of frames that
+    the VAE cannot encode.
+    """
+    if isinstance(vae, VaeView):
+        vae, family, device, kwargs = vae.vae, vae.family, vae.device, vae.kwargs
+    else:
+        family, device = family_of(vae), execution_device(vae)
+        kwargs = given_arguments(encode_kwargs, device)
+    if family.is_known:
+        family.traits_of(vae).latent_frames(video.shape[2])  # raises for a number that it cannot encode
+    whole = without_splitting(vae) if family.is_known else nullcontext(vae)
+    explained = dtype_explained(vae, "video frames", video)
+    with torch.no_grad(), whole as called, convolutions_for(device), explained:
+        parameters: Tensor = family.encode_whole(called, video.to(device), kwargs)
+        return parameters
 
 
 class _VideoReader:

@@ -6,6 +6,7 @@ before `vae.decode` (hooks on `forward` do not see that method).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,17 +49,53 @@ def splits_itself(vae: Any) -> bool:
     return any(getattr(vae, flag, False) for flag in _SPLITTING)
 
 
-@contextmanager
-def without_splitting(vae: Any) -> Iterator[None]:
-    """Within the context, slicing, tiling and framewise coding are off.
+def unsplit(vae: Any) -> Any:
+    """The VAE to call for a whole input: `vae`, or an object of its class that shares all it has, with
+    slicing, tiling and framewise coding off.
 
-    A call then computes its whole input at once.
+    The flags of `vae` stay as they are, because other threads may be calling it. It is `vae` itself where
+    they are off, and where its owner has replaced its methods, which may be bound to it (see
+    `without_splitting`).
     """
-    previous = {flag: getattr(vae, flag) for flag in _SPLITTING if hasattr(vae, flag)}
-    try:
-        for flag in previous:
+    if not splits_itself(vae) or _has_methods_of_its_own(vae):
+        return vae
+    twin = object.__new__(type(vae))
+    vars(twin).update(vae.__getstate__())  # without what `adaptive.enable` has set
+    vars(twin).update((flag, False) for flag in _SPLITTING if hasattr(vae, flag))
+    return twin
+
+
+def _has_methods_of_its_own(vae: Any) -> bool:
+    return bool({"decode", "encode"} & vae.__getstate__().keys())
+
+
+_SETTING_FLAGS = threading.Lock()
+_flags_off: dict[int, tuple[int, dict[str, bool]]] = {}  # by VAE: number of contexts, and the flags before
+
+
+@contextmanager
+def without_splitting(vae: Any) -> Iterator[Any]:
+    """Within the context, the VAE that it gives computes its whole input at once; see `unsplit`.
+
+    Where the flags of `vae` itself must be changed for that, the last of several contexts restores them.
+    """
+    called = unsplit(vae)
+    if called is not vae or not _has_methods_of_its_own(vae):
+        yield called
+        return
+    with _SETTING_FLAGS:
+        count, before = _flags_off.get(id(vae), (0, {}))
+        before = before or {flag: getattr(vae, flag) for flag in _SPLITTING if hasattr(vae, flag)}
+        _flags_off[id(vae)] = count + 1, before
+        for flag in before:
             setattr(vae, flag, False)
-        yield
+    try:
+        yield vae
     finally:
-        for flag, value in previous.items():
-            setattr(vae, flag, value)
+        with _SETTING_FLAGS:
+            count, before = _flags_off.pop(id(vae))
+            if count > 1:
+                _flags_off[id(vae)] = count - 1, before
+            else:
+                for flag, value in before.items():
+                    setattr(vae, flag, value)

@@ -22,8 +22,8 @@ from adaptive.device.probe import MemoryProbe, build_name, device_name
 from adaptive.families import family_of
 from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.profile import MemoryProfile
-from adaptive.pipelines.enable import decode_kwargs
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
+from adaptive.pipelines.vae_method import recorded_arguments
 from adaptive.planning.planner import PlanInputs, Policy
 from adaptive.planning.policy import refuse_one_chunk
 from adaptive.stream.finite import is_finite
@@ -67,7 +67,7 @@ class Decoding:
         self, vae: Any, recorded: RecordedDecode, policy: Policy, context: DecodeContext, on_event: OnEvent
     ) -> None:
         # Pipelines of image VAEs fold a video's frames into the batch.
-        self._kwargs = decode_kwargs(type(vae), recorded.args, recorded.kwargs)
+        self._kwargs = recorded_arguments(type(vae), recorded)
         self._latents = family_of(vae).as_video(recorded.latents, self._kwargs)
         run_offload_hook(vae)  # offloaded weights come first: what they take is not free for decoding
         self._vae = vae
@@ -213,7 +213,7 @@ def video_shape(vae: Any, clip: RecordedClip) -> VideoShape:
     traits = family.traits(type(vae).__name__, vae.config)
     frames = height = width = 0
     for call in clip.calls:
-        latents = family.as_video(call.latents, decode_kwargs(type(vae), call.args, call.kwargs))
+        latents = family.as_video(call.latents, recorded_arguments(type(vae), call))
         _, _, count, height, width = latents.shape
         start, stop = call.keep or (0, family.video_frames(traits, count))
         frames += stop - start
@@ -223,10 +223,7 @@ def video_shape(vae: Any, clip: RecordedClip) -> VideoShape:
 def _longest_call(vae: Any, clip: RecordedClip) -> int:
     """The number of latent frames of the clip's longest call."""
     family = family_of(vae)
-    shapes = [
-        family.as_video(call.latents, decode_kwargs(type(vae), call.args, call.kwargs)).shape
-        for call in clip.calls
-    ]
+    shapes = [family.as_video(call.latents, recorded_arguments(type(vae), call)).shape for call in clip.calls]
     return max((shape[2] for shape in shapes), default=0)
 
 

@@ -47,6 +47,9 @@ class SweepEngine:
         stop = min(len(state["parked"]), start + limit)
         return self._finish(state, start, stop), {**state, "next": stop}
 
+    def open(self) -> None:
+        """See `Engine.open`: nothing is installed."""
+
     def close(self) -> None:
         """See `Engine.close`: nothing was installed."""
 

@@ -52,7 +52,9 @@ class CachedEngine:
         # Rules do not run inside compiled layers, so none of the stages in them could be skipped.
         compiled = any(layer._compiled_call_impl is not None for layer in network.modules())
         self._stages = () if compiled else tuple(stages)
-        self._interception = Interception(network, self._stages)
+        check_forwards(network, self._stages)
+        self._network = network
+        self._interception: Interception | None = None
         self._layers = layers
         self._group = group
 
@@ -76,9 +78,15 @@ class CachedEngine:
         part = next_part(state, limit, parts)
         return self._step(state, blank, part, fed=part.fed)
 
+    def open(self) -> None:
+        """See `Engine.open`."""
+        self._interception = Interception(self._network, self._stages)
+        self._layers.open()
+
     def close(self) -> None:
         """See `Engine.close`."""
-        self._interception.close()
+        if self._interception is not None:
+            self._interception.close()
         self._layers.close()
 
     def _step(

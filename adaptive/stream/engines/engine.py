@@ -59,6 +59,13 @@ class Engine(Protocol):
         """
         ...
 
+    def open(self) -> None:
+        """Take hold of the network's layers, for one stream. Until then the network is as it was.
+
+        Raises `UnsupportedVae` if the `forward` of one was replaced since the engine was made.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of the network's layers; the engine is not used again. Calling it again does nothing."""
         ...
@@ -123,7 +130,10 @@ class CallEngine(ABC):
         """See `Engine.advance`."""
         return self.call(state, chunk)
 
-    def close(self) -> None:  # noqa: B027 - the usual case, not a missing one
+    def open(self) -> None:  # noqa: B027 - the usual case, not a missing one
+        """See `Engine.open`: nothing is installed."""
+
+    def close(self) -> None:  # noqa: B027 - same
         """See `Engine.close`: nothing was installed."""
 
     @abstractmethod
@@ -186,8 +196,9 @@ class RuledEngine:
         self._hooked = any("_diffusers_hook" in child.__dict__ for child in self._layers)
         named = ((child, type(child).__name__) for child in self._layers)
         self._ruled: dict[nn.Module, Rule] = {child: rules[kind] for child, kind in named if kind in rules}
-        changed = dict.fromkeys((*self._ruled, *self._stages, *overridden))
-        self._interception = Interception(module, changed)
+        self._changed = tuple(dict.fromkeys((*self._ruled, *self._stages, *overridden)))
+        check_forwards(module, self._changed)
+        self._interception: Interception | None = None
 
     def take(self, position: int, wanted: int, total: int) -> int:
         """See `Engine.take`: any chunk size is right, unless frames go in groups."""
@@ -204,9 +215,14 @@ class RuledEngine:
         part = next_part(state, limit, parts)
         return self._step(state, blank, part, fed=part.fed, limit=limit, ended=False)
 
+    def open(self) -> None:
+        """See `Engine.open`."""
+        self._interception = Interception(self._module, self._changed)
+
     def close(self) -> None:
         """See `Engine.close`."""
-        self._interception.close()
+        if self._interception is not None:
+            self._interception.close()
 
     def _step(
         self, state: State, chunk: Tensor, start: PendingFrames | None, *, fed: int, limit: int, ended: bool

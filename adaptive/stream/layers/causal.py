@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaptive.stream.intercept import Forward, Interception, Rules, running
+from adaptive.stream.intercept import Forward, Interception, Rules, check_forwards, running
 from adaptive.stream.layer_checks import is_known, may_keep_tensors
 from adaptive.stream.layers import norms
 from adaptive.stream.layers.early_release import EarlyRelease
@@ -56,11 +56,15 @@ class CausalLayers:
             layers = []
         named = ((layer, type(layer).__name__) for layer in layers if is_known(layer, network))
         self.rules: Rules = {layer: rules[name] for layer, name in named if name in rules}
-        self._interception = Interception(network, self.rules)
+        self._network = network
+        check_forwards(network, self.rules)
+        self._interception: Interception | None = None
 
     @contextmanager
     def low_memory(self) -> Iterator[None]:
         """Within the context, run these layers in less memory."""
+        if self._interception is None:
+            self.open()
         with self.early_release(), running(self.rules):
             yield
 
@@ -73,9 +77,14 @@ class CausalLayers:
         finally:
             self._early_release.forget()  # after a failure, it would keep the frames alive through the retry
 
+    def open(self) -> None:
+        """Take hold of the layers, until `close`."""
+        self._interception = Interception(self._network, self.rules)
+
     def close(self) -> None:
         """Let go of the layers. Calling it again does nothing."""
-        self._interception.close()
+        if self._interception is not None:
+            self._interception.close()
 
     def _activate(self, _layer: nn.Module, forward: Forward, frames: Tensor) -> Tensor:
         return self._early_release.mark_last_use(forward(frames))

@@ -1,7 +1,8 @@
 """Encoding in the memory that is free: the most frames at a time that fit, the same latents at every size."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partialmethod
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 from diffusers import AutoencoderKL
 from stream_vaes import build
 
-from adaptive import AdaptiveEncoder, DoesNotFit, Policy, encode
+from adaptive import AdaptiveEncoder, DoesNotFit, Policy, enable, encode
+from adaptive.decoding import live_device
+from adaptive.decoding.one_encode import OneEncode
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.memory.margins import LearnedMargins
 from adaptive.testing import ScriptedProbe
+from adaptive.types import MeasuredPeak
 
 SHAPE = (1, 3, 16, 32, 48)
 
@@ -129,7 +133,7 @@ def test_an_encode_that_runs_out_of_memory_half_way_goes_on_from_there(
     clip = torch.rand(1, 3, 33, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     expected = encode(live, clip)
     adaptive = AdaptiveEncoder(live, probe=ScriptedProbe([2**40]), policy=Policy(reserve_bytes=0))
-    monkeypatch.setattr(adaptive, "plan", partial(adaptive.plan, below=33))
+    monkeypatch.setattr(OneEncode, "plan", partialmethod(OneEncode.plan, below=33))
     with monkeypatch.context() as undisturbed:
         plain = fed_to(live.encoder, undisturbed, lambda _frames, _before: False)
         _, planned = adaptive.encode(clip)
@@ -199,3 +203,64 @@ def noted(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch, most: int = 99) -
 
     monkeypatch.setattr(vae, "encode", scarce)
     return sizes
+
+
+class MeasuringProbe(ScriptedProbe):
+    """A probe that has measured so many bytes, in every encode."""
+
+    def __init__(self, peak_bytes: int) -> None:
+        super().__init__([2**40])
+        self._peak_bytes = peak_bytes
+
+    def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:  # noqa: ARG002 - the protocol's signature
+        return MeasuredPeak(self._peak_bytes)
+
+
+@pytest.mark.parametrize("frames_per_chunk", [16, 4])
+def test_an_encode_teaches_the_next_one_what_it_took(
+    vae: AutoencoderKL,
+    video: torch.Tensor,
+    frames_per_chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(OneEncode, "plan", partialmethod(OneEncode.plan, below=frames_per_chunk + 1))
+    adaptive = AdaptiveEncoder(vae, probe=MeasuringProbe(10**5), policy=Policy(reserve_bytes=0))
+    _, first = adaptive.encode(video)
+    _, second = adaptive.encode(video)
+    assert second.frames_per_chunk == first.frames_per_chunk == frames_per_chunk
+    assert second.predicted_peak_bytes < first.predicted_peak_bytes
+
+
+def test_a_stream_teaches_the_next_one_what_it_took(vae: AutoencoderKL, video: torch.Tensor) -> None:
+    adaptive = AdaptiveEncoder(vae, probe=MeasuringProbe(10**5), policy=Policy(reserve_bytes=0))
+    before = adaptive.plan_stream(SHAPE)
+    assert sum(latents.shape[2] for latents in adaptive.stream(parts(video), SHAPE)) == 16
+    assert adaptive.plan_stream(SHAPE).predicted_peak_bytes < before.predicted_peak_bytes
+
+
+def test_an_encode_that_ran_out_of_memory_teaches_that_it_needs_more(
+    vae: AutoencoderKL, video: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    margins = LearnedMargins("cpu")
+    probe = ScriptedProbe([2**40])
+    adaptive = AdaptiveEncoder(vae, probe=probe, policy=Policy(reserve_bytes=0), residuals=margins)
+    before = adaptive.plan(SHAPE)
+    noted(vae, monkeypatch, most=8)
+    _, after = adaptive.encode(video)
+    assert after.frames_per_chunk == 8
+    assert adaptive.plan(SHAPE).predicted_peak_bytes > before.predicted_peak_bytes
+    assert set(margins.to_json()) == {"kl encoder/float32/batched"}
+
+
+def test_an_enabled_pipeline_learns_from_the_clips_that_it_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = build("ltx-causal")
+    clip = torch.rand(1, 3, 17, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    monkeypatch.setattr(live_device, "open_probe", lambda _device: MeasuringProbe(10**5))
+    attachment = enable(SimpleNamespace(vae=live))
+    plans = []
+    with torch.no_grad():
+        for _ in range(2):
+            live.encode(clip)
+            assert attachment.encode_plan is not None
+            plans.append(attachment.encode_plan.predicted_peak_bytes)
+    assert plans[1] < plans[0]

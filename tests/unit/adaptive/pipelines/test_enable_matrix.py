@@ -16,7 +16,7 @@ import torch
 from enable_conditions import CONDITIONS, Condition, LiveVae, Result, other_decode
 from enable_families import FAMILIES, STREAMED, STRIPS
 
-import adaptive.decoding.encoder
+import adaptive.decoding.one_encode
 import adaptive.device.probe
 import adaptive.memory.profile_trace
 from adaptive.memory.profile_trace import TracedBytes
@@ -58,7 +58,6 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     memory = Memory()
     monkeypatch.setattr(adaptive.device.probe, "CpuProbe", lambda: ScriptedProbe(memory.free_bytes))
     traced_bytes = adaptive.memory.profile_trace.trace_bytes
-    encoded_bytes = adaptive.decoding.encoder._traced_bytes
 
     def for_decode(traced: Any, frames: int, frames_per_chunk: int, size: tuple[int, int]) -> TracedBytes:
         if not traced.traits.exact_streaming:
@@ -66,14 +65,14 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
         unit = float(min(frames, frames_per_chunk) * UNIT_BYTES)
         return TracedBytes(unit, 0.0, unit)
 
-    def for_encode(traced: Any, shape: tuple[int, ...], frames_per_chunk: int) -> int:
-        if not traced.traits.exact_streaming:
-            return encoded_bytes(traced, shape, frames_per_chunk)
+    def of_chunks(_traced: Any, _shape: tuple[int, ...], frames_per_chunk: int, *, streamed: bool) -> int:
+        assert not streamed
         return frames_per_chunk * UNIT_BYTES
 
     monkeypatch.setattr(adaptive.memory.profile_trace, "trace_bytes", for_decode)
     monkeypatch.setattr(adaptive.memory.profile_trace, "_strip_costs", lambda *_: (1.0, 1.0, 1.0))
-    monkeypatch.setattr(adaptive.decoding.encoder, "_traced_bytes", for_encode)
+    monkeypatch.setattr(adaptive.decoding.one_encode, "whole_bytes", lambda _, shape: shape[2] * UNIT_BYTES)
+    monkeypatch.setattr(adaptive.decoding.one_encode, "chunked_bytes", of_chunks)
     return memory
 
 

@@ -14,7 +14,7 @@ from stream_vaes import CONFIGS, build, latents_of, relative_error
 from torch import Tensor, nn
 
 import adaptive
-from adaptive.decoding import decoder, encoder
+from adaptive.decoding import decoder, live_device
 from adaptive.families import family_of, family_of_type
 from adaptive.testing import ScriptedProbe
 
@@ -50,8 +50,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def scripted(free_bytes: Any) -> ScriptedProbe:
         probe = ScriptedProbe(free_bytes)
-        for module in (decoder, encoder):
-            monkeypatch.setattr(module, "open_probe", lambda _device: probe)
+        monkeypatch.setattr(live_device, "open_probe", lambda _device: probe)
         return probe
 
     return scripted
