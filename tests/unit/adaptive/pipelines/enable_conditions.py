@@ -20,8 +20,8 @@ from enable_families import CAUSAL_LAYERS, ENGINES, FAMILIES, USUAL
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-CONVOLUTIONS_BETWEEN = 7  # of one thread, before each plain decode of the other
-MOST_DECODES_BETWEEN = 2
+CONVOLUTIONS_BETWEEN = 9  # of one thread, before each plain decode of the other
+MOST_DECODES_BETWEEN = 1
 
 Result = tuple[Tensor, ...]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import diffusers
@@ -29,9 +30,14 @@ class RescaledLTXVideo(AutoencoderKLLTXVideo):
 
 
 def _random(vae_class: type, config: dict[str, Any]) -> Any:
+    return copy.deepcopy(_template(vae_class, tuple(config.items())))
+
+
+@cache
+def _template(vae_class: type, config: tuple[tuple[str, Any], ...]) -> Any:
     with torch.random.fork_rng([]):
         torch.manual_seed(7)
-        return vae_class(**config).eval()
+        return vae_class(**dict(config)).eval()
 
 
 def _allegro() -> Any:

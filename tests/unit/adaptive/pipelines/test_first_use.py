@@ -119,7 +119,7 @@ def test_what_decode_learns_serves_an_enabled_pipeline() -> None:
 
 def test_decodes_of_several_threads_may_share_what_was_learned() -> None:
     costs, profile = learned(), lazy_profile(TracedVae(diffusers.AutoencoderKLWan, {}, "float32"))
-    rounds, failures = 200, []
+    rounds, failures = 60, []
 
     def decodes(number: int) -> None:
         try:

@@ -257,7 +257,7 @@ def test_what_is_compiled_while_a_stream_is_open_gets_the_layers_own_forward(nam
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", ["ltx-0.9.0", "wan-2.1"])
+@pytest.mark.parametrize("name", ["ltx-causal", "wan-2.1"])
 @torch.no_grad()
 def test_a_caller_that_is_compiled_streams_the_same_frames(name: str) -> None:
     vae = build(name)
