@@ -4,9 +4,9 @@
 
 BEFORE and AFTER are folders with a package `adaptive`; AFTER is this checkout by default. Each round starts a
 process for each of them, the order alternating. A process decodes very small latents on the meta device by
-`adaptive.stream_decode`, one latent frame a step: hardly anything but the code around operators runs. It takes
-CPU seconds of a step in the middle of a decode, and of a decode with hardly a step: what opening a stream
-costs. The least of several decodes counts, then the median of the rounds. Writes
+`adaptive.stream_decode`, one latent frame a step: hardly anything but the code around operators runs. It
+takes CPU seconds of a step in the middle of a decode, and of a decode with hardly a step: what opening a
+stream costs. The least of several decodes counts, then the median of the rounds. Writes
 `results/fixed-costs-cpu.md`; the exit status is 1 if a step's cost rose by more than a tenth.
 """
 

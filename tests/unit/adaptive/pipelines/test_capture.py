@@ -8,12 +8,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import CpuOffload, SequentialHook
+from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
 from adaptive.errors import UnsupportedVae
 from adaptive.pipelines.capture import kept_frames
 from adaptive.pipelines.enable import capture
 from adaptive.pipelines.recorded_call import RecordedDecode, load_calls, save_calls
+from adaptive.pipelines.vae_method import recorded_arguments
 
 
 def decoded(vae: Any, call: RecordedDecode) -> Tensor:
@@ -261,3 +263,13 @@ def test_another_file_is_not_taken_for_latents(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "other")
     with pytest.raises(ValueError, match="no recorded decode calls"):
         load_calls(tmp_path / "other")
+
+
+def test_the_arguments_of_a_recorded_call_are_named_as_those_of_a_live_one() -> None:
+    temb = torch.tensor([0.05])
+    latents = torch.zeros(1, 4, 2, 2, 2)
+    for args, kwargs in (((temb,), {"return_dict": False}), ((temb, False), {}), ((), {"temb": temb})):
+        named = recorded_arguments(AutoencoderKLLTXVideo, RecordedDecode(latents, args, kwargs))
+        assert named == {"temb": temb}
+    with pytest.raises(TypeError, match=r"AutoencoderKLLTXVideo\.decode does not take"):
+        recorded_arguments(AutoencoderKLLTXVideo, RecordedDecode(latents, kwargs={"speed": 3}))
