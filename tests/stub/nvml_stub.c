@@ -9,11 +9,14 @@
  *   answer call=nvmlDeviceGetName fill=41               the whole buffer is this byte, without an end
  *   answer call=nvmlDeviceGetCount_v2 value=4294967295  the call's number
  * A card with `mig` lines is in MIG mode.
+ * Or the file is the state of pretended cards (tests/accelerator/device/cards.h): used bytes follow what processes hold.
  * NVML_STUB_INIT_ERROR makes initialisation fail with that code. A missing file is a driver that is not loaded.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "../accelerator/device/cards.h"
 
 enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
@@ -100,6 +103,31 @@ static void read_line(char *line) {
         gpus[owner].process[gpus[owner].processes++] = process;
 }
 
+/* Whether the file is the state of pretended cards, which are the GPUs then. */
+static int read_cards(FILE *file) {
+    static card_machine machine;
+    if (fread(&machine, 1, sizeof machine, file) != sizeof machine || strcmp(machine.magic, CARDS_MAGIC)) return 0;
+    gpu_count = (unsigned int)machine.count;
+    for (unsigned int i = 0; i < gpu_count; i++) {
+        card *from = &machine.cards[i];
+        gpu_t *gpu = &gpus[i];
+        unsigned long long used = from->ballast_bytes;
+        strcpy(gpu->uuid, from->uuid);
+        strcpy(gpu->name, from->name);
+        for (int each = 0; each < CARDS_MOST_PROCESSES; each++) {
+            if (!card_process_lives(&from->processes[each])) continue;
+            process_t process = {(unsigned int)from->processes[each].pid, from->processes[each].used_bytes, ~0u, ~0u};
+            used += process.used;
+            if (from->hides_processes) process.used = ~0ull; /* NVML_VALUE_NOT_AVAILABLE */
+            if (gpu->processes < MAX_PROCESSES) gpu->process[gpu->processes++] = process;
+        }
+        gpu->total = from->capacity_bytes;
+        gpu->free = used < gpu->total ? gpu->total - used : 0;
+        gpu->lost = from->lost;
+    }
+    return 1;
+}
+
 static int read_machine(void) {
     const char *path = getenv("NVML_STUB_FILE");
     FILE *file = path ? fopen(path, "r") : NULL;
@@ -108,8 +136,11 @@ static int read_machine(void) {
     memset(migs, 0, sizeof migs);
     memset(answers, 0, sizeof answers);
     if (!file) return DRIVER_NOT_LOADED;
-    char line[1024];
-    while (fgets(line, sizeof line, file)) read_line(line);
+    if (!read_cards(file)) {
+        char line[1024];
+        rewind(file);
+        while (fgets(line, sizeof line, file)) read_line(line);
+    }
     fclose(file);
     return SUCCESS;
 }

@@ -1,0 +1,47 @@
+"""Runs the tests of `on_card/`, and those of real cards (`tests/gpu/`), on pretended cards.
+
+Each run is a process of its own.
+
+To run some of them by hand: `python tests/accelerator/pytest_on_cards.py tests/accelerator/on_card -k late`.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pretended import AS_CUDA, PRIVATE_NAME, CardSpec, Machine, environment
+
+ROOT = Path(__file__).parents[2]
+ON_CARD = "tests/accelerator/on_card"
+# In CI a part of what needs a minute and more; `pytest_on_cards.py tests/gpu` runs everything.
+SOME_FAMILIES = "ltx-causal or wan-2.2 or cosmos-rearrange"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "arguments"),
+    [
+        pytest.param(AS_CUDA, ["tests/gpu/test_cuda.py"], id="the first look at a real card"),
+        pytest.param(
+            AS_CUDA,
+            ["tests/gpu/test_property_cuda.py", "-k", SOME_FAMILIES],
+            id="streams in half precision",
+        ),
+        pytest.param(AS_CUDA, [ON_CARD], id="cards as CUDA"),
+        pytest.param(PRIVATE_NAME, [f"{ON_CARD}/test_device.py"], id="cards under another name"),
+    ],
+)
+def test_on_pretended_cards(device: str, arguments: list[str], nvml_library: Path, tmp_path: Path) -> None:
+    machine = Machine.create(tmp_path / "cards", [CardSpec(), CardSpec()])
+    options = ["-p", "pretended.plugin", "-p", "no:cacheprovider", "-n0", "-q", "--tb=short"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, f"--basetemp={tmp_path / 'inner'}", *arguments],
+        env=environment(machine, nvml_library, device=device),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.fail(f"on pretended cards:\n{done.stdout[-20000:]}{done.stderr[-4000:]}", pytrace=False)
