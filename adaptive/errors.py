@@ -2,7 +2,8 @@
 
 AdaptiveError
 ├── DoesNotFit          no allowed plan fits the memory budget          (needed_bytes, budget_bytes)
-├── DecodeOutOfMemory   the smallest allowed chunk ran out of memory    (frames_per_chunk, retries)
+├── DecodeOutOfMemory   the smallest allowed chunk ran out of memory    (frames_per_chunk, retries,
+│                                                                      needed_bytes, free_bytes)
 ├── UnsupportedVae      the VAE does not support what was requested      (vae_class, wanted)
 ├── DtypeMismatch       the input has another dtype than the VAE         (input_dtype, vae_dtype)
 ├── NonFiniteValues     NaN or infinite values where finite ones must be (stage, values, of)
@@ -26,17 +27,36 @@ class DoesNotFit(AdaptiveError):
 
 
 class DecodeOutOfMemory(AdaptiveError):
-    """Decoding ran out of memory at the smallest chunk that the policy allows; the latents are unchanged."""
+    """Decoding ran out of memory at the smallest chunk that the policy allows; the latents are unchanged.
 
-    def __init__(self, *, frames_per_chunk: int, retries: int, frames_done: int) -> None:
+    `needed_bytes` are what that chunk was expected to allocate, of `free_bytes`; 0 where they are not known.
+    """
+
+    def __init__(
+        self,
+        *,
+        frames_per_chunk: int,
+        retries: int,
+        frames_done: int,
+        needed_bytes: int = 0,
+        free_bytes: int = 0,
+    ) -> None:
         self.frames_per_chunk = frames_per_chunk
         self.retries = retries
         self.frames_done = frames_done
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
         super().__init__(
             f"out of memory at {frames_per_chunk} latent frames a chunk after {retries} retries; "
-            f"{frames_done} video frames were done. The latents are unchanged: decode them again when more "
-            "memory is free"
+            f"{frames_done} video frames were done.{_numbers(needed_bytes, free_bytes)} The latents are "
+            "unchanged: decode them again when more memory is free"
         )
+
+
+def _numbers(needed_bytes: int, free_bytes: int) -> str:
+    if not needed_bytes:
+        return ""
+    return f" The next chunk needs about {needed_bytes:,} bytes, {free_bytes:,} bytes are free."
 
 
 class UnsupportedVae(AdaptiveError):

@@ -21,7 +21,7 @@ from adaptive.errors import AdaptiveError
 from adaptive.families import family_of
 from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.profile import MemoryProfile
-from adaptive.planning.planner import Policy, chunk_sizes
+from adaptive.planning.planner import RESERVE_BYTES, Policy, chunk_sizes
 from adaptive.stream.offload import execution_device
 from adaptive.types import LatentShape, Strategy, strategy_of
 
@@ -57,6 +57,7 @@ def calibrate(
     *,
     limit_seconds: float,
     every_strategy: bool = False,
+    reserve_bytes: int = RESERVE_BYTES,
     on_measured: Callable[[Measurement], None] = lambda _: None,
 ) -> list[Measurement]:
     """Decode random latents batched, in chunks of half the frames and of two, and per frame, small shapes
@@ -69,7 +70,7 @@ def calibrate(
     others.
     """
     deadline = time.monotonic() + limit_seconds
-    decode = _CalibrationDecodes(vae, profile, probe, learned_costs)
+    decode = _CalibrationDecodes(vae, profile, probe, learned_costs, reserve_bytes)
     decode.warm_up()
     timed_before = learned_costs.speeds.observations(profile)
     found: list[Measurement] = []
@@ -90,8 +91,14 @@ class _CalibrationDecodes:
     """Decodes of random latents with one VAE."""
 
     def __init__(
-        self, vae: Any, profile: MemoryProfile, probe: MemoryProbe, learned_costs: LearnedCosts
+        self,
+        vae: Any,
+        profile: MemoryProfile,
+        probe: MemoryProbe,
+        learned_costs: LearnedCosts,
+        reserve_bytes: int,
     ) -> None:
+        self._reserve_bytes = reserve_bytes
         self._vae, self._profile, self._probe, self._learned_costs = vae, profile, probe, learned_costs
         self._device = execution_device(vae)
         _, self._kwargs = family_of(vae).self_test_case(vae)
@@ -140,7 +147,7 @@ class _CalibrationDecodes:
             self._vae,
             profile=self._profile,
             probe=self._probe,
-            policy=Policy(frames_per_chunk=frames_per_chunk),
+            policy=Policy(frames_per_chunk=frames_per_chunk, reserve_bytes=self._reserve_bytes),
             residuals=learned_costs.residuals,
             speeds=learned_costs.speeds,
         )

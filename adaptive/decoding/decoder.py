@@ -32,6 +32,8 @@ class AdaptiveDecoder:
     the learned margins and `speeds` the timings; the decoder predicts with both and adds to them. `on_event`
     receives each event as it happens. `inputs`, if given, are the planner's inputs and hold the residuals
     instead. `keeps_output`: the caller gathers all frames on the device, so the plan leaves room for them.
+    `wait_for_memory(needed_bytes)` is called where even the smallest chunk ran out of memory: it may wait for
+    other programs, and returns whether to try again; without it the decode fails.
     With `shares_costs`, margins and speeds are those that all decodes of this process on the device learn.
     """
 
@@ -48,6 +50,7 @@ class AdaptiveDecoder:
         inputs: PlanInputs | None = None,
         keeps_output: bool = False,
         shares_costs: bool = False,
+        wait_for_memory: Callable[[int], bool] | None = None,
     ) -> None:
         self._vae = vae
         self._given_profile = profile
@@ -56,6 +59,7 @@ class AdaptiveDecoder:
         self._inputs = inputs
         self._on_event = on_event
         self._keeps_output = keeps_output
+        self._wait_for_memory = wait_for_memory
         self._report: DecodeReport | None = None
 
     @property
@@ -115,4 +119,5 @@ class AdaptiveDecoder:
             costs.speeds,
             self._on_event,
             keeps_output=self._keeps_output,
+            wait_for_memory=self._wait_for_memory,
         )

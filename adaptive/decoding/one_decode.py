@@ -62,6 +62,7 @@ class OneDecode:
         on_event: Callable[[DecodeEvent], None] | None,
         *,
         keeps_output: bool,
+        wait_for_memory: Callable[[int], bool] | None = None,
     ) -> None:
         self._view = view
         self._probe = probe
@@ -81,7 +82,9 @@ class OneDecode:
         self._learning = DecodeLearning(self._profile, inputs.residuals, speeds)
         parks = self._profile.sweep is not None
         self._memory = DecodeMemory(view, probe, parks_activations=parks)
-        self._replanner = Replanner(self._profile, policy, inputs, self._memory, self._learning, self._emit)
+        self._replanner = Replanner(
+            self._profile, policy, inputs, self._memory, self._learning, self._emit, wait_for_memory
+        )
 
     @property
     def device(self) -> torch.device:

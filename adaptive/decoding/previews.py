@@ -115,9 +115,9 @@ def make_previews(
 
 def _picture(vae: Any, latent: Tensor, factor: int, decode_kwargs: Mapping[str, Any]) -> Tensor | None:
     """One picture, or None after a failure; the failed decode's tensors are released before this returns."""
-    small = torch.nn.functional.avg_pool3d(latent.float(), (1, factor, factor)).to(latent.dtype)
     devices = [vae.device] if vae.device.type == "cuda" else []
     try:
+        small = torch.nn.functional.avg_pool3d(latent.float(), (1, factor, factor)).to(latent.dtype)
         with torch.random.fork_rng(devices=devices):
             frames = decode_whole(vae, small, **_of_first_video(decode_kwargs))
     except torch.AcceleratorError:

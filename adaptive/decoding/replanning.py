@@ -76,7 +76,10 @@ class DecodeMemory:
 
 
 class Replanner:
-    """Chooses the next cut of a running decode. `emit` receives the kind and the data of each event."""
+    """Chooses the next cut of a running decode.
+
+    `emit` receives the kind and the data of each event. For `wait_for_memory` see `AdaptiveDecoder`.
+    """
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class Replanner:
         memory: DecodeMemory,
         learning: DecodeLearning,
         emit: Callable[[str, Mapping[str, Any]], None],
+        wait_for_memory: Callable[[int], bool] | None = None,
     ) -> None:
         self._profile = profile
         self._policy = policy
@@ -93,6 +97,7 @@ class Replanner:
         self._memory = memory
         self._learning = learning
         self._emit = emit
+        self._wait_for_memory = wait_for_memory
 
     def after_failure(
         self, run: DecodeRun, shape: LatentShape, held_bytes: int, waiting_bytes: int = 0
@@ -103,7 +108,9 @@ class Replanner:
         2. A larger cut that has not failed at this chunk and is expected to fit: libraries may need more
            memory for few frames than for some.
         3. The failed cut once more, because another program may have used the memory for a moment only.
-        4. A larger cut that has not failed at this chunk, whether it fits or not.
+        4. A larger cut that has not failed at this chunk: any if the smallest cut has its memory, else one
+           that is expected to fit without the reserve.
+        5. The smallest cut, once `wait_for_memory` says that the memory for it is free.
 
         `held_bytes` are the bytes of the decode's state; `waiting_bytes` are the part of them that no
         prediction includes. Raises `DecodeOutOfMemory` where all of these have failed. Where the last failure
@@ -134,7 +141,11 @@ class Replanner:
         if run.doubtful_failures == MOST_DOUBTFUL_FAILURES - 1 and following is not None and following.exact:
             last = order.smallest()
             following = last if run.may_follow(last) else following
-        room_bytes = None if failed_before else budget_of(reading, self._policy, predicted_bytes)
+        room_bytes: int | None = budget_of(reading, self._policy, predicted_bytes)
+        if failed_before:
+            free_bytes = reading.free_bytes + predicted_bytes
+            # Where the smallest cut had its memory, the prediction may be wrong for larger ones, too.
+            room_bytes = None if free_bytes >= order.least_bytes() else free_bytes
         if following is not None:
             run.continue_with(following)
             self._emit_replan(run, failed, "out_of_memory", reading)
@@ -147,10 +158,24 @@ class Replanner:
         elif failed_before:
             if run.doubtful is not None:
                 raise run.doubtful
-            smallest = run.smallest.frames_per_chunk
+            self._wait(run, order, reading, predicted_bytes)
+
+    def _wait(self, run: DecodeRun, order: FallbackOrder, reading: MemoryReading, held_bytes: int) -> None:
+        """Wait for the memory of the smallest cut, or raise `DecodeOutOfMemory`."""
+        failed = run.cut
+        needed_bytes = max(0, order.least_bytes() - held_bytes) if failed.exact else 0
+        if not failed.exact or self._wait_for_memory is None or not self._wait_for_memory(needed_bytes):
             raise DecodeOutOfMemory(
-                frames_per_chunk=smallest, retries=run.retries, frames_done=run.video_frames
+                frames_per_chunk=run.smallest.frames_per_chunk,
+                retries=run.retries,
+                frames_done=run.video_frames,
+                needed_bytes=needed_bytes,
+                free_bytes=reading.free_bytes,
             )
+        reading = self._memory.read()
+        run.failed_at_chunk.clear()
+        run.continue_with(order.smallest() if not self._policy.forced else failed)
+        self._emit_replan(run, failed, "memory_rose", reading)
 
     def after_chunk(self, run: DecodeRun, shape: LatentShape, held_bytes: int, seconds: float) -> None:
         """Fit the next chunk to the memory that is free now. The last chunk took `seconds`.

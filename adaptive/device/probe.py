@@ -193,13 +193,13 @@ class CudaProbe:
         return MeasuredPeak(allocated, max(0, reserved - allocated), outside)
 
     def _outside(self) -> int:
-        """Used bytes that torch did not reserve: of this process if the driver reports it, else of all."""
+        """Bytes of this process that torch did not reserve.
+
+        0 where the driver does not report processes: what others take must not be learned as ours.
+        """
         gpu = self._gpu()
-        if gpu is None:
-            return 0
-        own = next((p.used_bytes for p in gpu.processes if p.pid == os.getpid() and p.used_bytes), None)
-        used = gpu.total_bytes - gpu.free_bytes if own is None else own
-        return used - torch.cuda.memory_reserved(self._device)
+        own = next((p.used_bytes for p in gpu.processes if p.pid == os.getpid()), None) if gpu else None
+        return own - torch.cuda.memory_reserved(self._device) if own else 0
 
     def release(self) -> None:
         """Collect garbage and empty torch's cache."""

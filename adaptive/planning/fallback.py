@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.memory.profile import MemoryProfile
-from adaptive.planning.planner import PlanInputs, Policy, plan_decode, rungs
+from adaptive.planning.planner import PlanInputs, Policy, Rung, plan_decode, rungs
 from adaptive.planning.policy import cuts
 from adaptive.types import Cut, LatentShape, MemoryReading, Strategy
 
@@ -80,8 +80,15 @@ class FallbackOrder:
 
         Upper bounds are not compared: they also depend on how many decodes of each kind are known.
         """
+        return self._least().cut
+
+    def least_bytes(self) -> int:
+        """The expected bytes of `smallest`."""
+        return self._least().predicted.expected_bytes
+
+    def _least(self) -> Rung:
         ladder = rungs(self._profile, self._shape, 0, self._exact, self._inputs)
-        return min(ladder, key=lambda rung: rung.predicted.expected_bytes).cut
+        return min(ladder, key=lambda rung: rung.predicted.expected_bytes)
 
     @property
     def _exact(self) -> Policy:

@@ -6,7 +6,6 @@ between runs. Must not know jobs or where frames go.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.decoding.previews import make_previews, plan_previews
-from adaptive.device.out_of_memory import is_out_of_memory
 from adaptive.device.probe import MemoryProbe, build_name, device_name
 from adaptive.families import family_of
 from adaptive.memory.learned_costs import LearnedCosts
@@ -31,22 +29,14 @@ from adaptive.stream.offload import execution_device, run_offload_hook
 from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, Strategy, VideoShape
 from app.config import Settings
 from app.jobs import Json
+from app.worker.device_errors import DeviceFault as DeviceFault
+from app.worker.device_errors import OutOfMemory as OutOfMemory
+from app.worker.device_errors import translated_device_errors as translated_device_errors
 from app.worker.finite import dtype_name
 from app.worker.idle_weights import IdleWeights
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
-
-
-class OutOfMemory(Exception):
-    """The device has too little memory for a stage that cannot be made smaller."""
-
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
-        super().__init__(f"out of memory while {stage}")
-
-
-class DeviceFault(Exception):
-    """The device's context is broken: this process can no longer use the device and must end."""
+WaitForMemory = Callable[[int], bool]  # whether the bytes that are missing are free now
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +54,13 @@ class Decoding:
     """One planned decode. The constructor plans it and raises `DoesNotFit` if nothing fits now."""
 
     def __init__(
-        self, vae: Any, recorded: RecordedDecode, policy: Policy, context: DecodeContext, on_event: OnEvent
+        self,
+        vae: Any,
+        recorded: RecordedDecode,
+        policy: Policy,
+        context: DecodeContext,
+        on_event: OnEvent,
+        wait_for_memory: WaitForMemory | None = None,
     ) -> None:
         # Pipelines of image VAEs fold a video's frames into the batch.
         self._kwargs = recorded_arguments(type(vae), recorded)
@@ -89,6 +85,7 @@ class Decoding:
             ),
             speeds=self._speeds,
             on_event=self._forward_event,
+            wait_for_memory=wait_for_memory,
         )
         self.plan: DecodePlan = self._decoder.plan(self._latents, **self._kwargs)
 
@@ -253,28 +250,6 @@ def combined_report(reports: Sequence[Json]) -> Json:
 
 def _cut(report: Json) -> Cut:
     return Cut(report["frames_per_chunk"], SpatialTiles(**report["tiles"]), report["exact"])
-
-
-@contextmanager
-def translated_device_errors(stage: str) -> Iterator[None]:
-    """Raise torch's out-of-memory as `OutOfMemory` and its accelerator errors as `DeviceFault`.
-
-    An error that is only possibly an out-of-memory passes unchanged: the decoder has tried smaller chunks
-    before it raises one. `OutOfMemory` is raised outside the handler, so that the failed call's tensors are
-    freed first.
-    """
-    out_of_memory = False
-    try:
-        yield
-    except Exception as error:
-        if is_out_of_memory(error):
-            out_of_memory = True
-        elif isinstance(error, torch.AcceleratorError):
-            raise DeviceFault(str(error)) from error
-        else:
-            raise
-    if out_of_memory:
-        raise OutOfMemory(stage)
 
 
 def load_learned_costs(settings: Settings, device: torch.device) -> LearnedCosts:

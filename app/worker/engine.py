@@ -13,9 +13,11 @@ import torch
 
 from adaptive.device.gpu_processes import gpu_memory_users
 from adaptive.device.host import freeze_garbage_collection, read_host
-from adaptive.device.nvml import Nvml, NvmlState
+from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
+from adaptive.device.out_of_memory import is_out_of_memory, release_frames
 from adaptive.device.probe import device_name, device_uuid, open_probe
 from adaptive.errors import DoesNotFit, NoDevice
+from adaptive.types import MemoryReading
 from app.config import Settings
 from app.models import profiles
 from app.models.entries import ModelEntry
@@ -48,6 +50,11 @@ class Engine:
         return None if self._model is None else self._model.entry.name
 
     @property
+    def name(self) -> str:
+        """The device's name on this machine: a worker's own card is `cuda:0` for torch, whichever it is."""
+        return str(self.device) if self._uuid is None else _name_of(self._nvml.read(self._uuid))
+
+    @property
     def free_bytes(self) -> int:
         """Bytes that a new allocation could get now."""
         return self._probe.read().free_bytes
@@ -76,25 +83,45 @@ class Engine:
         """Load a model onto the device in place of the current one; returns the current one if it serves.
 
         With `exact_only` the weights are those published: a model that was loaded in int8 is loaded again.
-        Raises `DoesNotFit` if no placement fits the memory that is free now, and `ModelUnavailable` if its
-        files or a library are missing.
+        Raises `DoesNotFit` if no placement fits the memory that is free now, or if the memory is taken while
+        the model loads, and `ModelUnavailable` if its files or a library are missing.
         """
         held = self._model
         if held is not None and held.entry == entry and (held.exact or not exact_only):
             return held
         self._model = held = None
-        gc.unfreeze()  # the replaced model may be part of reference cycles
+        self._release_model()
+        reading = self._probe.read()
+        try:
+            return self._load(entry, on_event, reading, exact_only=exact_only)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            release_frames(error)
+        # Outside of the handler, whose error would keep what was loaded so far. The weights fitted into what
+        # was free, so another program has taken some of it: that much must be free again.
+        self._release_model()
+        needed_bytes = max(0, min(reading.free_bytes - self._settings.reserve_bytes, self.capacity_bytes))
+        left_bytes = max(0, self._probe.read().free_bytes - self._settings.reserve_bytes)
+        raise DoesNotFit(f"loading model {entry.name}", needed_bytes=needed_bytes, budget_bytes=left_bytes)
+
+    def _release_model(self) -> None:
+        """Free the memory of a model that nothing refers to any more."""
+        gc.unfreeze()  # it may be part of reference cycles
         self.clean_up()
         gc.freeze()  # `clean_up` has run the collector
-        reading = self._probe.read()
+
+    def _load(
+        self, entry: ModelEntry, on_event: OnEvent, reading: MemoryReading, *, exact_only: bool
+    ) -> LoadedModel:
         placed = load_pipeline(entry, self._settings, self.device, reading, exact_only=exact_only)
         context = DecodeContext(self._probe, profiles.load(self._settings, entry), self._learned_costs)
         model = LoadedModel(entry, placed, self._settings, self.device, context)
         freeze_garbage_collection()
-        on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
         model.check_streaming(on_event)
+        on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
+        self._model = model  # before the calibration, which decides nothing
         model.calibrate(self._settings.calibrate_seconds)
-        self._model = model
         return model
 
     def may_fit_later(self, refusal: DoesNotFit, job_budget_bytes: int | None = None) -> bool:
@@ -145,8 +172,7 @@ class Engine:
         if self._uuid is not None:
             gpu = self._nvml.read(self._uuid)
             report |= {
-                # A number names a whole card only: other workers may use the card's other instances.
-                "name": f"cuda:{gpu.index}" if gpu.index >= 0 and not gpu.is_mig else gpu.uuid,
+                "name": _name_of(gpu),
                 "uuid": gpu.uuid,
                 "index": gpu.index,
                 "product": gpu.name or device_name(self.device).removeprefix("cuda "),
@@ -154,3 +180,8 @@ class Engine:
                 "state": gpu.state.value,
             }
         return report
+
+
+def _name_of(gpu: GpuInfo) -> str:
+    # A number names a whole card only: other workers may use the card's other instances.
+    return f"cuda:{gpu.index}" if gpu.index >= 0 and not gpu.is_mig else gpu.uuid

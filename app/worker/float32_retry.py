@@ -18,7 +18,7 @@ from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.types import VideoShape
 from app.jobs import JobSpec, Json
 from app.models.components import ModelUnavailable
-from app.worker.decoding import Decoding, OnEvent, OutOfMemory
+from app.worker.decoding import Decoding, OnEvent, OutOfMemory, WaitForMemory
 from app.worker.finite import HALF, found_json
 from app.worker.job_failures import JobFailure
 from app.worker.loaded_model import Float32Vae, LoadedModel
@@ -46,14 +46,22 @@ class Float32Decoder:
         """See `LoadedModel.video_shape`."""
         return self._model.video_shape(clip)
 
-    def open_decode(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
-        """Plan the decode in the memory that is free now.
+    def open_decode(
+        self,
+        recorded: RecordedDecode,
+        spec: JobSpec,
+        on_event: OnEvent,
+        wait_for_memory: WaitForMemory | None = None,
+    ) -> Decoding:
+        """Plan the decode in the memory that is free now; see `LoadedModel.open_decode`.
 
         Raises `DoesNotFit`, and what `LoadedModel.load_vae_in_float32` raises.
         """
         if self._copy is None:
             self._copy = self._model.load_vae_in_float32(on_event)
-        return self._model.open_decode_in_float32(recorded, self._copy, spec, on_event, self._retry)
+        return self._model.open_decode_in_float32(
+            recorded, self._copy, spec, on_event, self._retry, wait_for_memory
+        )
 
     def open_decode_on_host(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
         """See `LoadedModel.open_decode_on_host`, which decodes in float32 anyway."""

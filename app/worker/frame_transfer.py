@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adaptive.device.out_of_memory import is_out_of_memory, release_frames
 from adaptive.pipelines.recorded_call import Sound
 from app.media.audio import AudioSamples
 from app.media.video import VideoWriter
@@ -57,11 +58,19 @@ class FrameTransfer:
     def send(self, frames: Tensor) -> None:
         """Queue frames `[1, 3, f, H, W]` in -1..1; returns when their device memory may be reused.
 
-        Raises `VideoWriteError` if the encoder failed.
+        Where the device has no memory to convert all of them, fewer are converted at a time. Raises
+        `VideoWriteError` if the encoder failed.
         """
-        if frames.shape[2] == 0:
+        count = frames.shape[2]
+        if count == 0:
             return
-        pixels = to_pixels(frames[0])
+        pixels = _pixels_if_they_fit(frames[0])
+        if pixels is None and count > 1:
+            self.send(frames[:, :, : count // 2])
+            self.send(frames[:, :, count // 2 :])
+            return
+        if pixels is None:
+            pixels = to_pixels(frames[0].cpu())  # slower, with the same result
         if self._stream is None or pixels.device.type == "cpu":
             self._writer.write(pixels.numpy())
             return
@@ -92,6 +101,17 @@ class FrameTransfer:
                 self._writer.check()  # a failed encoder returns no buffers
                 continue
             return buffer if buffer.numel() >= size else torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+
+def _pixels_if_they_fit(frames: Tensor) -> Tensor | None:
+    """`to_pixels(frames)`, or None after an out-of-memory of the device, whose tensors are released."""
+    try:
+        return to_pixels(frames)
+    except Exception as error:
+        if frames.device.type == "cpu" or not is_out_of_memory(error):
+            raise
+        release_frames(error)
+        return None
 
 
 def _new_stream(device: torch.device) -> Any:

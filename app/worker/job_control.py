@@ -42,6 +42,10 @@ class JobYielded(Interrupted):
         super().__init__(f"yielded to job {claim.job.id}")
 
 
+class MemoryTaken(Interrupted):
+    """Another program took the memory of a running decode and kept it; the job goes back to the queue."""
+
+
 class JobControl:
     """Whether and why one running job should stop, and when it last advanced (monotonic seconds)."""
 
@@ -107,3 +111,37 @@ def wait_for_memory(
         if now >= deadline - limit_seconds + PATIENCE_SECONDS:
             yield_to_smaller()
         control.pause(MEMORY_POLL_SECONDS)
+
+
+def wait_for_bytes(
+    needed_bytes: int,
+    budget_bytes: Callable[[], int],
+    control: JobControl,
+    *,
+    limit_seconds: float,
+    on_wait: Callable[[DoesNotFit], None],
+) -> bool:
+    """Wait until the budget has `needed_bytes`, for at most `limit_seconds`; see `wait_for_memory`.
+
+    Returns whether they became free: False at the limit, and where they were free from the start, so that
+    memory is not what is missing.
+    """
+    refusals: list[DoesNotFit] = []
+
+    def enough() -> bool:
+        budget = budget_bytes()
+        if budget < needed_bytes:
+            what = "continuing the decode"
+            raise DoesNotFit(what, needed_bytes=needed_bytes, budget_bytes=max(0, budget))
+        return bool(refusals)
+
+    def waits(refusal: DoesNotFit) -> None:
+        refusals.append(refusal)
+        on_wait(refusal)
+
+    try:
+        return wait_for_memory(
+            enough, control, limit_seconds=limit_seconds, may_fit_later=lambda _refusal: True, on_wait=waits
+        )
+    except DoesNotFit:
+        return False

@@ -13,7 +13,7 @@ from app.jobs import JobError, Json
 from app.media.video import NO_SPACE, VideoWriteError
 from app.models.components import ModelUnavailable
 from app.store import StoreError
-from app.worker.decoding import DeviceFault, OutOfMemory
+from app.worker.device_errors import DeviceFault, OutOfMemory, device_fault
 from app.worker.finite import found_json
 from app.worker.job_control import Interrupted
 from app.worker.pipeline_call import UnsuitablePipeline
@@ -30,10 +30,28 @@ class JobFailure(Exception):
 
 
 @contextmanager
-def as_job_failures() -> Iterator[None]:
-    """Raise a job's own errors as `JobFailure`. Interrupts, store errors and device faults pass unchanged."""
+def device_faults_named() -> Iterator[None]:
+    """Raise an error that a fault of the device has caused, or a device that is lost, as `DeviceFault`."""
     try:
         yield
+    except DeviceFault:
+        raise
+    except Exception as error:
+        fault = device_fault(error)
+        if fault is None:
+            raise
+        raise DeviceFault(str(fault)) from error
+
+
+@contextmanager
+def as_job_failures() -> Iterator[None]:
+    """Raise a job's own errors as `JobFailure`, and those of a broken device as `DeviceFault`, in any stage.
+
+    Interrupts and store errors pass unchanged.
+    """
+    try:
+        with device_faults_named():
+            yield
     except (Interrupted, JobFailure, StoreError, DeviceFault):
         raise
     except DoesNotFit as error:
@@ -42,7 +60,8 @@ def as_job_failures() -> Iterator[None]:
     except DecodeOutOfMemory as error:
         raise JobFailure("out_of_memory", str(error), _fields(error)) from error
     except OutOfMemory as error:
-        raise JobFailure("out_of_memory", str(error), {"stage": error.stage}) from error
+        missing: Json = {"stage": error.stage, "free_bytes": error.free_bytes}
+        raise JobFailure("out_of_memory", str(error), missing) from error
     except NonFiniteValues as error:
         raise JobFailure("nonfinite_values", str(error), found_json(error)) from error
     except VideoWriteError as error:
@@ -58,4 +77,5 @@ def as_job_failures() -> Iterator[None]:
 
 
 def _fields(error: DecodeOutOfMemory) -> Json:
-    return {name: getattr(error, name) for name in ("frames_per_chunk", "retries", "frames_done")}
+    names = ("frames_per_chunk", "retries", "frames_done", "needed_bytes", "free_bytes")
+    return {name: getattr(error, name) for name in names}

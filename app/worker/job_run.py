@@ -3,34 +3,46 @@
 Owns the order of the stages, and reports their progress and durations to the job table. Does not decide what
 happens to the job afterwards (`app.worker.loop`), how an error becomes a failure (`app.worker.job_failures`)
 or how the device does its part (`app.worker.engine`).
+
+Longer than 300 lines: every stage reads and reports the state of one attempt.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from adaptive.errors import DoesNotFit, NonFiniteValues
+from adaptive.errors import DecodeOutOfMemory, DoesNotFit, NonFiniteValues
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, load_clip, save_calls
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.config import Settings
 from app.frame_rate import rate_as_json
 from app.jobs import Claim, Json, Stage
-from app.media.thumbnails import write_jpeg
 from app.media.video import VideoWriter
 from app.models.entries import ModelEntry
 from app.store import JobStore
-from app.worker.decoding import Decoding, OutOfMemory, combined_report
+from app.worker.decoding import Decoding, combined_report
+from app.worker.device_errors import OutOfMemory
 from app.worker.engine import Engine
 from app.worker.finite import check_clip, found_json
 from app.worker.float32_retry import Decoder, decode_or_repeat
-from app.worker.frame_transfer import FrameTransfer, samples_of, to_pixels
-from app.worker.job_control import JobControl, JobLost, JobYielded, never_yield, wait_for_memory
+from app.worker.frame_transfer import FrameTransfer, samples_of
+from app.worker.job_control import (
+    JobControl,
+    JobLost,
+    JobYielded,
+    MemoryTaken,
+    never_yield,
+    wait_for_bytes,
+    wait_for_memory,
+)
 from app.worker.job_failures import as_job_failures
+from app.worker.job_pictures import write_previews, write_thumbnail
 from app.worker.loaded_model import LoadedModel
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 # The job's progress (0..1) at the start and at the end of each stage.
@@ -65,7 +77,7 @@ class JobRun:
         self._job, self._token = claim.job, claim.token
         self._control = control
         self._stage = Stage.LOADING
-        self._reported_at = 0.0
+        self._reported_at = self._share = 0.0
 
     def run(self) -> Json:
         """Do the job and return its result for the job table.
@@ -80,7 +92,13 @@ class JobRun:
                 model = self._load()
             if recorded is None:
                 recorded = self._denoise(model, artifacts)
-            return decode_or_repeat(partial(self._decode, recorded, artifacts), model, self._event)
+            try:
+                return decode_or_repeat(partial(self._decode, recorded, artifacts), model, self._event)
+            except DecodeOutOfMemory as error:
+                last = self._job.attempts >= self._settings.max_attempts
+                if last or error.free_bytes >= error.needed_bytes:
+                    raise
+                raise MemoryTaken from error  # the latents are kept, so only the decode begins again
 
     def _saved_latents(self, artifacts: JobArtifacts) -> RecordedClip | None:
         """The latents that an earlier attempt saved; None if there are none or their file is damaged."""
@@ -99,25 +117,28 @@ class JobRun:
         return recorded
 
     def _load(self) -> LoadedModel:
+        exact_only = self._job.spec.exact_only
+        return self._once_it_fits(
+            lambda: self._engine.load(self._entry, self._event, exact_only=exact_only), may_yield=False
+        )
+
+    def _once_it_fits(
+        self, attempt: Callable[[], T], *, may_yield: bool, budget_bytes: int | None = None
+    ) -> T:
+        """The result of `attempt`, repeated while memory is missing; see `wait_for_memory`."""
         return wait_for_memory(
-            lambda: self._engine.load(self._entry, self._event, exact_only=self._job.spec.exact_only),
+            attempt,
             self._control,
             limit_seconds=self._settings.memory_wait_seconds,
-            may_fit_later=self._engine.may_fit_later,
+            may_fit_later=lambda refusal: self._engine.may_fit_later(refusal, budget_bytes),
             on_wait=self._report_memory_wait,
+            yield_to_smaller=self._yield_to_smaller if may_yield else never_yield,
         )
 
     def _denoise(self, model: LoadedModel, artifacts: JobArtifacts) -> RecordedClip:
         spec = self._job.spec
         started = time.monotonic()
-        plan = wait_for_memory(
-            lambda: model.fit_denoise(spec, self._event),
-            self._control,
-            limit_seconds=self._settings.memory_wait_seconds,
-            may_fit_later=self._engine.may_fit_later,
-            on_wait=self._report_memory_wait,
-            yield_to_smaller=self._yield_to_smaller,
-        )
+        plan = self._once_it_fits(lambda: model.fit_denoise(spec, self._event), may_yield=True)
         with self._in_stage(Stage.DENOISING):
             image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
             recorded = model.denoise(spec, image, last_image=last_image, on_step=self._step)
@@ -138,7 +159,7 @@ class JobRun:
         spec = self._job.spec
         shape = model.video_shape(recorded)
         reports: list[Json] = []
-        done = 0
+        done, thumbnail = 0, False
         with (
             self._in_stage(Stage.DECODING),
             VideoWriter(artifacts.video, shape, spec.fps, samples_of(recorded.sound)) as writer,
@@ -148,16 +169,19 @@ class JobRun:
                 decoding = self._open_decode(model, call, first=not reports)
                 self._report(done / shape.frames, kind="stage", stage=Stage.DECODING)
                 if not reports:
-                    self._show_previews(decoding, artifacts)
+                    write_previews(decoding, artifacts, self._event)
                 for frames in decoding.frames():
                     if not done:
-                        write_jpeg(artifacts.thumbnail, to_pixels(frames[0, :, :1])[0].cpu().numpy())
+                        thumbnail = write_thumbnail(frames, artifacts)
                     transfer.send(frames)
                     done += frames.shape[2]
                     self._control.check()
                     self._report(done / shape.frames)
                 reports.append(decoding.report())
-            self.decode = {**combined_report(reports), "vae": self._entry.vae_class}
+            report = combined_report(reports)
+            if report["device"] != "cpu":
+                report["device"] = self._engine.name
+            self.decode = {**report, "vae": self._entry.vae_class}
             self._encode_rest(writer)
         return {
             "frames": shape.frames,
@@ -166,7 +190,7 @@ class JobRun:
             "fps": rate_as_json(spec.fps),
             "seed": spec.seed,
             "audio": None if recorded.sound is None else recorded.sound.as_json(),
-            "thumbnail": True,
+            "thumbnail": thumbnail,
             "bytes": artifacts.video.stat().st_size,
             "video_path": str(artifacts.video.relative_to(self._settings.data_dir)),
         }
@@ -179,13 +203,10 @@ class JobRun:
         """
         spec = self._job.spec
         try:
-            return wait_for_memory(
-                lambda: model.open_decode(call, spec, self._event),
-                self._control,
-                limit_seconds=self._settings.memory_wait_seconds,
-                may_fit_later=lambda refusal: self._engine.may_fit_later(refusal, spec.memory_budget_bytes),
-                on_wait=self._report_memory_wait,
-                yield_to_smaller=self._yield_to_smaller if first else never_yield,
+            return self._once_it_fits(
+                lambda: model.open_decode(call, spec, self._event, self._memory_returns),
+                may_yield=first,
+                budget_bytes=spec.memory_budget_bytes,
             )
         except DoesNotFit as refusal:
             if self._engine.host_capacity_bytes is None:
@@ -194,12 +215,19 @@ class JobRun:
         self._event("fallback", data)
         return model.open_decode_on_host(call, spec, self._event)
 
-    def _show_previews(self, decoding: Decoding, artifacts: JobArtifacts) -> None:
-        """Write pictures of some frames before the decode starts; they are no part of the video."""
-        for number, (frame, picture) in enumerate(decoding.previews()):
-            pixels = to_pixels(picture.unsqueeze(1))[0].cpu().numpy()
-            write_jpeg(artifacts.preview(number), pixels)
-            self._event("preview", {"number": number, "frame": frame})
+    def _memory_returns(self, needed_bytes: int) -> bool:
+        """Wait in mid-decode for memory that another program took; returns whether it is back."""
+        stage = self._stage
+        back = wait_for_bytes(
+            needed_bytes,
+            lambda: self._engine.free_bytes - self._settings.reserve_bytes,
+            self._control,
+            limit_seconds=self._settings.memory_wait_seconds,
+            on_wait=self._report_memory_wait,
+        )
+        if back:
+            self._report(self._share, kind="stage", stage=stage)
+        return back
 
     def _encode_rest(self, writer: VideoWriter) -> None:
         with self._in_stage(Stage.ENCODING):
@@ -260,6 +288,7 @@ class JobRun:
     ) -> None:
         """Write the progress within the stage (`share`, 0..1), at most once per `_PROGRESS_EVERY_SECONDS`."""
         self._control.check()
+        self._share = share
         now = time.monotonic()
         if kind == "progress" and share < 1.0 and now - self._reported_at < _PROGRESS_EVERY_SECONDS:
             return
@@ -279,7 +308,8 @@ class JobRun:
         try:
             yield
         except OutOfMemory as error:
-            self._event("oom", {"stage": error.stage})
+            error.free_bytes = self._engine.free_bytes
+            self._event("oom", {"stage": error.stage, **self._engine.memory_report()})
             raise
         except NonFiniteValues as error:
             self._event("nonfinite", found_json(error))

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from adaptive.decoding.calibrate import calibrate
+from adaptive.decoding.calibrate import Measurement, calibrate
 from adaptive.decoding.encoder import AdaptiveEncoder
+from adaptive.device.out_of_memory import is_out_of_memory
 from adaptive.device.probe import open_probe
-from adaptive.errors import DoesNotFit
+from adaptive.errors import DecodeOutOfMemory, DoesNotFit
 from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.pipelines.capture import capture, kept_frames
 from adaptive.pipelines.encode_call import AdaptiveEncodeCall
@@ -29,10 +30,11 @@ from app.worker.decoding import (
     DecodeContext,
     Decoding,
     OnEvent,
+    WaitForMemory,
     load_learned_costs,
-    translated_device_errors,
     video_shape,
 )
+from app.worker.device_errors import device_fault, translated_device_errors
 from app.worker.finite import check_clip
 from app.worker.idle_weights import IdleWeights
 from app.worker.pipeline_call import OnStep, check_call, run_pipeline, sound_of
@@ -116,6 +118,8 @@ class LoadedModel:
         try:
             self_test(vae)
         except Exception as error:
+            if is_out_of_memory(error) or device_fault(error) is not None:
+                raise  # it says nothing about streaming
             log.warning("streaming_self_test_failed model=%s reason=%s", self.entry.name, error)
             on_event("self_test_failed", {"model": self.entry.name, "reason": str(error)})
             return False
@@ -186,12 +190,21 @@ class LoadedModel:
         """The shape of the video that the clip's calls decode to."""
         return video_shape(self._pipe.vae, clip)
 
-    def open_decode(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
-        """Plan the decode in the memory that is free now. Raises `DoesNotFit`."""
+    def open_decode(
+        self,
+        recorded: RecordedDecode,
+        spec: JobSpec,
+        on_event: OnEvent,
+        wait_for_memory: WaitForMemory | None = None,
+    ) -> Decoding:
+        """Plan the decode in the memory that is free now. Raises `DoesNotFit`.
+
+        `wait_for_memory` waits where another program takes it later; see `AdaptiveDecoder`.
+        """
         vae = self._pipe.vae
         if self.entry.decode_dtype != self.entry.dtype:  # the pipeline may leave the conversion to others
             recorded = recorded.to(recorded.latents.device, vae.dtype)
-        return Decoding(vae, recorded, self._policy(spec), self._context, on_event)
+        return Decoding(vae, recorded, self._policy(spec), self._context, on_event, wait_for_memory)
 
     def open_decode_on_host(
         self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent, retry: Json | None = None
@@ -210,12 +223,19 @@ class LoadedModel:
         return Decoding(vae, recorded.to(host, torch.float32), self._policy(spec), context, on_event)
 
     def open_decode_in_float32(
-        self, recorded: RecordedDecode, copy: Float32Vae, spec: JobSpec, on_event: OnEvent, retry: Json
+        self,
+        recorded: RecordedDecode,
+        copy: Float32Vae,
+        spec: JobSpec,
+        on_event: OnEvent,
+        retry: Json,
+        wait_for_memory: WaitForMemory | None = None,
     ) -> Decoding:
         """Plan the decode with the copy of `load_vae_in_float32`. Raises `DoesNotFit`."""
         context = replace(self._context, profile=None, retry=retry)
         policy = self._policy(spec, streams=copy.streams)
-        return Decoding(copy.vae, recorded.to(self.device, torch.float32), policy, context, on_event)
+        recorded = recorded.to(self.device, torch.float32)
+        return Decoding(copy.vae, recorded, policy, context, on_event, wait_for_memory)
 
     def load_vae_in_float32(self, on_event: OnEvent) -> Float32Vae:
         """A second copy of the VAE on the device, its weights read in float32.
@@ -248,15 +268,29 @@ class LoadedModel:
         return {"droppable_bytes": idle.droppable_bytes, "reload_seconds": round(idle.reload_seconds, 3)}
 
     def calibrate(self, limit_seconds: float) -> None:
-        """Time small decodes of the VAE for at most `limit_seconds`, unless its speed is known already."""
+        """Time small decodes of the VAE for at most `limit_seconds`, unless its speed is known already.
+
+        Where the memory for them is missing now, speed is learned from the first jobs.
+        """
         context, vae = self._context, self._pipe.vae
         if limit_seconds <= 0 or context.profile is None:
             return
         if context.learned_costs.speeds.model(context.profile) is not None:
             return
-        done = calibrate(
-            vae, context.profile, context.probe, context.learned_costs, limit_seconds=limit_seconds
-        )
+        done: list[Measurement] = []
+        try:
+            done = calibrate(
+                vae,
+                context.profile,
+                context.probe,
+                context.learned_costs,
+                limit_seconds=limit_seconds,
+                reserve_bytes=self._settings.reserve_bytes,
+            )
+        except Exception as error:
+            if not isinstance(error, DoesNotFit | DecodeOutOfMemory) and not is_out_of_memory(error):
+                raise
+            log.warning("calibration_skipped model=%s reason=%s", self.entry.name, error)
         self._return_to_host()
         log.info("model_calibrated model=%s decodes=%d", self.entry.name, len(done))
 

@@ -22,7 +22,7 @@ from app.models.loading import import_pipeline
 from app.service.logs import bind_ids
 from app.store import JobStore, StoreUnavailable
 from app.worker.engine import Engine
-from app.worker.job_control import JobCanceled, JobControl, JobLost, JobYielded, WorkerStopping
+from app.worker.job_control import JobCanceled, JobControl, JobLost, JobYielded, MemoryTaken, WorkerStopping
 from app.worker.job_failures import JobFailure
 from app.worker.job_run import JobRun
 from app.worker.watchdog import Current, Watchdog
@@ -155,6 +155,9 @@ class Worker:
             return JobStatus.CANCELED
         except WorkerStopping:
             self._store.release(job.id, claim.token, "worker_stopped", refund=True)
+            return "released"
+        except MemoryTaken:
+            self._store.release(job.id, claim.token, "memory_taken")
             return "released"
         except JobFailure as failure:
             log.warning(

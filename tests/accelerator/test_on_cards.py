@@ -14,20 +14,15 @@ from pretended import AS_CUDA, PRIVATE_NAME, CardSpec, Machine, environment
 
 ROOT = Path(__file__).parents[2]
 ON_CARD = "tests/accelerator/on_card"
-# In CI a part of what needs a minute and more; `pytest_on_cards.py tests/gpu` runs everything.
-SOME_FAMILIES = "ltx-causal or wan-2.2 or cosmos-rearrange"
+# In CI one of the property tests; `pytest_on_cards.py tests/gpu` runs all of them.
+SOME = "not streams_are_as_close or (wan-2.2 and bfloat16)"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "arguments"),
     [
-        pytest.param(AS_CUDA, ["tests/gpu/test_cuda.py"], id="the first look at a real card"),
-        pytest.param(
-            AS_CUDA,
-            ["tests/gpu/test_property_cuda.py", "-k", SOME_FAMILIES],
-            id="streams in half precision",
-        ),
+        pytest.param(AS_CUDA, ["tests/gpu", "-k", SOME], id="the tests of real cards"),
         pytest.param(AS_CUDA, [ON_CARD], id="cards as CUDA"),
         pytest.param(PRIVATE_NAME, [f"{ON_CARD}/test_device.py"], id="cards under another name"),
     ],

@@ -22,6 +22,12 @@ SINGLE = 2e-5  # relative, of sums in another order
 ATTENTION = {"hunyuanvideo-1.5": 1.06, "hunyuanvideo-1.0": 1.03, "kl": 1.19}
 # A curve over sizes of the picture predicts the padded copies of its convolutions.
 PADDED_COPIES = {"mochi": 1.04}
+# Of each family the configuration that is decoded fastest.
+FAMILIES = tuple(
+    name
+    for name in CONFIGS
+    if name not in ("ltx-0.9.1", "ltx-0.9.5", "ltx-noise", "ltx-causal", "ltx2", "wan-2.2")
+)
 MOST_OVER = {**dict.fromkeys(CONFIGS, 1.01), "svd": 1.011, **ATTENTION, **PADDED_COPIES}
 
 
@@ -52,7 +58,7 @@ def test_a_streamed_encode_on_the_card_gives_the_latents_of_the_host(name: str, 
     assert relative_error(found.cpu(), expected) < SINGLE
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.usefixtures("card")
 @torch.no_grad()
 def test_a_streamed_decode_takes_the_bytes_that_were_predicted(name: str, device: str) -> None:
@@ -79,7 +85,7 @@ def test_an_allocation_that_fails_somewhere_in_a_decode_changes_no_pixel(
     seed: int, card: Card, device: str
 ) -> None:
     draw = random.Random(seed)
-    name = draw.choice(["ltx-0.9.0", "wan-2.1", "svd", "hunyuanvideo-1.5", "kl", "cogvideox"])
+    name = draw.choice(["ltx2-noncausal", "wan-2.1", "svd", "kl", "cosmos", "magvit"])
     vae = build(name).to(device)
     latents = latents_of(vae, 4).to(device)
     expected = decode_whole(vae, latents)
@@ -102,7 +108,7 @@ def test_an_allocation_that_fails_somewhere_in_an_encode_changes_no_latent(
     seed: int, card: Card, device: str
 ) -> None:
     draw = random.Random(seed)
-    name = draw.choice(["ltx-0.9.0", "wan-2.1", "svd", "hunyuanvideo-1.5"])
+    name = draw.choice(["wan-2.1", "svd", "cosmos", "magvit"])
     vae, video = build(name).to(device), video_of(name, 3).to(device)
 
     def encoded_once() -> Tensor:

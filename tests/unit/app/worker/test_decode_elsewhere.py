@@ -105,7 +105,7 @@ def test_a_device_that_knows_how_fast_it_is_is_not_measured_again(
 ) -> None:
     calls: list[float] = []
 
-    def measured(*args: Any, limit_seconds: float) -> list[Any]:
+    def measured(*args: Any, limit_seconds: float, **_options: Any) -> list[Any]:
         calls.append(limit_seconds)
         _, profile, _, learned_costs = args
         shape = profile.traits.latent_shape(VideoShape(17, 64, 64))
