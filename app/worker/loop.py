@@ -1,6 +1,6 @@
 """The worker's loop, one process a device: claims jobs, runs them one after another, renews its lease.
 
-Owns the loop, the heartbeat and how each end of a job is recorded in the job table. `app.worker.job_run` runs
+Owns the loop, the heartbeat and how each end of a job is recorded in the job table. `app.worker.job.run` runs
 a job; `app.worker.engine` uses the device. A job's failure leaves the worker alive. A failure of the process
 ends it, and the supervisor or the end of the lease requeues the job.
 """
@@ -22,10 +22,10 @@ from app.models.loading import import_pipeline
 from app.service.logs import bind_ids
 from app.store import JobStore, StoreUnavailable
 from app.worker.engine import Engine
-from app.worker.job_control import JobCanceled, JobControl, JobLost, JobYielded, MemoryTaken, WorkerStopping
-from app.worker.job_failures import JobFailure
-from app.worker.job_run import JobRun
-from app.worker.watchdog import Current, Watchdog
+from app.worker.job.control import JobCanceled, JobControl, JobLost, JobYielded, MemoryTaken, WorkerStopping
+from app.worker.job.failures import JobFailure
+from app.worker.job.run import JobRun
+from app.worker.job.watchdog import Current, Watchdog
 
 log = logging.getLogger(__name__)
 

@@ -36,8 +36,8 @@ from app.models.weight_sizes import component_sizes
 from app.pipelines.calls import call_form
 from app.service.processes import open_store
 from app.worker.engine import Engine
-from app.worker.job_control import JobControl
-from app.worker.job_run import JobRun
+from app.worker.job.control import JobControl
+from app.worker.job.run import JobRun
 from app.worker.pipeline_call import UnsuitablePipeline
 
 SEED = 5

@@ -37,8 +37,8 @@ from app.models.requirements import ModelRequirements, choose_placement
 from app.models.weight_sizes import component_sizes, stored_requirements
 from app.service.processes import open_store
 from app.worker.engine import Engine
-from app.worker.job_control import JobControl
-from app.worker.job_run import JobRun
+from app.worker.job.control import JobControl
+from app.worker.job.run import JobRun
 
 CPU = torch.device("cpu")
 WITH_TRANSFORMER = [

@@ -80,8 +80,8 @@ def added(store: JobStore, seed: int, *, width: int, needed_bytes: int) -> Job:
 def test_small_jobs_run_while_a_big_one_waits_up_to_the_limit_of_skips(
     settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.worker.job_control.MEMORY_POLL_SECONDS", 0.01)
-    monkeypatch.setattr("app.worker.job_control.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("app.worker.job.control.MEMORY_POLL_SECONDS", 0.01)
+    monkeypatch.setattr("app.worker.job.control.PATIENCE_SECONDS", 0.05)
     big = added(store, 1, width=512, needed_bytes=BIG_BYTES)
     small = [added(store, seed, width=64, needed_bytes=SMALL_BYTES) for seed in (2, 3, 4)]
     device = CrampedDevice()

@@ -16,8 +16,8 @@ from app.models import profiles
 from app.models.entries import load_models
 from app.models.loading import load_pipeline
 from app.worker.decoding import DecodeContext, load_learned_costs
-from app.worker.float32_retry import Decoder, decode_or_repeat
-from app.worker.job_failures import JobFailure
+from app.worker.job.failures import JobFailure
+from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.loaded_model import LoadedModel
 
 CPU = torch.device("cpu")

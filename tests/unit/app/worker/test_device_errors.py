@@ -5,7 +5,7 @@ import torch
 
 from adaptive.device.out_of_memory import MemoryFailure, memory_failure
 from app.worker.decoding import DeviceFault, OutOfMemory, translated_device_errors
-from app.worker.job_failures import JobFailure, as_job_failures
+from app.worker.job.failures import JobFailure, as_job_failures
 
 NO_ENGINE = "GET was unable to find an engine to execute this computation"
 CASES = (

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from adaptive.errors import DoesNotFit
-from app.worker.job_control import JobCanceled, JobControl, JobLost, WorkerStopping, wait_for_memory
+from app.worker.job.control import JobCanceled, JobControl, JobLost, WorkerStopping, wait_for_memory
 
 
 def refusal(needed: int) -> DoesNotFit:
@@ -67,8 +67,8 @@ def test_a_refusal_is_final_where_time_is_up_or_waiting_is_hopeless(
 
 
 def test_a_waiting_job_is_asked_to_make_way_only_after_some_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.worker.job_control.MEMORY_POLL_SECONDS", 0.01)
-    monkeypatch.setattr("app.worker.job_control.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("app.worker.job.control.MEMORY_POLL_SECONDS", 0.01)
+    monkeypatch.setattr("app.worker.job.control.PATIENCE_SECONDS", 0.1)
     began, asked = time.monotonic(), []
 
     def yield_to_smaller() -> None:

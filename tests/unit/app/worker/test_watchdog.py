@@ -12,9 +12,9 @@ import pytest
 
 from app.jobs import Claim, JobSpec
 from app.store import JobStore, StoreUnavailable
-from app.worker import watchdog
-from app.worker.job_control import JobControl, JobLost
-from app.worker.watchdog import Watchdog
+from app.worker.job import watchdog
+from app.worker.job.control import JobControl, JobLost
+from app.worker.job.watchdog import Watchdog
 
 
 @pytest.fixture

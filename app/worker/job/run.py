@@ -1,7 +1,7 @@
 """Runs one job from claim to video: load, denoise, save the latents, decode, encode.
 
 Owns the order of the stages, and reports their progress and durations to the job table. Does not decide what
-happens to the job afterwards (`app.worker.loop`), how an error becomes a failure (`app.worker.job_failures`)
+happens to the job afterwards (`app.worker.loop`), how an error becomes a failure (`app.worker.job.failures`)
 or how the device does its part (`app.worker.engine`).
 
 Longer than 300 lines: every stage reads and reports the state of one attempt.
@@ -27,9 +27,8 @@ from app.worker.decoding import Decoding, combined_report
 from app.worker.device_errors import OutOfMemory
 from app.worker.engine import Engine
 from app.worker.finite import check_clip, found_json
-from app.worker.float32_retry import Decoder, decode_or_repeat
 from app.worker.frame_transfer import FrameTransfer, samples_of
-from app.worker.job_control import (
+from app.worker.job.control import (
     JobControl,
     JobLost,
     JobYielded,
@@ -38,8 +37,9 @@ from app.worker.job_control import (
     wait_for_bytes,
     wait_for_memory,
 )
-from app.worker.job_failures import as_job_failures
-from app.worker.job_pictures import write_previews, write_thumbnail
+from app.worker.job.failures import as_job_failures
+from app.worker.job.float32_retry import Decoder, decode_or_repeat
+from app.worker.job.pictures import write_previews, write_thumbnail
 from app.worker.loaded_model import LoadedModel
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from app.models.components import ModelUnavailable
 from app.store import StoreError
 from app.worker.device_errors import DeviceFault, OutOfMemory, device_fault
 from app.worker.finite import found_json
-from app.worker.job_control import Interrupted
+from app.worker.job.control import Interrupted
 from app.worker.pipeline_call import UnsuitablePipeline
 
 log = logging.getLogger(__name__)

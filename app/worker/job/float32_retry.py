@@ -20,7 +20,7 @@ from app.jobs import JobSpec, Json
 from app.models.components import ModelUnavailable
 from app.worker.decoding import Decoding, OnEvent, OutOfMemory, WaitForMemory
 from app.worker.finite import HALF, found_json
-from app.worker.job_failures import JobFailure
+from app.worker.job.failures import JobFailure
 from app.worker.loaded_model import Float32Vae, LoadedModel
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from app.jobs import Claim
-from app.worker.job_control import JobControl, JobLost
+from app.worker.job.control import JobControl, JobLost
 
 log = logging.getLogger(__name__)
 
