@@ -1,7 +1,8 @@
 """Clips of every kind that people have, made by code: codec, pixels, colour, shape, rate and damage.
 
 Each case says what it is; `reference_clip.py` reads it with ffmpeg's command line, told the truth by the case
-and not by the file's tags, so that reading the tags is tested, too.
+and not by the file's tags, so that reading the tags is tested, too. Longer than other files: it is one table
+of cases and what makes them.
 """
 
 from __future__ import annotations
@@ -198,6 +199,16 @@ def _overwritten(start: float, length: int, value: int = 0) -> Callable[[bytes],
     return change
 
 
+def _without(start: float, packets: int) -> Callable[[bytes], bytes]:
+    """Without packets of a transport stream, as after bad reception."""
+
+    def change(content: bytes) -> bytes:
+        at = int(len(content) * start) // 188 * 188
+        return content[:at] + content[at + 188 * packets :]
+
+    return change
+
+
 def cases() -> Iterator[Case]:
     """The corpus."""
     yield from _pixels()
@@ -351,6 +362,14 @@ def _damage() -> Iterator[Case]:
         whole, name="gif cut", suffix=".gif", codec="gif", pixels="rgb8", tags=(2, 2, 2, 0), damage=_cut(0.6)
     )
     yield replace(early, name="mp4 hole", damage=_overwritten(0.5, 3000))
+    for share in (0.3, 0.5, 0.7):
+        stream = replace(whole, suffix=".ts", options={"g": "4"})
+        yield replace(stream, name=f"ts hole at {share}", damage=_overwritten(share, 3000))
+    yield replace(whole, name="webm cut", suffix=".webm", codec="libvpx-vp9", damage=_cut(0.6))
+    lost = replace(whole, suffix=".ts", size=(160, 128), frames=24)
+    for codec, start, packets in (("libx264", 0.5, 3), ("mpeg2video", 0.5, 30), ("libx265", 0.7, 1)):
+        stream = replace(lost, codec=codec, options={} if codec == "libx265" else {"g": "8"})
+        yield replace(stream, name=f"ts gap {codec}", damage=_without(start, packets))
     yield replace(whole, name="mkv hole", suffix=".mkv", damage=_overwritten(0.5, 3000))
     yield replace(early, name="mp4 rubbish", damage=_overwritten(0.5, 3000, 0x55))
     unread = replace(whole, code="clip_unreadable")

@@ -149,7 +149,7 @@ class Clip:
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
         """Every frame of the stream. Raises `ClipError` if one is damaged or has another shape."""
-        for frame in _decoded(container, stream):
+        for frame in _decoded(self.path, container, stream):
             if frame.is_corrupt:
                 raise ClipError(f"{self.path.name} is damaged: a frame cannot be decoded", "clip_damaged")
             sides = frame.width, frame.height
@@ -192,7 +192,7 @@ def open_clip(path: Path) -> Clip:
     if found := _damage(path):
         raise ClipError(f"{path.name} cannot be read to its end: {found}", "clip_damaged")
     with _opened(path) as (container, stream):
-        first = next(_decoded(container, stream), None)
+        first = next(_decoded(path, container, stream), None)
         if first is None:
             raise ClipError(f"{path.name} has no frames", "clip_unreadable")
         fps = stream.average_rate or stream.guessed_rate
@@ -251,8 +251,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             raise ClipError(f"{path.name} cannot be read to its end: {error}", "clip_damaged") from error
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
-    yield from container.decode(stream)
+def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
+    for packet in container.demux(stream):
+        if packet.is_corrupt:  # a gap that the decoder may not notice, as in a recorded broadcast
+            raise ClipError(f"{path.name} is damaged: a packet is incomplete", "clip_damaged")
+        yield from packet.decode()
 
 
 def _four_letters(stream: Any) -> str:

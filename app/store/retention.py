@@ -21,16 +21,7 @@ DUE = Locking.of(
     order by expires_at limit :limit""",
     skip=True,
 )
-# A job that was deleted while it ran: its result is due as soon as it has ended.
-_DELETED = """
-    from jobs where deleted_at is not null and swept_at is null and not expired
-        and status in ('succeeded', 'failed', 'canceled')
-"""
-DELETED = Locking.of(f"select id {_DELETED} limit :limit", skip=True)
-ANY_DUE = text(f"""
-    select 1 from jobs where swept_at is null and expires_at < :now
-    union all select 1 {_DELETED} limit 1
-""")
+ANY_DUE = text("select 1 from jobs where swept_at is null and expires_at < :now limit 1")
 DELETE = text("update jobs set deleted_at = :now where id = :id and deleted_at is null")
 MARK = text("update jobs set expired = true, latents_path = null where id = :id")
 MARKED = Locking.of(
@@ -56,8 +47,7 @@ def mark_expired(tx: Transaction) -> list[str]:
         tx.execute(MARK, {"id": row.id})
         append_event(tx, row.id, "expired", {})
         ids.append(str(row.id))
-    deleted = [str(row.id) for row in tx.execute(DELETED, {"limit": LIMIT}).all()]
-    return ids + [job_id for job_id in deleted if discard(tx, job_id)]
+    return ids
 
 
 def discard(tx: Transaction, job_id: str) -> bool:

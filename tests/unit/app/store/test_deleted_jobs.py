@@ -20,6 +20,7 @@ def test_a_deleted_job_expires_now_or_as_soon_as_it_has_ended_and_leaves_lists_w
     assert [job.id for job in store.page(with_deleted=False)] == [queued.id]
     assert len(store.page()) == 3
     removed: list[str] = []
+    clock.now += 1.0
     assert store.expire_results(removed.append) == []
     store.finish(running.id, tokens[1], status=JobStatus.SUCCEEDED, result={"frames": 25})
     assert store.expire_results(removed.append) == [running.id]

@@ -39,8 +39,13 @@ ODD_FOLDERS = [
 ]
 
 
-@pytest.mark.parametrize("name", ODD_FOLDERS)
-@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
+@pytest.mark.parametrize(
+    ("name", "relative"),
+    [
+        *((name, False) for name in ODD_FOLDERS),
+        *((name, True) for name in ("d?x=1", "d%41t", "~", "-lead", ":memory:", "file:d?mode=ro")),
+    ],
+)
 def test_the_database_is_in_the_data_folder_whatever_its_name_is(
     name: str, relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,17 +138,15 @@ def test_any_password_opens_postgresql_in_the_url_or_beside_it(strict_role: str,
             connection.exec_driver_sql(f"alter role {strict_role} password '{quoted}'".replace("%", "%%"))
         within = place.set(password=password).render_as_string(hide_password=False)
         beside = place.render_as_string(hide_password=False)
-        for settings in (
-            Settings(database_url=within),
-            Settings(database_url=beside, database_password=password),
-        ):
-            assert inspect_database(settings.resolved_database_url) == (None, {}), password
-            with closing(open_store(settings)) as store, pytest.raises(StoreError, match="jobs"):
-                store.counts()  # it answered: there is no such table
-            assert password not in repr(settings.resolved_database_url)
-        wrong = Settings(database_url=beside, database_password=password + "x")
-        with pytest.raises(StoreError, match="password"):
-            inspect_database(wrong.resolved_database_url)
+        url = Settings(database_url=within).resolved_database_url
+        assert inspect_database(url) == (None, {}), password
+        assert password not in repr(url)
+        settings = Settings(database_url=beside, database_password=password)
+        with closing(open_store(settings)) as store, pytest.raises(StoreError, match="jobs"):
+            store.counts()  # it answered: there is no such table
+    wrong = Settings(database_url=beside, database_password="another")
+    with pytest.raises(StoreError, match="password"):
+        inspect_database(wrong.resolved_database_url)
     admin.dispose()
 
 
