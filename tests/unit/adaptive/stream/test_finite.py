@@ -27,7 +27,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_one_broken_value_is_found_wherever_it_lies(layout: str, dtype: torch.dtype, value: float) -> None:
@@ -35,7 +35,7 @@ def test_one_broken_value_is_found_wherever_it_lies(layout: str, dtype: torch.dt
     values = LAYOUTS[layout](torch.randn(SHAPE, generator=generator).to(dtype))
     assert is_finite(values)
     assert count_nonfinite(values) == 0
-    for place in range(0, values.numel(), 41):
+    for place in range(0, values.numel(), 97):
         at = tuple(int(each) for each in torch.unravel_index(torch.tensor(place), values.shape))
         before = values[at].clone()
         values[at] = value
