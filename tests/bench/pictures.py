@@ -43,9 +43,12 @@ def main() -> None:
     """Run, print and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--of", type=Path, default=ROOT, help="the checkout whose service is judged")
+    parser.add_argument("--before", type=Path, help="a report of --of, whose faults are kept for comparison")
     options = parser.parse_args()
     sys.path[:0] = [str(options.of), str(ROOT / "tests" / "unit" / "app" / "media")]
     report = run()
+    if options.before is not None:
+        report["faults_before"] = json.loads(options.before.read_text())["faults"]
     sys.stdout.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     if options.of == ROOT:
         RESULTS.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")

@@ -180,7 +180,7 @@ OPERATIONS = Board(
                 ),
                 series(
                     "GPUs without a worker",
-                    "By reason. All but hidden and not_selected are faults: see `framefit doctor`.",
+                    "By reason; all but hidden and not_selected are faults. `framefit doctor` explains them.",
                     (f"sum by (reason) (framefit_gpu_unused{{{SITE}}})", "{{reason}}"),
                     width=8,
                     height=6,
