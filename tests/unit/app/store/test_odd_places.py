@@ -12,7 +12,7 @@ from sqlalchemy import URL, create_engine, make_url, text
 from app.config import ConfigError, Settings
 from app.doctor import place
 from app.store import JobStore, StoreError, open_store
-from app.store.health import inspect_database
+from app.store.health import HEAD_REVISION, inspect_database
 
 FILE = "framefit.sqlite3"
 ODD_FOLDERS = [
@@ -67,8 +67,8 @@ def test_a_folder_that_looks_like_a_url_keeps_its_jobs_and_the_doctor_finds_them
     with closing(open_store(settings)) as store:
         store.migrate()
     assert (settings.data_dir / FILE).is_file()
-    assert inspect_database(settings.resolved_database_url) == ("0003", {})
-    assert place.database(settings).detail.startswith("schema 0003")
+    assert inspect_database(settings.resolved_database_url) == (HEAD_REVISION, {})
+    assert place.database(settings).detail.startswith(f"schema {HEAD_REVISION}")
 
 
 def test_a_path_longer_than_sqlite_opens_is_refused_with_both_numbers(tmp_path: Path) -> None:
