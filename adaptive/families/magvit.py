@@ -7,6 +7,7 @@ a chunk can have any number of latent frames.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptive.families.shared.causal_family import CausalFamily
@@ -32,6 +33,20 @@ class MagvitFamily(CausalFamily):
         temporal_ratio=doubling_blocks(4, fewer=2),
         exact_streaming=option("spatial_group_norm", True),
     )
+
+    def encode_whole(self, vae: Any, video: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """See `Family`; frames that a failed call left in the layers would enter the next one."""
+        try:
+            return super().encode_whole(vae, video, kwargs)
+        finally:
+            vae._clear_conv_cache()
+
+    def decode_whole(self, vae: Any, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """See `encode_whole`."""
+        try:
+            return super().decode_whole(vae, latents, kwargs)
+        finally:
+            vae._clear_conv_cache()
 
 
 def _convolution(chunk_pass: ChunkPass, layer: Any, _forward: Forward, frames: Tensor) -> Tensor:
