@@ -183,7 +183,8 @@ class LoadedModel:
                 self._return_to_host()  # also after an error: offloaded components must leave the device
         kept = kept_frames(calls, output.frames, type(pipe).__name__)
         clip = RecordedClip(tuple(kept), sound_of(pipe, output))
-        check_clip(clip, "denoising")
+        with translated_device_errors("denoising"):
+            check_clip(clip, "denoising")
         return clip
 
     def video_shape(self, clip: RecordedClip) -> VideoShape:

@@ -19,7 +19,7 @@ from app.config import Settings
 from app.jobs import Event
 from app.store import open_store
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 JOB_SECONDS = 240.0
 END_POLL_SECONDS = 0.15  # an end does not pass by: asking rarely leaves the cores to the job
 
@@ -44,7 +44,12 @@ class RunningService:
             self.process = subprocess.Popen(
                 command, env={**os.environ, **own, **(environ or {})}, stdout=log, stderr=log, cwd=Path.cwd()
             )
-        self.http = httpx.Client(base_url=self._url(), timeout=30.0)
+        try:
+            self.http = httpx.Client(base_url=self._url(), timeout=30.0)
+        except BaseException:  # nobody else could end it
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def _url(self) -> str:
         def announced() -> str | None:
