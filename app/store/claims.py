@@ -1,14 +1,17 @@
 """Claims: which queued job a worker gets, and its lease.
 
-The first job of the queue that fits is claimed. To find it, a claim walks the head of the queue. If nothing
-there fits, an index by model and need tells how many jobs of the whole queue do: none, a few, which are
-sorted, or so many that the walk meets one soon. A poll for which nothing fits costs the same in any queue.
+The first job of the queue that fits is claimed. To find it, a claim looks at the head of the queue. If
+nothing there fits, an index by model and need tells how many jobs of the whole queue do: none, a few, whose
+first ones are claimed from, or so many that a walk along the queue meets one soon. A poll for which nothing
+fits costs the same in any queue.
 
 SQLite selects and takes the job under its write lock. PostgreSQL does both in one statement and leaves out
 jobs that another worker is about to take.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
@@ -19,25 +22,25 @@ from app.store.transaction import Transaction
 
 HEAD = 200
 FEW = 10_000
+CANDIDATES = 100  # more than the workers that claim at the same moment
 UNLIMITED = 2**63 - 1
 
 # A pause names a worker, or all workers whose ids begin like that, or a device (from before version 0004).
 PAUSES = """
     (p.worker_id in (w.id, w.device_name) or substr(w.id, 1, length(p.worker_id) + 1) = p.worker_id || '/')
 """
-_FITS = "status = 'queued' and coalesce(needed_bytes, 0) <= :capacity"
+_FITS = "coalesce(needed_bytes, 0) <= :capacity"
 _OF_MODELS = " and model in :models"
-# Where a job is looked for: among the first of the queue, among the few that fit at all, or everywhere.
-_AMONG_FIRST = f"""
-    and rank <= coalesce(
-        (select rank from jobs where status = 'queued' order by rank, id limit 1 offset {HEAD}), 1e308
-    )
+_FIRST = "order by rank, id limit"
+# Where a job is looked for: queries of ids. PostgreSQL plans a prepared statement for parameters that it does
+# not know; each query reads few rows whatever it assumes.
+_HEAD = f"""
+    select id from (
+        select id, model, needed_bytes, rank from jobs where status = 'queued' {_FIRST} {HEAD}
+    ) head where {_FITS}{{models}} {_FIRST} {CANDIDATES}
 """
-_AMONG_FEW = f" and id in (select id from jobs where {_FITS}{{models}} limit {FEW})"
-_EVERYWHERE = ""
-_PLACES = (_AMONG_FIRST, _AMONG_FEW, _EVERYWHERE)
-_FIRST = "order by rank, id limit 1"
-
+_THESE = {"sqlite": "select value from json_each(:ids)", "postgresql": "select unnest(cast(:ids as text[]))"}
+_ANYWHERE = f"select id from jobs where status = 'queued' and {_FITS}{{models}} {_FIRST} {CANDIDATES}"
 IS_PAUSED = text(f"select 1 from workers w join paused_workers p on {PAUSES} where w.id = :id")
 PASS_OVER = text("update jobs set skips = skips + 1 where id = :id")
 TAKE = text("""
@@ -48,35 +51,57 @@ TAKE = text("""
 
 
 def _prepared(sql: str, *, some_models: bool) -> TextClause:
-    query = text(sql.replace("{models}", _OF_MODELS if some_models else ""))
-    return query.bindparams(bindparam("models", expanding=True)) if some_models else query
+    query = text(complete := sql.replace("{models}", _OF_MODELS if some_models else ""))
+    return query.bindparams(bindparam("models", expanding=True)) if ":models" in complete else query
 
 
 def _by_models(sql: str) -> dict[bool, TextClause]:
     return {some: _prepared(sql, some_models=some) for some in (False, True)}
 
 
-_COLUMNS = "id, model, priority, skips, queued_at"
-_FITTING = _by_models(f"select count(*) from (select 1 from jobs where {_FITS}{{models}} limit {FEW + 1}) f")
-_CANDIDATE = {
-    p: _by_models(f"select {_COLUMNS} from jobs where {_FITS}{{models}}{p} {_FIRST}") for p in _PLACES
+# The jobs of each model that fit, from the least need on, so that the index by model and need finds them.
+_OF_ONE = f"""
+    select id, rank from jobs where status = 'queued' and model = m.model and {_FITS}
+    order by coalesce(needed_bytes, 0) limit
+"""
+_MODELS = {
+    "sqlite": "(select value as model from json_each(:models)) m",
+    "postgresql": "unnest(cast(:models as text[])) m (model)",
 }
-_LOADED = " and model = :loaded and priority >= :priority"
-_OF_LOADED = _by_models(f"select {_COLUMNS} from jobs where {_FITS}{{models}}{_LOADED} {_FIRST}")
+_COUNT_FITTING = {
+    dialect: text(f"select sum((select count(*) from ({_OF_ONE} {FEW + 1}) fitting)) from {models}")
+    for dialect, models in _MODELS.items()
+}
+_FEW = {
+    "sqlite": _prepared(
+        f"select id from jobs where status = 'queued' and {_FITS}{_OF_MODELS} {_FIRST} {CANDIDATES}",
+        some_models=True,
+    ),
+    "postgresql": text(f"""
+        select id from {_MODELS["postgresql"]} cross join lateral ({_OF_ONE} {FEW}) few {_FIRST} {CANDIDATES}
+    """),
+}
+_COLUMNS = "id, model, priority, skips, queued_at"
+_BEST = f"select {_COLUMNS} from jobs where id in ({{place}}) and status = 'queued' {_FIRST} 1"
+_LOADED = f"""
+    select {_COLUMNS} from jobs
+    where status = 'queued' and {_FITS}{{models}} and model = :loaded and priority >= {{least}}
+"""
+_OF_LOADED = _by_models(f"{_LOADED.format(models='{models}', least=':priority')} {_FIRST} 1")
 # `best` is the first job that fits; `preferred` is the first of the loaded model, if that may skip `best`.
-_CLAIM = {
-    place: _by_models(f"""
+_CLAIM = f"""
     with moment as (
         select coalesce(cast(:now as double precision), extract(epoch from clock_timestamp())) as now
-    ), best as (
-        select {_COLUMNS} from jobs where {_FITS}{{models}}{place} and not exists (
-            select 1 from workers w join paused_workers p on {PAUSES} where w.id = :worker_id
-        ) {_FIRST} for update skip locked
+    ), candidates (id) as materialized ({{place}}), best as (
+        select {_COLUMNS} from jobs where id in (select id from candidates) and status = 'queued'
+            and not exists (
+                select 1 from workers w join paused_workers p on {PAUSES} where w.id = :worker_id
+            )
+        {_FIRST} 1 for update skip locked
     ), preferred as (
-        select {_COLUMNS} from jobs where {_FITS}{{models}} and model = :loaded
-            and priority >= (select priority from best)
+        {_LOADED.format(models="{models}", least="(select priority from best)")}
             and exists (select 1 from best where model <> :loaded and skips < :max_skips)
-        {_FIRST} for update skip locked
+        {_FIRST} 1 for update skip locked
     ), passed_over as (
         update jobs set skips = skips + 1
         where id in (select id from best) and exists (select 1 from preferred)
@@ -96,9 +121,24 @@ _CLAIM = {
         ) as text) from taken t, moment m
     )
     select {JOB_COLUMNS}, null as queue_position from taken j
-    """)
-    for place in _PLACES
-}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job is looked for. `ids` are the jobs of a place that is a list, for the query's parameter."""
+
+    best: Mapping[bool, TextClause]
+    claim: Mapping[bool, TextClause]
+    ids: tuple[str, ...] | None = None
+
+
+def _place(ids: str) -> Place:
+    return Place(_by_models(_BEST.replace("{place}", ids)), _by_models(_CLAIM.replace("{place}", ids)))
+
+
+HEAD_OF_QUEUE, ANYWHERE = _place(_HEAD), _place(_ANYWHERE)
+AMONG = {dialect: _place(ids) for dialect, ids in _THESE.items()}
 
 
 def any_for(
@@ -115,23 +155,41 @@ def any_for(
 def _first_fitting(
     connection: Connection, models: Sequence[str] | None, capacity_bytes: int | None
 ) -> RowMapping | None:
-    if models is not None and not models:
-        return None
     wanted = _filters(models, capacity_bytes)
-    for place in _places(connection, models, wanted):
-        query = _CANDIDATE[place][models is not None]
-        found = connection.execute(query, wanted).mappings().one_or_none()
+    for place in _places(connection, models, capacity_bytes):
+        row = {**wanted, **_ids_of(connection, place)}
+        found = connection.execute(place.best[models is not None], row).mappings().one_or_none()
         if found is not None:
             return found
     return None
 
 
-def _places(connection: Connection, models: Sequence[str] | None, wanted: dict[str, Any]) -> Any:
+def _places(
+    connection: Connection, models: Sequence[str] | None, capacity_bytes: int | None
+) -> Iterator[Place]:
     """Yield where to look for a job, until it is found."""
-    yield _AMONG_FIRST
-    fitting = connection.execute(_FITTING[models is not None], wanted).scalar_one()
-    if fitting:
-        yield _AMONG_FEW if fitting <= FEW else _EVERYWHERE
+    if models is not None and not models:
+        return
+    yield HEAD_OF_QUEUE
+    if models is None:
+        yield ANYWHERE
+        return
+    dialect = connection.dialect.name
+    capacity = _filters(None, capacity_bytes)
+    listed = {**capacity, "models": json.dumps(models) if dialect == "sqlite" else list(models)}
+    fitting = connection.execute(_COUNT_FITTING[dialect], listed).scalar_one()
+    if fitting > FEW:
+        yield ANYWHERE
+    elif fitting:
+        wanted = {**capacity, "models": list(models)}
+        ids = connection.execute(_FEW[dialect], wanted).scalars().all()
+        yield replace(AMONG[dialect], ids=tuple(ids))
+
+
+def _ids_of(connection: Connection, place: Place) -> dict[str, Any]:
+    if place.ids is None:
+        return {}
+    return {"ids": json.dumps(place.ids) if connection.dialect.name == "sqlite" else list(place.ids)}
 
 
 def _filters(models: Sequence[str] | None, capacity_bytes: int | None) -> dict[str, Any]:
@@ -178,11 +236,8 @@ def _claim_at_once(
     capacity_bytes: int | None,
     lease_seconds: float,
 ) -> Claim | None:
-    if models is not None and not models:
-        return None
-    wanted = _filters(models, capacity_bytes)
     row = {
-        **wanted,
+        **_filters(models, capacity_bytes),
         "worker_id": worker_id,
         "host": host_of(worker_id),
         "loaded": loaded_model,
@@ -190,8 +245,9 @@ def _claim_at_once(
         "max_skips": tx.rules.max_skips,
         "now": tx.given_now,
     }
-    for place in _places(tx.connection, models, wanted):
-        found = tx.execute(_CLAIM[place][models is not None], row).mappings().one_or_none()
+    for place in _places(tx.connection, models, capacity_bytes):
+        of_place = {**row, **_ids_of(tx.connection, place)}
+        found = tx.execute(place.claim[models is not None], of_place).mappings().one_or_none()
         if found is not None:
             job = job_of(found)
             return Claim(job, job.token)

@@ -72,6 +72,11 @@ class PostgresqlDatabase(Database):
         try:
             self.writes = _engine(url, pool_size=5, max_overflow=15)
             self.reads = _engine(url, pool_size=10, max_overflow=20, isolation_level="AUTOCOMMIT")
+            # The most frequent operations: a connection is not tried before each. One that has broken fails
+            # one of them, which its caller repeats at its next turn.
+            self._statements = _engine(
+                url, pool_size=2, max_overflow=8, isolation_level="AUTOCOMMIT", pool_pre_ping=False
+            )
         except ModuleNotFoundError as error:
             raise ValueError(
                 f"{error}: PostgreSQL needs the extra: pip install 'framefit[postgres]'"
@@ -94,7 +99,7 @@ class PostgresqlDatabase(Database):
 
     def run_statement(self, operation: Operation[T]) -> T:
         """Run `operation`, each statement of which is a transaction of its own."""
-        return self._attempts(self.reads, operation)
+        return self._attempts(self._statements, operation)
 
     def _attempts(self, engine: Engine, operation: Operation[T]) -> T:
         """Run `operation`, and once more when another transaction got in its way."""
@@ -155,6 +160,7 @@ class PostgresqlDatabase(Database):
         self._closed.set()
         if self._listener is not None:
             self._listener.join()
+        self._statements.dispose()
         super().close()
 
     def _prepare_migration(self, connection: Connection) -> None:
@@ -201,6 +207,5 @@ def _engine(url: URL, **options: Any) -> Engine:
         **url.query,
         "options": " ".join(session).strip(),
     }
-    return create_engine(
-        url, connect_args=arguments, pool_pre_ping=True, pool_timeout=POOL_TIMEOUT_SECONDS, **options
-    )
+    options = {"pool_pre_ping": True, **options}
+    return create_engine(url, connect_args=arguments, pool_timeout=POOL_TIMEOUT_SECONDS, **options)
