@@ -268,12 +268,12 @@ def queue_again(
     """Queue an ended job again with changed decode fields; a worker reuses its latents if they exist.
 
     Raises `WrongState` if the job has not ended, or if it succeeded and `why` is "retry"; `ResultExpired` if
-    its image and latents were deleted.
+    its image and latents were deleted or soon are, because its client deleted it.
     """
     job = lock_job(tx, job_id)
     if not job.status.is_terminal or (why == "retry" and job.status is JobStatus.SUCCEEDED):
         raise WrongState(job, "retried" if why == "retry" else "queued again")
-    if job.expired:
+    if job.expired or job.deleted:
         raise ResultExpired(job_id)
     spec = JobSpec.model_validate({**job.spec.model_dump(), **(changes or {})})
     row = {

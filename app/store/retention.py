@@ -63,8 +63,10 @@ def delete(tx: Transaction, job_id: str) -> bool:
 
     Its result expires now or, if the job has not ended, as soon as it has. The row stays for the history.
     """
+    # In this order: a job that ends later finds `deleted_at`; `discard` finds one that has ended before.
+    deleted = bool(tx.execute(DELETE, {"id": job_id, "now": tx.now}).rowcount)
     discard(tx, job_id)
-    return bool(tx.execute(DELETE, {"id": job_id, "now": tx.now}).rowcount)
+    return deleted
 
 
 def remove_expired(tx: Transaction, remove: Callable[[str], None]) -> list[str]:

@@ -122,10 +122,12 @@ class PostgresqlDatabase(Database):
             with self.reads.connect() as connection:
                 if connection.execute(ANY_NEW).first() is None:
                     return
-            with self.writes.begin() as connection:
-                # Until the commit: the next publisher must not number later events below these.
-                connection.execute(LOCK, {"key": PUBLISHING_LOCK})
-                connection.execute(PUBLISH, {"limit": PUBLISHED_AT_ONCE})
+            moved = PUBLISHED_AT_ONCE
+            while moved == PUBLISHED_AT_ONCE:
+                with self.writes.begin() as connection:
+                    # Until the commit: the next publisher must not number later events below these.
+                    connection.execute(LOCK, {"key": PUBLISHING_LOCK})
+                    moved = connection.execute(PUBLISH, {"limit": PUBLISHED_AT_ONCE}).rowcount
 
     def on_queued(self, wake: Callable[[], None]) -> bool:
         """Call `wake`, on a thread of this object, whenever a process has queued a job."""

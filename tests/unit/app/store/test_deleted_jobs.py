@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from app.jobs import JobSpec, JobStatus
-from app.store import JobStore
+from app.store import JobStore, ResultExpired
 
 
 def test_a_deleted_job_expires_now_or_as_soon_as_it_has_ended_and_leaves_lists_without_deleted_ones(
@@ -28,3 +30,15 @@ def test_a_deleted_job_expires_now_or_as_soon_as_it_has_ended_and_leaves_lists_w
     assert store.expire_results(removed.append) == []
     assert set(removed) == {running.id, done.id}
     assert store.get(running.id).result is not None, "the history stays"
+
+
+def test_a_deleted_job_is_not_queued_again_before_its_result_is_marked_as_expired(
+    store: JobStore, make_spec: Callable[..., JobSpec]
+) -> None:
+    job, claim = store.add(make_spec(), b"image"), store.claim("w")
+    assert claim is not None
+    store.delete(job.id)
+    store.finish(job.id, claim.token, status=JobStatus.SUCCEEDED, result={"frames": 25})
+    with pytest.raises(ResultExpired):
+        store.queue_again(job.id)
+    assert store.get(job.id).status is JobStatus.SUCCEEDED

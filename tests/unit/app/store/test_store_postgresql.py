@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
 
 from app.jobs import Event, JobSpec, JobStatus
@@ -165,6 +167,17 @@ def test_a_host_whose_clock_is_wrong_harms_nobody(
     assert another.id > job.id, "the page lists jobs by their ids"
 
 
+def test_events_that_nobody_has_read_for_long_all_count_as_past_ones(
+    open_store: OpenStore, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "PUBLISHED_AT_ONCE", 2)
+    store = open_store()
+    for _ in range(5):
+        store.add(make_spec(), IMAGE)
+    assert store.last_event() == 5
+    assert len(store.events_after(0)) == 5
+
+
 def test_one_key_used_twice_at_once_makes_one_job(open_store: OpenStore, make_spec: MakeSpec) -> None:
     stores = [open_store() for _ in range(4)]
     spec = make_spec()
@@ -208,6 +221,26 @@ def test_no_limit_is_passed_by_submissions_at_once(open_store: OpenStore, make_s
         with ThreadPoolExecutor(len(stores)) as pool:
             assert sum(pool.map(submit, stores, [limit] * len(stores))) == expected
     assert stores[0].counts()[JobStatus.QUEUED] == 6
+
+
+def test_a_job_that_ends_while_it_is_deleted_expires_too(
+    open_store: OpenStore, make_spec: MakeSpec, clock: Any
+) -> None:
+    store, worker = open_store(), open_store()
+    job, claim = store.add(make_spec(), IMAGE), worker.claim("w")
+    assert claim is not None
+    token, ended = claim.token, []
+
+    @sqlalchemy_event.listens_for(store._database.writes, "before_cursor_execute")
+    def end_the_job(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if "set deleted_at" in statement:
+            ended.append(worker.finish(job.id, token, status=JobStatus.SUCCEEDED, result={"frames": 25}))
+
+    assert store.delete(job.id)
+    assert ended == [True]
+    clock.now += 1.0
+    store.expire_results(lambda _job_id: None)
+    assert store.get(job.id).expired
 
 
 def test_transactions_that_lock_the_same_jobs_in_other_orders_all_succeed(
