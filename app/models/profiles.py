@@ -131,5 +131,9 @@ def _shipped(path: Path, vae_class: str) -> MemoryProfile | None:
 
 
 def _local_config(entry: ModelEntry) -> str | None:
+    """The configuration of a VAE on this machine; None also for one that cannot be read now."""
     path = Path(entry.source).expanduser() / "vae" / "config.json"
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    except OSError:
+        return None

@@ -193,8 +193,12 @@ def _check_shards(folder: Path, name: str, index_name: str) -> None:
                 f"{name}/{shard} has no tensor {lost}, which {index_name} lists: get it again"
             )
         tensors |= held
-    wanted = (index.get("metadata") or {}).get("total_size")
-    _check_total(tensors, wanted, f"{name}/{index_name}")
+    metadata = index.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise ModelUnavailable(
+            f"{name}/{index_name} is damaged (its metadata is no JSON object): get it again"
+        )
+    _check_total(tensors, metadata.get("total_size"), f"{name}/{index_name}")
 
 
 def _check_total(tensors: dict[str, StoredTensor], wanted: Any, subject: str) -> None:
@@ -229,7 +233,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelUnavailable(f"{name} is missing: get it again") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelUnavailable(f"{name} is damaged ({error}): get it again") from None
     if not isinstance(content, dict):
         raise ModelUnavailable(f"{name} is damaged (it holds no JSON object): get it again")

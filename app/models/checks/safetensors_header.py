@@ -77,7 +77,7 @@ def _parsed(text: bytes) -> tuple[dict[str, StoredTensor], int]:
         found = {name: _tensor(name, value) for name, value in document.items()}
     except DamagedFile:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"has a damaged header ({error}): get it again") from None
     return {name: tensor for name, (tensor, _) in found.items()}, max(
         (end for _, end in found.values()), default=0

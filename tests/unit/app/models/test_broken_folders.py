@@ -203,6 +203,20 @@ def index_lists_more_bytes(folder: Path) -> None:
     path.write_text(json.dumps(index))
 
 
+def deeply_nested_config(folder: Path) -> None:
+    (folder / "vae" / "config.json").write_text("[" * 100_000)
+
+
+def deeply_nested_header(folder: Path) -> None:
+    text = b'{"a":' * 100_000
+    (folder / VAE).write_bytes(len(text).to_bytes(8, "little") + text)
+
+
+def index_with_another_metadata(folder: Path) -> None:
+    path, index = sharded(folder)
+    path.write_text(json.dumps({**index, "metadata": ["pt"]}))
+
+
 CASES: dict[str, tuple[Break, str]] = {
     "one_file": (one_file, "its source is the file diffusion_pytorch_model.safetensors"),
     "no_folder": (no_folder, "does not exist on this machine"),
@@ -229,6 +243,9 @@ CASES: dict[str, tuple[Break, str]] = {
         index_lists_more_bytes,
         "diffusion_pytorch_model.safetensors.index.json lists",
     ),
+    "deeply_nested_config": (deeply_nested_config, "vae/config.json is damaged"),
+    "deeply_nested_header": (deeply_nested_header, f"{VAE} has a damaged header"),
+    "index_with_another_metadata": (index_with_another_metadata, "index.json is damaged"),
 }
 
 
@@ -445,6 +462,29 @@ def test_what_may_pass_is_tried_less_and_less_often_and_named_at_the_request(
     assert (answer.status_code, answer.json()["code"]) == (503, "profile_pending")
     assert "hub cannot be reached" in answer.json()["detail"]
     assert client.get("/readyz").json()["unavailable"] == {}, "that may pass"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that exists and cannot be read")
+def test_a_configuration_that_cannot_be_read_keeps_no_other_model_from_its_profile(
+    folder: Path,
+    whole_folder: Path,
+    quickly: None,
+    picture_file: dict[str, Any],
+    client_of: Callable[..., TestClient],
+) -> None:
+    del quickly
+    (folder / "vae" / "config.json").unlink()
+    (folder / "vae" / "config.json").symlink_to("/proc/self/mem")  # EIO, as of a disk that fails
+    settings = settings_for(folder, folder)
+    entry = load_models(settings)["mine"]
+    other = entry.model_copy(update={"name": "other", "source": str(whole_folder)})
+    Tracing(settings, {"mine": entry, "other": other}, Clock()).step()
+    assert profiles.load(settings, other) is not None
+    answer = client_of(settings, load_profile=None).post(
+        "/generate", data={"model": "mine", "prompt": "a bear"}, files=picture_file
+    )
+    assert (answer.status_code, answer.json()["code"]) == (503, "profile_pending")
+    assert "Input/output error" in answer.json()["detail"]
 
 
 def test_the_profiler_s_process_stays_and_looks_again_instead_of_ending(folder: Path) -> None:
