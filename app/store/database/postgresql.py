@@ -185,7 +185,7 @@ def sqlstate(error: DBAPIError) -> str | None:
 
 def _engine(url: URL, **options: Any) -> Engine:
     # https://www.postgresql.org/docs/current/libpq-connect.html and runtime-config-client.html. What the URL
-    # says comes last and wins.
+    # says wins: SQLAlchemy passes its parameters on, in place of those that are the same here.
     milliseconds = {
         "lock_timeout": LOCK_TIMEOUT_SECONDS,
         "statement_timeout": STATEMENT_TIMEOUT_SECONDS,
@@ -206,8 +206,8 @@ def _engine(url: URL, **options: Any) -> Engine:
         "keepalives_count": 3,
         "tcp_user_timeout": 1000 * PEER_TIMEOUT_SECONDS,
         "application_name": "framefit",
-        **url.query,
-        "options": " ".join(session).strip(),
     }
+    arguments = {name: value for name, value in arguments.items() if name not in url.query}
+    arguments["options"] = " ".join(session).strip()
     options = {"pool_pre_ping": True, **options}
     return create_engine(url, connect_args=arguments, pool_timeout=POOL_TIMEOUT_SECONDS, **options)

@@ -346,3 +346,11 @@ def test_a_session_is_told_how_long_it_may_hang_and_the_address_may_say_otherwis
                 assert shown == [expected, "10s", "4s"]
         finally:
             store.close()
+
+
+def test_an_address_may_name_several_servers(database_url: str) -> None:
+    store = JobStore(database_url.replace("?host=", "?host=/nowhere&host="))
+    try:
+        assert store.time() > 0
+    finally:
+        store.close()
