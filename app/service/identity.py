@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,12 +35,11 @@ def enroll(store: JobStore, data_dir: Path, *, heartbeat_seconds: float) -> str:
     Waits for at most two heartbeats if it cannot see whether another service uses the same id.
     """
     path = data_dir / INSTANCE_FILE
-    instance = path.read_text().strip() if path.exists() else ""
+    instance = path.read_bytes().decode("ascii", "replace").strip() if path.exists() else ""
     if not _is_id(instance) or _is_used(store, instance, heartbeat_seconds):
         if instance:
-            log.warning(
-                "instance_renewed data_dir=%s: a service with this folder's id runs already", data_dir
-            )
+            fault = "a service with this folder's id runs already" if _is_id(instance) else "it was damaged"
+            log.warning("instance_renewed path=%s reason=%s", path, fault)
         instance = secrets.token_hex(4)
         fresh = path.with_suffix(".new")
         fresh.write_text(instance + "\n")
@@ -80,7 +80,7 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> bool:
 
 def this_process() -> str:
     """Name this process: where its id means something, the id, and when it started."""
-    return f"{_place()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+    return f"{_place()}/{os.getpid()}/{_start_of(os.getpid())}"
 
 
 def is_alive(process: str) -> bool | None:
@@ -88,10 +88,21 @@ def is_alive(process: str) -> bool | None:
     place, pid, started = process.rsplit("/", 2)
     if place != _place():
         return None
+    return _start_of(int(pid)) == started
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, the same text whenever it is asked for; None if there is no such process.
+
+    Linux counts from the boot. Its times of day move when the clock is set.
+    """
     try:
-        return bool(abs(psutil.Process(int(pid)).create_time() - float(started)) < 1.0)
-    except psutil.NoSuchProcess:
-        return False
+        if sys.platform != "linux":
+            return f"{psutil.Process(pid).create_time():.2f}"
+        # The name of the program, in brackets, may contain anything.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, psutil.NoSuchProcess):
+        return None
 
 
 def _place() -> str:

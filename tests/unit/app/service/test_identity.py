@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from app.jobs import JobSpec, JobStatus
@@ -110,8 +111,18 @@ def test_a_second_service_of_one_host_name_takes_no_job_from_the_first(
     assert store.forget_worker(mine, "service_restarted") == [job.id]
 
 
-def test_a_damaged_file_is_replaced(store: JobStore, tmp_path: Path) -> None:
-    (tmp_path / identity.INSTANCE_FILE).write_text("../../etc")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the start's time is read from the system")
+def test_a_process_is_known_again_after_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = identity.this_process()
+    # What a step of the clock changes: Linux tells when it was started by the clock as it is now.
+    stepped = psutil.boot_time() + 3600.0
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: stepped)
+    assert identity.is_alive(named) is True
+
+
+@pytest.mark.parametrize("damage", [b"../../etc", b"\xff\xfe\x00", b""])
+def test_a_damaged_file_is_replaced(store: JobStore, tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / identity.INSTANCE_FILE).write_bytes(damage)
     assert len(enrolled(store, tmp_path)) == 8
     assert identity.is_alive(identity.this_process())
     assert str(os.getpid()) in identity.this_process()
