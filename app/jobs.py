@@ -311,5 +311,5 @@ class WorkerRow:
 
 
 def host_of(worker_id: str) -> str:
-    """Return the host in a worker's id, `host/slot/instance`."""
+    """Return the host in a worker's id, `host/device/instance`."""
     return worker_id.partition("/")[0]

@@ -1,6 +1,6 @@
 """Which service this is: a random id in the data folder, confirmed by the database.
 
-Workers are named `host/slot/instance`. Two services on one host, or two containers with one host name, have
+Workers are named `host/device/instance`. Two services on one host, or two containers with one host name, have
 data folders of their own and thus different ids. A copied data folder carries the id of the original: while
 the original runs, the copy gets a new id.
 

@@ -1,6 +1,6 @@
 """The tables of workers, of paused workers, and of the services that share the database.
 
-A worker's id is `host/slot/instance`: the slot is its device, the instance its service's data folder.
+A worker's id is `host/device/instance`; the instance is the id in its service's data folder.
 A worker's `device` is JSON: name, kind ("cuda" or "cpu"), uuid, index, total_bytes, free_bytes, own_bytes,
 other_bytes, capacity_bytes (the most a decode could use if nothing else held memory, less the reserve),
 host_capacity_bytes (the same on the CPU, if decoding there is allowed), learned
