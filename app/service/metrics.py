@@ -1,9 +1,9 @@
-"""Every Prometheus metric of the service.
+"""The Prometheus metrics of the service. `gpu_gauges` and `model_gauges` have those of GPUs and of models.
 
 Counters and histograms are computed from the append-only events. A starting process replays all events, so
 the values do not depend on which process was killed when. Gauges are read at each scrape from the job table,
 the workers' last heartbeats and the driver, so none can be stale. No label holds a job id. This file knows no
-HTTP. Longer than 300 lines, so that one file lists every metric.
+HTTP. Longer than 300 lines, so that all counters and histograms are in one file.
 """
 
 import logging
@@ -30,7 +30,7 @@ from adaptive.device.nvml import GpuInfo
 from adaptive.device.spill import SpillSign
 from adaptive.types import Strategy
 from app.jobs import Event, JobStatus, Stage, WorkerRow
-from app.service.gpu_gauges import memory_gauges, unused_gpus
+from app.service.gpu_gauges import device_labels, memory_gauges, unused_gpus
 
 log = logging.getLogger(__name__)
 
@@ -226,39 +226,41 @@ class LiveGauges(Collector):
             yield GaugeMetricFamily(f"framefit_jobs_{name}", f"Jobs {name} now.", value=counts[status])
         workers = self._source.workers(within_seconds=24 * 3600)
         alive = self._source.workers(within_seconds=self._alive_seconds)
-        yield _worker_up(workers, alive)
-        yield from memory_gauges(self._gpus(), alive)
+        labels = device_labels([*workers, *alive])
+        yield _worker_up(workers, alive, labels)
+        yield from memory_gauges(self._gpus(), alive, labels)
         yield unused_gpus(self._data_dir)
-        yield _margin_gauge(alive)
+        yield _margin_gauge(alive, labels)
         yield from _disk_gauges(self._data_dir)
 
 
-def _worker_up(workers: list[WorkerRow], alive: list[WorkerRow]) -> Metric:
+def _worker_up(workers: list[WorkerRow], alive: list[WorkerRow], labels: Mapping[str, str]) -> Metric:
     family = GaugeMetricFamily(
         "framefit_worker_up", "Whether a device's worker has a recent heartbeat.", labels=["device"]
     )
-    names = {str(worker.device.get("name", worker.id)): 0 for worker in workers}
-    names.update({str(worker.device.get("name", worker.id)): 1 for worker in alive})
+    names = {labels[worker.id]: 0 for worker in workers}
+    names.update({labels[worker.id]: 1 for worker in alive})
     for name, up in sorted(names.items()):
         family.add_metric([name], up)
     return family
 
 
-def _margin_gauge(alive: list[WorkerRow]) -> Metric:
-    """The learned margins of decodes above their live bytes, as each worker last reported them."""
+def _margin_gauge(alive: list[WorkerRow], labels: Mapping[str, str]) -> Metric:
+    """The learned margins of decodes above their live bytes, as each device's worker last reported them."""
     family = GaugeMetricFamily(
         "framefit_decode_margin_ratio",
         "Learned margin relative to a decode's live bytes: workspace, fragmentation, and the bound of plans.",
         labels=["device", "family", "dtype", "strategy", "part"],
     )
-    for report in (worker.device for worker in alive):
+    # One a device: two services of one host may use the same.
+    for name, report in {labels[worker.id]: worker.device for worker in alive}.items():
         for key, margin in (report.get("learned") or {}).get("margins", {}).items():
             if not margin["observations"] and margin["too_little_ratio"] is None:
                 continue  # it rests on other strategies' measurements only
-            labels = [str(report.get("name")), *key.split("/")]
-            family.add_metric([*labels, "workspace"], margin["workspace_ratio"])
-            family.add_metric([*labels, "fragmentation"], margin["fragmentation_ratio"])
-            family.add_metric([*labels, "upper"], margin["upper_ratio"])
+            of = [name, *key.split("/")]
+            family.add_metric([*of, "workspace"], margin["workspace_ratio"])
+            family.add_metric([*of, "fragmentation"], margin["fragmentation_ratio"])
+            family.add_metric([*of, "upper"], margin["upper_ratio"])
     return family
 
 
