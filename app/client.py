@@ -41,19 +41,20 @@ class Client:
     ) -> dict[str, Any]:
         """Submit a job with its images by field name; return its JSON. Raises `ClientError`.
 
-        Retries while the service answers 503 with Retry-After; calls `on_wait(message)` at the first such
-        answer.
+        Retries while the service answers 503 with Retry-After; calls `on_wait(message)` when the reason is
+        another one than before.
         """
         files = {name: (path.name, path.read_bytes()) for name, path in images.items()}
-        notified = False
+        told = ""
         form = {name: str(value) for name, value in fields.items() if value is not None}
         while True:
             answer = self._http.post("/generate", data=form, files=files)
             if answer.status_code != 503 or "Retry-After" not in answer.headers:
                 return self._checked(answer)
-            if not notified:
-                on_wait(f"Waiting: {answer.json().get('detail', 'the service is starting')} …")
-                notified = True
+            reason = str(answer.json().get("detail", "the service is starting"))
+            if reason != told:
+                on_wait(f"Waiting: {reason} …")
+                told = reason
             time.sleep(min(2.0, float(answer.headers["Retry-After"])))
 
     def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
