@@ -43,7 +43,9 @@ COUNT_QUEUED_OF = text("""
 """)
 # Submissions that could pass a limit together come one after the other.
 LOCK_LIMIT = text("select pg_advisory_xact_lock(hashtext('framefit queue limit'), hashtext(:owner))")
-SELECT_KEY = text("select id, status, fingerprint from jobs where idempotency_key = :key")
+SELECT_KEY = text("""
+    select id, status, fingerprint, deleted_at is not null as deleted from jobs where idempotency_key = :key
+""")
 DROP_KEY = text("update jobs set idempotency_key = null where id = :id")
 CANCEL_QUEUED = text("""
     update jobs set status = 'canceled', stage = 'finished', finished_at = :now, expires_at = :expires_at
@@ -100,7 +102,8 @@ def submit(tx: Transaction, submission: Submission) -> tuple[Job, bool]:
     """Queue a job; return it and whether it is new.
 
     It is not new if its idempotency key belongs to an earlier job of the same request that has not failed and
-    was not canceled. Raises `QueueFull`, or `IdempotencyConflict` if the key was used for another request.
+    was neither canceled nor deleted. Raises `QueueFull`, or `IdempotencyConflict` if the key was used for
+    another request.
     """
     return submit_all(tx, [submission])[0]
 
@@ -196,8 +199,8 @@ def _existing_job(tx: Transaction, submission: Submission) -> str | None:
         return None
     if row.fingerprint != submission.fingerprint:
         raise IdempotencyConflict(row.id)
-    if row.status in (JobStatus.FAILED, JobStatus.CANCELED):
-        tx.execute(DROP_KEY, {"id": row.id})  # a failed job may be submitted again with the same key
+    if row.deleted or row.status in (JobStatus.FAILED, JobStatus.CANCELED):
+        tx.execute(DROP_KEY, {"id": row.id})  # such a job may be submitted again with the same key
         return None
     return str(row.id)
 

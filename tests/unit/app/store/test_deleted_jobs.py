@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.jobs import JobSpec, JobStatus
-from app.store import JobStore, ResultExpired
+from app.store import JobStore, ResultExpired, Submission
 
 
 def test_a_deleted_job_expires_now_or_as_soon_as_it_has_ended_and_leaves_lists_without_deleted_ones(
@@ -42,3 +42,17 @@ def test_a_deleted_job_is_not_queued_again_before_its_result_is_marked_as_expire
     with pytest.raises(ResultExpired):
         store.queue_again(job.id)
     assert store.get(job.id).status is JobStatus.SUCCEEDED
+
+
+def test_the_key_of_a_deleted_job_makes_a_new_one(store: JobStore, make_spec: Callable[..., JobSpec]) -> None:
+    spec = make_spec()
+    same = Submission(spec, b"image", spec.fingerprint(b"image"), idempotency_key="a key")
+    first, _ = store.submit(same)
+    claim = store.claim("w")
+    assert claim is not None
+    store.finish(first.id, claim.token, status=JobStatus.SUCCEEDED, result={"frames": 25})
+    assert store.submit(same)[0].id == first.id
+    store.delete(first.id)
+    second, is_new = store.submit(same)
+    assert (is_new, second.id != first.id) == (True, True), "not one that its client can no longer get"
+    assert store.submit(same)[0].id == second.id
