@@ -2,6 +2,8 @@
 
 `JobSpec` serves three purposes: the body of a request (completed with the model's defaults), the stored
 column, and the worker's input. This file knows no HTTP, SQL or torch.
+
+Longer than 300 lines: every field of a request is declared and described here.
 """
 
 import hashlib

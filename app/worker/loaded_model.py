@@ -1,6 +1,8 @@
 """A loaded model: denoises requests to latents and opens the decodes of recorded ones.
 
 Owns the use of one diffusers pipeline. Knows a request as a `JobSpec`; must not know the job table or files.
+
+Longer than 300 lines: every decode, in its dtype and on its device, needs the same loaded parts.
 """
 
 import logging
