@@ -56,10 +56,9 @@ def choose_devices(setting: str) -> Devices:
     names = [name.strip() for name in setting.split(",")]
     if names == ["auto"]:
         return _automatic(gpus)
-    chosen = tuple(_named(name, gpus) for name in names)
-    used = {choice.identity for choice in chosen}
-    left = [gpu for gpu in gpus if gpu.uuid not in used]
-    return Devices(chosen, tuple(_unused(gpu, UnusedReason.NOT_SELECTED) for gpu in left))
+    chosen = {choice.identity: choice for choice in (_named(name, gpus) for name in names)}
+    left = [gpu for gpu in gpus if gpu.uuid not in chosen]
+    return Devices(tuple(chosen.values()), tuple(_unused(gpu, UnusedReason.NOT_SELECTED) for gpu in left))
 
 
 def _automatic(gpus: Sequence[GpuInfo]) -> Devices:

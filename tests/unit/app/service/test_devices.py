@@ -8,6 +8,8 @@ import pytest
 import scripted_drivers
 from scripted_drivers import DRIVERS, Driver
 
+from app.service.devices import CPU, choose_devices
+
 Said = dict[str, dict[str, Any]]
 
 
@@ -59,3 +61,7 @@ def test_the_doctor_and_the_devices_say_what_is_used_and_what_is_not(said: Said,
     told = " ".join(one["detail"] + one["advice"] for one in found["doctor"])
     assert ("reboot" in told) == ("gpu_lost" in faults), told
     assert "jobs run on the CPU" in told or driver.auto
+
+
+def test_a_device_that_is_named_twice_gets_one_worker() -> None:
+    assert choose_devices("cpu, cpu").chosen == (CPU,), "two workers of one name would take each other's jobs"
