@@ -125,6 +125,8 @@ def remix(
         raise Problem(422, "missing_field", "prompt: a remix needs a new prompt")
     fields = source.spec.model_dump(mode="json", exclude_none=True, exclude={"webhook_url"})
     shape = {name: fields[name] for name in ("model", "fps")}
+    if given.get("size") == "auto":  # the shape follows the image, not the earlier video
+        fields = {name: value for name, value in fields.items() if name not in ("width", "height")}
     fields |= _translated(service, {**shape, **given})
     images = {"image": service.store.image(source.id), "last_image": service.store.last_image(source.id)}
     parts = Parts(fields, {name: data for name, data in images.items() if data is not None})

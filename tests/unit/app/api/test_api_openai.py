@@ -193,6 +193,10 @@ def test_a_remix_has_the_same_images_and_fields_and_another_prompt(
         other = store.get(client.videos.remix(video.id, prompt="a ship", extra_body=changes).id).spec
         assert (other.width, other.height, other.num_frames) == (128, 128, 9)
         assert (other.seed != 5, other.negative_prompt) == (True, "rain")
+        auto = {"extra_body": {"size": "auto"}}
+        like_image = store.get(client.videos.remix(video.id, prompt="a ship", **auto).id).spec
+        plain = store.get(created(client, picture).id).spec
+        assert (like_image.width, like_image.height) == (plain.width, plain.height) != (256, 192)
 
 
 def test_a_remix_that_cannot_be_made_says_why(
