@@ -6,6 +6,7 @@ Every 95-byte scan of a progressive JPEG passes over all 64 megapixels again (0.
 thousand parts at most (libpng writes 8 KiB a chunk) and about ten scans.
 """
 
+import re
 from typing import Final
 
 MAX_PARTS: Final = 16_384
@@ -13,8 +14,10 @@ MAX_SCANS: Final = 64
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
-_START_OF_SCAN = 0xDA
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})  # markers without a length field
+# What ends a scan: within one, 0xFF is followed by 0, a restart marker or another 0xFF.
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def excess_parts(data: bytes) -> str | None:
@@ -36,19 +39,24 @@ def _png(data: bytes) -> str | None:
 
 
 def _jpeg(data: bytes) -> str | None:
-    at = 2
+    """Counts up to the end of the image: phones append videos and further images to their photos."""
+    at, scans = 2, 0
     for _ in range(MAX_PARTS):
-        if at + 4 > len(data):
+        if at + 4 > len(data) or (data[at] == 0xFF and data[at + 1] == _END_OF_IMAGE):
             return None
         if data[at] != 0xFF or data[at + 1] == 0xFF:
             at += 1  # a stray byte or a fill byte: a decoder reads each
         elif data[at + 1] == 0 or data[at + 1] in _STANDALONE:
             at += 2
-        elif data[at + 1] == _START_OF_SCAN:
-            # Within a scan, 0xFF is followed by 0 or a restart marker: this counts scans and, at worst, those
-            # of thumbnails.
-            scans = data.count(bytes((0xFF, _START_OF_SCAN)), at)
-            return f"{scans:,} scans; at most {MAX_SCANS} are allowed" if scans > MAX_SCANS else None
         else:
+            is_scan = data[at + 1] == _START_OF_SCAN
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return f"more than {MAX_PARTS:,} segments and fill bytes before its pixels"
+            if is_scan:
+                scans += 1
+                if scans > MAX_SCANS:
+                    return f"more than {MAX_SCANS} scans"
+                found = _AFTER_SCAN.search(data, at)
+                if found is None:
+                    return None
+                at = found.start()
+    return f"more than {MAX_PARTS:,} segments and fill bytes around its scans"

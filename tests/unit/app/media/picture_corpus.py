@@ -956,6 +956,8 @@ def _metadata_damage() -> Iterator[Case]:
     thumb = jpeg[:2] + segment(0xE0, jpeg[6:18] + b"\x40\x40" + bytes(64)) + jpeg[20:]
     yield Case("JPEG with a thumbnail cut", thumb, colours=COLOURS)
     yield Case("JPEG, garbage behind", jpeg + bytes(range(256)) * 99, colours=COLOURS)
+    # A phone's moving photo: what looks like scans is in its video.
+    yield Case("JPEG, a video behind", jpeg + b"\0\0\0\x18ftypmp42" + b"\xff\xda\x07" * 999, colours=COLOURS)
     yield Case("JPEG, another JPEG behind", jpeg + saved(Image.new("RGB", (999, 9)), "JPEG"), colours=COLOURS)
     yield Case("JPEG, fill bytes", jpeg[:2] + b"\xff" * 20 + jpeg[2:], colours=COLOURS)
 
