@@ -4,7 +4,7 @@ import io
 import logging
 from typing import Any, Final
 
-from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError
 
 from app.media.pictures import colour
 from app.media.pictures.containers.contents import Contents
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 Image.MAX_IMAGE_PIXELS = None
 # Each of its threads takes address space, which is limited where AVIF is decoded.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 2
+# Pillow's own reader of uncompressed files mixes the planes of 16 bits, and knows no YCbCr of fewer samples.
+TiffImagePlugin.READ_LIBTIFF = True
 
 _ORIENTATION: Final = 0x0112  # the EXIF tag
 _TURNS: Final = {

@@ -44,6 +44,7 @@ _BYTES: Final = {
 }
 _CODES: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _LONG, _LONG8 = 4, 16
+_WHITE_IS_ZERO: Final = 0
 _LAB_KINDS: Final = {8: "CIELab", 9: "ICCLab", 10: "ITULab"}
 _LIMITS: Final = {_BITS: MAX_SAMPLES, _SAMPLE_FORMAT: MAX_SAMPLES, 320: 3 * 65_536}
 
@@ -146,6 +147,9 @@ def _checked(data: bytes, form: _Form, entries: dict[int, _Entry]) -> tuple[tupl
     bits, formats = _numbers(data, form, entries, _BITS) or [1], _numbers(data, form, entries, _SAMPLE_FORMAT)
     if max(bits) > 16 or any(kind not in (1, 4) for kind in formats):
         raise unsupported(f"is a TIFF of {max(bits)} bits with signed or floating-point samples")
+    if max(bits) == 12 or (max(bits) == 16 and first(_PHOTOMETRIC, 1) == _WHITE_IS_ZERO):
+        # Pillow gives these numbers as they are: too dark, or inverted.
+        raise unsupported(f"is a TIFF of {max(bits)} bits a channel of a rare kind")
     if first(_PHOTOMETRIC, 1) in _LAB_KINDS and (max(bits) != 8 or first(_PHOTOMETRIC, 1) != 8):
         raise unsupported(f"is a TIFF in {_LAB_KINDS[first(_PHOTOMETRIC, 1)]} of {max(bits)} bits")
     if first(_SAMPLES, 1) > MAX_SAMPLES:

@@ -686,6 +686,17 @@ def _modes() -> Iterator[Case]:
         loose = tiff(rgba, 2, order=order, extra={338: (3, [0])})
         yield Case(f"TIFF, RGB and an unknown channel, {name}", loose, colours=COLOURS, reader=None)
 
+    planes = np.moveaxis(rgb16, 2, 0).reshape(3 * HIGH, WIDE, 1)
+    own = {257: (4, [HIGH]), 277: (3, [3]), 278: (4, [HIGH])}
+    apart = {258: (3, [16] * 3), 284: (3, [2]), 273: (4, [8 + n * WIDE * HIGH * 2 for n in range(3)])}
+    sixteen = tiff(planes, 2, extra={**own, **apart, 279: (4, [WIDE * HIGH * 2] * 3)})
+    yield Case("TIFF, RGB of 16 bits in planes", sixteen, colours=COLOURS)
+    luma = np.asarray(picture().convert("YCbCr"))
+    four = [luma[row::2, column::2, :1] for row in (0, 1) for column in (0, 1)]
+    units = np.concatenate([*four, luma[::2, ::2, 1:]], 2).reshape(HIGH // 2, WIDE * 3, 1)
+    halved = {**own, 256: (4, [WIDE]), 258: (3, [8] * 3), 530: (3, [2, 2])}
+    half = tiff(units, 6, extra=halved)
+    yield Case("TIFF, YCbCr 4:2:0", half, colours=COLOURS, reader=None)  # others refuse it, or show Y as red
     yield Case("AVIF, 4:4:4", _lossy("AVIF"), colours=COLOURS)
     yield Case("AVIF, 4:2:0", _lossy("AVIF", subsampling="4:2:0"), colours=COLOURS)
     yield Case("AVIF, limited range", _lossy("AVIF", range="limited"), colours=COLOURS, near=3)
@@ -1119,6 +1130,17 @@ def _refusals() -> Iterator[Case]:
         code="unsupported_image",
     )
     yield Case("TIFF of 32 bits", tiff(fields(SHADES).astype(np.uint32), 1), code="unsupported_image")
+    twelve = np.zeros((HIGH, WIDE * 12 // 8, 1), np.uint8)
+    yield Case(
+        "TIFF, grey of 12 bits",
+        tiff(twelve, 1, extra={256: (4, [WIDE]), 258: (3, [12])}),
+        code="unsupported_image",
+    )
+    yield Case(
+        "TIFF, 16 bits, white is zero",
+        tiff(fields(SHADES).astype(np.uint16) * 257, 0),
+        code="unsupported_image",
+    )
     yield Case("TIFF, thumbnail first", tiff(fields(), 2, extra={254: (4, [1])}), code="unsupported_image")
     yield Case("TIFF, raw", tiff(fields(), 2, extra={50706: (4, [1])}), code="unsupported_image")
     yield Case(
