@@ -7,6 +7,7 @@ from typing import Any, Final
 from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError
 
 from app.media.pictures import colour
+from app.media.pictures.containers import bmp
 from app.media.pictures.containers.contents import Contents
 from app.media.pictures.rejection import ImageRejected, damaged, unsupported
 
@@ -81,7 +82,8 @@ def _loaded(contents: Contents, *, only_checked: bool = False) -> tuple[Image.Im
     try:
         if contents.format == "HEIC":
             return _heic(contents), contents.orientation
-        image = Image.open(io.BytesIO(contents.data), formats=(contents.format,))
+        data = bmp.without_runs(contents.data) if contents.format == "BMP" else contents.data
+        image = Image.open(io.BytesIO(data), formats=(contents.format,))
         if image.size != contents.size:
             raise damaged(f"it claims two sizes, {contents.size} and {image.size}")
         if only_checked:

@@ -78,6 +78,14 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def bmp_of_runs(bits: int, runs: bytes) -> bytes:
+    """A BMP in `SIZE` of those runs, whose six colours are `COLOURS` in rows."""
+    palette = b"".join(bytes([blue, green, red, 0]) for red, green, blue in COLOURS.reshape(-1, 3).tolist())
+    begin = 54 + len(palette)
+    head = b"BM" + struct.pack("<IIIIiiHH", begin + len(runs), 0, begin, 40, WIDE, HIGH, 1, bits)
+    return head + struct.pack("<IIiiII", 8 // bits, len(runs), 0, 0, 6, 0) + palette + runs
+
+
 # ------------------------------------------------------------------ colour spaces
 
 D65 = (0.3127, 0.3290)
@@ -648,6 +656,26 @@ def _modes() -> Iterator[Case]:
     )
     yield Case("BMP, top first", upside + rgb[..., ::-1].tobytes(), colours=COLOURS, reader="magick")
 
+    for bits in (8, 4):
+        row = b"".join(bytes([FIELD, shade << 4 | shade if bits == 4 else shade]) for shade in range(3))
+        lower = b"".join(bytes([FIELD, shade << 4 | shade if bits == 4 else shade]) for shade in (3, 4))
+        # The last field of the lower rows is literal, in every second row behind a move of nothing.
+        literal = b"\0" + bytes([FIELD]) + (b"\x55" * (FIELD // 2) if bits == 4 else b"\x05" * FIELD)
+        moved = (lower + b"\0\x02\0\0" + literal + b"\0\0" + lower + literal + b"\0\0") * (FIELD // 2)
+        yield Case(
+            f"BMP, runs of {bits} bits",
+            bmp_of_runs(bits, moved + (row + b"\0\0") * FIELD + b"\0\x01"),
+            colours=COLOURS,
+            reader="magick",
+        )
+    empty = np.full((2, 1, 3), COLOURS[0, 0])
+    yield Case(
+        "BMP, runs that leave lines out",
+        bmp_of_runs(8, b"\0\0" * FIELD + b"\0\x01"),
+        colours=empty,
+        reader=None,
+    )
+
     for mode in ("RGB", "L", "P", "1", "CMYK", "LAB", "I;16", "LA", "RGBA"):
         shown = {"L": Image.fromarray(fields(SHADES)[..., 0]), "RGBA": shaped, "LA": Image.fromarray(la)}.get(
             mode
@@ -1170,6 +1198,8 @@ def _refusals() -> Iterator[Case]:
         files["BMP"][:18] + struct.pack("<ii", 30_000, 30_000) + files["BMP"][26:],
         code="image_too_large",
     )
+    yield Case("BMP, two million moves", bmp_of_runs(8, b"\0\x02\0\0" * 2_000_000), code="image_too_complex")
+    yield Case("BMP, runs cut", bmp_of_runs(8, b"\x60\0\0\0" * 9), code="broken_image")
     yield Case(
         "BMP holding a JPEG",
         files["BMP"][:30] + struct.pack("<I", 4) + files["BMP"][34:],

@@ -6,6 +6,11 @@ import pytest
 
 RARE = (
     "JPEG, a video behind",
+    "BMP, runs of 8 bits",
+    "BMP, runs of 4 bits",
+    "BMP, runs that leave lines out",
+    "BMP, two million moves",
+    "BMP, runs cut",
     "TIFF, RGB of 16 bits in planes",
     "TIFF, YCbCr 4:2:0",
     "TIFF, grey of 12 bits",
