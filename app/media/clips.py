@@ -20,7 +20,7 @@ from av.stream import Disposition
 
 from app.frame_rate import nearest_standard
 from app.media.clip_structure import damage
-from app.media.fit import GRAVITIES, offset, scaled_size
+from app.media.fit import GRAVITIES, offset, scaled_size, side_like
 from app.media.frame_filters import progressive
 from app.media.video_colour import UnknownColour
 from app.media.video_pixels import Picture, PictureReader, UnknownPixels
@@ -31,6 +31,7 @@ MAX_SIDE: Final = 16_384
 _DECODER: Final = {"err_detect": "crccheck+bitstream+buffer+explode"}
 # Dolby Vision without a compatible base layer: its colours need the metadata that FFmpeg does not apply.
 _DOLBY_VISION_ONLY: Final = frozenset({"dvh1", "dvhe", "dva1", "dvav", "dav1"})
+_ASKEW: Final = 57  # matrices turned by less than a degree are taken as upright, as FFmpeg takes them
 _UNSPECIFIED: Final = frozenset({0, 2})  # matrix coefficients of ITU-T H.273
 
 
@@ -125,8 +126,8 @@ class Clip:
                 raise ClipError(message, "clip_too_small")
             own = (self.width, self.height)
             return Geometry(own if fit == "cover" else scaled_size(own, size, fit), size, gravity)
-        wide = width or _followed(height, self.width, self.height, default)
-        high = height or _followed(width, self.height, self.width, default)
+        wide = width or side_like(height or 0, self.width, self.height, multiple=default, least=default)
+        high = height or side_like(width or 0, self.height, self.width, multiple=default, least=default)
         return Geometry(scaled_size((self.width, self.height), (wide, high), fit), (wide, high), gravity)
 
     def count(self, fps: Fraction | None = None, at_most: int | None = None) -> int:
@@ -272,9 +273,11 @@ def _orientation(path: Path, frame: Any) -> Orientation:
     if data is None:
         return Orientation()
     a, b, _, c, d, *_ = np.frombuffer(bytes(data)[:36], np.int32).tolist()
-    if a and d and not b and not c:
+    if a * d == b * c:  # it shows nothing: damaged, and players ignore it
+        return Orientation()
+    if _ASKEW * max(abs(b), abs(c)) <= min(abs(a), abs(d)):
         return Orientation(False, a < 0, d < 0)
-    if b and c and not a and not d:
+    if _ASKEW * max(abs(a), abs(d)) <= min(abs(b), abs(c)):
         return Orientation(True, c < 0, b < 0)
     message = f"{path.name} is turned by {frame.rotation} degrees; only quarter turns are read"
     raise ClipError(message, "clip_shape_unsupported")
@@ -284,9 +287,3 @@ def _same_shape(sides: tuple[int, int], others: tuple[int, int]) -> bool:
     """Whether the aspect ratios differ by less than a pixel of the smaller picture."""
     (width, height), (other_width, other_height) = sorted((sides, others))
     return abs(width - height * other_width / other_height) <= 2
-
-
-def _followed(given: int | None, own: int, other: int, multiple: int) -> int:
-    """The side that keeps the clip's aspect ratio when the other side is `given`."""
-    assert given is not None
-    return max(multiple, round(own * given / other / multiple) * multiple)

@@ -140,6 +140,15 @@ def test_a_clip_filmed_upright_is_read_upright(
     assert np.array_equal(plain(clip)[0], expected)
 
 
+@pytest.mark.parametrize("matrix", [(0, 0, 0, 0), (1, 0, 0, 0)])
+def test_a_clip_whose_matrix_shows_nothing_is_read_as_it_is_stored(
+    tmp_path: Path, matrix: tuple[int, int, int, int]
+) -> None:
+    stored = open_clip(write_clip(tmp_path / "stored.mp4", 1, size=(64, 32)))
+    clip = open_clip(turned(write_clip(tmp_path / "clip.mp4", 1, size=(64, 32)), *matrix))
+    assert np.array_equal(plain(clip)[0], plain(stored)[0])
+
+
 def test_what_is_no_video_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "song.mp4").write_bytes(b"la la la")
     with pytest.raises(ClipError, match=r"song\.mp4 cannot be read as video"):
