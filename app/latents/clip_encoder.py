@@ -26,7 +26,7 @@ from app.latents.latent_scale import LatentScale
 from app.latents.latents_file import LatentsInfo
 from app.latents.tensor_file import TensorSpec
 from app.media.clips import Clip, ClipError, Geometry
-from app.media.fit import FITS, GRAVITIES, Framing, frame
+from app.media.fit import FITS, GRAVITIES, Framing, cropped, frame
 from app.media.video_pixels import Picture
 from app.models.entries import ModelEntry
 
@@ -100,7 +100,11 @@ class ClipEncoder:
             fit=options.fit,
             gravity=options.gravity,
         )
-        framing = frame((clip.width, clip.height), geometry.size, options.fit, options.gravity)
+        own = (clip.width, clip.height)
+        if options.fit == "cover" and geometry.scaled == own:
+            framing = cropped(own, geometry.size, options.gravity)
+        else:
+            framing = frame(own, geometry.size, options.fit, options.gravity)
         frames, dropped = self._frames(clip, options)
         video = VideoShape(frames, geometry.size[1], geometry.size[0])
         scale = LatentScale() if options.raw else LatentScale.of(self._vae)

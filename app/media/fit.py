@@ -156,6 +156,14 @@ def frame(picture: Size, size: Size, fit: str = "cover", gravity: str = "center"
     return Framing(picture, size, whole, (x, y, x + width, y + height))
 
 
+def cropped(picture: Size, size: Size, gravity: str = "center") -> Framing:
+    """Return how a picture that is at least as large as the video fills it without being scaled."""
+    across, down = GRAVITIES[gravity]
+    left, top = offset(picture[0] - size[0], across), offset(picture[1] - size[1], down)
+    shown = (float(left), float(top), float(left + size[0]), float(top + size[1]))
+    return Framing(picture, size, shown, (0, 0, *size))
+
+
 def scaled_size(picture: Size, size: Size, fit: str) -> Size:
     """Return the whole picture's size after scaling: at least `size` to cover it, at most to be contained."""
     (wide, high), (width, height) = picture, size

@@ -69,6 +69,14 @@ def test_a_crop_is_where_gravity_says_and_is_told(framefit: Framefit, tmp_path: 
     assert "fit must be one of cover, contain, stretch, got 'crop'" in refused.output
 
 
+def test_what_is_cut_from_a_clip_that_is_not_scaled_is_told(framefit: Framefit, tmp_path: Path) -> None:
+    clip, out = write_clip(tmp_path / "clip.mkv", 9, size=(76, 70)), tmp_path / "out.safetensors"
+    done = framefit("encode", clip, "--model", "ltx", "-o", out)
+    assert done.exit_code == 0, done.output
+    cuts = "6 pixels at the left, 3 pixels at the top, 6 pixels at the right, 3 pixels at the bottom"
+    assert f"76x70 is cropped to 64x64: {cuts} are cut (23 % of the image)" in done.output.replace("\n", " ")
+
+
 def test_raw_latents_are_not_normalised(framefit: Framefit, vaes: dict[str, Any], tmp_path: Path) -> None:
     clip, out = write_clip(tmp_path / "clip.mkv", 9), tmp_path / "out.safetensors"
     assert framefit("encode", clip, "--model", "ltx", "-o", out, "--raw").exit_code == 0
