@@ -58,7 +58,7 @@ def read_header(path: Path) -> SafetensorsHeader:
 def _entry(value: dict[str, Any], data_starts: int, size: int) -> TensorEntry:
     shape = tuple(value["shape"])
     begin, end = value["data_offsets"]
-    if not all(type(each) is int and each >= 0 for each in (*shape, begin, end)) or len(shape) > 8:
+    if not all(type(each) is int and 0 <= each < 2**63 for each in (*shape, begin, end)) or len(shape) > 8:
         raise ValueError(f"shape {shape} at {begin} to {end}")
     start, stop = data_starts + begin, data_starts + end
     if not start <= stop <= size:
@@ -80,7 +80,7 @@ def read_tensor(path: Path, entry: TensorEntry, name: str, max_bytes: int) -> Te
             "damaged_file", f"{name} has {entry.stop - entry.start:,} bytes; the limit is {max_bytes:,}"
         )
     if entry.stop == entry.start:
-        return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+        raise LatentsRejected("not_latents", f"{name} has shape {list(entry.shape)}: it is empty")
     data = bytearray(entry.stop - entry.start)
     with path.open("rb") as file:
         file.seek(entry.start)

@@ -1,10 +1,13 @@
 """Latents of diffusers (`output_type="latent"`) that `torch.save` wrote: a tensor, or a dict, a tuple or a
 pipeline's output with one.
 
-`torch.load` reads them with `weights_only`, which runs no code from the file. Outputs of pipelines are
-objects of diffusers: `_output` stands in for their classes, which are not imported.
+`torch.load` reads them with `weights_only`, which runs no code from the file. What it allows includes
+`bytearray`, which takes as much memory as the file says, so that only what `torch.save` writes of latents is
+read. Outputs of pipelines are objects of diffusers: `_output` stands in for their classes, which are not
+imported.
 """
 
+import pickletools
 import re
 import struct
 import zipfile
@@ -24,6 +27,10 @@ NAMES = ("latents", "frames", "samples", "latent", "video")
 MAX_PICKLE_BYTES = 2 * 2**20
 MAX_DIRECTORY_BYTES = 2**20
 _DEPTH = 5
+_NEEDED = re.compile(
+    r"collections\.OrderedDict|(__builtin__|builtins)\.set|torch\._utils\._rebuild_(tensor_v[23]|parameter)"
+    r"|torch\.(storage\.)?\w+Storage|torch\.(Size|device|bool|b?float\d+|u?int\d+)"
+)
 _OUTPUT = re.compile(r"(diffusers|app)\.pipelines\.[\w.]+\.\w+Output")
 # These restore their latents before they return them; all others return them as they were denoised.
 _RESTORE = ("LTX2",)
@@ -91,18 +98,24 @@ def _part_sizes(path: Path) -> set[int]:
 def _loaded(path: Path) -> Any:
     """What the file holds; tensors are mapped from the file, not read."""
     try:
-        needed = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        refused = sorted(name for name in needed if not _OUTPUT.fullmatch(name))
+        pickled = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
+        named = {
+            str(name).replace(" ", ".", 1)
+            for code, name, _ in pickletools.genops(pickled)
+            if code.name == "GLOBAL"
+        }
+        outputs = [name for name in named if _OUTPUT.fullmatch(name)]
+        refused = sorted(name for name in named if not (_NEEDED.fullmatch(name) or _OUTPUT.fullmatch(name)))
         if not refused:
-            with torch.serialization.safe_globals([(_output, name) for name in needed]):
+            with torch.serialization.safe_globals([(_output, name) for name in outputs]):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch and pickle raise many kinds over a damaged file
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise LatentsRejected("damaged_file", f"{path.name} cannot be loaded: {reason[0][:200]}") from error
     raise LatentsRejected(
         "unsafe_pickle",
-        f"{path.name} holds objects of {', '.join(refused)[:300]}, which would run code: save the tensor "
-        "alone, torch.save(output.frames, ...)",
+        f"{path.name} holds objects of {', '.join(refused)[:300]}, which may run code or take any "
+        "amount of memory: save the tensor alone, torch.save(output.frames, ...)",
     )
 
 

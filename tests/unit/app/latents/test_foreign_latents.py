@@ -133,6 +133,8 @@ TAKEN: dict[str, tuple[str, tuple[int, ...], Callable[[Path, Tensor], Path], Any
     "torch-tensor": ("wan", WAN, saved, wan, "torch.save"),
     "torch-dict": ("wan", WAN, lambda p, z: saved(p, {"frames": z, "seed": 1}), wan, "torch.save"),
     "torch-ordered": ("wan", WAN, lambda p, z: saved(p, OrderedDict(latents=[z])), wan, "torch.save"),
+    "torch-set": ("wan", WAN, lambda p, z: saved(p, {"frames": z, "tags": {1, 2}}), wan, "torch.save"),
+    "torch-parameter": ("wan", WAN, lambda p, z: saved(p, torch.nn.Parameter(z)), wan, "torch.save"),
     "torch-tuple": ("wan", WAN, lambda p, z: saved(p, (z, numbers(3))), wan, "first of 2 parts"),
     "torch-frames-first": ("svd", SVD, lambda p, z: saved(p, z.transpose(1, 2)), factor, "scaling_factor"),
     "torch-one": ("ltx", LTX, lambda p, z: saved(p, z[0]), ltx, "torch.save"),
@@ -248,6 +250,11 @@ class Attack:
         return os.system, (f"touch {self.mark}",)
 
 
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (2**60,)
+
+
 def written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
@@ -322,6 +329,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "shape",
     ),
     "code": (lambda p: saved(p, Attack(p.with_name("mark"))), "unsafe_pickle", "posix.system"),
+    "memory": (lambda p: saved(p, {"latents": NAN, "x": Bomb()}), "unsafe_pickle", "bytearray"),
+    "far-sides": (
+        lambda p: header(p, {"x": {"dtype": "F32", "shape": [0, 10**30], "data_offsets": [0, 0]}}),
+        "damaged_file",
+        "shape",
+    ),
     "old": (old, "old_torch_file", "save it again"),
     "pickle": (lambda p: written(p, pickle.dumps([1])), "old_torch_file", "pickle"),
     "stretched": (lambda p: saved(p, numbers(1).expand(1, 8, 999, 99, 99)), "damaged_file", "fewer numbers"),
