@@ -21,6 +21,7 @@ from app.latents.tensor_file import TensorFile, TensorSpec
 FORMAT = "framefit-latents"
 FORMAT_VERSION = "1"
 NAME = "latents"
+_MAX_RATE = 2**31  # a container's numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,11 @@ def read_info(path: Path) -> LatentsInfo | None:
             frames=int(found["frames"]),
             width=int(found["width"]),
             height=int(found["height"]),
-            fps=Fraction(found["fps"]),
+            fps=_rate(found["fps"]),
             normalised=found["normalised"],
             scale=LatentScale.from_json(json.loads(found["scale"])),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"{path.name} has a damaged header: {error!r}") from None
 
 
@@ -89,6 +90,13 @@ def load(path: Path, info: LatentsInfo, vae: Any) -> RecordedClip:
         latents: Tensor = file.get_tensor(NAME)
     restored = info.scale.restored(latents).to(vae.dtype)
     return RecordedClip((RecordedDecode(restored, kwargs=family_of(vae).clean_kwargs(vae)),))
+
+
+def _rate(text: str) -> Fraction:
+    rate = Fraction(text)
+    if not 0 < rate < _MAX_RATE:
+        raise ValueError(f"fps {text}")
+    return rate
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from encode_clips import pixels, write_clip
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import Result
 
@@ -75,6 +76,22 @@ def test_what_is_cut_from_a_clip_that_is_not_scaled_is_told(framefit: Framefit, 
     assert done.exit_code == 0, done.output
     cuts = "6 pixels at the left, 3 pixels at the top, 6 pixels at the right, 3 pixels at the bottom"
     assert f"76x70 is cropped to 64x64: {cuts} are cut (23 % of the image)" in done.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("fps", "1/0"), ("fps", "0"), ("fps", "-24"), ("fps", "nan"), ("scale", "[]"), ("scale", '{"mean": 5}')],
+)
+def test_a_file_of_latents_with_a_damaged_header_is_refused(
+    framefit: Framefit, tmp_path: Path, name: str, value: str
+) -> None:
+    clip, out = write_clip(tmp_path / "clip.mkv", 9), tmp_path / "out.safetensors"
+    assert framefit("encode", clip, "--model", "ltx", "-o", out).exit_code == 0
+    latents, metadata = read(out)
+    save_file({"latents": latents}, out, {**metadata, name: value})
+    done = framefit("decode", out, "--model", "ltx", "-o", tmp_path / "out.mp4")
+    assert (done.exit_code, isinstance(done.exception, SystemExit)) == (1, True)
+    assert "out.safetensors has a damaged header" in done.output
 
 
 def test_raw_latents_are_not_normalised(framefit: Framefit, vaes: dict[str, Any], tmp_path: Path) -> None:
