@@ -59,7 +59,7 @@ def contents(data: bytes) -> Contents:
     if not brands & _BRANDS:
         raise ImageRejected("not_an_image", "the file is a video or of another kind than HEIC and AVIF")
     try:
-        items = _items(data)
+        items, end = _items(data)
     except (struct.error, IndexError):
         raise damaged("its description is cut") from None
     if items.primary is None or items.primary not in items.types:
@@ -70,7 +70,7 @@ def contents(data: bytes) -> Contents:
     areas = {tile: items.size(tile) for tile in set(tiles)}
     return Contents(
         _FORMATS[kind],
-        _hidden(data, items, _FORMATS[kind]),
+        _hidden(data[:end], items, _FORMATS[kind]),
         _largest(items, items.primary),
         profile=profile,
         space=space,
@@ -136,10 +136,15 @@ def _hidden(data: bytes, items: _Items, kind: str) -> bytes:
 
 
 class _Boxes:
-    """Walks the boxes of a file; ends after too many of them."""
+    """Walks the boxes of a file; ends after too many of them.
+
+    Once the picture is `described`, the file is `whole` up to what is no box.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
+        self.whole = len(data)
+        self.described = False
         self._left = MAX_PARTS
 
     def within(self, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -154,6 +159,9 @@ class _Boxes:
             if size == 1:
                 size, begin = int.from_bytes(self.data[at + 8 : at + 16], "big"), at + 16
             following = end if size == 0 else at + size
+            if following < begin and end == len(self.data) and self.described:
+                self.whole = at  # no box: what another program has appended
+                return
             if following < begin:
                 raise damaged("a box is shorter than its header")
             yield kind, begin, min(end, following)
@@ -165,13 +173,15 @@ class _Boxes:
             raise too_complex(f"more than {MAX_PARTS:,} boxes and items")
 
 
-def _items(data: bytes) -> _Items:
+def _items(data: bytes) -> tuple[_Items, int]:
+    """What the file describes, and where its boxes end."""
     boxes, items = _Boxes(data), _Items()
     for kind, begin, end in boxes.within(0, len(data)):
         if kind == b"meta" and not items.types:
             for inner, at, stop in boxes.within(begin + 4, end):
                 _read(boxes, items, inner, at, stop)
-    return items
+            boxes.described = True
+    return items, boxes.whole
 
 
 def _read(boxes: _Boxes, items: _Items, kind: bytes, at: int, end: int) -> None:

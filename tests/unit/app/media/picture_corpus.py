@@ -1036,6 +1036,9 @@ def _metadata_damage() -> Iterator[Case]:
     }.items():
         yield Case(f"HEIC with {name}", heic(metadata=items), colours=COLOURS, reader=None)
     yield Case("HEIC, garbage behind", heic() + box(b"free", bytes(999)), colours=COLOURS)
+    short = b"\0\0\0\3abcdefgh"
+    yield Case("HEIC, no box behind", heic() + short, colours=COLOURS, reader=None)
+    yield Case("AVIF, no box behind", _lossy("AVIF") + short, colours=COLOURS, reader=None)
     gif, bmp = saved(picture("P"), "GIF"), saved(picture(), "BMP")
     at = 13 + 3 * 2 ** ((gif[10] & 7) + 1)
     for name, block in {

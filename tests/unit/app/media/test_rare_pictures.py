@@ -6,6 +6,8 @@ import pytest
 
 RARE = (
     "JPEG, a video behind",
+    "HEIC, no box behind",
+    "AVIF, no box behind",
     "BMP, runs of 8 bits",
     "BMP, runs of 4 bits",
     "BMP, runs that leave lines out",
