@@ -1,30 +1,37 @@
 """The page with pictures that a browser cannot show, in a real browser."""
 
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, chromium
 from PIL import Image
 from running_service import RunningService
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-sync",
-]
 
 LOADED = """async url => {
     const image = new Image();
     image.src = url;
     await image.decode();
     return image.naturalWidth;
+}"""
+
+# Chooses a picture and removes it before the browser has read it; ends when the browser has given up.
+CHOSEN_AND_REMOVED = """async () => {
+    const field = document.querySelector("#last_image");
+    const picture = field.closest(".picture");
+    const preview = picture.querySelector("img");
+    const given = new DataTransfer();
+    given.items.add(new File(["no picture"], "gone.png", { type: "image/png" }));
+    const over = new Promise((resolve) => {
+        for (const kind of ["load", "error"]) preview.addEventListener(kind, () => setTimeout(resolve));
+    });
+    field.files = given.files;
+    field.dispatchEvent(new Event("change"));
+    picture.querySelector(".remove").click();
+    await over;
+    return picture.querySelector(".unseen").textContent;
 }"""
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
@@ -34,14 +41,12 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is install
 def page(shared_service: RunningService) -> Iterator[Any]:
     """The page; an error of its scripts fails the test."""
     errors: list[str] = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         opened = browser.new_page()
         opened.on("pageerror", lambda error: errors.append(str(error)))
         opened.goto(str(shared_service.http.base_url))
         opened.wait_for_selector(".rung.chosen", timeout=60_000)
         yield opened
-        browser.close()
     assert errors == []
 
 
@@ -67,3 +72,7 @@ def test_a_picture_that_the_browser_cannot_show_is_named_sent_and_shown_on_its_c
     page.set_input_files("#image", Path(__file__).parents[2] / "app" / "assets" / "demo.jpg")
     page.wait_for_selector(".drop[for=image] img:visible", timeout=60_000)
     assert not page.is_visible(".drop[for=image] .unseen:not(:empty)")
+
+
+def test_a_picture_removed_before_it_was_read_leaves_nothing(page: Any) -> None:
+    assert page.evaluate(CHOSEN_AND_REMOVED) == ""

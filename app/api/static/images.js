@@ -50,6 +50,7 @@ function set(name, file) {
   if (file === undefined) return;
   const drop = form.elements[name].closest(".drop");
   const preview = drop.querySelector("img");
+  preview.onload = preview.onerror = null; // an image that is replaced or removed may still be read
   if (files[name]) URL.revokeObjectURL(preview.src);
   files[name] = file ?? undefined;
   sizes[name] = file ? null : undefined;
