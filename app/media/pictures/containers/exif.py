@@ -4,7 +4,8 @@ import struct
 from typing import Final
 
 _ORIENTATION: Final = 0x0112
-_SHORT, _LONG = 3, 4
+_CODES: Final = {1: "B", 3: "H", 4: "I"}  # a byte, as some write it; SHORT, as the standard says; LONG
+_INLINE_BYTES: Final = 4
 _MAX_ENTRIES: Final = 1024
 
 
@@ -22,8 +23,11 @@ def orientation(exif: bytes | None) -> int:
         for number in range(min(count, _MAX_ENTRIES)):
             entry = at + 2 + 12 * number
             tag, kind, values = struct.unpack_from(f"{order}HHI", tiff, entry)
-            if tag == _ORIENTATION and kind in (_SHORT, _LONG) and values == 1:
-                (value,) = struct.unpack_from(f"{order}{'H' if kind == _SHORT else 'I'}", tiff, entry + 8)
+            if tag == _ORIENTATION and kind in _CODES:
+                form = struct.Struct(order + _CODES[kind])
+                if not 1 <= values <= _INLINE_BYTES // form.size:
+                    return 1
+                (value,) = form.unpack_from(tiff, entry + 8)
                 return int(value) if 1 <= value <= 8 else 1
     except struct.error:
         return 1

@@ -746,6 +746,9 @@ def _orientations() -> Iterator[Case]:
         prefixed = b"Exif\0\0" + exif(turn)
         jpeg = saved(shown, "JPEG", quality=98, subsampling=0)
         yield Case(f"JPEG, orientation {turn}", with_segments(jpeg, segment(0xE1, prefixed)), colours=COLOURS)
+        if turn in (3, 6):
+            byte = with_segments(jpeg, segment(0xE1, b"Exif\0\0" + exif(turn, kind=1)))
+            yield Case(f"JPEG, orientation {turn} as a byte", byte, colours=COLOURS)
         chunked = png(fields(stored(turn)), before=chunk(b"eXIf", exif(turn)))
         yield Case(f"PNG, orientation {turn}", chunked, colours=COLOURS, reader=None)
         data = saved(shown, "WEBP", lossless=True, exif=prefixed)

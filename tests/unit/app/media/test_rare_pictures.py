@@ -6,6 +6,7 @@ import pytest
 
 RARE = (
     "JPEG, a video behind",
+    "JPEG, orientation 6 as a byte",
     "HEIC, no box behind",
     "AVIF, no box behind",
     "BMP, runs of 8 bits",
