@@ -122,15 +122,7 @@ class JobSpec(BaseModel):
         "contain shows it whole between black bars, stretch distorts it.",
     )
     gravity: Literal[
-        "center",
-        "north",
-        "northeast",
-        "east",
-        "southeast",
-        "south",
-        "southwest",
-        "west",
-        "northwest",
+        "center", "north", "northeast", "east", "southeast", "south", "southwest", "west", "northwest"
     ] = Field("center", description="The part of the image that cover keeps; where contain places it.")
     image_size: ImageSize | None = Field(
         None,
@@ -270,18 +262,6 @@ class Claim:
 
     job: Job
     token: int
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """The answer to a worker's heartbeat.
-
-    `cancel_requested`: stop the job. `lost`: the worker no longer holds the job. `paused`: claim no new job.
-    """
-
-    cancel_requested: bool
-    lost: bool
-    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

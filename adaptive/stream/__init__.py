@@ -19,9 +19,10 @@ Terms used throughout this room:
 """
 
 from adaptive.stream.approximate import BlendedTiles, IndependentChunks
-from adaptive.stream.decode_stream import DecodeStream, decode_whole, join_chunks, open_decode
+from adaptive.stream.decode_stream import DecodeStream, join_chunks, open_decode
 from adaptive.stream.self_test import self_test
 from adaptive.stream.vae_view import VaeView, video_frames_of, view_of
+from adaptive.stream.whole import decode_whole
 
 __all__ = [
     "BlendedTiles",

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive.stream.decode_stream import DecodeStream, decode_whole, open_decode
+from adaptive.stream.decode_stream import DecodeStream, open_decode
 from adaptive.stream.seams import SeamScore
 from adaptive.stream.state import computing
 from adaptive.stream.vae_view import as_view
+from adaptive.stream.whole import decode_whole
 from adaptive.tiles import Span, overlap_latent_pixels, overlapping_spans
 from adaptive.types import SpatialTiles
 

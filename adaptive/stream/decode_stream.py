@@ -11,8 +11,7 @@ Owns positions, devices, atomicity and parking of one decode. The engine compute
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -20,15 +19,14 @@ import torch
 from torch import Tensor
 
 from adaptive.errors import UnsupportedVae
-from adaptive.families import Family, family_of
+from adaptive.families import family_of
 from adaptive.stream.engines.engine import UNFINISHED_CHUNK, Engine, StagedEngine, State, StripwiseEngine
-from adaptive.stream.engines.noise import noise_kept_at_failure
 from adaptive.stream.engines.stages import PENDING
 from adaptive.stream.inputs import dtype_explained
 from adaptive.stream.layers.convolution import convolutions_for, convolved_dtype
-from adaptive.stream.offload import execution_device, run_offload_hook, without_splitting
+from adaptive.stream.offload import run_offload_hook, without_splitting
 from adaptive.stream.state import computing, map_tensors, moved, tensors
-from adaptive.stream.vae_view import VaeView, as_view, given_arguments
+from adaptive.stream.vae_view import as_view
 from adaptive.types import VaeTraits
 
 _MOST_PARTS = 4096  # more parts than a chunk has frames: one frame at a time
@@ -258,31 +256,6 @@ def open_decode(vae: Any, latents: Tensor, **decode_kwargs: Any) -> DecodeStream
     engine = view.streaming_engine()
     video = view.family.as_video(latents, view.kwargs)
     return DecodeStream(view.vae, engine, video, view.traits, view.device)
-
-
-def decode_whole(vae: Any, latents: Tensor, **decode_kwargs: Any) -> Tensor:
-    """Decode `latents` (`[B, C, T, h, w]`) by a single call of diffusers' own `decode`.
-
-    Slicing, tiling and framewise decoding are off meanwhile, except in a VAE that nothing is known about.
-    Convolutions are chosen as in a stream. `vae` may be a `VaeView`, which has the arguments already.
-    Returns `[B, C, F, H, W]` in the VAE's own range. Takes and raises what `vae.decode` does.
-    """
-    if isinstance(vae, VaeView):
-        return _whole(vae.vae, vae.family, latents.to(vae.device), vae.kwargs)
-    device = execution_device(vae)
-    return _whole(vae, family_of(vae), latents.to(device), given_arguments(decode_kwargs, device))
-
-
-def _whole(vae: Any, family: Family, latents: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-    whole = without_splitting(vae) if family.is_known else nullcontext(vae)
-    with (
-        torch.no_grad(),
-        whole as called,
-        noise_kept_at_failure(latents.device),
-        convolutions_for(latents.device),
-        dtype_explained(vae, "latents", latents),
-    ):
-        return family.decode_whole(called, latents, kwargs)
 
 
 def join_chunks(chunks: Iterator[Tensor], total_frames: int | None) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from adaptive.device.out_of_memory import memory_failure
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
-from adaptive.stream.decode_stream import decode_whole, open_decode
+from adaptive.stream.decode_stream import open_decode
 from adaptive.stream.offload import execution_device
+from adaptive.stream.whole import decode_whole
 
 # A wrong rule causes an error as large as the signal. A right one leaves rounding errors, far below these
 # limits for all convolution algorithms (and TF32). The limit for float64 allows for norms that always use

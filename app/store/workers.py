@@ -7,9 +7,11 @@ host_capacity_bytes (the same on the CPU, if decoding there is allowed), learned
 (`adaptive.memory.learned_costs`), utilization (0 to 1), state, models, loaded_model. Only `name` is required.
 """
 
+from dataclasses import dataclass
+
 from sqlalchemy import Connection, text
 
-from app.jobs import Heartbeat, Json, WorkerRow
+from app.jobs import Json, WorkerRow
 from app.store import claims, leases
 from app.store.rows import dump, load
 from app.store.transaction import Transaction
@@ -56,6 +58,18 @@ ADD_INSTANCE = text("""
 """)
 LATEST_BEAT = text("select max(heartbeat_at) from workers where id like '%/' || :id")
 OLD_AFTER_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The answer to a worker's heartbeat.
+
+    `cancel_requested`: stop the job. `lost`: the worker no longer holds the job. `paused`: claim no new job.
+    """
+
+    cancel_requested: bool
+    lost: bool
+    paused: bool = False
 
 
 def register_worker(tx: Transaction, worker_id: str, device: Json) -> None:
