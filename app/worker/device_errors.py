@@ -3,12 +3,12 @@
 Must not know jobs or stages.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from adaptive.device.out_of_memory import is_out_of_memory
+from adaptive.device.out_of_memory import is_out_of_memory, release_frames
 from adaptive.errors import NoDevice
 
 
@@ -42,12 +42,12 @@ def device_fault(error: BaseException) -> BaseException | None:
 
 
 @contextmanager
-def translated_device_errors(stage: str) -> Iterator[None]:
+def translated_device_errors(stage: str | Callable[[], str]) -> Iterator[None]:
     """Raise torch's out-of-memory as `OutOfMemory` and its accelerator errors as `DeviceFault`.
 
     An error that is only possibly an out-of-memory passes unchanged: the decoder has tried smaller chunks
-    before it raises one. `OutOfMemory` is raised outside the handler, so that the failed call's tensors are
-    freed first.
+    before it raises one. The failed call's tensors are freed before `OutOfMemory` is raised. `stage` may be a
+    function, called after a failure.
     """
     message: str | None = None
     try:
@@ -55,9 +55,10 @@ def translated_device_errors(stage: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             message = str(error).partition("\n")[0][:300]
+            release_frames(error)  # as the context of `OutOfMemory` it would keep them
         elif isinstance(error, torch.AcceleratorError):
             raise DeviceFault(str(error)) from error
         else:
             raise
     if message is not None:
-        raise OutOfMemory(stage, message)
+        raise OutOfMemory(stage if isinstance(stage, str) else stage(), message)

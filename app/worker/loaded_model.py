@@ -7,7 +7,8 @@ Longer than 300 lines: every decode, in its dtype and on its device, needs the s
 
 import logging
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -38,18 +39,12 @@ from app.worker.decoding import (
 )
 from app.worker.device_errors import device_fault, translated_device_errors
 from app.worker.finite import check_clip
+from app.worker.float32_vae import Float32Vae, load_in_float32
 from app.worker.idle_weights import IdleWeights
 from app.worker.pipeline_call import OnStep, check_call, run_pipeline, sound_of
 from app.worker.vae_precision import EncodeInVaeDtype
 
 log = logging.getLogger(__name__)
-
-
-class Float32Vae(NamedTuple):
-    """A copy of the VAE in float32, and whether it decodes in chunks exactly."""
-
-    vae: Any
-    streams: bool
 
 
 class LoadedModel:
@@ -243,25 +238,17 @@ class LoadedModel:
     def load_vae_in_float32(self, on_event: OnEvent) -> Float32Vae:
         """A second copy of the VAE on the device, its weights read in float32.
 
-        It has a self-test of its own: values that are not finite fail the one in half precision. Raises
-        `DoesNotFit` if the device has no memory for it, also without idle weights, `ModelUnavailable`, and
-        `OutOfMemory`.
+        It has a self-test of its own: values that are not finite fail the one in half precision. Raises as
+        `load_in_float32` does.
         """
-        needed_bytes = self.vae_weight_bytes * torch.float32.itemsize // self.vae_dtype.itemsize
-        idle = self._context.idle
-        if self._free_bytes() < needed_bytes and idle is not None and idle.droppable_bytes:
-            idle.drop()
-        if (free_bytes := self._free_bytes()) < needed_bytes:
-            what = "a copy of the VAE in float32"
-            raise DoesNotFit(what, needed_bytes=needed_bytes, budget_bytes=free_bytes)
-        with translated_device_errors("decoding"):
-            in_float32 = self.entry.model_copy(update={"vae_dtype": "float32"})
-            vae = load_vae(in_float32, self._settings).to(self.device, torch.float32)
-        return Float32Vae(vae, self._streams_exactly(vae, on_event))
-
-    def _free_bytes(self) -> int:
-        self._context.probe.release()
-        return max(0, self._context.probe.read().free_bytes - self._settings.reserve_bytes)
+        return load_in_float32(
+            self.entry,
+            self._settings,
+            self.device,
+            self._context,
+            needed_bytes=self.vae_weight_bytes * torch.float32.itemsize // self.vae_dtype.itemsize,
+            streams_exactly=partial(self._streams_exactly, on_event=on_event),
+        )
 
     def idle_report(self) -> Json:
         """The bytes that a decode may drop from the device and the seconds to restore them, as JSON."""

@@ -20,8 +20,9 @@ from app.jobs import JobSpec, Json
 from app.models.components import ModelUnavailable
 from app.worker.decoding import Decoding, OnEvent, OutOfMemory, WaitForMemory
 from app.worker.finite import HALF, found_json
+from app.worker.float32_vae import Float32Vae
 from app.worker.job.failures import JobFailure
-from app.worker.loaded_model import Float32Vae, LoadedModel
+from app.worker.loaded_model import LoadedModel
 
 T = TypeVar("T")
 

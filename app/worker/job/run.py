@@ -24,7 +24,7 @@ from app.media.video import VideoWriter
 from app.models.entries import ModelEntry
 from app.store import JobStore
 from app.worker.decoding import Decoding, combined_report
-from app.worker.device_errors import OutOfMemory
+from app.worker.device_errors import OutOfMemory, translated_device_errors
 from app.worker.engine import Engine
 from app.worker.finite import check_clip, found_json
 from app.worker.frame_transfer import FrameTransfer, samples_of
@@ -276,7 +276,7 @@ class JobRun:
             self.durations[stage] = round(self.durations.get(stage, 0.0) + seconds, 4)
             if stage is Stage.ENCODING:
                 self.durations[outer] = round(self.durations.get(outer, 0.0) - seconds, 4)
-            self._stage = outer
+        self._stage = outer  # after an error the stage stays: events about the error name it
 
     def _report(
         self,
@@ -306,7 +306,8 @@ class JobRun:
     def _faults_reported(self) -> Iterator[None]:
         """Report an out-of-memory or values that are not finite if they end the job."""
         try:
-            yield
+            with translated_device_errors(lambda: self._stage.value):
+                yield
         except OutOfMemory as error:
             error.free_bytes = self._engine.free_bytes
             self._event("oom", {"stage": error.stage, **self._engine.memory_report()})

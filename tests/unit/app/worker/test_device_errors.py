@@ -1,5 +1,7 @@
 """Errors of the device: the worker's classes agree with what the library calls an out-of-memory."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -34,3 +36,19 @@ def test_a_fault_of_the_device_is_no_out_of_memory() -> None:
     fault = torch.AcceleratorError("CUDA error: device-side assert triggered")
     with pytest.raises(DeviceFault), translated_device_errors("decoding"):
         raise fault
+
+
+def test_the_tensors_of_a_call_that_ran_out_of_memory_are_freed_before_it_is_told() -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def work() -> None:
+        tensor = torch.zeros(1)
+        kept.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    try:
+        with translated_device_errors("decoding"):
+            work()
+    except OutOfMemory:
+        assert kept[0]() is None
+    assert kept

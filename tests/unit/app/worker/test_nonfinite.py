@@ -99,7 +99,7 @@ def test_half_precision_that_overflows_is_decoded_again_in_float32_and_told_firs
         assert decode["retry"]["from_dtype"] == "float16"
         assert 0 < decode["retry"]["values"] <= decode["retry"]["of"]
         (told,) = served.events("decode_retry")
-        assert (told["from_dtype"], told["to_dtype"]) == ("float16", "float32")
+        assert (told["from_dtype"], told["to_dtype"], told["stage"]) == ("float16", "float32", "decoding")
         assert nonfinite_counted(served, "decoding") == 1
 
         latents = load_clip(served.settings.jobs_dir / job_id / "latents.safetensors").calls[0].latents
@@ -129,6 +129,40 @@ def test_what_is_broken_in_float32_too_fails_with_both_numbers(tmp_path: Path) -
         assert "in float16 it was" in job["error"]["message"]
         assert len(served.events("decode_retry")) == 1
         assert nonfinite_counted(served, "decoding") == 2
+
+
+def test_memory_that_is_missing_for_the_copy_in_float32_is_told_beside_what_it_was_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_in_half(vae: Any) -> None:
+        if vae.dtype == torch.float32:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("app.worker.loaded_model.self_test", only_in_half)
+    with spoilt(tmp_path, too_large_for_half, "float16") as served:
+        job_id = served.submit()
+        served.run_next()
+        job = served.job(job_id)
+        assert job["error"]["code"] == "nonfinite_values", job["error"]
+        assert "could not be repeated in float32: out of memory" in job["error"]["message"]
+        assert job["error"]["data"]["retry"]["from_dtype"] == "float16"
+
+
+def test_memory_that_is_missing_where_nothing_expects_it_is_no_internal_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(_vae: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("app.worker.decoding.run_offload_hook", moved)
+    with spoilt(tmp_path, lambda _pipe: None) as served:
+        job_id = served.submit()
+        served.run_next()
+        error = served.job(job_id)["error"]
+        assert (error["code"], error["data"]["stage"]) == ("out_of_memory", "decoding")
+        assert error["data"]["free_bytes"] > 0
+        (told,) = served.events("oom")
+        assert told["stage"] == "decoding"
 
 
 def test_saved_latents_that_are_broken_are_told_and_made_anew(tmp_path: Path) -> None:
