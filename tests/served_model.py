@@ -92,12 +92,15 @@ class ServedModel:
 
 
 @contextmanager
-def served_model(data_dir: Path, source: Path, dtype: str = "float32") -> Iterator[ServedModel]:
+def served_model(
+    data_dir: Path, source: Path, dtype: str = "float32", **options: Any
+) -> Iterator[ServedModel]:
     """Serve the folder `source` until the end of the block."""
     data_dir.mkdir(parents=True, exist_ok=True)
     file = data_dir / "models.toml"
     file.write_text(ENTRY.format(source=source, dtype=dtype))
-    settings = Settings(data_dir=data_dir, models_file=file, reserve_bytes=0, calibrate_seconds=0)
+    options = {"reserve_bytes": 0, "calibrate_seconds": 0, **options}
+    settings = Settings(data_dir=data_dir, models_file=file, **options)
     models = load_models(settings)
 
     with TestClient(

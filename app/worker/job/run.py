@@ -78,6 +78,7 @@ class JobRun:
         self._control = control
         self._stage = Stage.LOADING
         self._reported_at = self._share = 0.0
+        self._waited_seconds = 0.0  # in mid-decode, since the last chunk
 
     def run(self) -> Json:
         """Do the job and return its result for the job table.
@@ -96,7 +97,8 @@ class JobRun:
                 return decode_or_repeat(partial(self._decode, recorded, artifacts), model, self._event)
             except DecodeOutOfMemory as error:
                 last = self._job.attempts >= self._settings.max_attempts
-                if last or error.free_bytes >= error.needed_bytes:
+                is_short = error.free_bytes - self._settings.reserve_bytes < error.needed_bytes
+                if last or not error.needed_bytes or not is_short:
                     raise
                 raise MemoryTaken from error  # the latents are kept, so only the decode begins again
 
@@ -175,6 +177,7 @@ class JobRun:
                         thumbnail = write_thumbnail(frames, artifacts)
                     transfer.send(frames)
                     done += frames.shape[2]
+                    self._waited_seconds = 0.0
                     self._control.check()
                     self._report(done / shape.frames)
                 reports.append(decoding.report())
@@ -216,15 +219,19 @@ class JobRun:
         return model.open_decode_on_host(call, spec, self._event)
 
     def _memory_returns(self, needed_bytes: int) -> bool:
-        """Wait in mid-decode for memory that another program took; returns whether it is back."""
-        stage = self._stage
+        """Wait in mid-decode for memory that another program took; returns whether it is back.
+
+        Waits between two chunks have one limit together.
+        """
+        stage, started = self._stage, time.monotonic()
         back = wait_for_bytes(
             needed_bytes,
             lambda: self._engine.free_bytes - self._settings.reserve_bytes,
             self._control,
-            limit_seconds=self._settings.memory_wait_seconds,
+            limit_seconds=max(0.0, self._settings.memory_wait_seconds - self._waited_seconds),
             on_wait=self._report_memory_wait,
         )
+        self._waited_seconds += time.monotonic() - started
         if back:
             self._report(self._share, kind="stage", stage=stage)
         return back
@@ -240,10 +247,11 @@ class JobRun:
     def _report_memory_wait(self, refusal: DoesNotFit) -> None:
         data = {"needed_bytes": refusal.needed_bytes, **self._engine.memory_report()}
         stage = Stage.WAITING_FOR_MEMORY
-        begun = _STAGE_PROGRESS[self._stage][0]
+        begin, end = _STAGE_PROGRESS[self._stage]
+        done = begin + self._share * (end - begin)
         self._require_lease(
             self._store.progress(
-                self._job.id, self._token, stage=stage, progress=begun, kind="waiting_for_memory", data=data
+                self._job.id, self._token, stage=stage, progress=done, kind="waiting_for_memory", data=data
             )
         )
 

@@ -148,23 +148,6 @@ def test_memory_that_is_missing_for_the_copy_in_float32_is_told_beside_what_it_w
         assert job["error"]["data"]["retry"]["from_dtype"] == "float16"
 
 
-def test_memory_that_is_missing_where_nothing_expects_it_is_no_internal_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def moved(_vae: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    monkeypatch.setattr("app.worker.decoding.run_offload_hook", moved)
-    with spoilt(tmp_path, lambda _pipe: None) as served:
-        job_id = served.submit()
-        served.run_next()
-        error = served.job(job_id)["error"]
-        assert (error["code"], error["data"]["stage"]) == ("out_of_memory", "decoding")
-        assert error["data"]["free_bytes"] > 0
-        (told,) = served.events("oom")
-        assert told["stage"] == "decoding"
-
-
 def test_saved_latents_that_are_broken_are_told_and_made_anew(tmp_path: Path) -> None:
     with spoilt(tmp_path, lambda _pipe: None) as served:
         job_id = served.submit()
