@@ -63,7 +63,7 @@ class Attachment:
 
     @property
     def encode_plan(self) -> "EncodePlan | None":
-        """Plan of the last clip that the pipeline encoded; None where it has encoded none."""
+        """Plan of the last clip that was encoded; None where there is none, or the VAE's own method ran."""
         return self._encode.plan
 
     def detach(self) -> None:

@@ -21,9 +21,9 @@ from adaptive.stream.inputs import needs_gradient
 class AdaptiveEncodeCall:
     """Replaces `vae.encode`: clips go through `encoder`, all other calls through the VAE's own method.
 
-    `plan` is the plan of the last clip, None before the first. `refuses`: whether a clip that fits in no
-    chunk raises `DoesNotFit`, and an out-of-memory of the smallest chunk its error; else such a clip goes
-    through the VAE's own method.
+    `plan` is the plan of the last clip, None before the first and where the VAE's own method encoded it.
+    `refuses`: whether a clip that fits in no chunk raises `DoesNotFit`, and an out-of-memory of the smallest
+    chunk its error; else such a clip goes through the VAE's own method.
     """
 
     def __init__(self, vae: Any, encoder: AdaptiveEncoder, *, refuses: bool = True) -> None:
@@ -54,6 +54,7 @@ class AdaptiveEncodeCall:
 
     def _parameters(self, video: Tensor) -> Tensor | None:
         """Parameters of the posterior; None where the VAE's own method is to encode the clip."""
+        self.plan = None
         try:
             with inside(self):
                 encode = self._encoder.begin()

@@ -172,6 +172,7 @@ class LoadedModel:
         pipe = self._pipe
         images = {"image": image} | ({} if last_image is None else {"last_image": last_image})
         torch.manual_seed(spec.seed)
+        self._encode.plan = None
         encode = EncodeInVaeDtype(pipe.vae, self._encode)
         with translated_device_errors("denoising"), capture(pipe, encode) as calls:
             try:

@@ -78,9 +78,12 @@ def test_an_encode_that_fails_at_every_size_goes_to_the_vae_s_own_method(message
     assert 2 <= tries <= 12
     vae = build("wan-2.1")
     expected = vae.encode(clip).latent_dist.parameters
-    adaptive.enable(SimpleNamespace(vae=vae))
+    attachment = adaptive.enable(SimpleNamespace(vae=vae))
+    vae.encode(clip)
+    assert attachment.encode_plan is not None
     failing(vae.encoder.conv_in, message, at_most=tries)
     assert torch.equal(vae.encode(clip).latent_dist.parameters, expected)
+    assert attachment.encode_plan is None, "that of the clip before is no plan of this one"
 
 
 @pytest.mark.parametrize("policy", [{"frames_per_chunk": 2}, {"budget_bytes": 2**40}])
