@@ -19,7 +19,7 @@ from app.config import Settings
 from app.jobs import Event
 from app.store import open_store
 
-START_SECONDS = 300.0
+START_SECONDS = 120.0
 JOB_SECONDS = 240.0
 END_POLL_SECONDS = 0.15  # an end does not pass by: asking rarely leaves the cores to the job
 
@@ -33,17 +33,16 @@ class RunningService:
         data_dir.mkdir(parents=True, exist_ok=True)
         self.log_path = data_dir / "serve.log"
         own = {
-            "FRAMEFIT_DATA_DIR": str(data_dir),
             "FRAMEFIT_DEVICES": "cpu",
             "FRAMEFIT_MODEL": "tiny",
             "FRAMEFIT_CALIBRATE_SECONDS": "0.2",
             "OMP_NUM_THREADS": "1",  # tests run side by side: threads would spin for each other
         }
         command = [sys.executable, "-m", "app", "serve", "--port", "0", "--supervisor-pid", str(os.getpid())]
+        # The folder comes last: `environ` may be all variables of this process, one of them set by a test.
+        variables = {**os.environ, **own, **(environ or {}), "FRAMEFIT_DATA_DIR": str(data_dir)}
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env={**os.environ, **own, **(environ or {})}, stdout=log, stderr=log, cwd=Path.cwd()
-            )
+            self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=Path.cwd())
         try:
             self.http = httpx.Client(base_url=self._url(), timeout=30.0)
         except BaseException:  # nobody else could end it
