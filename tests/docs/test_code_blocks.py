@@ -1,6 +1,7 @@
 """Blocks of code with the comment `<!-- tested -->` before them run as they stand."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,7 +67,8 @@ def test_the_script_of_the_readme_is_short_and_makes_a_video(folder: Path, servi
     done = run(
         [sys.executable, "-c", script.replace(ADDRESS, str(service.http.base_url).rstrip("/"))], folder
     )
-    assert done.startswith("succeeded {'strategy': 'batched'"), done
+    # Which one is fastest was measured when the model was loaded, on a machine that other tests keep busy.
+    assert re.match(r"succeeded \{'strategy': '(batched|chunked|per_frame)'.*'exact': True", done), done
     with av.open(str(folder / "out.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) > 1
 
