@@ -33,11 +33,12 @@ def _reads(query: Callable[Concatenate[Connection, P], T]) -> Callable[Concatena
 
 
 def _reads_events(query: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate["JobStore", P], T]:
+    read = _reads(query)
+
     @functools.wraps(query)
     def method(store: "JobStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
         store._database.publish_events()
-        with store._database.reading() as connection:
-            return query(connection, *args, **kwargs)
+        return read(store, *args, **kwargs)
 
     return method
 

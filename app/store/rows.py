@@ -20,8 +20,8 @@ JOB_COLUMNS = """
     j.deleted_at is not null as deleted, j.remixed_from,
     exists (select 1 from images i where i.job_id = j.id and i.last_data is not null) as has_last_image
 """
-# Positions are counted up to here. A greater one is told as this number: counting a queue of a million jobs
-# would take longer than every other query.
+# The greatest position that is reported; every later job reports this number, too. Counting a queue of a
+# million jobs would take longer than any other query.
 MAX_POSITION = 10_000
 # A queued job's position is one more than the number of queued jobs before it.
 _POSITION = f"""

@@ -1,7 +1,7 @@
 """The real service and the real `framefit doctor` on a driver whose answers are odd.
 
 The card's name is not UTF-8, and the driver does not report its memory. The build of torch decides whether
-the card is used; without CUDA the reason is told everywhere.
+the card is used. A build without CUDA uses the CPU, and every view of the service shows the reason.
 """
 
 import json

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adaptive.stream.finite import count_nonfinite
 from app.latents.foreign.rejected import LatentsRejected
 from app.latents.foreign.safetensors_header import SafetensorsHeader
 from app.models.entries import ModelEntry
@@ -69,7 +70,7 @@ def checked(latents: Tensor, name: str) -> Tensor:
     if latents.numel() * latents.element_size() > latents.untyped_storage().nbytes():
         raise LatentsRejected("damaged_file", f"{name} has shape {shape}, but fewer numbers are in the file")
     values = latents.detach().to(torch.float32)
-    if bad := int((~values.isfinite()).sum()):
+    if bad := count_nonfinite(values):
         raise LatentsRejected(
             "latents_not_finite",
             f"{bad:,} of {values.numel():,} values of {name} are not finite: whatever made them failed",

@@ -5,7 +5,7 @@ that all frames of a video have one precision. Its pixels are exact by the usual
 dtype: they are those of one call of the VAE in float32. In the model's own dtype there is nothing to compare
 with.
 
-Owns when a decode is repeated and what is told of it. Must not know the job table.
+Decides when a decode is repeated, and reports it in events and errors. Must not know the job table.
 """
 
 from collections.abc import Callable
