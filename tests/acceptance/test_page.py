@@ -14,6 +14,7 @@ import pytest
 from browser import CHROMIUM, api_alone, chromium
 from PIL import Image
 from running_service import RunningService
+from waiting import wait_for
 
 from app.config import HASH_PREFIX, Settings
 from app.jobs import JobStatus, Stage
@@ -104,8 +105,9 @@ def test_a_job_is_canceled_from_the_page_and_tried_again(open_page: Any) -> None
     page.set_input_files("#image", PHOTO)
     page.fill("#prompt", "to be canceled")
     page.click("form summary >> nth=0")
-    page.fill("[name=num_frames]", "97")  # long enough that the click comes before the end
-    page.fill("[name=num_inference_steps]", "100")
+    # Work for minutes: no click may come after the denoising ends.
+    for name, value in {"width": 512, "height": 512, "num_frames": 257, "num_inference_steps": 100}.items():
+        page.fill(f"[name={name}]", str(value))
     page.click("#submit")
     card = page.locator(".job:has-text('to be canceled')")
     for press in (".cancel", ".retry", ".cancel"):
@@ -264,9 +266,8 @@ def test_the_page_shows_which_processes_hold_the_memory_that_a_job_waits_for(
         httpx.post(f"{url}/generate", data=fields, files={"image": PHOTO.read_bytes()}).raise_for_status()
         page = context.new_page()
         opened: list[Any] = []
-        page.route(
-            "**/events", lambda route: opened.append(route)
-        )  # the stream opens late: what it missed must be loaded
+        # The stream opens late: what it missed must be loaded.
+        page.route("**/events", lambda route: opened.append(route))
         with page.expect_request("**/events"):
             page.goto(url)
         page.wait_for_selector(".job[data-status=queued]")
@@ -281,6 +282,42 @@ def test_the_page_shows_which_processes_hold_the_memory_that_a_job_waits_for(
         page.reload()
         page.wait_for_selector(f".job:has-text('{words}')")
         assert "it fits" not in page.inner_text(".job"), "what was planned when it came does not hold now"
+
+
+def test_a_card_shows_the_end_when_answers_are_late_or_fail(browser: Any, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    with (
+        api_alone(settings) as url,
+        closing(open_store(settings)) as store,
+        browser.new_context() as context,
+    ):
+        fields = {"prompt": "patience", "model": "tiny"}
+        posted = httpx.post(f"{url}/generate", data=fields, files={"image": PHOTO.read_bytes()})
+        job_id = posted.raise_for_status().json()["id"]
+        page = context.new_page()
+        asked: list[Any] = []
+
+        def answer(route: Any) -> None:
+            asked.append((route, route.fetch()))
+            if len(asked) == 2:
+                route.abort()  # nothing follows that event, so only another try can show the end
+            elif len(asked) > 2:
+                route.fulfill(response=asked[-1][1])
+
+        page.goto(url)
+        page.wait_for_selector(".job[data-status=queued]")
+        page.route(f"**/jobs/{job_id}", answer)
+        claim = store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
+        assert claim is not None
+        wait_for(lambda: page.wait_for_timeout(50) or asked, 60)
+        assert store.finish(job_id, claim.token, status=JobStatus.CANCELED)
+        page.wait_for_selector(".job[data-status=canceled]")
+        outdated, running = asked[0]
+        assert running.json()["status"] == "running"
+        with page.expect_response(f"**/jobs/{job_id}"):
+            outdated.fulfill(response=running)
+        page.wait_for_timeout(500)
+        assert page.locator(".job").get_attribute("data-status") == "canceled"
 
 
 def test_a_model_of_one_shape_says_so_and_is_set_to_it_with_one_click(browser: Any, tmp_path: Path) -> None:

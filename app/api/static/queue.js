@@ -6,6 +6,7 @@ import { byId } from "./dom.js";
 import { BADGE } from "./words.js";
 
 const PAGE = 20;
+const AGAIN_MS = 3000;
 const list = byId("jobs");
 const empty = byId("empty");
 const more = byId("more");
@@ -13,6 +14,8 @@ const announce = byId("announce");
 const cards = new Map();
 const jobs = new Map();
 const due = new Map();
+const shown = new Map(); // the request whose answer a card shows, by job: a slower answer to an earlier one is outdated
+let requests = 0;
 let cursor = null;
 
 export async function start() {
@@ -21,9 +24,10 @@ export async function start() {
 }
 
 async function load(after) {
+  const request = ++requests;
   const page = await call("GET", `/jobs?limit=${PAGE}${after ? `&cursor=${after}` : ""}`);
   if (after || cards.size === 0) cursor = page.next_cursor;
-  for (const job of page.jobs) show(job);
+  for (const job of page.jobs) showAnswer(request, job);
   more.hidden = !cursor;
   empty.hidden = cards.size > 0;
   return new Set(page.jobs.map((job) => job.id));
@@ -56,11 +60,14 @@ function refresh(id, milliseconds = 150) {
   due.set(id, setTimeout(async () => {
     due.delete(id);
     const before = jobs.get(id);
+    const request = ++requests;
     try {
       const job = await call("GET", `/jobs/${id}`);
-      show(job);
+      showAnswer(request, job);
       if (before && before.status !== job.status) announce.textContent = `${job.request.prompt}: ${BADGE[job.status]}`;
-    } catch { /* the next event reloads it */ }
+    } catch (problem) {
+      if (problem.status !== 404) refresh(id, AGAIN_MS); // there may be no later event to reload it
+    }
   }, milliseconds));
 }
 
@@ -69,6 +76,12 @@ export async function refreshAll() {
   const known = [...jobs.keys()];
   const fresh = await load(null).catch(() => new Set());
   for (const id of known) if (!fresh.has(id)) refresh(id, 300);
+}
+
+function showAnswer(request, job) {
+  if (request < (shown.get(job.id) ?? 0)) return;
+  shown.set(job.id, request);
+  show(job);
 }
 
 // Ids increase with time. A job older than the last one loaded is left to "Show older".
@@ -88,8 +101,9 @@ function show(job) {
 
 async function act(id, method, path, json) {
   const problem = cards.get(id).querySelector(".problem");
+  const request = ++requests;
   try {
-    show(await call(method, path, { json }));
+    showAnswer(request, await call(method, path, { json }));
     problem.hidden = true;
   } catch (error) {
     problem.textContent = error.message;
