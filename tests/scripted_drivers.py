@@ -302,7 +302,7 @@ def _say(driver: Driver, folder: Path) -> dict[str, Any]:
     from app.api import create_app
     from app.config import ConfigError, Settings
     from app.doctor import machine
-    from app.service.devices import choose_devices
+    from app.service.gpus.devices import choose_devices
 
     said: dict[str, Any] = {}
     for name in ("auto", "cuda:0", driver.uuid):

@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from adaptive.version import __version__
 from app.api import problems
 from app.api.dependencies import Prefix, build_service
-from app.api.guard import Guard
+from app.api.middleware.guard import Guard
 from app.api.routes import batch, events, files, jobs, openai, openai_models, session, submit, system
 from app.config import Settings
 from app.models import profiles

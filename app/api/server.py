@@ -13,8 +13,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from app.api.middleware.proxy import BehindProxy
 from app.api.problems import Problem
-from app.api.proxy import BehindProxy
 
 HEAD_SECONDS = 15.0
 LINGER_SECONDS = 1.0

@@ -14,8 +14,8 @@ from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
 from app.config import ConfigError, Settings
 from app.doctor.findings import CheckResult, Finding, note, ok, wrong
 from app.models.entries import ModelEntry, load_models
-from app.service.devices import CPU, DeviceChoice, Devices, choose_devices
-from app.service.unused_gpus import UnusedGpu, UnusedReason
+from app.service.gpus.devices import CPU, DeviceChoice, Devices, choose_devices
+from app.service.gpus.unused import UnusedGpu, UnusedReason
 from app.units import format_bytes
 
 HUB_SECONDS = 4.0

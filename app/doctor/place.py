@@ -55,7 +55,7 @@ def _file_system(folder: Path) -> str:
 def database(settings: Settings) -> Finding:
     """Check the database's schema revision and its write lock."""
     from app.store import StoreError
-    from app.store.health import HEAD_REVISION, inspect_database
+    from app.store.upkeep.health import HEAD_REVISION, inspect_database
 
     try:
         revision, counts = inspect_database(settings.resolved_database_url)

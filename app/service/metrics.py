@@ -1,4 +1,4 @@
-"""The Prometheus metrics of the service. `gpu_gauges` and `model_gauges` have those of GPUs and of models.
+"""The Prometheus metrics of the service. `gpus.gauges` and `model_gauges` have those of GPUs and of models.
 
 Counters and histograms are computed from the append-only events. A starting process replays all events, so
 the values do not depend on which process was killed when. Gauges are read at each scrape from the job table,
@@ -30,7 +30,7 @@ from adaptive.device.nvml import GpuInfo
 from adaptive.device.spill import SpillSign
 from adaptive.types import Strategy
 from app.jobs import Event, JobStatus, Stage, WorkerRow
-from app.service.gpu_gauges import device_labels, memory_gauges, unused_gpus
+from app.service.gpus.gauges import device_labels, memory_gauges, unused_gpus
 
 log = logging.getLogger(__name__)
 

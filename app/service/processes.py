@@ -1,7 +1,7 @@
 """The service on one machine: its processes, and what they share.
 
 Owns the data folder's lock, the listening socket and the list of child processes; `app.service.supervisor`
-keeps the children running, `app.service.devices` chooses the workers' devices. Imports no torch.
+keeps the children running, `app.service.gpus.devices` chooses the workers' devices. Imports no torch.
 """
 
 import fcntl
@@ -16,12 +16,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from app.config import ConfigError, Settings
-from app.service import unused_gpus
-from app.service.devices import CPU, DeviceChoice, Devices, choose_devices
+from app.service.gpus import unused as unused_gpus
+from app.service.gpus.devices import CPU, DeviceChoice, Devices, choose_devices
+from app.service.gpus.unused import UnusedGpu, UnusedReason
 from app.service.identity import enroll
 from app.service.logs import write_level
 from app.service.supervisor import ChildSpec, Supervisor
-from app.service.unused_gpus import UnusedGpu, UnusedReason
 from app.store import JobStore, StoreError, open_store
 
 log = logging.getLogger(__name__)

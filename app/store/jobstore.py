@@ -13,11 +13,12 @@ from sqlalchemy.exc import ArgumentError
 
 from app.config import PREFIX, ConfigError, Settings
 from app.jobs import Claim, Job, JobSpec, Json, WorkerRow
-from app.store import backfill, claims, deliveries, intake, leases, queries, retention
+from app.store import backfill, claims, deliveries, intake, leases, queries
 from app.store import workers as workforce
 from app.store.database import open_database
 from app.store.rows import fetch_events, fetch_job
 from app.store.transaction import Rules, Transaction
+from app.store.upkeep import retention
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,8 +18,8 @@ from waiting import wait_for
 
 from app.config import HASH_PREFIX, Settings
 from app.jobs import JobStatus, Stage
-from app.service import unused_gpus
-from app.service.unused_gpus import UnusedGpu, UnusedReason
+from app.service.gpus import unused as unused_gpus
+from app.service.gpus.unused import UnusedGpu, UnusedReason
 from app.store import open_store
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")

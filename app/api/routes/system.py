@@ -15,8 +15,8 @@ from app.api.problems import Problem, documented
 from app.api.response_schemas import DEVICES, HEALTH, LOG_LEVEL, MODELS, READINESS, answer
 from app.api.views import device_view, hide_other_owners, model_view
 from app.jobs import Json, WorkerRow
+from app.service.gpus.unused import published
 from app.service.logs import read_level, write_level
-from app.service.unused_gpus import published
 from app.store import NoSuchJob
 
 router = APIRouter()

@@ -19,7 +19,8 @@ from app.jobs import JobError, JobStatus
 from app.media.thumbnails import write_jpeg
 from app.media.video import VideoWriter
 from app.scheduling.admission import LoadProfile
-from app.store import JobStore, retention
+from app.store import JobStore
+from app.store.upkeep import retention
 
 openai = pytest.importorskip("openai", reason="the openai package is not installed")
 KEY = "k" * 24

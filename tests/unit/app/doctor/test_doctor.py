@@ -18,7 +18,8 @@ from app.config import Settings
 from app.doctor import CheckResult, machine, place
 from app.doctor.findings import Finding
 from app.service.processes import _data_folder_locked
-from app.store import health, open_store
+from app.store import open_store
+from app.store.upkeep import health
 
 OLD_SCHEMA = Path(__file__).parents[1] / "store" / "schemas" / "0001.sqlite.sql"
 

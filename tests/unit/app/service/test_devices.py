@@ -8,7 +8,7 @@ import pytest
 import scripted_drivers
 from scripted_drivers import DRIVERS, Driver
 
-from app.service.devices import CPU, choose_devices
+from app.service.gpus.devices import CPU, choose_devices
 
 Said = dict[str, dict[str, Any]]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.service.devices import choose_devices
+from app.service.gpus.devices import choose_devices
 from app.service.processes import worker_spec
 from app.service.supervisor import ChildSpec, Supervisor
 

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 from waiting import wait_for
 
 from app.config import Settings
-from app.service import unused_gpus
-from app.service.unused_gpus import UnusedGpu, UnusedReason, published, unreachable_cards
+from app.service.gpus import unused as unused_gpus
+from app.service.gpus.unused import UnusedGpu, UnusedReason, published, unreachable_cards
 
 SILENT = UnusedGpu("GPU-1", "GB10", UnusedReason.NO_CUDA_BUILD, "torch was built without CUDA")
 HIDDEN = UnusedGpu("GPU-2", "GTX1060", UnusedReason.HIDDEN)

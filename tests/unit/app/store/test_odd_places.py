@@ -12,7 +12,7 @@ from sqlalchemy import URL, create_engine, make_url, text
 from app.config import ConfigError, Settings
 from app.doctor import place
 from app.store import JobStore, StoreError, open_store
-from app.store.health import HEAD_REVISION, inspect_database
+from app.store.upkeep.health import HEAD_REVISION, inspect_database
 
 FILE = "framefit.sqlite3"
 ODD_FOLDERS = [

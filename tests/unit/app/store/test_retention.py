@@ -13,7 +13,7 @@ from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
 from app.jobs import JobSpec, JobStatus
 from app.scheduling.admission import LoadProfile
-from app.store import retention
+from app.store.upkeep import retention
 
 # More than all buffers between the server's file and this client hold.
 VIDEO = bytes(range(256)) * (64 * 2**20 // 256)

@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 
 from adaptive.device.nvml import GpuInfo, NvmlState
 from app.jobs import WorkerRow, host_of
-from app.service.unused_gpus import UnusedReason, published
+from app.service.gpus.unused import UnusedReason, published
 
 
 def device_labels(workers: Iterable[WorkerRow]) -> dict[str, str]:

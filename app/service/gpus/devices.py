@@ -14,7 +14,7 @@ from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
 from adaptive.device.runtime import RuntimeAnswer, RuntimeDevice, ask_runtime, cuda_library_exists
 from adaptive.device.visible_devices import visible_uuids
 from app.config import ConfigError
-from app.service.unused_gpus import UnusedGpu, UnusedReason, unreachable_cards
+from app.service.gpus.unused import UnusedGpu, UnusedReason, unreachable_cards
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 NONE_VISIBLE = "No CUDA GPUs are available"  # torch's words where CUDA works and shows no device
