@@ -41,7 +41,7 @@ def test_the_log_follows_a_job_by_its_ids_and_sigterm_lets_the_running_job_end(
     service.http.headers["X-Request-Id"] = "order-17"
     # What the first job would wait for is done while nothing else is.
     wait_for(lambda: events(service, event="pipeline_imported", process="worker"), 60)
-    running = service.submit(num_inference_steps=8, **SMALL)["id"]
+    running = service.submit(num_inference_steps=40, **SMALL)["id"]
     waiting = service.submit(num_inference_steps=8, **SMALL)["id"]
     (accepted,) = events(service, event="job_accepted", job_id=running)
     assert (accepted["request_id"], accepted["process"], accepted["level"]) == ("order-17", "api", "info")
