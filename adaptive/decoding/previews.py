@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptive.device.accelerator import randomness_kept
 from adaptive.device.out_of_memory import is_out_of_memory
 from adaptive.device.probe import synchronized_seconds
 from adaptive.families import family_of
@@ -115,10 +116,9 @@ def make_previews(
 
 def _picture(vae: Any, latent: Tensor, factor: int, decode_kwargs: Mapping[str, Any]) -> Tensor | None:
     """One picture, or None after a failure; the failed decode's tensors are released before this returns."""
-    devices = [vae.device] if vae.device.type == "cuda" else []
     try:
         small = torch.nn.functional.avg_pool3d(latent.float(), (1, factor, factor)).to(latent.dtype)
-        with torch.random.fork_rng(devices=devices):
+        with randomness_kept(execution_device(vae)):
             frames = decode_whole(vae, small, **_of_first_video(decode_kwargs))
     except torch.AcceleratorError:
         raise

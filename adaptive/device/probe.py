@@ -1,5 +1,5 @@
-"""The one place that measures a device's memory: NVML and torch's allocator on CUDA, the host's limits on
-CPU.
+"""The one place that measures a device's memory: NVML and torch's allocator on accelerators, the host's
+limits on CPU.
 
 Owns readings, peaks since a reset, and the release of cached memory. It does not know plans or decodes.
 """
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from adaptive.device.accelerator import is_accelerator, is_available, module_of, synchronize, with_index
 from adaptive.device.host import ResidentPeak, limit_heap_growth, read_host, trim_heap
 from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
 from adaptive.device.visible_devices import cuda_visible_uuid
@@ -50,23 +51,36 @@ class MemoryProbe(Protocol):
 
 
 def open_probe(device: str) -> MemoryProbe:
-    """Probe of "cpu" or a CUDA device such as "cuda:0". Raises `NoDevice` where torch has no such device."""
-    kind = torch.device(device)
-    if kind.type == "cpu":
+    """Probe of "cpu" or of an accelerator such as "cuda:0"; without an index, of the current one of its kind.
+
+    Raises `NoDevice` where torch has no such device (`not_found`), or where nothing tells how much of its
+    memory is free (`memory_unknown`).
+    """
+    wanted = torch.device(device)
+    if wanted.type == "cpu":
         return CpuProbe()
-    if kind.type != "cuda" or not torch.cuda.is_available():
-        raise NoDevice(device, Nvml().state if kind.type == "cuda" else NvmlState.NOT_FOUND)
-    if (kind.index or 0) >= torch.cuda.device_count():
-        raise NoDevice(device, NvmlState.NOT_FOUND)
-    return CudaProbe(kind.index or 0)
+    if not is_accelerator(wanted) or not is_available(wanted):
+        absent = wanted.type == "cuda" and not torch.cuda.is_available()
+        raise NoDevice(device, Nvml().state if absent else NvmlState.NOT_FOUND)
+    if wanted.type == "mps":
+        return MpsProbe()
+    if not all(hasattr(module_of(wanted), name) for name in ("mem_get_info", "memory_stats")):
+        raise NoDevice(device, NvmlState.MEMORY_UNKNOWN)
+    return AcceleratorProbe(with_index(wanted))
+
+
+def is_nvidia(device: torch.device) -> bool:
+    """Whether NVIDIA's driver knows the device: torch calls AMD's cards "cuda", too."""
+    return device.type == "cuda" and torch.version.hip is None
 
 
 def device_name(device: torch.device) -> str:
-    """What costs are learned by: "cpu", or "cuda" and the card's name."""
-    if device.type != "cuda":
+    """What costs are learned by: "cpu", or the kind of accelerator and its name."""
+    name_of = getattr(module_of(device), "get_device_name", None)
+    if not is_accelerator(device) or name_of is None:
         return device.type
     try:
-        return f"cuda {torch.cuda.get_device_name(device)}"
+        return f"{device.type} {name_of(device)}"
     except UnicodeDecodeError:  # some drivers' text is not UTF-8
         major, minor = torch.cuda.get_device_capability(device)
         return f"cuda sm_{major}{minor}"
@@ -107,20 +121,22 @@ class CpuProbe:
         trim_heap(1)
 
 
-class CudaProbe:
-    """Probe of a CUDA device, through the driver where it answers, else through the CUDA runtime.
+class AcceleratorProbe:
+    """Probe of an accelerator with torch's caching allocator: CUDA, ROCm, XPU and back ends like them.
 
-    Free memory is the driver's free bytes plus the bytes that torch's allocator can reuse: reserved less
-    allocated, without the unused parts of split blocks, which serve small requests only.
+    Free memory is what the device says is free, plus the bytes that torch's allocator can reuse: reserved
+    less allocated, without the unused parts of split blocks, which serve small requests only. On an NVIDIA
+    card the driver says what is free and what each process holds, else the device's runtime does.
     """
 
     noise_bytes = 0
 
-    def __init__(self, ordinal: int) -> None:
-        self._device = torch.device("cuda", ordinal)
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._torch = module_of(device)
         self._nvml = Nvml()
-        self._uuid = device_uuid(ordinal, self._nvml)
-        self._total_bytes = int(torch.cuda.get_device_properties(self._device).total_memory)
+        self._uuid = device_uuid(device.index, self._nvml) if is_nvidia(device) else None
+        self._total_bytes = int(self._torch.mem_get_info(device)[1])
         self._base_allocated = self._base_reserved = self._base_outside = 0
         self._context_bytes = self._create_context()
         self.reset_peak()
@@ -129,12 +145,12 @@ class CudaProbe:
         """Create this process' context and return its bytes, as the driver reports them."""
         before = self._gpu()
         torch.zeros(1, device=self._device)
-        torch.cuda.synchronize(self._device)
+        synchronize(self._device)
         after = self._gpu()
         if before is None or after is None:
             return 0
         own = next((p.used_bytes for p in after.processes if p.pid == os.getpid() and p.used_bytes), None)
-        reserved = torch.cuda.memory_reserved(self._device)
+        reserved = int(self._torch.memory_reserved(self._device))
         return max(0, (own if own is not None else before.free_bytes - after.free_bytes) - reserved)
 
     def _gpu(self) -> GpuInfo | None:
@@ -149,15 +165,15 @@ class CudaProbe:
 
     def read(self) -> MemoryReading:
         """Free, reusable and total bytes, and the bytes of this and other processes."""
-        stats = torch.cuda.memory_stats(self._device)
+        stats = self._torch.memory_stats(self._device)
         reserved = stats.get("reserved_bytes.all.current", 0)
         allocated = stats.get("allocated_bytes.all.current", 0)
         split = stats.get("inactive_split_bytes.all.current", 0)
         reusable = max(0, reserved - allocated - split)
         gpu = self._gpu()
         if gpu is None:
-            free, total = torch.cuda.mem_get_info(self._device)
-            source = "cuda"
+            free, total = self._torch.mem_get_info(self._device)
+            source = self._device.type
         else:
             free, total, source = gpu.free_bytes, gpu.total_bytes, "nvml"
         own = reserved + self._context_bytes
@@ -176,19 +192,19 @@ class CudaProbe:
 
         `peak` separates allocated from reserved memory, because the allocator may reserve more than it needs.
         """
-        torch.cuda.synchronize(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        self._base_allocated = torch.cuda.memory_allocated(self._device)
-        self._base_reserved = torch.cuda.memory_reserved(self._device)
+        synchronize(self._device)
+        self._torch.reset_peak_memory_stats(self._device)
+        self._base_allocated = self._torch.memory_allocated(self._device)
+        self._base_reserved = self._torch.memory_reserved(self._device)
         self._base_outside = self._outside()
 
     def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:  # noqa: ARG002 - torch counts allocations itself
         """Growth since the reset: torch's allocated peak, the memory reserved beyond it, and the driver's
         figure beyond that.
         """
-        torch.cuda.synchronize(self._device)
-        allocated = max(0, torch.cuda.max_memory_allocated(self._device) - self._base_allocated)
-        reserved = max(0, torch.cuda.max_memory_reserved(self._device) - self._base_reserved)
+        synchronize(self._device)
+        allocated = max(0, self._torch.max_memory_allocated(self._device) - self._base_allocated)
+        reserved = max(0, self._torch.max_memory_reserved(self._device) - self._base_reserved)
         outside = min(max(0, self._outside() - self._base_outside), MOST_OUTSIDE_BYTES)
         return MeasuredPeak(allocated, max(0, reserved - allocated), outside)
 
@@ -199,17 +215,44 @@ class CudaProbe:
         """
         gpu = self._gpu()
         own = next((p.used_bytes for p in gpu.processes if p.pid == os.getpid()), None) if gpu else None
-        return own - torch.cuda.memory_reserved(self._device) if own else 0
+        return own - int(self._torch.memory_reserved(self._device)) if own else 0
 
     def release(self) -> None:
         """Collect garbage and empty torch's cache."""
         gc.collect()
-        torch.cuda.empty_cache()
+        self._torch.empty_cache()
 
     def release_young(self) -> None:
         """See `CpuProbe.release_young`."""
         gc.collect(1)
-        torch.cuda.empty_cache()
+        self._torch.empty_cache()
+
+
+class MpsProbe:
+    """Probe of Apple's GPU, whose memory is the host's. torch counts no peaks there, so none are learned."""
+
+    noise_bytes = 0
+
+    def read(self) -> MemoryReading:
+        """What Metal recommends to use at most, under every limit of the host."""
+        total = torch.mps.recommended_max_memory()
+        own = torch.mps.driver_allocated_memory()
+        reusable = max(0, own - torch.mps.current_allocated_memory())
+        host = read_host()
+        unused = min(max(0, total - own), host.free_bytes)
+        return MemoryReading("mps", unused + reusable, total, reusable, own, host.other_bytes, "mps")
+
+    def reset_peak(self) -> None:
+        """Nothing to reset."""
+
+    def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:  # noqa: ARG002 - see `MemoryProbe`
+        """None: not measured."""
+        return None
+
+    def release(self) -> None:
+        """Collect garbage and empty torch's cache."""
+        gc.collect()
+        torch.mps.empty_cache()
 
 
 def device_uuid(ordinal: int, nvml: Nvml) -> str | None:
@@ -232,6 +275,5 @@ def device_uuid(ordinal: int, nvml: Nvml) -> str | None:
 
 def synchronized_seconds(device: torch.device) -> float:
     """Clock reading in seconds, after the device has finished all queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter()

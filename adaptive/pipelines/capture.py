@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptive.device.accelerator import random_states
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
-from adaptive.pipelines.recorded_call import RecordedDecode, rng_states
+from adaptive.pipelines.recorded_call import RecordedDecode
 from adaptive.pipelines.vae_method import bind
 
 # Pipelines that need decoded frames before they end, and what each does with them: the reason of its refusal.
@@ -71,7 +72,7 @@ def capture(pipe: Any, encode: Callable[..., Any] | None = None) -> Iterator[lis
         if call is None:
             raise TypeError(f"{type(vae).__name__}.decode does not take these arguments")
         z = call.tensor
-        calls.append(RecordedDecode(z.detach(), (), call.named, rng_states(z.device)))
+        calls.append(RecordedDecode(z.detach(), (), call.named, random_states(z.device)))
         return decoder_output(_placeholder(vae, z, len(calls) - 1), call.return_dict)
 
     encoding = nullcontext() if encode is None else replaced(vae, "encode", encode)

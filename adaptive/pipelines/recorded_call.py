@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from adaptive.device.accelerator import is_available, randomness_kept, set_random_state
+
 FORMAT = "framefit-decode-calls"
 FORMAT_VERSION = 1
 _SOUND = "sound"
@@ -55,13 +57,10 @@ class RecordedDecode:
     @contextmanager
     def replaying_noise(self) -> Iterator[None]:
         """Set the default random generators to the states of the recorded call within the block."""
-        cuda = [name for name in self.rng if name.startswith("cuda") and torch.cuda.is_available()]
-        with torch.random.fork_rng(devices=cuda):
-            for name, state in self.rng.items():
-                if name == "cpu":
-                    torch.set_rng_state(state)
-                elif name in cuda:
-                    torch.cuda.set_rng_state(state, name)
+        devices = [torch.device(name) for name in self.rng]
+        with randomness_kept(*devices):
+            for device in filter(is_available, devices):
+                set_random_state(device, self.rng[str(device)])
             yield
 
 
@@ -83,14 +82,6 @@ class RecordedClip:
 
     calls: tuple[RecordedDecode, ...]
     sound: Sound | None = None
-
-
-def rng_states(device: torch.device) -> dict[str, Tensor]:
-    """States of the default random generators that a decode on `device` may use, by device."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states[str(device)] = torch.cuda.get_rng_state(device)
-    return states
 
 
 def save_calls(calls: Sequence[RecordedDecode], path: Path, sound: Sound | None = None) -> None:
@@ -176,7 +167,8 @@ def _restore(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "generator" in value:
-        generator = torch.Generator(value["device"] if torch.cuda.is_available() else "cpu")
+        drawn_on = torch.device(value["device"])
+        generator = torch.Generator(drawn_on if is_available(drawn_on) else "cpu")
         generator.set_state(tensors[value["generator"]])
         return generator
     ((kind, content),) = value.items()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from adaptive.device.accelerator import randomness_kept
 from adaptive.device.out_of_memory import memory_failure
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
@@ -31,8 +32,7 @@ def self_test(vae: Any) -> None:
     device = execution_device(vae)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(shape, generator=generator).to(device, vae.dtype)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with randomness_kept(device):
         torch.manual_seed(0)
         whole = decode_whole(vae, latents, **kwargs)
         torch.manual_seed(0)

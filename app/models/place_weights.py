@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from adaptive.device.accelerator import has_streams
+
 # The components that run at every step. All others with weights run before them, or are the VAE.
 TRANSFORMERS = ("transformer", "transformer_2")
 DENOISERS = (*TRANSFORMERS, "unet")
@@ -53,7 +55,7 @@ def _in_groups(pipe: Any, device: torch.device, group_offloaded: Sequence[str]) 
                 onload_device=device,
                 offload_device=torch.device("cpu"),
                 offload_type="leaf_level",
-                use_stream=device.type == "cuda",
+                use_stream=has_streams(device),
                 low_cpu_mem_usage=True,
             )
         else:

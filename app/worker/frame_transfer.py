@@ -1,7 +1,7 @@
 """Moves decoded frames from the device to the video writer, while the next chunk decodes.
 
-Owns the conversion from the VAE's range to 8-bit pixels on the device and, on CUDA, the two page-locked
-buffers for the copy. Must not know how frames are decoded or encoded.
+Owns the conversion from the VAE's range to 8-bit pixels on the device and, where the device has streams, the
+two page-locked buffers for the copy. Must not know how frames are decoded or encoded.
 """
 
 import queue
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adaptive.device.accelerator import has_streams, module_of
 from adaptive.device.out_of_memory import is_out_of_memory, release_frames
 from adaptive.pipelines.recorded_call import Sound
 from app.media.audio import AudioSamples
@@ -44,13 +45,14 @@ def samples_of(sound: Sound | None) -> AudioSamples | None:
 class FrameTransfer:
     """Hands the frames of one video to its writer, chunk by chunk.
 
-    On CUDA the copy runs on a separate stream through two page-locked buffers. The encoder's thread waits for
-    it; the decoder does not.
+    Where the device has streams, the copy runs on one of its own through two page-locked buffers. The
+    encoder's thread waits for it; the decoder does not.
     """
 
     def __init__(self, writer: VideoWriter, device: torch.device) -> None:
         self._writer = writer
-        self._stream = _new_stream(device)
+        self._device = module_of(device)
+        self._stream: Any = self._device.Stream(device) if has_streams(device) else None
         self._free: queue.Queue[Tensor] = queue.Queue()
         for _ in range(_BUFFERS):
             self._free.put(torch.empty(0, dtype=torch.uint8))
@@ -72,17 +74,17 @@ class FrameTransfer:
         if pixels is None:
             pixels = to_pixels(frames[0].cpu())  # slower, with the same result
         if self._stream is None or pixels.device.type == "cpu":
-            self._writer.write(pixels.numpy())
+            self._writer.write(pixels.cpu().numpy())
             return
         self._send_pinned(pixels)
 
     def _send_pinned(self, pixels: Tensor) -> None:
         buffer = self._take_buffer(pixels.numel())
         view = buffer[: pixels.numel()].view(pixels.shape)
-        self._stream.wait_stream(torch.cuda.current_stream(pixels.device))
-        with torch.cuda.stream(self._stream):
+        self._stream.wait_stream(self._device.current_stream(pixels.device))
+        with self._device.stream(self._stream):
             view.copy_(pixels, non_blocking=True)
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
+            copied = self._device.Event()
             copied.record()
         pixels.record_stream(self._stream)
 
@@ -112,7 +114,3 @@ def _pixels_if_they_fit(frames: Tensor) -> Tensor | None:
             raise
         release_frames(error)
         return None
-
-
-def _new_stream(device: torch.device) -> Any:
-    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's

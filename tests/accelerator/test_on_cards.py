@@ -24,7 +24,11 @@ SOME = "not streams_are_as_close or (wan-2.2 and bfloat16)"
     [
         pytest.param(AS_CUDA, ["tests/gpu", "-k", SOME], id="the tests of real cards"),
         pytest.param(AS_CUDA, [ON_CARD], id="cards as CUDA"),
-        pytest.param(PRIVATE_NAME, [f"{ON_CARD}/test_device.py"], id="cards under another name"),
+        pytest.param(
+            PRIVATE_NAME,
+            [f"{ON_CARD}/test_device.py", f"{ON_CARD}/test_kinds.py"],
+            id="cards under another name",
+        ),
     ],
 )
 def test_on_pretended_cards(device: str, arguments: list[str], nvml_library: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from adaptive.decoding.decoder import AdaptiveDecoder
 from adaptive.device.gpu_processes import gpu_memory_users
 from adaptive.device.nvml import Nvml
 from adaptive.device.out_of_memory import is_out_of_memory
-from adaptive.device.probe import CudaProbe
+from adaptive.device.probe import AcceleratorProbe
 from adaptive.planning.planner import Policy
 from adaptive.stream import decode_whole
 from adaptive.testing import small_ltx_vae
@@ -35,11 +35,13 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def probe() -> CudaProbe:
-    return CudaProbe(0)
+def probe() -> AcceleratorProbe:
+    return AcceleratorProbe(torch.device("cuda", 0))
 
 
-def test_the_probe_sees_what_torch_takes_and_gives_back(probe: CudaProbe, device: torch.device) -> None:
+def test_the_probe_sees_what_torch_takes_and_gives_back(
+    probe: AcceleratorProbe, device: torch.device
+) -> None:
     probe.release()
     before = probe.read()
     held = torch.empty(512 * MIB, dtype=torch.uint8, device=device)
@@ -53,7 +55,7 @@ def test_the_probe_sees_what_torch_takes_and_gives_back(probe: CudaProbe, device
     assert probe.read().free_bytes == pytest.approx(before.free_bytes, abs=64 * MIB)
 
 
-def test_a_peak_is_what_was_allocated_above_the_reset(probe: CudaProbe, device: torch.device) -> None:
+def test_a_peak_is_what_was_allocated_above_the_reset(probe: AcceleratorProbe, device: torch.device) -> None:
     probe.reset_peak()
     held = torch.empty(256 * MIB, dtype=torch.uint8, device=device)
     del held
@@ -69,7 +71,7 @@ def test_an_allocation_beyond_the_card_is_an_out_of_memory(device: torch.device)
     assert is_out_of_memory(caught.value)
 
 
-def test_memory_is_attributed_to_somebody(probe: CudaProbe) -> None:
+def test_memory_is_attributed_to_somebody(probe: AcceleratorProbe) -> None:
     gpu = Nvml().devices()[0]
     holders = gpu_memory_users(gpu, {1: probe.read().own_bytes})
     assert sum(each.used_bytes or 0 for each in holders) > 0

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from adaptive.device.accelerator import random_state, set_random_state
+
 _RNG = "rng"  # key of a stream's state: the state of the default generator at the first chunk
 
 
@@ -27,13 +29,13 @@ def same_noise(state: MutableMapping[Hashable, Any], device: torch.device) -> It
         yield
         return
     is_first = _RNG not in state
-    first: Tensor = state.setdefault(_RNG, _rng_state(device))
+    first: Tensor = state.setdefault(_RNG, random_state(device))
     generator = torch.Generator(device)
-    generator.set_state(first.cpu())
+    generator.set_state(first.cpu())  # a stream moves its state to the device
     with _Drawing(generator):
         yield
-    if is_first and torch.equal(_rng_state(device), first):  # else another thread has advanced it
-        _set_rng_state(device, generator.get_state())
+    if is_first and torch.equal(random_state(device), first):  # else another thread has advanced it
+        set_random_state(device, generator.get_state())
 
 
 class _Drawing(TorchFunctionMode):
@@ -58,20 +60,9 @@ def noise_kept_at_failure(device: torch.device) -> Iterator[None]:
     if device.type == "meta":
         yield
         return
-    before = _rng_state(device)
+    before = random_state(device)
     try:
         yield
     except BaseException:
-        _set_rng_state(device, before)
+        set_random_state(device, before)
         raise
-
-
-def _rng_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_rng_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state.cpu(), device)
-    else:
-        torch.set_rng_state(state.cpu())

@@ -12,7 +12,7 @@ from stream_vaes import build, latents_of
 from worker_on_card import WorkerOnCard
 
 from adaptive.decoding.decoder import AdaptiveDecoder
-from adaptive.device.probe import CudaProbe
+from adaptive.device.probe import AcceleratorProbe
 from adaptive.errors import DecodeOutOfMemory
 from app.jobs import Job, JobStatus
 from app.pipelines import tiny
@@ -230,7 +230,7 @@ def test_a_calibration_that_does_not_fit_is_skipped(start: StartWorker, card: Ca
 
 def test_what_a_neighbour_takes_is_not_learned_where_the_driver_has_no_figures(card: Card) -> None:
     card.hides_processes = 1
-    probe = CudaProbe(0)
+    probe = AcceleratorProbe(torch.device("cuda", 0))
     probe.reset_peak()
     card.ballast_bytes = 300 * MIB
     peak = probe.peak()
