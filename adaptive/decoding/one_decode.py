@@ -205,7 +205,8 @@ class OneDecode:
             del frames  # or it would stay alive through the next step
             if not stream.finished and opened.exact:
                 held_bytes = stream.state_bytes - stream.waiting_bytes
-                self._replanner.after_chunk(run, shape, held_bytes, run.seconds - seconds)
+                left = shape.frames - position
+                self._replanner.after_chunk(run, shape, held_bytes, run.seconds - seconds, frames_left=left)
 
     def _attempt(self, run: DecodeRun, work: Callable[[], Tensor]) -> Tensor | None:
         """The result of `work`, or None after an out-of-memory, or after an error that may be one.

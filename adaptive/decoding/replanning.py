@@ -177,13 +177,16 @@ class Replanner:
         run.continue_with(order.smallest() if not self._policy.forced else failed)
         self._emit_replan(run, failed, "memory_rose", reading)
 
-    def after_chunk(self, run: DecodeRun, shape: LatentShape, held_bytes: int, seconds: float) -> None:
+    def after_chunk(
+        self, run: DecodeRun, shape: LatentShape, held_bytes: int, seconds: float, *, frames_left: int
+    ) -> None:
         """Fit the next chunk to the memory that is free now. The last chunk took `seconds`.
 
-        `held_bytes` are the bytes of the decode's state that a prediction includes.
+        `held_bytes` are the bytes of the decode's state that a prediction includes; `frames_left` are the
+        latent frames that are still to be fed.
         """
         reading = self._memory.read()
-        if self.note_spill(run, shape, reading, seconds) or self._policy.forced:
+        if self.note_spill(run, shape, reading, seconds) or self._policy.forced or not frames_left:
             return
         if run.doubtful is not None:
             return  # the smaller cut has given no frames yet

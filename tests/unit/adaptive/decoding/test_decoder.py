@@ -101,6 +101,22 @@ def test_a_neighbour_taking_memory_shrinks_the_next_chunk_and_leaving_grows_it_a
     assert decoder.report.retries == 0
 
 
+def test_no_chunk_size_is_announced_once_the_last_latent_frame_was_fed(vae: Any, latents: Tensor) -> None:
+    room = needs(vae, latents, 3)
+    position = 0
+
+    def note(event: DecodeEvent) -> None:
+        nonlocal position
+        if event.kind == "replan":
+            assert position < latents.shape[2], "a smaller chunk that never comes"
+        position = event.data.get("position", position)
+
+    script = ScriptedProbe(lambda read: room if position < latents.shape[2] else 0)
+    decoder = AdaptiveDecoder(vae, probe=script, policy=FREE, on_event=note)
+    run(decoder, latents)
+    assert decoder.report.frames_per_chunk == 3
+
+
 def test_memory_that_vanishes_in_the_middle_does_not_end_a_decode(
     vae: Any, latents: Tensor, batched: Tensor
 ) -> None:
