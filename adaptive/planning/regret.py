@@ -40,8 +40,9 @@ def regret_of(
         need = min(round(rung.predicted.live_bytes * share) for rung in faster)
         return Regret(0.0, f"none: every faster way needed {format_mebibytes(need)} or more")
     best = fitting[0]
-    text = f"{describe_rung(best)} would have fitted: it needed about "
-    text += f"{format_mebibytes(round(best.predicted.live_bytes * share))} of {format_mebibytes(room)}"
+    needed, had = round(best.predicted.live_bytes * share), room + best.dropped_bytes
+    text = f"{describe_rung(best)} would have fitted: it needed about {format_mebibytes(needed)} of "
+    text += format_mebibytes(had)
     if not best.predicted_seconds or not chosen.predicted_seconds:
         return Regret(0.0, f"{text}; how much faster is not known yet")
     scale = seconds / (chosen.predicted_seconds - chosen.reload_seconds)  # `seconds` are the decode's alone

@@ -111,7 +111,7 @@ def test_no_chunk_size_is_announced_once_the_last_latent_frame_was_fed(vae: Any,
             assert position < latents.shape[2], "a smaller chunk that never comes"
         position = event.data.get("position", position)
 
-    script = ScriptedProbe(lambda read: room if position < latents.shape[2] else 0)
+    script = ScriptedProbe(lambda _read: room if position < latents.shape[2] else 0)
     decoder = AdaptiveDecoder(vae, probe=script, policy=FREE, on_event=note)
     run(decoder, latents)
     assert decoder.report.frames_per_chunk == 3

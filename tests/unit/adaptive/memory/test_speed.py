@@ -9,7 +9,7 @@ from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.speed import SpeedModel, Speeds
 from adaptive.planning.planner import PlanInputs, Policy, plan_decode, rungs
 from adaptive.planning.regret import regret_of
-from adaptive.types import LatentShape, MemoryReading
+from adaptive.types import LatentShape, MemoryReading, Strategy
 
 GIB = 2**30
 SHAPE = LatentShape(1, 128, 8, 100, 100)
@@ -137,6 +137,19 @@ def test_a_margin_that_was_too_wide_is_regretted_and_one_that_was_needed_is_not(
     assert (regret.seconds > 0) is regretted
     saved = 1 - LAW.seconds(SHAPE, 8) / LAW.seconds(SHAPE, plan.frames_per_chunk)
     assert regret.seconds == pytest.approx(2.0 * saved if regretted else 0.0, abs=1e-3)
+
+
+def test_a_regretted_way_that_drops_idle_weights_has_their_memory(ltx_profile: MemoryProfile) -> None:
+    inputs = PlanInputs(residuals=LearnedMargins("cuda:0"), speed=LAW, droppable_bytes=GIB)
+    live_bytes = ltx_profile.live_bytes(SHAPE, 8)
+    ladder = rungs(ltx_profile, SHAPE, live_bytes // 2, FREE, inputs)
+    plan = plan_decode(
+        ltx_profile, SHAPE, reading(64 * GIB), replace(FREE, strategy=Strategy.PER_FRAME), inputs
+    )
+    tight = replace(plan, budget_bytes=live_bytes // 2)
+    regret = regret_of(tight, ladder, measured_bytes=plan.predicted.live_bytes, seconds=2.0)
+    assert "would have fitted" in regret.detail
+    assert f"of {(live_bytes // 2 + GIB) / 2**20:,.0f} MiB" in regret.detail
 
 
 def test_the_fastest_way_is_never_regretted(ltx_profile: MemoryProfile) -> None:
