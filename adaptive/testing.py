@@ -11,6 +11,7 @@ from adaptive.types import MeasuredPeak, MemoryReading
 
 class ScriptedProbe:
     """A probe whose free bytes follow a script: the n-th read returns the n-th value, later reads the last.
+    So do its `split_bytes`.
 
     A callable gets the number of earlier reads and returns the free bytes. The probe measures no peak and
     counts its calls in `reads` and `releases`.
@@ -18,8 +19,15 @@ class ScriptedProbe:
 
     noise_bytes = 0
 
-    def __init__(self, free_bytes: Sequence[int] | Callable[[int], int], *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        free_bytes: Sequence[int] | Callable[[int], int],
+        *,
+        device: str = "cpu",
+        split_bytes: Sequence[int] = (0,),
+    ) -> None:
         self._free_bytes = free_bytes
+        self._split_bytes = split_bytes
         self._device = device
         self.reads = 0
         self.releases = 0
@@ -28,8 +36,9 @@ class ScriptedProbe:
         """A reading with the script's next value as its free bytes."""
         script = self._free_bytes
         free = script(self.reads) if callable(script) else script[min(self.reads, len(script) - 1)]
+        split = self._split_bytes[min(self.reads, len(self._split_bytes) - 1)]
         self.reads += 1
-        return MemoryReading(self._device, free, 2**40, 0, 0, 0, "scripted")
+        return MemoryReading(self._device, free, 2**40, 0, 0, 0, "scripted", split)
 
     def reset_peak(self) -> None:
         """Do nothing: no peak is measured."""

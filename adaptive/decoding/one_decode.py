@@ -121,6 +121,7 @@ class OneDecode:
         """See `AdaptiveDecoder.frames`."""
         shape = shape_of(latents)
         self._emit("plan", plan_data(plan))
+        self._memory.decode_begins()
         usual = plan.decode_seconds and plan.decode_seconds / plan.latent_frames
         watch = SpillWatch(self._memory.last_reading, usual)
         total = self._view.video_frames(shape.frames)

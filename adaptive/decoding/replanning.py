@@ -32,6 +32,7 @@ class DecodeMemory:
     def __init__(self, view: VaeView, probe: MemoryProbe, *, parks_activations: bool) -> None:
         self.probe = probe
         self.last_reading: MemoryReading | None = None
+        self._split_before: int | None = None
         self._vae = view.vae
         self._device = view.device
         self._parks_activations = parks_activations
@@ -48,6 +49,23 @@ class DecodeMemory:
             reading = replace(reading, free_bytes=max(0, reading.free_bytes - arriving_bytes))
         self.last_reading = reading
         return reading
+
+    def decode_begins(self) -> None:
+        """Note the memory at the beginning, for `read_between_chunks`."""
+        before = self.last_reading or self.read()
+        self._split_before = before.split_bytes
+
+    def read_between_chunks(self) -> MemoryReading:
+        """Free memory for the next chunk. The unused parts of blocks that this decode has split count as
+        free.
+
+        The next chunk has tensors of the same sizes, which they serve; without them, a quarter to a half of
+        what the plan counted on would seem to be gone after the first chunk.
+        """
+        reading = self.read()
+        grown = max(0, reading.split_bytes - (self._split_before or 0))
+        free, reusable = reading.free_bytes + grown, reading.reusable_bytes + grown
+        return replace(reading, free_bytes=free, reusable_bytes=reusable)
 
     def planned(self, plan: Callable[[], Plan], is_best: Callable[[Plan], bool]) -> Plan:
         """What `plan` gives after memory was released. Old garbage, which takes long to collect, stays if the
@@ -185,7 +203,7 @@ class Replanner:
         `held_bytes` are the bytes of the decode's state that a prediction includes; `frames_left` are the
         latent frames that are still to be fed.
         """
-        reading = self._memory.read()
+        reading = self._memory.read_between_chunks()
         if self.note_spill(run, shape, reading, seconds) or self._policy.forced or not frames_left:
             return
         if run.doubtful is not None:

@@ -76,8 +76,8 @@ def is_nvidia(device: torch.device) -> bool:
 
 def device_name(device: torch.device) -> str:
     """What costs are learned by: "cpu", or the kind of accelerator and its name."""
-    name_of = getattr(module_of(device), "get_device_name", None)
-    if not is_accelerator(device) or name_of is None:
+    name_of = getattr(module_of(device), "get_device_name", None) if is_accelerator(device) else None
+    if name_of is None:
         return device.type
     try:
         return f"{device.type} {name_of(device)}"
@@ -185,6 +185,7 @@ class AcceleratorProbe:
             own,
             max(0, total - free - own),
             source,
+            stats.get("inactive_split_bytes.large_pool.current", 0),
         )
 
     def reset_peak(self) -> None:

@@ -101,6 +101,19 @@ def test_a_neighbour_taking_memory_shrinks_the_next_chunk_and_leaving_grows_it_a
     assert decoder.report.retries == 0
 
 
+@pytest.mark.parametrize("hidden", [True, False])
+def test_memory_in_blocks_that_the_decode_itself_has_split_is_not_missed(
+    vae: Any, latents: Tensor, hidden: bool
+) -> None:
+    room = needs(vae, latents, 3)
+    gone = room // 2  # in split blocks between the chunks, or taken by a neighbour
+    probe = ScriptedProbe([room, room - gone], split_bytes=[1000, 1000 + gone] if hidden else [1000])
+    decoder = AdaptiveDecoder(vae, probe=probe, policy=FREE)
+    run(decoder, latents)
+    assert decoder.report.plan.frames_per_chunk == 3
+    assert (decoder.report.frames_per_chunk == 3) is hidden
+
+
 def test_no_chunk_size_is_announced_once_the_last_latent_frame_was_fed(vae: Any, latents: Tensor) -> None:
     room = needs(vae, latents, 3)
     position = 0
