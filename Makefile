@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The tests generate a client of the HTTP API. The generator needs another typer than the command: it has its own environment.
+GENERATOR := $(VENV)/openapi-python-client
 # Arguments for a target that runs the program: make run ARGS="--port 9000"
 ARGS ?=
 
@@ -23,6 +25,8 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m venv $(GENERATOR)
+	$(GENERATOR)/bin/python -m pip install -q openapi-python-client==0.29.1
 	@touch $@ $(VENV)/.run
 
 env: $(VENV)/.run ## create the virtual environment
