@@ -17,6 +17,7 @@ from pathlib import Path
 
 from app.config import ConfigError, Settings
 from app.service.gpus import unused as unused_gpus
+from app.service.gpus.allocator import allocator_environ
 from app.service.gpus.devices import CPU, DeviceChoice, Devices, choose_devices
 from app.service.gpus.unused import UnusedGpu, UnusedReason
 from app.service.identity import enroll
@@ -87,7 +88,8 @@ def worker_spec(choice: DeviceChoice, instance: str) -> ChildSpec:
     worker_id = f"{socket.gethostname()}/{choice.identity}/{instance}"
     arguments = ("worker", "--device", choice.device, "--worker-id", worker_id)
     fallback = worker_spec(CPU, instance) if choice.falls_back else None
-    return ChildSpec(_name(choice), arguments, choice.environ, worker_id, drains=True, fallback=fallback)
+    environ = choice.environ if choice == CPU else {**allocator_environ(), **choice.environ}
+    return ChildSpec(_name(choice), arguments, environ, worker_id, drains=True, fallback=fallback)
 
 
 def _name(choice: DeviceChoice) -> str:
