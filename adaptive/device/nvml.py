@@ -71,6 +71,15 @@ class GpuInfo:
         return self.uuid.startswith("MIG-")
 
 
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Memory of one GPU or MIG instance; byte counts are 0 unless `state` is ok."""
+
+    state: NvmlState
+    total_bytes: int = 0
+    free_bytes: int = 0
+
+
 def _unreadable(uuid: str, state: NvmlState, index: int = -1) -> GpuInfo:
     return GpuInfo(uuid, index, "", 0, 0, 0, None, (), state)
 
@@ -83,6 +92,7 @@ class Nvml:
 
     def __init__(self) -> None:
         self._library: Any = None
+        self._handles: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +106,7 @@ class Nvml:
         """Close the driver's library; a later call opens it again."""
         if self._library is not None:
             library, self._library = self._library, None
+            self._handles.clear()
             ask_or(library.nvmlShutdown, None)
 
     @property
@@ -143,6 +154,34 @@ class Nvml:
             found = () if state in (NvmlState.NOT_FOUND, NvmlState.GPU_LOST) else self.devices()
             return next((each for each in found if each.uuid == uuid), _unreadable(uuid, state))
         return self._read(handle, uuid, self._index_of(handle, uuid))
+
+    def memory(self, uuid: str) -> GpuMemory:
+        """Memory of the GPU or MIG instance with this full UUID: one question to the driver, not the seven of
+        `read`. A handle that no longer answers is asked for again.
+        """
+        if uuid in self._handles and self._library is not None:
+            total, free, state = self._bytes_of(self._handles[uuid])
+            if state is NvmlState.OK:
+                return GpuMemory(state, total, free)
+        self._handles.pop(uuid, None)
+        gpu = self.read(uuid)
+        if gpu.state is NvmlState.OK:
+            library = self._library
+            handle = ask_or(lambda: library.nvmlDeviceGetHandleByUUID(uuid), None)
+            if handle is not None:
+                self._handles[uuid] = handle
+        return GpuMemory(gpu.state, gpu.total_bytes, gpu.free_bytes)
+
+    def _bytes_of(self, handle: Any) -> tuple[int, int, NvmlState]:
+        """Total and free bytes, 0 where they are not known."""
+        library = self._library
+        try:
+            memory = ask(lambda: library.nvmlDeviceGetMemoryInfo(handle))
+            total, free = readable_bytes(memory.total), readable_bytes(memory.free, memory.total)
+        except DriverCallFailed as failure:
+            lost = _state_of(failure) is NvmlState.GPU_LOST
+            return 0, 0, NvmlState.GPU_LOST if lost else NvmlState.MEMORY_UNKNOWN
+        return (total, free, NvmlState.OK) if total and free is not None else (0, 0, NvmlState.MEMORY_UNKNOWN)
 
     def _index_of(self, handle: Any, uuid: str) -> int:
         library = self._library
@@ -208,25 +247,20 @@ class Nvml:
 
     def _read(self, handle: Any, uuid: str, index: int) -> GpuInfo:
         library = self._library
-        try:
-            memory = ask(lambda: library.nvmlDeviceGetMemoryInfo(handle))
-            total, free = readable_bytes(memory.total), readable_bytes(memory.free, memory.total)
-        except DriverCallFailed as failure:
-            if _state_of(failure) is NvmlState.GPU_LOST:
-                return _unreadable(uuid, NvmlState.GPU_LOST, index)
-            total = free = None
-        known = bool(total) and free is not None
+        total, free, state = self._bytes_of(handle)
+        if state is NvmlState.GPU_LOST:
+            return _unreadable(uuid, state, index)
         rates = ask_or(lambda: library.nvmlDeviceGetUtilizationRates(handle), None)
         return GpuInfo(
             uuid=uuid,
             index=index,
             name=_name_of(library, handle),
-            total_bytes=(total or 0) if known else 0,
-            free_bytes=(free or 0) if known else 0,
-            used_bytes=(total or 0) - (free or 0) if known else 0,
+            total_bytes=total,
+            free_bytes=free,
+            used_bytes=total - free,
             utilization=rates.gpu / 100 if rates is not None and 0 <= rates.gpu <= 100 else None,
-            processes=_processes_on(library, handle, total if known else None),
-            state=NvmlState.OK if known else NvmlState.MEMORY_UNKNOWN,
+            processes=_processes_on(library, handle, total or None),
+            state=state,
         )
 
 

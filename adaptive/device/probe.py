@@ -13,7 +13,7 @@ import torch
 
 from adaptive.device.accelerator import is_accelerator, is_available, module_of, synchronize, with_index
 from adaptive.device.host import ResidentPeak, limit_heap_growth, read_host, trim_heap
-from adaptive.device.nvml import GpuInfo, Nvml, NvmlState
+from adaptive.device.nvml import GpuInfo, GpuMemory, Nvml, NvmlState
 from adaptive.device.visible_devices import cuda_visible_uuid
 from adaptive.errors import NoDevice
 from adaptive.types import MeasuredPeak, MemoryReading
@@ -157,11 +157,14 @@ class AcceleratorProbe:
         if self._uuid is None:
             return None
         gpu = self._nvml.read(self._uuid)
+        return gpu if self._is_own(gpu) else None
+
+    def _is_own(self, gpu: GpuInfo | GpuMemory) -> bool:
+        """Whether the driver's reading is this device's; `NoDevice` if the device is lost."""
         if gpu.state is NvmlState.GPU_LOST:
             raise NoDevice(str(self._device), gpu.state)
         # A reading of much more memory than CUDA has is that of the card whose MIG instance this is.
-        own = gpu.state is NvmlState.OK and gpu.total_bytes * PART_OF_A_CARD <= self._total_bytes
-        return gpu if own else None
+        return gpu.state is NvmlState.OK and gpu.total_bytes * PART_OF_A_CARD <= self._total_bytes
 
     def read(self) -> MemoryReading:
         """Free, reusable and total bytes, and the bytes of this and other processes."""
@@ -170,8 +173,8 @@ class AcceleratorProbe:
         allocated = stats.get("allocated_bytes.all.current", 0)
         split = stats.get("inactive_split_bytes.all.current", 0)
         reusable = max(0, reserved - allocated - split)
-        gpu = self._gpu()
-        if gpu is None:
+        gpu = None if self._uuid is None else self._nvml.memory(self._uuid)
+        if gpu is None or not self._is_own(gpu):
             free, total = self._torch.mem_get_info(self._device)
             source = self._device.type
         else:

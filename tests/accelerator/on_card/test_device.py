@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pretended import AS_CUDA, MIB, Card
 from pretended.start import late_copies
 
-from adaptive.device.nvml import Nvml
+from adaptive.device.nvml import Nvml, NvmlState
 
 accelerator = torch.accelerator
 
@@ -192,3 +192,38 @@ def test_the_driver_says_what_the_cards_hold(cards: list[Card], device: str) -> 
         cards[0].hides_processes = 1
         (mine,) = [each for each in nvml.devices()[0].processes if each.pid == os.getpid()]
         assert mine.used_bytes is None
+
+
+class Counted:
+    """The driver's library; notes the functions that are called."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self.called: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._library, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any) -> Any:
+            self.called.append(name)
+            return found(*args)
+
+        return call
+
+
+def test_free_memory_is_one_question_to_the_driver(cards: list[Card]) -> None:
+    with Nvml() as nvml:
+        uuid = nvml.devices()[0].uuid
+        nvml.memory(uuid)
+        library = Counted(nvml._library)
+        nvml._library = library
+        cards[0].ballast_bytes = 100 * MIB
+        found = nvml.memory(uuid)
+        assert library.called == ["nvmlDeviceGetMemoryInfo"]
+        assert (found.total_bytes, found.free_bytes) == (cards[0].capacity_bytes, cards[0].free_bytes)
+        cards[0].lost = 1
+        assert nvml.memory(uuid).state is NvmlState.GPU_LOST
+        cards[0].lost = 0
+        assert nvml.memory(uuid).state is NvmlState.OK
