@@ -85,6 +85,11 @@ class Settings(BaseSettings):
         120, ge=0, description="How long a queued job that no live device can hold waits before it fails."
     )
     drain_seconds: float = Field(60, ge=0)
+    min_free_disk_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Work is refused while the data folder's disk has less free than this; 0: never.",
+    )
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
     max_image_pixels: int = Field(64_000_000, ge=1)
     max_image_side: int = Field(16_384, ge=1)

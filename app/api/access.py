@@ -11,7 +11,6 @@ from starlette.requests import cookie_parser
 
 from app.api.dependencies import Service, TheService
 from app.api.problems import Problem
-from app.jobs import JobSpec
 from app.service.keys import ApiKey
 
 COOKIE = "framefit_key"
@@ -57,14 +56,3 @@ async def administrator(request: Request, service: TheService) -> None:
 
 Caller = Annotated[str | None, Depends(caller)]
 Administrator = Annotated[None, Depends(administrator)]
-
-
-def check_key_limits(service: Service, owner: str | None, spec: JobSpec) -> None:
-    """Raise problem 422 if the video is larger than the caller's key allows."""
-    key = service.keys.of_owner(owner)
-    asked = spec.width * spec.height * spec.num_frames
-    if key is not None and key.max_pixels is not None and asked > key.max_pixels:
-        message = (
-            f"width x height x num_frames is {asked:,}; key {key.name} may ask for at most {key.max_pixels:,}"
-        )
-        raise Problem(422, "over_key_limit", message, data={"pixels": asked, "limit": key.max_pixels})

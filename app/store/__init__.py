@@ -7,6 +7,7 @@ health      read-only check of a database, for `framefit doctor`
 transaction the transaction passed to every write, and the queue's limits
 rows        conversion between rows and jobs; the append to the event history
 queries     read-only queries
+queue_limits  how many jobs may wait, of all and of one key
 errors      the errors the store raises
 intake      what clients do: submit, cancel, queue again
 claims      which queued job a worker gets

@@ -8,14 +8,13 @@ from sqlalchemy import text
 
 from app.jobs import Job, JobSpec, JobStatus, Json, Stage
 from app.store import deliveries
-from app.store.errors import IdempotencyConflict, QueueFull, ResultExpired, WrongState
+from app.store.errors import IdempotencyConflict, ResultExpired, WrongState
 from app.store.queries import queued
+from app.store.queue_limits import require_room
 from app.store.rows import MAX_POSITION, append_event, dump, fetch_job, lock_job, new_id
 from app.store.transaction import Transaction
 
 FEW = 1000
-# So close to the limit of all queued jobs, submissions come one after the other (PostgreSQL).
-CLOSE_TO_LIMIT = 256
 
 INSERT_JOB = text("""
     insert into jobs (id, status, stage, progress, spec, model, priority, rank, skips, needed_bytes, plan,
@@ -36,13 +35,6 @@ COUNT_BEFORE = text(f"""
         select 1 from jobs where status = 'queued' and rank < :rank limit {MAX_POSITION - 1}
     ) before
 """)
-COUNT_QUEUED_OF = text("""
-    select count(*) from (
-        select 1 from jobs where status = 'queued' and owner = :owner limit :limit
-    ) own
-""")
-# Submissions that could pass a limit together come one after the other.
-LOCK_LIMIT = text("select pg_advisory_xact_lock(hashtext('framefit queue limit'), hashtext(:owner))")
 SELECT_KEY = text("""
     select id, status, fingerprint, deleted_at is not null as deleted from jobs where idempotency_key = :key
 """)
@@ -113,8 +105,8 @@ def submit_all(tx: Transaction, submissions: Sequence[Submission]) -> list[tuple
     ids = sorted(new_id(tx.now) for _ in submissions)
     existing = [_existing_job(tx, each) for each in submissions]
     new = [each for each, job_id in zip(submissions, existing, strict=True) if job_id is None]
-    _check_room(tx, new)
     if new:
+        require_room(tx, len(new), new[0].owner, new[0].max_queued_of_owner)
         tx.announce_queued()
     return [
         (_insert(tx, ids[n], each, tx.now + n * STEP_SECONDS), True)
@@ -205,25 +197,6 @@ def _existing_job(tx: Transaction, submission: Submission) -> str | None:
     return str(row.id)
 
 
-def _check_room(tx: Transaction, new: Sequence[Submission]) -> None:
-    if not new:
-        return
-    limit = tx.rules.max_queued
-    if tx.is_postgresql and queued(tx.connection) + len(new) > limit - CLOSE_TO_LIMIT:
-        tx.execute(LOCK_LIMIT, {"owner": ""})
-    waiting = queued(tx.connection)
-    if waiting + len(new) > limit:
-        raise QueueFull(waiting, limit)
-    owner = new[0].owner
-    owner_limit = new[0].max_queued_of_owner or tx.rules.max_queued_of_owner
-    if owner is not None and owner_limit is not None:
-        if tx.is_postgresql:
-            tx.execute(LOCK_LIMIT, {"owner": owner})
-        own = tx.execute(COUNT_QUEUED_OF, {"owner": owner, "limit": owner_limit}).scalar_one()
-        if own + len(new) > owner_limit:
-            raise QueueFull(own, owner_limit, owner)
-
-
 def cancel(tx: Transaction, job_id: str) -> Job:
     """Cancel a queued job at once, or request it of a running job's worker.
 
@@ -267,17 +240,20 @@ def queue_again(
     plan: Json | None = None,
     needed_bytes: int | None = None,
     why: str = "redecode",
+    max_queued_of_owner: int | None = None,
 ) -> Job:
     """Queue an ended job again with changed decode fields; a worker reuses its latents if they exist.
 
-    Raises `WrongState` if the job has not ended, or if it succeeded and `why` is "retry"; `ResultExpired` if
-    its image and latents were deleted or soon are, because its client deleted it.
+    Raises `QueueFull` as `submit` does; `WrongState` if the job has not ended, or if it succeeded and `why`
+    is "retry"; `ResultExpired` if its image and latents were deleted or soon are, because its client deleted
+    it.
     """
     job = lock_job(tx, job_id)
     if not job.status.is_terminal or (why == "retry" and job.status is JobStatus.SUCCEEDED):
         raise WrongState(job, "retried" if why == "retry" else "queued again")
     if job.expired or job.deleted:
         raise ResultExpired(job_id)
+    require_room(tx, 1, job.owner, max_queued_of_owner)
     spec = JobSpec.model_validate({**job.spec.model_dump(), **(changes or {})})
     row = {
         "id": job_id,

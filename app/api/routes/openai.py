@@ -86,7 +86,7 @@ def video_view(job: Job) -> Json:
 @router.post(
     "",
     summary="Create a video",
-    responses={**answer(VIDEO), **errors(400, 401, 408, 413, 415, 422, 429, 503)},
+    responses={**answer(VIDEO), **errors(400, 401, 408, 413, 415, 422, 429, 503, 507)},
     openapi_extra=VIDEO_BODY,
 )
 def create(
@@ -104,7 +104,7 @@ def create(
 @router.post(
     "/{video_id}/remix",
     summary="Make a video again with another prompt",
-    responses={**answer(VIDEO), **errors(400, 401, 404, 408, 410, 413, 415, 422, 429, 503)},
+    responses={**answer(VIDEO), **errors(400, 401, 404, 408, 410, 413, 415, 422, 429, 503, 507)},
     openapi_extra=REMIX_BODY,
 )
 def remix(

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.api.access import Caller, check_key_limits
+from app.api.access import Caller
 from app.api.dependencies import Prefix, Service, TheService, visible
+from app.api.limits import admit, check_key_limits
 from app.api.problems import Problem, documented
 from app.api.requests.bodies import Parts, from_json, parse_body, read_body
 from app.api.requests.job_spec import asks_for_random_seed, job_spec
@@ -67,7 +68,7 @@ def _waiting(service: Service, job: Job, owner: str | None) -> Json | None:
     status_code=202,
     tags=["jobs"],
     summary="Queue a video",
-    responses={**answer(JOB, 202), **documented(400, 401, 408, 413, 415, 422, 429, 503)},
+    responses={**answer(JOB, 202), **documented(400, 401, 408, 413, 415, 422, 429, 503, 507)},
     openapi_extra=GENERATE_BODY,
 )
 def generate(
@@ -110,24 +111,22 @@ def build_submission(
     spec = job_spec(
         parts.fields, service.models, has_last_image=last_image is not None, measure=pictures.size
     )
-    check_key_limits(service, owner, spec)
     if spec.webhook_url is not None:
         _check_webhook(service, spec.webhook_url)
     if image is None:
         raise Problem(422, "missing_image", "the request has no image: send it in the file field 'image'")
     spec = spec.model_copy(update=pictures.measured())
-    verdict = service.admission.admit(spec)
-    key = service.keys.of_owner(owner)
+    admitted = admit(service, owner, spec)
     return Submission(
         spec=spec,
         image=image,
         fingerprint=_fingerprint(spec, parts.fields, image, last_image),
         last_image=last_image,
-        plan=verdict.plan,
-        needed_bytes=verdict.needed_bytes,
+        plan=admitted.verdict.plan,
+        needed_bytes=admitted.verdict.needed_bytes,
         idempotency_key=idempotency_key,
         owner=owner,
-        max_queued_of_owner=None if key is None else key.max_queued,
+        max_queued_of_owner=admitted.max_queued_of_owner,
     )
 
 
@@ -184,7 +183,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
     status_code=202,
     tags=["jobs"],
     summary="Decode an ended job again",
-    responses={**answer(JOB, 202), **documented(400, 401, 404, 408, 409, 410, 413, 422, 503)},
+    responses={**answer(JOB, 202), **documented(400, 401, 404, 408, 409, 410, 413, 422, 429, 503, 507)},
     openapi_extra=REDECODE_BODY,
 )
 def redecode(job_id: str, service: TheService, owner: Caller, prefix: Prefix, body: Body) -> Json:
@@ -209,7 +208,7 @@ def redecode(job_id: str, service: TheService, owner: Caller, prefix: Prefix, bo
     status_code=202,
     tags=["jobs"],
     summary="Run a failed or canceled job again",
-    responses={**answer(JOB, 202), **documented(401, 404, 409, 410, 422, 503)},
+    responses={**answer(JOB, 202), **documented(401, 404, 409, 410, 422, 429, 503, 507)},
 )
 def retry(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Json:
     """Queue a failed or canceled job again unchanged, with its full number of attempts.
@@ -223,10 +222,13 @@ def retry(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Js
 
 def _queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: str) -> Job:
     spec = JobSpec.model_validate({**job.spec.model_dump(), **changes})
-    if spec.model not in service.models:
-        raise Problem(409, "model_gone", f"model {spec.model} is no longer available")
-    verdict = service.admission.admit(spec)
+    admitted = admit(service, job.owner, spec)
     changed = {name: getattr(spec, name) for name in changes}
     return service.store.queue_again(
-        job.id, changes=changed, plan=verdict.plan, needed_bytes=verdict.needed_bytes, why=why
+        job.id,
+        changes=changed,
+        plan=admitted.verdict.plan,
+        needed_bytes=admitted.verdict.needed_bytes,
+        why=why,
+        max_queued_of_owner=admitted.max_queued_of_owner,
     )
