@@ -70,6 +70,10 @@ class Client:
         """Request the job's cancellation."""
         self._checked(self._http.delete(f"/jobs/{job_id}"))
 
+    def delete(self, job_id: str) -> None:
+        """Delete the job, with its images, prompt and video; a job that has not ended is canceled."""
+        self._checked(self._http.post(f"/jobs/{job_id}/delete"))
+
     def download(self, job_id: str, out: Path) -> None:
         """Save the job's video as `out`, which is complete whenever it exists."""
         part = out.with_name(out.name + ".part")

@@ -96,6 +96,11 @@ class Settings(BaseSettings):
     result_ttl_seconds: float | None = Field(
         None, gt=0, description="Results are deleted after this time. Default: never."
     )
+    job_ttl_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Ended jobs are removed, prompt and history too, after this time. Default: never.",
+    )
     webhook_secret: str | None = Field(None, repr=False)
     webhook_allow_private: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"

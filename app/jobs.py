@@ -223,8 +223,9 @@ class Job:
 
     `token` is the fencing token: it increases with every claim, and reports with an older one are rejected.
     `latents_path` is set when the denoised latents are on disk; from then on only the decode can be lost.
-    `denoise` describes the denoising run. `deleted`: the client deleted it, and only the history keeps it.
-    `remixed_from` is the id of the job whose images and fields it took.
+    `denoise` describes the denoising run. `remixed_from` is the id of the job whose images and fields it
+    took. `deleted_at` is when its deletion was requested, `erased_at` when its files, images and texts were
+    gone.
     """
 
     id: str
@@ -252,8 +253,14 @@ class Job:
     owner: str | None
     has_last_image: bool
     queue_position: int | None
-    deleted: bool = False
     remixed_from: str | None = None
+    deleted_at: float | None = None
+    erased_at: float | None = None
+
+    @property
+    def delete_requested(self) -> bool:
+        """Whether the job was deleted: nothing of it is served, and it is erased once it has ended."""
+        return self.deleted_at is not None
 
 
 @dataclass(frozen=True, slots=True)

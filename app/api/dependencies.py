@@ -15,7 +15,6 @@ from adaptive.device.nvml import Nvml
 from app.api.feed import EventFeed
 from app.api.requests.bodies import BodyMemory
 from app.api.views import job_view, ready_device_view
-from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
 from app.jobs import Job, JobStatus, Json, WorkerRow
 from app.media.images import ImageLimits
@@ -26,11 +25,12 @@ from app.scheduling.admission import Admission, LoadRequirements
 from app.scheduling.eta import RunTimes, WaitingTimes
 from app.scheduling.unschedulable import UnschedulableJobs
 from app.scheduling.usable_profile import LoadProfile
+from app.service.disposal import Disposal
 from app.service.keys import KeyRing, load_keys
 from app.service.metrics import LiveGauges, ServiceMetrics
 from app.service.model_gauges import ModelGauges
 from app.service.webhooks import Webhooks
-from app.store import JobStore, NoSuchJob, StoreError, open_store
+from app.store import JobDeleted, JobStore, NoSuchJob, StoreError, open_store
 
 log = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 2.0
@@ -54,6 +54,7 @@ class Service:
     image_limits: ImageLimits
     body_memory: BodyMemory
     unschedulable: UnschedulableJobs
+    disposal: Disposal
     webhooks: Webhooks | None
     stopping: threading.Event
     sheets: SheetMaker = field(default_factory=SheetMaker)
@@ -89,19 +90,11 @@ class Service:
             try:
                 for job_id in self.store.requeue_expired():
                     log.warning("lease_expired job_id=%s", job_id)
-                self._remove_expired()
+                self.disposal.turn()
                 for job_id in self.unschedulable.fail():
                     log.warning("job_unschedulable job_id=%s", job_id)
             except StoreError as error:
                 log.warning("maintenance_postponed reason=%s", error)
-
-    def _remove_expired(self) -> None:
-        for job_id in self.store.expire_results(self._remove_files):
-            log.info("result_expired job_id=%s", job_id)
-
-    def _remove_files(self, job_id: str) -> None:
-        # This removes the file's name only: a response that is reading the video can finish.
-        job_artifacts(self.settings.jobs_dir, job_id).remove()
 
 
 def build_service(
@@ -144,6 +137,7 @@ def build_service(
         unschedulable=UnschedulableJobs(
             store, models, alive_workers, grace_seconds=settings.fit_grace_seconds
         ),
+        disposal=Disposal(settings, store),
         webhooks=_webhooks(settings, models, store),
         stopping=threading.Event(),
     )
@@ -155,6 +149,8 @@ def _webhooks(settings: Settings, models: dict[str, ModelEntry], store: JobStore
 
     def view(job_id: str) -> Json:
         job = store.get(job_id)
+        if job.delete_requested:  # after the delivery was taken
+            raise NoSuchJob(job_id)
         return job_view(job, models.get(job.spec.model), prefix=settings.root_path)
 
     return Webhooks(store, settings.webhook_secret, view, allow_private=settings.webhook_allow_private)
@@ -182,10 +178,12 @@ Prefix = Annotated[str, Depends(prefix_of)]
 
 
 def visible(service: Service, job_id: str, owner: str | None) -> Job:
-    """Return the job. Raises `NoSuchJob` also for a job of another API key."""
+    """Return the job. Raises `JobDeleted`, or `NoSuchJob`, also for a job of another API key."""
     job = service.store.get(job_id)
     if owner is not None and job.owner != owner:
         raise NoSuchJob(job_id)
+    if job.delete_requested:
+        raise JobDeleted(job)
     return job
 
 

@@ -22,6 +22,7 @@ from app.scheduling.usable_profile import ProfilePending
 from app.service.webhooks import WebhookRefused
 from app.store import (
     IdempotencyConflict,
+    JobDeleted,
     NoSuchJob,
     QueueFull,
     ResultExpired,
@@ -96,6 +97,8 @@ def problem_of(error: Exception) -> Problem | None:
             return error
         case NoSuchJob():
             return Problem(404, "no_such_job", str(error))
+        case JobDeleted():
+            return Problem(410, "job_deleted", str(error), data={"erased": error.job.erased_at is not None})
         case ResultExpired():
             return Problem(410, "result_expired", str(error))
         case WrongState():
@@ -206,6 +209,7 @@ def install(app: FastAPI) -> None:
     for kind in (
         Problem,
         NoSuchJob,
+        JobDeleted,
         ResultExpired,
         WrongState,
         IdempotencyConflict,

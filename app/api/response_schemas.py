@@ -82,6 +82,8 @@ JOB = _object(
 JOBS = _object({"jobs": _list(JOB)})
 PAGE = _object({"jobs": _list(JOB), "next_cursor": _or_null(TEXT)})
 
+DELETED = _object({"id": TEXT, "deleted": YES_OR_NO})
+
 _RUNG = _object({"fits_now": YES_OR_NO, "exact": YES_OR_NO, "chosen": YES_OR_NO, "why": TEXT})
 _SHAPE = _object({"frames": WHOLE, "height": WHOLE, "width": WHOLE})
 PLAN = _object(

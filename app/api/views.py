@@ -22,7 +22,7 @@ def job_view(
     Links begin with `prefix`, the path under which a proxy serves the service.
     """
     base = f"{prefix}/jobs/{job.id}"
-    links = {"self": base, "events": f"{base}/events"}
+    links = {"self": base, "events": f"{base}/events", "delete": f"{base}/delete"}
     if not job.expired:
         links["image"] = f"{base}/image"
     if job.has_last_image and not job.expired:

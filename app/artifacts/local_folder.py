@@ -6,6 +6,7 @@ reader never sees a partial file. Must not know what is inside the files.
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,12 @@ class JobArtifacts:
         return self
 
     def remove(self) -> None:
-        """Delete the folder and all of its files."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the folder and all of its files, durably. Raises `OSError` if something of it stays."""
+        while self.folder.exists():
+            with suppress(FileNotFoundError):  # another process deletes the same folder
+                shutil.rmtree(self.folder)
+        with suppress(FileNotFoundError):
+            sync(self.folder.parent)
 
 
 def job_artifacts(jobs_dir: Path, job_id: str) -> JobArtifacts:

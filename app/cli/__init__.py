@@ -4,6 +4,7 @@ Each command imports the heavy packages that it needs itself, so that `--help` i
 
 processes  serve, api, worker, profile: the processes of the service
 generate   client: makes a video from an image and a prompt
+delete     client: deletes jobs with their images, prompts and videos
 plan       computes weight placement and decode plan without loading weights
 encode     encodes a clip, or a folder of clips, to latents
 decode     decodes a latents file to a video
@@ -20,7 +21,19 @@ import sys
 import typer
 
 from adaptive.device.huge_pages import enable_huge_pages
-from app.cli import bench, calibrate, convert, decode, encode, generate, inspect, keys, plan, processes
+from app.cli import (
+    bench,
+    calibrate,
+    convert,
+    decode,
+    delete,
+    encode,
+    generate,
+    inspect,
+    keys,
+    plan,
+    processes,
+)
 from app.config import ConfigError
 from app.service.logs import quiet_libraries
 
@@ -31,7 +44,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (processes, generate, plan, calibrate, encode, decode, convert, inspect, keys, bench):
+for group in (processes, generate, delete, plan, calibrate, encode, decode, convert, inspect, keys, bench):
     group.register(app)
 
 

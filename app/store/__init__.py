@@ -15,12 +15,13 @@ leases      what workers do with a job: report, finish, release
 backfill    running smaller jobs while a large one waits for memory
 workers     registered workers and their devices
 deliveries  the outbox of webhooks
-retention   expiry and deletion of results
+upkeep      expiry of results, deletion of jobs and what stays of them
 jobstore    JobStore: every operation above, each in its own transaction
 """
 
 from app.store.errors import (
     IdempotencyConflict,
+    JobDeleted,
     NewerSchema,
     NoSuchJob,
     QueueFull,
@@ -35,6 +36,7 @@ from app.store.transaction import Rules
 
 __all__ = [
     "IdempotencyConflict",
+    "JobDeleted",
     "JobStore",
     "NewerSchema",
     "NoSuchJob",

@@ -8,7 +8,8 @@ from app.jobs import JobSpec
 from app.store.transaction import Locking, Transaction
 
 INSERT = text("""
-    insert into deliveries (job_id, url, outcome, due_at, attempts) values (:job_id, :url, :outcome, :now, 0)
+    insert into deliveries (job_id, url, outcome, due_at, attempts)
+        select id, :url, :outcome, :now, 0 from jobs where id = :job_id and deleted_at is null
 """)
 ANY_DUE = text("select 1 from deliveries where due_at <= :now limit 1")
 DUE = Locking.of(
@@ -33,7 +34,7 @@ class Delivery:
 
 
 def enqueue(tx: Transaction, job_id: str, spec: JobSpec, outcome: str) -> None:
-    """Add a delivery for a job that has ended, if its request named a `webhook_url`."""
+    """Add a delivery for a job that has ended, if it has a `webhook_url` and was not deleted."""
     if spec.webhook_url is not None:
         tx.execute(INSERT, {"job_id": job_id, "url": spec.webhook_url, "outcome": outcome, "now": tx.now})
 

@@ -2,6 +2,7 @@
 
 StoreError
 ├── NoSuchJob             no job has that id                        (job_id)
+├── JobDeleted            the job was deleted; nothing of it is served (job)
 ├── StoreUnavailable      the database is locked, unreachable or out of disk space; nothing was written
 ├── NewerSchema           a newer version of the program has upgraded the database  (revision)
 ├── QueueFull             the limit of queued jobs is reached       (queued, limit, owner)
@@ -23,6 +24,16 @@ class NoSuchJob(StoreError):
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(f"there is no job {job_id!r}")
+
+
+class JobDeleted(StoreError):
+    """The job was deleted: nothing of it is served, and it cannot run again."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        super().__init__(
+            f"job {job.id} was deleted: its image, prompt and video are gone, or go when it ends"
+        )
 
 
 class StoreUnavailable(StoreError):

@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from app.jobs import Job, JobSpec, JobStatus, Json, Stage
 from app.store import deliveries
-from app.store.errors import IdempotencyConflict, ResultExpired, WrongState
+from app.store.errors import IdempotencyConflict, JobDeleted, ResultExpired, WrongState
 from app.store.queries import queued
 from app.store.queue_limits import require_room
 from app.store.rows import MAX_POSITION, append_event, dump, fetch_job, lock_job, new_id
@@ -189,7 +189,7 @@ def _existing_job(tx: Transaction, submission: Submission) -> str | None:
     row = None if key is None else tx.execute(SELECT_KEY, {"key": key}).one_or_none()
     if row is None:
         return None
-    if row.fingerprint != submission.fingerprint:
+    if row.fingerprint != submission.fingerprint and not row.deleted:
         raise IdempotencyConflict(row.id)
     if row.deleted or row.status in (JobStatus.FAILED, JobStatus.CANCELED):
         tx.execute(DROP_KEY, {"id": row.id})  # such a job may be submitted again with the same key
@@ -245,13 +245,14 @@ def queue_again(
     """Queue an ended job again with changed decode fields; a worker reuses its latents if they exist.
 
     Raises `QueueFull` as `submit` does; `WrongState` if the job has not ended, or if it succeeded and `why`
-    is "retry"; `ResultExpired` if its image and latents were deleted or soon are, because its client deleted
-    it.
+    is "retry"; `ResultExpired` if its image and latents were deleted or soon are; `JobDeleted`.
     """
     job = lock_job(tx, job_id)
+    if job.delete_requested:
+        raise JobDeleted(job)
     if not job.status.is_terminal or (why == "retry" and job.status is JobStatus.SUCCEEDED):
         raise WrongState(job, "retried" if why == "retry" else "queued again")
-    if job.expired or job.deleted:
+    if job.expired:
         raise ResultExpired(job_id)
     require_room(tx, 1, job.owner, max_queued_of_owner)
     spec = JobSpec.model_validate({**job.spec.model_dump(), **(changes or {})})

@@ -5,7 +5,8 @@ transaction.
 """
 
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import URL, Connection, TextClause
@@ -18,8 +19,9 @@ from app.store import workers as workforce
 from app.store.database import open_database
 from app.store.rows import fetch_events, fetch_job
 from app.store.transaction import Rules, Transaction
-from app.store.upkeep import retention
+from app.store.upkeep import deletion, retention
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -84,6 +86,7 @@ class JobStore:
         driver.
         """
         self._database = open_database(database_url, rules or Rules(), clock)
+        self._bytes_to_drop = True  # a process before this one may have ended between erasing and dropping
 
     def migrate(self) -> None:
         """Create or upgrade the schema; safe in several processes at once. Raises `NewerSchema`."""
@@ -108,7 +111,7 @@ class JobStore:
     fail_queued = _writes(intake.fail_queued)
     queue_again = _writes(intake.queue_again)
     discard = _writes(retention.discard)
-    delete = _writes(retention.delete)
+    delete = _writes(deletion.delete)
 
     def add(
         self, spec: JobSpec, image: bytes, *, plan: Json | None = None, needed_bytes: int | None = None
@@ -174,7 +177,13 @@ class JobStore:
     settle_delivery = _writes(deliveries.settle)
     _take_delivery = _writes(deliveries.take)
     _mark_expired = _writes(retention.mark_expired)
-    _remove_expired = _writes(retention.remove_expired)
+    _marked = _reads(retention.marked)
+    _settle_expired = _writes(retention.settle)
+    _to_erase = _reads(deletion.to_erase)
+    _erase = _writes(deletion.erase)
+    _request_old = _writes(deletion.request_old)
+    _remove_old = _writes(deletion.remove_old)
+    without_files = _reads(deletion.without_files)
 
     def take_delivery(self) -> deliveries.Delivery | None:
         """Return the next due webhook, reserved for the caller for a while, or None."""
@@ -183,18 +192,65 @@ class JobStore:
     def expire_results(self, remove: Callable[[str], None]) -> list[str]:
         """Mark results past their expiry time; return their ids.
 
-        Calls `remove(job_id)` to delete the files of results marked at least a minute ago.
+        Calls `remove(job_id)`, outside any transaction, to delete the files of results marked at least a
+        minute ago. If it raises `OSError`, the job is tried again at the next call.
         """
         if not self._any(retention.ANY_DUE):
             return []
         marked = self._mark_expired()
-        self._remove_expired(remove)
+        for job_id in _without_files(self._marked(now=self.time()), remove):
+            self._settle_expired(job_id)
+            self._bytes_to_drop = True
         return marked
 
-    def _any(self, query: TextClause) -> bool:
+    def erase_deleted(self, remove: Callable[[str], None]) -> list[str]:
+        """Erase deleted jobs that have ended: their files by `remove`, as `expire_results`; then their rows.
+
+        Returns their ids. `drop_erased_bytes` ends the work.
+        """
+        erased = []
+        # One transaction a job: overwriting many large images in one would keep other writers waiting.
+        for job_id in _without_files(self._to_erase(now=self.time()), remove):
+            self._bytes_to_drop = True
+            if self._erase(job_id):
+                erased.append(job_id)
+        return erased
+
+    def remove_old_jobs(self, ttl_seconds: float) -> list[str]:
+        """Remove whole jobs that ended longer ago than `ttl_seconds`, up to a number; return their ids.
+
+        They are deleted as by their clients first: `erase_deleted` erases them, a later call removes them.
+        """
+        if not self._any(deletion.ANY_OLD, **deletion.older(self.time(), ttl_seconds)):
+            return []
+        self._request_old(ttl_seconds)
+        removed = self._remove_old(ttl_seconds)
+        self._bytes_to_drop |= bool(removed)
+        return removed
+
+    def drop_erased_bytes(self) -> bool:
+        """Let erased bytes leave the database's files as far as it can; False if it has to be tried again."""
+        if self._bytes_to_drop and self._database.drop_erased_bytes():
+            self._bytes_to_drop = False
+        return not self._bytes_to_drop
+
+    def _any(self, query: TextClause, **parameters: Any) -> bool:
         now = {"now": self.time()} if "now" in query.compile().params else {}
         with self._database.reading() as connection:
-            return connection.execute(query, now).first() is not None
+            return connection.execute(query, {**now, **parameters}).first() is not None
+
+
+def _without_files(job_ids: Sequence[str], remove: Callable[[str], None]) -> list[str]:
+    """Return the jobs whose files `remove` has deleted."""
+    gone = []
+    for job_id in job_ids:
+        try:
+            remove(job_id)
+        except OSError as error:
+            log.warning("files_not_deleted job_id=%s reason=%s", job_id, error)
+        else:
+            gone.append(job_id)
+    return gone
 
 
 def open_store(settings: Settings) -> JobStore:

@@ -31,7 +31,7 @@ SAVE_LATENTS = text("""
 """)
 FINISH = text("""
     update jobs set status = :status, stage = 'finished', progress = :progress, finished_at = :now,
-        expires_at = case when deleted_at is null then :expires_at else deleted_at end,
+        expires_at = :expires_at,
         lease_until = null, decode = :decode,
         result = coalesce(:result, result), error = :error
     where id = :id and token = :token and status = 'running'

@@ -1,5 +1,6 @@
 """Nothing that was accepted is lost: processes are killed, and every job still ends with its video."""
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 from running_service import RunningService, StartService, service_starter
+from waiting import wait_for
 
 # Long enough to be caught in each stage on a fast machine.
 LARGE = {"width": 256, "height": 256, "num_frames": 97, "num_inference_steps": 30, "fps": 24}
@@ -116,6 +119,37 @@ def test_a_running_job_is_canceled_within_a_step(services: Succession) -> None:
     assert time.monotonic() - asked_at < 30
     assert service.kinds(job_id)[-2:] == ["canceled", "finished"]
     assert service.finished(service.submit(num_inference_steps=1)["id"])
+
+
+def test_a_job_that_is_deleted_while_it_runs_leaves_no_byte_on_the_disk(services: Succession) -> None:
+    service = services.now
+    picture, photo = io.BytesIO(), Image.effect_noise((256, 192), 60)
+    photo.save(picture, "PNG")
+    prompt = "m4rk3r of a deleted prompt"
+    marked = [prompt.encode(), picture.getvalue()[5000:5100]]
+
+    def left() -> list[str]:
+        files = [path for path in service.data_dir.rglob("*") if path.is_file()]
+        return [path.name for path in files if any(one in _content(path) for one in marked)]
+
+    job_id = service.submit({"image": picture.getvalue()}, prompt=prompt, **LONG)["id"]
+    service.wait_until(job_id, denoising)
+    assert left()
+    assert service.http.delete(f"/v1/videos/{job_id}").json()["deleted"]
+    for path in ("", "/image", "/events", "/video"):
+        gone = service.http.get(f"/jobs/{job_id}{path}")
+        assert (gone.status_code, gone.json()["code"]) == (410, "job_deleted")
+    wait_for(lambda: not left() or None, 120, service.log, every=0.5)
+    wait_for(lambda: service.http.get(f"/jobs/{job_id}").json()["erased"] or None, 120, service.log)
+    assert not (service.data_dir / "jobs" / job_id).exists()
+    assert service.finished(service.submit(num_inference_steps=1)["id"]), "the worker goes on"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:  # it was being deleted
+        return b""
 
 
 def test_a_job_that_kills_its_worker_every_time_is_given_up(services: Succession) -> None:

@@ -29,6 +29,7 @@ UNDER_WAY = """() => {
     const part = name => document.querySelector(`.job[data-status=running] ${name}`);
     return part("progress")?.value > 0.1 && part(".what").textContent.includes("%");
 }"""
+SHORT = {"num_frames": 9, "num_inference_steps": 1}
 KEY = "ff_a-key-of-the-studio"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
@@ -115,6 +116,30 @@ def test_a_job_is_canceled_from_the_page_and_tried_again(open_page: Any) -> None
     card.locator(".badge:has-text('Canceled')").wait_for(timeout=60_000)
     assert card.locator(".again option >> nth=0").inner_text() == "Run again…", "it has no latents to decode"
     assert card.locator(".again").get_attribute("aria-label") == "Run again: to be canceled"
+
+
+def test_a_job_is_deleted_from_the_page_after_a_question(
+    open_page: Any, shared_service: RunningService
+) -> None:
+    ids = [
+        shared_service.submit(prompt=f"to be deleted {name}", **SHORT)["id"] for name in ("here", "elsewhere")
+    ]
+    for job_id in ids:
+        shared_service.finished(job_id)
+    page = open_page()
+    here, elsewhere = (page.locator(f".job[data-id='{job_id}']") for job_id in ids)
+    for keep in ("Escape", "Enter"):  # the button that keeps the video has the focus
+        here.locator(".delete").click()
+        assert page.locator("#delete-what").inner_text() == "to be deleted here"
+        page.keyboard.press(keep)
+        page.locator("#delete-dialog").wait_for(state="hidden")
+    assert shared_service.job(ids[0])["status"] == "succeeded"
+    here.locator(".delete").click()
+    page.locator("#delete-confirm").click()
+    here.wait_for(state="detached")
+    assert shared_service.http.get(f"/jobs/{ids[0]}").status_code == 410
+    shared_service.http.post(f"/jobs/{ids[1]}/delete").raise_for_status()
+    elsewhere.wait_for(state="detached")
 
 
 def test_a_seed_of_64_bits_is_sent_and_shown_digit_for_digit(

@@ -13,10 +13,11 @@ from app.api.dependencies import Service, TheService, visible
 from app.api.problems import Problem, documented
 from app.api.views import event_view
 from app.jobs import Event, Job
-from app.store import NoSuchJob
+from app.store import JobDeleted, NoSuchJob
 
 router = APIRouter(tags=["jobs"])
 PAGE = 1000
+DELETED = "deleted"
 
 
 class StreamEnded(Exception):
@@ -50,21 +51,23 @@ def _sequence(last_event_id: str | None) -> int:
     response_class=EventSourceResponse,
     responses={
         204: {"description": "The job has ended and the client has received every event."},
-        **documented(401, 404, 422),
+        **documented(401, 404, 410, 422),
     },
 )
 async def follow_job(
     service: TheService, owner: Caller, followed: Annotated[tuple[Job, int], Depends(_followed)]
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream the job's past events, from the first or from the one after `Last-Event-ID`, then new events
-    until it ends.
+    until it ends or is deleted.
 
     Each message has the event's kind as its type and JSON data.
     """
     job, seen = followed
     async for event in _past_then_new_events(service, job.id, seen):
         yield ServerSentEvent(data=event_view(event, owner), event=event.kind, id=str(event.seq))
-        if event.kind == "finished" and await asyncio.to_thread(_is_last, service, event):
+        if event.kind == DELETED or (
+            event.kind == "finished" and await asyncio.to_thread(_is_last, service, event)
+        ):
             return
 
 
@@ -85,11 +88,18 @@ async def follow_all(
     """Stream the events of the caller's jobs from now on, or from the one after `Last-Event-ID`. The stream
     does not end.
     """
-    is_own: dict[str, bool] = {}
+    served: dict[str, bool] = {}
     async for event in _past_then_new_events(service, None, seen):
-        if owner is not None and event.job_id not in is_own:
-            is_own[event.job_id] = await asyncio.to_thread(_belongs, service, event.job_id, owner)
-        if owner is None or is_own[event.job_id]:
+        if event.kind == DELETED:  # the last event of its job that is sent
+            send, served[event.job_id] = (
+                await asyncio.to_thread(_belongs, service, event.job_id, owner),
+                False,
+            )
+        elif event.job_id not in served:
+            send = served[event.job_id] = await asyncio.to_thread(_is_served, service, event.job_id, owner)
+        else:
+            send = served[event.job_id]
+        if send:
             yield ServerSentEvent(data=event_view(event, owner), event=event.kind, id=str(event.seq))
 
 
@@ -110,11 +120,23 @@ def _is_last(service: Service, event: Event) -> bool:
     return not service.store.events_after(event.seq, 1, event.job_id)
 
 
-def _belongs(service: Service, job_id: str, owner: str) -> bool:
+def _is_served(service: Service, job_id: str, owner: str | None) -> bool:
     try:
-        return service.store.get(job_id).owner == owner
+        visible(service, job_id, owner)
+    except (NoSuchJob, JobDeleted):
+        return False
+    return True
+
+
+def _belongs(service: Service, job_id: str, owner: str | None) -> bool:
+    """Return whether the job is one of `owner`, deleted or not."""
+    try:
+        visible(service, job_id, owner)
+    except JobDeleted:
+        return True
     except NoSuchJob:
         return False
+    return True
 
 
 def no_more_events(_request: Request, _error: Exception) -> Response:

@@ -13,6 +13,7 @@ from app.api.views import has_video
 from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job
 from app.media.shown import for_browsers, media_type
+from app.store import ResultExpired
 
 router = APIRouter(tags=["jobs"])
 Original = Annotated[bool, Query(description="The uploaded file, whatever its format.")]
@@ -76,10 +77,16 @@ def _video_response(service: Service, job: Job) -> FileResponse:
 
 
 @router.delete(
-    "/jobs/{job_id}/video", status_code=204, summary="Delete a result", responses=documented(401, 404, 409)
+    "/jobs/{job_id}/video",
+    status_code=204,
+    summary="Delete a result",
+    responses=documented(401, 404, 409, 410),
 )
 def delete_video(job_id: str, service: TheService, owner: Caller) -> None:
-    """Delete the video, latents and image of an ended job. The job itself stays and is marked as expired."""
+    """Delete the video, latents and images of an ended job. The job itself stays and is marked as expired.
+
+    `POST /jobs/{id}/delete` deletes all of a job.
+    """
     job = visible(service, job_id, owner)
     if not job.status.is_terminal:
         raise Problem(409, "wrong_state", f"job {job_id} is {job.status}: cancel it first")
@@ -98,7 +105,7 @@ def get_image(job_id: str, service: TheService, owner: Caller, original: Origina
     HEIC and TIFF, which browsers do not show, come as a JPEG of at most 1,024 pixels a side. `original=true`
     gives the uploaded file.
     """
-    visible(service, job_id, owner)
+    require_unexpired(visible(service, job_id, owner))
     return _image_response(service, service.store.image(job_id), original)
 
 
@@ -106,15 +113,21 @@ def get_image(job_id: str, service: TheService, owner: Caller, original: Origina
     "/jobs/{job_id}/last_image",
     summary="The last image of a job",
     response_class=Response,
-    responses={200: {"content": {"image/*": {}}}, **documented(401, 404)},
+    responses={200: {"content": {"image/*": {}}}, **documented(401, 404, 410)},
 )
 def get_last_image(job_id: str, service: TheService, owner: Caller, original: Original = False) -> Response:
     """Return the last image, as GET /jobs/{id}/image does the first."""
-    visible(service, job_id, owner)
+    require_unexpired(visible(service, job_id, owner))
     data = service.store.last_image(job_id)
     if data is None:
         raise Problem(404, "no_last_image", f"job {job_id} has no last image")
     return _image_response(service, data, original)
+
+
+def require_unexpired(job: Job) -> None:
+    """Raise `ResultExpired` if the job's images were deleted or soon are."""
+    if job.expired:
+        raise ResultExpired(job.id)
 
 
 def _image_response(service: Service, data: bytes, original: bool) -> Response:

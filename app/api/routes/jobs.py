@@ -1,5 +1,6 @@
-"""Routes for existing jobs: list, get, cancel."""
+"""Routes for existing jobs: list, get, cancel, delete."""
 
+import logging
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -8,11 +9,12 @@ from pydantic import AwareDatetime
 from app.api.access import Caller
 from app.api.dependencies import Prefix, TheService, visible
 from app.api.problems import documented
-from app.api.response_schemas import JOB, answer
+from app.api.response_schemas import DELETED, JOB, answer
 from app.api.response_schemas import PAGE as PAGE_OF_JOBS
 from app.api.routes.submit import view
 from app.jobs import JobStatus, Json
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
 # Neither database accepts NUL in a text.
 NO_NUL = r"^[^\x00]*$"
@@ -43,6 +45,7 @@ def list_jobs(
         since=None if since is None else since.timestamp(),
         after=cursor,
         limit=limit + 1,
+        with_deleted=False,
     )
     page = jobs[:limit]
     return {
@@ -51,16 +54,34 @@ def list_jobs(
     }
 
 
-@router.get("/jobs/{job_id}", summary="A job", responses={**answer(JOB), **documented(401, 404)})
+@router.get("/jobs/{job_id}", summary="A job", responses={**answer(JOB), **documented(401, 404, 410)})
 def get_job(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Json:
     """Return the job's current state."""
     return view(service, visible(service, job_id, owner), owner, prefix)
 
 
 @router.delete(
-    "/jobs/{job_id}", summary="Cancel a job", responses={**answer(JOB), **documented(401, 404, 409)}
+    "/jobs/{job_id}", summary="Cancel a job", responses={**answer(JOB), **documented(401, 404, 409, 410)}
 )
 def cancel_job(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Json:
     """Cancel a queued job at once, or a running one at its next step or chunk. An ended job gives 409."""
     visible(service, job_id, owner)
     return view(service, service.store.cancel(job_id), owner, prefix)
+
+
+@router.post(
+    "/jobs/{job_id}/delete",
+    status_code=202,
+    summary="Delete a job",
+    responses={**answer(DELETED, 202), **documented(401, 404, 410)},
+)
+def delete_job(job_id: str, service: TheService, owner: Caller) -> Json:
+    """Delete the job with its images, latents, pictures, video, prompts and history. It cannot be undone.
+
+    From now on nothing of the job is served: its routes give 410 `job_deleted`. A job that has not ended is
+    canceled, and its data goes when it has stopped. What stays are the id, times and numbers.
+    """
+    visible(service, job_id, owner)
+    service.store.delete(job_id)
+    log.info("job_deleted job_id=%s", job_id)
+    return {"id": job_id, "deleted": True}

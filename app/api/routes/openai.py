@@ -6,7 +6,6 @@ of POST /generate is accepted too.
 
 import logging
 import re
-from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -21,7 +20,7 @@ from app.api.requests.bodies import Parts, parse_body
 from app.api.requests.job_spec import entry_of
 from app.api.requests.schemas import REMIX_BODY, VIDEO_BODY
 from app.api.response_schemas import VIDEO, VIDEO_DELETED, VIDEOS, answer
-from app.api.routes.files import get_video, picture_response, require_video
+from app.api.routes.files import get_video, picture_response, require_unexpired, require_video
 from app.api.routes.jobs import NO_NUL
 from app.api.routes.submit import Body, IdempotencyKey, build_submission, submit
 from app.artifacts.local_folder import job_artifacts
@@ -29,7 +28,7 @@ from app.frame_rate import frame_rate
 from app.jobs import Job, JobStatus, Json
 from app.media.spritesheet import SheetError
 from app.models.entries import ModelEntry
-from app.store import NoSuchJob, WrongState
+from app.store import JobDeleted, NoSuchJob
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/videos", tags=["openai"])
@@ -120,6 +119,7 @@ def remix(
     Fields that are given replace those of the earlier video. Its webhook is not taken over.
     """
     source = _there(service, video_id, owner)
+    require_unexpired(source)
     given = parse_body(request.headers.get("content-type", ""), body, ()).fields
     if given.get("prompt") is None:
         raise Problem(422, "missing_field", "prompt: a remix needs a new prompt")
@@ -137,11 +137,11 @@ def remix(
 
 
 def _there(service: Service, video_id: str, owner: str | None) -> Job:
-    """Return the job of a video that was not deleted. Raises `NoSuchJob`."""
-    job = visible(service, video_id, owner)
-    if job.deleted:
-        raise NoSuchJob(video_id)
-    return job
+    """Return the job of a video that was not deleted. Raises `NoSuchJob`, as OpenAI's API answers 404."""
+    try:
+        return visible(service, video_id, owner)
+    except JobDeleted:
+        raise NoSuchJob(video_id) from None
 
 
 def _translated(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
@@ -259,13 +259,11 @@ def content(
     "/{video_id}", summary="Delete a video", responses={**answer(VIDEO_DELETED), **errors(401, 404)}
 )
 def delete(video_id: str, service: TheService, owner: Caller) -> Json:
-    """Cancel the job if it has not ended, and delete its video, latents and image.
+    """Delete the job as POST /jobs/{id}/delete does: its images, latents, video, prompts and history.
 
-    The video is gone from these routes at once. `GET /jobs/{id}` keeps the job's history, as expired.
+    It is gone from these routes at once. A job that has not ended is canceled.
     """
-    job = _there(service, video_id, owner)
-    if not job.status.is_terminal:
-        with suppress(WrongState):  # it ended meanwhile
-            service.store.cancel(video_id)
+    _there(service, video_id, owner)
     service.store.delete(video_id)
+    log.info("job_deleted job_id=%s", video_id)
     return {"id": video_id, "object": "video.deleted", "deleted": True}

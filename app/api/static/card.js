@@ -4,18 +4,19 @@ import { address } from "./api.js";
 import { fromTemplate, make, say } from "./dom.js";
 import { BADGE, decided, doing, exactness, facts, planned, rate, seconds } from "./words.js";
 
-export function build(job, act) {
+export function build(job, act, remove) {
   const card = fromTemplate("job-template");
   card.dataset.id = job.id;
   const on = (name, kind, action) => card.querySelector(`.${name}`).addEventListener(kind, action);
   on("cancel", "click", () => act(job.id, "DELETE", `/jobs/${job.id}`));
   on("retry", "click", () => act(job.id, "POST", `/jobs/${job.id}/retry`));
+  on("delete", "click", () => remove(job.id));
   on("again", "change", ({ target }) => {
     const strategy = target.value;
     target.value = "";
     act(job.id, "POST", `/jobs/${job.id}/redecode`, { decode_strategy: strategy, exact_only: !strategy.startsWith("approximate") });
   });
-  for (const [name, what] of [["cancel", "Cancel"], ["retry", "Try again"], ["download", "Download"]]) {
+  for (const [name, what] of [["cancel", "Cancel"], ["retry", "Try again"], ["download", "Download"], ["delete", "Delete"]]) {
     card.querySelector(`.${name}`).setAttribute("aria-label", `${what}: ${job.request.prompt}`);
   }
   return card;
@@ -39,6 +40,7 @@ export function fill(card, job) {
   part("retry").hidden = !job.links.retry;
   part("download").hidden = !job.links.video;
   if (job.links.video) part("download").href = address(job.links.video);
+  part("delete").hidden = active;
   part("again-label").hidden = !job.links.redecode;
   showAgain(part("again"), job);
   fillMedia(part("media"), job);

@@ -2,7 +2,7 @@
 
 import { call } from "./api.js";
 import { build, fill } from "./card.js";
-import { byId } from "./dom.js";
+import { byId, say } from "./dom.js";
 import { BADGE } from "./words.js";
 
 const PAGE = 20;
@@ -15,6 +15,8 @@ const cards = new Map();
 const jobs = new Map();
 const due = new Map();
 const shown = new Map(); // the request whose answer a card shows, by job: a slower answer to an earlier one is outdated
+const dropped = new Set(); // deleted: a late answer does not bring a card back
+const GONE = new Set([404, 410]);
 let requests = 0;
 let cursor = null;
 
@@ -43,6 +45,7 @@ export function add(job) {
 
 // Progress is shown at once. Other events reload the job from the service a moment later.
 export function onEvent(kind, data) {
+  if (kind === "deleted") return drop(data.job_id);
   const job = jobs.get(data.job_id);
   if (job && (kind === "progress" || kind === "stage")) {
     show({ ...job, status: "running", stage: data.stage, progress: data.progress, eta_seconds: left(job, data.progress) });
@@ -66,7 +69,8 @@ function refresh(id, milliseconds = 150) {
       showAnswer(request, job);
       if (before && before.status !== job.status) announce.textContent = `${job.request.prompt}: ${BADGE[job.status]}`;
     } catch (problem) {
-      if (problem.status !== 404) refresh(id, AGAIN_MS); // there may be no later event to reload it
+      if (GONE.has(problem.status)) drop(id);
+      else refresh(id, AGAIN_MS); // there may be no later event to reload it
     }
   }, milliseconds));
 }
@@ -79,7 +83,7 @@ export async function refreshAll() {
 }
 
 function showAnswer(request, job) {
-  if (request < (shown.get(job.id) ?? 0)) return;
+  if (dropped.has(job.id) || request < (shown.get(job.id) ?? 0)) return;
   shown.set(job.id, request);
   show(job);
 }
@@ -90,7 +94,7 @@ function show(job) {
   if (!card) {
     const next = [...list.children].find((one) => one.dataset.id < job.id) ?? null;
     if (!next && cursor && job.id < cursor) return;
-    card = build(job, act);
+    card = build(job, act, remove);
     cards.set(job.id, card);
     list.insertBefore(card, next);
     empty.hidden = true;
@@ -100,13 +104,50 @@ function show(job) {
 }
 
 async function act(id, method, path, json) {
-  const problem = cards.get(id).querySelector(".problem");
   const request = ++requests;
   try {
     showAnswer(request, await call(method, path, { json }));
-    problem.hidden = true;
+    cards.get(id)?.querySelector(".problem").setAttribute("hidden", "");
   } catch (error) {
-    problem.textContent = error.message;
-    problem.hidden = false;
+    fail(id, error);
   }
+}
+
+function fail(id, error) {
+  const problem = cards.get(id)?.querySelector(".problem");
+  if (!problem) return;
+  problem.textContent = error.message;
+  problem.hidden = false;
+}
+
+async function remove(id) {
+  const { prompt } = jobs.get(id).request;
+  if (!(await confirmed(prompt || "(no prompt)"))) return;
+  try {
+    await call("POST", `/jobs/${id}/delete`);
+  } catch (problem) {
+    if (!GONE.has(problem.status)) return fail(id, problem);
+  }
+  drop(id);
+  announce.textContent = "The video was deleted.";
+  list.focus();
+}
+
+function confirmed(prompt) {
+  const dialog = byId("delete-dialog");
+  say(byId("delete-what"), prompt);
+  dialog.returnValue = "keep"; // what the escape key leaves
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "delete"), { once: true });
+  });
+}
+
+function drop(id) {
+  dropped.add(id);
+  cards.get(id)?.remove();
+  for (const known of [cards, jobs, shown]) known.delete(id);
+  clearTimeout(due.get(id));
+  due.delete(id);
+  empty.hidden = cards.size > 0;
 }

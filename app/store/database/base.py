@@ -14,7 +14,7 @@ from app.store.transaction import Transaction
 
 T = TypeVar("T")
 Operation = Callable[[Transaction], T]
-HEAD_REVISION = "0005"
+HEAD_REVISION = "0006"
 REVISIONS = Path(__file__).parents[1] / "migrations" / "versions"
 
 
@@ -51,6 +51,13 @@ class Database(abc.ABC):
     @abc.abstractmethod
     def on_queued(self, wake: Callable[[], None]) -> bool:
         """Call `wake` whenever a process has queued a job. Returns False if the database cannot tell."""
+
+    @abc.abstractmethod
+    def drop_erased_bytes(self) -> bool:
+        """Let the bytes of deleted rows leave the database's files as far as it can.
+
+        Returns False if it has to be tried again.
+        """
 
     def close(self) -> None:
         """Finish the operations that are under way, then close every connection."""

@@ -129,6 +129,10 @@ class PostgresqlDatabase(Database):
                     connection.execute(LOCK, {"key": PUBLISHING_LOCK})
                     moved = connection.execute(PUBLISH, {"limit": PUBLISHED_AT_ONCE}).rowcount
 
+    def drop_erased_bytes(self) -> bool:
+        """The server's autovacuum does this, and its operator decides about logs and backups."""
+        return True
+
     def on_queued(self, wake: Callable[[], None]) -> bool:
         """Call `wake`, on a thread of this object, whenever a process has queued a job."""
         if self._listener is None:

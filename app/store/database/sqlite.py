@@ -6,6 +6,7 @@ Other processes open the same file. Each write transaction takes the file's writ
 number n has missed none below n.
 """
 
+import logging
 import os
 import queue
 import sqlite3
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +25,10 @@ from app.store.database.base import Database, Operation, Outcome, translated
 from app.store.errors import StoreUnavailable
 from app.store.transaction import Rules, Transaction
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 BUSY_TIMEOUT_SECONDS = 15.0
+CHECKPOINT_TIMEOUT_SECONDS = 0.2
 MAX_BATCH = 128
 PATH_BYTES = 504  # SQLite's Unix file layer has 512 for a path with "-journal" at its end
 
@@ -35,7 +39,8 @@ class SqliteDatabase(Database):
     polls_take_locks = True
 
     def __init__(self, url: URL, rules: Rules, clock: Callable[[], float] | None = None) -> None:
-        sqlite_path(url).parent.mkdir(parents=True, exist_ok=True)
+        self._path = sqlite_path(url)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         arguments = {"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
         self.writes = create_engine(url, connect_args=arguments)
         self.reads = create_engine(url, connect_args=arguments, isolation_level="AUTOCOMMIT", pool_size=40)
@@ -70,6 +75,26 @@ class SqliteDatabase(Database):
 
     def publish_events(self) -> None:
         """Events have their numbers: transactions follow each other."""
+
+    def drop_erased_bytes(self) -> bool:
+        """Copy the write-ahead log into the database file, and empty it.
+
+        Freed space in the file is overwritten with zeros (`secure_delete`); the log keeps the bytes until it
+        is emptied. Returns False if a reader or a writer is in the way.
+        """
+        try:
+            with closing(self._connect_briefly()) as connection:
+                busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError as error:
+            if self._path.exists():
+                log.debug("checkpoint_postponed reason=%s", error)
+                return False
+            raise StoreUnavailable(f"{self._path}: {error}") from error
+        return not busy
+
+    def _connect_briefly(self) -> sqlite3.Connection:
+        # Others cannot write while a checkpoint waits for readers: it is tried again rather than waited for.
+        return sqlite3.connect(self._path, timeout=CHECKPOINT_TIMEOUT_SECONDS, isolation_level=None)
 
     def on_queued(self, _wake: Callable[[], None]) -> bool:
         """SQLite cannot tell."""
@@ -146,6 +171,9 @@ def _set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
+    # Deleted content is overwritten with zeros, and no copy of it goes into a temporary file.
+    cursor.execute("PRAGMA secure_delete=ON")
+    cursor.execute("PRAGMA temp_store=MEMORY")
     cursor.close()
 
 

@@ -1,11 +1,11 @@
 """Expiry of results: they are marked first and deleted a minute later.
 
-No client is therefore sent a file that is about to be deleted.
+No client is therefore sent a file that is about to be deleted. The files are deleted outside any transaction,
+then the row is settled: a crash in between leaves a marked row, and the next turn deletes again. A marked job
+cannot be queued again.
 """
 
-from collections.abc import Callable
-
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from app.store.rows import append_event
 from app.store.transaction import Locking, Transaction
@@ -13,30 +13,26 @@ from app.store.transaction import Locking, Transaction
 GRACE_SECONDS = 60.0
 LIMIT = 100
 
+_ENDED = "status in ('succeeded', 'failed', 'canceled')"
 DUE = Locking.of(
-    """
+    f"""
     select id from jobs
-    where swept_at is null and expires_at < :now and not expired
-        and status in ('succeeded', 'failed', 'canceled')
+    where swept_at is null and expires_at < :now and not expired and {_ENDED}
     order by expires_at limit :limit""",
     skip=True,
 )
 ANY_DUE = text("select 1 from jobs where swept_at is null and expires_at < :now limit 1")
-DELETE = text("update jobs set deleted_at = :now where id = :id and deleted_at is null")
 MARK = text("update jobs set expired = true, latents_path = null where id = :id")
-MARKED = Locking.of(
-    """
+MARKED = text(f"""
     select id from jobs
-    where swept_at is null and expires_at < :before and expired
-        and status in ('succeeded', 'failed', 'canceled')
-    order by expires_at limit :limit""",
-    skip=True,
-)
-DISCARD = text("""
-    update jobs set expired = true, latents_path = null, expires_at = :now
-    where id = :id and not expired and status in ('succeeded', 'failed', 'canceled')
+    where swept_at is null and expires_at < :before and expired and {_ENDED}
+    order by expires_at limit :limit
 """)
-FORGET_IMAGE = text("delete from images where job_id = :id")
+DISCARD = text(f"""
+    update jobs set expired = true, latents_path = null, expires_at = :now
+    where id = :id and not expired and {_ENDED}
+""")
+FORGET_IMAGES = text("delete from images where job_id = :id")
 SETTLE = text("update jobs set swept_at = :now where id = :id")
 
 
@@ -58,26 +54,13 @@ def discard(tx: Transaction, job_id: str) -> bool:
     return True
 
 
-def delete(tx: Transaction, job_id: str) -> bool:
-    """Delete a job for its client; return False if it was deleted before.
-
-    Its result expires now or, if the job has not ended, as soon as it has. The row stays for the history.
-    """
-    # In this order: a job that ends later finds `deleted_at`; `discard` finds one that has ended before.
-    deleted = bool(tx.execute(DELETE, {"id": job_id, "now": tx.now}).rowcount)
-    discard(tx, job_id)
-    return deleted
+def marked(connection: Connection, *, now: float) -> list[str]:
+    """Return the ids of results marked at least `GRACE_SECONDS` ago whose files may still be there."""
+    wanted = {"before": now - GRACE_SECONDS, "limit": LIMIT}
+    return list(connection.execute(MARKED, wanted).scalars())
 
 
-def remove_expired(tx: Transaction, remove: Callable[[str], None]) -> list[str]:
-    """Delete results marked at least `GRACE_SECONDS` ago; return their ids.
-
-    The lock prevents a job from being queued again while its files are deleted.
-    """
-    marked = tx.execute(MARKED, {"before": tx.now - GRACE_SECONDS, "limit": LIMIT}).all()
-    ids = [str(row.id) for row in marked]
-    for job_id in ids:
-        remove(job_id)
-        tx.execute(FORGET_IMAGE, {"id": job_id})
-        tx.execute(SETTLE, {"id": job_id, "now": tx.now})
-    return ids
+def settle(tx: Transaction, job_id: str) -> None:
+    """Delete the images of an expired job whose files are gone."""
+    tx.execute(FORGET_IMAGES, {"id": job_id})
+    tx.execute(SETTLE, {"id": job_id, "now": tx.now})

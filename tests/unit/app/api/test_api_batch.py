@@ -161,4 +161,4 @@ def test_an_expired_job_says_so_wherever_it_is_asked_for(
     assert (video["expired"], video["error"]["code"]) == (True, "result_expired")
     assert video["expires_at"] is not None
     job = client.get(f"/jobs/{job_id}").json()
-    assert (job["expired"], set(job["links"])) == (True, {"self", "events"})
+    assert (job["expired"], set(job["links"])) == (True, {"self", "events", "delete"})

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,59 +72,65 @@ def code(answer: Any) -> str:
     return found
 
 
-@pytest.mark.parametrize("how", ["retry", "redecode", "remix"])
+AGAIN = ("retry", "redecode", "remix")
+
+
+def cancel_queued(client: TestClient) -> None:
+    for job in store_of(client).page(status=JobStatus.QUEUED):
+        store_of(client).cancel(job.id)
+
+
 @pytest.mark.parametrize("limit", [{"max_queued": 2}, {"settings": {"max_queued": 2}}], ids=["key", "queue"])
 def test_five_jobs_that_are_queued_again_meet_a_limit_of_two(
-    limited: Callable[..., TestClient], picture: bytes, how: str, limit: dict[str, Any]
+    limited: Callable[..., TestClient], picture: bytes, limit: dict[str, Any]
 ) -> None:
     client = limited(**limit)
     jobs = ended(client, picture, 5)
-    answers = [again(client, how, job_id) for job_id in jobs]
-    assert [answer.is_success for answer in answers] == [True, True, False, False, False]
-    assert {(answer.status_code, code(answer)) for answer in answers[2:]} == {(429, "queue_full")}
-    assert all(int(answer.headers["retry-after"]) > 0 for answer in answers[2:])
-    assert store_of(client).counts()[JobStatus.QUEUED] == 2
-    if how != "remix":
+    for how in AGAIN:
+        answers = [again(client, how, job_id) for job_id in jobs]
+        assert [answer.is_success for answer in answers] == [True, True, False, False, False], how
+        assert {(answer.status_code, code(answer)) for answer in answers[2:]} == {(429, "queue_full")}
+        assert all(int(answer.headers["retry-after"]) > 0 for answer in answers[2:])
+        assert store_of(client).counts()[JobStatus.QUEUED] == 2
         assert client.get(f"/jobs/{jobs[4]}").json()["status"] == "failed", "a refused job is as it was"
+        cancel_queued(client)
 
 
-@pytest.mark.parametrize("how", ["retry", "redecode", "remix"])
 def test_work_at_once_does_not_pass_a_limit_together(
-    limited: Callable[..., TestClient], picture: bytes, how: str
+    limited: Callable[..., TestClient], picture: bytes
 ) -> None:
     client = limited(max_queued=1)
     jobs = ended(client, picture, 6)
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda job_id: again(client, how, job_id), jobs))
-    assert sorted(answer.is_success for answer in answers) == [False] * 5 + [True]
+        for how in AGAIN:
+            answers = list(pool.map(partial(again, client, how), jobs))
+            assert sorted(answer.is_success for answer in answers) == [False] * 5 + [True], how
+            cancel_queued(client)
 
 
-@pytest.mark.parametrize("how", ["retry", "redecode", "remix"])
 def test_a_key_whose_pixels_were_limited_since_does_not_run_its_larger_jobs_again(
-    limited: Callable[..., TestClient], picture: bytes, how: str
+    limited: Callable[..., TestClient], picture: bytes
 ) -> None:
     client = limited()
     (job_id,) = ended(client, picture, 1)
-    client.__exit__(None, None, None)
-    client = limited(max_pixels=1000)
-    refused = again(client, how, job_id)
-    assert (refused.status_code, code(refused)) == (422, "over_key_limit")
+    client = limited(max_pixels=1000)  # as after a restart with another keys file
+    for how in AGAIN:
+        refused = again(client, how, job_id)
+        assert (refused.status_code, code(refused)) == (422, "over_key_limit"), how
     assert store_of(client).counts()[JobStatus.QUEUED] == 0
 
 
-@pytest.mark.parametrize("how", ["generate", "retry", "redecode", "remix"])
 def test_no_work_is_taken_while_the_disk_has_less_free_than_the_reserve(
-    limited: Callable[..., TestClient], picture: bytes, monkeypatch: pytest.MonkeyPatch, how: str
+    limited: Callable[..., TestClient], picture: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = limited(settings={"min_free_disk_bytes": 1000})
     (job_id,) = ended(client, picture, 1)
     usage = shutil.disk_usage(client.app.state.service.settings.data_dir)  # type: ignore[attr-defined]
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=999))
-    if how == "generate":
-        refused = client.post("/generate", data={"prompt": "x"}, files={"image": ("a", picture)})
-    else:
-        refused = again(client, how, job_id)
-    assert (refused.status_code, code(refused)) == (507, "disk_full")
-    assert int(refused.headers["retry-after"]) > 0
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=999))
+        answers = [again(client, how, job_id) for how in AGAIN]
+        answers.append(client.post("/generate", data={"prompt": "x"}, files={"image": ("a", picture)}))
+    for refused in answers:
+        assert (refused.status_code, code(refused)) == (507, "disk_full")
+        assert int(refused.headers["retry-after"]) > 0
     assert again(client, "retry", job_id).status_code == 202

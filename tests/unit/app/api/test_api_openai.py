@@ -19,8 +19,9 @@ from app.jobs import JobError, JobStatus
 from app.media.thumbnails import write_jpeg
 from app.media.video import VideoWriter
 from app.scheduling.admission import LoadProfile
+from app.service.disposal import Disposal
 from app.store import JobStore
-from app.store.upkeep import retention
+from app.store.upkeep import deletion, retention
 
 openai = pytest.importorskip("openai", reason="the openai package is not installed")
 KEY = "k" * 24
@@ -70,7 +71,7 @@ def test_a_video_is_made_watched_fetched_listed_and_deleted(
         assert client.videos.download_content(video.id).read() == VIDEO
         assert [one.id for one in client.videos.list(limit=5)] == [video.id]
         assert client.videos.delete(video.id).deleted
-        assert store.get(video.id).expired
+        assert store.get(video.id).delete_requested
         calls = (
             client.videos.retrieve,
             client.videos.download_content,
@@ -137,7 +138,7 @@ def test_pages_follow_one_another_without_what_was_deleted(
 
 
 def test_a_video_that_is_deleted_while_it_is_made_is_gone_at_once_and_its_files_when_it_ends(
-    server: tuple[str, JobStore, Settings], picture: bytes
+    server: tuple[str, JobStore, Settings], picture: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, store, settings = server
     with client_for(url) as client:
@@ -150,8 +151,10 @@ def test_a_video_that_is_deleted_while_it_is_made_is_gone_at_once_and_its_files_
         assert store.get(video.id).cancel_requested
         job_artifacts(settings.jobs_dir, video.id).make().video.write_bytes(VIDEO)
         store.finish(video.id, claim.token, status=JobStatus.SUCCEEDED, result={"frames": 25})
-        store.expire_results(lambda _job_id: None)
-        assert store.get(video.id).expired
+        monkeypatch.setattr(deletion, "GRACE_SECONDS", -1.0)
+        Disposal(settings, store).turn()
+        assert not job_artifacts(settings.jobs_dir, video.id).folder.exists()
+        assert store.get(video.id).erased_at is not None
 
 
 def test_create_and_poll_waits_for_the_end(server: tuple[str, JobStore, Settings], picture: bytes) -> None:

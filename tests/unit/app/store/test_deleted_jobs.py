@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from app.jobs import JobSpec, JobStatus
-from app.store import JobStore, ResultExpired, Submission
+from app.store import JobDeleted, JobStore, Submission
+from app.store.upkeep import deletion
 
 
-def test_a_deleted_job_expires_now_or_as_soon_as_it_has_ended_and_leaves_lists_without_deleted_ones(
+def test_a_deleted_job_is_erased_once_it_has_ended_and_leaves_lists_without_deleted_ones(
     store: JobStore, make_spec: Callable[..., JobSpec], clock: Any
 ) -> None:
     done, running = (store.add(make_spec(), b"image") for _ in range(2))
@@ -17,29 +18,27 @@ def test_a_deleted_job_expires_now_or_as_soon_as_it_has_ended_and_leaves_lists_w
     queued = store.add(make_spec(), b"image")
     store.finish(done.id, tokens[0], status=JobStatus.SUCCEEDED, result={"frames": 25})
     assert [store.delete(job.id) for job in (running, done, done)] == [True, True, False]
-    assert [store.get(job.id).deleted for job in (queued, running, done)] == [False, True, True]
-    assert (store.get(done.id).expired, store.get(running.id).expired) == (True, False)
+    assert [store.get(job.id).delete_requested for job in (queued, running, done)] == [False, True, True]
     assert [job.id for job in store.page(with_deleted=False)] == [queued.id]
-    assert len(store.page()) == 3
+    assert len(store.page()) == 3, "the running one still has its worker"
     removed: list[str] = []
     clock.now += 1.0
-    assert store.expire_results(removed.append) == []
+    assert store.erase_deleted(removed.append) == [], "a response may be about to open a file"
+    clock.now += deletion.GRACE_SECONDS
+    assert store.erase_deleted(removed.append) == [done.id]
     store.finish(running.id, tokens[1], status=JobStatus.SUCCEEDED, result={"frames": 25})
-    assert store.expire_results(removed.append) == [running.id]
-    clock.now += 100.0
-    assert store.expire_results(removed.append) == []
-    assert set(removed) == {running.id, done.id}
-    assert store.get(running.id).result is not None, "the history stays"
+    assert store.erase_deleted(removed.append) == [running.id]
+    assert store.erase_deleted(removed.append) == []
+    assert removed == [done.id, running.id]
+    assert store.get(running.id).result is None
 
 
-def test_a_deleted_job_is_not_queued_again_before_its_result_is_marked_as_expired(
-    store: JobStore, make_spec: Callable[..., JobSpec]
-) -> None:
+def test_a_deleted_job_is_not_queued_again(store: JobStore, make_spec: Callable[..., JobSpec]) -> None:
     job, claim = store.add(make_spec(), b"image"), store.claim("w")
     assert claim is not None
     store.delete(job.id)
     store.finish(job.id, claim.token, status=JobStatus.SUCCEEDED, result={"frames": 25})
-    with pytest.raises(ResultExpired):
+    with pytest.raises(JobDeleted):
         store.queue_again(job.id)
     assert store.get(job.id).status is JobStatus.SUCCEEDED
 

@@ -223,7 +223,7 @@ def test_no_limit_is_passed_by_submissions_at_once(open_store: OpenStore, make_s
     assert stores[0].counts()[JobStatus.QUEUED] == 6
 
 
-def test_a_job_that_ends_while_it_is_deleted_expires_too(
+def test_a_job_that_ends_while_it_is_deleted_is_erased_too(
     open_store: OpenStore, make_spec: MakeSpec, clock: Any
 ) -> None:
     store, worker = open_store(), open_store()
@@ -238,9 +238,8 @@ def test_a_job_that_ends_while_it_is_deleted_expires_too(
 
     assert store.delete(job.id)
     assert ended == [True]
-    clock.now += 1.0
-    store.expire_results(lambda _job_id: None)
-    assert store.get(job.id).expired
+    clock.now += 10.0
+    assert store.erase_deleted(lambda _job_id: None) == [job.id]
 
 
 def test_transactions_that_lock_the_same_jobs_in_other_orders_all_succeed(
