@@ -28,6 +28,10 @@ NOISY_LOGGERS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao
 POLL_SECONDS = 1.0
 _FIELD = re.compile(r"(\w+)=(%[-+ #0-9.]*[a-z]|\S+)")
 _EVENT = re.compile(r"(\w+)((?: \w+=\S+)*)")
+# Control characters, separators of lines, and marks that turn the direction of text. In a path or in an error
+# of a library they would forge further lines, or hide some on a terminal.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_INDENT = "    "
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("bound", default=MappingProxyType({}))
 
 
@@ -49,11 +53,30 @@ class _Ids(logging.Filter):
         return True
 
 
+def printable(text: str) -> str:
+    """Return the text with escapes such as `\\n` for what would steer a terminal or begin a line."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 class TextFormat(logging.Formatter):
-    """Text for people: time, level, logger, event, then the bound ids that the event does not name itself."""
+    """Text for people: time, level, logger, event, then the bound ids that the event does not name itself.
+
+    An event is one line, whatever its values hold. The lines of a traceback are indented.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and those of a traceback."""
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record)
+        lines = [printable(self.formatMessage(record))]
+        if record.exc_info:
+            lines += self.formatException(record.exc_info).split("\n")
+        if record.stack_info:
+            lines += self.formatStack(record.stack_info).split("\n")
+        return "\n".join([lines[0], *(_INDENT + printable(line) for line in lines[1:])])
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the name is logging's)
         """Return the line without a traceback."""
@@ -81,7 +104,8 @@ class JsonFormat(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+        # The only control character that JSON leaves as it is.
+        return json.dumps(entry, default=str).replace("\x7f", "\\u007f")
 
 
 def _ids(record: logging.LogRecord) -> Mapping[str, Any]:
