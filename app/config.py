@@ -21,6 +21,8 @@ GIB = 2**30
 HASH_PREFIX = "sha256:"
 # A path of plain segments; none begins with a dot, so that none is `..`, and none is empty, as in //host.
 PATH_PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+# A name, all names below one, or any name.
+HOST_NAME = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 class ConfigError(Exception):
@@ -34,6 +36,10 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Names under which clients reach the service, comma-separated; * allows any name.",
+    )
     root_path: str = Field(
         "",
         description="Path under which a proxy serves the service, such as /framefit, if it sends no header.",
@@ -114,12 +120,23 @@ class Settings(BaseSettings):
             raise ValueError("a path must begin with / and consist of letters, digits, '.', '_', '~' and '-'")
         return path
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("allowed_hosts", "api_keys", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(key.strip() for key in value.split(",") if key.strip())
+            return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not HOST_NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} is no name of a host: give names such as gpu-box.lan or *.example.org "
+                    "without scheme and port, or * to allow any name"
+                )
+        return names
 
     @field_validator("api_keys")
     @classmethod

@@ -15,6 +15,7 @@ from adaptive.version import __version__
 from app.api import problems
 from app.api.dependencies import Prefix, build_service
 from app.api.middleware.guard import Guard
+from app.api.middleware.hosts import OwnHosts
 from app.api.routes import batch, events, files, jobs, openai, openai_models, session, submit, system
 from app.config import Settings
 from app.models import profiles
@@ -76,7 +77,7 @@ def create_app(
     app.add_api_route("/", _page, include_in_schema=False, response_class=HTMLResponse)
     paths = [getattr(route, "path", "/") for router in routers for route in router.routes]
     app.state.own_segments = {path.split("/")[1] for path in paths} | {"static"}
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, hosts=OwnHosts.of(settings))
     return app
 
 

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from adaptive.errors import UnsupportedVae
 from app.media.images import ImageRejected
@@ -168,14 +169,18 @@ def _fault_code(kind: str, location: tuple[int | str, ...]) -> str:
     return "missing_field" if kind == "missing" else f"invalid_{field}"
 
 
-def _answer(request: Request, problem: Problem) -> Response:
+def answer_to(scope: Scope, problem: Problem) -> Response:
     """Return the problem document, or an error in OpenAI's form for paths under /v1/."""
-    path: str = request.scope["path"]
-    if not path.removeprefix(request.scope.get("root_path", "")).startswith("/v1/"):
+    path: str = scope["path"]
+    if not path.removeprefix(scope.get("root_path", "")).startswith("/v1/"):
         return problem.response()
     kind = "server_error" if problem.status >= 500 else "invalid_request_error"
     error = {"message": problem.detail, "type": kind, "code": problem.code, "param": None, **problem.data}
     return _json({"error": error}, problem, "application/json")
+
+
+def _answer(request: Request, problem: Problem) -> Response:
+    return answer_to(request.scope, problem)
 
 
 def install(app: FastAPI) -> None:

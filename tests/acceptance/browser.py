@@ -26,11 +26,11 @@ FLAGS = [
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
-    """A browser; it ends with the block."""
+def chromium(*flags: str) -> Iterator[Any]:
+    """A browser with these flags more; it ends with the block."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="the playwright package is not installed")
     with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags])
         yield running
         running.close()
 

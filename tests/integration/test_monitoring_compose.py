@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from app.api.middleware.hosts import OwnHosts
 from app.config import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,15 @@ def service_environment() -> dict[str, Any]:
 def test_compose_passes_on_only_settings_that_exist() -> None:
     known = {f"FRAMEFIT_{name.upper()}" for name in Settings.model_fields}
     assert {name for name in service_environment() if name.startswith("FRAMEFIT_")} <= known
+
+
+def test_the_service_answers_to_the_name_that_prometheus_asks_for() -> None:
+    parsed = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    (job,) = (each for each in parsed["scrape_configs"] if each["job_name"] == "framefit")
+    ((target,),) = (each["targets"] for each in job["static_configs"])
+    given = service_environment()["FRAMEFIT_ALLOWED_HOSTS"].replace("${FRAMEFIT_ALLOWED_HOSTS:-}", "")
+    hosts = OwnHosts(Settings(allowed_hosts=given).allowed_hosts)
+    assert hosts.refusal({"type": "http", "headers": [(b"host", target.encode())]}) is None
 
 
 def test_the_images_own_settings_exist_and_a_public_bind_needs_an_explicit_yes() -> None:

@@ -1,18 +1,20 @@
-"""Middleware for every request: cross-site protection, security headers, and a request id.
+"""Middleware for every request: protection from other sites, security headers, and a request id.
 
-Pages of other sites may only read. Every response carries security headers and the request id that the log
-shows.
+The service answers to its own names only, and pages of other sites may only read
+(`app.api.middleware.hosts`). Every response carries security headers and the request id that the log shows.
 """
 
 import logging
 import re
 import time
 import uuid
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import Problem
+from app.api.middleware.hosts import ALLOWED_HOSTS, OwnHosts, origin_refusal
+from app.api.problems import answer_to
 from app.service.logs import bind_ids
 
 log = logging.getLogger(__name__)
@@ -27,14 +29,16 @@ HEADERS = {
     # The page sets its own policy. Other documents, such as an image opened in a tab, may run no script.
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+TOLD_HOSTS = 100  # so many refused hosts are named in the log, each once
 
 
 class Guard:
     """ASGI middleware. It does not touch bodies, so streamed responses stay streamed."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, hosts: OwnHosts) -> None:
         self._app = app
+        self._hosts = hosts
+        self._told_hosts: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward the request, or refuse it with a problem document."""
@@ -53,6 +57,8 @@ class Guard:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers[REQUEST_ID] = request_id
+                if "location" in headers:
+                    headers["location"] = _local(headers["location"])
             await send(message)
 
         with bind_ids(request_id=request_id):
@@ -69,15 +75,24 @@ class Guard:
                 )
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A page of another site must not submit jobs through a visitor's browser. Only browsers send the
-        # header.
-        foreign = Headers(scope=scope).get("sec-fetch-site") in ("cross-site", "same-site")
-        if foreign and scope["method"] not in SAFE_METHODS:
-            message = "a page of another site may only read: use Framefit's own page"
-            problem = Problem(403, "cross_site", message)
-            await problem.response()(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        refusal = self._hosts.refusal(scope)
+        if refusal is not None:
+            self._tell(refusal.data["host"])
+        refusal = refusal or origin_refusal(scope)
+        app = self._app if refusal is None else answer_to(scope, refusal)
+        await app(scope, receive, send)
+
+    def _tell(self, host: str) -> None:
+        if host not in self._told_hosts and len(self._told_hosts) < TOLD_HOSTS:
+            self._told_hosts.add(host)
+            log.warning("host_refused host=%s setting=%s", host, ALLOWED_HOSTS)
+
+
+def _local(location: str) -> str:
+    """Return the address as a path: with the request's host in it, it would lead wherever that says."""
+    parts = urlsplit(location)
+    path = "/" + parts.path.lstrip("/")
+    return f"{path}?{parts.query}" if parts.query else path
 
 
 def _request_id(scope: Scope) -> str:

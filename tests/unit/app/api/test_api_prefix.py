@@ -125,19 +125,26 @@ def test_a_header_that_is_no_plain_path_is_ignored(http: httpx.Client) -> None:
         assert "servers" not in http.get("/openapi.json", headers=headers).json()
 
 
+def posted_by_the_page(http: httpx.Client, scheme: str, headers: dict[str, str]) -> int:
+    """The status of a request from a page of the service's own host under that scheme."""
+    host = f"{http.base_url.host}:{http.base_url.port}"
+    return http.post("/plan", json={}, headers={**headers, "Origin": f"{scheme}://{host}"}).status_code
+
+
 def test_the_header_of_an_address_that_is_not_trusted_is_ignored(serve: Serve, picture: bytes) -> None:
     said = {HEADER: "/framefit", "X-Forwarded-Proto": "https"}
     with serve({"forwarded_allow_ips": "192.0.2.1"}) as http:
         assert self_link(http, picture, **said).startswith("/jobs/")
         assert "<base" not in http.get("/", headers=said).text
-        assert http.get("/jobs/", headers=said).headers["location"].startswith("http://")
+        assert posted_by_the_page(http, "http", said) == 200
     with serve({"forwarded_allow_ips": "192.0.2.1, 127.0.0.0/8"}) as http:
         forged = {
             **said,
             "X-Forwarded-For": "203.0.113.9",
         }  # the client's own address is no longer the peer's
         assert self_link(http, picture, **forged).startswith("/framefit/jobs/")
-        assert http.get("/jobs/", headers=said).headers["location"].startswith("https://")
+        assert posted_by_the_page(http, "https", said) == 200
+        assert posted_by_the_page(http, "http", said) == 403, "a page without TLS is another site"
 
 
 def test_the_setting_is_for_proxies_that_say_nothing(serve: Serve, picture: bytes) -> None:
@@ -179,3 +186,22 @@ def test_a_cookie_is_kept_to_the_path(serve: Serve) -> None:
         http.cookies.clear()
         both = {"Cookie": f"framefit_key={key}; framefit_key=of-another-service"}
         assert http.get("/jobs", headers=both).status_code == 200
+
+
+def test_a_proxy_passes_the_host_on_or_tells_it(serve: Serve) -> None:
+    origin = {"Origin": "https://video.example.org", "X-Forwarded-Proto": "https"}
+    told = {"X-Forwarded-Host": "video.example.org"}
+    with serve(allowed_hosts=("video.example.org",)) as http:
+        for headers in ({"Host": "video.example.org"}, told, {"Host": "video.example.org", **told}):
+            assert http.post("/plan", json={}, headers={**origin, **headers}).status_code == 200
+        refusal = http.post("/plan", json={}, headers=origin)
+        assert (refusal.status_code, refusal.json()["code"]) == (403, "cross_site")
+        assert "X-Forwarded-Host" in refusal.json()["detail"]
+        two = {"X-Forwarded-Host": "video.example.org, rebound.example"}
+        assert http.get("/jobs", headers=two).json()["host"] == "rebound.example"
+    with serve() as http:
+        assert http.get("/jobs", headers=told).json()["code"] == "host_not_allowed"
+    with serve({"forwarded_allow_ips": "192.0.2.1"}, allowed_hosts=("video.example.org",)) as http:
+        assert http.post("/plan", json={}, headers={**origin, **told}).status_code == 403, (
+            "not a proxy's word"
+        )

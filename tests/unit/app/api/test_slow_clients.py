@@ -66,12 +66,12 @@ def endless(first: bytes, then: bytes) -> Iterator[bytes]:
 
 def test_a_head_that_does_not_end_is_cut_off(connect: Connect) -> None:
     silent, slow = connect(), connect()
-    dribble(slow, endless(b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"X-A: b\r\n"))
+    dribble(slow, endless(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"X-A: b\r\n"))
     assert answer_of(silent)[1]["code"] == "head_too_slow"
 
 
 def test_a_body_that_does_not_end_is_cut_off(connect: Connect) -> None:
-    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n"
+    head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n"
     slow = connect()
     slow.sendall(head + b"{")
     status, body = answer_of(slow)
@@ -80,18 +80,20 @@ def test_a_body_that_does_not_end_is_cut_off(connect: Connect) -> None:
 
 
 def test_a_body_for_a_route_that_takes_none_does_not_keep_the_connection(connect: Connect) -> None:
-    dribble(connect(), endless(b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n", b"x"))
+    dribble(
+        connect(), endless(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n", b"x")
+    )
 
 
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-Flood: y\r\n" * 20_000,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-Flood: y\r\n" * 20_000,
         b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"z" * 200_000,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"z" * 200_000,
         b"\x16\x03\x01 this is TLS\r\n\r\n",
-        b"POST /plan HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"POST /plan HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"POST /plan HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /plan HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
     ],
     ids=["many headers", "long path", "long header", "no HTTP", "negative length", "unknown coding"],
 )
@@ -113,7 +115,7 @@ def test_a_connection_above_the_limit_gets_an_error(connect: Connect) -> None:
 def test_one_that_keeps_to_the_rules_is_served_again_on_its_connection(connect: Connect) -> None:
     connection = connect()
     for _ in range(3):
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         received = b""
         while not received.endswith(b"}"):
             received += connection.recv(65536)
