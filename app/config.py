@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     allow_public: bool = Field(
         False, description="Allow listening on a non-loopback address without API keys."
     )
+    open_monitoring: bool = Field(
+        True, description="Serve /metrics and /readyz to callers without an API key."
+    )
     max_queued: int = Field(10_000, ge=1)
     max_queued_per_key: int | None = Field(None, ge=1)
     max_attempts: int = Field(3, ge=1)

@@ -54,5 +54,12 @@ async def administrator(request: Request, service: TheService) -> None:
         raise Problem(403, "not_allowed", f"key {key.name} may not do this: use a key with admin = true")
 
 
+async def monitor(request: Request, service: TheService) -> None:
+    """Raise problem 401 without a valid key, unless the settings open monitoring to everyone."""
+    if not service.settings.open_monitoring:
+        _known_key(request, service)
+
+
 Caller = Annotated[str | None, Depends(caller)]
 Administrator = Annotated[None, Depends(administrator)]
+Monitor = Annotated[None, Depends(monitor)]

@@ -16,6 +16,7 @@ from app.api import problems
 from app.api.dependencies import Prefix, build_service
 from app.api.middleware.guard import Guard
 from app.api.middleware.hosts import OwnHosts
+from app.api.middleware.http_rules import HttpRules
 from app.api.routes import batch, events, files, jobs, openai, openai_models, session, submit, system
 from app.config import Settings
 from app.models import profiles
@@ -75,8 +76,12 @@ def create_app(
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_api_route("/", _page, include_in_schema=False, response_class=HTMLResponse)
-    paths = [getattr(route, "path", "/") for router in routers for route in router.routes]
+    routes = [route for router in routers for route in router.routes]
+    paths = [getattr(route, "path", "/") for route in routes]
     app.state.own_segments = {path.split("/")[1] for path in paths} | {"static"}
+    # The page, its files and the OpenAPI document are not among the routers' routes.
+    others = [route for route in app.routes if hasattr(route, "path_regex")]
+    app.add_middleware(HttpRules, routes=[*routes, *others])
     app.add_middleware(Guard, hosts=OwnHosts.of(settings))
     return app
 

@@ -4,6 +4,7 @@ Each `code` is stable.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from adaptive.errors import UnsupportedVae
@@ -31,6 +33,7 @@ from app.store import (
     WrongState,
 )
 
+log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 5
 
@@ -110,7 +113,9 @@ def problem_of(error: Exception) -> Problem | None:
             data = {"queued": error.queued, "limit": error.limit}
             return Problem(429, "queue_full", str(error), data=data)
         case StoreUnavailable():
-            return Problem(503, "store_unavailable", f"the job store is unavailable: {error}", headers=retry)
+            # The error names the database's address, which is nobody's business; the log has it.
+            message = "the job store is unavailable: try again; the service's log has the reason"
+            return Problem(503, "store_unavailable", message, headers=retry)
         case ImageRejected():
             status = 413 if error.code == "image_too_large" else 422
             return Problem(status, error.code, str(error))
@@ -190,6 +195,8 @@ def install(app: FastAPI) -> None:
         problem = problem_of(error)
         if problem is None:
             raise error
+        if isinstance(error, StoreUnavailable):
+            log.warning("store_unavailable reason=%s", error)
         if isinstance(error, QueueFull):
             wait = request.app.state.service.waiting_times.retry_after_seconds(error)
             problem.headers["Retry-After"] = str(wait)
@@ -205,6 +212,11 @@ def install(app: FastAPI) -> None:
         first = error.errors()[0]
         where, name = str(first["loc"][0]), ".".join(map(str, first["loc"][1:]))
         return _answer(request, Problem(422, f"invalid_{where}_parameter", f"{name}: {first['msg']}"))
+
+    async def hung_up(request: Request, _error: Exception) -> Response:
+        # Nobody reads the answer. Its status is the one that nginx made usual for this.
+        log.info("client_hung_up method=%s path=%s", request.method, request.scope["path"])
+        return Response(status_code=499)
 
     def unexpected(request: Request, _error: Exception) -> Response:
         # Starlette raises the error again after sending this response, and the server logs it.
@@ -229,6 +241,7 @@ def install(app: FastAPI) -> None:
         ValidationError,
     ):
         app.add_exception_handler(kind, ours)
+    app.add_exception_handler(ClientDisconnect, hung_up)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, parameters)
     app.add_exception_handler(Exception, unexpected)

@@ -32,6 +32,8 @@ The service listens on `http://127.0.0.1:8000` unless [settings](settings.md) sa
 * Without `width` and `height` the video's [shape](getting-started.md#the-videos-shape) follows the image.
 * Behind a [proxy](proxy.md) that serves the service under a path, links in answers begin with that path.
 * Answers are JSON. Times are RFC 3339 in UTC, sizes are bytes, durations are seconds.
+* HEAD answers wherever GET does, OPTIONS tells a route's methods, and `If-None-Match` is heeded.
+* An unknown field or query parameter is refused.
 * The service answers to [its own names](operating.md#names-of-the-service) only, and pages of other sites may only
   read.
 * An error is a problem document (RFC 9457) with a stable `code`: see [error codes](#error-codes).

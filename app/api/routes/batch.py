@@ -1,7 +1,6 @@
 """POST /generate/batch: several jobs in one request. Either all are queued or none."""
 
 import hashlib
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +12,10 @@ from app.api.problems import Problem, documented, problem_of
 from app.api.requests.bodies import Parts, parse_batch_body
 from app.api.requests.schemas import BATCH_BODY, MAX_JOBS
 from app.api.response_schemas import JOBS, answer
-from app.api.routes.submit import Body, IdempotencyKey, build_submission, view
+from app.api.routes.submit import Body, IdempotencyKey, build_submission, tell_accepted, view
 from app.jobs import Json
 from app.store import Submission
 
-log = logging.getLogger(__name__)
 router = APIRouter()
 
 
@@ -46,7 +44,9 @@ def generate_batch(
         raise Problem(422, "bad_batch_size", f"a batch must have 1 to {MAX_JOBS} jobs, not {len(jobs)}")
     submissions = _build_submissions(service, jobs, owner, idempotency_key)
     added = service.store.submit_all(submissions)
-    log.info("batch_accepted jobs=%d", len(added))
+    for job, created in added:
+        if created:
+            tell_accepted(service, job)
     return {"jobs": [view(service, job, owner, prefix) for job, _ in added]}
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import APIRouter, Depends, Header, Path, Query
 from fastapi.responses import FileResponse, Response
 
 from app.api.access import Caller
@@ -17,6 +17,18 @@ from app.store import ResultExpired
 
 router = APIRouter(tags=["jobs"])
 Original = Annotated[bool, Query(description="The uploaded file, whatever its format.")]
+# Documented for clients; `app.api.middleware.http_rules` answers it, for every route.
+IfNoneMatch = Annotated[str | None, Header(alias="if-none-match")]
+
+
+async def _of_the_page(
+    _made: Annotated[str | None, Query(alias="made", include_in_schema=False)] = None,
+    _attempt: Annotated[str | None, Query(alias="attempt", include_in_schema=False)] = None,
+) -> None:
+    """Allow the page's own parameters: a file that was made again gets another address."""
+
+
+MADE_AGAIN = [Depends(_of_the_page)]
 
 
 @router.get(
@@ -30,22 +42,16 @@ Original = Annotated[bool, Query(description="The uploaded file, whatever its fo
         416: {"description": "The range is outside the file."},
         **documented(401, 404, 409, 410),
     },
+    dependencies=MADE_AGAIN,
 )
 def get_video(
     job_id: str,
     service: TheService,
     owner: Caller,
-    if_none_match: Annotated[str | None, Header()] = None,
+    _if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return the job's video as mp4."""
-    job = visible(service, job_id, owner)
-    response = _video_response(service, job)
-    etag = response.headers["etag"]
-    if if_none_match is not None and etag in [
-        tag.strip().removeprefix("W/") for tag in if_none_match.split(",")
-    ]:
-        return Response(status_code=304, headers={"ETag": etag, "Cache-Control": "private, no-cache"})
-    return response
+    return _video_response(service, visible(service, job_id, owner))
 
 
 def require_video(job: Job) -> None:
@@ -143,6 +149,7 @@ JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
     summary="A thumbnail of the finished video",
     response_class=FileResponse,
     responses={**JPEG, **documented(401, 404, 410)},
+    dependencies=MADE_AGAIN,
 )
 def get_thumbnail(job_id: str, service: TheService, owner: Caller) -> Response:
     """Return the video's first frame as a small JPEG."""
@@ -155,6 +162,7 @@ def get_thumbnail(job_id: str, service: TheService, owner: Caller) -> Response:
     summary="A preview of one frame, made before the video is decoded",
     response_class=FileResponse,
     responses={**JPEG, **documented(401, 404, 410, 422)},
+    dependencies=MADE_AGAIN,
 )
 def get_preview(
     job_id: str, number: Annotated[int, Path(ge=0, le=99)], service: TheService, owner: Caller

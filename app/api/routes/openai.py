@@ -4,13 +4,12 @@ These routes only translate. `seconds` and `size` become frames and pixels by th
 of POST /generate is accepted too.
 """
 
-import logging
 import re
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, Response
 
 from app.api.access import Caller
@@ -20,9 +19,9 @@ from app.api.requests.bodies import Parts, parse_body
 from app.api.requests.job_spec import entry_of
 from app.api.requests.schemas import REMIX_BODY, VIDEO_BODY
 from app.api.response_schemas import VIDEO, VIDEO_DELETED, VIDEOS, answer
-from app.api.routes.files import get_video, picture_response, require_unexpired, require_video
+from app.api.routes.files import IfNoneMatch, get_video, picture_response, require_unexpired, require_video
 from app.api.routes.jobs import NO_NUL
-from app.api.routes.submit import Body, IdempotencyKey, build_submission, submit
+from app.api.routes.submit import Body, IdempotencyKey, build_submission, submit, tell_accepted
 from app.artifacts.local_folder import job_artifacts
 from app.frame_rate import frame_rate
 from app.jobs import Job, JobStatus, Json
@@ -30,7 +29,6 @@ from app.media.spritesheet import SheetError
 from app.models.entries import ModelEntry
 from app.store import JobDeleted, NoSuchJob
 
-log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/videos", tags=["openai"])
 STATUS = {
     JobStatus.QUEUED: "queued",
@@ -131,8 +129,9 @@ def remix(
     images = {"image": service.store.image(source.id), "last_image": service.store.last_image(source.id)}
     parts = Parts(fields, {name: data for name, data in images.items() if data is not None})
     submission = build_submission(service, parts, owner=owner, idempotency_key=idempotency_key)
-    job, _ = service.store.submit(replace(submission, remixed_from=source.id))
-    log.info("job_accepted job_id=%s model=%s remixed_from=%s", job.id, job.spec.model, source.id)
+    job, created = service.store.submit(replace(submission, remixed_from=source.id))
+    if created:
+        tell_accepted(service, job)
     return video_view(job)
 
 
@@ -231,7 +230,7 @@ def content(
     service: TheService,
     owner: Caller,
     variant: str = "video",
-    if_none_match: Annotated[str | None, Header()] = None,
+    _if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return the finished video as mp4, its thumbnail, or a sheet of up to 16 pictures of it.
 
@@ -242,7 +241,7 @@ def content(
         raise Problem(422, "unknown_variant", f"there is no variant {variant[:50]!r}; use one of {known}")
     job = _there(service, video_id, owner)
     if variant == "video":
-        return get_video(video_id, service, owner, if_none_match)
+        return get_video(video_id, service, owner)
     require_video(job)
     files = job_artifacts(service.settings.jobs_dir, job.id)
     if variant == "thumbnail":

@@ -38,7 +38,7 @@ async def _body(request: Request, service: TheService) -> AsyncIterator[bytes]:
 
 
 Body = Annotated[bytes, Depends(_body)]
-IdempotencyKey = Annotated[str | None, Header(max_length=IDEMPOTENCY_KEY_LENGTH)]
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=IDEMPOTENCY_KEY_LENGTH, pattern=r"\S")]
 DECODE_FIELDS = frozenset({"decode_strategy", "frames_per_chunk", "exact_only", "memory_budget_bytes"})
 
 
@@ -95,8 +95,16 @@ def submit(
     submission = build_submission(service, parts, owner=owner, idempotency_key=idempotency_key)
     job, created = service.store.submit(submission)
     if created:
-        log.info("job_accepted job_id=%s model=%s", job.id, job.spec.model)
+        tell_accepted(service, job)
     return job, created
+
+
+def tell_accepted(service: Service, job: Job) -> None:
+    """Log a new job with the name of its key, never the key itself."""
+    key = service.keys.of_owner(job.owner)
+    log.info(
+        "job_accepted job_id=%s model=%s key=%s", job.id, job.spec.model, None if key is None else key.name
+    )
 
 
 def build_submission(

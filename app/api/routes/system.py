@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from adaptive.device.gpu_processes import gpu_memory_users
 from adaptive.device.nvml import GpuInfo, NvmlState
 from adaptive.version import __version__
-from app.api.access import Administrator, Caller
+from app.api.access import Administrator, Caller, Monitor
 from app.api.dependencies import Service, TheService, readiness, visible
 from app.api.problems import Problem, documented
 from app.api.response_schemas import DEVICES, HEALTH, LOG_LEVEL, MODELS, READINESS, answer
@@ -182,12 +182,14 @@ def healthz() -> Json:
             "description": "No live worker has a model that can be used.",
             "content": {"application/json": {"schema": READINESS}},
         },
+        **documented(401),
     },
 )
-def readyz(service: TheService) -> JSONResponse:
+def readyz(service: TheService, _allowed: Monitor) -> JSONResponse:
     """Return 200 if a live worker offers a model that can be used, else 503.
 
-    Both come with devices, job counts, the models, and why some of them cannot be used.
+    Both come with devices, job counts, the models, and why some of them cannot be used. Needs a key only if
+    FRAMEFIT_OPEN_MONITORING is false.
     """
     ready, report = readiness(service)
     return JSONResponse(report, 200 if ready else 503, headers={} if ready else {"Retry-After": "2"})
@@ -198,10 +200,13 @@ def readyz(service: TheService) -> JSONResponse:
     tags=["service"],
     summary="Prometheus metrics",
     response_class=PlainTextResponse,
-    responses={503: {"description": "Past events are still being counted.", "content": {"text/plain": {}}}},
+    responses={
+        503: {"description": "Past events are still being counted.", "content": {"text/plain": {}}},
+        **documented(401),
+    },
 )
-def metrics(service: TheService) -> Response:
-    """Return all metrics in Prometheus's text format.
+def metrics(service: TheService, _allowed: Monitor) -> Response:
+    """Return all metrics in Prometheus's text format. Needs a key only if FRAMEFIT_OPEN_MONITORING is false.
 
     The answer is 503 while a starting process still counts past events, because Prometheus would take them
     for new ones.
