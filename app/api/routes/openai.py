@@ -4,6 +4,7 @@ These routes only translate. `seconds` and `size` become frames and pixels by th
 of POST /generate is accepted too.
 """
 
+import logging
 import re
 from dataclasses import replace
 from http import HTTPStatus
@@ -29,6 +30,7 @@ from app.media.spritesheet import SheetError
 from app.models.entries import ModelEntry
 from app.store import JobDeleted, NoSuchJob
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/videos", tags=["openai"])
 STATUS = {
     JobStatus.QUEUED: "queued",
