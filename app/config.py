@@ -99,6 +99,13 @@ class Settings(BaseSettings):
         ge=0,
         description="Work is refused while the data folder's disk has less free than this; 0: never.",
     )
+    client_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of connections, body memory, threads, picture decoding, event streams and waiting "
+        "requests that one client (API key, else address) may hold, and of the queue that one key may.",
+    )
     max_body_bytes: int = Field(32 * 2**20, ge=1024)
     max_image_pixels: int = Field(64_000_000, ge=1)
     max_image_side: int = Field(16_384, ge=1)

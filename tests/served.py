@@ -13,9 +13,14 @@ from app.api.server import build_server
 
 
 @contextmanager
-def served(app: FastAPI, **options: Any) -> Iterator[tuple[str, int]]:
-    """Run the app until the end of the block; gives host and port."""
+def served(app: FastAPI, *, send_bytes: int | None = None, **options: Any) -> Iterator[tuple[str, int]]:
+    """Run the app until the end of the block; gives host and port.
+
+    `send_bytes`: what the system keeps for a client that does not read, instead of some megabytes.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
+    if send_bytes is not None:  # accepted connections inherit it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
     server = build_server(app, **options)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

@@ -41,6 +41,13 @@ def _known_key(request: Request, service: Service) -> ApiKey | None:
     return found
 
 
+def name_of_key(service: Service, request: Request) -> str | None:
+    """Return the name of the request's API key, or None without a valid one."""
+    given = key_of_request(request) if service.keys else None
+    found = None if given is None else service.keys.find(given)
+    return None if found is None else found.name
+
+
 async def caller(request: Request, service: TheService) -> str | None:
     """Return the caller's owner name, or None if no keys are configured. Problem 401 without a valid key."""
     key = _known_key(request, service)

@@ -13,10 +13,12 @@ from fastapi.staticfiles import StaticFiles
 
 from adaptive.version import __version__
 from app.api import problems
+from app.api.access import name_of_key
 from app.api.dependencies import Prefix, build_service
 from app.api.middleware.guard import Guard
 from app.api.middleware.hosts import OwnHosts
 from app.api.middleware.http_rules import HttpRules
+from app.api.middleware.sharing import FairlyShared
 from app.api.routes import batch, events, files, jobs, openai, openai_models, session, submit, system
 from app.config import Settings
 from app.models import profiles
@@ -24,7 +26,8 @@ from app.scheduling.admission import LoadRequirements
 from app.scheduling.usable_profile import LoadProfile
 
 STATIC = Path(__file__).with_name("static")
-THREADS = 64
+# More than there are turns and places to wait for heavy work, so that files can be read at any time.
+THREADS = 96
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "media-src 'self' blob:; connect-src 'self'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
@@ -63,7 +66,7 @@ def create_app(
         version=__version__,
         summary="Image-to-video generation, decoded in the memory that is free.",
         lifespan=lifespan,
-        responses=problems.documented(422),
+        responses=problems.documented(422, 429, 503),
         docs_url=None,
         redoc_url=None,
     )
@@ -82,6 +85,7 @@ def create_app(
     # The page, its files and the OpenAPI document are not among the routers' routes.
     others = [route for route in app.routes if hasattr(route, "path_regex")]
     app.add_middleware(HttpRules, routes=[*routes, *others])
+    app.add_middleware(FairlyShared, turns=service.shares.turns, name_of_key=partial(name_of_key, service))
     app.add_middleware(Guard, hosts=OwnHosts.of(settings))
     return app
 

@@ -13,7 +13,7 @@ from fastapi import Depends, Request
 
 from adaptive.device.nvml import Nvml
 from app.api.feed import EventFeed
-from app.api.requests.bodies import BodyMemory
+from app.api.middleware.shares import ClientShares
 from app.api.views import job_view, ready_device_view
 from app.config import Settings
 from app.jobs import Job, JobStatus, Json, WorkerRow
@@ -34,7 +34,6 @@ from app.store import JobDeleted, JobStore, NoSuchJob, StoreError, open_store
 
 log = logging.getLogger(__name__)
 MAINTENANCE_SECONDS = 2.0
-BODIES_AT_ONCE = 8  # bodies of the largest size; thousands of typical ones fit into the same memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class Service:
     waiting_times: WaitingTimes
     nvml: Nvml
     image_limits: ImageLimits
-    body_memory: BodyMemory
+    shares: ClientShares
     unschedulable: UnschedulableJobs
     disposal: Disposal
     webhooks: Webhooks | None
@@ -82,6 +81,7 @@ class Service:
         self.feed.stop()
         if self.webhooks is not None:
             self.webhooks.stop()
+        self.shares.close()
         self.store.close()
         self.nvml.close()
 
@@ -133,7 +133,7 @@ def build_service(
         waiting_times=WaitingTimes(run_times, store, alive_workers),
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
-        body_memory=BodyMemory(BODIES_AT_ONCE * settings.max_body_bytes),
+        shares=ClientShares(settings),
         unschedulable=UnschedulableJobs(
             store, models, alive_workers, grace_seconds=settings.fit_grace_seconds
         ),

@@ -7,9 +7,10 @@ too slowly is closed; the client reconnects and reads the events it missed from 
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from app.jobs import Event
 from app.store import JobStore, StoreUnavailable
@@ -17,7 +18,11 @@ from app.store import JobStore, StoreUnavailable
 log = logging.getLogger(__name__)
 PAGE = 1000
 MAX_PENDING = 2000
+# Between so many listeners the event loop gets time for other requests.
+LISTENERS_AT_ONCE = 16
+PAUSE_SECONDS = 0.005
 
+T = TypeVar("T")
 Consumer = Callable[[Sequence[Event]], None]
 
 
@@ -55,6 +60,7 @@ class EventFeed:
         self._poll_seconds = poll_seconds
         self._subscriptions: set[Subscription] = set()
         self._lock = threading.Lock()
+        self._made: dict[Hashable, Any] = {}  # used in the listeners' event loop
         self._stopping = threading.Event()
         self._caught_up = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="event-feed", daemon=True)
@@ -90,6 +96,16 @@ class EventFeed:
             with self._lock:
                 self._subscriptions.discard(subscription)
 
+    def once(self, event: Event, variant: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` returns, made once for all listeners of the same event and variant."""
+        key = (event.seq, variant)
+        if key not in self._made:
+            if len(self._made) >= MAX_PENDING:
+                self._made.clear()
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
     def _current(self) -> list[Subscription]:
         with self._lock:
             return list(self._subscriptions)
@@ -116,8 +132,10 @@ class EventFeed:
                 consumer(events)
             except Exception:
                 log.exception("event_consumer_failed")
-        for subscription in self._current():
+        for number, subscription in enumerate(self._current(), 1):
             try:
                 subscription.loop.call_soon_threadsafe(subscription.put, events)
             except RuntimeError:
                 log.debug("event_listener_closed")
+            if number % LISTENERS_AT_ONCE == 0:
+                self._stopping.wait(PAUSE_SECONDS)

@@ -6,7 +6,8 @@ clients.
 """
 
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +23,8 @@ __all__ = ["FORMATS", "ImageInfo", "ImageLimits", "ImageRejected", "check_image"
 MIN_SIDE: Final = 8
 LARGE_PIXELS: Final = 4_000_000
 LARGE_AT_ONCE: Final = 2
+# Held while a large image is decoded; a process with many clients says with it whose turn it is.
+Place = Callable[[], AbstractContextManager[object]]
 
 _large_slots = threading.Semaphore(LARGE_AT_ONCE)
 _process_slots = threading.Semaphore(LARGE_AT_ONCE)
@@ -45,13 +48,13 @@ class ImageInfo:
     ignored: tuple[str, ...] = ()
 
 
-def check_image(data: bytes, limits: ImageLimits) -> ImageInfo:
-    """Read an image to its end without keeping its pixels.
+def check_image(data: bytes, limits: ImageLimits, place: Place = nullcontext) -> ImageInfo:
+    """Read an image to its end without keeping its pixels. `place()` is held while a large one is decoded.
 
-    Raises `ImageRejected` unless `open_image` would succeed.
+    Raises `ImageRejected` unless `open_image` would succeed, and what `place` raises.
     """
     contents = _within(data, limits)
-    with _decode_slot(contents):
+    with _decode_slot(contents, place):
         if contents.format in decode_process.FORMATS:
             size, ignored = decode_process.check_apart(data)
         else:
@@ -59,13 +62,14 @@ def check_image(data: bytes, limits: ImageLimits) -> ImageInfo:
     return ImageInfo(contents.format, *size, ignored)
 
 
-def open_image(data: bytes, limits: ImageLimits | None = None) -> Image.Image:
+def open_image(data: bytes, limits: ImageLimits | None = None, place: Place = nullcontext) -> Image.Image:
     """Decode the image as upright sRGB with 8 bits a channel; transparency is blended over white.
 
-    Of an animation, this is the first frame. Raises `ImageRejected`.
+    Of an animation, this is the first frame. `place()` is held while a large one is decoded. Raises
+    `ImageRejected`, and what `place` raises.
     """
     contents = _within(data, limits or ImageLimits())
-    with _decode_slot(contents):
+    with _decode_slot(contents, place):
         if contents.format in decode_process.FORMATS:
             return decode_process.open_apart(data)
         return pixels.upright(contents)
@@ -83,11 +87,15 @@ def _within(data: bytes, limits: ImageLimits) -> Contents:
     return contents
 
 
-def _decode_slot(contents: Contents) -> AbstractContextManager[object]:
-    if contents.format in decode_process.FORMATS:
-        return _process_slots
+@contextmanager
+def _decode_slot(contents: Contents, place: Place) -> Iterator[None]:
+    apart = contents.format in decode_process.FORMATS
     width, height = contents.largest_size
-    return _large_slots if width * height > LARGE_PIXELS else nullcontext()
+    if not apart and width * height <= LARGE_PIXELS:
+        yield
+        return
+    with place(), _process_slots if apart else _large_slots:
+        yield
 
 
 def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:

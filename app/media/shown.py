@@ -1,11 +1,12 @@
 """Makes uploaded images into what browsers show."""
 
 import io
+from contextlib import nullcontext
 from typing import Final
 
 from PIL import Image
 
-from app.media.images import ImageLimits, open_image
+from app.media.images import ImageLimits, Place, open_image
 from app.media.pictures.containers import format_of
 
 SIDE: Final = 1024
@@ -28,15 +29,15 @@ def media_type(data: bytes) -> str:
     return MEDIA_TYPES[format_of(data)]
 
 
-def for_browsers(data: bytes, limits: ImageLimits) -> tuple[bytes, str]:
+def for_browsers(data: bytes, limits: ImageLimits, place: Place = nullcontext) -> tuple[bytes, str]:
     """An image that browsers show, and its media type.
 
     This is the file itself, or, for HEIC and TIFF, a JPEG of at most `SIDE` pixels a side. Raises
-    `ImageRejected`.
+    `ImageRejected`. `place` as for `open_image`.
     """
     if format_of(data) not in _NOT_SHOWN:
         return data, media_type(data)
-    image = open_image(data, limits)
+    image = open_image(data, limits, place)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=QUALITY)

@@ -257,7 +257,8 @@ def open_store(settings: Settings) -> JobStore:
     """Return the job table that the settings describe. Raises `ConfigError` for an unusable database URL."""
     rules = Rules(
         max_queued=settings.max_queued,
-        max_queued_of_owner=settings.max_queued_per_key,
+        max_queued_of_owner=settings.max_queued_per_key
+        or max(1, int(settings.max_queued * settings.client_share)),
         max_attempts=settings.max_attempts,
         max_skips=settings.max_skips,
         priority_seconds=settings.priority_seconds,

@@ -1,1 +1,1 @@
-"""What every request passes before its route: proxies, cross-site protection, response headers."""
+"""What every request passes before its route: proxies, cross-site protection, shares of clients, metrics."""

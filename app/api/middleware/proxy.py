@@ -38,9 +38,13 @@ class BehindProxy:
                 scope[FORWARDED_HOSTS] = _list_of(_values(scope, HOST_HEADER))
         await self._inner(scope, receive, send)
 
+    def trusts(self, host: str | None) -> bool:
+        """Return whether connections from this address come from a trusted proxy."""
+        return host in self._inner.trusted_hosts
+
     def _is_trusted(self, scope: Scope) -> bool:
         peer = scope.get("client")
-        return (peer[0] if peer else None) in self._inner.trusted_hosts
+        return self.trusts(peer[0] if peer else None)
 
     def _with_prefix(self, scope: Scope, prefix: str) -> Scope:
         """Return the scope under the prefix, whether the proxy took it off the path or not.

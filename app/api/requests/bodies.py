@@ -1,13 +1,12 @@
 """Reads request bodies within limits and splits them into fields and images. Does not know their meaning."""
 
-import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import python_multipart
 from fastapi import Request
@@ -37,54 +36,30 @@ class Parts:
     images: dict[str, bytes] = field(default_factory=dict)
 
 
-class BodyMemory:
-    """The memory limit of all request bodies together. One event loop uses it, so it needs no lock."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._taken_bytes = 0
-
-    @contextmanager
-    def share(self) -> Iterator["BodyShare"]:
-        """Yield one request's share; it is released at the end of the block."""
-        share = BodyShare(self)
-        try:
-            yield share
-        finally:
-            self._taken_bytes -= share.taken_bytes
+class BodyShare(Protocol):
+    """The memory that one request's body may take."""
 
     def take(self, count: int) -> None:
-        """Reserve `count` bytes. Raises problem 503 if that exceeds the limit."""
-        if self._taken_bytes + count > self._limit_bytes:
-            headers = {"Retry-After": "2", "Connection": "close"}
-            message = "too many large requests are being received: try again in 2 seconds"
-            raise Problem(503, "busy", message, headers=headers)
-        self._taken_bytes += count
+        """Reserve bytes. Raises problem 429 or 503 if there is no room."""
+        ...
 
-
-@dataclass(slots=True)
-class BodyShare:
-    """The bytes that one request has reserved."""
-
-    memory: BodyMemory
-    taken_bytes: int = 0
-
-    def take(self, count: int) -> None:
-        """As `BodyMemory.take`."""
-        self.memory.take(count)
-        self.taken_bytes += count
+    def reading(self, seconds: float) -> AbstractAsyncContextManager[None]:
+        """Read the body within the block. Raises `TimeoutError` after `seconds`, and problem 503 if the body
+        had to give way.
+        """
+        ...
 
 
 async def read_body(request: Request, max_bytes: int, share: BodyShare) -> bytes:
     """Return the body.
 
-    Raises problem 413 if it has more than `max_bytes`, 408 if it does not arrive within `READ_SECONDS`, 503
-    if the memory for bodies is exhausted, and 400 for a bad Content-Length.
+    Raises problem 413 if it has more than `max_bytes`, 408 if it does not arrive within `READ_SECONDS`, 429
+    or 503 if there is no memory for it, and 400 for a bad Content-Length.
     """
     received = bytearray()
     total = 0
     try:
-        async with asyncio.timeout(READ_SECONDS):
+        async with share.reading(READ_SECONDS):
             if int(request.headers.get("content-length") or 0) > max_bytes * DRAIN_FACTOR:
                 raise _too_large(max_bytes)
             async for chunk in request.stream():

@@ -1,6 +1,7 @@
 """The images of one request: checked at most once, and measured."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 from app.media.fit import Size
 from app.media.images import ImageInfo, ImageLimits, ImageRejected, check_image
@@ -9,11 +10,20 @@ FIELDS = ("image", "last_image")
 
 
 class UploadedPictures:
-    """The images of a request by field name. Each is checked when its size is first asked for."""
+    """The images of a request by field name. Each is checked when its size is first asked for.
 
-    def __init__(self, images: Mapping[str, bytes], limits: ImageLimits) -> None:
+    `place` is held while a large image is decoded.
+    """
+
+    def __init__(
+        self,
+        images: Mapping[str, bytes],
+        limits: ImageLimits,
+        place: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self._images = {name: images[name] for name in FIELDS if name in images}
         self._limits = limits
+        self._place = place
         self._checked: dict[str, ImageInfo] = {}
 
     def size(self, name: str = "image") -> Size | None:
@@ -22,7 +32,7 @@ class UploadedPictures:
             return None
         if name not in self._checked:
             try:
-                self._checked[name] = check_image(self._images[name], self._limits)
+                self._checked[name] = check_image(self._images[name], self._limits, self._place)
             except ImageRejected as error:
                 if name == "image":
                     raise

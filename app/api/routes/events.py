@@ -1,6 +1,7 @@
 """Routes that stream server-sent events: of one job until it ends, or of every job."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.access import Caller
 from app.api.dependencies import Service, TheService, visible
+from app.api.middleware.clients import current_client
 from app.api.problems import Problem, documented
 from app.api.views import event_view
 from app.jobs import Event, Job
@@ -22,6 +24,14 @@ DELETED = "deleted"
 
 class StreamEnded(Exception):
     """The client has received every event. The response is 204, which stops a browser from reconnecting."""
+
+
+async def _place(service: TheService) -> AsyncIterator[None]:
+    with service.shares.event_streams.hold(current_client()):
+        yield
+
+
+StreamPlace = Annotated[None, Depends(_place)]
 
 
 def _followed(
@@ -51,11 +61,14 @@ def _sequence(last_event_id: str | None) -> int:
     response_class=EventSourceResponse,
     responses={
         204: {"description": "The job has ended and the client has received every event."},
-        **documented(401, 404, 410, 422),
+        **documented(401, 404, 410, 422, 429, 503),
     },
 )
 async def follow_job(
-    service: TheService, owner: Caller, followed: Annotated[tuple[Job, int], Depends(_followed)]
+    service: TheService,
+    owner: Caller,
+    _place: StreamPlace,
+    followed: Annotated[tuple[Job, int], Depends(_followed)],
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream the job's past events, from the first or from the one after `Last-Event-ID`, then new events
     until it ends or is deleted.
@@ -64,7 +77,7 @@ async def follow_job(
     """
     job, seen = followed
     async for event in _past_then_new_events(service, job.id, seen):
-        yield ServerSentEvent(data=event_view(event, owner), event=event.kind, id=str(event.seq))
+        yield _message(service, event, owner)
         if event.kind == DELETED or (
             event.kind == "finished" and await asyncio.to_thread(_is_last, service, event)
         ):
@@ -80,10 +93,10 @@ def _seen(service: TheService, last_event_id: Annotated[str | None, Header()] = 
     "/events",
     summary="Follow every job (server-sent events)",
     response_class=EventSourceResponse,
-    responses=documented(401, 422),
+    responses=documented(401, 422, 429, 503),
 )
 async def follow_all(
-    service: TheService, owner: Caller, seen: Annotated[int, Depends(_seen)]
+    service: TheService, owner: Caller, _place: StreamPlace, seen: Annotated[int, Depends(_seen)]
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream the events of the caller's jobs from now on, or from the one after `Last-Event-ID`. The stream
     does not end.
@@ -100,7 +113,7 @@ async def follow_all(
         else:
             send = served[event.job_id]
         if send:
-            yield ServerSentEvent(data=event_view(event, owner), event=event.kind, id=str(event.seq))
+            yield _message(service, event, owner)
 
 
 async def _past_then_new_events(service: Service, job_id: str | None, seen: int) -> AsyncIterator[Event]:
@@ -113,6 +126,16 @@ async def _past_then_new_events(service: Service, job_id: str | None, seen: int)
             if event_or_end.seq > seen:
                 seen = event_or_end.seq
                 yield event_or_end
+
+
+def _message(service: Service, event: Event, owner: str | None) -> ServerSentEvent:
+    """Return the event's message; it is written once for all streams that may see the same of it."""
+
+    def write() -> ServerSentEvent:
+        data = json.dumps(event_view(event, owner))
+        return ServerSentEvent(raw_data=data, event=event.kind, id=str(event.seq))
+
+    return service.feed.once(event, owner is None, write)
 
 
 def _is_last(service: Service, event: Event) -> bool:

@@ -137,7 +137,11 @@ def require_unexpired(job: Job) -> None:
 
 
 def _image_response(service: Service, data: bytes, original: bool) -> Response:
-    shown, kind = (data, media_type(data)) if original else for_browsers(data, service.image_limits)
+    shown, kind = (
+        (data, media_type(data))
+        if original
+        else for_browsers(data, service.image_limits, service.shares.large_pictures.hold)
+    )
     return Response(shown, media_type=kind, headers={"Cache-Control": "private, max-age=86400, immutable"})
 
 

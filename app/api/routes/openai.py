@@ -50,7 +50,7 @@ ERROR = {"type": "object", "properties": {"error": {"type": "object"}}, "require
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI `responses` of a route whose errors have OpenAI's form."""
     content = {"application/json": {"schema": ERROR}}
-    described = {status: HTTPStatus(status).phrase for status in (*statuses, 422)}
+    described = {status: HTTPStatus(status).phrase for status in (*statuses, 422, 429, 503)}
     return {status: {"description": phrase, "content": content} for status, phrase in described.items()}
 
 
@@ -249,7 +249,8 @@ def content(
     if variant == "thumbnail":
         return picture_response(job, files.thumbnail)
     try:
-        return picture_response(job, service.sheets.sheet(files.video, files.spritesheet))
+        with service.shares.sheets.hold():
+            return picture_response(job, service.sheets.sheet(files.video, files.spritesheet))
     except SheetError as error:
         if error.busy:
             raise Problem(503, "busy", f"{error}: try again", headers={"Retry-After": "5"}) from error

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.access import COOKIE, Caller
 from app.api.dependencies import Prefix, TheService
+from app.api.middleware.clients import current_client
 from app.api.problems import Problem, documented
 from app.api.requests.bodies import from_json, read_body
 from app.api.requests.schemas import SESSION_BODY
@@ -19,7 +20,7 @@ MAX_BODY_BYTES = 4096
 
 
 async def _fields(request: Request, service: TheService) -> AsyncIterator[dict[str, Any]]:
-    with service.body_memory.share() as share:
+    with service.shares.body_memory.share(current_client()) as share:
         yield from_json(await read_body(request, MAX_BODY_BYTES, share))
 
 
@@ -42,7 +43,7 @@ def see_session(service: TheService, owner: Caller) -> Json:
     "/session",
     status_code=204,
     summary="Store an API key in a cookie",
-    responses=documented(400, 401, 408, 413, 422, 503),
+    responses=documented(400, 401, 408, 413, 422, 429, 503),
     openapi_extra=SESSION_BODY,
 )
 def open_session(
@@ -56,7 +57,10 @@ def open_session(
     key = fields.get("key")
     if not isinstance(key, str):
         raise Problem(422, "missing_field", 'send the key as {"key": "..."}')
+    attempts, client = service.shares.key_attempts, current_client()
+    attempts.check(client)
     if service.keys.find(key) is None:
+        attempts.fail(client)
         raise Problem(401, "unauthorized", "the API key is unknown: check it, or ask the operator for one")
     response.set_cookie(
         COOKIE,

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from app.api.access import Caller
 from app.api.dependencies import Prefix, Service, TheService, visible
 from app.api.limits import admit, check_key_limits
+from app.api.middleware.clients import current_client
 from app.api.problems import Problem, documented
 from app.api.requests.bodies import Parts, from_json, parse_body, read_body
 from app.api.requests.job_spec import asks_for_random_seed, job_spec
@@ -33,7 +34,7 @@ STAGES_WITH_PREVIEWS = frozenset({Stage.DECODING, Stage.ENCODING, Stage.FINISHED
 
 async def _body(request: Request, service: TheService) -> AsyncIterator[bytes]:
     # Only reading the body needs the event loop; the rest of the request runs in a thread.
-    with service.body_memory.share() as share:
+    with service.shares.body_memory.share(current_client()) as share:
         yield await read_body(request, service.settings.max_body_bytes, share)
 
 
@@ -115,7 +116,7 @@ def build_submission(
     Raises only errors that `problem_of` maps to a problem.
     """
     image, last_image = parts.images.get("image"), parts.images.get("last_image")
-    pictures = UploadedPictures(parts.images, service.image_limits)
+    pictures = UploadedPictures(parts.images, service.image_limits, service.shares.large_pictures.hold)
     spec = job_spec(
         parts.fields, service.models, has_last_image=last_image is not None, measure=pictures.size
     )
@@ -166,7 +167,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
     """
     parts = parse_body(request.headers.get("content-type", ""), body)
     parts.fields["prompt"] = parts.fields.get("prompt") or "plan"
-    pictures = UploadedPictures(parts.images, service.image_limits)
+    pictures = UploadedPictures(parts.images, service.image_limits, service.shares.large_pictures.hold)
     spec = job_spec(
         parts.fields, service.models, has_last_image="last_image" in parts.images, measure=pictures.size
     )

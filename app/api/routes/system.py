@@ -1,5 +1,6 @@
 """Routes of the service itself: devices, models, health, metrics, log level."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Response
@@ -167,7 +168,7 @@ def models(service: TheService, _owner: Caller) -> Json:
 
 
 @router.get("/healthz", tags=["service"], summary="Liveness of the API process", responses=answer(HEALTH))
-def healthz() -> Json:
+async def healthz() -> Json:
     """Return 200 as long as the process can answer."""
     return {"status": "ok", "version": __version__}
 
@@ -185,13 +186,13 @@ def healthz() -> Json:
         **documented(401),
     },
 )
-def readyz(service: TheService, _allowed: Monitor) -> JSONResponse:
+async def readyz(service: TheService, _allowed: Monitor) -> JSONResponse:
     """Return 200 if a live worker offers a model that can be used, else 503.
 
     Both come with devices, job counts, the models, and why some of them cannot be used. Needs a key only if
     FRAMEFIT_OPEN_MONITORING is false.
     """
-    ready, report = readiness(service)
+    ready, report = await service.shares.readiness.get(partial(readiness, service))
     return JSONResponse(report, 200 if ready else 503, headers={} if ready else {"Retry-After": "2"})
 
 
@@ -205,7 +206,7 @@ def readyz(service: TheService, _allowed: Monitor) -> JSONResponse:
         **documented(401),
     },
 )
-def metrics(service: TheService, _allowed: Monitor) -> Response:
+async def metrics(service: TheService, _allowed: Monitor) -> Response:
     """Return all metrics in Prometheus's text format. Needs a key only if FRAMEFIT_OPEN_MONITORING is false.
 
     The answer is 503 while a starting process still counts past events, because Prometheus would take them
@@ -213,4 +214,7 @@ def metrics(service: TheService, _allowed: Monitor) -> Response:
     """
     if not service.feed.caught_up:
         return PlainTextResponse("counting past events", 503, headers={"Retry-After": "1"})
-    return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(
+        await service.shares.exposition.get(service.metrics.render),
+        headers={"Content-Type": CONTENT_TYPE_LATEST},
+    )

@@ -106,12 +106,6 @@ def test_a_head_that_is_none_is_refused_with_a_document(connect: Connect, head: 
     assert body["code"] == "bad_request"
 
 
-def test_a_connection_above_the_limit_gets_an_error(connect: Connect) -> None:
-    connections = [connect() for _ in range(24)]
-    status, body = answer_of(connections[-1])
-    assert (status, body["code"]) == (503, "too_many_connections")
-
-
 def test_one_that_keeps_to_the_rules_is_served_again_on_its_connection(connect: Connect) -> None:
     connection = connect()
     for _ in range(3):

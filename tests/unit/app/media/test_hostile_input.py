@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from app.api.problems import Problem, problem_of
-from app.api.requests.bodies import BodyMemory, parse_body
+from app.api.requests.bodies import parse_body
 from app.api.requests.job_spec import job_spec
 from app.config import Settings
 from app.media.images import ImageLimits, ImageRejected, check_image, open_image
@@ -197,14 +197,3 @@ def test_a_picture_that_is_also_a_page_is_served_as_a_picture_only(client: TestC
     assert served.headers["content-type"] == "image/png"
     assert served.headers["x-content-type-options"] == "nosniff"
     assert served.headers["content-security-policy"].startswith("default-src 'none'")
-
-
-def test_large_bodies_share_a_bounded_memory() -> None:
-    memory = BodyMemory(100)
-    with memory.share() as first:
-        first.take(60)
-        with memory.share() as second, pytest.raises(Problem) as refusal:
-            second.take(41)
-        assert (refusal.value.status, refusal.value.code) == (503, "busy")
-    with memory.share() as third:
-        third.take(100)

@@ -1,0 +1,40 @@
+"""What clients share, built from the settings: turns, body memory, event streams, places for heavy work."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from app.api.middleware.body_memory import BodyMemory
+from app.api.middleware.decoding import Places
+from app.api.middleware.probes import SharedAnswer
+from app.api.middleware.turns import Turns
+from app.api.middleware.usage import Attempts, Shares, Usage, share_of
+from app.config import Settings
+from app.jobs import Json
+from app.media.images import LARGE_AT_ONCE
+
+BODIES_AT_ONCE = 8  # bodies of the largest size; thousands of typical ones fit into the same memory
+# Each event is written to every stream, by one event loop.
+EVENT_STREAMS = 256
+
+WRONG_KEYS = 20  # of one client in a minute
+
+
+class ClientShares:
+    """The shared parts of one API process."""
+
+    def __init__(self, settings: Settings) -> None:
+        share = settings.client_share
+        usage = Usage()
+        body_bytes = BODIES_AT_ONCE * settings.max_body_bytes
+        self.turns = Turns(usage, share)
+        self.body_memory = BodyMemory(body_bytes, max(settings.max_body_bytes, share_of(body_bytes, share)))
+        self.event_streams = Shares("event streams", EVENT_STREAMS, share_of(EVENT_STREAMS, share))
+        self.large_pictures = Places("large pictures", LARGE_AT_ONCE, usage, share)
+        self.sheets = Places("sheets of pictures", 1, usage, share)
+        self.key_attempts = Attempts(WRONG_KEYS)
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="probe")
+        self.readiness = SharedAnswer[tuple[bool, Json]](self._threads)
+        self.exposition = SharedAnswer[bytes](self._threads)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._threads.shutdown(wait=False)
