@@ -18,6 +18,7 @@ from app.api.dependencies import Prefix, build_service
 from app.api.middleware.guard import Guard
 from app.api.middleware.hosts import OwnHosts
 from app.api.middleware.http_rules import HttpRules
+from app.api.middleware.http_metrics import HttpMetrics, Measured
 from app.api.middleware.sharing import FairlyShared
 from app.api.routes import batch, events, files, jobs, openai, openai_models, session, submit, system
 from app.config import Settings
@@ -87,6 +88,7 @@ def create_app(
     app.add_middleware(HttpRules, routes=[*routes, *others])
     app.add_middleware(FairlyShared, turns=service.shares.turns, name_of_key=partial(name_of_key, service))
     app.add_middleware(Guard, hosts=OwnHosts.of(settings))
+    app.add_middleware(Measured, metrics=HttpMetrics(service.metrics.registry))
     return app
 
 

@@ -25,6 +25,7 @@ from starlette.testclient import TestClient
 import adaptive
 from adaptive.device.nvml import GpuInfo, NvmlState
 from app.api import create_app
+from app.api.middleware.http_metrics import HttpMetrics
 from app.cli import app as command_line
 from app.config import Settings
 from app.jobs import Event, JobStatus, WorkerRow
@@ -121,6 +122,7 @@ def metrics() -> Lines:
         registry.register(LiveGauges(_OneOfEach(), _one_gpu, alive_seconds=60, data_dir=Path(folder)))
         service = ServiceMetrics({"tiny": "AutoencoderKLLTXVideo"})
         service.apply(_history())
+        HttpMetrics(service.registry).count("/jobs", "GET", 200, 0.01)
         families = [*service.registry.collect(), *registry.collect()]
     lines = []
     for family in families:

@@ -19,6 +19,7 @@ from queries import (
 
 SUCCEEDED = f'{MODEL},outcome="succeeded"'
 NOT_SUCCEEDED = f'{MODEL},outcome!="succeeded"'
+WORKING_ROUTES = f'{SITE},route!~"/healthz|/readyz|/metrics"'
 
 OPERATIONS = Board(
     uid="framefit-operations",
@@ -89,6 +90,35 @@ OPERATIONS = Board(
                     unit="none",
                     draw=Draw.STACK,
                     styles=OUTCOMES,
+                ),
+            ),
+        ),
+        (
+            "Requests",
+            (
+                series(
+                    "Requests by status",
+                    "Requests a second. 429 and 503 are refusals; 499: the client closed the connection.",
+                    (rate("framefit_http_requests_total", "status"), "{{status}}"),
+                    unit="reqps",
+                    draw=Draw.STACK,
+                ),
+                series(
+                    "Requests by route",
+                    "Requests a second, without health checks and metrics.",
+                    (
+                        rate("framefit_http_requests_total", "route", WORKING_ROUTES),
+                        "{{route}}",
+                    ),
+                    unit="reqps",
+                    draw=Draw.STACK,
+                ),
+                series(
+                    "Time until the response begins, 95th percentile",
+                    "By route, the arrival of the request's body included.",
+                    (quantile(0.95, "framefit_http_request_duration_seconds", "route"), "{{route}}"),
+                    unit="s",
+                    thresholds=((1, "red"),),
                 ),
             ),
         ),

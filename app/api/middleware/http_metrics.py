@@ -1,0 +1,90 @@
+"""Counts requests and measures their time, by route.
+
+A route is its template, such as `/jobs/{job_id}`, never the path itself; paths without a route are `unknown`.
+"""
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+UNKNOWN = "unknown"
+# The connection was closed before a response began; a status of nginx.
+CLOSED = 499
+
+
+class HttpMetrics:
+    """The metrics of requests."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "framefit_http_requests",
+            "Requests by route, method and status; status 499: the client closed the connection.",
+            ("route", "method", "status"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "framefit_http_request_duration_seconds",
+            "Time from a request's head to the start of its response, by route.",
+            ("route",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+
+    def count(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        method = method if method in METHODS else "other"
+        self._requests.labels(route, method, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+
+class Measured:
+    """ASGI middleware; the outermost one of the app, so that it counts refusals of the others."""
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward the request, and count it when its response begins."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, counted = time.monotonic(), False
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+
+        def count(status: int) -> None:
+            nonlocal counted
+            if not counted:
+                counted = True
+                seconds = time.monotonic() - started
+                self._metrics.count(_route_of(scope, path), scope["method"], status, seconds)
+
+        async def send_and_count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                count(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_count)
+        except Exception:
+            count(500)  # Starlette answers outside of every middleware
+            raise
+        finally:
+            count(CLOSED)
+
+
+def _route_of(scope: Scope, path: str) -> str:
+    """Return the template of the route that has served the request to `path`, or `unknown`."""
+    template = getattr(scope.get("route"), "path", None)
+    if isinstance(template, str):
+        return template
+    # Only FastAPI's own routes name themselves in the scope: not those of files and of the OpenAPI document.
+    for route in scope["app"].routes:
+        fixed = getattr(route, "path", "")
+        if fixed == path or (isinstance(route, Mount) and path.startswith(f"{fixed}/")):
+            return str(fixed)
+    return UNKNOWN
