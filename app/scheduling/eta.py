@@ -69,14 +69,19 @@ class WaitingTimes:
     store: JobStore
     alive_workers: Callable[[], Sequence[WorkerRow]]
 
-    def seconds_for_job(self, job: Job) -> float | None:
-        """Seconds until `job` is expected to be done; None if it has ended or no job has finished yet."""
+    def seconds_for_job(self, job: Job, free_in: Callable[[], Sequence[float]] | None = None) -> float | None:
+        """Seconds until `job` is expected to be done; None if it has ended or no job has finished yet.
+
+        `free_in` returns what `seconds_until_free` does; a caller with many jobs looks only once.
+        """
         expected = self.run_times.expected(job.spec.model)
         if expected is None or job.status.is_terminal:
             return None
         if job.status is JobStatus.RUNNING:
             return round(_remaining_seconds(job, expected), 1)
-        return self._queued_seconds(expected, _total_seconds(job, expected), job.queue_position or 1)
+        free = (free_in or self.seconds_until_free)()
+        turn = seconds_until_turn(job.queue_position or 1, free, expected.seconds)
+        return round(turn + _total_seconds(job, expected), 1)
 
     def seconds_for_new_job(self, model: str, plan: Json) -> float | None:
         """Seconds until a job with `plan`, submitted now, would be done; None if no job has finished yet."""
@@ -84,7 +89,8 @@ class WaitingTimes:
         if expected is None:
             return None
         own = expected.with_decode(plan.get("predicted_seconds"))
-        return self._queued_seconds(expected, own, self.store.counts()[JobStatus.QUEUED] + 1)
+        position = self.store.counts()[JobStatus.QUEUED] + 1
+        return round(seconds_until_turn(position, self.seconds_until_free(), expected.seconds) + own, 1)
 
     def retry_after_seconds(self, refusal: QueueFull) -> int:
         """Seconds until the queue is likely to have room, at most `MAX_RETRY_SECONDS`.
@@ -110,13 +116,7 @@ class WaitingTimes:
         position = (own[0].queue_position if own else None) or 1
         return expected.seconds * -(-position // workers)
 
-    def _queued_seconds(self, expected: Expected, own_seconds: float, position: int) -> float:
-        """Seconds until a queued job is done: the wait for its turn, then its own run."""
-        return round(
-            seconds_until_turn(position, self._seconds_until_free(), expected.seconds) + own_seconds, 1
-        )
-
-    def _seconds_until_free(self) -> list[float]:
+    def seconds_until_free(self) -> list[float]:
         """For each worker, the remaining seconds of its running job; one idle worker if none is known."""
         left = {worker.id: 0.0 for worker in self.alive_workers()}
         for job in self.store.page(status=JobStatus.RUNNING, limit=2 * len(left)) if left else []:

@@ -1,9 +1,11 @@
 """Routes for existing jobs: list, get, cancel, delete."""
 
 import logging
+from functools import cache
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime
 
 from app.api.access import Caller
@@ -36,7 +38,7 @@ def list_jobs(
         str | None, Query(max_length=64, pattern=NO_NUL, description="The next_cursor of the previous page.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-) -> Json:
+) -> Response:
     """Return one page of jobs; `next_cursor` is null on the last page."""
     jobs = service.store.page(
         status=status,
@@ -48,10 +50,13 @@ def list_jobs(
         with_deleted=False,
     )
     page = jobs[:limit]
-    return {
-        "jobs": [view(service, job, owner, prefix) for job in page],
+    free_in = cache(service.waiting_times.seconds_until_free)  # the same for all jobs of the page
+    document = {
+        "jobs": [view(service, job, owner, prefix, free_in) for job in page],
         "next_cursor": page[-1].id if len(jobs) > limit else None,
     }
+    # Built here, because FastAPI would convert each value again.
+    return JSONResponse(document)
 
 
 @router.get("/jobs/{job_id}", summary="A job", responses={**answer(JOB), **documented(401, 404, 410)})
