@@ -34,7 +34,7 @@ The service listens on `http://127.0.0.1:8000` unless [settings](settings.md) sa
 * Answers are JSON. Times are RFC 3339 in UTC, sizes are bytes, durations are seconds.
 * HEAD answers wherever GET does, OPTIONS tells a route's methods, and `If-None-Match` is heeded.
 * An unknown field or query parameter is refused.
-* The service answers to [its own names](operating.md#names-of-the-service) only; other sites' pages may only read.
+* The service answers to [its own names](operating.md#names-of-the-service) only. Other sites' pages may read.
 * An error is a problem document (RFC 9457) with a stable `code`: see [error codes](#error-codes).
 * Every answer has an `X-Request-Id`, which the log repeats. If you send one, it is used.
 * With API keys set, send `Authorization: Bearer KEY`. A caller sees only the jobs of its own key.
