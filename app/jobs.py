@@ -57,6 +57,7 @@ class Stage(StrEnum):
     """The current step of a job; finer than its status."""
 
     QUEUED = "queued"
+    HELD = "held"  # queued behind the others, because its attempts are used up
     LOADING = "loading"
     DENOISING = "denoising"
     WAITING_FOR_MEMORY = "waiting_for_memory"
@@ -225,7 +226,8 @@ class Job:
     `latents_path` is set when the denoised latents are on disk; from then on only the decode can be lost.
     `denoise` describes the denoising run. `remixed_from` is the id of the job whose images and fields it
     took. `deleted_at` is when its deletion was requested, `erased_at` when its files, images and texts were
-    gone.
+    gone. `attempts` are those that count, this one included, and `setbacks` how earlier ones ended
+    (`app.attempts`).
     """
 
     id: str
@@ -256,6 +258,7 @@ class Job:
     remixed_from: str | None = None
     deleted_at: float | None = None
     erased_at: float | None = None
+    setbacks: Json | None = None
 
     @property
     def delete_requested(self) -> bool:

@@ -77,6 +77,7 @@ JOB = _object(
         "expires_at": _or_null(TIME),
         "expired": YES_OR_NO,
         "waiting": _or_null(ANY_OBJECT),
+        "held_because": _or_null(TEXT),
     }
 )
 JOBS = _object({"jobs": _list(JOB)})

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from app.attempts import Setbacks, description
 from app.jobs import Event, Job, JobSpec, JobStatus, Json, WorkerRow, sides_of
 from app.media.fit import frame
 from app.models.entries import ModelEntry
@@ -55,6 +56,7 @@ def job_view(
         "result": _result(job),
         "error": job.error,
         "attempts": job.attempts,
+        "held_because": _held_because(job),
         "links": links,
         "created_at": timestamp(job.created_at),
         "started_at": timestamp(job.started_at),
@@ -75,6 +77,14 @@ def pictures_view(spec: JobSpec) -> Json:
 def has_video(job: Job) -> bool:
     """Return whether a finished video can be downloaded; one from before a redecode counts."""
     return job.result is not None and not job.expired
+
+
+def _held_because(job: Job) -> str | None:
+    """Return why a job waits behind the others, or runs once more after that; None for other jobs."""
+    setbacks = Setbacks.of(job.setbacks)
+    if not setbacks.held or job.status.is_terminal:
+        return None
+    return f"{description(setbacks)}; the job is tried once more, alone, when the others are done"
 
 
 def _result(job: Job) -> Json | None:

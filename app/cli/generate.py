@@ -11,6 +11,7 @@ from app.units import format_bytes
 
 _STAGES = {
     "queued": "waiting in the queue",
+    "held": "held back behind the other jobs",
     "loading": "loading the model",
     "denoising": "denoising",
     "waiting_for_memory": "waiting for memory",

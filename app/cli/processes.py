@@ -89,8 +89,8 @@ def worker(
 
     from adaptive.errors import NoDevice
     from app.models.entries import load_models
-    from app.service.parent_death import EXIT_DEVICE_UNAVAILABLE
-    from app.store import open_store
+    from app.service.parent_death import EXIT_DATABASE_UNAVAILABLE, EXIT_DEVICE_UNAVAILABLE
+    from app.store import StoreUnavailable, open_store
     from app.worker.engine import Engine
     from app.worker.loop import Worker
 
@@ -106,7 +106,11 @@ def worker(
     with closing(open_store(settings)) as store:
         store.migrate()
         identity = worker_id or f"{socket.gethostname()}/{device}/{secrets.token_hex(4)}"
-        Worker(settings, load_models(settings), store, engine, identity).run()
+        try:
+            Worker(settings, load_models(settings), store, engine, identity).run()
+        except StoreUnavailable as error:  # not the job's fault: its end could not be recorded
+            typer.secho(f"framefit worker: the database: {error}", err=True, fg=typer.colors.RED)
+            sys.exit(EXIT_DATABASE_UNAVAILABLE)
 
 
 def profile(

@@ -92,6 +92,9 @@ class ServiceMetrics:
             "model",
             "pixels",
         )
+        self.held = self._counter(
+            "jobs_held", "Jobs put behind all others because they ended their workers too often."
+        )
         self.oom = self._counter("oom", "Out-of-memory errors by stage.", "stage")
         self.nonfinite = self._counter("nonfinite", "Findings of NaN or infinite values by stage.", "stage")
 
@@ -166,6 +169,8 @@ class ServiceMetrics:
                 self.denoised.labels(self._model_of_job.get(event.job_id, "unknown"), pixels).inc()
             case "fallback":
                 self.fallback.labels(data["from"], data["to"]).inc()
+            case "held":
+                self.held.inc()
             case "oom":
                 self.oom.labels(data["stage"]).inc()
             case "nonfinite":

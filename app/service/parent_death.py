@@ -12,8 +12,13 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 
-# The exit status of a worker whose device cannot be used. Any other status than 0 is a crash.
+# Exit statuses of a worker. Any other but 0 is a crash.
+# Its device cannot be used.
 EXIT_DEVICE_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
+# It could not reach the database when it had to.
+EXIT_DATABASE_UNAVAILABLE = 74  # EX_IOERR
+# Its job made no progress for too long.
+EXIT_STALLED = 75  # EX_TEMPFAIL
 
 
 def end_with_parent(parent_pid: int) -> None:

@@ -16,6 +16,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from app.config import ConfigError, Settings
+from app.service.ends.deaths import OomWatch
+from app.service.ends.last_run import RunRecord
 from app.service.gpus import unused as unused_gpus
 from app.service.gpus.allocator import allocator_environ
 from app.service.gpus.devices import CPU, DeviceChoice, Devices, choose_devices
@@ -56,19 +58,23 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
         reported = _ReportedGpus(settings.data_dir, devices)
         instance = enroll(store, settings.data_dir, heartbeat_seconds=settings.heartbeat_seconds)
         children = child_specs(devices, listener.fileno(), instance)
+        oom_watch, record = OomWatch(), RunRecord(settings.data_dir)
+        end = record.begin(instance, oom_watch.last)
         for spec in children:
             if spec.worker_id is not None:  # no live process has this id, so its jobs can be requeued
-                store.forget_worker(spec.worker_id, "service_restarted")
-        housekeeping = _Housekeeping(settings, store, listener, on_ready)
+                store.forget_worker(spec.worker_id, end.reason, end.stop)
+        housekeeping = _Housekeeping(settings, store, listener, on_ready, lambda: record.note(oom_watch.last))
         supervisor = Supervisor(
             children,
             drain_seconds=settings.drain_seconds,
-            on_worker_death=lambda worker_id: _forget(store, worker_id),
+            on_worker_death=lambda worker_id, reason: _forget(store, worker_id, reason),
             on_device_unavailable=reported.add,
             on_tick=housekeeping.tick,
+            oom_watch=oom_watch,
         )
         try:
             supervisor.run()
+            record.end()
         finally:
             (settings.data_dir / SERVICE_FILE).unlink(missing_ok=True)
             unused_gpus.withdraw(settings.data_dir)
@@ -147,27 +153,36 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _forget(store: JobStore, worker_id: str) -> None:
+def _forget(store: JobStore, worker_id: str, reason: str) -> None:
     try:
-        for job_id in store.forget_worker(worker_id):
-            log.info("job_requeued job_id=%s worker_id=%s", job_id, worker_id)
+        for job_id in store.forget_worker(worker_id, reason):
+            log.info("job_requeued job_id=%s worker_id=%s reason=%s", job_id, worker_id, reason)
     except StoreError as error:  # the job is requeued when its lease expires
         log.warning("requeue_failed worker_id=%s reason=%s", worker_id, error)
 
 
 class _Housekeeping:
-    """Periodic work of the parent: requeues expired leases, and announces once that the API answers."""
+    """Periodic work of the parent: requeues expired leases, keeps the record of this run, and announces once
+    that the API answers.
+    """
 
     def __init__(
-        self, settings: Settings, store: JobStore, listener: socket.socket, on_ready: Callable[[str], None]
+        self,
+        settings: Settings,
+        store: JobStore,
+        listener: socket.socket,
+        on_ready: Callable[[str], None],
+        note_oom_kills: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._store = store
         self._address = listener.getsockname()[:2]
         self._on_ready: Callable[[str], None] | None = on_ready
+        self._note_oom_kills = note_oom_kills
         self._expiry_due_at = 0.0
 
     def tick(self) -> None:
+        self._note_oom_kills()
         now = time.monotonic()
         if now >= self._expiry_due_at:
             self._expiry_due_at = now + self._settings.lease_seconds / 4

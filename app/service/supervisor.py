@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
+from app.service.ends.deaths import OomWatch, reason_of
 from app.service.parent_death import EXIT_DEVICE_UNAVAILABLE
 
 log = logging.getLogger(__name__)
@@ -95,9 +96,9 @@ class Child:
 class Supervisor:
     """Keeps the children running until SIGTERM or SIGINT.
 
-    It calls `on_worker_death(worker_id)` when a worker process has ended, so that its job is requeued at
-    once, `on_device_unavailable(spec)` when a worker has given its device up, and `on_tick()` in every
-    iteration of its loop.
+    It calls `on_worker_death(worker_id, reason)` when a worker process has ended, so that its job is requeued
+    at once (the reasons are those of `app.attempts`), `on_device_unavailable(spec)` when a worker has given
+    its device up, and `on_tick()` in every iteration of its loop.
     """
 
     def __init__(
@@ -105,15 +106,17 @@ class Supervisor:
         children: Sequence[ChildSpec],
         *,
         drain_seconds: float,
-        on_worker_death: Callable[[str], None],
+        on_worker_death: Callable[[str, str], None],
         on_device_unavailable: Callable[[ChildSpec], None] = lambda _spec: None,
         on_tick: Callable[[], None] = lambda: None,
+        oom_watch: OomWatch | None = None,
     ) -> None:
         self._children = [Child(spec) for spec in children]
         self._drain_seconds = drain_seconds
         self._on_worker_death = on_worker_death
         self._on_device_unavailable = on_device_unavailable
         self._on_tick = on_tick
+        self._oom_watch = oom_watch or OomWatch()
         self._stops: list[int] = []
 
     def run(self) -> None:
@@ -134,8 +137,12 @@ class Supervisor:
     def _tick(self) -> None:
         for child in self._children:
             status = child.reap()
+            # Looked at after each end, so that a rise belongs to it.
+            oom_killed = status is not None and self._oom_watch.has_risen()
             if status is not None and child.spec.worker_id is not None:
-                self._on_worker_death(child.spec.worker_id)
+                reason = reason_of(status, oom_killed=oom_killed)
+                log.warning("worker_ended worker_id=%s reason=%s", child.spec.worker_id, reason)
+                self._on_worker_death(child.spec.worker_id, reason)
                 if status == EXIT_DEVICE_UNAVAILABLE:
                     self._fall_back(child)
             child.start_if_due()
@@ -185,7 +192,7 @@ class Supervisor:
                 child.process.wait()
                 child.process = None
             if child.spec.worker_id is not None:
-                self._on_worker_death(child.spec.worker_id)
+                self._on_worker_death(child.spec.worker_id, "worker_stopped")
 
     @staticmethod
     def _running(children: Sequence[Child]) -> bool:

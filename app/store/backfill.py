@@ -13,7 +13,8 @@ from app.store.transaction import Locking, Transaction
 SMALLER = Locking.of(
     """
     select id, model, priority, skips, queued_at from jobs
-    where status = 'queued' and id <> :id and model = :model and needed_bytes <= :room_bytes
+    where status = 'queued' and stage <> 'held' and id <> :id and model = :model
+        and needed_bytes <= :room_bytes
     order by rank, id limit 1""",
     skip=True,
 )

@@ -29,6 +29,12 @@ UNLIMITED = 2**63 - 1
 PAUSES = """
     (p.worker_id in (w.id, w.device_name) or substr(w.id, 1, length(p.worker_id) + 1) = p.worker_id || '/')
 """
+# A job that used up its attempts is tried alone: while no other job runs in the worker's service.
+_ALONE = """
+    (stage <> 'held' or not exists (
+        select 1 from jobs r where r.status = 'running' and r.worker_id like :same_service
+    ))
+"""
 _FITS = "coalesce(needed_bytes, 0) <= :capacity"
 _OF_MODELS = " and model in :models"
 _FIRST = "order by rank, id limit"
@@ -82,10 +88,13 @@ _FEW = {
     """),
 }
 _COLUMNS = "id, model, priority, skips, queued_at"
-_BEST = f"select {_COLUMNS} from jobs where id in ({{place}}) and status = 'queued' {_FIRST} 1"
+_BEST = f"""
+    select {_COLUMNS} from jobs where id in ({{place}}) and status = 'queued' and {_ALONE} {_FIRST} 1
+"""
 _LOADED = f"""
     select {_COLUMNS} from jobs
-    where status = 'queued' and {_FITS}{{models}} and model = :loaded and priority >= {{least}}
+    where status = 'queued' and stage <> 'held'
+        and {_FITS}{{models}} and model = :loaded and priority >= {{least}}
 """
 _OF_LOADED = _by_models(f"{_LOADED.format(models='{models}', least=':priority')} {_FIRST} 1")
 # `best` is the first job that fits; `preferred` is the first of the loaded model, if that may skip `best`.
@@ -94,7 +103,7 @@ _CLAIM = f"""
         select coalesce(cast(:now as double precision), extract(epoch from clock_timestamp())) as now
     ), candidates (id) as materialized ({{place}}), best as (
         select {_COLUMNS} from jobs where id in (select id from candidates) and status = 'queued'
-            and not exists (
+            and {_ALONE} and not exists (
                 select 1 from workers w join paused_workers p on {PAUSES} where w.id = :worker_id
             )
         {_FIRST} 1 for update skip locked
@@ -143,19 +152,20 @@ AMONG = {dialect: _place(ids) for dialect, ids in _THESE.items()}
 
 def any_for(
     connection: Connection,
+    worker_id: str,
     *,
     models: Sequence[str] | None = None,
     capacity_bytes: int | None = None,
     **_preferences: object,
 ) -> bool:
     """Return whether a job is queued that this worker could run."""
-    return _first_fitting(connection, models, capacity_bytes) is not None
+    return _first_fitting(connection, worker_id, models, capacity_bytes) is not None
 
 
 def _first_fitting(
-    connection: Connection, models: Sequence[str] | None, capacity_bytes: int | None
+    connection: Connection, worker_id: str, models: Sequence[str] | None, capacity_bytes: int | None
 ) -> RowMapping | None:
-    wanted = _filters(models, capacity_bytes)
+    wanted = {**_filters(models, capacity_bytes), "same_service": _same_service(worker_id)}
     for place in _places(connection, models, capacity_bytes):
         row = {**wanted, **_ids_of(connection, place)}
         found = connection.execute(place.best[models is not None], row).mappings().one_or_none()
@@ -192,6 +202,12 @@ def _ids_of(connection: Connection, place: Place) -> dict[str, Any]:
     return {"ids": json.dumps(place.ids) if connection.dialect.name == "sqlite" else list(place.ids)}
 
 
+def _same_service(worker_id: str) -> str:
+    """Return the pattern of ids of the workers that share this worker's service."""
+    _, slash, instance = worker_id.rpartition("/")
+    return f"%{slash}{instance}"
+
+
 def _filters(models: Sequence[str] | None, capacity_bytes: int | None) -> dict[str, Any]:
     named = {} if models is None else {"models": list(models)}
     return {"capacity": UNLIMITED if capacity_bytes is None else capacity_bytes, **named}
@@ -216,7 +232,7 @@ def claim(
         return _claim_at_once(tx, worker_id, models, loaded_model, capacity_bytes, lease_seconds)
     if tx.execute(IS_PAUSED, {"id": worker_id}).one_or_none() is not None:
         return None
-    chosen = _first_fitting(tx.connection, models, capacity_bytes)
+    chosen = _first_fitting(tx.connection, worker_id, models, capacity_bytes)
     if chosen is None:
         return None
     if loaded_model is not None and chosen["model"] != loaded_model and chosen["skips"] < tx.rules.max_skips:
@@ -239,6 +255,7 @@ def _claim_at_once(
     row = {
         **_filters(models, capacity_bytes),
         "worker_id": worker_id,
+        "same_service": _same_service(worker_id),
         "host": host_of(worker_id),
         "loaded": loaded_model,
         "lease_seconds": lease_seconds,

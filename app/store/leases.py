@@ -5,13 +5,15 @@ token changes nothing, so a worker that lost its lease cannot finish a job that 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import text
 
-from app.jobs import JobError, JobStatus, Json, Stage
+from app.attempts import DENOISED, Setbacks, Stop, Verdict, description, judge
+from app.jobs import Job, JobError, JobStatus, Json, Stage
 from app.store import deliveries
-from app.store.rows import append_event, dump, lock_job
+from app.store.rows import append_event, dump, load, lock_job
 from app.store.transaction import Locking, Transaction
 
 ANY_QUEUED = text("select 1 from jobs where status = 'queued' limit 1")
@@ -25,8 +27,12 @@ REPORT = text("""
     update jobs set stage = :stage, progress = :progress
     where id = :id and token = :token and status = 'running'
 """)
+SETBACKS = Locking.of(
+    "select attempts, setbacks from jobs where id = :id and token = :token and status = 'running'"
+)
 SAVE_LATENTS = text("""
-    update jobs set latents_path = :path, denoise = :denoise
+    update jobs set latents_path = :path, denoise = :denoise, attempts = :attempts, setbacks = :setbacks,
+        rank = coalesce(:rank, rank)
     where id = :id and token = :token and status = 'running'
 """)
 FINISH = text("""
@@ -37,10 +43,18 @@ FINISH = text("""
     where id = :id and token = :token and status = 'running'
 """)
 GIVE_BACK = text("""
-    update jobs set status = 'queued', stage = 'queued', worker_id = null, lease_until = null,
-        attempts = :attempts, token = token + 1, queued_at = :now
+    update jobs set status = 'queued', stage = :stage, worker_id = null, lease_until = null,
+        attempts = :attempts, setbacks = :setbacks, rank = :rank, token = token + 1, queued_at = :now
     where id = :id and token = :token and status = 'running'
 """)
+RANK = text("select rank from jobs where id = :id")
+# Held jobs, which are few, are the last.
+LAST_RANK = text("""
+    select rank from jobs where status = 'queued' and stage <> 'held' order by rank desc limit 1
+""")
+# How long newer jobs go before a held one. Where jobs never stop coming, it must be tried some time, too.
+HELD_SECONDS = 24 * 3600.0
+BEHIND_SECONDS = 1e-3
 ANY_EXPIRED = text("select 1 from jobs where status = 'running' and lease_until < :now limit 1")
 EXPIRED = Locking.of(
     "select id, token from jobs where status = 'running' and lease_until < :now order by id", skip=True
@@ -84,14 +98,35 @@ def event(tx: Transaction, job_id: str, token: int, kind: str, data: Mapping[str
     return True
 
 
-def checkpoint(tx: Transaction, job_id: str, token: int, latents_path: str, data: Mapping[str, Any]) -> bool:
+def checkpoint(
+    tx: Transaction,
+    job_id: str,
+    token: int,
+    latents_path: str,
+    data: Mapping[str, Any],
+    *,
+    reached: float = DENOISED,
+) -> bool:
     """Record that the denoised latents are on disk, synced; return False if the caller lost the job.
 
-    From here on a failure costs only the decode. `data` describes the denoising run.
+    From here on a failure costs only the decode. `data` describes the denoising run. If no earlier attempt
+    reached as far (0 to 1), earlier setbacks no longer count.
     """
-    row = {"id": job_id, "token": token, "path": latents_path, "denoise": dump(data)}
-    if not tx.execute(SAVE_LATENTS, row).rowcount:
+    key = {"id": job_id, "token": token}
+    found = tx.execute(SETBACKS, key).one_or_none()
+    if found is None:
         return False
+    setbacks = Setbacks.of(load(found.setbacks))
+    after = setbacks.after_progress(reached)
+    row = {
+        **key,
+        "path": latents_path,
+        "denoise": dump(data),
+        "attempts": found.attempts if after is setbacks else 1,
+        "setbacks": dump(after.as_json() or None),
+        "rank": None if after is setbacks else setbacks.rank,
+    }
+    tx.execute(SAVE_LATENTS, row)
     append_event(tx, job_id, "denoised", data)
     return True
 
@@ -143,33 +178,67 @@ def finish(
     return True
 
 
-def release(tx: Transaction, job_id: str, token: int, reason: str, *, refund: bool = False) -> bool:
+def release(
+    tx: Transaction, job_id: str, token: int, reason: str, *, refund: bool = False, stop: Stop | None = None
+) -> bool:
     """Requeue a running job; return False if the caller lost it.
 
-    The job ends instead if its cancellation was requested, or if it has used up its attempts
-    (`too_many_attempts`). `refund`: do not count this attempt, because the worker stops in an orderly way.
+    `app.attempts` decides by the reason whether the job keeps its place, goes behind the others, is held or
+    fails (`too_many_attempts`). A job whose cancellation was requested ends instead. `refund`: do not count
+    this attempt, because the worker stops in an orderly way. `stop`: the end of the service that caused this.
     """
     job = lock_job(tx, job_id)
     if job.token != token or job.status is not JobStatus.RUNNING:
         return False
     if job.cancel_requested:
         return finish(tx, job_id, token, status=JobStatus.CANCELED)
-    if job.attempts >= tx.rules.max_attempts and not refund:
-        message = f"the job was started {job.attempts} times and lost its worker each time ({reason})"
+    limit = tx.rules.max_attempts
+    setbacks, verdict = judge(Setbacks.of(job.setbacks), reason, max_attempts=limit, refund=refund, stop=stop)
+    if verdict is Verdict.FAILED:
+        message = f"{description(setbacks)}, the last time in a try alone ({reason})"
         error = JobError("too_many_attempts", message)
         return finish(tx, job_id, token, status=JobStatus.FAILED, error=error)
-    attempts = job.attempts - 1 if refund else job.attempts
-    tx.execute(GIVE_BACK, {"id": job_id, "token": token, "attempts": attempts, "now": tx.now})
+    _requeue(tx, job, setbacks, verdict)
     tx.announce_queued()
     append_event(tx, job_id, "requeued", {"reason": reason, "attempt": job.attempts})
+    if verdict is Verdict.HELD:
+        data = {"reason": reason, "why": description(setbacks), "max_attempts": limit}
+        append_event(tx, job_id, "held", data)
     return True
 
 
-def release_all(tx: Transaction, query: Locking, parameters: Json, reason: str) -> list[str]:
+def _requeue(tx: Transaction, job: Job, setbacks: Setbacks, verdict: Verdict) -> None:
+    rank = float(tx.execute(RANK, {"id": job.id}).scalar_one())
+    if verdict is not Verdict.AGAIN:
+        setbacks = replace(setbacks, rank=rank if setbacks.rank is None else setbacks.rank)
+        rank = _rank_behind(tx, rank, verdict)
+    elif setbacks.rank is not None and not setbacks.deaths:  # a stop without the job has acquitted it
+        rank, setbacks = setbacks.rank, replace(setbacks, rank=None)
+    row = {
+        "id": job.id,
+        "token": job.token,
+        "stage": Stage.HELD if verdict is Verdict.HELD else Stage.QUEUED,
+        "attempts": setbacks.attempts,
+        "setbacks": dump(setbacks.as_json() or None),
+        "rank": rank,
+        "now": tx.now,
+    }
+    tx.execute(GIVE_BACK, row)
+
+
+def _rank_behind(tx: Transaction, rank: float, verdict: Verdict) -> float:
+    last = tx.execute(LAST_RANK).scalar()
+    behind = rank if last is None else max(rank, last + BEHIND_SECONDS)
+    return behind + HELD_SECONDS if verdict is Verdict.HELD else behind
+
+
+def release_all(
+    tx: Transaction, query: Locking, parameters: Json, reason: str, stop: Stop | None = None
+) -> list[str]:
     """Release every job that the query selects (columns id, token); return their ids."""
     rows = tx.execute(query, parameters).all()
     for row in rows:
-        release(tx, row.id, row.token, reason)
+        release(tx, row.id, row.token, reason, stop=stop)
     return [str(row.id) for row in rows]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from app.attempts import Stop
 from app.jobs import Json, WorkerRow
 from app.store import claims, leases
 from app.store.rows import dump, load
@@ -121,9 +122,14 @@ def _beat_at_once(
     return Heartbeat(bool(answer.cancel_requested), lost, answer.paused)
 
 
-def forget_worker(tx: Transaction, worker_id: str, reason: str = "worker_lost") -> list[str]:
-    """Delete the row of a worker that has ended and requeue its jobs; return the jobs' ids."""
-    returned = leases.release_all(tx, leases.RUNNING_OF, {"worker_id": worker_id}, reason)
+def forget_worker(
+    tx: Transaction, worker_id: str, reason: str = "worker_lost", stop: Stop | None = None
+) -> list[str]:
+    """Delete the row of a worker that has ended and requeue its jobs; return the jobs' ids.
+
+    `reason` is one of `app.attempts.BLAME`; `stop` is the service's stop that ended the worker, if one did.
+    """
+    returned = leases.release_all(tx, leases.RUNNING_OF, {"worker_id": worker_id}, reason, stop)
     tx.execute(FORGET, {"id": worker_id})
     return returned
 

@@ -1,6 +1,7 @@
 """Nothing that was accepted is lost: processes are killed, and every job still ends with its video."""
 
 import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from waiting import wait_for
 LARGE = {"width": 256, "height": 256, "num_frames": 97, "num_inference_steps": 30, "fps": 24}
 # Denoises for several heartbeats, for what must come before its end.
 LONG = {**LARGE, "num_frames": 241, "num_inference_steps": 100}
+
+ABORT_SWITCH = Path(__file__).with_name("abort_switch")
+DEADLY = "a job that aborts its worker"
 
 Moment = Callable[[dict[str, Any]], bool]
 
@@ -35,9 +39,10 @@ class Succession:
 
 @pytest.fixture(scope="module")
 def services(built_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Succession]:
-    """A job here is killed once in most tests and given up at its second death."""
+    """Jobs have two attempts. One of a certain prompt aborts its worker."""
+    path = os.pathsep.join(filter(None, (str(ABORT_SWITCH), os.environ.get("PYTHONPATH"))))
     for start in service_starter(built_model, tmp_path_factory.mktemp("crashes") / "data"):
-        yield Succession(start, FRAMEFIT_MAX_ATTEMPTS="2")
+        yield Succession(start, FRAMEFIT_MAX_ATTEMPTS="2", PYTHONPATH=path, ABORT_PROMPT=DEADLY)
 
 
 def denoising(job: dict[str, Any]) -> bool:
@@ -70,7 +75,9 @@ def test_a_job_whose_worker_is_killed_still_succeeds_and_never_denoises_twice_fo
     killed.kill()
     service.finished(job_id)
     kinds = service.kinds(job_id)
-    assert kinds.count("requeued") == 1
+    (requeued,) = [event for event in service.events(job_id) if event.kind == "requeued"]
+    assert requeued.data["reason"] == "worker_killed"
+    assert service.job(job_id)["attempts"] == 1, "a signal from outside costs no attempt"
     assert kinds.count("claimed") == 2
     assert kinds.count("denoised") == 1
     assert kinds.count("resumed_from_latents") == int(latents_kept)
@@ -152,13 +159,21 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def test_a_job_that_kills_its_worker_every_time_is_given_up(services: Succession) -> None:
+def test_a_job_that_aborts_its_worker_every_time_is_held_tried_alone_and_given_up_after_the_others(
+    services: Succession,
+) -> None:
     service = services.now
-    job_id = service.submit(**LONG)["id"]
-    for attempt in (1, 2):
-        service.wait_until(
-            job_id, lambda job, n=attempt: denoising(job) and service.kinds(job_id).count("claimed") == n
-        )
-        service.worker().kill()
-    job = service.finished(job_id, "failed")
+    deadly = service.submit(prompt=DEADLY)["id"]
+    others = [service.submit(num_inference_steps=1)["id"] for _ in range(3)]
+    held = service.wait_until(deadly, lambda job: bool(job["stage"] == "held"))
+    assert (held["status"], held["attempts"]) == ("queued", 2)
+    assert "its worker process died 2 times" in held["held_because"]
+    job = service.finished(deadly, "failed")
     assert job["error"]["code"] == "too_many_attempts"
+    assert all(service.job(other)["status"] == "succeeded" for other in others)
+    last_try = [event.at for event in service.events(deadly) if event.kind == "claimed"][-1]
+    ends = [event.at for other in others for event in service.events(other) if event.kind == "finished"]
+    assert max(ends) < last_try
+    assert service.kinds(deadly).count("claimed") == 3
+    wait_for(lambda: service.metric("framefit_jobs_held_total") == 1, 60)
+    assert "retry" in job["links"]

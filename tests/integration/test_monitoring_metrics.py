@@ -23,6 +23,7 @@ def history(first_job: int, jobs: int) -> Iterator[Event]:
         ("oom", {"stage": "decoding"}),
         ("nonfinite", {"stage": "decoding", "values": 3, "of": 100}),
         ("spill", {"sign": "slow"}),
+        ("held", {"reason": "worker_crashed", "why": "its worker process died 3 times", "max_attempts": 3}),
         ("fallback", {"from": "chunked", "to": "per_frame"}),
         (
             "finished",

@@ -76,7 +76,7 @@ function askForKey() {
 
 const KINDS = ["accepted", "claimed", "stage", "progress", "loaded", "denoise_plan", "denoised", "resumed_from_latents",
   "latents_unreadable", "plan", "preview", "chunk", "replan", "oom", "spill", "fallback", "waiting_for_memory", "finished",
-  "requeued", "canceled", "cancel_requested", "queued_again", "expired", "deleted"];
+  "requeued", "held", "canceled", "cancel_requested", "queued_again", "expired", "deleted"];
 const REOPEN_MS = 3000;
 
 // One event stream for all jobs. The browser reconnects by itself and resumes after the last event it received. If the

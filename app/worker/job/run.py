@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit, NonFiniteValues
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, load_clip, save_calls
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
+from app.attempts import Setbacks
 from app.config import Settings
 from app.frame_rate import rate_as_json
 from app.jobs import Claim, Json, Stage
@@ -96,7 +97,8 @@ class JobRun:
             try:
                 return decode_or_repeat(partial(self._decode, recorded, artifacts), model, self._event)
             except DecodeOutOfMemory as error:
-                last = self._job.attempts >= self._settings.max_attempts
+                taken = Setbacks.of(self._job.setbacks).memory_losses
+                last = taken + 1 >= self._settings.max_attempts
                 is_short = error.free_bytes - self._settings.reserve_bytes < error.needed_bytes
                 if last or not error.needed_bytes or not is_short:
                     raise

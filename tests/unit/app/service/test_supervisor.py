@@ -59,7 +59,10 @@ class Stand:
         self.stop_idle = stop_idle
         self.seen_at = float("inf")
         self.supervisor = Supervisor(
-            children, drain_seconds=5, on_worker_death=self.deaths.append, on_tick=self.tick
+            children,
+            drain_seconds=5,
+            on_worker_death=lambda worker_id, _reason: self.deaths.append(worker_id),
+            on_tick=self.tick,
         )
 
     def tick(self) -> None:

@@ -176,7 +176,7 @@ def test_a_heartbeat_prolongs_the_lease(
 def test_attempts_are_capped_and_a_drain_takes_none(open_store: OpenStore, make_spec: MakeSpec) -> None:
     store = open_store(max_attempts=2)
     job = store.add(make_spec(), IMAGE)
-    for refund in (True, False, True, False):
+    for refund in (True, False, True, False, True, False):  # two, and the last try of a held job
         claim = store.claim("w")
         assert claim is not None
         assert store.release(job.id, claim.token, "crash", refund=refund)
