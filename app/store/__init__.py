@@ -15,7 +15,7 @@ leases      what workers do with a job: report, finish, release
 backfill    running smaller jobs while a large one waits for memory
 workers     registered workers and their devices
 deliveries  the outbox of webhooks
-upkeep      expiry of results, deletion of jobs and what stays of them
+upkeep      expiry of results and of leases, deletion of jobs and what stays of them
 jobstore    JobStore: every operation above, each in its own transaction
 """
 

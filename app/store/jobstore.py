@@ -20,6 +20,7 @@ from app.store.database import open_database
 from app.store.rows import fetch_events, fetch_job
 from app.store.transaction import Rules, Transaction
 from app.store.upkeep import deletion, retention
+from app.store.upkeep.expiry import ExpiryWatch
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -85,7 +86,9 @@ class JobStore:
         Raises `ValueError` for an in-memory database, a path too long for SQLite or a missing PostgreSQL
         driver.
         """
-        self._database = open_database(database_url, rules or Rules(), clock)
+        rules = rules or Rules()
+        self._database = open_database(database_url, rules, clock)
+        self._expiry = ExpiryWatch(rules.heartbeat_seconds, lease_seconds=rules.lease_seconds)
         self._bytes_to_drop = True  # a process before this one may have ended between erasing and dropping
 
     def migrate(self) -> None:
@@ -170,7 +173,12 @@ class JobStore:
         return self._yield_to_smaller(job_id, token, worker_id, **wanted)
 
     def requeue_expired(self) -> list[str]:
-        """Requeue every job whose lease has expired; return their ids."""
+        """Requeue every job whose lease has expired; return their ids.
+
+        Call it every few seconds. After a jump of time live workers get a heartbeat's time to renew first.
+        """
+        if not self._expiry.may_requeue(self.time()):
+            return []
         return self._requeue_expired() if self._any(leases.ANY_EXPIRED) else []
 
     # Webhooks and expiry, run by background threads.
@@ -263,6 +271,8 @@ def open_store(settings: Settings) -> JobStore:
         max_skips=settings.max_skips,
         priority_seconds=settings.priority_seconds,
         result_ttl_seconds=settings.result_ttl_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        lease_seconds=settings.lease_seconds,
     )
     url = settings.resolved_database_url
     try:

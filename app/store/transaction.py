@@ -15,7 +15,8 @@ class Rules:
     """Limits of the queue.
 
     `max_skips`: how often a job is skipped for a job whose model is loaded. `priority_seconds`: the waiting
-    time that one step of priority is worth.
+    time that one step of priority is worth. `heartbeat_seconds` and `lease_seconds` are the workers'; without
+    the former nothing waits for a heartbeat after a jump of time (`app.store.upkeep.expiry`).
     """
 
     max_queued: int = 10_000
@@ -24,6 +25,8 @@ class Rules:
     max_skips: int = 4
     priority_seconds: float = 600.0
     result_ttl_seconds: float | None = None
+    heartbeat_seconds: float | None = None
+    lease_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ class Worker:
             lambda: self._current,
             lease_seconds=settings.lease_seconds,
             progress_timeout_seconds=settings.progress_timeout_seconds,
+            grace_seconds=settings.heartbeat_seconds,
         )
 
     def run(self) -> None:

@@ -88,3 +88,41 @@ def test_a_call_that_hangs_ends_the_process(claim: Claim, monkeypatch: pytest.Mo
     now = 1601.0
     dog.look()
     assert ends == [watchdog.EXIT_STALLED]
+
+
+def test_a_worker_that_was_suspended_asks_before_it_drops_its_job(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, ends = 1000.0, []
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(os, "_exit", ends.append)
+    current = (claim, JobControl())
+    limits = {"lease_seconds": 30, "progress_timeout_seconds": 600, "grace_seconds": 5}
+    dog = Watchdog(lambda: current, **limits)
+    before, now = now, now + 3600.0
+    dog.note_turn(before)
+    dog.look()
+    now += 4.0
+    dog.note_turn(now - watchdog.LOOK_SECONDS)
+    dog.look()
+    assert ends == [], "a suspension is no lack of progress"
+    current[1].check()
+    dog.renewed(sent_at=now)
+    now += 20.0
+    dog.look()
+    current[1].check()
+
+
+def test_a_worker_that_was_suspended_and_gets_no_answer_drops_its_job(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    control = JobControl()
+    dog = Watchdog(lambda: (claim, control), lease_seconds=30, progress_timeout_seconds=600, grace_seconds=5)
+    before, now = now, now + 40.0
+    dog.note_turn(before)
+    now += 6.0
+    dog.look()
+    with pytest.raises(JobLost):
+        control.check()
