@@ -9,7 +9,7 @@ def test_nothing_is_lost_or_done_twice_while_everything_breaks(built_model: Path
     report = faults.campaign(jobs=10, faults=5, model=built_model, lock_seconds=(2,))
     assert report.jobs >= 10
     assert report.clean, report
-    assert set(report.faults) | set(report.skipped) == {
+    assert set(report.faults) | set(report.skipped) >= {
         "kill_worker",
         "kill_api",
         "kill_supervisor",

@@ -2,10 +2,11 @@
 `python tests/bench/faults.py --jobs 200`.
 
 Clients submit jobs of the built-in tiny model and follow each to its end, by event stream or by polling.
-Meanwhile worker, API process and supervisor are killed with SIGKILL, another process locks the database, the
-disk (a small tmpfs; mounting it needs root) is filled, and half of the webhook receivers never answer. Each
-fault waits until a job is in a randomly drawn stage, so that every stage is hit. At the end every job must
-have succeeded once, every video must decode to its last frame, and every client must have seen the end.
+Meanwhile worker, API process and supervisor are killed with SIGKILL or suspended, another process locks the
+database, the disk (a small tmpfs; mounting it needs root) is filled, and half of the webhook receivers never
+answer. Each fault waits until a job is in a randomly drawn stage, so that every stage is hit. At the end
+every job must have succeeded once, every video must decode to its last frame, and every client must have seen
+the end.
 """
 
 import argparse
@@ -39,12 +40,14 @@ from app.config import Settings  # noqa: E402
 from app.jobs import JobStatus, Stage  # noqa: E402
 from app.store import StoreError, open_store  # noqa: E402
 from app.store.database.sqlite import BUSY_TIMEOUT_SECONDS  # noqa: E402
+from tests.bench.fault_kinds.clocks import Suspensions  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 # A second or so of work each, so that there is a middle to be hit in.
 FIELDS = {"model": "tiny", "width": 96, "height": 96, "num_frames": 17, "num_inference_steps": 6, "fps": 8}
 STRATEGIES = ("auto", "batched", "chunked", "per_frame")
 STAGES = (Stage.LOADING, Stage.DENOISING, Stage.DECODING, Stage.ENCODING)
+SUSPENSIONS = ("suspend_worker", "suspend_api", "suspend_supervisor", "suspend_service")
 STAGE_SECONDS = 4.0  # so long the stage that was drawn is waited for, then any will do
 RUNNING_SECONDS = 40.0
 SHARE_SECONDS = 60.0
@@ -93,12 +96,13 @@ class Report:
         return not (self.lost or self.finished_twice or self.corrupt or self.unseen)
 
 
-class World:
+class World(Suspensions):
     """The service under attack; started again whenever its parent process is gone."""
 
     def __init__(self, data_dir: Path, lock_seconds: Sequence[float]) -> None:
         self.data_dir = data_dir
         self.lock_seconds = lock_seconds
+        self.lease_seconds = float(ENVIRONMENT["FRAMEFIT_LEASE_SECONDS"])
         self.over = threading.Event()
         self.service = self._start()
 
@@ -386,6 +390,7 @@ def campaign(jobs: int, faults: int, model: Path, lock_seconds: Sequence[float] 
     with folder(report, model) as data_dir, receivers(report) as hook:
         world = World(data_dir, lock_seconds)
         weights = {"kill_worker": 3, "kill_api": 2, "lock_database": 2, "fill_disk": 2, "kill_supervisor": 1}
+        weights |= dict.fromkeys(SUSPENSIONS, 1)
         for kind in report.skipped:
             weights.pop(kind)
         work = Work(jobs)

@@ -142,7 +142,7 @@ def test_events_of_one_job_are_numbered_in_the_order_of_its_changes(
     assert [event.kind for event in reader.events_after(0)][-2:] == ["first", "second"]
 
 
-@pytest.mark.parametrize("seconds_off", [120.0, -120.0])
+@pytest.mark.parametrize("seconds_off", [120.0, -120.0, 3600.0, -3600.0])
 def test_a_host_whose_clock_is_wrong_harms_nobody(
     server_clock: OpenStore, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, seconds_off: float
 ) -> None:
