@@ -169,7 +169,7 @@ class ServiceMetrics:
                 self.denoised.labels(self._model_of_job.get(event.job_id, "unknown"), pixels).inc()
             case "fallback":
                 self.fallback.labels(data["from"], data["to"]).inc()
-            case "held":
+            case "held":  # framefit_jobs_held_total
                 self.held.inc()
             case "oom":
                 self.oom.labels(data["stage"]).inc()
