@@ -53,6 +53,7 @@ class Stand:
 
     def __init__(self, *children: ChildSpec, stop_after: float, stop_idle: float = float("inf")) -> None:
         self.deaths: list[str] = []
+        self.reasons: list[str] = []
         self.children: set[int] = set()
         self.strangers = {process.pid for process in psutil.Process().children()}  # of earlier tests
         self.stop_at = time.monotonic() + stop_after
@@ -61,9 +62,13 @@ class Stand:
         self.supervisor = Supervisor(
             children,
             drain_seconds=5,
-            on_worker_death=lambda worker_id, _reason: self.deaths.append(worker_id),
+            on_worker_death=self.note_death,
             on_tick=self.tick,
         )
+
+    def note_death(self, worker_id: str, reason: str) -> None:
+        self.deaths.append(worker_id)
+        self.reasons.append(reason)
 
     def tick(self) -> None:
         alive = {process.pid for process in psutil.Process().children()} - self.strangers
@@ -94,6 +99,7 @@ def test_a_process_that_ends_is_started_again_and_its_worker_is_reported(
     stand.supervisor.run()
     assert len(stand.deaths) >= 2
     assert set(stand.deaths) == {"host/cpu"}
+    assert set(stand.reasons) == {"worker_crashed", "worker_stopped"}, "the last one is ended in order"
     assert len(stand.children) >= 2
     assert not [pid for pid in stand.children if psutil.pid_exists(pid)]
 
