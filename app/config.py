@@ -117,6 +117,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Ended jobs are removed, prompt and history too, after this time. Default: never.",
     )
+    event_ttl_seconds: float = Field(
+        30 * 24 * 3600.0,
+        gt=0,
+        description="How long the events of a job are kept after its end. Default: 30 days.",
+    )
     webhook_secret: str | None = Field(None, repr=False)
     webhook_allow_private: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -26,6 +26,7 @@ from app.scheduling.eta import RunTimes, WaitingTimes
 from app.scheduling.unschedulable import UnschedulableJobs
 from app.scheduling.usable_profile import LoadProfile
 from app.service.disposal import Disposal
+from app.service.exporter import Counting, Exporter
 from app.service.keys import KeyRing, load_keys
 from app.service.metrics import LiveGauges, ServiceMetrics
 from app.service.model_gauges import ModelGauges
@@ -47,6 +48,7 @@ class Service:
     admission: Admission
     faults: ModelFaults
     metrics: ServiceMetrics
+    exporter: Exporter
     feed: EventFeed
     waiting_times: WaitingTimes
     nvml: Nvml
@@ -91,6 +93,8 @@ class Service:
                 for job_id in self.store.requeue_expired():
                     log.warning("lease_expired job_id=%s", job_id)
                 self.disposal.turn()
+                if events := self.exporter.retire_events():
+                    log.info("events_deleted events=%d", events)
                 for job_id in self.unschedulable.fail():
                     log.warning("job_unschedulable job_id=%s", job_id)
             except StoreError as error:
@@ -108,8 +112,16 @@ def build_service(
     metrics = ServiceMetrics({name: entry.vae_class for name, entry in models.items()})
     nvml = Nvml()
     run_times = RunTimes()
+    parts: dict[str, Counting] = {"metrics": metrics, "run_times": run_times}
+    exporter = Exporter(store, parts, keep_seconds=settings.event_ttl_seconds)
     metrics.registry.register(
-        LiveGauges(store, nvml.devices, alive_seconds=alive_seconds, data_dir=settings.data_dir)
+        LiveGauges(
+            store,
+            nvml.devices,
+            alive_seconds=alive_seconds,
+            data_dir=settings.data_dir,
+            duties=exporter.duties,
+        )
     )
     faults = ModelFaults(settings, models)
     metrics.registry.register(ModelGauges(models, faults.permanent))
@@ -129,7 +141,8 @@ def build_service(
         admission=admission,
         faults=faults,
         metrics=metrics,
-        feed=EventFeed(store, [metrics.apply, run_times.apply], poll_seconds=settings.poll_seconds),
+        exporter=exporter,
+        feed=EventFeed(store, [metrics.apply, run_times.apply], exporter, poll_seconds=settings.poll_seconds),
         waiting_times=WaitingTimes(run_times, store, alive_workers),
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),

@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from app.jobs import Event
 from app.store import JobStore, StoreUnavailable
@@ -51,11 +51,30 @@ class Subscription:
         self.pending.put_nowait(None)
 
 
-class EventFeed:
-    """Follows the events table from its first event. Start it once, before the first subscription."""
+class Position(Protocol):
+    """Where the consumers are in the events table; its methods are called by the feed's thread."""
 
-    def __init__(self, store: JobStore, consumers: Sequence[Consumer], *, poll_seconds: float) -> None:
+    def begin(self) -> int:
+        """Return the number of the last event that the consumers know."""
+        ...
+
+    def turn(self, seen: int, *, at_end: bool) -> int:
+        """Note that the consumers know the events up to `seen`; return the number to go on after."""
+        ...
+
+    def close(self, seen: int) -> None:
+        """Note that no further events follow."""
+        ...
+
+
+class EventFeed:
+    """Follows the events table from `position`. Start it once, before the first subscription."""
+
+    def __init__(
+        self, store: JobStore, consumers: Sequence[Consumer], position: Position, *, poll_seconds: float
+    ) -> None:
         self._store = store
+        self._position = position
         self._consumers = consumers
         self._poll_seconds = poll_seconds
         self._subscriptions: set[Subscription] = set()
@@ -111,20 +130,25 @@ class EventFeed:
             return list(self._subscriptions)
 
     def _loop(self) -> None:
-        seen = 0
+        seen: int | None = None
         while not self._stopping.is_set():
             try:
+                if seen is None:
+                    seen = self._position.begin()
                 events = self._store.events_after(seq=seen, limit=PAGE)
+                if events:
+                    seen = events[-1].seq
+                    self._publish(events)
+                seen = self._position.turn(seen, at_end=len(events) < PAGE)
             except StoreUnavailable as error:
                 log.warning("event_feed_paused reason=%s", error)
                 self._stopping.wait(self._poll_seconds)
                 continue
-            if events:
-                seen = events[-1].seq
-                self._publish(events)
             if len(events) < PAGE:
                 self._caught_up.set()
                 self._stopping.wait(self._poll_seconds)
+        if seen is not None:
+            self._position.close(seen)
 
     def _publish(self, events: Sequence[Event]) -> None:
         for consumer in self._consumers:

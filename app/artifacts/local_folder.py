@@ -43,7 +43,11 @@ class JobArtifacts:
 
     def previews(self) -> int:
         """The number of previews that exist."""
-        return len(list(self.folder.glob("preview-*.jpg")))
+        try:
+            names = os.listdir(self.folder)  # noqa: PTH208 -- a third of the time of iterdir, for each job of a list
+        except FileNotFoundError:
+            return 0
+        return sum(name.startswith("preview-") and name.endswith(".jpg") for name in names)
 
     def make(self) -> "JobArtifacts":
         """Create the folder durably. Removes partial files and the previews of an earlier decode."""

@@ -50,6 +50,27 @@ class RunTimes:
                     recent = self._taken.setdefault(event.data["model"], deque(maxlen=REMEMBERED))
                     recent.append(Expected(sum(durations.values()), durations.get(Stage.DECODING, 0.0)))
 
+    def state(self) -> Json:
+        """Return what was learned, as JSON."""
+        with self._lock:
+            return {
+                model: [[one.seconds, one.decode_seconds] for one in recent]
+                for model, recent in self._taken.items()
+            }
+
+    def restore(self, state: Json | None) -> None:
+        """Go on from a state, from nothing if it is None. Raises `ValueError` if it is none."""
+        with self._lock:
+            self._taken = {}
+            try:
+                taken = {
+                    model: deque((Expected(float(a), float(b)) for a, b in recent), maxlen=REMEMBERED)
+                    for model, recent in (state or {}).items()
+                }
+            except (AttributeError, TypeError, ValueError) as error:
+                raise ValueError(f"no state of run times: {error!r}") from error
+            self._taken = taken
+
     def expected(self, model: str | None = None) -> Expected | None:
         """Medians of the model's jobs, or of all jobs if the model has none. None if no job has finished."""
         with self._lock:
@@ -69,19 +90,28 @@ class WaitingTimes:
     store: JobStore
     alive_workers: Callable[[], Sequence[WorkerRow]]
 
-    def seconds_for_job(self, job: Job, free_in: Callable[[], Sequence[float]] | None = None) -> float | None:
-        """Seconds until `job` is expected to be done; None if it has ended or no job has finished yet.
+    def seconds_for_job(self, job: Job) -> float | None:
+        """Seconds until `job` is expected to be done; None if it has ended or no job has finished yet."""
+        return self.seconds_for_jobs([job])[0]
 
-        `free_in` returns what `seconds_until_free` does; a caller with many jobs looks only once.
-        """
-        expected = self.run_times.expected(job.spec.model)
-        if expected is None or job.status.is_terminal:
-            return None
-        if job.status is JobStatus.RUNNING:
-            return round(_remaining_seconds(job, expected), 1)
-        free = (free_in or self.seconds_until_free)()
-        turn = seconds_until_turn(job.queue_position or 1, free, expected.seconds)
-        return round(turn + _total_seconds(job, expected), 1)
+    def seconds_for_jobs(self, jobs: Sequence[Job]) -> list[float | None]:
+        """As `seconds_for_job` of each; workers are looked at once."""
+        waiting = [job for job in jobs if not job.status.is_terminal]
+        expected = {model: self.run_times.expected(model) for model in {job.spec.model for job in waiting}}
+        free_in: list[float] = []
+        if any(job.status is JobStatus.QUEUED and expected[job.spec.model] for job in waiting):
+            free_in = self._seconds_until_free()
+
+        def seconds(job: Job) -> float | None:
+            usual = None if job.status.is_terminal else expected[job.spec.model]
+            if usual is None:
+                return None
+            if job.status is JobStatus.RUNNING:
+                return round(_remaining_seconds(job, usual), 1)
+            turn = seconds_until_turn(job.queue_position or 1, free_in, usual.seconds)
+            return round(turn + _total_seconds(job, usual), 1)
+
+        return [seconds(job) for job in jobs]
 
     def seconds_for_new_job(self, model: str, plan: Json) -> float | None:
         """Seconds until a job with `plan`, submitted now, would be done; None if no job has finished yet."""
@@ -90,7 +120,7 @@ class WaitingTimes:
             return None
         own = expected.with_decode(plan.get("predicted_seconds"))
         position = self.store.counts()[JobStatus.QUEUED] + 1
-        return round(seconds_until_turn(position, self.seconds_until_free(), expected.seconds) + own, 1)
+        return round(seconds_until_turn(position, self._seconds_until_free(), expected.seconds) + own, 1)
 
     def retry_after_seconds(self, refusal: QueueFull) -> int:
         """Seconds until the queue is likely to have room, at most `MAX_RETRY_SECONDS`.
@@ -116,7 +146,7 @@ class WaitingTimes:
         position = (own[0].queue_position if own else None) or 1
         return expected.seconds * -(-position // workers)
 
-    def seconds_until_free(self) -> list[float]:
+    def _seconds_until_free(self) -> list[float]:
         """For each worker, the remaining seconds of its running job; one idle worker if none is known."""
         left = {worker.id: 0.0 for worker in self.alive_workers()}
         for job in self.store.page(status=JobStatus.RUNNING, limit=2 * len(left)) if left else []:

@@ -1,15 +1,17 @@
 """The Prometheus metrics of the service. `gpus.gauges` and `model_gauges` have those of GPUs and of models.
 
-Counters and histograms are computed from the append-only events. A starting process replays all events, so
-the values do not depend on which process was killed when. Gauges are read at each scrape from the job table,
-the workers' last heartbeats and the driver, so none can be stale. No label holds a job id. This file knows no
-HTTP. Longer than 300 lines, so that all counters and histograms are in one file.
+Counters and histograms are computed from the append-only events. A starting process goes on from the stored
+counters (`exporter`), so the values do not depend on which process was killed when. Gauges are read at each
+scrape from the job table, the workers' last heartbeats and the driver, so none can be stale. No label holds a
+job id. This file knows no HTTP. Longer than 300 lines, so that all counters and histograms are in one file.
 """
 
 import logging
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +31,8 @@ from prometheus_client.registry import Collector
 from adaptive.device.nvml import GpuInfo
 from adaptive.device.spill import SpillSign
 from adaptive.types import Strategy
-from app.jobs import Event, JobStatus, Stage, WorkerRow
+from app.jobs import Event, JobStatus, Json, Stage, WorkerRow
+from app.service import metric_state
 from app.service.gpus.gauges import device_labels, memory_gauges, unused_gpus
 
 log = logging.getLogger(__name__)
@@ -71,16 +74,18 @@ class ServiceMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._vae_of_model = dict(models)
-        self._model_of_job: dict[str, str] = {}
+        self._model_of_job: dict[str, str] = {}  # of jobs that have not ended
+        self._claimed: set[str] = set()  # those of them that were claimed; the model of others is told then
         self._lock = threading.Lock()
+        self._counted: dict[str, Counter | Histogram] = {}
         self._define_job_metrics()
         self._define_decode_metrics()
-        self._begin_at_zero(models)
+        self._begin_at_zero()
         ProcessCollector(registry=self.registry)
 
     def _define_job_metrics(self) -> None:
         def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(f"framefit_{name}", text, labels, buckets=SECONDS, registry=self.registry)
+            return self._histogram(name, text, SECONDS, *labels)
 
         self.jobs = self._counter("jobs", "Jobs that ended, by model and outcome.", "model", "outcome")
         self.queue_seconds = histogram("job_queue_seconds", "Time from being queued to being claimed.")
@@ -100,8 +105,7 @@ class ServiceMetrics:
 
     def _define_decode_metrics(self) -> None:
         def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
-            name = f"framefit_decode_{name}"
-            return Histogram(name, text, labels, buckets=tuple(buckets), registry=self.registry)
+            return self._histogram(f"decode_{name}", text, buckets, *labels)
 
         self.strategy = self._counter(
             "decode_strategy", "Decode plans made, by VAE, strategy and reason.", "vae", "strategy", "reason"
@@ -122,9 +126,9 @@ class ServiceMetrics:
         self.seam = histogram("seam_score", "Visibility of seams in approximate decodes; 0: none.", SEAMS)
         self.ratio = histogram("prediction_ratio", "Measured peak divided by the predicted peak.", RATIOS)
 
-    def _begin_at_zero(self, models: Iterable[str]) -> None:
+    def _begin_at_zero(self) -> None:
         """Create every series with known labels: a rate misses the first event of a new series."""
-        for model in models:
+        for model in self._vae_of_model:
             for outcome in OUTCOMES:
                 self.jobs.labels(model, outcome)
             for pixels in ("exact", "approximate"):
@@ -143,7 +147,43 @@ class ServiceMetrics:
             self.fallback.labels(before, after)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"framefit_{name}", text, labels, registry=self.registry)
+        counter = Counter(f"framefit_{name}", text, labels, registry=self.registry)
+        self._counted[f"framefit_{name}"] = counter
+        return counter
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
+        name = f"framefit_{name}"
+        histogram = Histogram(name, text, labels, buckets=tuple(buckets), registry=self.registry)
+        self._counted[name] = histogram
+        return histogram
+
+    def state(self) -> Json:
+        """Return everything that was counted, as JSON."""
+        with self._lock:
+            return {
+                "metrics": metric_state.state_of(self._counted),
+                "model_of_job": {one: self._model_of_job.get(one, "unknown") for one in self._claimed},
+            }
+
+    def restore(self, state: Json | None) -> None:
+        """Count on from a state; None: from zero. Raises `ValueError`, and is at zero, if it is no state."""
+        with self._lock:
+            self._to_zero()
+            if state is None:
+                return
+            try:
+                metric_state.restore(self._counted, state["metrics"])
+                self._model_of_job = dict(state["model_of_job"])
+                self._claimed = set(self._model_of_job)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                self._to_zero()
+                raise ValueError(f"no state of metrics: {error!r}") from error
+
+    def _to_zero(self) -> None:
+        metric_state.reset(self._counted)
+        self._model_of_job = {}
+        self._claimed = set()
+        self._begin_at_zero()
 
     def apply(self, events: Iterable[Event]) -> None:
         """Count events; call once for each, in order. An event that cannot be read is logged and skipped."""
@@ -160,6 +200,9 @@ class ServiceMetrics:
             case "accepted" | "queued_again":
                 self._model_of_job[event.job_id] = data["model"]
             case "claimed":
+                self._claimed.add(event.job_id)
+                if "model" in data:
+                    self._model_of_job[event.job_id] = data["model"]
                 self.queue_seconds.observe(data["queued_seconds"])
             case "plan":
                 vae = data.get("vae") or self._vae_of(event.job_id)
@@ -179,6 +222,7 @@ class ServiceMetrics:
                 self.spill.labels(data["sign"]).inc()
             case "finished":
                 self._model_of_job.pop(event.job_id, None)
+                self._claimed.discard(event.job_id)
                 self._apply_finished(data)
 
     def _vae_of(self, job_id: str) -> str:
@@ -206,19 +250,61 @@ class ServiceMetrics:
         if predicted and measured is not None:
             self.ratio.observe(measured / predicted)
 
-    def render(self) -> bytes:
-        """Return the metrics in Prometheus's text format."""
-        return generate_latest(self.registry)
+    def render(self, *, counters: bool = True) -> bytes:
+        """Return the metrics in Prometheus's text format; without `counters`, those of this process only."""
+        return generate_latest(self.registry if counters else _Without(self.registry, self._counted))
+
+
+class _Without(Collector):
+    """The metrics of a registry without those that are named."""
+
+    def __init__(self, registry: CollectorRegistry, names: Iterable[str]) -> None:
+        self._registry = registry
+        self._names = frozenset(names)
+
+    def collect(self) -> Iterator[Metric]:
+        return (family for family in self._registry.collect() if family.name not in self._names)
+
+
+@dataclass(frozen=True, slots=True)
+class Duties:
+    """Which gauges of what several API processes see a process exports, so that sums over them are right.
+
+    `store`: those of the job table. `gpus`: those of its host's GPUs. `other_hosts`: hosts on which another
+    process exports the GPUs.
+    """
+
+    store: bool = True
+    gpus: bool = True
+    other_hosts: frozenset[str] = frozenset()
+
+    def of_workers(self, workers: list[WorkerRow], own_host: str) -> list[WorkerRow]:
+        """Return the workers whose devices' memory this process exports."""
+        return [
+            worker
+            for worker in workers
+            if (self.gpus if worker.host == own_host else self.store and worker.host not in self.other_hosts)
+        ]
 
 
 class LiveGauges(Collector):
     """Gauges that are read at each scrape."""
 
-    def __init__(self, source: Source, gpus: ReadGpus, *, alive_seconds: float, data_dir: Path) -> None:
+    def __init__(
+        self,
+        source: Source,
+        gpus: ReadGpus,
+        *,
+        alive_seconds: float,
+        data_dir: Path,
+        duties: Callable[[], Duties] = Duties,
+    ) -> None:
+        """`duties` says which gauges this process exports of those that others could, too."""
         self._source = source
         self._gpus = gpus
         self._alive_seconds = alive_seconds
         self._data_dir = data_dir
+        self._duties = duties
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that registering does not read the database."""
@@ -226,17 +312,30 @@ class LiveGauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read the job table, the workers and the driver."""
-        counts = self._source.counts()
-        for name, status in (("queued", JobStatus.QUEUED), ("running", JobStatus.RUNNING)):
-            yield GaugeMetricFamily(f"framefit_jobs_{name}", f"Jobs {name} now.", value=counts[status])
+        duties = self._duties()
         workers = self._source.workers(within_seconds=24 * 3600)
         alive = self._source.workers(within_seconds=self._alive_seconds)
         labels = device_labels([*workers, *alive])
-        yield _worker_up(workers, alive, labels)
-        yield from memory_gauges(self._gpus(), alive, labels)
+        yield GaugeMetricFamily(
+            "framefit_exporter",
+            "Whether this process exports the job table's metrics: 1 for one API process of a database.",
+            value=int(duties.store),
+        )
+        if duties.store:
+            yield from self._of_store(workers, alive, labels)
+        own = duties.of_workers(alive, socket.gethostname())
+        yield from memory_gauges(self._gpus() if duties.gpus else (), own, labels)
         yield unused_gpus(self._data_dir)
-        yield _margin_gauge(alive, labels)
         yield from _disk_gauges(self._data_dir)
+
+    def _of_store(
+        self, workers: list[WorkerRow], alive: list[WorkerRow], labels: Mapping[str, str]
+    ) -> Iterator[Metric]:
+        counts = self._source.counts()
+        for name, status in (("queued", JobStatus.QUEUED), ("running", JobStatus.RUNNING)):
+            yield GaugeMetricFamily(f"framefit_jobs_{name}", f"Jobs {name} now.", value=counts[status])
+        yield _worker_up(workers, alive, labels)
+        yield _margin_gauge(alive, labels)
 
 
 def _worker_up(workers: list[WorkerRow], alive: list[WorkerRow], labels: Mapping[str, str]) -> Metric:

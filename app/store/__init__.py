@@ -3,7 +3,6 @@
 It imports no torch and knows no HTTP.
 
 database    connections, transactions and migrations: SQLite and PostgreSQL
-health      read-only check of a database, for `framefit doctor`
 transaction the transaction passed to every write, and the queue's limits
 rows        conversion between rows and jobs; the append to the event history
 queries     read-only queries
@@ -15,11 +14,12 @@ leases      what workers do with a job: report, finish, release
 backfill    running smaller jobs while a large one waits for memory
 workers     registered workers and their devices
 deliveries  the outbox of webhooks
-upkeep      expiry of results and of leases, deletion of jobs and what stays of them
+upkeep      the check of a database; expiry of results and leases, deletion of jobs; stored counters
 jobstore    JobStore: every operation above, each in its own transaction
 """
 
 from app.store.errors import (
+    DamagedSnapshot,
     IdempotencyConflict,
     JobDeleted,
     NewerSchema,
@@ -35,6 +35,7 @@ from app.store.jobstore import JobStore, open_store
 from app.store.transaction import Rules
 
 __all__ = [
+    "DamagedSnapshot",
     "IdempotencyConflict",
     "JobDeleted",
     "JobStore",

@@ -5,6 +5,7 @@ StoreError
 ├── JobDeleted            the job was deleted; nothing of it is served (job)
 ├── StoreUnavailable      the database is locked, unreachable or out of disk space; nothing was written
 ├── NewerSchema           a newer version of the program has upgraded the database  (revision)
+├── DamagedSnapshot       the stored counters cannot be read
 ├── QueueFull             the limit of queued jobs is reached       (queued, limit, owner)
 ├── IdempotencyConflict   the key belongs to another request        (job_id)
 ├── WrongState            the job's status does not allow it        (job)
@@ -49,6 +50,10 @@ class NewerSchema(StoreError):
             f"the database was upgraded by a newer version (schema {revision}, this version knows {known}): "
             "install that version again, or restore the database from a backup"
         )
+
+
+class DamagedSnapshot(StoreError):
+    """The stored counters cannot be read."""
 
 
 class QueueFull(StoreError):

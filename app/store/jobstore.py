@@ -19,7 +19,7 @@ from app.store import workers as workforce
 from app.store.database import open_database
 from app.store.rows import fetch_events, fetch_job
 from app.store.transaction import Rules, Transaction
-from app.store.upkeep import deletion, retention
+from app.store.upkeep import counters, deletion, event_retention, retention
 from app.store.upkeep.expiry import ExpiryWatch
 
 log = logging.getLogger(__name__)
@@ -180,6 +180,15 @@ class JobStore:
         if not self._expiry.may_requeue(self.time()):
             return []
         return self._requeue_expired() if self._any(leases.ANY_EXPIRED) else []
+
+    # Stored counters, and events that were counted.
+    counter_snapshot = _reads(counters.load)
+    save_counters = _writes(counters.save)
+    exporters = _reads(counters.exporters)
+    hold_exports = _writes(counters.hold)
+    give_up_exports = _writes(counters.give_up)
+    retire_events = _writes(event_retention.retire)
+    last_retired_event = _reads(event_retention.last_retired)
 
     # Webhooks and expiry, run by background threads.
     settle_delivery = _writes(deliveries.settle)

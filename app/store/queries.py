@@ -7,7 +7,7 @@ from sqlalchemy import Connection, text
 
 from app.jobs import Job, JobStatus
 from app.store.errors import ResultExpired
-from app.store.rows import JOB_COLUMNS, MAX_POSITION, fetch_job, job_of
+from app.store.rows import JOB_COLUMNS, MAX_POSITION, fetch_job, first_id_of, job_of
 
 IMAGE = text("select data from images where job_id = :id")
 LAST_IMAGE = text("select last_data from images where job_id = :id")
@@ -74,14 +74,19 @@ def page(
     conditions = [f"j.{name} = :{name}" for name, value in equal.items() if value is not None]
     if not with_deleted:
         conditions.append("j.deleted_at is null")
+    first_id = None
     if since is not None:
-        conditions.append("j.created_at >= :since")
+        # Ids begin with a time that is never before the job's creation: the index of ids ends the search.
+        conditions += ["j.created_at >= :since", "j.id >= :first_id"]
+        first_id = first_id_of(since)
     if after is not None:
         conditions.append(f"j.id {'<' if newest_first else '>'} :after")
     order = "desc" if newest_first else "asc"
     where = f" where {' and '.join(conditions)}" if conditions else ""
     query = text(f"select {JOB_COLUMNS}, j.rank from jobs j{where} order by j.id {order} limit :limit")
-    rows = connection.execute(query, {**equal, "since": since, "after": after, "limit": limit}).mappings()
+    rows = connection.execute(
+        query, {**equal, "since": since, "first_id": first_id, "after": after, "limit": limit}
+    ).mappings()
     found = [dict(row) for row in rows]
     places = _places(connection, [row["rank"] for row in found if row["status"] == JobStatus.QUEUED])
     for row in found:

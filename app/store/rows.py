@@ -66,6 +66,11 @@ def new_id(now: float) -> str:
     return f"{_ids.next(now):032x}"
 
 
+def first_id_of(seconds: float) -> str:
+    """Return the lowest id that a job created at or after that time (seconds since the epoch) can have."""
+    return f"{max(0, int(1000 * seconds)) << 80:032x}"
+
+
 def dump(value: Mapping[str, Any] | None) -> str | None:
     """Return the text of a JSON column."""
     return None if value is None else json.dumps(value, separators=(",", ":"), allow_nan=False)

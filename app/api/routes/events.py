@@ -1,8 +1,13 @@
-"""Routes that stream server-sent events: of one job until it ends, or of every job."""
+"""Routes that stream server-sent events: of one job until it ends, or of every job.
+
+Events of jobs that ended long ago are deleted. A stream from which events may be missing begins with a
+message of the type `gap`, which says so.
+"""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request
@@ -32,6 +37,23 @@ async def _place(service: TheService) -> AsyncIterator[None]:
 
 
 StreamPlace = Annotated[None, Depends(_place)]
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The number after which a stream begins. `deleted`: events up to that number may be missing; 0: none."""
+
+    seen: int
+    deleted: int = 0
+
+
+def _gap(start: Start, job_id: str | None) -> ServerSentEvent:
+    data = {
+        "job_id": job_id,
+        "kind": "gap",
+        "last_deleted": start.deleted,
+        "detail": f"events up to number {start.deleted} of jobs that ended long ago were deleted "
+        "(FRAMEFIT_EVENT_TTL_SECONDS): GET /jobs and GET /jobs/{id} tell how these jobs ended",
+    }
+    return ServerSentEvent(data=data, event="gap", id=str(start.deleted))
 
 
 def _followed(
@@ -39,12 +61,24 @@ def _followed(
     service: TheService,
     owner: Caller,
     last_event_id: Annotated[str | None, Header()] = None,
-) -> tuple[Job, int]:
+) -> tuple[Job, Start]:
     job = visible(service, job_id, owner)
     seen = _sequence(last_event_id)
-    if job.status.is_terminal and seen and not service.store.events_after(seen, 1, job_id):
+    deleted = _deleted_after(service, job_id, seen)
+    if not deleted and job.status.is_terminal and seen and not service.store.events_after(seen, 1, job_id):
         raise StreamEnded
-    return job, seen
+    return job, Start(seen, deleted)
+
+
+def _deleted_after(service: Service, job_id: str, seen: int) -> int:
+    """Return the number up to which events of the job after `seen` may be missing, 0 if none is."""
+    deleted = service.store.last_retired_event()
+    if seen >= deleted:
+        return 0
+    # A job's events are deleted from the first on, so the first one left tells.
+    first = next(iter(service.store.events_after(0, 1, job_id)), None)
+    is_whole = first is not None and (first.kind == "accepted" or first.seq <= seen)
+    return 0 if is_whole else deleted
 
 
 def _sequence(last_event_id: str | None) -> int:
@@ -68,15 +102,23 @@ async def follow_job(
     service: TheService,
     owner: Caller,
     _place: StreamPlace,
-    followed: Annotated[tuple[Job, int], Depends(_followed)],
+    followed: Annotated[tuple[Job, Start], Depends(_followed)],
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream the job's past events, from the first or from the one after `Last-Event-ID`, then new events
     until it ends or is deleted.
 
-    Each message has the event's kind as its type and JSON data.
+    Each message has the event's kind as its type and JSON data. A first message of the type `gap` says that
+    events were deleted (`FRAMEFIT_EVENT_TTL_SECONDS`); if the job has ended, the stream then ends after the
+    events that are left.
     """
-    job, seen = followed
-    async for event in _past_then_new_events(service, job.id, seen):
+    job, start = followed
+    if start.deleted:
+        yield _gap(start, job.id)
+    if start.deleted and job.status.is_terminal:
+        async for event in _past_events(service, job.id, start.seen):
+            yield _message(service, event, owner)
+        return
+    async for event in _past_then_new_events(service, job.id, start.seen):
         yield _message(service, event, owner)
         if event.kind == DELETED or (
             event.kind == "finished" and await asyncio.to_thread(_is_last, service, event)
@@ -84,9 +126,13 @@ async def follow_job(
             return
 
 
-def _seen(service: TheService, last_event_id: Annotated[str | None, Header()] = None) -> int:
+def _start(service: TheService, last_event_id: Annotated[str | None, Header()] = None) -> Start:
     # This runs before the stream starts: afterwards an error response is no longer possible.
-    return _sequence(last_event_id) or service.store.last_event()
+    seen = _sequence(last_event_id)
+    if not seen:
+        return Start(service.store.last_event())
+    deleted = service.store.last_retired_event()
+    return Start(seen, deleted if deleted > seen else 0)
 
 
 @router.get(
@@ -96,13 +142,18 @@ def _seen(service: TheService, last_event_id: Annotated[str | None, Header()] = 
     responses=documented(401, 422, 429, 503),
 )
 async def follow_all(
-    service: TheService, owner: Caller, _place: StreamPlace, seen: Annotated[int, Depends(_seen)]
+    service: TheService, owner: Caller, _place: StreamPlace, start: Annotated[Start, Depends(_start)]
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream the events of the caller's jobs from now on, or from the one after `Last-Event-ID`. The stream
     does not end.
+
+    A first message of the type `gap` says that events after `Last-Event-ID` were deleted
+    (`FRAMEFIT_EVENT_TTL_SECONDS`).
     """
+    if start.deleted:
+        yield _gap(start, None)
     served: dict[str, bool] = {}
-    async for event in _past_then_new_events(service, None, seen):
+    async for event in _past_then_new_events(service, None, start.seen):
         if event.kind == DELETED:  # the last event of its job that is sent
             send, served[event.job_id] = (
                 await asyncio.to_thread(_belongs, service, event.job_id, owner),
@@ -118,14 +169,20 @@ async def follow_all(
 
 async def _past_then_new_events(service: Service, job_id: str | None, seen: int) -> AsyncIterator[Event]:
     async with service.feed.subscribe(job_id) as subscription:
-        while page := await asyncio.to_thread(service.store.events_after, seen, PAGE, job_id):
-            for event in page:
-                seen = event.seq
-                yield event
+        async for event in _past_events(service, job_id, seen):
+            seen = event.seq
+            yield event
         while (event_or_end := await subscription.pending.get()) is not None:
             if event_or_end.seq > seen:
                 seen = event_or_end.seq
                 yield event_or_end
+
+
+async def _past_events(service: Service, job_id: str | None, seen: int) -> AsyncIterator[Event]:
+    while page := await asyncio.to_thread(service.store.events_after, seen, PAGE, job_id):
+        for event in page:
+            seen = event.seq
+            yield event
 
 
 def _message(service: Service, event: Event, owner: str | None) -> ServerSentEvent:

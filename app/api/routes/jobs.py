@@ -1,7 +1,6 @@
 """Routes for existing jobs: list, get, cancel, delete."""
 
 import logging
-from functools import cache
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -13,7 +12,7 @@ from app.api.dependencies import Prefix, TheService, visible
 from app.api.problems import documented
 from app.api.response_schemas import DELETED, JOB, answer
 from app.api.response_schemas import PAGE as PAGE_OF_JOBS
-from app.api.routes.submit import view
+from app.api.routes.submit import view, views
 from app.jobs import JobStatus, Json
 
 log = logging.getLogger(__name__)
@@ -50,9 +49,8 @@ def list_jobs(
         with_deleted=False,
     )
     page = jobs[:limit]
-    free_in = cache(service.waiting_times.seconds_until_free)  # the same for all jobs of the page
     document = {
-        "jobs": [view(service, job, owner, prefix, free_in) for job in page],
+        "jobs": views(service, page, owner, prefix),
         "next_cursor": page[-1].id if len(jobs) > limit else None,
     }
     # Built here, because FastAPI would convert each value again.

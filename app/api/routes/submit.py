@@ -1,7 +1,7 @@
 """Routes that submit and plan jobs: POST /generate, POST /plan, POST /jobs/{id}/redecode and /retry."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -43,18 +43,18 @@ IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=IDEMPOTEN
 DECODE_FIELDS = frozenset({"decode_strategy", "frames_per_chunk", "exact_only", "memory_budget_bytes"})
 
 
-def view(
-    service: Service,
-    job: Job,
-    owner: str | None,
-    prefix: str,
-    free_in: Callable[[], Sequence[float]] | None = None,
-) -> Json:
-    """Return the job's JSON with its ETA, preview links and, if it waits for memory, what it waits for.
+def view(service: Service, job: Job, owner: str | None, prefix: str) -> Json:
+    """Return the job's JSON with its ETA, preview links and, if it waits for memory, what it waits for."""
+    return views(service, [job], owner, prefix)[0]
 
-    `free_in` as for `WaitingTimes.seconds_for_job`.
-    """
-    eta_seconds = service.waiting_times.seconds_for_job(job, free_in)
+
+def views(service: Service, jobs: Sequence[Job], owner: str | None, prefix: str) -> list[Json]:
+    """As `view` of each job; what they have in common is read once."""
+    etas = service.waiting_times.seconds_for_jobs(jobs)
+    return [_view(service, *each, owner, prefix) for each in zip(jobs, etas, strict=True)]
+
+
+def _view(service: Service, job: Job, eta_seconds: float | None, owner: str | None, prefix: str) -> Json:
     shown = job_view(job, service.models.get(job.spec.model), eta_seconds=eta_seconds, prefix=prefix)
     if job.stage in STAGES_WITH_PREVIEWS and not job.expired:
         previews = job_artifacts(service.settings.jobs_dir, job.id).previews()

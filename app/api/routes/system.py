@@ -207,14 +207,13 @@ async def readyz(service: TheService, _allowed: Monitor) -> JSONResponse:
     },
 )
 async def metrics(service: TheService, _allowed: Monitor) -> Response:
-    """Return all metrics in Prometheus's text format. Needs a key only if FRAMEFIT_OPEN_MONITORING is false.
+    """Return the metrics in Prometheus's text format. Needs a key only if FRAMEFIT_OPEN_MONITORING is false.
 
-    The answer is 503 while a starting process still counts past events, because Prometheus would take them
-    for new ones.
+    Of several API processes that share a database, one exports the counters and the gauges of the job table
+    (its `framefit_exporter` is 1), so that sums over the processes are right. The answer is 503 while a
+    starting process still counts past events, because Prometheus would take them for new ones.
     """
-    if not service.feed.caught_up:
+    if service.exporter.starting:
         return PlainTextResponse("counting past events", 503, headers={"Retry-After": "1"})
-    return Response(
-        await service.shares.exposition.get(service.metrics.render),
-        headers={"Content-Type": CONTENT_TYPE_LATEST},
-    )
+    render = partial(service.metrics.render, counters=service.exporter.exports_counters)
+    return Response(await service.shares.exposition.get(render), headers={"Content-Type": CONTENT_TYPE_LATEST})
