@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     event_ttl_seconds: float = Field(
         30 * 24 * 3600.0,
         gt=0,
-        description="How long the events of a job are kept after its end. Default: 30 days.",
+        description="How long the events of a job are kept after its end; counters keep what they counted.",
     )
     webhook_secret: str | None = Field(None, repr=False)
     webhook_allow_private: bool = False

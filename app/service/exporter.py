@@ -23,6 +23,7 @@ from app.service.identity import is_alive, this_process
 from app.service.metrics import Duties
 from app.store import DamagedSnapshot, JobStore, StoreError
 from app.store.upkeep.counters import COUNTERS, Snapshot
+from app.store.upkeep.counters import Exporter as Holder
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Exporter:
         self._renew_at = 0.0
         self._caught_up = False
         self._settled = False
+        self._seen_before: dict[str, float] = {}
         self._saved_seq = 0
         self._save_at = 0.0
         self._retire_at = 0.0
@@ -87,7 +89,7 @@ class Exporter:
 
     @property
     def starting(self) -> bool:
-        """Whether this process may become the exporter as soon as it has counted the events."""
+        """Whether this process counts past events, or waits for another's lease to end: it may be dead."""
         return not self._settled
 
     @property
@@ -148,7 +150,7 @@ class Exporter:
             ended=ended,
         )
         if COUNTERS not in held:
-            self._settled = True
+            self._settled = self._settled or self._is_seen_alive(others)
         if COUNTERS not in held or not self._holds(COUNTERS):
             self._caught_up = False
         if (COUNTERS in held) != self._holds(COUNTERS):
@@ -161,6 +163,15 @@ class Exporter:
         )
         wait = self._lease_seconds / RENEWALS_A_LEASE
         self._renew_at = asked_at + (wait if len(held) == len(self._held_until) else min(wait, LOOK_SECONDS))
+
+    def _is_seen_alive(self, others: list[Holder]) -> bool:
+        """Return whether the exporter's process is seen, or it has renewed its lease since the last look."""
+        exporters = [one for one in others if one.duty == COUNTERS]
+        before, self._seen_before = self._seen_before, {one.holder: one.held_until for one in exporters}
+        return any(
+            is_alive(one.process) or before.get(one.holder, one.held_until) != one.held_until
+            for one in exporters
+        )
 
     def _load(self) -> int:
         states: Json = {}

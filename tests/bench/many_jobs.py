@@ -189,14 +189,22 @@ def store_counters(url: str, jobs: int) -> None:
     exporter.begin()
     events = [Event(n, "job", kind, 0.0, data) for n, (kind, data) in enumerate(EVENTS)]
     left = min(jobs, SAVE_EVENTS // len(EVENTS))
-    for _ in range(jobs - left):
-        metrics.apply(events)
+    metrics.apply(events)
+    state = metrics.state()
+    for one in state["metrics"].values():  # as after that many jobs
+        for series in one["series"]:
+            series[1:] = [_times(value, jobs - left) for value in series[1:]]
+    metrics.restore(state)
     exporter._save(last := (jobs - left) * len(EVENTS))
     store._database.run(lambda tx: tx.execute(text("delete from exporters")).rowcount)
     loaded = store.counter_snapshot()
     assert isinstance(loaded, Snapshot)
     assert loaded.seq == last
     store.close()
+
+
+def _times(value: Any, factor: int) -> Any:
+    return [factor * one for one in value] if isinstance(value, list) else factor * value
 
 
 def side_by_side(few: Callable[[], Any], many: Callable[[], Any]) -> tuple[float, float]:
@@ -415,7 +423,7 @@ def report(jobs: int, found: dict[str, dict[str, Any]]) -> str:
             "",
             f"Counters shown: {one['many behind'][3]:,.0f} jobs. Events deleted: {one['deletion']:,.0f} a "
             "second. Without stored counters, as after the upgrade of an earlier version: "
-            f"{one['rate']:,.0f} events a second, so {events:,} take {events / one['rate'] / 60:.0f} min once.",
+            f"{one['rate']:,.0f} events a second, so {events:,} take {events / one['rate'] / 60:.0f} min.",
         ]
     return "\n".join(lines) + "\n"
 

@@ -37,6 +37,8 @@ async def _place(service: TheService) -> AsyncIterator[None]:
 
 
 StreamPlace = Annotated[None, Depends(_place)]
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """The number after which a stream begins. `deleted`: events up to that number may be missing; 0: none."""

@@ -216,4 +216,6 @@ async def metrics(service: TheService, _allowed: Monitor) -> Response:
     if service.exporter.starting:
         return PlainTextResponse("counting past events", 503, headers={"Retry-After": "1"})
     render = partial(service.metrics.render, counters=service.exporter.exports_counters)
-    return Response(await service.shares.exposition.get(render), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(
+        await service.shares.exposition.get(render), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )

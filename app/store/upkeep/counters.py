@@ -36,7 +36,7 @@ TAKE_FIRST = text("""
     on conflict (duty) do nothing
 """)
 GIVE_UP = text("delete from exporters where holder = :holder")
-SELECT = text("select duty, holder, process from exporters order by duty")
+SELECT = text("select duty, holder, process, held_until from exporters order by duty")
 SELECT_HELD = text("select duty, holder from exporters where held_until > :now")
 
 
@@ -50,11 +50,15 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Exporter:
-    """A duty and its last holder, in the process that `app.service.identity` names so."""
+    """A duty and its last holder, in the process that `app.service.identity` names so.
+
+    `held_until` is a time of the database (seconds since the epoch).
+    """
 
     duty: str
     holder: str
     process: str
+    held_until: float
 
 
 def load(connection: Connection) -> Snapshot | None:
@@ -120,4 +124,4 @@ def give_up(tx: Transaction, holder: str) -> None:
 
 def exporters(connection: Connection) -> list[Exporter]:
     """Return every duty with its last holder."""
-    return [Exporter(row.duty, row.holder, row.process) for row in connection.execute(SELECT)]
+    return [Exporter(row.duty, row.holder, row.process, row.held_until) for row in connection.execute(SELECT)]

@@ -1,10 +1,12 @@
 """The gauges of hosts that have devices of one name: one series a device, and a lost worker shows."""
 
-from collections import Counter
+import socket
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from app.service.metrics import LiveGauges
+from adaptive.device.nvml import GpuInfo, NvmlState
+from app.service.metrics import Duties, LiveGauges
 from app.store import JobStore
 
 MARGIN = {
@@ -59,3 +61,28 @@ def test_two_services_of_one_host_share_the_series_of_their_cpu(store: JobStore,
     store.register_worker("a/cpu/1", cpu(10))
     store.register_worker("a/cpu/2", cpu(10))
     assert samples(store, tmp_path)["framefit_worker_up", "cpu"] == 1
+
+
+def test_each_gpu_is_exported_by_one_api_process_of_several(store: JobStore, tmp_path: Path) -> None:
+    here = socket.gethostname()
+    for host in (here, "other-with-api", "other-without"):
+        store.register_worker(f"{host}/GPU-of-{host}/1", {"uuid": f"GPU-of-{host}", "total_bytes": 100})
+    seen_here = GpuInfo(f"GPU-of-{here}", 0, "card", 100, 50, 50, 0.5, (), NvmlState.OK)
+    exporter = Duties(store=True, gpus=False, other_hosts=frozenset({here, "other-with-api"}))
+    same_host = Duties(store=False, gpus=True, other_hosts=frozenset({"other-with-api"}))
+    third = Duties(store=False, gpus=False, other_hosts=frozenset({here, "other-with-api"}))
+    shown = defaultdict(float)
+    for duties in (exporter, same_host, third):
+        gauges = LiveGauges(
+            store, lambda: [seen_here], alive_seconds=15, data_dir=tmp_path, duties=lambda one=duties: one
+        )
+        for family in gauges.collect():
+            for sample in family.samples:
+                shown[sample.name, *sample.labels.values()] += sample.value
+    assert shown["framefit_gpu_memory_total_bytes", f"GPU-of-{here}"] == 100
+    assert shown["framefit_gpu_memory_total_bytes", "GPU-of-other-without"] == 100
+    assert ("framefit_gpu_memory_total_bytes", "GPU-of-other-with-api") not in shown, "that host's shows it"
+    assert (
+        shown[("framefit_exporter",)],
+        sum(v for k, v in shown.items() if k[0] == "framefit_worker_up"),
+    ) == (1, 3)

@@ -172,6 +172,29 @@ def test_a_process_that_was_killed_is_followed_at_once_by_one_on_the_same_machin
     assert second.exporter.exports_counters
 
 
+@pytest.mark.parametrize("renews", [True, False])
+def test_a_process_starts_until_the_exporter_elsewhere_is_seen_alive_or_its_lease_has_ended(
+    open_store: OpenStore, clock: Any, run_jobs: Callable[[int], None], renews: bool
+) -> None:
+    run_jobs(1)
+    first = Process(open_store(), clock)
+    first.turn()
+    first.exporter._process = "another machine/1/1"
+    first.pass_time(6)
+    first.turn()
+    second = Process(open_store(), clock)
+    second.turn()
+    assert second.exporter.starting, "a scrape now would miss the counters"
+    for _ in range(8):
+        second.pass_time(2.1)
+        if renews:
+            first.steady.now += 2.1
+            first.turn()
+        second.turn()
+    second.turn()
+    assert [second.exporter.starting, second.exporter.exports_counters] == [False, not renews]
+
+
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])
 def test_one_process_exports_soon_after_the_databases_clock_has_jumped(
     open_store: OpenStore, clock: Any, run_jobs: Callable[[int], None], jump: float
@@ -254,6 +277,16 @@ def test_damaged_counters_are_counted_again_from_the_events_that_are_left_with_o
     caplog.clear()
     third = Process(store, clock)
     assert (third.seen, caplog.records) == (second.seen, [])
+
+
+def test_every_counter_and_histogram_of_the_service_is_stored() -> None:
+    metrics = ServiceMetrics(MODELS)
+    counted = {
+        family.name
+        for family in metrics.registry.collect()
+        if family.type in ("counter", "histogram") and family.name.startswith("framefit_")
+    }
+    assert counted == set(metrics.state()["metrics"])
 
 
 def test_counters_of_another_version_are_counted_again(
