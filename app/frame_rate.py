@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
@@ -16,6 +17,7 @@ _NAMED_WITHIN: Final = Fraction(1, 200)
 _ROUNDED_WITHIN: Final = Fraction(1, 50_000)
 _PATTERN: Final = r"[0-9]{1,9}(\.[0-9]{1,20}|/0{0,3}[1-9][0-9]{0,8})?"
 _TEXT: Final = re.compile(_PATTERN)
+REMEMBERED_CHARACTERS: Final = 40
 
 
 def frame_rate(value: object, *, least: Fraction = MIN_RATE, most: Fraction = MAX_RATE) -> Fraction:
@@ -23,6 +25,19 @@ def frame_rate(value: object, *, least: Fraction = MIN_RATE, most: Fraction = MA
 
     A decimal within 0.005 of an NTSC rate means that rate. Raises `ValueError`.
     """
+    is_short_text = isinstance(value, str) and len(value) <= REMEMBERED_CHARACTERS
+    if is_short_text or (isinstance(value, int) and 0 <= value <= most):
+        return _remembered(value, least, most)
+    return _frame_rate(value, least, most)
+
+
+@lru_cache(maxsize=256, typed=True)
+def _remembered(value: object, least: Fraction, most: Fraction) -> Fraction:
+    # A list of jobs reads the same few rates again and again.
+    return _frame_rate(value, least, most)
+
+
+def _frame_rate(value: object, least: Fraction, most: Fraction) -> Fraction:
     rate = _fraction(value)
     if rate is not None and rate.denominator > 1 and "/" not in str(value):
         rate = next((ntsc for ntsc in _NTSC if abs(ntsc - rate) <= _NAMED_WITHIN), rate)

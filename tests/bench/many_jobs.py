@@ -187,6 +187,7 @@ def store_counters(url: str, jobs: int) -> None:
     metrics, run_times = ServiceMetrics({"tiny": "AutoencoderKLLTXVideo"}), RunTimes()
     exporter = Exporter(store, {"metrics": metrics, "run_times": run_times}, keep_seconds=1.0)
     exporter.begin()
+    metrics.restore(None)
     events = [Event(n, "job", kind, 0.0, data) for n, (kind, data) in enumerate(EVENTS)]
     left = min(jobs, SAVE_EVENTS // len(EVENTS))
     metrics.apply(events)

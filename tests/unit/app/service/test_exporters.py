@@ -97,7 +97,8 @@ def test_sums_over_two_api_processes_are_right_and_stay_so_when_one_is_killed(
 
     found = wait_for(shown, SECONDS)
     sums = {name: sum(one.get(name, 0.0) for one in found) for name in found[0] | found[1]}
-    assert (sums[COUNTER], sums["framefit_jobs_queued"], sums["framefit_exporter"]) == (3, 1, 1)
+    assert (sums[COUNTER], sums["framefit_jobs_queued"]) == (3, 1)
+    assert sums["framefit_exporter"] == 1
     assert all("framefit_data_free_bytes" in one for one in found), "each shows what is its own"
 
     apis.sort(key=lambda one: -(one.series() or {})["framefit_exporter"])
