@@ -35,7 +35,8 @@ class Opened:
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     made = HERE / request.param
     folder = Path(shutil.copytree(made / "files", tmp_path_factory.mktemp("opened") / "data"))
-    with ServedFolder(folder) as service:
+    # The folder gets older, and its events are to be compared.
+    with ServedFolder(folder, FRAMEFIT_EVENT_TTL_SECONDS="inf") as service:
         yield Opened(made, service)
 
 
