@@ -82,6 +82,7 @@ class Exporter:
         self._caught_up = False
         self._settled = False
         self._seen_before: dict[str, float] = {}
+        self._has_loaded = False
         self._saved_seq = 0
         self._save_at = 0.0
         self._retire_at = 0.0
@@ -181,13 +182,15 @@ class Exporter:
             if snapshot is not None:
                 states, seq = _parts_of(snapshot), snapshot.seq
             for name, part in self._parts.items():
-                part.restore(states.get(name))
+                if name in states or self._has_loaded:
+                    part.restore(states.get(name))
         except (DamagedSnapshot, ValueError) as error:
             log.warning("counters_rebuilt reason=%s: they are counted from the events that are left", error)
             seq = 0
             for part in self._parts.values():
                 part.restore(None)
         self._saved_seq = seq
+        self._has_loaded = True
         return seq
 
     def _save(self, seen: int) -> None:
