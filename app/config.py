@@ -135,6 +135,12 @@ class Settings(BaseSettings):
             raise ValueError("a path must begin with / and consist of letters, digits, '.', '_', '~' and '-'")
         return path
 
+    @field_validator("webhook_secret")
+    @classmethod
+    def _no_empty_secret(cls, secret: str | None) -> str | None:
+        # Compose passes an unset variable on as an empty one. Messages signed with it would prove nothing.
+        return secret if secret and secret.strip() else None
+
     @field_validator("allowed_hosts", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

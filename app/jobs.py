@@ -227,7 +227,7 @@ class Job:
     `denoise` describes the denoising run. `remixed_from` is the id of the job whose images and fields it
     took. `deleted_at` is when its deletion was requested, `erased_at` when its files, images and texts were
     gone. `attempts` are those that count, this one included, and `setbacks` how earlier ones ended
-    (`app.attempts`).
+    (`app.attempts`). `webhook` tells how the newest delivery of its webhook goes.
     """
 
     id: str
@@ -259,6 +259,7 @@ class Job:
     deleted_at: float | None = None
     erased_at: float | None = None
     setbacks: Json | None = None
+    webhook: Json | None = None
 
     @property
     def delete_requested(self) -> bool:

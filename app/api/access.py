@@ -1,9 +1,13 @@
 """Authentication by API key, and the owner of each job.
 
 If no keys are configured, every caller is accepted. A browser cannot send headers with a video or an event
-stream, so the page sends its key once and gets a cookie that scripts and other sites cannot read.
+stream, so the page sends its key once and gets a cookie that scripts and other sites cannot read. Wrong keys
+are logged with the address that sent them, and limited for each address. An admin key sees and manages the
+jobs of all keys.
 """
 
+import logging
+import math
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -11,9 +15,11 @@ from starlette.requests import cookie_parser
 
 from app.api.dependencies import Service, TheService
 from app.api.problems import Problem
-from app.service.keys import ApiKey
+from app.service.keys import ApiKey, digest_of
 
+log = logging.getLogger(__name__)
 COOKIE = "framefit_key"
+UNAUTHORIZED = "the API key is missing or unknown: send it as Authorization: Bearer KEY"
 
 
 def key_of_request(request: Request) -> str | None:
@@ -34,11 +40,35 @@ def _known_key(request: Request, service: Service) -> ApiKey | None:
     if not service.keys:
         return None
     given = key_of_request(request)
-    found = None if given is None else service.keys.find(given)
+    if given is None:
+        raise _unauthorized(UNAUTHORIZED)
+    return checked_key(request, service, given)
+
+
+def checked_key(request: Request, service: Service, given: str, message: str = UNAUTHORIZED) -> ApiKey:
+    """Return the entry of a key that a request gave.
+
+    Raises problem 401 with `message` if it is unknown, and 429 if its address sent too many wrong keys.
+    """
+    address = request.client.host if request.client else ""
+    digest = digest_of(given)
+    wait = math.ceil(service.failed_keys.wait_seconds(address, digest))
+    if wait:
+        detail = f"{address} sent too many wrong API keys: try again in {wait} seconds"
+        raise Problem(429, "too_many_wrong_keys", detail, headers={"Retry-After": str(wait)})
+    found = service.keys.find(given)
     if found is None:
-        message = "the API key is missing or unknown: send it as Authorization: Bearer KEY"
-        raise Problem(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+        limited = service.failed_keys.refused(address)
+        log.warning(
+            "key_refused address=%s path=%s limited=%s", address, request.scope["path"][:100], limited
+        )
+        raise _unauthorized(message)
+    service.failed_keys.accepted(address, digest)
     return found
+
+
+def _unauthorized(message: str) -> Problem:
+    return Problem(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
 
 
 def name_of_key(service: Service, request: Request) -> str | None:

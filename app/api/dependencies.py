@@ -27,10 +27,12 @@ from app.scheduling.unschedulable import UnschedulableJobs
 from app.scheduling.usable_profile import LoadProfile
 from app.service.disposal import Disposal
 from app.service.exporter import Counting, Exporter
-from app.service.keys import KeyRing, load_keys
+from app.service.failed_keys import FailedKeys
+from app.service.key_gauges import KeysFileGauge
+from app.service.keys import LiveKeys
 from app.service.metrics import LiveGauges, ServiceMetrics
 from app.service.model_gauges import ModelGauges
-from app.service.webhooks import Webhooks
+from app.service.webhooks import SigningKeys, Webhooks
 from app.store import JobDeleted, JobStore, NoSuchJob, StoreError, open_store
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class Service:
 
     settings: Settings
     models: dict[str, ModelEntry]
-    keys: KeyRing
+    keys: LiveKeys
     store: JobStore
     admission: Admission
     faults: ModelFaults
@@ -59,6 +61,7 @@ class Service:
     webhooks: Webhooks | None
     stopping: threading.Event
     sheets: SheetMaker = field(default_factory=SheetMaker)
+    failed_keys: FailedKeys = field(default_factory=FailedKeys)
 
     @property
     def alive_seconds(self) -> float:
@@ -106,6 +109,7 @@ def build_service(
 ) -> Service:
     """Build all parts without starting a thread."""
     models = load_models(settings)
+    keys = LiveKeys(settings)
     store = open_store(settings)
     alive_seconds = 3 * settings.heartbeat_seconds
     alive_workers = partial(store.workers, within_seconds=alive_seconds)
@@ -125,6 +129,8 @@ def build_service(
     )
     faults = ModelFaults(settings, models)
     metrics.registry.register(ModelGauges(models, faults.permanent))
+    if settings.keys_file is not None:
+        metrics.registry.register(KeysFileGauge(keys))
     admission = Admission(
         models,
         load_profile,
@@ -136,7 +142,7 @@ def build_service(
     return Service(
         settings=settings,
         models=models,
-        keys=load_keys(settings),
+        keys=keys,
         store=store,
         admission=admission,
         faults=faults,
@@ -151,12 +157,14 @@ def build_service(
             store, models, alive_workers, grace_seconds=settings.fit_grace_seconds
         ),
         disposal=Disposal(settings, store),
-        webhooks=_webhooks(settings, models, store),
+        webhooks=_webhooks(settings, models, keys, store),
         stopping=threading.Event(),
     )
 
 
-def _webhooks(settings: Settings, models: dict[str, ModelEntry], store: JobStore) -> Webhooks | None:
+def _webhooks(
+    settings: Settings, models: dict[str, ModelEntry], keys: LiveKeys, store: JobStore
+) -> Webhooks | None:
     if settings.webhook_secret is None:
         return None
 
@@ -166,7 +174,8 @@ def _webhooks(settings: Settings, models: dict[str, ModelEntry], store: JobStore
             raise NoSuchJob(job_id)
         return job_view(job, models.get(job.spec.model), prefix=settings.root_path)
 
-    return Webhooks(store, settings.webhook_secret, view, allow_private=settings.webhook_allow_private)
+    signing_keys = SigningKeys(settings.webhook_secret, keys)
+    return Webhooks(store, signing_keys, view, allow_private=settings.webhook_allow_private)
 
 
 async def service_of(request: Request) -> Service:
@@ -191,9 +200,12 @@ Prefix = Annotated[str, Depends(prefix_of)]
 
 
 def visible(service: Service, job_id: str, owner: str | None) -> Job:
-    """Return the job. Raises `JobDeleted`, or `NoSuchJob`, also for a job of another API key."""
+    """Return the job. Raises `JobDeleted`, or `NoSuchJob`, also for a job of another API key, except to an
+    admin key.
+    """
     job = service.store.get(job_id)
-    if owner is not None and job.owner != owner:
+    scope = service.keys.scope(owner)
+    if scope is not None and job.owner != scope:
         raise NoSuchJob(job_id)
     if job.delete_requested:
         raise JobDeleted(job)

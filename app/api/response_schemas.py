@@ -47,6 +47,14 @@ _PICTURE = _object(
     }
 )
 _PICTURES = _object({"image": _or_null(_PICTURE), "last_image": _or_null(_PICTURE)})
+_WEBHOOK = _object(
+    {
+        "state": {"type": "string", "enum": ["pending", "failed", "delivered", "given_up"]},
+        "attempts": {"type": "integer", "minimum": 0},
+        "last_error": _or_null(TEXT),
+        "next_attempt_at": _or_null(TIME),
+    }
+)
 
 JOB = _object(
     {
@@ -69,6 +77,7 @@ JOB = _object(
         "decode": _or_null(ANY_OBJECT),
         "result": _or_null(ANY_OBJECT),
         "error": _or_null(_FAILURE),
+        "webhook": _or_null(_WEBHOOK),
         "attempts": {"type": "integer", "minimum": 0},
         "links": _LINKS,
         "created_at": TIME,
@@ -76,6 +85,7 @@ JOB = _object(
         "finished_at": _or_null(TIME),
         "expires_at": _or_null(TIME),
         "expired": YES_OR_NO,
+        "key_name": _or_null(TEXT),
         "waiting": _or_null(ANY_OBJECT),
         "held_because": _or_null(TEXT),
     }

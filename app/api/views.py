@@ -55,6 +55,7 @@ def job_view(
         "decode": job.decode,
         "result": _result(job),
         "error": job.error,
+        "webhook": webhook_view(job),
         "attempts": job.attempts,
         "held_because": _held_because(job),
         "links": links,
@@ -71,6 +72,19 @@ def pictures_view(spec: JobSpec) -> Json:
     return {
         name: size and frame(sides_of(size), (spec.width, spec.height), spec.fit, spec.gravity).as_json()
         for name, size in (("image", spec.image_size), ("last_image", spec.last_image_size))
+    }
+
+
+def webhook_view(job: Job) -> Json | None:
+    """Return how the newest delivery of the job's webhook goes; None for a job without one."""
+    if job.spec.webhook_url is None:
+        return None
+    told = job.webhook or {}
+    return {
+        "state": told.get("state", "pending"),
+        "attempts": told.get("attempts", 0),
+        "last_error": told.get("last_error"),
+        "next_attempt_at": timestamp(told.get("next_attempt_at")),
     }
 
 

@@ -12,7 +12,7 @@ calibrate  measures time and memory of decodes on this machine
 convert    converts a published checkpoint file to a diffusers folder
 inspect    doctor, models
 bench      bench compare
-keys       key new, key hash
+keys       key new, key hash, key webhook-secret
 options    options and parsers that several commands share
 """
 

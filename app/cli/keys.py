@@ -1,4 +1,4 @@
-"""`framefit key new` and `framefit key hash`: make an API key and its hash for the settings."""
+"""`framefit key`: API keys, their hashes for the settings, and the secrets of their webhooks."""
 
 from typing import Annotated
 
@@ -10,6 +10,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="API keys.", no_args_is_help=True)
     group.command("new")(new)
     group.command("hash")(hash_of)
+    group.command("webhook-secret")(webhook_secret)
     app.add_typer(group, name="key")
 
 
@@ -30,3 +31,20 @@ def hash_of() -> None:
     from app.service.keys import format_hash
 
     typer.echo(format_hash(typer.prompt("key", hide_input=True)))
+
+
+def webhook_secret(
+    name: Annotated[str, typer.Argument(help="Name of the key in the keys file, or key-1, key-2, ...")],
+) -> None:
+    """Print the secret that signs a key's webhooks, for whoever receives them."""
+    from app.config import ConfigError, load_settings
+    from app.service.keys import load_keys
+    from app.service.webhooks.signing import derived, shown
+
+    settings = load_settings()
+    key = load_keys(settings).named(name)
+    if settings.webhook_secret is None:
+        raise ConfigError("FRAMEFIT_WEBHOOK_SECRET is not set: webhooks are off")
+    if key is None:
+        raise ConfigError(f"there is no key {name!r} in FRAMEFIT_API_KEYS and FRAMEFIT_KEYS_FILE")
+    typer.echo(shown(derived(settings.webhook_secret, key.owner, key.webhook_generation)))

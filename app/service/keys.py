@@ -1,5 +1,7 @@
 """The API keys of the settings and the keys file, and their limits. Knows no HTTP.
 
+The keys file is read again while the service runs: `LiveKeys`.
+
 A key is identified by its SHA-256 digest, so neither settings nor files need to hold the key itself. A fast
 hash is enough because keys are random (`new_key`, 256 bits): a slow hash protects only keys that can be
 guessed.
@@ -7,9 +9,12 @@ guessed.
 
 import hashlib
 import hmac
+import logging
 import secrets
+import threading
+import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.config import HASH_PREFIX, PREFIX, ConfigError, Settings
 
+log = logging.getLogger(__name__)
 KEY_PREFIX = "ff_"
+RECHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +32,8 @@ class ApiKey:
     """One key. A limit is None if there is none.
 
     `max_pixels` bounds width x height x frames of one request. A key with `admin` may pause and resume
-    devices and change the log level.
+    devices and change the log level, and with `sees_all` it sees and manages the jobs of all keys. A higher
+    `webhook_generation` gives the key another secret for its webhooks.
     """
 
     name: str
@@ -33,6 +41,8 @@ class ApiKey:
     max_queued: int | None = None
     max_pixels: int | None = None
     admin: bool = False
+    webhook_generation: int = 1
+    sees_all: bool = False
 
     @property
     def owner(self) -> str:
@@ -47,6 +57,7 @@ class _Entry(BaseModel):
     max_queued: int | None = Field(None, ge=1)
     max_pixels: int | None = Field(None, ge=1)
     admin: bool = False
+    webhook_generation: int = Field(1, ge=1, le=1_000_000)
 
 
 class KeyRing:
@@ -58,6 +69,9 @@ class KeyRing:
 
     def __bool__(self) -> bool:
         return bool(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def find(self, key: str) -> ApiKey | None:
         """Return the entry of a key, or None. Takes the same time for every key, known or not."""
@@ -71,6 +85,90 @@ class KeyRing:
     def of_owner(self, owner: str | None) -> ApiKey | None:
         """Return the key of an owner name; None if `owner` is None or the key was removed."""
         return None if owner is None else self._by_owner.get(owner)
+
+    def named(self, name: str) -> ApiKey | None:
+        """Return the key of that name, or None."""
+        return next((key for key in self._keys if key.name == name), None)
+
+
+class LiveKeys:
+    """The keys as the settings and the keys file have them now.
+
+    The file is read at most once in `recheck_seconds`, when the keys are asked for. A file that cannot be
+    read or parsed changes nothing: the keys before it stay, an error is logged once, and `file_is_valid` is
+    False until the file is right. It is the content that is compared, not the time of change: a replaced
+    link or a file restored from a backup may be older than before.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        recheck_seconds: float = RECHECK_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises `ConfigError` if the file cannot be read or parsed now."""
+        self._settings = settings
+        self._recheck_seconds = recheck_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._content = _content(settings.keys_file)
+        self._ring = load_keys(settings)
+        self._due_at = clock() + recheck_seconds
+        self.file_is_valid = True
+
+    @property
+    def now(self) -> KeyRing:
+        """The keys."""
+        if self._settings.keys_file is not None and self._clock() >= self._due_at:
+            with self._lock:
+                if self._clock() >= self._due_at:
+                    self._reload()
+                    self._due_at = self._clock() + self._recheck_seconds
+        return self._ring
+
+    def _reload(self) -> None:
+        content = _content(self._settings.keys_file)
+        if content == self._content:
+            return
+        self._content = content
+        try:
+            self._ring = load_keys(self._settings)
+        except ConfigError as error:
+            self.file_is_valid = False
+            log.error("keys_file_invalid keys_kept=%d reason=%s", len(self._ring), error)
+        else:
+            self.file_is_valid = True
+            log.info("keys_reloaded keys=%d", len(self._ring))
+
+    def __bool__(self) -> bool:
+        return bool(self.now)
+
+    def find(self, key: str) -> ApiKey | None:
+        """As `KeyRing.find`."""
+        return self.now.find(key)
+
+    def of_owner(self, owner: str | None) -> ApiKey | None:
+        """As `KeyRing.of_owner`."""
+        return self.now.of_owner(owner)
+
+    def scope(self, owner: str | None) -> str | None:
+        """Return whose jobs a caller may see: the owner's own, or None for those of everybody."""
+        key = self.of_owner(owner)
+        return None if key is not None and key.sees_all else owner
+
+    @property
+    def are_shared(self) -> bool:
+        """Whether several keys share the queue; one alone needs no fair share."""
+        return len(self.now) > 1
+
+
+def _content(path: Path | None) -> bytes | str:
+    """Return the file's bytes, or why they cannot be read."""
+    try:
+        return b"" if path is None else path.read_bytes()
+    except OSError as error:
+        return str(error)
 
 
 def digest_of(key: str) -> bytes:
@@ -91,12 +189,15 @@ def new_key() -> str:
 def load_keys(settings: Settings) -> KeyRing:
     """Return the keys of FRAMEFIT_API_KEYS, which are admin keys, and those of FRAMEFIT_KEYS_FILE.
 
+    An admin key sees the jobs of all keys. Of several keys in FRAMEFIT_API_KEYS each sees its own jobs only:
+    they may belong to people who trusted in that when only they could be listed there.
+
     Raises `ConfigError` if the file cannot be read or parsed.
     """
     keys = []
     for number, given in enumerate(settings.api_keys, 1):
         digest = bytes.fromhex(given.removeprefix(HASH_PREFIX)) if _is_hash(given) else digest_of(given)
-        keys.append(ApiKey(f"key-{number}", digest, admin=True))
+        keys.append(ApiKey(f"key-{number}", digest, admin=True, sees_all=len(settings.api_keys) == 1))
     if settings.keys_file is not None:
         keys.extend(_read(settings.keys_file))
     return KeyRing(keys)
@@ -125,4 +226,12 @@ def _read(path: Path) -> Iterable[ApiKey]:
             where = ".".join(("keys", name, *map(str, first["loc"])))
             raise ConfigError(f"{PREFIX}KEYS_FILE: {path}: {where}: {first['msg']}") from None
         digest = bytes.fromhex(entry.hash.removeprefix(HASH_PREFIX))
-        yield ApiKey(name, digest, entry.max_queued, entry.max_pixels, entry.admin)
+        yield ApiKey(
+            name=name,
+            digest=digest,
+            max_queued=entry.max_queued,
+            max_pixels=entry.max_pixels,
+            admin=entry.admin,
+            webhook_generation=entry.webhook_generation,
+            sees_all=entry.admin,
+        )

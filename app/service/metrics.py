@@ -47,6 +47,7 @@ OUTCOMES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
 STAGES = (Stage.LOADING, Stage.DENOISING, Stage.WAITING_FOR_MEMORY, Stage.DECODING, Stage.ENCODING)
 OOM_STAGES = (Stage.LOADING, Stage.DENOISING, Stage.DECODING)
 NONFINITE_STAGES = ("denoising", "latents", "decoding", "sound")  # latents: those of a file
+WEBHOOK_OUTCOMES = ("delivered", "failed", "given_up")
 # A decode falls back from any of these to a later one.
 RUNGS = (*(strategy.value for strategy in Strategy), "cpu")
 
@@ -101,6 +102,11 @@ class ServiceMetrics:
             "jobs_held", "Jobs put behind all others because they ended their workers too often."
         )
         self.oom = self._counter("oom", "Out-of-memory errors by stage.", "stage")
+        self.webhooks = self._counter(
+            "webhook_deliveries",
+            "Attempts to deliver a webhook; given_up: the last one failed, too.",
+            "outcome",
+        )
         self.nonfinite = self._counter("nonfinite", "Findings of NaN or infinite values by stage.", "stage")
 
     def _define_decode_metrics(self) -> None:
@@ -139,6 +145,8 @@ class ServiceMetrics:
             self.oom.labels(stage)
         for name in NONFINITE_STAGES:
             self.nonfinite.labels(name)
+        for state in WEBHOOK_OUTCOMES:
+            self.webhooks.labels(state)
         for sign in SpillSign:
             self.spill.labels(sign)
         for strategy in Strategy:
@@ -220,6 +228,8 @@ class ServiceMetrics:
                 self.nonfinite.labels(data["stage"]).inc()
             case "spill":
                 self.spill.labels(data["sign"]).inc()
+            case "webhook":
+                self.webhooks.labels(data["state"]).inc()
             case "finished":
                 self._model_of_job.pop(event.job_id, None)
                 self._claimed.discard(event.job_id)

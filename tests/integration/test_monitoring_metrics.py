@@ -24,6 +24,7 @@ def history(first_job: int, jobs: int) -> Iterator[Event]:
         ("nonfinite", {"stage": "decoding", "values": 3, "of": 100}),
         ("spill", {"sign": "slow"}),
         ("held", {"reason": "worker_crashed", "why": "its worker process died 3 times", "max_attempts": 3}),
+        ("webhook", {"state": "given_up", "attempts": 8}),
         ("fallback", {"from": "chunked", "to": "per_frame"}),
         (
             "finished",

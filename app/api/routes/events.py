@@ -67,7 +67,7 @@ def _followed(
     job = visible(service, job_id, owner)
     seen = _sequence(last_event_id)
     deleted = _deleted_after(service, job_id, seen)
-    if not deleted and job.status.is_terminal and seen and not service.store.events_after(seen, 1, job_id):
+    if not deleted and job.status.is_terminal and seen and not _any_of_the_run(service, seen, job_id):
         raise StreamEnded
     return job, Start(seen, deleted)
 
@@ -121,6 +121,8 @@ async def follow_job(
             yield _message(service, event, owner)
         return
     async for event in _past_then_new_events(service, job.id, start.seen):
+        if _was_removed(service, owner):
+            return
         yield _message(service, event, owner)
         if event.kind == DELETED or (
             event.kind == "finished" and await asyncio.to_thread(_is_last, service, event)
@@ -146,8 +148,8 @@ def _start(service: TheService, last_event_id: Annotated[str | None, Header()] =
 async def follow_all(
     service: TheService, owner: Caller, _place: StreamPlace, start: Annotated[Start, Depends(_start)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """Stream the events of the caller's jobs from now on, or from the one after `Last-Event-ID`. The stream
-    does not end.
+    """Stream the events of the caller's jobs from now on, or from the one after `Last-Event-ID`. An admin key
+    gets those of all jobs. The stream does not end.
 
     A first message of the type `gap` says that events after `Last-Event-ID` were deleted
     (`FRAMEFIT_EVENT_TTL_SECONDS`).
@@ -156,6 +158,8 @@ async def follow_all(
         yield _gap(start, None)
     served: dict[str, bool] = {}
     async for event in _past_then_new_events(service, None, start.seen):
+        if _was_removed(service, owner):
+            return
         if event.kind == DELETED:  # the last event of its job that is sent
             send, served[event.job_id] = (
                 await asyncio.to_thread(_belongs, service, event.job_id, owner),
@@ -189,17 +193,28 @@ async def _past_events(service: Service, job_id: str | None, seen: int) -> Async
 
 def _message(service: Service, event: Event, owner: str | None) -> ServerSentEvent:
     """Return the event's message; it is written once for all streams that may see the same of it."""
+    scope = service.keys.scope(owner)
 
     def write() -> ServerSentEvent:
-        data = json.dumps(event_view(event, owner))
+        data = json.dumps(event_view(event, scope))
         return ServerSentEvent(raw_data=data, event=event.kind, id=str(event.seq))
 
-    return service.feed.once(event, owner is None, write)
+    return service.feed.once(event, scope is None, write)
+
+
+def _was_removed(service: Service, owner: str | None) -> bool:
+    """Return whether the caller's key was taken out of the keys file while the stream was open."""
+    return owner is not None and service.keys.of_owner(owner) is None
 
 
 def _is_last(service: Service, event: Event) -> bool:
     """Return whether a `finished` event is the job's last: a job that was queued again has later events."""
-    return not service.store.events_after(event.seq, 1, event.job_id)
+    return not _any_of_the_run(service, event.seq, event.job_id)
+
+
+def _any_of_the_run(service: Service, seen: int, job_id: str) -> bool:
+    """Return whether the job has later events than those of its webhook, which follow its end."""
+    return any(event.kind != "webhook" for event in service.store.events_after(seen, PAGE, job_id))
 
 
 def _is_served(service: Service, job_id: str, owner: str | None) -> bool:

@@ -42,7 +42,7 @@ def list_jobs(
     jobs = service.store.page(
         status=status,
         model=model,
-        owner=owner,
+        owner=service.keys.scope(owner),
         since=None if since is None else since.timestamp(),
         after=cursor,
         limit=limit + 1,

@@ -200,7 +200,11 @@ def list_videos(
 ) -> Json:
     """Return one page of videos, newest first unless `order` is asc."""
     jobs = service.store.page(
-        owner=owner, after=after, limit=limit + 1, newest_first=order == "desc", with_deleted=False
+        owner=service.keys.scope(owner),
+        after=after,
+        limit=limit + 1,
+        newest_first=order == "desc",
+        with_deleted=False,
     )
     page = jobs[:limit]
     return {

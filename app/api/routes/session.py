@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.api.access import COOKIE, Caller
+from app.api.access import COOKIE, Caller, checked_key
 from app.api.dependencies import Prefix, TheService
 from app.api.middleware.clients import current_client
 from app.api.problems import Problem, documented
@@ -57,11 +57,7 @@ def open_session(
     key = fields.get("key")
     if not isinstance(key, str):
         raise Problem(422, "missing_field", 'send the key as {"key": "..."}')
-    attempts, client = service.shares.key_attempts, current_client()
-    attempts.check(client)
-    if service.keys.find(key) is None:
-        attempts.fail(client)
-        raise Problem(401, "unauthorized", "the API key is unknown: check it, or ask the operator for one")
+    checked_key(request, service, key, "the API key is unknown: check it, or ask the operator for one")
     response.set_cookie(
         COOKIE,
         key,

@@ -61,7 +61,9 @@ def _view(service: Service, job: Job, eta_seconds: float | None, owner: str | No
         shown["links"]["previews"] = [
             f"{shown['links']['self']}/previews/{number}.jpg" for number in range(previews)
         ]
-    return {**shown, "waiting": _waiting(service, job, owner)}
+    key = service.keys.of_owner(job.owner)
+    name = None if key is None else key.name
+    return {**shown, "key_name": name, "waiting": _waiting(service, job, owner)}
 
 
 def _waiting(service: Service, job: Job, owner: str | None) -> Json | None:
@@ -70,7 +72,7 @@ def _waiting(service: Service, job: Job, owner: str | None) -> Json | None:
         return None
     history = service.store.events_after(0, HISTORY_LIMIT, job.id)
     wait = next((event for event in reversed(history) if event.kind == "waiting_for_memory"), None)
-    return None if wait is None else hide_other_owners(wait.data, owner)
+    return None if wait is None else hide_other_owners(wait.data, service.keys.scope(owner))
 
 
 @router.post(

@@ -36,18 +36,18 @@ def devices(service: TheService, owner: Caller) -> Json:
     hold its memory.
 
     `unused_gpus` are the GPUs without a worker, each with its reason and what to do. Where the driver does
-    not report a GPU's memory (state `memory_unknown`), the numbers are its worker's. A caller with an API key
-    does not see the ids of other keys' jobs or the names and ids of other programs.
+    not report a GPU's memory (state `memory_unknown`), the numbers are its worker's. A caller whose API key
+    is no admin key does not see the ids of other keys' jobs or the names and ids of other programs.
     """
     workers = service.store.workers(within_seconds=REMEMBER_SECONDS)
     now = service.store.time()
     views = [device_view(worker, now=now, alive_seconds=service.alive_seconds) for worker in workers]
     for one in views:
         one["job_id"] = _if_visible(service, one["job_id"], owner)
-    alive = service.alive_workers()
+    alive, scope = service.alive_workers(), service.keys.scope(owner)
     return {
-        "devices": [hide_other_owners(one, owner) for one in views],
-        "gpus": [hide_other_owners(_gpu_view(gpu, alive), owner) for gpu in service.nvml.devices()],
+        "devices": [hide_other_owners(one, scope) for one in views],
+        "gpus": [hide_other_owners(_gpu_view(gpu, alive), scope) for gpu in service.nvml.devices()],
         "unused_gpus": [gpu.as_json() for gpu in published(service.settings.data_dir)],
         "driver_state": service.nvml.state,
         "reserve_bytes": service.settings.reserve_bytes,

@@ -14,7 +14,7 @@ from app.store.transaction import Transaction
 
 T = TypeVar("T")
 Operation = Callable[[Transaction], T]
-HEAD_REVISION = "0008"
+HEAD_REVISION = "0009"
 REVISIONS = Path(__file__).parents[1] / "migrations" / "versions"
 
 

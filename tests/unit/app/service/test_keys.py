@@ -35,6 +35,8 @@ def settings(tmp_path: Path) -> Settings:
     [keys.bob]
     hash = "{format_hash(BOB)}"
     admin = true
+    [keys.eve]
+    hash = "{format_hash(EVE)}"
     """
     return Settings(data_dir=tmp_path, keys_file=key_file(tmp_path, text), poll_seconds=0.02)
 
@@ -138,13 +140,13 @@ def test_no_route_of_a_job_shows_it_to_another_key(client: TestClient, picture: 
     for method, path in routes(client):
         if "{job_id}" in path or "{video_id}" in path:
             filled = path.format(job_id=job["id"], video_id=job["id"], number=0)
-            answer = client.request(method, filled, headers=bearer(BOB))
+            answer = client.request(method, filled, headers=bearer(EVE))
             assert answer.status_code == 404, (method, path)
             seen += 1
     assert seen >= 10
     assert client.get(f"/jobs/{job['id']}", headers=bearer(ADA)).json()["status"] == JobStatus.QUEUED
     for path, name in (("/jobs", "jobs"), ("/v1/videos", "data")):
-        assert client.get(path, headers=bearer(BOB)).json()[name] == []
+        assert client.get(path, headers=bearer(EVE)).json()[name] == []
 
 
 def test_every_other_route_asks_for_a_key(client: TestClient) -> None:
@@ -159,7 +161,7 @@ def test_a_device_does_not_tell_which_job_of_another_key_it_runs(
 ) -> None:
     job = hand_in(client, ADA, picture).json()
     app_store.heartbeat("w", device={"name": "cpu"}, job_id=job["id"], token=0)
-    for key, shown in ((ADA, job["id"]), (BOB, None)):
+    for key, shown in ((ADA, job["id"]), (EVE, None)):
         assert client.get("/devices", headers=bearer(key)).json()["devices"][0]["job_id"] == shown
 
 
@@ -169,10 +171,10 @@ def test_the_stream_of_all_jobs_is_one_of_the_callers_jobs(
     with (
         served(create_app(settings, load_profile=load_profile)) as (host, port),
         httpx.Client(base_url=f"http://{host}:{port}", timeout=20) as client,
-        client.stream("GET", "/events", headers=bearer(BOB)) as stream,
+        client.stream("GET", "/events", headers=bearer(EVE)) as stream,
     ):
         theirs = hand_in(client, ADA, picture).json()["id"]
-        mine = hand_in(client, BOB, picture).json()["id"]
+        mine = hand_in(client, EVE, picture).json()["id"]
         seen = ""
         for line in stream.iter_lines():
             seen += line

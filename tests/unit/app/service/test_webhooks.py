@@ -14,11 +14,14 @@ from starlette.testclient import TestClient
 
 from app.config import Settings
 from app.jobs import JobSpec, JobStatus
-from app.service import webhooks
-from app.service.webhooks import WebhookRefused, Webhooks, check_url, post, resolve, sign
+from app.service.keys import KeyRing
+from app.service.webhooks import SigningKeys, WebhookRefused, Webhooks, call, check_url, post, resolve, sign
+from app.service.webhooks.sender import RETRY_SECONDS
 from app.store import JobStore
+from app.store.deliveries import Attempt
 
 SECRET = "a secret of the operator"
+KEYS = SigningKeys(SECRET, KeyRing())
 
 
 class Receiver(http.server.ThreadingHTTPServer):
@@ -161,7 +164,7 @@ def test_the_end_of_a_job_is_sent_once_and_signed(
     assert claim is not None
     assert store.take_delivery() is None
     store.finish(job.id, claim.token, status=JobStatus.SUCCEEDED, result={})
-    sender = Webhooks(store, SECRET, view, allow_private=True)
+    sender = Webhooks(store, KEYS, view, allow_private=True)
     sender.start()
     assert receiver.arrived.wait(timeout=20)
     sender.stop()
@@ -170,25 +173,25 @@ def test_the_end_of_a_job_is_sent_once_and_signed(
     assert headers["path"] == "/hook?a=1"
     message = json.loads(body)
     assert (message["type"], message["data"]["id"]) == ("job.succeeded", job.id)
-    expected = sign(SECRET, headers["webhook-id"], int(headers["webhook-timestamp"]), body)
+    expected = sign(SECRET.encode(), headers["webhook-id"], int(headers["webhook-timestamp"]), body)
     assert headers["webhook-signature"] == expected
-    assert sign("other", headers["webhook-id"], int(headers["webhook-timestamp"]), body) != expected
+    assert sign(b"other", headers["webhook-id"], int(headers["webhook-timestamp"]), body) != expected
 
 
 def test_a_receiver_that_fails_is_asked_again_after_growing_pauses_and_then_let_be(
     store: JobStore, make_spec: Callable[..., JobSpec], receiver: Receiver, clock: Any
 ) -> None:
     store.cancel(store.add(make_spec(webhook_url=receiver.url), b"x").id)
-    sender = Webhooks(store, SECRET, view, allow_private=True)
+    sender = Webhooks(store, KEYS, view, allow_private=True)
     receiver.statuses = [500] * 20
     pauses = []
     while delivery := store.take_delivery():
         assert store.take_delivery() is None, "held while it is being made"
-        pause = sender.deliver(delivery)
-        store.settle_delivery(delivery.id, pause)
-        pauses.append(pause)
-        clock.now += pause or 0
-    assert pauses == [*webhooks.RETRY_SECONDS, None]
+        attempt = sender.deliver(delivery)
+        store.settle_delivery(delivery.id, attempt)
+        pauses.append(attempt.retry_seconds)
+        clock.now += attempt.retry_seconds or 0
+    assert pauses == [*RETRY_SECONDS, None]
 
 
 def test_a_refused_connection_is_retried(
@@ -197,8 +200,10 @@ def test_a_refused_connection_is_retried(
     store.cancel(store.add(make_spec(webhook_url=f"http://127.0.0.1:{unused_port}/"), b"x").id)
     delivery = store.take_delivery()
     assert delivery is not None
-    assert Webhooks(store, SECRET, view, allow_private=True).deliver(delivery) == webhooks.RETRY_SECONDS[0]
-    assert Webhooks(store, SECRET, view, allow_private=False).deliver(delivery) is None, "refused for good"
+    attempt = Webhooks(store, KEYS, view, allow_private=True).deliver(delivery)
+    assert attempt.retry_seconds == RETRY_SECONDS[0]
+    refused = Webhooks(store, KEYS, view, allow_private=False).deliver(delivery)
+    assert refused == Attempt("the URL leads to an address that is not public"), "refused for good"
 
 
 def test_a_request_with_a_webhook_needs_a_secret_and_a_public_address(
@@ -239,7 +244,7 @@ def test_a_host_that_changes_its_address_is_called_where_it_was_checked(
 
 
 def test_a_receiver_that_dribbles_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(call, "TIMEOUT_SECONDS", 0.5)
     done = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -267,12 +272,12 @@ def test_receivers_that_never_answer_do_not_hold_up_the_others(
 ) -> None:
     store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
     store.migrate()
-    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 60.0)
+    monkeypatch.setattr(call, "TIMEOUT_SECONDS", 60.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and that is all
         hanging = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         for url in (hanging, hanging, hanging, receiver.url):
             store.cancel(store.add(make_spec(webhook_url=url), b"x").id)
-        sender = Webhooks(store, SECRET, view, allow_private=True)
+        sender = Webhooks(store, KEYS, view, allow_private=True)
         sender.start()
         assert receiver.arrived.wait(timeout=50), "one after another they would take three times 60 seconds"
     sender.stop()  # the silent receiver has closed its connections

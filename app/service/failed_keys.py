@@ -1,0 +1,88 @@
+"""The limit on wrong API keys from one address. Knows no HTTP.
+
+An address may send `BURST` wrong keys, and one more every `SECONDS_PER_KEY` after that. Beyond this limit no
+key from it is looked up, so guessing on is useless, with one exception: a key that was accepted from the
+address within the last hour goes on working. So nobody locks out those who share an address with him, such as
+that of a proxy which does not say whom it serves.
+"""
+
+import ipaddress
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+BURST = 10
+SECONDS_PER_KEY = 6.0
+ACCEPTED_SECONDS = 3600.0
+ADDRESSES = 10_000  # the oldest is forgotten
+KEYS_OF_AN_ADDRESS = 100
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What an address sent: wrong keys, less those that time has forgiven, and the keys it may use."""
+
+    wrong: float = 0.0
+    at: float = 0.0
+    accepted: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
+
+
+class FailedKeys:
+    """Counts wrong keys by address. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def wait_seconds(self, address: str, digest: bytes) -> float:
+        """Return how long the key with this digest must not be tried from the address; 0 if it may be."""
+        with self._lock:
+            seen = self._of(address)
+            if seen.wrong <= BURST - 1:
+                return 0.0
+            if self._clock() - seen.accepted.get(digest, -ACCEPTED_SECONDS) < ACCEPTED_SECONDS:
+                return 0.0
+            return (seen.wrong - (BURST - 1)) * SECONDS_PER_KEY
+
+    def refused(self, address: str) -> bool:
+        """Count a wrong key; return whether the limit is now reached."""
+        with self._lock:
+            seen = self._of(address)
+            seen.wrong += 1
+            return seen.wrong > BURST - 1
+
+    def accepted(self, address: str, digest: bytes) -> None:
+        """Remember a right key."""
+        with self._lock:
+            keys = self._of(address).accepted
+            keys[digest] = self._clock()
+            keys.move_to_end(digest)
+            if len(keys) > KEYS_OF_AN_ADDRESS:
+                keys.popitem(last=False)
+
+    def _of(self, address: str) -> _Seen:
+        """Return the entry of an address as of now."""
+        client, now = client_of(address), self._clock()
+        seen = self._seen.setdefault(client, _Seen(at=now))
+        self._seen.move_to_end(client)
+        seen.wrong = max(0.0, seen.wrong - (now - seen.at) / SECONDS_PER_KEY)
+        seen.at = now
+        while len(self._seen) > ADDRESSES:
+            self._seen.popitem(last=False)
+        return seen
+
+
+def client_of(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, or the IPv6 network of 64 bits of one host."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))

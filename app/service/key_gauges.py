@@ -1,0 +1,26 @@
+"""Whether the keys file is in force as it is, as a gauge. Knows no HTTP."""
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from app.service.keys import LiveKeys
+
+
+class KeysFileGauge(Collector):
+    """`framefit_keys_file_valid`: 0 while the file cannot be used and the keys before it are in force."""
+
+    def __init__(self, keys: LiveKeys) -> None:
+        self._keys = keys
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing, so that registering reads no file."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the file if it is due."""
+        _ = self._keys.now
+        text = "Whether the keys file could be used when it was last read; if not, the keys before it stay."
+        yield GaugeMetricFamily("framefit_keys_file_valid", text, value=int(self._keys.file_is_valid))

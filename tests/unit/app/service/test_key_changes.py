@@ -1,0 +1,226 @@
+"""Keys while the service runs: read again, limited when they are wrong, and those of administrators."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from served import served
+from starlette.testclient import TestClient
+from waiting import wait_for
+
+from app.api import create_app
+from app.config import ConfigError, Settings
+from app.service.failed_keys import ACCEPTED_SECONDS, BURST, SECONDS_PER_KEY, FailedKeys
+from app.service.keys import LiveKeys, digest_of, format_hash, new_key
+from app.store import JobStore
+
+ADA, BOB, EVE = new_key(), new_key(), new_key()
+
+
+def entry(name: str, key: str, *more: str) -> str:
+    return "\n".join([f"[keys.{name}]", f'hash = "{format_hash(key)}"', *more, ""])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.toml"
+    path.write_text(entry("ada", ADA) + entry("root", BOB, "admin = true"))
+    return path
+
+
+@pytest.fixture
+def settings(tmp_path: Path, file: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", keys_file=file, poll_seconds=0.02)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def hand_in(client: Any, key: str, picture: bytes, **fields: Any) -> Any:
+    files = {"image": ("a.jpg", picture)}
+    return client.post("/generate", data={"prompt": "x", **fields}, files=files, headers=bearer(key))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_changed_file_is_in_force_without_a_restart(settings: Settings, file: Path) -> None:
+    clock = Clock()
+    keys = LiveKeys(settings, clock=clock)
+    file.write_text(entry("root", BOB) + entry("eve", EVE))
+    assert keys.find(ADA) is not None, "not read at every request"
+    clock.now += 1.0
+    assert [key and key.name for key in map(keys.find, (ADA, BOB, EVE))] == [None, "root", "eve"]
+    assert keys.of_owner(digest_of(ADA).hex()[:32]) is None
+
+
+@pytest.mark.parametrize("spoil", ["[[[", "", "[keys.a]\nhash = 'secret-secret-secret'", None])
+def test_a_bad_file_keeps_the_keys_before_it_and_says_so_once(
+    settings: Settings, file: Path, spoil: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = file.read_text()
+    keys = LiveKeys(settings, recheck_seconds=0)
+    if spoil is None:
+        file.unlink()
+    else:
+        file.write_text(spoil)
+    for _ in range(3):
+        assert keys.find(ADA) is not None
+        assert keys.find(EVE) is None
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 1
+    assert errors[0].startswith("keys_file_invalid keys_kept=2 ")
+    assert "secret" not in errors[0]
+    assert not keys.file_is_valid
+    file.write_text(right + entry("eve", EVE))
+    assert keys.find(EVE) is not None
+    assert keys.file_is_valid
+
+
+def test_a_bad_file_still_stops_the_start(settings: Settings, file: Path) -> None:
+    file.write_text("[[[")
+    with pytest.raises(ConfigError):
+        LiveKeys(settings)
+
+
+def test_a_running_service_takes_new_keys_and_drops_removed_ones(
+    client: TestClient, file: Path, picture: bytes
+) -> None:
+    def valid() -> float:
+        text = client.get("/metrics").text
+        line = next(each for each in text.splitlines() if each.startswith("framefit_keys_file_valid "))
+        return float(line.split()[1])
+
+    def status(key: str) -> int:
+        return client.get("/jobs", headers=bearer(key)).status_code
+
+    assert hand_in(client, ADA, picture).status_code == 202
+    wait_for(lambda: client.get("/metrics").status_code == 200, 60)
+    assert (valid(), status(EVE)) == (1, 401)
+    file.write_text(entry("eve", EVE))
+    wait_for(lambda: status(EVE) == 200, 60)
+    assert status(ADA) == 401
+    file.write_text("[[[")
+    wait_for(lambda: valid() == 0, 60)
+    assert status(EVE) == 200
+
+
+def test_the_stream_of_a_removed_key_ends(
+    settings: Settings, file: Path, load_profile: Any, picture: bytes
+) -> None:
+    with (
+        served(create_app(settings, load_profile=load_profile)) as (host, port),
+        httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as client,
+        client.stream("GET", "/events", headers=bearer(ADA)) as stream,
+    ):
+        hand_in(client, ADA, picture)
+        lines = stream.iter_lines()
+        assert next(line for line in lines if line.startswith("event:")) == "event: accepted"
+        file.write_text(entry("root", BOB))
+        wait_for(lambda: client.get("/jobs", headers=bearer(ADA)).status_code == 401, 60)
+        assert hand_in(client, BOB, picture).status_code == 202
+        assert not [line for line in lines if line.startswith("event:")]
+
+
+def test_an_admin_key_sees_and_manages_the_jobs_of_all_keys(
+    client: TestClient, app_store: JobStore, picture: bytes
+) -> None:
+    theirs = hand_in(client, ADA, picture, model="tiny").json()["id"]
+    own = hand_in(client, BOB, picture, model="tiny").json()["id"]
+
+    def listed(key: str) -> list[str]:
+        return sorted(job["id"] for job in client.get("/jobs", headers=bearer(key)).json()["jobs"])
+
+    assert (listed(ADA), listed(BOB)) == ([theirs], sorted([theirs, own]))
+    videos = client.get("/v1/videos", headers=bearer(BOB)).json()["data"]
+    assert {video["id"] for video in videos} == {theirs, own}
+    job = client.get(f"/jobs/{theirs}", headers=bearer(BOB)).json()
+    assert (job["key_name"], job["status"]) == ("ada", "queued")
+    assert client.get(f"/jobs/{theirs}/image", headers=bearer(BOB)).content == picture
+    assert client.delete(f"/jobs/{theirs}", headers=bearer(BOB)).json()["status"] == "canceled"
+    retried = client.post(f"/jobs/{theirs}/retry", headers=bearer(BOB))
+    assert (retried.status_code, retried.json()["key_name"]) == (202, "ada")
+    assert app_store.get(theirs).owner == digest_of(ADA).hex()[:32], "it stays its key's job"
+    assert client.get(f"/jobs/{own}", headers=bearer(ADA)).status_code == 404
+
+
+def test_the_only_key_of_the_settings_sees_all_jobs_and_several_see_their_own(
+    client_of: Callable[..., TestClient], tmp_path: Path, file: Path, picture: bytes
+) -> None:
+    for keys, seen in (((EVE,), 1), ((EVE, new_key()), 0)):
+        settings = Settings(data_dir=tmp_path / f"with-{len(keys)}", keys_file=file, api_keys=keys)
+        client = client_of(settings)
+        assert hand_in(client, ADA, picture).status_code == 202
+        assert len(client.get("/jobs", headers=bearer(EVE)).json()["jobs"]) == seen
+
+
+def test_the_log_of_an_accepted_job_names_the_key(
+    client: TestClient, picture: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    hand_in(client, ADA, picture)
+    (line,) = [record.getMessage() for record in caplog.records if "job_accepted" in record.getMessage()]
+    assert line.endswith("key=ada")
+
+
+def test_wrong_keys_are_logged_with_their_address_and_soon_refused_unseen(
+    client_of: Callable[..., TestClient], settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = client_of(settings)
+    assert client.get("/jobs", headers=bearer(ADA)).status_code == 200
+    for _ in range(BURST):
+        assert client.get("/jobs", headers=bearer(new_key())).status_code == 401
+    refused = client.get("/jobs", headers=bearer(new_key()))
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_wrong_keys")
+    assert 1 <= int(refused.headers["Retry-After"]) <= SECONDS_PER_KEY
+    assert client.post("/session", json={"key": new_key()}).status_code == 429
+    assert client.get("/v1/videos", headers=bearer(EVE)).json()["error"]["code"] == "too_many_wrong_keys"
+    assert client.get("/jobs", headers=bearer(BOB)).status_code == 429, "a right key, but new to this address"
+    assert client.get("/jobs", headers=bearer(ADA)).status_code == 200, "one that was in use here before"
+    lines = [record.getMessage() for record in caplog.records if "key_refused" in record.getMessage()]
+    assert len(lines) == BURST
+    assert lines[0] == "key_refused address=testclient path=/jobs limited=False"
+    assert lines[-1].endswith("limited=True")
+
+
+def test_a_request_without_a_key_is_no_wrong_key(client: TestClient) -> None:
+    for _ in range(2 * BURST):
+        assert client.get("/jobs").status_code == 401
+    assert client.get("/jobs", headers=bearer(BOB)).status_code == 200
+
+
+def test_an_address_may_try_again_as_time_passes_and_others_always() -> None:
+    clock = Clock()
+    failed = FailedKeys(clock)
+    old, other = b"in use", b"another"
+    failed.accepted("192.0.2.1", old)
+    reached = [failed.refused("192.0.2.1") for _ in range(BURST)]
+    assert reached == [*[False] * (BURST - 1), True]
+    assert failed.wait_seconds("192.0.2.1", other) == SECONDS_PER_KEY
+    assert failed.wait_seconds("::ffff:192.0.2.1", other) == SECONDS_PER_KEY, "the same host"
+    assert failed.wait_seconds("192.0.2.1", old) == 0
+    assert failed.wait_seconds("192.0.2.2", other) == 0
+    clock.now += SECONDS_PER_KEY
+    assert failed.wait_seconds("192.0.2.1", other) == 0
+    assert failed.refused("192.0.2.1"), "one key per pause"
+    clock.now += ACCEPTED_SECONDS
+    for _ in range(BURST):
+        failed.refused("192.0.2.1")
+    assert failed.wait_seconds("192.0.2.1", old) > 0
+
+
+def test_a_host_with_a_network_of_its_own_is_one_address() -> None:
+    failed = FailedKeys(Clock())
+    for number in range(BURST):
+        failed.refused(f"2001:db8:0:1::{number:x}")
+    assert failed.wait_seconds("2001:db8:0:1:ffff::1", b"") > 0
+    assert failed.wait_seconds("2001:db8:0:2::1", b"") == 0
