@@ -16,6 +16,7 @@ from app.jobs import Event, Job, JobStatus, Json, Stage, WorkerRow
 from app.store import JobStore, QueueFull, StoreError
 
 REMEMBERED = 50  # jobs a model
+UNKNOWN_SECONDS = 60.0
 UNKNOWN_RETRY_SECONDS = 60
 MAX_RETRY_SECONDS = 3600
 
@@ -121,6 +122,12 @@ class WaitingTimes:
         own = expected.with_decode(plan.get("predicted_seconds"))
         position = self.store.counts()[JobStatus.QUEUED] + 1
         return round(seconds_until_turn(position, self._seconds_until_free(), expected.seconds) + own, 1)
+
+    def seconds_of_run(self, model: str, plan: Json) -> float:
+        """Seconds that a job with `plan` is expected to run once it has started; a guess before the first
+        job has finished."""
+        expected = self.run_times.expected(model)
+        return UNKNOWN_SECONDS if expected is None else expected.with_decode(plan.get("predicted_seconds"))
 
     def retry_after_seconds(self, refusal: QueueFull) -> int:
         """Seconds until the queue is likely to have room, at most `MAX_RETRY_SECONDS`.

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from app.jobs import Job, JobSpec, JobStatus, Json, Stage
 from app.store import deliveries
 from app.store.errors import IdempotencyConflict, JobDeleted, ResultExpired, WrongState
+from app.store.fair_share import bounded, rank_of
 from app.store.queries import queued
 from app.store.queue_limits import require_room
 from app.store.rows import MAX_POSITION, append_event, dump, fetch_job, lock_job, new_id
@@ -20,9 +21,10 @@ INSERT_JOB = text("""
     insert into jobs (id, status, stage, progress, spec, model, priority, rank, skips, needed_bytes, plan,
     owner,
         idempotency_key, fingerprint, created_at, queued_at, expired, attempts, token,
-        cancel_requested, remixed_from)
+        cancel_requested, remixed_from, expected_seconds)
     values (:id, 'queued', 'queued', 0, :spec, :model, :priority, :rank, 0, :needed_bytes, :plan, :owner,
-        :idempotency_key, :fingerprint, :now, :now, false, 0, 0, false, :remixed_from)
+        :idempotency_key, :fingerprint, :now, :now, false, 0, 0, false, :remixed_from,
+        :expected_seconds)
 """)
 INSERT_IMAGE = text("insert into images (job_id, data, last_data) values (:job_id, :data, :last_data)")
 COUNT_BEHIND = text(f"""
@@ -54,6 +56,7 @@ QUEUE_AGAIN = text("""
         cancel_requested = false, error = null, decode = null, setbacks = null
     where id = :id and status in ('succeeded', 'failed', 'canceled')
 """)
+EXPECTED = text("select expected_seconds from jobs where id = :id")
 FAIL_QUEUED = text("""
     update jobs set status = 'failed', stage = 'finished', finished_at = :now, expires_at = :expires_at,
         error = :error
@@ -66,7 +69,9 @@ class Submission:
     """A validated request, ready to be stored.
 
     `fingerprint` identifies the payload and `owner` the API key. `max_queued_of_owner` is the key's own limit
-    and replaces the store's. `remixed_from` is the id of the job whose remix this is.
+    and replaces the store's. `remixed_from` is the id of the job whose remix this is. With
+    `expected_seconds`, the time that the job will probably run, its key gets a fair share of the queue; None:
+    the order of arrival.
     """
 
     spec: JobSpec
@@ -79,15 +84,11 @@ class Submission:
     owner: str | None = None
     max_queued_of_owner: int | None = None
     remixed_from: str | None = None
+    expected_seconds: float | None = None
 
 
 # Jobs submitted together keep their order: each one's rank is this much greater than the one before.
 STEP_SECONDS = 1e-6
-
-
-def rank_of(now: float, priority: int, priority_seconds: float) -> float:
-    """Return a job's sort key: its time of arrival, less `priority_seconds` for each step of priority."""
-    return now - priority * priority_seconds
 
 
 def submit(tx: Transaction, submission: Submission) -> tuple[Job, bool]:
@@ -118,7 +119,8 @@ def submit_all(tx: Transaction, submissions: Sequence[Submission]) -> list[tuple
 
 def _insert(tx: Transaction, job_id: str, submission: Submission, arrived_at: float) -> Job:
     spec = submission.spec
-    rank = rank_of(arrived_at, spec.priority, tx.rules.priority_seconds)
+    expected_seconds = bounded(submission.expected_seconds)
+    rank = rank_of(tx, submission.owner, spec.priority, arrived_at, expected_seconds)
     row = {
         "id": job_id,
         "spec": spec.model_dump_json(),
@@ -131,6 +133,7 @@ def _insert(tx: Transaction, job_id: str, submission: Submission, arrived_at: fl
         "idempotency_key": _scoped_key(submission),
         "fingerprint": submission.fingerprint,
         "remixed_from": submission.remixed_from,
+        "expected_seconds": expected_seconds,
         "now": tx.now,
     }
     tx.execute(INSERT_JOB, row)
@@ -261,7 +264,7 @@ def queue_again(
         "spec": spec.model_dump_json(),
         "needed_bytes": needed_bytes,
         "plan": dump(plan),
-        "rank": rank_of(tx.now, spec.priority, tx.rules.priority_seconds),
+        "rank": rank_of(tx, job.owner, spec.priority, tx.now, tx.execute(EXPECTED, {"id": job_id}).scalar()),
         "now": tx.now,
     }
     tx.execute(QUEUE_AGAIN, row)

@@ -147,6 +147,9 @@ def build_submission(
         idempotency_key=idempotency_key,
         owner=owner,
         max_queued_of_owner=admitted.max_queued_of_owner,
+        expected_seconds=service.waiting_times.seconds_of_run(spec.model, admitted.verdict.plan)
+        if service.keys.are_shared
+        else None,
     )
 
 

@@ -224,3 +224,31 @@ def test_a_host_with_a_network_of_its_own_is_one_address() -> None:
         failed.refused(f"2001:db8:0:1::{number:x}")
     assert failed.wait_seconds("2001:db8:0:1:ffff::1", b"") > 0
     assert failed.wait_seconds("2001:db8:0:2::1", b"") == 0
+
+
+def test_a_greedy_key_does_not_keep_another_waiting(
+    client: TestClient, app_store: JobStore, picture: bytes
+) -> None:
+    form = {"prompt": ["x"], "model": ["tiny"]}
+    files = [("image", ("a.jpg", picture)) for _ in range(25)]
+    for _ in range(2):
+        answer = client.post("/generate/batch", data=form, files=files, headers=bearer(BOB))
+        assert answer.status_code == 202, answer.text
+    claims = [app_store.claim("w")]
+    one = hand_in(client, ADA, picture, model="tiny").json()
+    assert one["queue_position"] <= 2
+    claims += [app_store.claim("w"), app_store.claim("w")]
+    assert one["id"] in [claim and claim.job.id for claim in claims]
+
+
+def test_the_only_key_of_a_service_queues_as_without_keys(
+    client_of: Callable[..., TestClient], tmp_path: Path, picture: bytes
+) -> None:
+    client = client_of(Settings(data_dir=tmp_path, api_keys=(ADA,)))
+    ids = [hand_in(client, ADA, picture, model="tiny").json()["id"] for _ in range(3)]
+    urgent = hand_in(client, ADA, picture, model="tiny", priority="1").json()["id"]
+    store: JobStore = client.app.state.service.store  # type: ignore[attr-defined]
+    with store._database.reading() as connection:
+        query = "select id, expected_seconds from jobs where status = 'queued' order by rank, id"
+        rows = connection.exec_driver_sql(query).all()
+    assert [tuple(row) for row in rows] == [(job_id, None) for job_id in (urgent, *ids)]
