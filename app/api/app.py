@@ -15,6 +15,8 @@ from adaptive.version import __version__
 from app.api import problems
 from app.api.access import name_of_key
 from app.api.dependencies import Prefix, build_service
+from app.api.documents import document, reference
+from app.api.documents.operations import operation_id
 from app.api.middleware.guard import Guard
 from app.api.middleware.hosts import OwnHosts
 from app.api.middleware.http_metrics import HttpMetrics, Measured
@@ -70,11 +72,12 @@ def create_app(
         responses=problems.documented(422, 429, 503),
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=operation_id,
     )
     app.state.service = service
     problems.install(app)
     app.add_exception_handler(events.StreamEnded, events.no_more_events)
-    modules = (submit, batch, jobs, files, events, openai, openai_models, system, session)
+    modules = (submit, batch, jobs, files, events, openai, openai_models, system, session, reference)
     routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)
@@ -83,6 +86,7 @@ def create_app(
     routes = [route for router in routers for route in router.routes]
     paths = [getattr(route, "path", "/") for route in routes]
     app.state.own_segments = {path.split("/")[1] for path in paths} | {"static"}
+    document.install(app, routes)
     # The page, its files and the OpenAPI document are not among the routers' routes.
     others = [route for route in app.routes if hasattr(route, "path_regex")]
     app.add_middleware(HttpRules, routes=[*routes, *others])

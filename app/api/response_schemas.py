@@ -5,14 +5,12 @@ Later versions may add fields to any object; the required fields listed here sta
 
 from typing import Any
 
+from app.api.job_schemas import DECODE, DECODE_PLAN, DENOISE, RESULT, RUNG, WEBHOOK
+from app.api.schema_terms import ANY_OBJECT, NUMBER, TEXT, TIME, WHOLE, YES_OR_NO
+from app.api.schema_terms import list_of as _list
+from app.api.schema_terms import object_of as _object
+from app.api.schema_terms import or_null as _or_null
 from app.jobs import JobStatus, Json, Stage
-
-TEXT: Json = {"type": "string"}
-NUMBER: Json = {"type": "number"}
-WHOLE: Json = {"type": "integer"}
-YES_OR_NO: Json = {"type": "boolean"}
-ANY_OBJECT: Json = {"type": "object"}
-TIME: Json = {"type": "string", "format": "date-time"}
 
 
 def answer(schema: Json, status: int = 200) -> dict[int | str, dict[str, Any]]:
@@ -20,42 +18,30 @@ def answer(schema: Json, status: int = 200) -> dict[int | str, dict[str, Any]]:
     return {status: {"content": {"application/json": {"schema": schema}}}}
 
 
-def _object(required: dict[str, Json], **optional: Json) -> Json:
-    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
-
-
-def _or_null(schema: Json) -> Json:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _list(items: Json) -> Json:
-    return {"type": "array", "items": items}
-
-
-_FAILURE = _object({"code": TEXT, "message": TEXT}, data=ANY_OBJECT)
-_LINKS = _object({"self": TEXT, "events": TEXT}, previews=_list(TEXT))
-_PER_SIDE = _object({"left": WHOLE, "top": WHOLE, "right": WHOLE, "bottom": WHOLE})
-_PICTURE = _object(
+FAILURE = _object({"code": TEXT, "message": TEXT}, data=ANY_OBJECT)
+LINKS = _object(
+    {"self": TEXT, "events": TEXT},
+    image=TEXT,
+    last_image=TEXT,
+    previews=_list(TEXT),
+    video=TEXT,
+    thumbnail=TEXT,
+    redecode=TEXT,
+    retry=TEXT,
+)
+PER_SIDE = _object({"left": WHOLE, "top": WHOLE, "right": WHOLE, "bottom": WHOLE})
+PICTURE = _object(
     {
         "width": WHOLE,
         "height": WHOLE,
-        "cut": _PER_SIDE,
+        "cut": PER_SIDE,
         "cut_share": {"type": "number", "minimum": 0, "maximum": 1},
-        "bars": _PER_SIDE,
+        "bars": PER_SIDE,
         "stretch": NUMBER,
         "detail": TEXT,
     }
 )
-_PICTURES = _object({"image": _or_null(_PICTURE), "last_image": _or_null(_PICTURE)})
-_WEBHOOK = _object(
-    {
-        "state": {"type": "string", "enum": ["pending", "failed", "delivered", "given_up"]},
-        "attempts": {"type": "integer", "minimum": 0},
-        "last_error": _or_null(TEXT),
-        "next_attempt_at": _or_null(TIME),
-    }
-)
-
+PICTURES = _object({"image": _or_null(PICTURE), "last_image": _or_null(PICTURE)})
 JOB = _object(
     {
         "id": TEXT,
@@ -71,15 +57,15 @@ JOB = _object(
         "seed": {"type": "string", "pattern": "^[0-9]+$"},
         "notice": _or_null(TEXT),
         "request": ANY_OBJECT,
-        "pictures": _PICTURES,
-        "plan": _or_null(ANY_OBJECT),
-        "denoise": _or_null(ANY_OBJECT),
-        "decode": _or_null(ANY_OBJECT),
-        "result": _or_null(ANY_OBJECT),
-        "error": _or_null(_FAILURE),
-        "webhook": _or_null(_WEBHOOK),
+        "pictures": PICTURES,
+        "plan": _or_null(DECODE_PLAN),
+        "denoise": _or_null(DENOISE),
+        "decode": _or_null(DECODE),
+        "result": _or_null(RESULT),
+        "error": _or_null(FAILURE),
+        "webhook": _or_null(WEBHOOK),
         "attempts": {"type": "integer", "minimum": 0},
-        "links": _LINKS,
+        "links": LINKS,
         "created_at": TIME,
         "started_at": _or_null(TIME),
         "finished_at": _or_null(TIME),
@@ -94,19 +80,17 @@ JOBS = _object({"jobs": _list(JOB)})
 PAGE = _object({"jobs": _list(JOB), "next_cursor": _or_null(TEXT)})
 
 DELETED = _object({"id": TEXT, "deleted": YES_OR_NO})
-
-_RUNG = _object({"fits_now": YES_OR_NO, "exact": YES_OR_NO, "chosen": YES_OR_NO, "why": TEXT})
 _SHAPE = _object({"frames": WHOLE, "height": WHOLE, "width": WHOLE})
 PLAN = _object(
     {
         "model": TEXT,
-        "plan": ANY_OBJECT,
+        "plan": DECODE_PLAN,
         "needed_bytes": {"type": "integer", "minimum": 0},
-        "rungs": _list(_RUNG),
+        "rungs": _list(RUNG),
         "largest": _or_null(_SHAPE),
         "eta_seconds": _or_null({"type": "number", "minimum": 0}),
         "request": ANY_OBJECT,
-        "pictures": _PICTURES,
+        "pictures": PICTURES,
     }
 )
 
@@ -199,3 +183,4 @@ OPENAI_MODEL = _object(
     {"id": TEXT, "object": {"type": "string", "enum": ["model"]}, "created": WHOLE, "owned_by": TEXT}
 )
 OPENAI_MODELS = _object({"object": {"type": "string", "enum": ["list"]}, "data": _list(OPENAI_MODEL)})
+OPENAI_ERROR = _object({"error": ANY_OBJECT})

@@ -1,39 +1,21 @@
-"""Every error code in the source, and its row in `error_codes.toml`.
+"""Every error code in the source, to be compared with the table in `app/api/documents/error_codes.toml`.
 
 A code is a string literal given to one of the error classes, so the source is read as a syntax tree and
 nothing is imported.
 """
 
 import ast
-import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from app.api.documents.error_codes import documented
+
+__all__ = ["documented", "used", "used_statuses"]
 
 ROOT = Path(__file__).parents[2]
 # The class, and which of its positional arguments is the code.
 HTTP_ERRORS = {"Problem": 1, "ImageRejected": 0, "WebhookRefused": 0, "PydanticCustomError": 0}
 JOB_ERRORS = {"JobFailure": 0, "JobError": 0}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What the documentation says of one code; `statuses` is empty for the error of a failed job."""
-
-    code: str
-    statuses: tuple[int, ...]
-    meaning: str
-    action: str
-
-
-def documented(kind: str) -> list[Row]:
-    """The rows of a kind, `request` or `job`, in the file's order."""
-    with Path(__file__).with_name("error_codes.toml").open("rb") as file:
-        table = tomllib.load(file)[kind]
-    return [
-        Row(code, tuple(row.get("statuses", ())), row["meaning"], row["action"])
-        for code, row in table.items()
-    ]
 
 
 def used(kind: str) -> set[str]:

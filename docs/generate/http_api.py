@@ -26,7 +26,9 @@ TEXTS: dict[str, dict[str, str]] = tomllib.loads(
 HEAD = """# HTTP API
 
 The service listens on `http://127.0.0.1:8000` unless [settings](settings.md) say otherwise.
-`GET /openapi.json` is the OpenAPI document of this API, with the schema of every answer.
+`GET /openapi.json` is the OpenAPI document of this API, with the schema of every answer. `GET /docs` shows it
+as a page on which each route can be tried; it loads nothing from elsewhere. Generators of clients read the
+document, for example `openapi-python-client generate --url http://127.0.0.1:8000/openapi.json`.
 
 * Requests are forms (`multipart/form-data`) or JSON. In JSON an image is a data URL.
 * Without `width` and `height` the video's [shape](getting-started.md#the-videos-shape) follows the image.
@@ -37,7 +39,8 @@ The service listens on `http://127.0.0.1:8000` unless [settings](settings.md) sa
 * The service answers to [its own names](operating.md#names-of-the-service) only. Other sites' pages may read.
 * An error is a problem document (RFC 9457) with a stable `code`: see [error codes](#error-codes).
 * Every answer has an `X-Request-Id`, which the log repeats. If you send one, it is used.
-* With API keys set, send `Authorization: Bearer KEY`. A caller sees only the jobs of its own key.
+* With API keys set, send `Authorization: Bearer KEY`. A caller sees only the jobs of its own key; an admin
+  key sees those of all keys.
 
 Pictures may be JPEG, PNG, WebP, HEIC, AVIF, TIFF, BMP or GIF:
 
@@ -242,7 +245,8 @@ def _answer(status: str, operation: Mapping[str, Any]) -> str:
 
 def _job(document: Mapping[str, Any]) -> str:
     answer = document["paths"]["/generate"]["post"]["responses"]["202"]
-    properties = answer["content"]["application/json"]["schema"]["properties"]
+    reference = answer["content"]["application/json"]["schema"]["$ref"]
+    properties = document["components"]["schemas"][reference.rpartition("/")[2]]["properties"]
     rows = [(f"`{name}`", TEXTS["job"][name]) for name in properties]
     return "\n".join(("## A job", "", *table(("field", "meaning"), rows)))
 

@@ -19,7 +19,7 @@ from app.api.problems import Problem
 from app.api.requests.bodies import Parts, parse_body
 from app.api.requests.job_spec import entry_of
 from app.api.requests.schemas import REMIX_BODY, VIDEO_BODY
-from app.api.response_schemas import VIDEO, VIDEO_DELETED, VIDEOS, answer
+from app.api.response_schemas import OPENAI_ERROR, VIDEO, VIDEO_DELETED, VIDEOS, answer
 from app.api.routes.files import IfNoneMatch, get_video, picture_response, require_unexpired, require_video
 from app.api.routes.jobs import NO_NUL
 from app.api.routes.submit import Body, IdempotencyKey, build_submission, submit, tell_accepted
@@ -44,12 +44,9 @@ MAX_SECONDS = 3600.0
 VARIANTS = ("video", "thumbnail", "spritesheet")
 
 
-ERROR = {"type": "object", "properties": {"error": {"type": "object"}}, "required": ["error"]}
-
-
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI `responses` of a route whose errors have OpenAI's form."""
-    content = {"application/json": {"schema": ERROR}}
+    content = {"application/json": {"schema": OPENAI_ERROR}}
     described = {status: HTTPStatus(status).phrase for status in (*statuses, 422, 429, 503)}
     return {status: {"description": phrase, "content": content} for status, phrase in described.items()}
 

@@ -1,0 +1,46 @@
+"""GET /docs: the reference of the API, shown by Swagger UI from the installed package.
+
+The page has a policy of its own: it runs the scripts of this service only and speaks with this service only.
+"""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+
+from app.api.dependencies import Prefix
+from app.api.documents.openapi_30 import in_version_30
+from app.api.problems import Problem
+
+PAGE = Path(__file__).parents[1] / "static" / "reference.html"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
+)
+FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/docs")
+def reference(prefix: Prefix) -> Response:
+    """Return the page. Its addresses are relative to the service's root, under whatever path that lies."""
+    page = PAGE.read_text(encoding="utf-8").replace("<head>", f'<head>\n  <base href="{prefix}/">', 1)
+    return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"})
+
+
+@router.get("/docs/openapi.json")
+def document(request: Request, prefix: Prefix) -> Response:
+    """Return the OpenAPI document in the version that Swagger UI knows."""
+    shown = in_version_30(request.app.openapi())
+    return JSONResponse({**shown, "servers": [{"url": f"{prefix}/"}]})
+
+
+@router.get("/docs/{name}")
+def file(name: str) -> Response:
+    """Return one of Swagger UI's files."""
+    from swagger_ui_bundle import swagger_ui_path
+
+    if name not in FILES:
+        raise Problem(404, "not_found", "the reference has no such file")
+    return FileResponse(Path(swagger_ui_path) / name, media_type=FILES[name])
