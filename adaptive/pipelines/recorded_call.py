@@ -1,7 +1,8 @@
 """The recorded `vae.decode` call of a pipeline, and its exact copy on disk.
 
 Owns the file format. One file holds one clip: the tensors as safetensors, and their structure (scalars,
-names, random-generator states) as JSON in the file's metadata. So a call is on disk completely or not at all.
+names, random-generator states) as JSON in the file's metadata, with a checksum of it all. So a call is on
+disk completely or not at all.
 This module does not know pipelines, how a call is captured, or how it is decoded.
 """
 
@@ -19,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adaptive.device.accelerator import is_available, randomness_kept, set_random_state
+from adaptive.pipelines import checksum
 
 FORMAT = "framefit-decode-calls"
 FORMAT_VERSION = 1
@@ -99,12 +101,14 @@ def save_calls(calls: Sequence[RecordedDecode], path: Path, sound: Sound | None 
         for index, call in enumerate(calls)
     ]
     header = {"format": FORMAT, "version": str(FORMAT_VERSION), "calls": json.dumps(tree)}
+    header[checksum.FIELD] = checksum.BLANK
     if sound is not None:
         tensors[_SOUND] = sound.waveform.detach().to("cpu", torch.float32, copy=True).contiguous()
         header["sample_rate"] = str(sound.sample_rate)
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with part.open("w+b") as file:
         file.write(save(tensors, metadata=header))
+        checksum.seal(file)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
@@ -118,8 +122,9 @@ def load_calls(path: Path) -> list[RecordedDecode]:
 
 def load_clip(path: Path) -> RecordedClip:
     """The calls and sound that `save_calls` wrote, bit for bit, on the CPU. Raises `ValueError` for any other
-    file.
+    file, and for one whose bytes have changed since.
     """
+    checksum.verify(path)
     with safe_open(path, framework="pt", device="cpu") as file:
         header = file.metadata() or {}
         if header.get("format") != FORMAT or header.get("version") != str(FORMAT_VERSION):

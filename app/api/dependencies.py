@@ -1,10 +1,5 @@
-"""Objects that all routes share, built once in `create_app`: settings, store, admission, feed, metrics.
+"""Objects that all routes share, built once in `create_app`: settings, store, admission, feed, metrics."""
 
-Also runs the background work of the API process: expired leases, expired results, unschedulable jobs.
-"""
-
-import logging
-import threading
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
@@ -12,11 +7,13 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from adaptive.device.nvml import Nvml
+from app.api.background import Background, health
 from app.api.feed import EventFeed
 from app.api.middleware.shares import ClientShares
 from app.api.views import job_view, ready_device_view
 from app.config import Settings
 from app.jobs import Job, JobStatus, Json, WorkerRow
+from app.loops import LoopState
 from app.media.images import ImageLimits
 from app.media.spritesheet import SheetMaker
 from app.models.checks.faults import ModelFaults
@@ -30,13 +27,11 @@ from app.service.exporter import Counting, Exporter
 from app.service.failed_keys import FailedKeys
 from app.service.key_gauges import KeysFileGauge
 from app.service.keys import LiveKeys
+from app.service.loop_gauges import LoopGauges
 from app.service.metrics import LiveGauges, ServiceMetrics
 from app.service.model_gauges import ModelGauges
 from app.service.webhooks import SigningKeys, Webhooks
-from app.store import JobDeleted, JobStore, NoSuchJob, StoreError, open_store
-
-log = logging.getLogger(__name__)
-MAINTENANCE_SECONDS = 2.0
+from app.store import JobDeleted, JobStore, NoSuchJob, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +51,8 @@ class Service:
     nvml: Nvml
     image_limits: ImageLimits
     shares: ClientShares
-    unschedulable: UnschedulableJobs
-    disposal: Disposal
+    background: Background
     webhooks: Webhooks | None
-    stopping: threading.Event
     sheets: SheetMaker = field(default_factory=SheetMaker)
     failed_keys: FailedKeys = field(default_factory=FailedKeys)
 
@@ -78,11 +71,11 @@ class Service:
         self.feed.start()
         if self.webhooks is not None:
             self.webhooks.start()
-        threading.Thread(target=self._maintain, name="maintenance", daemon=True).start()
+        self.background.start()
 
     def stop(self) -> None:
         """Stop the threads; close the store and the driver."""
-        self.stopping.set()
+        self.background.stop()
         self.feed.stop()
         if self.webhooks is not None:
             self.webhooks.stop()
@@ -90,18 +83,15 @@ class Service:
         self.store.close()
         self.nvml.close()
 
-    def _maintain(self) -> None:
-        while not self.stopping.wait(MAINTENANCE_SECONDS):
-            try:
-                for job_id in self.store.requeue_expired():
-                    log.warning("lease_expired job_id=%s", job_id)
-                self.disposal.turn()
-                if events := self.exporter.retire_events():
-                    log.info("events_deleted events=%d", events)
-                for job_id in self.unschedulable.fail():
-                    log.warning("job_unschedulable job_id=%s", job_id)
-            except StoreError as error:
-                log.warning("maintenance_postponed reason=%s", error)
+    def loop_states(self) -> list[LoopState]:
+        """Return the states of all loops of this process."""
+        sent = () if self.webhooks is None else self.webhooks.loops
+        loops = (self.feed.loop, *self.background.loops, *sent, *self.store.loops)
+        return [loop.state for loop in loops]
+
+    def health(self) -> tuple[bool, Json]:
+        """Return whether this process can do its work, and the JSON of /healthz. Waits for nothing."""
+        return health(self.loop_states(), self.background.storage_fault)
 
 
 def build_service(
@@ -139,7 +129,8 @@ def build_service(
         load_requirements=load_requirements,
         find_fault=faults.of,
     )
-    return Service(
+    unschedulable = UnschedulableJobs(store, models, alive_workers, grace_seconds=settings.fit_grace_seconds)
+    service = Service(
         settings=settings,
         models=models,
         keys=keys,
@@ -153,13 +144,11 @@ def build_service(
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
         shares=ClientShares(settings),
-        unschedulable=UnschedulableJobs(
-            store, models, alive_workers, grace_seconds=settings.fit_grace_seconds
-        ),
-        disposal=Disposal(settings, store),
+        background=Background(store, unschedulable, Disposal(settings, store), exporter),
         webhooks=_webhooks(settings, models, keys, store),
-        stopping=threading.Event(),
     )
+    metrics.registry.register(LoopGauges(service.loop_states, lambda: service.background.storage_fault))
+    return service
 
 
 def _webhooks(
@@ -213,19 +202,24 @@ def visible(service: Service, job_id: str, owner: str | None) -> Job:
 
 
 def readiness(service: Service) -> tuple[bool, Json]:
-    """Return whether a live worker offers a model that can be used, and the JSON of /readyz."""
+    """Return whether jobs can be stored and a live worker offers a model that can be used, and the JSON of
+    /readyz."""
     workers = service.alive_workers()
     counts = service.store.counts()
     offered = {model for worker in workers for model in worker.device.get("models") or service.models}
     faults = service.faults.permanent()
     usable = {name: name in offered and name not in faults for name in service.models}
+    healthy, state = service.health()
+    ready = healthy and any(usable.values())
     report: Json = {
-        "ready": any(usable.values()),
+        "ready": ready,
         "workers": len(workers),
         "models": usable,
         "unavailable": faults,
         "devices": [ready_device_view(worker) for worker in workers],
         "queued": counts[JobStatus.QUEUED],
         "running": counts[JobStatus.RUNNING],
+        "storage": state["storage"],
+        "loops": state["loops"],
     }
-    return any(usable.values()), report
+    return ready, report

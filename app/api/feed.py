@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from app.jobs import Event
-from app.store import JobStore, StoreUnavailable
+from app.loops import Loop
+from app.store import JobStore, StoreError
 
 log = logging.getLogger(__name__)
 PAGE = 1000
@@ -21,6 +22,8 @@ MAX_PENDING = 2000
 # Between so many listeners the event loop gets time for other requests.
 LISTENERS_AT_ONCE = 16
 PAUSE_SECONDS = 0.005
+SILENT_SECONDS = 8.0
+STOP_SECONDS = 10.0
 
 T = TypeVar("T")
 Consumer = Callable[[Sequence[Event]], None]
@@ -76,17 +79,22 @@ class EventFeed:
         self._store = store
         self._position = position
         self._consumers = consumers
-        self._poll_seconds = poll_seconds
+        self._seen: int | None = None
         self._subscriptions: set[Subscription] = set()
         self._lock = threading.Lock()
         self._made: dict[Hashable, Any] = {}  # used in the listeners' event loop
-        self._stopping = threading.Event()
         self._caught_up = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="event-feed", daemon=True)
+        self.loop = Loop(
+            "event-feed",
+            self._turn,
+            every_seconds=poll_seconds,
+            silent_seconds=SILENT_SECONDS,
+            known=(StoreError,),
+        )
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self.loop.start()
 
     @property
     def caught_up(self) -> bool:
@@ -95,8 +103,10 @@ class EventFeed:
 
     def stop(self) -> None:
         """Stop the thread and end every stream."""
-        self._stopping.set()
-        self._thread.join()
+        self.loop.stop()
+        self.loop.join(STOP_SECONDS)
+        if self._seen is not None:
+            self._position.close(self._seen)
         for subscription in self._current():
             subscription.loop.call_soon_threadsafe(subscription.end)
 
@@ -129,26 +139,20 @@ class EventFeed:
         with self._lock:
             return list(self._subscriptions)
 
-    def _loop(self) -> None:
-        seen: int | None = None
-        while not self._stopping.is_set():
-            try:
-                if seen is None:
-                    seen = self._position.begin()
-                events = self._store.events_after(seq=seen, limit=PAGE)
-                if events:
-                    seen = events[-1].seq
-                    self._publish(events)
-                seen = self._position.turn(seen, at_end=len(events) < PAGE)
-            except StoreUnavailable as error:
-                log.warning("event_feed_paused reason=%s", error)
-                self._stopping.wait(self._poll_seconds)
-                continue
-            if len(events) < PAGE:
-                self._caught_up.set()
-                self._stopping.wait(self._poll_seconds)
-        if seen is not None:
-            self._position.close(seen)
+    def _turn(self) -> bool:
+        if self._seen is None:
+            self._seen = self._position.begin()
+        events = self._store.events_after(seq=self._seen, limit=PAGE)
+        if events:
+            # Counted first: a page is never published twice, whatever happens to it.
+            self._seen = events[-1].seq
+            self._publish(events)
+        at_end = len(events) < PAGE
+        self._seen = self._position.turn(self._seen, at_end=at_end)
+        if not at_end:
+            return True
+        self._caught_up.set()
+        return False
 
     def _publish(self, events: Sequence[Event]) -> None:
         for consumer in self._consumers:

@@ -24,6 +24,7 @@ from app.scheduling.admission import FitsNowhere
 from app.scheduling.usable_profile import ProfilePending
 from app.service.webhooks import WebhookRefused
 from app.store import (
+    DataFolderUnusable,
     IdempotencyConflict,
     JobDeleted,
     NoSuchJob,
@@ -112,6 +113,8 @@ def problem_of(error: Exception) -> Problem | None:
         case QueueFull():
             data = {"queued": error.queued, "limit": error.limit}
             return Problem(429, "queue_full", str(error), data=data)
+        case DataFolderUnusable():  # its words name a path
+            return Problem(503, "data_folder_unusable", f"the data folder {error.fault}", headers=retry)
         case StoreUnavailable():
             # The error names the database's address, which is nobody's business; the log has it.
             message = "the job store is unavailable: try again; the service's log has the reason"

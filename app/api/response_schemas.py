@@ -132,7 +132,15 @@ _MODEL = _object(
 )
 MODELS = _object({"models": _list(_MODEL)})
 LOG_LEVEL = _object({"level": {"type": "string", "enum": ["debug", "info", "warning", "error"]}})
-HEALTH = _object({"status": {"type": "string", "enum": ["ok"]}, "version": TEXT})
+_LOOPS = _list(_object({"name": TEXT, "last_turn_seconds": NUMBER, "silent": YES_OR_NO, "failures": WHOLE}))
+HEALTH = _object(
+    {
+        "status": {"type": "string", "enum": ["ok", "failing"]},
+        "version": TEXT,
+        "storage": TEXT,
+        "loops": _LOOPS,
+    }
+)
 READINESS = _object(
     {
         "ready": YES_OR_NO,
@@ -144,6 +152,8 @@ READINESS = _object(
         ),
         "queued": WHOLE,
         "running": WHOLE,
+        "storage": TEXT,
+        "loops": _LOOPS,
     }
 )
 

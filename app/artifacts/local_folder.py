@@ -50,8 +50,12 @@ class JobArtifacts:
         return sum(name.startswith("preview-") and name.endswith(".jpg") for name in names)
 
     def make(self) -> "JobArtifacts":
-        """Create the folder durably. Removes partial files and the previews of an earlier decode."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Create the folder durably. Removes partial files and the previews of an earlier decode.
+
+        Raises `OSError` where the data folder is gone: a job must not make it anew.
+        """
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(exist_ok=True)
         for leftover in (*self.folder.glob("*.part"), *self.folder.glob("preview-*.jpg")):
             leftover.unlink(missing_ok=True)
         sync(self.folder.parent)

@@ -1,8 +1,14 @@
-"""The commands that run the service: `serve` is the parent process; the others are its children."""
+"""The commands that run the service: `serve` is the parent process; the others are its children.
+
+A start that fails prints one line. It exits with 2 for a setting that must be changed, and with 1 for a
+database or folder that may be repaired.
+"""
 
 import gc
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -35,8 +41,7 @@ def serve(
     settings = settings_with(host=host, port=port, devices=devices, data_dir=data_dir)
     from app.models.entries import load_models
     from app.service.keys import load_keys
-    from app.service.processes import AlreadyRunning, run_service
-    from app.store import StoreError
+    from app.service.processes import run_service
 
     _configure_log(settings, "serve")
     load_models(settings)  # reports a fault in the file once, instead of in every child
@@ -45,11 +50,8 @@ def serve(
     def ready(url: str) -> None:
         typer.echo(f"Framefit is ready at {url}", err=True)
 
-    try:
+    with _faults_in_one_line("framefit"):
         run_service(settings, ready)
-    except (AlreadyRunning, StoreError) as error:  # a database that is newer, locked or out of reach
-        typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
-        sys.exit(1)
 
 
 def api(
@@ -64,9 +66,14 @@ def api(
 
     from app.api import create_app
     from app.api.server import build_server
+    from app.service.data_folder import prepare_data_folder
 
     _configure_log(settings, "api")
-    server = build_server(create_app(settings), host=settings.host, port=settings.port, access_log=False)
+    with _faults_in_one_line("framefit api"):
+        prepare_data_folder(settings.data_dir, may_make=supervisor_pid is None)
+        app = create_app(settings)
+        app.state.service.store.migrate()  # here: the server would print a traceback
+    server = build_server(app, host=settings.host, port=settings.port, access_log=False)
     sockets = None if listen_fd is None else [socket.socket(fileno=listen_fd)]
     server.run(sockets)
 
@@ -89,6 +96,7 @@ def worker(
 
     from adaptive.errors import NoDevice
     from app.models.entries import load_models
+    from app.service.data_folder import prepare_data_folder
     from app.service.parent_death import EXIT_DATABASE_UNAVAILABLE, EXIT_DEVICE_UNAVAILABLE
     from app.store import StoreUnavailable, open_store
     from app.worker.engine import Engine
@@ -103,14 +111,16 @@ def worker(
         typer.secho(f"framefit worker: {error}", err=True, fg=typer.colors.RED)
         # Only a torch build without CUDA gives its device up; a lost card is retried.
         sys.exit(EXIT_DEVICE_UNAVAILABLE if "without CUDA" in error.state else 1)
-    with closing(open_store(settings)) as store:
-        store.migrate()
-        identity = worker_id or f"{socket.gethostname()}/{device}/{secrets.token_hex(4)}"
-        try:
-            Worker(settings, load_models(settings), store, engine, identity).run()
-        except StoreUnavailable as error:  # not the job's fault: its end could not be recorded
-            typer.secho(f"framefit worker: the database: {error}", err=True, fg=typer.colors.RED)
-            sys.exit(EXIT_DATABASE_UNAVAILABLE)
+    with _faults_in_one_line("framefit worker"):
+        prepare_data_folder(settings.data_dir, may_make=supervisor_pid is None)
+        with closing(open_store(settings)) as store:
+            store.migrate()
+            identity = worker_id or f"{socket.gethostname()}/{device}/{secrets.token_hex(4)}"
+            try:
+                Worker(settings, load_models(settings), store, engine, identity).run()
+            except StoreUnavailable as error:  # not the job's fault: its end could not be recorded
+                typer.secho(f"framefit worker: the database: {error}", err=True, fg=typer.colors.RED)
+                sys.exit(EXIT_DATABASE_UNAVAILABLE)
 
 
 def profile(
@@ -130,6 +140,19 @@ def profile(
         write_shipped(settings, load_models(settings))
     else:
         keep_tracing(settings, load_models(settings), lambda: time.sleep(RECHECK_SECONDS))
+
+
+@contextmanager
+def _faults_in_one_line(command: str) -> Iterator[None]:
+    """End the process with status 1 and one line if the database or the data folder cannot be used."""
+    from app.service.data_folder import DataFolderRefused
+    from app.store import StoreError
+
+    try:
+        yield
+    except (DataFolderRefused, StoreError) as error:
+        typer.secho(f"{command}: {' '.join(str(error).split())}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
 
 
 def _configure_log(settings: Settings, process: str) -> None:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from adaptive.families import family_of
+from adaptive.pipelines import checksum
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from app.latents.latent_scale import LatentScale
 from app.latents.tensor_file import TensorFile, TensorSpec
@@ -47,7 +48,8 @@ class LatentsInfo:
         """The fields as strings for a safetensors header."""
         own = {name: str(value) for name, value in asdict(self).items() if name != "scale"}
         scale = json.dumps(self.scale.as_json())
-        return {"format": FORMAT, "version": FORMAT_VERSION, "posterior": "mean", **own, "scale": scale}
+        kind = {"format": FORMAT, "version": FORMAT_VERSION, "posterior": "mean"}
+        return {**kind, **own, "scale": scale, checksum.FIELD: checksum.BLANK}
 
 
 def create(path: Path, info: LatentsInfo, spec: TensorSpec) -> TensorFile:
@@ -85,7 +87,11 @@ def read_info(path: Path) -> LatentsInfo | None:
 
 
 def load(path: Path, info: LatentsInfo, vae: Any) -> RecordedClip:
-    """The decode call that turns the file's latents into the clip again, in the VAE's dtype."""
+    """The decode call that turns the file's latents into the clip again, in the VAE's dtype.
+
+    Raises `ValueError` if the file's bytes have changed since it was written.
+    """
+    checksum.verify(path)
     with safe_open(path, framework="pt", device="cpu") as file:
         latents: Tensor = file.get_tensor(NAME)
     restored = info.scale.restored(latents).to(vae.dtype)

@@ -15,6 +15,7 @@ from typing import BinaryIO, Self
 import torch
 from torch import Tensor
 
+from adaptive.pipelines import checksum
 from app.artifacts.local_folder import part_of, publish
 
 _NAMES = {
@@ -43,13 +44,15 @@ class TensorSpec:
 class TensorFile:
     """Writes tensors part by part along time; a context manager.
 
-    Leaving the block without `finish` deletes the unfinished file.
+    Leaving the block without `finish` deletes the unfinished file. A blank checksum among the metadata gets
+    its value when the file is complete.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> None:
         self._path = path
         self._specs = dict(tensors)
         self._written = dict.fromkeys(tensors, 0)
+        self._has_checksum = checksum.FIELD in metadata
         self._starts: dict[str, int] = {}
         end = 0
         header: dict[str, object] = {"__metadata__": dict(metadata)}
@@ -60,7 +63,7 @@ class TensorFile:
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         self._data_starts = 8 + len(text)
-        self._file: BinaryIO = part_of(path).open("wb")
+        self._file: BinaryIO = part_of(path).open("w+b")
         self._file.write(len(text).to_bytes(8, "little") + text)
         self._file.truncate(self._data_starts + end)
 
@@ -85,6 +88,8 @@ class TensorFile:
         for name, spec in self._specs.items():
             if self._written[name] != spec.shape[_TIME]:
                 raise ValueError(f"{name} has {spec.shape[_TIME]} frames, {self._written[name]} were written")
+        if self._has_checksum:
+            checksum.seal(self._file)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

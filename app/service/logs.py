@@ -10,8 +10,6 @@ import json
 import logging
 import re
 import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
+
+from app.loops import Loop
 
 LEVEL_FILE = "log-level"
 LEVELS = ("debug", "info", "warning", "error")
@@ -145,7 +145,7 @@ def configure(
     _set_level(level)
     if data_dir is not None:
         follower = LevelFollower(data_dir, level)
-        threading.Thread(target=follower.run, name="log-level", daemon=True).start()
+        Loop("log-level", follower.poll, every_seconds=POLL_SECONDS).start()
 
 
 def read_level(data_dir: Path) -> str | None:
@@ -185,12 +185,6 @@ class LevelFollower:
             self._now = wanted
             _set_level(wanted)
             logging.getLogger(__name__).warning("log_level_changed to=%s", wanted)
-
-    def run(self) -> None:
-        """Poll forever."""
-        while True:
-            self.poll()
-            time.sleep(POLL_SECONDS)
 
 
 def _set_level(level: str) -> None:

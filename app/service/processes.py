@@ -4,18 +4,18 @@ Owns the data folder's lock, the listening socket and the list of child processe
 keeps the children running, `app.service.gpus.devices` chooses the workers' devices. Imports no torch.
 """
 
-import fcntl
 import http.client
 import json
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from app.config import ConfigError, Settings
+from app.service.data_folder import locked_data_folder, prepare_data_folder
 from app.service.ends.deaths import OomWatch
 from app.service.ends.last_run import RunRecord
 from app.service.gpus import unused as unused_gpus
@@ -33,26 +33,20 @@ SERVICE_FILE = "service.json"
 _HEALTH_TIMEOUT_SECONDS = 0.5
 
 
-class AlreadyRunning(Exception):
-    """Another service owns the data folder."""
-
-
 def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
     """Run the service until SIGTERM or SIGINT; call `on_ready(url)` once, when the API answers.
 
-    Raises `AlreadyRunning` if another service uses the data folder, and `ConfigError` if the address cannot
-    be bound, the data folder cannot be made or a device does not exist.
+    Raises `DataFolderRefused` if the data folder cannot be used or another service uses it, `StoreError` if
+    the database cannot be opened, and `ConfigError` if the address cannot be bound or a device does not
+    exist.
     """
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"FRAMEFIT_DATA_DIR: {settings.data_dir}: {error.strerror}") from None
+    prepare_data_folder(settings.data_dir)
     with (
-        _data_folder_locked(settings.data_dir),
+        locked_data_folder(settings.data_dir),
         closing(_listen(settings)) as listener,
         closing(open_store(settings)) as store,
     ):
-        store.migrate()
+        store.migrate(must_write=True)
         write_level(settings.data_dir, None)  # a level set at run time ends with the service
         devices = choose_devices(settings.devices)
         reported = _ReportedGpus(settings.data_dir, devices)
@@ -120,19 +114,6 @@ class _ReportedGpus:
         self._unused = (*self._unused, gpu)
         unused_gpus.warn([gpu], on_cpu=worker.fallback is not None)
         unused_gpus.publish(self._data_dir, self._unused)
-
-
-@contextmanager
-def _data_folder_locked(data_dir: Path) -> Iterator[None]:
-    """Lock the folder; the kernel releases the lock when this process ends, even if it is killed."""
-    with (data_dir / "service.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunning(
-                f"another service uses {data_dir.absolute()}: stop it or set FRAMEFIT_DATA_DIR"
-            ) from None
-        yield
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
+from app.loops import Loop
 from app.service.ends.deaths import OomWatch, reason_of
 from app.service.parent_death import EXIT_DEVICE_UNAVAILABLE
 
@@ -62,13 +63,19 @@ class Child:
         # receives the terminal's signals and passes them on.
         command = [sys.executable, "-m", "app", *self.spec.arguments, "--supervisor-pid", str(os.getpid())]
         descriptors = () if self.spec.inherits_fd is None else (self.spec.inherits_fd,)
-        self.process = subprocess.Popen(
-            command,
-            env={**os.environ, **self.spec.environ},
-            stdin=subprocess.DEVNULL,
-            pass_fds=descriptors,
-            start_new_session=True,
-        )
+        try:
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, **self.spec.environ},
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory or no process id is left, for a moment
+            wait = self._postpone()
+            text = "process_not_started name=%s restart_in_seconds=%.1f reason=%s"
+            log.error(text, self.spec.name, wait, error)
+            return
         self._started_at = time.monotonic()
         log.info("process_started name=%s pid=%d", self.spec.name, self.process.pid)
 
@@ -81,11 +88,17 @@ class Child:
             self.done = True
             return status
         lived = time.monotonic() - self._started_at
-        self._failures = 0 if lived >= HEALTHY_SECONDS else self._failures + 1
-        wait = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)]
-        self._start_at = time.monotonic() + wait
+        if lived >= HEALTHY_SECONDS:
+            self._failures = -1
+        wait = self._postpone()
         log.warning("process_ended name=%s status=%d restart_in_seconds=%.1f", self.spec.name, status, wait)
         return status
+
+    def _postpone(self) -> float:
+        self._failures += 1
+        wait = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)]
+        self._start_at = time.monotonic() + wait
+        return wait
 
     def signal(self, number: int) -> None:
         """Send a signal if the process runs."""
@@ -115,9 +128,12 @@ class Supervisor:
         self._drain_seconds = drain_seconds
         self._on_worker_death = on_worker_death
         self._on_device_unavailable = on_device_unavailable
-        self._on_tick = on_tick
         self._oom_watch = oom_watch or OomWatch()
         self._stops: list[int] = []
+        # Neither is started as a thread: children end with the thread that started them.
+        self._supervision = Loop("supervision", self._supervise, every_seconds=TICK_SECONDS)
+        self._housekeeping = Loop("housekeeping", on_tick, every_seconds=TICK_SECONDS)
+        self._due_at = dict.fromkeys((self._supervision, self._housekeeping), 0.0)
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT, then drain. Blocks. Call from the main thread."""
@@ -125,8 +141,7 @@ class Supervisor:
             signal.signal(number, self._ask_stop)
         try:
             while not self._stops:
-                self._tick()
-                time.sleep(TICK_SECONDS)
+                self._tick(self._supervision, self._housekeeping)
             self._drain()
         finally:
             self._kill_all()
@@ -134,7 +149,13 @@ class Supervisor:
     def _ask_stop(self, number: int, _frame: FrameType | None) -> None:
         self._stops.append(number)
 
-    def _tick(self) -> None:
+    def _tick(self, *loops: Loop) -> None:
+        for loop in loops:
+            if time.monotonic() >= self._due_at[loop]:
+                self._due_at[loop] = time.monotonic() + loop.step()
+        time.sleep(TICK_SECONDS)
+
+    def _supervise(self) -> None:
         for child in self._children:
             status = child.reap()
             # Looked at after each end, so that a rise belongs to it.
@@ -146,7 +167,6 @@ class Supervisor:
                 if status == EXIT_DEVICE_UNAVAILABLE:
                     self._fall_back(child)
             child.start_if_due()
-        self._on_tick()
 
     def _fall_back(self, child: Child) -> None:
         """Replace a worker whose device cannot be used; all such workers share one replacement."""
@@ -177,8 +197,7 @@ class Supervisor:
                 hurried = True
                 for child in draining:
                     child.signal(signal.SIGINT)
-            self._on_tick()
-            time.sleep(TICK_SECONDS)
+            self._tick(self._housekeeping)
         for child in self._children:
             child.signal(signal.SIGTERM)
         deadline = time.monotonic() + KILL_SECONDS

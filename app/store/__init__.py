@@ -20,7 +20,9 @@ jobstore    JobStore: every operation above, each in its own transaction
 """
 
 from app.store.errors import (
+    CannotOpen,
     DamagedSnapshot,
+    DataFolderUnusable,
     IdempotencyConflict,
     JobDeleted,
     NewerSchema,
@@ -36,7 +38,9 @@ from app.store.jobstore import JobStore, open_store
 from app.store.transaction import Rules
 
 __all__ = [
+    "CannotOpen",
     "DamagedSnapshot",
+    "DataFolderUnusable",
     "IdempotencyConflict",
     "JobDeleted",
     "JobStore",

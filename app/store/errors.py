@@ -4,6 +4,8 @@ StoreError
 ├── NoSuchJob             no job has that id                        (job_id)
 ├── JobDeleted            the job was deleted; nothing of it is served (job)
 ├── StoreUnavailable      the database is locked, unreachable or out of disk space; nothing was written
+│   ├── CannotOpen            a database that cannot be opened at the start       (place, reason)
+│   └── DataFolderUnusable    the data folder or the database's file is gone, replaced or read-only  (path)
 ├── NewerSchema           a newer version of the program has upgraded the database  (revision)
 ├── DamagedSnapshot       the stored counters cannot be read
 ├── QueueFull             the limit of queued jobs is reached       (queued, limit, owner)
@@ -11,6 +13,8 @@ StoreError
 ├── WrongState            the job's status does not allow it        (job)
 └── ResultExpired         the job's image and result were deleted   (job_id)
 """
+
+from pathlib import Path
 
 from app.jobs import Job
 
@@ -41,14 +45,32 @@ class StoreUnavailable(StoreError):
     """The database is locked or unreachable, or its disk is full. Nothing was written."""
 
 
+class CannotOpen(StoreUnavailable):
+    """The database cannot be opened or upgraded: where it is, why, and what to do."""
+
+    def __init__(self, place: str, reason: str, remedy: str) -> None:
+        self.place = place
+        self.reason = reason
+        super().__init__(f"the database {place} cannot be used: {reason}: {remedy}")
+
+
+class DataFolderUnusable(StoreUnavailable):
+    """Nothing can be stored: the data folder or the database's file is gone, was replaced or is read-only."""
+
+    def __init__(self, path: Path, fault: str) -> None:
+        self.path = path
+        self.fault = fault
+        super().__init__(f"{path} {fault}")
+
+
 class NewerSchema(StoreError):
     """A newer version of the program has upgraded the database. Nothing was changed."""
 
-    def __init__(self, revision: str, known: str) -> None:
+    def __init__(self, revision: str, known: str, place: str = "") -> None:
         self.revision = revision
         super().__init__(
-            f"the database was upgraded by a newer version (schema {revision}, this version knows {known}): "
-            "install that version again, or restore the database from a backup"
+            f"the database {f'{place} ' if place else ''}was upgraded by a newer version (schema {revision}, "
+            f"this version knows {known}): install that version again, or restore the database from a backup"
         )
 
 

@@ -12,11 +12,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import URL, Connection, TextClause
 from sqlalchemy.exc import ArgumentError
 
+from app.artifacts.data_folder import DataFolder
 from app.config import PREFIX, ConfigError, Settings
 from app.jobs import Claim, Job, JobSpec, Json, WorkerRow
+from app.loops import Loop
 from app.store import backfill, claims, deliveries, intake, leases, queries
 from app.store import workers as workforce
 from app.store.database import open_database
+from app.store.errors import DataFolderUnusable
 from app.store.rows import fetch_events, fetch_job
 from app.store.transaction import Rules, Transaction
 from app.store.upkeep import counters, deletion, event_retention, retention
@@ -55,6 +58,18 @@ def _writes(operation: Callable[Concatenate[Transaction, P], T]) -> Callable[Con
     return method
 
 
+def _stores(operation: Callable[Concatenate[Transaction, P], T]) -> Callable[Concatenate["JobStore", P], T]:
+    """As `_writes`, for jobs whose files must have a place."""
+    write = _writes(operation)
+
+    @functools.wraps(operation)
+    def method(store: "JobStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        store.require_folder()
+        return write(store, *args, **kwargs)
+
+    return method
+
+
 def _writes_at_once(
     operation: Callable[Concatenate[Transaction, P], T],
 ) -> Callable[Concatenate["JobStore", P], T]:
@@ -80,20 +95,43 @@ class JobStore:
         *,
         clock: Callable[[], float] | None = None,
         rules: Rules | None = None,
+        folder: DataFolder | None = None,
     ) -> None:
-        """Open the database. `clock` replaces the database's own time (seconds since the epoch).
+        """Open the database. `clock` replaces the database's own time (seconds since the epoch). `folder` is
+        where the jobs' files will lie.
 
         Raises `ValueError` for an in-memory database, a path too long for SQLite or a missing PostgreSQL
         driver.
         """
         rules = rules or Rules()
         self._database = open_database(database_url, rules, clock)
+        self._folder = folder
         self._expiry = ExpiryWatch(rules.heartbeat_seconds, lease_seconds=rules.lease_seconds)
         self._bytes_to_drop = True  # a process before this one may have ended between erasing and dropping
 
-    def migrate(self) -> None:
-        """Create or upgrade the schema; safe in several processes at once. Raises `NewerSchema`."""
-        self._database.migrate()
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        """The threads of the database."""
+        return self._database.loops
+
+    def migrate(self, *, must_write: bool = False) -> None:
+        """Create or upgrade the schema; safe in several processes at once.
+
+        `must_write`: write even if the schema is the newest, to see that this is possible. Raises
+        `NewerSchema`, or `CannotOpen` with what to do.
+        """
+        self._database.migrate(must_write=must_write)
+
+    def check(self) -> None:
+        """Raise `StoreUnavailable` unless a job could be stored now."""
+        self.require_folder()
+        self._database.check()
+
+    def require_folder(self) -> None:
+        """Raise `DataFolderUnusable` if the files of a job could not be stored now."""
+        fault = None if self._folder is None else self._folder.fault()
+        if self._folder is not None and fault is not None:
+            raise DataFolderUnusable(self._folder.path, fault)
 
     def close(self) -> None:
         """Finish pending writes and close every connection."""
@@ -108,11 +146,11 @@ class JobStore:
         return self._database.on_queued(wake)
 
     # Changes that clients request.
-    submit = _writes(intake.submit)
-    submit_all = _writes(intake.submit_all)
+    submit = _stores(intake.submit)
+    submit_all = _stores(intake.submit_all)
     cancel = _writes(intake.cancel)
     fail_queued = _writes(intake.fail_queued)
-    queue_again = _writes(intake.queue_again)
+    queue_again = _stores(intake.queue_again)
     discard = _writes(retention.discard)
     delete = _writes(deletion.delete)
 
@@ -285,7 +323,7 @@ def open_store(settings: Settings) -> JobStore:
     )
     url = settings.resolved_database_url
     try:
-        return JobStore(url, rules=rules)
+        return JobStore(url, rules=rules, folder=DataFolder(settings.data_dir))
     except (ValueError, ArgumentError) as error:
         where = "" if settings.database_url is None else f"{PREFIX}DATABASE_URL: "
         raise ConfigError(f"{where}{error}") from None

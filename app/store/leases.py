@@ -43,7 +43,7 @@ FINISH = text("""
     where id = :id and token = :token and status = 'running'
 """)
 GIVE_BACK = text("""
-    update jobs set status = 'queued', stage = :stage, worker_id = null, lease_until = null,
+    update jobs set status = 'queued', stage = :stage, progress = 0, worker_id = null, lease_until = null,
         attempts = :attempts, setbacks = :setbacks, rank = :rank, token = token + 1, queued_at = :now
     where id = :id and token = :token and status = 'running'
 """)

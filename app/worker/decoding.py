@@ -217,6 +217,24 @@ def video_shape(vae: Any, clip: RecordedClip) -> VideoShape:
     return VideoShape(frames, height * traits.spatial_ratio, width * traits.spatial_ratio)
 
 
+def check_fits(vae: Any, clip: RecordedClip, wanted: VideoShape) -> None:
+    """Raise `ValueError` unless the VAE decodes the clip's calls to a video of that shape."""
+    if not clip.calls:
+        raise ValueError("the file holds no decode call")
+    family = family_of(vae)
+    channels = family.traits(type(vae).__name__, vae.config).latent_channels
+    for call in clip.calls:
+        found = family.as_video(call.latents, recorded_arguments(type(vae), call)).shape
+        if found[1] != channels:
+            raise ValueError(f"the latents have {found[1]} channels, and the model's VAE takes {channels}")
+    shape = video_shape(vae, clip)
+    if shape != wanted:
+        raise ValueError(
+            f"the latents decode to {shape.frames} frames of {shape.width}x{shape.height}, and the job asks "
+            f"for {wanted.frames} of {wanted.width}x{wanted.height}"
+        )
+
+
 def _longest_call(vae: Any, clip: RecordedClip) -> int:
     """The number of latent frames of the clip's longest call."""
     family = family_of(vae)

@@ -135,9 +135,13 @@ class Engine:
 
     def clean_up(self) -> None:
         """Save what the last job taught about costs, and free cached memory."""
-        save_learned_costs(self._settings, self._learned_costs)
-        if self._model is not None and self._model.host_learned_costs is not None:
-            save_learned_costs(self._settings, self._model.host_learned_costs)
+        host = None if self._model is None else self._model.host_learned_costs
+        try:
+            self._settings.data_dir.stat()  # one that was removed must not be made anew
+            for costs in (self._learned_costs, *(() if host is None else (host,))):
+                save_learned_costs(self._settings, costs)
+        except OSError as error:  # the next job teaches it again
+            log.warning("learned_costs_not_saved reason=%s", error)
         self._probe.release()
 
     def memory_report(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from app.worker.decoding import (
     Decoding,
     OnEvent,
     WaitForMemory,
+    check_fits,
     load_learned_costs,
     video_shape,
 )
@@ -184,6 +185,10 @@ class LoadedModel:
         with translated_device_errors("denoising"):
             check_clip(clip, "denoising")
         return clip
+
+    def check_fits(self, clip: RecordedClip, spec: JobSpec) -> None:
+        """Raise `ValueError` unless this VAE decodes the clip to the video that the request asks for."""
+        check_fits(self._pipe.vae, clip, VideoShape(spec.num_frames, spec.height, spec.width))
 
     def video_shape(self, clip: RecordedClip) -> VideoShape:
         """The shape of the video that the clip's calls decode to."""

@@ -9,7 +9,6 @@ import logging
 import os
 import queue
 import signal
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from types import FrameType
 
 from app.config import Settings
 from app.jobs import Claim, JobStatus
+from app.loops import Loop
 from app.models.entries import ModelEntry
 from app.models.loading import import_pipeline
 from app.service.logs import bind_ids
@@ -29,7 +29,6 @@ from app.worker.job.watchdog import Current, Watchdog
 
 log = logging.getLogger(__name__)
 
-EXIT_BROKEN = 70  # EX_SOFTWARE of sysexits.h
 IDLE_POLL_SECONDS = 5.0  # the longest time between polls, where the database wakes the worker
 BUSY_HEARTBEAT_SECONDS = 1.0  # the longest time until a running job sees its cancellation
 
@@ -56,6 +55,7 @@ class Worker:
         self._id = worker_id
         self._stopping = False
         self._paused = False
+        self._beat_due_at = 0.0
         self._current: Current | None = None
         # A queue and not an event: a signal handler may put into it whatever the main thread is doing.
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -71,7 +71,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._store.register_worker(self._id, self._device())
-        threading.Thread(target=self._beat_forever, name="heartbeat", daemon=True).start()
+        self._heartbeat().start()
         self._watchdog.start()
         is_woken = self._store.on_queued(lambda: self._wakes.put(None))
         idle_seconds = self._settings.poll_seconds
@@ -186,19 +186,25 @@ class Worker:
     def _device(self) -> dict[str, object]:
         return {**self._engine.device_report(), "models": list(self._models), "worker_pid": os.getpid()}
 
-    def _beat_forever(self) -> None:
-        while True:
-            current = self._current
-            try:
-                self._beat(current)
-            except StoreUnavailable as error:
-                log.warning("heartbeat_failed worker_id=%s reason=%s", self._id, error)
-            except Exception:  # a lost device or a bug here: a worker that cannot report must end
-                log.critical("heartbeat_crashed worker_id=%s", self._id, exc_info=True)
-                logging.shutdown()
-                os._exit(EXIT_BROKEN)
-            busy = min(BUSY_HEARTBEAT_SECONDS, self._settings.heartbeat_seconds)
-            time.sleep(busy if self._current else self._settings.heartbeat_seconds)
+    def _heartbeat(self) -> Loop:
+        """The loop of heartbeats. A lost device or a fault of ours ends the process: a worker that cannot
+        report would hold its job and its device for nothing.
+        """
+        busy = min(BUSY_HEARTBEAT_SECONDS, self._settings.heartbeat_seconds)
+
+        def turn() -> None:
+            if self._current is not None or time.monotonic() >= self._beat_due_at:
+                self._beat(self._current)
+                self._beat_due_at = time.monotonic() + self._settings.heartbeat_seconds
+
+        return Loop(
+            "heartbeat",
+            turn,
+            every_seconds=busy,
+            retry_seconds=busy,
+            known=(StoreUnavailable,),
+            is_fatal=lambda error: not isinstance(error, StoreUnavailable),
+        )
 
     def _beat(self, current: Current | None) -> None:
         claim, control = current or (None, None)

@@ -9,7 +9,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from adaptive.device.gpu_processes import gpu_memory_users
 from adaptive.device.nvml import GpuInfo, NvmlState
-from adaptive.version import __version__
 from app.api.access import Administrator, Caller, Monitor
 from app.api.dependencies import Service, TheService, readiness, visible
 from app.api.problems import Problem, documented
@@ -167,10 +166,26 @@ def models(service: TheService, _owner: Caller) -> Json:
     }
 
 
-@router.get("/healthz", tags=["service"], summary="Liveness of the API process", responses=answer(HEALTH))
-async def healthz() -> Json:
-    """Return 200 as long as the process can answer."""
-    return {"status": "ok", "version": __version__}
+@router.get(
+    "/healthz",
+    tags=["service"],
+    summary="Liveness of the API process",
+    responses={
+        **answer(HEALTH),
+        503: {
+            "description": "A loop of the process is silent, or nothing can be stored.",
+            "content": {"application/json": {"schema": HEALTH}},
+        },
+    },
+)
+async def healthz(service: TheService) -> JSONResponse:
+    """Return 200 while the process does its work, else 503.
+
+    Both come with the process's loops and the time since each last succeeded. This waits for no database and
+    no thread.
+    """
+    ok, report = service.health()
+    return JSONResponse(report, 200 if ok else 503)
 
 
 @router.get(
@@ -180,17 +195,17 @@ async def healthz() -> Json:
     responses={
         **answer(READINESS),
         503: {
-            "description": "No live worker has a model that can be used.",
+            "description": "No live worker has a model that can be used, or nothing can be stored.",
             "content": {"application/json": {"schema": READINESS}},
         },
         **documented(401),
     },
 )
 async def readyz(service: TheService, _allowed: Monitor) -> JSONResponse:
-    """Return 200 if a live worker offers a model that can be used, else 503.
+    """Return 200 if jobs can be stored and a live worker offers a model that can be used, else 503.
 
-    Both come with devices, job counts, the models, and why some of them cannot be used. Needs a key only if
-    FRAMEFIT_OPEN_MONITORING is false.
+    Both come with devices, job counts, the models, why some of them cannot be used, and the process's loops.
+    Needs a key only if FRAMEFIT_OPEN_MONITORING is false.
     """
     ready, report = await service.shares.readiness.get(partial(readiness, service))
     return JSONResponse(report, 200 if ready else 503, headers={} if ready else {"Retry-After": "2"})

@@ -2,11 +2,11 @@
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable
 
 from app.jobs import Json
+from app.loops import Loop
 from app.service.webhooks import call
 from app.service.webhooks.call import WebhookRefused, post
 from app.service.webhooks.signing import SigningKeys, sign
@@ -16,6 +16,7 @@ from app.store.deliveries import Attempt, Delivery
 log = logging.getLogger(__name__)
 IDLE_SECONDS = 1.0
 AT_ONCE = 8
+SILENT_SECONDS = 120.0  # a turn may wait for several of a receiver's answers
 # Seconds at first, then hours: a receiver that is down for a night still gets its notifications.
 RETRY_SECONDS = (5.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 21600.0)
 
@@ -31,34 +32,36 @@ class Webhooks:
         self._keys = keys
         self._view = view
         self._allow_private = allow_private
-        self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._loop, name=f"webhooks-{number}", daemon=True)
+        self.loops = tuple(
+            Loop(
+                f"webhooks-{number}",
+                self._turn,
+                every_seconds=IDLE_SECONDS,
+                silent_seconds=SILENT_SECONDS,
+                known=(StoreError,),
+            )
             for number in range(AT_ONCE)
-        ]
+        )
 
     def start(self) -> None:
         """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        for loop in self.loops:
+            loop.start()
 
     def stop(self) -> None:
         """Stop the threads after their current deliveries; the others stay in the outbox."""
-        self._stopping.set()
+        for loop in self.loops:
+            loop.stop()
         deadline = time.monotonic() + 2 * call.TIMEOUT_SECONDS
-        for thread in self._threads:
-            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+        for loop in self.loops:
+            loop.join(max(0.0, deadline - time.monotonic()))
 
-    def _loop(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                delivery = self._store.take_delivery()
-                if delivery is not None:
-                    self._store.settle_delivery(delivery.id, self.deliver(delivery))
-                    continue
-            except StoreError as error:
-                log.warning("webhooks_paused reason=%s", error)
-            self._stopping.wait(IDLE_SECONDS)
+    def _turn(self) -> bool:
+        delivery = self._store.take_delivery()
+        if delivery is None:
+            return False
+        self._store.settle_delivery(delivery.id, self.deliver(delivery))
+        return True
 
     def deliver(self, delivery: Delivery) -> Attempt:
         """Make one attempt; return how it went and when the next one is due, if there will be one."""

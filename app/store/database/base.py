@@ -6,15 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, inspect, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, inspect, text
 
-from app.store.errors import NewerSchema, StoreUnavailable
+from app.loops import Loop
+from app.store.database.refusals import opening, place_of, refusals_named
+from app.store.errors import NewerSchema
 from app.store.transaction import Transaction
 
 T = TypeVar("T")
 Operation = Callable[[Transaction], T]
 HEAD_REVISION = "0009"
+REWRITE = text("update alembic_version set version_num = version_num")
 REVISIONS = Path(__file__).parents[1] / "migrations" / "versions"
 
 
@@ -26,6 +28,8 @@ class Database(abc.ABC):
 
     writes: Engine
     reads: Engine
+    url: URL
+    loops: tuple[Loop, ...] = ()  # the threads that it needs
     polls_take_locks: bool  # whether an operation that changes nothing keeps others waiting
 
     @abc.abstractmethod
@@ -42,6 +46,10 @@ class Database(abc.ABC):
     @abc.abstractmethod
     def time(self) -> float:
         """The time that leases and heartbeats are measured with, in seconds since the epoch."""
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Raise `StoreUnavailable` unless something could be written now."""
 
     @abc.abstractmethod
     def publish_events(self) -> None:
@@ -70,18 +78,23 @@ class Database(abc.ABC):
         with refusals_named(), self.reads.connect() as connection:
             yield connection
 
-    def migrate(self) -> None:
+    def migrate(self, *, must_write: bool = False) -> None:
         """Upgrade the schema to the newest revision; safe when several processes start together.
 
-        Raises `NewerSchema` if a newer version of the program has upgraded it further.
+        `must_write`: write even if the schema is the newest, to see that this is possible.
+
+        Raises `NewerSchema` if a newer version of the program has upgraded it further, and `CannotOpen`, with
+        what to do, if it cannot be opened.
         """
-        with refusals_named(), self.writes.begin() as connection:
+        with opening(self.url), self.writes.begin() as connection:
             self._prepare_migration(connection)
             revision = revision_of(connection)
             if revision == HEAD_REVISION:
+                if must_write:
+                    connection.execute(REWRITE)
                 return
             if revision is not None and not list(REVISIONS.glob(f"{revision}_*.py")):
-                raise NewerSchema(revision, HEAD_REVISION)
+                raise NewerSchema(revision, HEAD_REVISION, place_of(self.url))
             # Imported late: it would double the start-up time of a process whose schema is up to date.
             from alembic import command
             from alembic.config import Config
@@ -103,24 +116,6 @@ def revision_of(connection: Connection) -> str | None:
     if "alembic_version" not in inspect(connection).get_table_names():
         return None
     return connection.execute(text("select version_num from alembic_version")).scalar()
-
-
-@contextmanager
-def refusals_named() -> Iterator[None]:
-    """Raise the database library's errors as `StoreUnavailable`."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise translated(error) from error
-
-
-def translated(error: Exception) -> Exception:
-    """Return the store's error for one of the database library, or the error itself."""
-    if isinstance(error, DBAPIError):
-        return StoreUnavailable(" ".join(str(error.orig).split()))  # one line: it goes into logs
-    if isinstance(error, SQLAlchemyError):
-        return StoreUnavailable(" ".join(str(error).split()))
-    return error
 
 
 Outcome = tuple[Any, BaseException | None]

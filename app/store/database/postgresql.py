@@ -13,19 +13,19 @@ Processes of many hosts share the server. Three things therefore belong to it:
   its row locks with it.
 """
 
-import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.store.database.base import Database, Operation, refusals_named, translated
+from app.loops import Loop
+from app.store.database.base import Database, Operation
+from app.store.database.refusals import refusals_named, translated
 from app.store.errors import StoreUnavailable
 from app.store.transaction import QUEUED_CHANNEL, Rules, Transaction
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 # Advisory lock numbers that others hardly use: names in ASCII, shifted to fit a signed bigint.
@@ -42,13 +42,13 @@ POOL_TIMEOUT_SECONDS = 10.0
 ATTEMPTS = 5
 PUBLISHED_AT_ONCE = 5000
 LISTEN_SECONDS = 0.5  # how soon a listener notices that it is closed
-RECONNECT_SECONDS = (0.5, 10.0)
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: serialization failure, deadlock, and the
 # race of two transactions for one idempotency key or worker id. The loser's next attempt finds the winner's
 # row.
 WORTH_ANOTHER_ATTEMPT = {"40001", "40P01", "23505"}
 TIME = text("select cast(extract(epoch from clock_timestamp()) as double precision)")
+READ_ONLY = text("show transaction_read_only")
 LOCK = text("select pg_advisory_xact_lock(:key)")
 ANY_NEW = text("select 1 from new_events limit 1")
 PUBLISH = text("""
@@ -68,7 +68,7 @@ class PostgresqlDatabase(Database):
     def __init__(self, url: URL, rules: Rules, clock: Callable[[], float] | None = None) -> None:
         if url.drivername == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
-        self._url = url
+        self.url = url
         try:
             self.writes = _engine(url, pool_size=5, max_overflow=15)
             self.reads = _engine(url, pool_size=10, max_overflow=20, isolation_level="AUTOCOMMIT")
@@ -84,7 +84,7 @@ class PostgresqlDatabase(Database):
         self._rules = rules
         self._clock = clock
         self._closed = threading.Event()
-        self._listener: threading.Thread | None = None
+        self._listener: _Listener | None = None
 
     def time(self) -> float:
         """The server's time."""
@@ -112,9 +112,15 @@ class PostgresqlDatabase(Database):
             except DBAPIError as error:
                 if sqlstate(error) not in WORTH_ANOTHER_ATTEMPT or attempt == ATTEMPTS:
                     raise translated(error) from error
-            except SQLAlchemyError as error:  # no connection became free
+            except (SQLAlchemyError, OSError) as error:  # no connection became free
                 raise translated(error) from error
         raise AssertionError("the last attempt returns or raises")
+
+    def check(self) -> None:
+        """Ask the server whether it takes writes."""
+        with self.reading() as connection:
+            if connection.execute(READ_ONLY).scalar() == "on":
+                raise StoreUnavailable("the server is read-only: it takes no writes")
 
     def publish_events(self) -> None:
         """Move the events of committed transactions into `events`, where they get their numbers."""
@@ -136,45 +142,74 @@ class PostgresqlDatabase(Database):
     def on_queued(self, wake: Callable[[], None]) -> bool:
         """Call `wake`, on a thread of this object, whenever a process has queued a job."""
         if self._listener is None:
-            self._listener = threading.Thread(
-                target=self._listen, args=(wake,), name="store-listener", daemon=True
-            )
-            self._listener.start()
+            self._listener = _Listener(self.reads, wake)
+            self.loops = (self._listener.loop,)
         return True
-
-    def _listen(self, wake: Callable[[], None]) -> None:
-        wait = RECONNECT_SECONDS[0]
-        while not self._closed.is_set():
-            try:
-                with self.reads.connect() as pooled:
-                    pooled.detach()  # it is closed in the end, not returned: it goes on listening
-                    driver: Any = pooled.connection.dbapi_connection
-                    driver.execute(f"listen {QUEUED_CHANNEL}")
-                    wake()  # a job may have been queued while nobody listened
-                    wait = RECONNECT_SECONDS[0]
-                    while not self._closed.is_set():
-                        for _ in driver.notifies(timeout=LISTEN_SECONDS, stop_after=1):
-                            wake()
-            except Exception as error:  # whatever ended the session: it is opened again
-                if not self._closed.is_set():
-                    log.warning("listening_interrupted reason=%s", translated(error))
-            self._closed.wait(wait)
-            wait = min(2 * wait, RECONNECT_SECONDS[1])
 
     def close(self) -> None:
         """Stop the listener and close every connection."""
         self._closed.set()
         if self._listener is not None:
-            self._listener.join()
+            self._listener.close()
         self._statements.dispose()
         super().close()
+
+    def migrate(self, *, must_write: bool = False) -> None:
+        """As `Database.migrate`. The connection that did it has no limits and is not used again."""
+        try:
+            super().migrate(must_write=must_write)
+        finally:
+            self.writes.dispose()
 
     def _prepare_migration(self, connection: Connection) -> None:
         # A migration may take long, and another process may have to wait for it.
         connection.exec_driver_sql("set local lock_timeout = 0")
         connection.exec_driver_sql("set local statement_timeout = 0")
         connection.exec_driver_sql("set local idle_in_transaction_session_timeout = 0")
+        driver: Any = connection.connection.dbapi_connection
+        driver.answer_seconds = None
         connection.execute(LOCK, {"key": MIGRATION_LOCK})
+
+
+class _Listener:
+    """Calls `wake` whenever a job was queued; `loop` opens its session again after whatever has ended it."""
+
+    def __init__(self, engine: Engine, wake: Callable[[], None]) -> None:
+        self._engine = engine
+        self._wake = wake
+        self._session: Connection | None = None
+        self.loop = Loop("store-listener", self._listen, every_seconds=0.0, known=(StoreUnavailable,)).start()
+
+    def close(self) -> None:
+        """Stop the thread and close its session."""
+        self.loop.stop()
+        self.loop.join()
+        self._end_session()
+
+    def _listen(self) -> bool:
+        try:
+            with refusals_named():
+                session = self._session or self._begin_session()
+                driver: Any = session.connection.dbapi_connection
+                for _ in driver.notifies(timeout=LISTEN_SECONDS, stop_after=1):
+                    self._wake()
+        except Exception:
+            self._end_session()
+            raise
+        return True
+
+    def _begin_session(self) -> Connection:
+        self._session = session = self._engine.connect()
+        session.detach()  # it is closed in the end, not returned: it goes on listening
+        session.exec_driver_sql(f"listen {QUEUED_CHANNEL}")
+        self._wake()  # a job may have been queued while nobody listened
+        return session
+
+    def _end_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            with suppress(Exception):
+                session.close()
 
 
 def server_time(connection: Connection) -> float:
@@ -214,4 +249,14 @@ def _engine(url: URL, **options: Any) -> Engine:
     arguments = {name: value for name, value in arguments.items() if name not in url.query}
     arguments["options"] = " ".join(session).strip()
     options = {"pool_pre_ping": True, **options}
-    return create_engine(url, connect_args=arguments, pool_timeout=POOL_TIMEOUT_SECONDS, **options)
+    engine = create_engine(url, connect_args=arguments, pool_timeout=POOL_TIMEOUT_SECONDS, **options)
+    event.listen(engine, "do_connect", _connect)
+    return engine
+
+
+def _connect(_dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:
+    from app.store.database.answers import TimedConnection, answer_seconds
+
+    connection = TimedConnection.connect(*arguments, **parameters)
+    connection.answer_seconds = answer_seconds(parameters["options"])
+    return connection

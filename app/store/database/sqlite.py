@@ -17,18 +17,24 @@ from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, create_engine, event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, ProgrammingError
 
-from app.store.database.base import Database, Operation, Outcome, translated
-from app.store.errors import StoreUnavailable
+from app.artifacts.data_folder import WatchedPath
+from app.loops import Loop
+from app.store.database.base import REWRITE, Database, Operation, Outcome
+from app.store.database.refusals import translated
+from app.store.errors import DataFolderUnusable, StoreUnavailable
 from app.store.transaction import Rules, Transaction
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 BUSY_TIMEOUT_SECONDS = 15.0
 CHECKPOINT_TIMEOUT_SECONDS = 0.2
+POOL_TIMEOUT_SECONDS = 10.0
+IDLE_SECONDS = 2.0
 MAX_BATCH = 128
 PATH_BYTES = 504  # SQLite's Unix file layer has 512 for a path with "-journal" at its end
 
@@ -41,9 +47,16 @@ class SqliteDatabase(Database):
     def __init__(self, url: URL, rules: Rules, clock: Callable[[], float] | None = None) -> None:
         self._path = sqlite_path(url)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        arguments = {"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
-        self.writes = create_engine(url, connect_args=arguments)
-        self.reads = create_engine(url, connect_args=arguments, isolation_level="AUTOCOMMIT", pool_size=40)
+        self.url = url
+        self._file = WatchedPath(self._path)
+        self.writes = create_engine(url, creator=self._connect)
+        self.reads = create_engine(
+            url,
+            creator=self._connect,
+            isolation_level="AUTOCOMMIT",
+            pool_size=40,
+            pool_timeout=POOL_TIMEOUT_SECONDS,
+        )
         for engine in (self.writes, self.reads):
             event.listen(engine, "connect", _set_pragmas)
         event.listen(self.writes, "connect", _disable_driver_transactions)
@@ -53,8 +66,22 @@ class SqliteDatabase(Database):
         self._inbox: queue.SimpleQueue[tuple[Operation[Any], Future[Any]] | None] = queue.SimpleQueue()
         self._closed = False
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._loop, name="store-writer", daemon=True)
-        self._thread.start()
+        self._writer = Loop("store-writer", self._turn, every_seconds=0.0).start()
+        self.loops = (self._writer,)
+
+    def _connect(self) -> sqlite3.Connection:
+        # SQLite would make a file that was removed anew, empty.
+        mode = "rw" if self._file.is_known else "rwc"
+        place = quote(os.fsencode(self._file.path))
+        return sqlite3.connect(
+            f"file:{place}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_SECONDS, check_same_thread=False
+        )
+
+    def check(self) -> None:
+        """Write and read. A transaction without a write begins on a file that is read-only, too."""
+        self.run(lambda transaction: transaction.execute(REWRITE))
+        with self.reading() as connection:
+            connection.exec_driver_sql("select 1")
 
     def time(self) -> float:
         """This host's time: the processes that share the file share the host."""
@@ -109,28 +136,28 @@ class SqliteDatabase(Database):
             if not self._closed:
                 self._closed = True
                 self._inbox.put(None)
-        self._thread.join()
+        self._writer.join()
         super().close()
 
-    def _loop(self) -> None:
-        while True:
-            batch, last = self._next_batch()
-            if batch:
-                self._commit(batch)
-            if last:
-                return
+    def _turn(self) -> bool:
+        batch, last = self._next_batch()
+        if batch:
+            self._commit(batch)
+        if last:
+            self._writer.stop()
+        return True
 
     def _next_batch(self) -> tuple[list[tuple[Operation[Any], Future[Any]]], bool]:
         batch = []
-        item = self._inbox.get()
-        while item is not None:
-            batch.append(item)
-            if len(batch) == MAX_BATCH:
-                return batch, False
-            try:
+        try:
+            item = self._inbox.get(timeout=IDLE_SECONDS)
+            while item is not None:
+                batch.append(item)
+                if len(batch) == MAX_BATCH:
+                    return batch, False
                 item = self._inbox.get_nowait()
-            except queue.Empty:
-                return batch, False
+        except queue.Empty:
+            return batch, False
         return batch, True
 
     def _commit(self, batch: list[tuple[Operation[Any], Future[Any]]]) -> None:
@@ -140,6 +167,7 @@ class SqliteDatabase(Database):
                 for operation, future in batch:
                     transaction = Transaction(connection, self._rules, self._clock)
                     outcomes.append((future, *_attempt(transaction, operation)))
+            self._require_file()
         except Exception as error:
             refusal = translated(error)
             for _, future in batch:
@@ -150,6 +178,12 @@ class SqliteDatabase(Database):
                 future.set_result(result)
             else:
                 future.set_exception(problem)
+
+    def _require_file(self) -> None:
+        """Refuse what was written to a file that nobody will find again."""
+        fault = self._file.fault()
+        if fault is not None:
+            raise DataFolderUnusable(self._file.path, fault)
 
 
 def sqlite_path(url: URL) -> Path:
@@ -193,13 +227,16 @@ def _attempt(transaction: Transaction, operation: Operation[Any]) -> Outcome:
     except DBAPIError as error:
         if _is_refusal(error):
             raise  # a full disk or a lost lock fails the whole transaction
-        problem: BaseException = error
+        problem: BaseException = translated(error)
     except Exception as error:
-        problem = error
+        problem = error if isinstance(error, OSError) else translated(error)
     connection.exec_driver_sql("rollback to savepoint operation")
     return None, problem
 
 
 def _is_refusal(error: DBAPIError) -> bool:
-    # The driver reports a lock and a full disk as operational errors.
-    return isinstance(error, OperationalError) or error.connection_invalidated
+    # The driver reports a lock, a full disk and a damaged file in this way; these others are of one
+    # statement.
+    return not isinstance(error, IntegrityError | ProgrammingError | InterfaceError) or (
+        error.connection_invalidated
+    )

@@ -76,6 +76,18 @@ def as_job_failures() -> Iterator[None]:
         raise JobFailure("internal_error", f"{type(error).__name__}: {error}") from error
 
 
+# What `as_job_failures` has a code for, or lets through.
+_EXPECTED = (
+    *(Interrupted, JobFailure, StoreError, DeviceFault, OutOfMemory),
+    *(VideoWriteError, ModelUnavailable, UnsuitablePipeline, AdaptiveError, OSError),
+)
+
+
+def is_unexpected(error: Exception) -> bool:
+    """Whether the job would fail with `internal_error`: nothing is known about the error."""
+    return not isinstance(error, _EXPECTED) and device_fault(error) is None
+
+
 def _fields(error: DecodeOutOfMemory) -> Json:
     names = ("frames_per_chunk", "retries", "frames_done", "needed_bytes", "free_bytes")
     return {name: getattr(error, name) for name in names}

@@ -21,6 +21,7 @@ from app.attempts import Setbacks
 from app.config import Settings
 from app.frame_rate import rate_as_json
 from app.jobs import Claim, Json, Stage
+from app.loops import one_line
 from app.media.video import VideoWriter
 from app.models.entries import ModelEntry
 from app.store import JobStore
@@ -38,7 +39,7 @@ from app.worker.job.control import (
     wait_for_bytes,
     wait_for_memory,
 )
-from app.worker.job.failures import as_job_failures
+from app.worker.job.failures import as_job_failures, is_unexpected
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.job.pictures import write_previews, write_thumbnail
 from app.worker.loaded_model import LoadedModel
@@ -90,12 +91,15 @@ class JobRun:
         with as_job_failures(), self._faults_reported():
             artifacts = job_artifacts(self._settings.jobs_dir, self._job.id).make()
             with self._in_stage(Stage.LOADING):
-                recorded = self._saved_latents(artifacts)
+                saved = self._saved_latents(artifacts)
                 model = self._load()
-            if recorded is None:
-                recorded = self._denoise(model, artifacts)
+                saved = self._fitting(saved, model)
             try:
-                return decode_or_repeat(partial(self._decode, recorded, artifacts), model, self._event)
+                if saved is not None:
+                    result = self._resumed(saved, model, artifacts)
+                    if result is not None:
+                        return result
+                return self._decoded(self._denoise(model, artifacts), model, artifacts)
             except DecodeOutOfMemory as error:
                 taken = Setbacks.of(self._job.setbacks).memory_losses
                 last = taken + 1 >= self._settings.max_attempts
@@ -111,14 +115,43 @@ class JobRun:
         try:
             recorded = load_clip(artifacts.latents)
             check_clip(recorded, "latents")
-        except Exception as error:  # denoising again replaces the file, whatever is wrong with it
-            log.warning("latents_unreadable job_id=%s reason=%s", self._job.id, error)
-            if isinstance(error, NonFiniteValues):
-                self._event("nonfinite", found_json(error))
-            self._event("latents_unreadable", {"reason": str(error)})
+        except Exception as error:
+            self._give_up_latents(error)
+            return None
+        return recorded
+
+    def _fitting(self, recorded: RecordedClip | None, model: LoadedModel) -> RecordedClip | None:
+        """The saved latents, or None if they are not of this model and of the job's shape."""
+        if recorded is None:
+            return None
+        try:
+            model.check_fits(recorded, self._job.spec)
+        except Exception as error:
+            self._give_up_latents(error)
             return None
         self._event("resumed_from_latents", {"path": self._job.latents_path, "attempt": self._job.attempts})
         return recorded
+
+    def _resumed(self, saved: RecordedClip, model: LoadedModel, artifacts: JobArtifacts) -> Json | None:
+        """The result of decoding the saved latents; None if that fails as no decode of good latents does."""
+        try:
+            return self._decoded(saved, model, artifacts)
+        except Exception as error:
+            if not is_unexpected(error):
+                raise
+            log.exception("resumed_decode_crashed")
+            self._give_up_latents(error)
+            return None
+
+    def _give_up_latents(self, error: Exception) -> None:
+        """Tell that the saved latents cannot be used. Denoising again replaces their file."""
+        log.warning("latents_unreadable job_id=%s reason=%s", self._job.id, one_line(error))
+        if isinstance(error, NonFiniteValues):
+            self._event("nonfinite", found_json(error))
+        self._event("latents_unreadable", {"reason": str(error)})
+
+    def _decoded(self, recorded: RecordedClip, model: LoadedModel, artifacts: JobArtifacts) -> Json:
+        return decode_or_repeat(partial(self._decode, recorded, artifacts), model, self._event)
 
     def _load(self) -> LoadedModel:
         exact_only = self._job.spec.exact_only

@@ -6,11 +6,11 @@ clock. Must not know the job table.
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 
 from app.jobs import Claim
+from app.loops import Loop
 from app.service.parent_death import EXIT_STALLED
 from app.worker.job.control import JobControl, JobLost
 
@@ -42,11 +42,12 @@ class Watchdog:
         self._resumed_at = -float("inf")
         self._lease_seconds = lease_seconds
         self._progress_timeout_seconds = progress_timeout_seconds
-        self._renewed_at = time.monotonic()
+        self._renewed_at = self._looked_at = time.monotonic()
 
     def start(self) -> None:
         """Start the thread."""
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._looked_at = time.monotonic()
+        Loop("watchdog", self._turn, every_seconds=LOOK_SECONDS, is_fatal=lambda _error: True).start()
 
     def renewed(self, sent_at: float) -> None:
         """Note that the lease was renewed by a message sent at `sent_at` (monotonic seconds).
@@ -55,12 +56,10 @@ class Watchdog:
         """
         self._renewed_at = sent_at
 
-    def _watch(self) -> None:
-        while True:
-            before = time.monotonic()
-            time.sleep(LOOK_SECONDS)
-            self.note_turn(before)
-            self.look()
+    def _turn(self) -> None:
+        self.note_turn(self._looked_at)
+        self._looked_at = time.monotonic()
+        self.look()
 
     def note_turn(self, before: float) -> None:
         """Note that the last look was at `before` (monotonic seconds)."""

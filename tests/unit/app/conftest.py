@@ -79,7 +79,8 @@ def migrated_postgres(postgres_server: str) -> Iterator[tuple[str, str]]:
 @contextmanager
 def _new_database(server_url: str, template: str) -> Iterator[str]:
     name = f"t{secrets.token_hex(6)}"
-    admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    # A test may start the server again.
+    admin = create_engine(server_url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
     with admin.connect() as connection:
         connection.execute(text(f"create database {name} template {template}"))
     yield make_url(server_url).set(database=name).render_as_string(hide_password=False)

@@ -619,6 +619,6 @@ def test_a_database_of_a_newer_version_is_refused_in_one_line(open_store: OpenSt
     store = open_store()
     store._database.run(lambda tx: tx.execute(text("update alembic_version set version_num = '9999'")))
     with pytest.raises(
-        NewerSchema, match=r"^the database was upgraded by a newer version \(schema 9999, .*$"
+        NewerSchema, match=r"^the database \S+ was upgraded by a newer version \(schema 9999, .*$"
     ):
         store.migrate()

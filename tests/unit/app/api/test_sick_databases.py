@@ -1,0 +1,206 @@
+"""A database that is busy, locked, stopped or restarted: afterwards everything in the API process goes on."""
+
+import http.server
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sick_postgres import SickPostgres
+from sqlalchemy import text
+from starlette.testclient import TestClient
+from waiting import wait_for
+
+from app.api import background, feed
+from app.config import Settings
+from app.jobs import Claim, JobStatus
+from app.service import webhooks
+from app.store import JobStore, StoreUnavailable
+from app.store.database import answers, postgresql, sqlite
+
+WAIT_SECONDS = 120.0
+StartClient = Callable[..., TestClient]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is waited for in tens of seconds takes tenths here."""
+    for module in (sqlite, postgresql):
+        monkeypatch.setattr(module, "POOL_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(postgresql, "STATEMENT_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(answers, "LONGER_SECONDS", 0.0)
+    monkeypatch.setattr(postgresql, "CONNECT_TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr(feed, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(background, "EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(background, "STORAGE_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(webhooks, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("app.loops.RETRY_SECONDS", (0.05, 0.2))
+
+
+class Running:
+    """An app with webhooks and retention, and what shows that each part of it works."""
+
+    def __init__(self, client: TestClient, picture: bytes, hook: str, delivered: list[str]) -> None:
+        self.client = client
+        self.store: JobStore = client.app.state.service.store  # type: ignore[attr-defined]
+        self._picture = picture
+        self._hook = hook
+        self._delivered = delivered
+        self._round = 0
+
+    def loops(self) -> dict[str, dict[str, Any]]:
+        return {loop["name"]: loop for loop in self.client.get("/healthz").json()["loops"]}
+
+    def status(self) -> int:
+        return self.client.get("/healthz").status_code
+
+    def goes_on(self) -> None:
+        """Jobs are taken, events reach streams and counters, leases end, results expire, webhooks go out."""
+        wait_for(lambda: self.status() == 200, WAIT_SECONDS, lambda: str(self.loops()))
+        self._round += 1
+        job_id, lost_id = self._submit(), self._submit()
+        claims = [self._claim(600), self._claim(0.01)]
+        tokens = {claim.job.id: claim.token for claim in claims if claim is not None}
+        assert self.store.finish(job_id, tokens[job_id], status=JobStatus.SUCCEEDED)
+        with self.client.stream("GET", f"/jobs/{job_id}/events") as stream:
+            assert any("event: finished" in line for line in stream.iter_lines())
+        counted = f'framefit_jobs_total{{model="tiny",outcome="succeeded"}} {self._round}.0'
+        wait_for(lambda: counted in self.client.get("/metrics").text, WAIT_SECONDS)
+        wait_for(lambda: self.store.get(lost_id).status is JobStatus.QUEUED, WAIT_SECONDS)
+        wait_for(lambda: self.store.get(job_id).expired, WAIT_SECONDS)
+        wait_for(lambda: f"/{self._round}" in self._delivered, WAIT_SECONDS)
+        self.store.cancel(lost_id)
+
+    def _claim(self, lease_seconds: float) -> Claim | None:
+        while True:
+            with suppress(StoreUnavailable):  # a session that ended is noticed by the next to use it
+                return self.store.claim("w", models=["tiny"], lease_seconds=lease_seconds)
+
+    def _submit(self) -> str:
+        form = {"prompt": "p", "model": "tiny", "webhook_url": f"{self._hook}/{self._round}"}
+        answer = self.client.post("/generate", data=form, files={"image": ("p.jpg", self._picture)})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+
+@contextmanager
+def receiver(delivered: list[str]) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            delivered.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def start(client_of: StartClient, tmp_path: Path, picture: bytes) -> Iterator[Callable[..., Running]]:
+    delivered: list[str] = []
+    with receiver(delivered) as hook:
+
+        def started(**options: Any) -> Running:
+            settings = Settings(
+                data_dir=tmp_path,
+                poll_seconds=0.02,
+                result_ttl_seconds=0.01,
+                webhook_secret="for these tests",
+                webhook_allow_private=True,
+                **options,
+            )
+            return Running(client_of(settings), picture, hook, delivered)
+
+        yield started
+
+
+def all_have_failed(running: Running) -> bool:
+    """Every loop that asks the database has met the fault."""
+    return all(loop["failures"] for name, loop in running.loops().items() if name != "store-writer")
+
+
+def test_fifty_busy_connections_stop_nothing_for_good(start: Callable[..., Running]) -> None:
+    running = start()
+    reads = running.store._database.reads
+    with ExitStack() as busy:
+        for _ in range(50):
+            busy.enter_context(reads.connect())
+        wait_for(lambda: all_have_failed(running), WAIT_SECONDS, lambda: str(running.loops()))
+        assert running.client.get("/jobs").json()["code"] == "store_unavailable"
+        assert running.status() == 503
+    running.goes_on()
+
+
+def test_a_locked_sqlite_file_stops_nothing_for_good_and_health_tells(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = start()
+    with closing(sqlite3.connect(tmp_path / "framefit.sqlite3", isolation_level=None)) as intruder:
+        intruder.execute("begin immediate")
+        wait_for(lambda: running.status() == 503, WAIT_SECONDS)
+        assert running.loops()["storage-check"]["silent"]
+        intruder.execute("rollback")
+    running.goes_on()
+
+
+def test_rows_that_cannot_be_read_stop_a_loop_only_while_they_are_there(
+    start: Callable[..., Running],
+) -> None:
+    running = start()
+    write = running.store._database.run
+    sql = "insert into events (job_id, kind, at, data) values ('x', 'progress', 0, '{')"
+    write(lambda tx: tx.execute(text(sql)))
+    wait_for(lambda: running.loops()["event-feed"]["failures"], WAIT_SECONDS)
+    wait_for(lambda: running.status() == 503, WAIT_SECONDS)
+    write(lambda tx: tx.execute(text("update events set data = '{}' where job_id = 'x'")))
+    running.goes_on()
+
+
+def test_a_postgresql_server_that_hangs_and_one_that_restarts_stop_nothing_for_good(
+    start: Callable[..., Running], empty_postgres: str
+) -> None:
+    running = start(database_url=empty_postgres)
+    server = SickPostgres(empty_postgres)
+    with server.suspended():
+        wait_for(lambda: all_have_failed(running), WAIT_SECONDS, lambda: str(running.loops()))
+        assert running.status() == 503
+        answer = running.client.get("/jobs")
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+    running.goes_on()
+    before = {name: loop["failures"] for name, loop in running.loops().items()}
+    with server.down():
+        wait_for(
+            lambda: all(loop["failures"] > before[name] for name, loop in running.loops().items()),
+            WAIT_SECONDS,
+            lambda: str(running.loops()),
+        )
+    running.goes_on()
+
+
+def test_a_server_that_takes_no_writes_is_told_by_health(
+    start: Callable[..., Running], empty_postgres: str
+) -> None:
+    running = start(database_url=empty_postgres)
+    engine = running.store._database.reads
+    with engine.connect() as connection:
+        name = connection.execute(text("select current_database()")).scalar()
+        connection.execute(text(f"alter database {name} set default_transaction_read_only = on"))
+    engine.dispose()
+    wait_for(lambda: running.status() == 503, WAIT_SECONDS)
+    with engine.connect() as connection:
+        connection.execute(text("set transaction_read_only = off"))
+        connection.execute(text("set default_transaction_read_only = off"))
+        connection.execute(text(f"alter database {name} reset default_transaction_read_only"))
+    engine.dispose()
+    wait_for(lambda: running.status() == 200, WAIT_SECONDS)
