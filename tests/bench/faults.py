@@ -3,10 +3,14 @@
 
 Clients submit jobs of the built-in tiny model and follow each to its end, by event stream or by polling.
 Meanwhile worker, API process and supervisor are killed with SIGKILL or suspended, another process locks the
-database, the disk (a small tmpfs; mounting it needs root) is filled, and half of the webhook receivers never
-answer. Each fault waits until a job is in a randomly drawn stage, so that every stage is hit. At the end
-every job must have succeeded once, every video must decode to its last frame, and every client must have seen
-the end.
+database, the disk (a small tmpfs; mounting it needs root) is filled, the data folder becomes read-only or is
+moved away for a while, the running job's folder is deleted, and clients open connections that read or write
+next to nothing. Half of the webhook receivers never answer. Each fault waits until a job is in a randomly
+drawn stage, so that every stage is hit. A new kind of fault is a method of `World` and a line of `WEIGHTS`.
+
+At the end every job must have succeeded once, every video must decode to its last frame, and every client
+must have seen the end. All the time /healthz is compared with whether jobs can be stored: it must not be
+wrong for longer than `HEALTH_SECONDS`.
 """
 
 import argparse
@@ -15,6 +19,9 @@ import io
 import json
 import os
 import random
+import shutil
+import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,7 +29,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +43,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "acceptance
 
 from running_service import RunningService  # noqa: E402
 
+from app.artifacts.data_folder import FULL_BYTES  # noqa: E402
 from app.config import Settings  # noqa: E402
 from app.jobs import JobStatus, Stage  # noqa: E402
 from app.store import StoreError, open_store  # noqa: E402
@@ -53,7 +61,23 @@ RUNNING_SECONDS = 40.0
 SHARE_SECONDS = 60.0
 # Now and then the database is locked for longer than anyone waits for it.
 LOCK_SECONDS = (1.0, 2.0, 3.0, 4.0, BUSY_TIMEOUT_SECONDS + 3)
+AWAY_SECONDS = (1.0, 3.0, 12.0)
+HEALTH_SECONDS = 10.0
+HEALTH_EVERY_SECONDS = 0.5
+SLOW_CLIENTS = 40
 TMPFS_MIB = 192
+WEIGHTS = {
+    "kill_worker": 3,
+    "kill_api": 2,
+    "lock_database": 2,
+    "fill_disk": 2,
+    "kill_supervisor": 1,
+    "make_folder_read_only": 1,
+    "move_data_folder": 1,
+    "delete_job_folder": 1,
+    "stall_clients": 1,
+}
+NEED_A_MOUNT = ("fill_disk", "make_folder_read_only")
 CLIENTS = 10
 JOB_SECONDS = 900.0
 ENVIRONMENT = {
@@ -84,6 +108,7 @@ class Report:
     finished_twice: list[str] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
+    wrong_health: list[str] = field(default_factory=list)
     retried: dict[str, int] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     webhooks_answered: int = 0
@@ -93,7 +118,7 @@ class Report:
     @property
     def clean(self) -> bool:
         """Whether nothing was lost, doubled, corrupted or left unsaid."""
-        return not (self.lost or self.finished_twice or self.corrupt or self.unseen)
+        return not (self.lost or self.finished_twice or self.corrupt or self.unseen or self.wrong_health)
 
 
 class World(Suspensions):
@@ -149,6 +174,41 @@ class World(Suspensions):
             time.sleep(random.uniform(1, 4))
         finally:
             filler.unlink(missing_ok=True)
+
+    def make_folder_read_only(self) -> None:
+        # What is open for writing stays so; nothing new can be made.
+        place = str(self.data_dir)
+        subprocess.run(["mount", "--bind", place, place], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+            time.sleep(random.choice(AWAY_SECONDS))
+        finally:
+            subprocess.run(["umount", "-l", place], check=True)
+
+    def move_data_folder(self) -> None:
+        away = self.data_dir.with_name("away")
+        self.data_dir.rename(away)
+        time.sleep(random.choice(AWAY_SECONDS))
+        away.rename(self.data_dir)  # fails where anything was made in its place
+
+    def delete_job_folder(self) -> None:
+        folders = [one for one in (self.data_dir / "jobs").glob("*") if not (one / "video.mp4").exists()]
+        for folder in folders[-1:]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def stall_clients(self) -> None:
+        host, port = self.service.http.base_url.host, self.service.http.base_url.port
+        head = f"POST /generate HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 1000000\r\n\r\n"
+        asks = f"GET /openapi.json HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n" * 50
+        opened = []
+        for number in range(SLOW_CLIENTS):
+            with suppress(OSError):
+                client = socket.create_connection((host, port or 80), timeout=5)
+                client.sendall((asks if number % 2 else head).encode())
+                opened.append(client)
+        time.sleep(random.choice(AWAY_SECONDS))
+        for client in opened:
+            client.close()
 
     def see_to_it(self) -> None:
         """Start the service again where it ended by itself."""
@@ -303,6 +363,45 @@ class Client:
         return outcome, seen
 
 
+def watch_health(world: World, report: Report) -> None:
+    """Compare /healthz with whether the store takes writes, until the end."""
+    wrong_since: float | None = None
+    while not world.over.wait(HEALTH_EVERY_SECONDS):
+        said, true = _healthy(world), _stores(world)
+        if said is None or said == true:
+            wrong_since = None
+            continue
+        now = time.monotonic()
+        wrong_since = wrong_since or now
+        if now - wrong_since > HEALTH_SECONDS:
+            report.wrong_health.append(f"healthz said {said} for {now - wrong_since:.0f} s")
+            wrong_since = None
+
+
+def _healthy(world: World) -> bool | None:
+    """What /healthz says; None while nobody answers, which says the truth in its way."""
+    try:
+        return httpx.get(f"{world.url}/healthz", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return None
+
+
+def _stores(world: World) -> bool:
+    """Whether a job could be stored: the folder is there, writable and not full, and no lock is held."""
+    place = world.data_dir
+    try:
+        disk = os.statvfs(place)
+        if not os.access(place, os.W_OK) or disk.f_bavail * disk.f_frsize < FULL_BYTES:
+            return False
+        uri = f"file:{place / 'framefit.sqlite3'}?mode=rw"
+        with closing(sqlite3.connect(uri, uri=True, timeout=2, isolation_level=None)) as connection:
+            connection.execute("begin immediate")
+            connection.execute("rollback")
+    except (OSError, sqlite3.Error):
+        return False
+    return True
+
+
 def _picture() -> bytes:
     file = io.BytesIO()
     Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(file, "PNG")
@@ -344,7 +443,7 @@ def folder(report: Report, model: Path) -> Iterator[Path]:
         mount = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS_MIB}m", "tmpfs", name]
         mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
         if not mounted:
-            report.skipped["fill_disk"] = "a tmpfs can only be mounted by root"
+            report.skipped |= dict.fromkeys(NEED_A_MOUNT, "a tmpfs can only be mounted by root")
         try:
             data = Path(name) / "data"
             (data / "models").mkdir(parents=True)
@@ -389,19 +488,18 @@ def campaign(jobs: int, faults: int, model: Path, lock_seconds: Sequence[float] 
     started = time.monotonic()
     with folder(report, model) as data_dir, receivers(report) as hook:
         world = World(data_dir, lock_seconds)
-        weights = {"kill_worker": 3, "kill_api": 2, "lock_database": 2, "fill_disk": 2, "kill_supervisor": 1}
-        weights |= dict.fromkeys(SUSPENSIONS, 1)
-        for kind in report.skipped:
-            weights.pop(kind)
+        weights = {kind: weight for kind, weight in WEIGHTS.items() if kind not in report.skipped}
         work = Work(jobs)
         attacker = threading.Thread(target=attack, args=(world, work, faults, report, weights))
         clients = [threading.Thread(target=Client(world, work, report, hook).work) for _ in range(CLIENTS)]
-        for thread in (attacker, *clients):
+        doctor = threading.Thread(target=watch_health, args=(world, report))
+        for thread in (attacker, doctor, *clients):
             thread.start()
         for thread in clients:
             thread.join()
         world.over.set()
         attacker.join()
+        doctor.join()
         world.see_to_it()
         admit(data_dir, work.handed_in, report)
         world.service.stop()
@@ -429,6 +527,7 @@ def as_markdown(report: Report) -> str:
         ("**jobs finished twice**", len(report.finished_twice)),
         ("**videos corrupt**", len(report.corrupt)),
         ("**clients that saw no end**", len(report.unseen)),
+        ("**times that health was wrong for longer than 10 s**", len(report.wrong_health)),
         ("seconds", report.seconds),
         ("load average at the start", round(report.load_average, 1)),
     ]
