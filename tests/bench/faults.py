@@ -124,10 +124,11 @@ class Report:
 class World(Suspensions):
     """The service under attack; started again whenever its parent process is gone."""
 
-    def __init__(self, data_dir: Path, lock_seconds: Sequence[float]) -> None:
+    def __init__(self, data_dir: Path, lock_seconds: Sequence[float], away_seconds: Sequence[float]) -> None:
         self.data_dir = data_dir
         self.lock_seconds = lock_seconds
         self.lease_seconds = float(ENVIRONMENT["FRAMEFIT_LEASE_SECONDS"])
+        self.away_seconds = away_seconds
         self.over = threading.Event()
         self.service = self._start()
 
@@ -181,14 +182,14 @@ class World(Suspensions):
         subprocess.run(["mount", "--bind", place, place], check=True)
         try:
             subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
-            time.sleep(random.choice(AWAY_SECONDS))
+            time.sleep(random.choice(self.away_seconds))
         finally:
             subprocess.run(["umount", "-l", place], check=True)
 
     def move_data_folder(self) -> None:
         away = self.data_dir.with_name("away")
         self.data_dir.rename(away)
-        time.sleep(random.choice(AWAY_SECONDS))
+        time.sleep(random.choice(self.away_seconds))
         away.rename(self.data_dir)  # fails where anything was made in its place
 
     def delete_job_folder(self) -> None:
@@ -206,7 +207,7 @@ class World(Suspensions):
                 client = socket.create_connection((host, port or 80), timeout=5)
                 client.sendall((asks if number % 2 else head).encode())
                 opened.append(client)
-        time.sleep(random.choice(AWAY_SECONDS))
+        time.sleep(random.choice(self.away_seconds))
         for client in opened:
             client.close()
 
@@ -482,13 +483,22 @@ def _whole(path: Path) -> bool:
         return False
 
 
-def campaign(jobs: int, faults: int, model: Path, lock_seconds: Sequence[float] = LOCK_SECONDS) -> Report:
-    """Run `jobs` jobs through `faults` faults."""
+def campaign(
+    jobs: int,
+    faults: int,
+    model: Path,
+    lock_seconds: Sequence[float] = LOCK_SECONDS,
+    away_seconds: Sequence[float] = AWAY_SECONDS,
+    *,
+    suspends: bool = True,
+) -> Report:
+    """Run `jobs` jobs through `faults` faults; without `suspends` no process is suspended."""
     report = Report(load_average=os.getloadavg()[0])
     started = time.monotonic()
     with folder(report, model) as data_dir, receivers(report) as hook:
-        world = World(data_dir, lock_seconds)
-        weights = {kind: weight for kind, weight in WEIGHTS.items() if kind not in report.skipped}
+        world = World(data_dir, lock_seconds, away_seconds)
+        kinds = WEIGHTS | dict.fromkeys(SUSPENSIONS if suspends else (), 1)
+        weights = {kind: weight for kind, weight in kinds.items() if kind not in report.skipped}
         work = Work(jobs)
         attacker = threading.Thread(target=attack, args=(world, work, faults, report, weights))
         clients = [threading.Thread(target=Client(world, work, report, hook).work) for _ in range(CLIENTS)]
