@@ -20,7 +20,7 @@ from adaptive.memory.profile_trace import profile_of
 from app.api import create_app
 from app.config import Settings
 from app.models.entries import ModelEntry, load_models
-from app.service.metrics import ServiceMetrics
+from app.service.exposition.metrics import ServiceMetrics
 from app.store import open_store
 from app.worker.engine import Engine
 from app.worker.loop import Worker

@@ -17,11 +17,11 @@ from app.api.access import name_of_key
 from app.api.dependencies import Prefix, build_service
 from app.api.documents import document, reference
 from app.api.documents.operations import operation_id
+from app.api.fairness.sharing import FairlyShared
 from app.api.middleware.guard import Guard
 from app.api.middleware.hosts import OwnHosts
 from app.api.middleware.http_metrics import HttpMetrics, Measured
 from app.api.middleware.http_rules import HttpRules
-from app.api.middleware.sharing import FairlyShared
 from app.api.routes import batch, events, files, jobs, openai, openai_models, session, submit, system
 from app.config import Settings
 from app.models import profiles

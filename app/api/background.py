@@ -1,7 +1,7 @@
 """The background work of the API process, and what /healthz says of it and of all other loops.
 
-Expired leases, what is to be deleted, old events and unschedulable jobs each have a loop of their own, so that
-none can stop another. One more loop asks whether a job could be stored now.
+Expired leases, what is to be deleted, old events and unschedulable jobs each have a loop of their own, so
+that none can stop another. One more loop asks whether a job could be stored now.
 """
 
 import logging
@@ -12,7 +12,7 @@ from app.jobs import Json
 from app.loops import SILENT_SECONDS, Loop, LoopState
 from app.scheduling.unschedulable import UnschedulableJobs
 from app.service.disposal import Disposal
-from app.service.exporter import Exporter
+from app.service.exposition.exporter import Exporter
 from app.store import DataFolderUnusable, JobStore, StoreError
 
 log = logging.getLogger(__name__)

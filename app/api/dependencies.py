@@ -8,8 +8,8 @@ from fastapi import Depends, Request
 
 from adaptive.device.nvml import Nvml
 from app.api.background import Background, health
+from app.api.fairness.shares import ClientShares
 from app.api.feed import EventFeed
-from app.api.middleware.shares import ClientShares
 from app.api.views import job_view, ready_device_view
 from app.config import Settings
 from app.jobs import Job, JobStatus, Json, WorkerRow
@@ -23,13 +23,13 @@ from app.scheduling.eta import RunTimes, WaitingTimes
 from app.scheduling.unschedulable import UnschedulableJobs
 from app.scheduling.usable_profile import LoadProfile
 from app.service.disposal import Disposal
-from app.service.exporter import Counting, Exporter
+from app.service.exposition.exporter import Counting, Exporter
+from app.service.exposition.key_gauges import KeysFileGauge
+from app.service.exposition.loop_gauges import LoopGauges
+from app.service.exposition.metrics import LiveGauges, ServiceMetrics
+from app.service.exposition.model_gauges import ModelGauges
 from app.service.failed_keys import FailedKeys
-from app.service.key_gauges import KeysFileGauge
 from app.service.keys import LiveKeys
-from app.service.loop_gauges import LoopGauges
-from app.service.metrics import LiveGauges, ServiceMetrics
-from app.service.model_gauges import ModelGauges
 from app.service.webhooks import SigningKeys, Webhooks
 from app.store import JobDeleted, JobStore, NoSuchJob, open_store
 

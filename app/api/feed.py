@@ -7,6 +7,7 @@ too slowly is closed; the client reconnects and reads the events it missed from 
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -166,4 +167,4 @@ class EventFeed:
             except RuntimeError:
                 log.debug("event_listener_closed")
             if number % LISTENERS_AT_ONCE == 0:
-                self._stopping.wait(PAUSE_SECONDS)
+                time.sleep(PAUSE_SECONDS)

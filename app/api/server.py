@@ -2,7 +2,7 @@
 
 A request's head must arrive within `HEAD_SECONDS` and 64 KiB (h11's limit), and its body within the limits of
 `app.api.requests.bodies`. A client that reads nothing of a response for `WRITE_SECONDS` is cut off. At most
-`MAX_CONNECTIONS` are open, fewer if the limit of open files is low; `app.api.middleware.connections` says
+`MAX_CONNECTIONS` are open, fewer if the limit of open files is low; `app.api.fairness.connections` says
 which of them give way. A client that breaks a limit gets a problem document, and its connection is closed.
 """
 
@@ -20,15 +20,15 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.api.middleware.clients import client_at
-from app.api.middleware.connections import (
+from app.api.fairness.clients import client_at
+from app.api.fairness.connections import (
     REPORT_SECONDS,
     Connections,
     connections_within,
     raise_file_limit,
 )
+from app.api.fairness.usage import share_of
 from app.api.middleware.proxy import BehindProxy
-from app.api.middleware.usage import share_of
 from app.api.problems import Problem
 
 log = logging.getLogger(__name__)

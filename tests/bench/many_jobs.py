@@ -44,8 +44,8 @@ import postgres_server  # noqa: E402 - after the path
 
 from app.jobs import Event, JobStatus  # noqa: E402
 from app.scheduling.eta import RunTimes  # noqa: E402
-from app.service.exporter import SAVE_EVENTS, Exporter  # noqa: E402
-from app.service.metrics import ServiceMetrics  # noqa: E402
+from app.service.exposition.exporter import SAVE_EVENTS, Exporter  # noqa: E402
+from app.service.exposition.metrics import ServiceMetrics  # noqa: E402
 from app.store import JobStore, Rules  # noqa: E402
 from app.store.upkeep.counters import Snapshot  # noqa: E402
 

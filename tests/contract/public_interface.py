@@ -29,7 +29,7 @@ from app.api.middleware.http_metrics import HttpMetrics
 from app.cli import app as command_line
 from app.config import Settings
 from app.jobs import Event, JobStatus, WorkerRow
-from app.service.metrics import LiveGauges, ServiceMetrics
+from app.service.exposition.metrics import LiveGauges, ServiceMetrics
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("snapshot")

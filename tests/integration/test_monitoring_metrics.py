@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.jobs import Event
-from app.service.metrics import ServiceMetrics
+from app.service.exposition.metrics import ServiceMetrics
 
 MODELS = {"tiny": "AutoencoderKLLTXVideo"}
 JOBS = 10_000

@@ -16,7 +16,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.access import Caller
 from app.api.dependencies import Service, TheService, visible
-from app.api.middleware.clients import current_client
+from app.api.fairness.clients import current_client
 from app.api.problems import Problem, documented
 from app.api.views import event_view
 from app.jobs import Event, Job

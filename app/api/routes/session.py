@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.access import COOKIE, Caller, checked_key
 from app.api.dependencies import Prefix, TheService
-from app.api.middleware.clients import current_client
+from app.api.fairness.clients import current_client
 from app.api.problems import Problem, documented
 from app.api.requests.bodies import from_json, read_body
 from app.api.requests.schemas import SESSION_BODY

@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse
 
 from app.api.access import Caller
 from app.api.dependencies import Prefix, Service, TheService, visible
+from app.api.fairness.clients import current_client
 from app.api.limits import admit, check_key_limits
-from app.api.middleware.clients import current_client
 from app.api.problems import Problem, documented
 from app.api.requests.bodies import Parts, from_json, parse_body, read_body
 from app.api.requests.job_spec import asks_for_random_seed, job_spec

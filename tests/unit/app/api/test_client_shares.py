@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from waiting import wait_for
 
-from app.api.middleware.body_memory import BodyMemory
-from app.api.middleware.clients import client_at, current_client, serve_client
-from app.api.middleware.connections import connections_within
-from app.api.middleware.decoding import Places
-from app.api.middleware.probes import SharedAnswer
-from app.api.middleware.shares import ClientShares
-from app.api.middleware.turns import Turns
-from app.api.middleware.usage import Attempts, Usage
+from app.api.fairness.body_memory import BodyMemory
+from app.api.fairness.clients import client_at, current_client, serve_client
+from app.api.fairness.connections import connections_within
+from app.api.fairness.decoding import Places
+from app.api.fairness.probes import SharedAnswer
+from app.api.fairness.shares import ClientShares
+from app.api.fairness.turns import Turns
+from app.api.fairness.usage import Usage
 from app.api.problems import Problem
 from app.config import Settings
 
@@ -231,17 +231,3 @@ def test_an_answer_is_computed_once_for_all_that_asked_before_it_began(settings:
         shares.close()
 
     run(scenario())
-
-
-def test_wrong_keys_are_forgotten_after_a_minute() -> None:
-    now = 0.0
-    attempts = Attempts(2, lambda: now)
-    for _ in range(2):
-        attempts.check("one")
-        attempts.fail("one")
-    with pytest.raises(Problem) as refusal:
-        attempts.check("one")
-    assert refusal.value.headers == {"Retry-After": "60"}
-    attempts.check("two")
-    now = 60.0
-    attempts.check("one")

@@ -13,7 +13,7 @@ from waiting import wait_for
 
 from app.config import Settings
 from app.jobs import JobSpec, JobStatus
-from app.service import exporter
+from app.service.exposition import exporter
 from app.store import JobStore
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive.device.nvml import GpuInfo, NvmlState
-from app.service.metrics import Duties, LiveGauges
+from app.service.exposition.metrics import Duties, LiveGauges
 from app.store import JobStore
 
 MARGIN = {

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 
-from app.service.metric_state import reset, restore, state_of
+from app.service.exposition.metric_state import reset, restore, state_of
 
 Metrics = dict[str, Counter | Histogram]
 

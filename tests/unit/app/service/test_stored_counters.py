@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from app.jobs import Event, JobSpec, JobStatus
 from app.scheduling.eta import RunTimes
-from app.service.exporter import Exporter
-from app.service.metrics import ServiceMetrics
+from app.service.exposition.exporter import Exporter
+from app.service.exposition.metrics import ServiceMetrics
 from app.store import JobStore
 
 MODELS = {"tiny": "AutoencoderKLLTXVideo"}
@@ -302,7 +302,7 @@ def test_counters_of_another_version_are_counted_again(
     store: JobStore, clock: Any, run_jobs: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_jobs(1)
-    monkeypatch.setattr("app.service.exporter.VERSION", 2)
+    monkeypatch.setattr("app.service.exposition.exporter.VERSION", 2)
     first = Process(store, clock)
     first.turn()
     first.exporter.close(first.seen)

@@ -18,8 +18,8 @@ from app.api import create_app
 from app.cli import app
 from app.config import Settings, load_settings
 from app.jobs import JobSpec, JobStatus
+from app.service.exposition.metrics import ServiceMetrics
 from app.service.keys import ApiKey, KeyRing, digest_of, format_hash, load_keys, new_key
-from app.service.metrics import ServiceMetrics
 from app.service.webhooks import SigningKeys, Webhooks, sign
 from app.service.webhooks.sender import RETRY_SECONDS
 from app.service.webhooks.signing import derived, shown

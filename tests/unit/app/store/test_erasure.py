@@ -17,7 +17,7 @@ from app.config import Settings
 from app.jobs import JobError, JobSpec, JobStatus, Stage
 from app.scheduling.eta import RunTimes
 from app.service.disposal import Disposal
-from app.service.metrics import ServiceMetrics
+from app.service.exposition.metrics import ServiceMetrics
 from app.store import JobDeleted, JobStore, NoSuchJob, Submission
 from app.store.upkeep import deletion, retention
 

@@ -32,7 +32,7 @@ from adaptive.device.nvml import GpuInfo
 from adaptive.device.spill import SpillSign
 from adaptive.types import Strategy
 from app.jobs import Event, JobStatus, Json, Stage, WorkerRow
-from app.service import metric_state
+from app.service.exposition import metric_state
 from app.service.gpus.gauges import device_labels, memory_gauges, unused_gpus
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from app.api.middleware.usage import over_share, too_busy
+from app.api.fairness.usage import over_share, too_busy
 from app.api.problems import Problem
 
 CLOSE = {"Connection": "close"}

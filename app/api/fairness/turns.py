@@ -11,7 +11,7 @@ import time
 from collections import deque
 from contextvars import ContextVar
 
-from app.api.middleware.usage import Usage, over_share, share_of, too_busy
+from app.api.fairness.usage import Usage, over_share, share_of, too_busy
 
 # More threads that compute at once only take the interpreter from each other and from the event loop.
 TURNS = 16

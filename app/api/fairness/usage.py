@@ -12,7 +12,6 @@ from app.api.problems import Problem
 HALF_LIFE_SECONDS = 10.0
 FORGOTTEN_BELOW_SECONDS = 1e-4
 MOST_REMEMBERED = 4096
-ATTEMPTS_SECONDS = 60.0
 RETRY_AFTER = {"Retry-After": "2"}
 
 
@@ -75,42 +74,6 @@ class Shares:
             self._held[client] -= 1
             if not self._held[client]:
                 del self._held[client]
-
-
-class Attempts:
-    """Counts each client's failed attempts within a minute; safe to use from many threads."""
-
-    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit = limit
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._failed: dict[str, tuple[int, float]] = {}
-
-    def check(self, client: str) -> None:
-        """Raise problem 429 if the client has failed too often."""
-        with self._lock:
-            failed, until = self._now(client)
-        if failed >= self._limit:
-            wait_seconds = max(1, math.ceil(until - self._clock()))
-            message = f"{failed} keys of this client were wrong: try again in {wait_seconds} seconds"
-            headers = {"Retry-After": str(wait_seconds)}
-            data = {"used": failed, "limit": self._limit}
-            raise Problem(429, "too_many_wrong_keys", message, headers=headers, data=data)
-
-    def fail(self, client: str) -> None:
-        """Count a failed attempt."""
-        with self._lock:
-            failed, until = self._now(client)
-            self._failed[client] = (failed + 1, until)
-            if len(self._failed) > MOST_REMEMBERED:
-                self._failed = {
-                    each: value for each, value in self._failed.items() if value[1] > self._clock()
-                }
-
-    def _now(self, client: str) -> tuple[int, float]:
-        now = self._clock()
-        failed, until = self._failed.get(client, (0, 0.0))
-        return (failed, until) if until > now else (0, now + ATTEMPTS_SECONDS)
 
 
 def share_of(limit: int, share: float) -> int:

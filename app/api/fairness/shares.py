@@ -2,11 +2,11 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from app.api.middleware.body_memory import BodyMemory
-from app.api.middleware.decoding import Places
-from app.api.middleware.probes import SharedAnswer
-from app.api.middleware.turns import Turns
-from app.api.middleware.usage import Attempts, Shares, Usage, share_of
+from app.api.fairness.body_memory import BodyMemory
+from app.api.fairness.decoding import Places
+from app.api.fairness.probes import SharedAnswer
+from app.api.fairness.turns import Turns
+from app.api.fairness.usage import Shares, Usage, share_of
 from app.config import Settings
 from app.jobs import Json
 from app.media.images import LARGE_AT_ONCE
@@ -14,8 +14,6 @@ from app.media.images import LARGE_AT_ONCE
 BODIES_AT_ONCE = 8  # bodies of the largest size; thousands of typical ones fit into the same memory
 # Each event is written to every stream, by one event loop.
 EVENT_STREAMS = 256
-
-WRONG_KEYS = 20  # of one client in a minute
 
 
 class ClientShares:
@@ -30,7 +28,6 @@ class ClientShares:
         self.event_streams = Shares("event streams", EVENT_STREAMS, share_of(EVENT_STREAMS, share))
         self.large_pictures = Places("large pictures", LARGE_AT_ONCE, usage, share)
         self.sheets = Places("sheets of pictures", 1, usage, share)
-        self.key_attempts = Attempts(WRONG_KEYS)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="probe")
         self.readiness = SharedAnswer[tuple[bool, Json]](self._threads)
         self.exposition = SharedAnswer[bytes](self._threads)

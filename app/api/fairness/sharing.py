@@ -13,8 +13,8 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.middleware.clients import client_at, client_of_key, serve_client
-from app.api.middleware.turns import RequestTurn, Turns
+from app.api.fairness.clients import client_at, client_of_key, serve_client
+from app.api.fairness.turns import RequestTurn, Turns
 from app.api.problems import Problem, answer_to
 
 log = logging.getLogger(__name__)

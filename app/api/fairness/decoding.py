@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from app.api.middleware.clients import current_client
-from app.api.middleware.turns import current_turn
-from app.api.middleware.usage import Usage, over_share, share_of, too_busy
+from app.api.fairness.clients import current_client
+from app.api.fairness.turns import current_turn
+from app.api.fairness.usage import Usage, over_share, share_of, too_busy
 
 WAITING = 32
 WAIT_SECONDS = 30.0

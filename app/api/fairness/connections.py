@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.api.middleware.usage import RETRY_AFTER, over_share
+from app.api.fairness.usage import RETRY_AFTER, over_share
 from app.api.problems import Problem
 
 log = logging.getLogger(__name__)

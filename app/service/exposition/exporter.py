@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from app.jobs import Json
+from app.service.exposition.metrics import Duties
 from app.service.identity import is_alive, this_process
-from app.service.metrics import Duties
 from app.store import DamagedSnapshot, JobStore, StoreError
 from app.store.upkeep.counters import COUNTERS, Snapshot
 from app.store.upkeep.counters import Exporter as Holder

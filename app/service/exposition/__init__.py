@@ -1,0 +1,1 @@
+"""What Prometheus reads: counters of events, gauges, and which process exports them."""
