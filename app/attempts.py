@@ -19,6 +19,8 @@ DENOISED = 1.0
 # As many ends by others, for each counted attempt, use up a job's attempts, too: something that kills with
 # signals (a memory guard in user space, an operator's script) may mean this job.
 LOSSES_PER_ATTEMPT = 4
+# How long newer jobs go before a held one. Where jobs never stop coming, it must be tried some time, too.
+HELD_SECONDS = 24 * 3600.0
 
 
 class Blame(StrEnum):

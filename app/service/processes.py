@@ -184,9 +184,11 @@ class _Housekeeping:
         connection = http.client.HTTPConnection(host, port, timeout=_HEALTH_TIMEOUT_SECONDS)
         try:
             connection.request("GET", "/healthz")
-            return connection.getresponse().status == 200
-        except OSError:
+            connection.getresponse()  # whatever its status: it says what is wrong
+        except (OSError, http.client.HTTPException):
             return False
+        else:
+            return True
         finally:
             connection.close()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
 
+from app.attempts import HELD_SECONDS
 from app.jobs import Claim, host_of
 from app.store.rows import JOB_COLUMNS, append_event, fetch_job, job_of
 from app.store.transaction import Transaction
@@ -29,9 +30,10 @@ UNLIMITED = 2**63 - 1
 PAUSES = """
     (p.worker_id in (w.id, w.device_name) or substr(w.id, 1, length(p.worker_id) + 1) = p.worker_id || '/')
 """
-# A job that used up its attempts is tried alone: while no other job runs in the worker's service.
-_ALONE = """
-    (stage <> 'held' or not exists (
+# A job that used up its attempts is tried alone: while no other job runs in the worker's service. Where jobs
+# never stop coming, it is tried beside others in the end.
+_ALONE = f"""
+    (stage <> 'held' or queued_at < {{now}} - {HELD_SECONDS} or not exists (
         select 1 from jobs r where r.status = 'running' and r.worker_id like :same_service
     ))
 """
@@ -89,7 +91,8 @@ _FEW = {
 }
 _COLUMNS = "id, model, priority, skips, queued_at"
 _BEST = f"""
-    select {_COLUMNS} from jobs where id in ({{place}}) and status = 'queued' and {_ALONE} {_FIRST} 1
+    select {_COLUMNS} from jobs
+    where id in ({{place}}) and status = 'queued' and {_ALONE.format(now=":now")} {_FIRST} 1
 """
 _LOADED = f"""
     select {_COLUMNS} from jobs
@@ -103,7 +106,7 @@ _CLAIM = f"""
         select coalesce(cast(:now as double precision), extract(epoch from clock_timestamp())) as now
     ), candidates (id) as materialized ({{place}}), best as (
         select {_COLUMNS} from jobs where id in (select id from candidates) and status = 'queued'
-            and {_ALONE} and not exists (
+            and {_ALONE.format(now="(select now from moment)")} and not exists (
                 select 1 from workers w join paused_workers p on {PAUSES} where w.id = :worker_id
             )
         {_FIRST} 1 for update skip locked
@@ -153,19 +156,24 @@ AMONG = {dialect: _place(ids) for dialect, ids in _THESE.items()}
 def any_for(
     connection: Connection,
     worker_id: str,
+    now: float,
     *,
     models: Sequence[str] | None = None,
     capacity_bytes: int | None = None,
     **_preferences: object,
 ) -> bool:
     """Return whether a job is queued that this worker could run."""
-    return _first_fitting(connection, worker_id, models, capacity_bytes) is not None
+    return _first_fitting(connection, worker_id, now, models, capacity_bytes) is not None
 
 
 def _first_fitting(
-    connection: Connection, worker_id: str, models: Sequence[str] | None, capacity_bytes: int | None
+    connection: Connection,
+    worker_id: str,
+    now: float,
+    models: Sequence[str] | None,
+    capacity_bytes: int | None,
 ) -> RowMapping | None:
-    wanted = {**_filters(models, capacity_bytes), "same_service": _same_service(worker_id)}
+    wanted = {**_filters(models, capacity_bytes), "same_service": _same_service(worker_id), "now": now}
     for place in _places(connection, models, capacity_bytes):
         row = {**wanted, **_ids_of(connection, place)}
         found = connection.execute(place.best[models is not None], row).mappings().one_or_none()
@@ -232,7 +240,7 @@ def claim(
         return _claim_at_once(tx, worker_id, models, loaded_model, capacity_bytes, lease_seconds)
     if tx.execute(IS_PAUSED, {"id": worker_id}).one_or_none() is not None:
         return None
-    chosen = _first_fitting(tx.connection, worker_id, models, capacity_bytes)
+    chosen = _first_fitting(tx.connection, worker_id, tx.now, models, capacity_bytes)
     if chosen is None:
         return None
     if loaded_model is not None and chosen["model"] != loaded_model and chosen["skips"] < tx.rules.max_skips:

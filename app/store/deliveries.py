@@ -28,7 +28,7 @@ TAKE = text("update deliveries set due_at = :due_at, attempts = attempts + 1 whe
 POSTPONE = text("update deliveries set due_at = :due_at where id = :id")
 REMOVE = text("delete from deliveries where id = :id")
 SELECT = text("select job_id, outcome, attempts from deliveries where id = :id")
-STATE = Locking.of("select webhook from jobs where id = :job_id")
+STATE = Locking.of("select webhook from jobs where id = :job_id and deleted_at is null")
 SET_STATE = text("update jobs set webhook = :webhook where id = :job_id")
 HELD_SECONDS = 120.0
 ERROR_CHARACTERS = 300
@@ -109,7 +109,7 @@ def settle(tx: Transaction, delivery_id: int, attempt: Attempt) -> None:
         due_at = None
         tx.execute(REMOVE, {"id": delivery_id})
     row = tx.execute(STATE, {"job_id": delivery.job_id}).one_or_none()
-    if row is None:  # the job was removed
+    if row is None:  # the job was deleted
         return
     error = attempt.error and " ".join(attempt.error.split())[:ERROR_CHARACTERS]
     told = {"state": attempt.state, "attempts": delivery.attempts, "last_error": error}

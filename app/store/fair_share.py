@@ -26,10 +26,16 @@ MIN_SECONDS, MAX_SECONDS = 1.0, 3600.0
 AGE = 1e-3
 # A job's start is its rank without the head start that its priority gives.
 _START = "rank + priority * :priority_seconds"
-RUNNING = text(f"select max({_START}) from jobs where status = 'running'")
-FIRST_QUEUED = text(f"select {_START} from jobs where status = 'queued' order by rank, id limit 1")
+# A job that goes behind others after setbacks has a rank of another kind; its own is in `setbacks`.
+_IN_LINE = """stage <> 'held' and (setbacks is null or setbacks not like '%"rank"%')"""
+RUNNING = text(f"select max({_START}) from jobs where status = 'running' and {_IN_LINE}")
+FIRST_QUEUED = text(
+    f"select {_START} from jobs where status = 'queued' and {_IN_LINE} order by rank, id limit 1"
+)
 _END = f"{_START} + coalesce(expected_seconds, 0)"
-END_OF_RUNNING = text(f"select max({_END}) from jobs where status = 'running' and owner = :owner")
+END_OF_RUNNING = text(
+    f"select max({_END}) from jobs where status = 'running' and owner = :owner and {_IN_LINE}"
+)
 # The priorities in the key's line, from this one up: each step is one look into an index.
 END_OF_QUEUED = text(f"""
     with recursive lines (priority) as (
@@ -44,7 +50,7 @@ END_OF_QUEUED = text(f"""
     )
     select max((
         select {_END} from jobs
-        where status = 'queued' and owner = :owner and jobs.priority = lines.priority
+        where status = 'queued' and owner = :owner and jobs.priority = lines.priority and {_IN_LINE}
         order by rank desc limit 1
     )) from lines where lines.priority is not null
 """)

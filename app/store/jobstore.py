@@ -200,7 +200,7 @@ class JobStore:
         """As `claims.claim`, but polling takes no write lock while no job is queued for this worker."""
         if self._database.polls_take_locks:
             with self._database.reading() as connection:
-                if not claims.any_for(connection, worker_id, **wanted):
+                if not claims.any_for(connection, worker_id, self.time(), **wanted):
                     return None
         return self._claim(worker_id, **wanted)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.attempts import DENOISED, Setbacks, Stop, Verdict, description, judge
+from app.attempts import DENOISED, HELD_SECONDS, Setbacks, Stop, Verdict, description, judge
 from app.jobs import Job, JobError, JobStatus, Json, Stage
 from app.store import deliveries
 from app.store.rows import append_event, dump, load, lock_job
@@ -52,8 +52,6 @@ RANK = text("select rank from jobs where id = :id")
 LAST_RANK = text("""
     select rank from jobs where status = 'queued' and stage <> 'held' order by rank desc limit 1
 """)
-# How long newer jobs go before a held one. Where jobs never stop coming, it must be tried some time, too.
-HELD_SECONDS = 24 * 3600.0
 BEHIND_SECONDS = 1e-3
 ANY_EXPIRED = text("select 1 from jobs where status = 'running' and lease_until < :now limit 1")
 EXPIRED = Locking.of(
@@ -198,18 +196,21 @@ def release(
         message = f"{description(setbacks)}, the last time in a try alone ({reason})"
         error = JobError("too_many_attempts", message)
         return finish(tx, job_id, token, status=JobStatus.FAILED, error=error)
-    _requeue(tx, job, setbacks, verdict)
+    was_held = Setbacks.of(job.setbacks).held
+    _requeue(tx, job, setbacks, verdict, moves=not (was_held and verdict is Verdict.HELD))
     tx.announce_queued()
     append_event(tx, job_id, "requeued", {"reason": reason, "attempt": job.attempts})
-    if verdict is Verdict.HELD:
+    if verdict is Verdict.HELD and not was_held:
         data = {"reason": reason, "why": description(setbacks), "max_attempts": limit}
         append_event(tx, job_id, "held", data)
     return True
 
 
-def _requeue(tx: Transaction, job: Job, setbacks: Setbacks, verdict: Verdict) -> None:
+def _requeue(tx: Transaction, job: Job, setbacks: Setbacks, verdict: Verdict, *, moves: bool) -> None:
     rank = float(tx.execute(RANK, {"id": job.id}).scalar_one())
-    if verdict is not Verdict.AGAIN:
+    if not moves:
+        pass  # it was behind the others, and its try ended through no fault of its own
+    elif verdict is not Verdict.AGAIN:
         setbacks = replace(setbacks, rank=rank if setbacks.rank is None else setbacks.rank)
         rank = _rank_behind(tx, rank, verdict)
     elif setbacks.rank is not None and not setbacks.deaths:  # a stop without the job has acquitted it

@@ -83,6 +83,7 @@ class Exporter:
         self._settled = False
         self._seen_before: dict[str, float] = {}
         self._has_loaded = False
+        self._must_check = False  # after the duty was gained, until the stored counters were looked at
         self._saved_seq = 0
         self._save_at = 0.0
         self._retire_at = 0.0
@@ -116,14 +117,18 @@ class Exporter:
         `seen` is the number of the last event that was counted. `at_end`: there was none after it, at a look
         since the last turn.
         """
-        if at_end and self._holds(COUNTERS):
+        if at_end and self._holds(COUNTERS) and not self._must_check:
             self._caught_up = self._settled = True
         if self._clock() >= self._renew_at:
             held = self._holds(COUNTERS)
             self._renew()
+            self._must_check = self._must_check or (self._holds(COUNTERS) and not held)
+        if self._must_check and self._holds(COUNTERS):
             # What was deleted while another process exported may not have been counted here.
-            if self._holds(COUNTERS) and not held and self._store.last_retired_event() > seen:
-                return self._load()
+            at = self._load() if self._store.last_retired_event() > seen else seen
+            self._must_check = False
+            if at != seen:
+                return at
         new = seen - self._saved_seq
         if self._holds(COUNTERS) and (new >= SAVE_EVENTS or (new > 0 and self._clock() >= self._save_at)):
             self._save(seen)

@@ -121,7 +121,10 @@ class SqliteDatabase(Database):
 
     def _connect_briefly(self) -> sqlite3.Connection:
         # Others cannot write while a checkpoint waits for readers: it is tried again rather than waited for.
-        return sqlite3.connect(self._path, timeout=CHECKPOINT_TIMEOUT_SECONDS, isolation_level=None)
+        place = quote(os.fsencode(self._path))
+        return sqlite3.connect(
+            f"file:{place}?mode=rw", uri=True, timeout=CHECKPOINT_TIMEOUT_SECONDS, isolation_level=None
+        )
 
     def on_queued(self, _wake: Callable[[], None]) -> bool:
         """SQLite cannot tell."""

@@ -26,10 +26,12 @@ SAVE = text("""
         written_at = excluded.written_at
 """)
 HELD_BY = Locking.of("select 1 from exporters where duty = :duty and holder = :holder")
-# A time further ahead than any holder asks for comes from a clock that has been set back since.
+# A time much further ahead than any holder asks for comes from a clock that has been set back since. Two that
+# ask at one moment differ by the time of their statements.
 TAKE = text("""
     update exporters set holder = :holder, process = :process, held_until = :until
-    where duty = :duty and (holder = :holder or held_until <= :now or held_until > :until or holder in :ended)
+    where duty = :duty
+        and (holder = :holder or held_until <= :now or held_until > :until + 60 or holder in :ended)
 """).bindparams(bindparam("ended", expanding=True))
 TAKE_FIRST = text("""
     insert into exporters (duty, holder, process, held_until) values (:duty, :holder, :process, :until)

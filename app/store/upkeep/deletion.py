@@ -31,13 +31,13 @@ LIMIT = 100
 REQUEST = text("update jobs set deleted_at = :now where id = :id and deleted_at is null")
 FORGET_DELIVERIES = text("delete from deliveries where job_id = :id")
 FORGET_IMAGES = text("delete from images where job_id = :id")
-_ENDED = "status in ('succeeded', 'failed', 'canceled')"
+_ENDED = "finished_at is not null"  # a condition on `status` would draw SQLite to the index of all ended jobs
 _TO_ERASE = f"deleted_at <= :before and erased_at is null and {_ENDED}"
 TO_ERASE = text(f"select id from jobs where {_TO_ERASE} order by deleted_at limit :limit")
 ERASE = text(f"""
     update jobs set erased_at = :now, swept_at = coalesce(swept_at, :now), expired = true, spec = :spec,
         plan = null, denoise = null, decode = null, result = null, error = null, latents_path = null,
-        idempotency_key = null, fingerprint = ''
+        webhook = null, setbacks = null, idempotency_key = null, fingerprint = ''
     where id = :id and deleted_at is not null and erased_at is null and {_ENDED}
 """)
 # Ids begin with the time of creation, so that the first old jobs are found without another index.

@@ -24,6 +24,8 @@ COUNTED: Mapping[str, frozenset[str]] = {
     "fallback": frozenset({"from", "to"}),
     "oom": frozenset({"stage"}),
     "nonfinite": frozenset({"stage"}),
+    "held": frozenset(),
+    "webhook": frozenset({"state"}),
     "spill": frozenset({"sign"}),
     "finished": frozenset({"outcome", "model", "queued_only", "duration_seconds", "durations", "decode"}),
 }

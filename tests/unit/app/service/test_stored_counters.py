@@ -12,7 +12,7 @@ from app.jobs import Event, JobSpec, JobStatus
 from app.scheduling.eta import RunTimes
 from app.service.exposition.exporter import Exporter
 from app.service.exposition.metrics import ServiceMetrics
-from app.store import JobStore
+from app.store import JobStore, StoreUnavailable
 
 MODELS = {"tiny": "AutoencoderKLLTXVideo"}
 KEEP_SECONDS = 1000.0
@@ -237,6 +237,39 @@ def test_a_process_that_missed_deleted_events_starts_again_from_the_stored_count
     second.turn()
     second.turn()
     assert second.text() == shown
+
+
+def test_a_failure_right_after_the_duty_was_gained_is_no_reason_to_export_old_counters(
+    store: JobStore, clock: Any, run_jobs: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_jobs(1)
+    first = Process(store, clock)
+    first.catch_up()
+    second = Process(store, clock)
+    second.turn()
+    run_jobs(3)
+    first.catch_up()
+    first.exporter.close(first.seen)
+    clock.now += KEEP_SECONDS
+    delete_events(store)
+    asked = 0
+
+    def retired() -> int:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise StoreUnavailable("busy")
+        return first.seen
+
+    monkeypatch.setattr(store, "last_retired_event", retired)
+    second.steady.now += 100
+    with pytest.raises(StoreUnavailable):
+        second.turn()
+    assert not second.exporter.exports_counters
+    second.turn()
+    second.turn()
+    assert second.exporter.exports_counters
+    assert 'framefit_jobs_total{model="tiny",outcome="succeeded"} 4.0' in second.text()
 
 
 def test_events_that_are_not_in_stored_counters_are_not_deleted(

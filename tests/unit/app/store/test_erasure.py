@@ -4,13 +4,15 @@ A job carries markers in everything that comes from its client or is made from i
 every file of the data folder and, over PostgreSQL, in every row.
 """
 
+import inspect
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
@@ -18,8 +20,10 @@ from app.jobs import JobError, JobSpec, JobStatus, Stage
 from app.scheduling.eta import RunTimes
 from app.service.disposal import Disposal
 from app.service.exposition.metrics import ServiceMetrics
-from app.store import JobDeleted, JobStore, NoSuchJob, Submission
+from app.store import JobDeleted, JobStore, NoSuchJob, StoreUnavailable, Submission
+from app.store.deliveries import Attempt
 from app.store.upkeep import deletion, retention
+from app.store.upkeep.erased_events import COUNTED
 
 OpenStore = Callable[..., JobStore]
 MARKER = "m4rk3r-0f-a-cl13nt"
@@ -375,3 +379,65 @@ def test_jobs_older_than_the_operator_keeps_are_removed_and_counters_stay(
     store.delete(again)
     deleter.turn()
     assert deleter.left() == []
+
+
+def test_what_a_receiver_answered_goes_with_the_job_and_comes_back_by_no_late_attempt(
+    deleter: Deleter, make_spec: Callable[..., JobSpec]
+) -> None:
+    store = deleter.store
+    job_id = deleter.submitted(make_spec())
+    deleter.end(job_id, deleter.begin(job_id))
+    first = store.take_delivery()
+    assert first is not None
+    store.settle_delivery(first.id, Attempt(f"no answer: {MARKER}", retry_seconds=1.0))
+    deleter.clock.now += 2
+    late = store.take_delivery()
+    assert late is not None
+    store.delete(job_id)
+    store.settle_delivery(late.id, Attempt(f"no answer: {MARKER}"))
+    deleter.turn()
+    assert deleter.left() == []
+    store.settle_delivery(late.id, Attempt(f"no answer: {MARKER}"))
+    assert store.get(job_id).webhook is None
+    assert deleter.left() == []
+
+
+def test_every_kind_of_event_that_metrics_count_survives_an_erasure() -> None:
+    source = inspect.getsource(ServiceMetrics._apply)
+    counted = {kind for line in re.findall(r"case (.*):", source) for kind in re.findall(r'"(\w+)"', line)}
+    assert counted >= {"held", "webhook", "finished"}
+    assert counted <= COUNTED.keys()
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (deletion.TO_ERASE, "jobs_to_erase"),
+        (text("select id from jobs where deleted_at is null order by id desc limit 5"), "jobs_served"),
+        (deletion.FORGET_DELIVERIES, "deliveries_of_job"),
+    ],
+)
+def test_what_is_done_every_two_seconds_costs_the_same_with_a_million_ended_jobs(
+    query: TextClause, index: str, open_store: OpenStore, make_spec: Callable[..., JobSpec]
+) -> None:
+    store = open_store()
+    store.add(make_spec(), b"x")
+    with store._database.reading() as connection:
+        if connection.dialect.name == "postgresql":
+            return  # it plans by what the table holds
+        wanted = dict.fromkeys(query.compile().params, 1)
+        steps = connection.execute(text(f"explain query plan {query}"), wanted).mappings().all()
+    told = [step["detail"] for step in steps]
+    assert index in told[0], told
+    assert not any("TEMP B-TREE" in detail for detail in told)
+
+
+def test_a_database_that_was_removed_is_not_made_anew_by_the_deletion_of_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite3"
+    store = JobStore(f"sqlite:///{path}")
+    store.migrate()
+    path.rename(tmp_path / "away")
+    with pytest.raises(StoreUnavailable):
+        store._database.drop_erased_bytes()
+    assert not path.exists()
+    store.close()

@@ -141,3 +141,33 @@ def test_a_job_that_is_queued_again_takes_its_place_in_its_keys_line(
     ran = [run_next(store) for _ in range(12)]
     assert [job.owner for job in ran].index(MODEST) <= 2
     assert ran[-1].id == again.id
+
+
+def test_a_job_that_is_held_back_moves_no_other_job_of_its_key_or_of_newcomers(
+    open_store: Callable[..., JobStore], make_spec: Callable[..., JobSpec], clock: Any
+) -> None:
+    store = open_store(max_attempts=1)
+
+    def add(owner: str) -> Job:
+        spec = make_spec()
+        return store.submit(
+            Submission(spec, b"x", spec.fingerprint(b"x"), owner=owner, expected_seconds=60.0)
+        )[0]
+
+    deadly = add(MODEST)
+    assert store.claim("host/cpu/1") is not None
+    store.forget_worker("host/cpu/1", "worker_crashed")
+    assert store.get(deadly.id).stage == "held"
+    for _ in range(6):
+        add(GREEDY)
+    add(MODEST)
+    assert "b" in order(store, 3), "its healthy job waits behind nobody's"
+    assert order(store, 4) == "aaaa"
+    tried = store.claim("host/cpu/1")
+    assert tried is not None
+    assert tried.job.id == deadly.id
+    clock.now += 1.0
+    own = store.get(deadly.id)
+    newcomers = [add(owner) for owner in (THIRD, GREEDY, MODEST)]
+    assert store.release(own.id, own.token, "worker_stopped")
+    assert {run_next(store).id for _ in newcomers} == {job.id for job in newcomers}

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import text
 
-from app.attempts import Stop
+from app.attempts import HELD_SECONDS, Stop
 from app.jobs import JobSpec, JobStatus, Stage
 from app.store import JobStore
 
@@ -145,3 +146,39 @@ def test_stops_of_the_service_count_only_in_a_row(store: JobStore, make_spec: Ma
         assert run(store) == job.id
         store.forget_worker(WORKER, "service_restarted", Stop("0a1b2c3d", number))
     assert (store.get(job.id).stage, store.get(job.id).attempts) == (Stage.HELD, 3)
+
+
+def test_an_orderly_end_of_a_held_jobs_try_moves_it_no_further_and_holds_it_only_once(
+    open_store: OpenStore, make_spec: MakeSpec
+) -> None:
+    store = open_store(max_attempts=1)
+    deadly = store.add(make_spec(), IMAGE)
+    assert die(store, 1) == [deadly.id]
+    rank = rank_of(store, deadly.id)
+    for reason in ("worker_stopped", "lease_expired"):
+        assert run(store) == deadly.id
+        assert store.release(deadly.id, store.get(deadly.id).token, reason)
+        assert store.get(deadly.id).stage is Stage.HELD
+    assert rank_of(store, deadly.id) == rank
+    assert kinds(store, deadly.id).count("held") == 1
+
+
+def test_a_held_job_is_tried_beside_others_where_jobs_never_stop_coming(
+    open_store: OpenStore, make_spec: MakeSpec, clock: Callable[[], float]
+) -> None:
+    store = open_store(max_attempts=1)
+    deadly = store.add(make_spec(), IMAGE)
+    assert die(store, 1) == [deadly.id]
+    other = store.add(make_spec(), IMAGE)
+    assert run(store) == other.id
+    clock.now += HELD_SECONDS - 60  # type: ignore[attr-defined]
+    assert store.claim(NEIGHBOUR) is None
+    clock.now += 120  # type: ignore[attr-defined]
+    assert run(store, NEIGHBOUR) == deadly.id
+
+
+def rank_of(store: JobStore, job_id: str) -> float:
+    with store._database.reading() as connection:
+        return float(
+            connection.execute(text("select rank from jobs where id = :id"), {"id": job_id}).scalar_one()
+        )
