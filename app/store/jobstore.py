@@ -215,9 +215,10 @@ class JobStore:
 
         Call it every few seconds. After a jump of time live workers get a heartbeat's time to renew first.
         """
-        if not self._expiry.may_requeue(self.time()):
+        now = self.time()
+        if not self._expiry.may_requeue(now):
             return []
-        return self._requeue_expired() if self._any(leases.ANY_EXPIRED) else []
+        return self._requeue_expired(looked_at=now) if self._any(leases.ANY_EXPIRED) else []
 
     # Stored counters, and events that were counted.
     counter_snapshot = _reads(counters.load)

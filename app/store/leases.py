@@ -53,6 +53,7 @@ LAST_RANK = text("""
     select rank from jobs where status = 'queued' and stage <> 'held' order by rank desc limit 1
 """)
 BEHIND_SECONDS = 1e-3
+LOCK_WAIT_SECONDS = 2.0  # of a transaction that acts on what was seen before it
 ANY_EXPIRED = text("select 1 from jobs where status = 'running' and lease_until < :now limit 1")
 EXPIRED = Locking.of(
     "select id, token from jobs where status = 'running' and lease_until < :now order by id", skip=True
@@ -243,6 +244,12 @@ def release_all(
     return [str(row.id) for row in rows]
 
 
-def requeue_expired(tx: Transaction) -> list[str]:
-    """Requeue every job whose lease has expired; return their ids."""
+def requeue_expired(tx: Transaction, looked_at: float | None = None) -> list[str]:
+    """Requeue every job whose lease has expired; return their ids.
+
+    None, if this transaction comes long after its caller looked at the clock (`looked_at`, database time): it
+    waited for a lock, as did the workers that want to renew their leases.
+    """
+    if looked_at is not None and tx.now - looked_at > LOCK_WAIT_SECONDS:
+        return []
     return release_all(tx, EXPIRED, {"now": tx.now}, "lease_expired")

@@ -182,3 +182,15 @@ def rank_of(store: JobStore, job_id: str) -> float:
         return float(
             connection.execute(text("select rank from jobs where id = :id"), {"id": job_id}).scalar_one()
         )
+
+
+def test_a_requeue_that_waited_for_a_lock_leaves_the_leases_to_their_workers(
+    store: JobStore, make_spec: MakeSpec, clock: Callable[[], float]
+) -> None:
+    job = store.add(make_spec(), IMAGE)
+    assert run(store) == job.id
+    clock.now += 31  # type: ignore[attr-defined]
+    looked_at = store.time()
+    clock.now += 10  # type: ignore[attr-defined]
+    assert store._requeue_expired(looked_at=looked_at) == []
+    assert store._requeue_expired(looked_at=store.time()) == [job.id]
