@@ -5,6 +5,8 @@ them. A failure is a state in the result, never an exception: on a machine witho
 fell off the bus, or with a driver whose answers make no sense, a server must start and report what is wrong.
 A driver that does not report a card's memory has the card nevertheless. This module does not know torch, jobs
 or plans.
+
+Longer than 300 lines because all questions to the driver are asked here.
 """
 
 import ctypes

@@ -30,6 +30,7 @@ class Background:
         self._store = store
         self._unschedulable = unschedulable
         self._exporter = exporter
+        self.disposal = disposal
         self.storage_fault: str | None = None
 
         def loop(name: str, turn: Callable[[], None], silent_seconds: float = SILENT_SECONDS) -> Loop:

@@ -2,6 +2,8 @@
 
 Its methods are the functions of the other files in this package. Each gets a read connection or a
 transaction.
+
+Longer than 300 lines because each operation of the store has its line here.
 """
 
 import functools

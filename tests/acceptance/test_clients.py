@@ -56,7 +56,8 @@ def test_openais_client_makes_a_video_and_learns_of_a_failure(shared_service: Ru
         with pytest.raises(openai.NotFoundError):
             call(video.id)
     assert video.id not in [one.id for one in client.videos.list(limit=2)]
-    assert shared_service.job(video.id)["expired"], "the history stays"
+    gone = shared_service.http.get(f"/jobs/{video.id}")
+    assert (gone.status_code, gone.json()["code"]) == (410, "job_deleted")
 
 
 def test_every_one_of_many_listeners_hears_the_end(shared_service: RunningService) -> None:

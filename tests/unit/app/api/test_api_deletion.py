@@ -102,13 +102,13 @@ def test_a_deleted_job_says_whether_it_is_erased_and_its_bytes_are_gone_then(
     folder = service.settings.data_dir
     job_id = job_of("running")
     client.delete(f"/v1/videos/{job_id}")
-    service.disposal.turn()
+    service.background.disposal.turn()
     assert client.get(f"/jobs/{job_id}").json()["erased"] is False, "its worker has not stopped"
     app_store.finish(job_id, app_store.get(job_id).token, status=JobStatus.CANCELED)
     marked = [PROMPT.encode(), b"made from the picture"]
     deadline = threading.Event()
     for _ in range(1000):  # the service's own turn may be under way
-        service.disposal.turn()
+        service.background.disposal.turn()
         files = [path for path in folder.rglob("*") if path.is_file()]
         if not any(one in path.read_bytes() for path in files for one in marked):
             break

@@ -80,7 +80,9 @@ def cancel_queued(client: TestClient) -> None:
         store_of(client).cancel(job.id)
 
 
-@pytest.mark.parametrize("limit", [{"max_queued": 2}, {"settings": {"max_queued": 2}}], ids=["key", "queue"])
+@pytest.mark.parametrize(
+    "limit", [{"max_queued": 2}, {"settings": {"max_queued": 2, "client_share": 1.0}}], ids=["key", "queue"]
+)
 def test_five_jobs_that_are_queued_again_meet_a_limit_of_two(
     limited: Callable[..., TestClient], picture: bytes, limit: dict[str, Any]
 ) -> None:

@@ -17,7 +17,7 @@ from nvml_stub import StubGpu
 from app.config import Settings
 from app.doctor import CheckResult, machine, place
 from app.doctor.findings import Finding
-from app.service.processes import _data_folder_locked
+from app.service.data_folder import locked_data_folder
 from app.store import open_store
 from app.store.upkeep import health
 
@@ -106,7 +106,7 @@ def test_a_port_is_free_taken_or_ones_own(tmp_path: Path) -> None:
         settings = Settings(data_dir=tmp_path, port=taken.getsockname()[1])
         found = place.port(settings)
         assert (found.standing, "FRAMEFIT_PORT" in found.advice) == (CheckResult.WRONG, True)
-        with _data_folder_locked(tmp_path):
+        with locked_data_folder(tmp_path):
             (tmp_path / "service.json").write_text(json.dumps({"url": "http://here", "pid": 1}))
             found = place.port(settings)
         assert (found.standing, "http://here" in found.detail) == (CheckResult.OK, True)

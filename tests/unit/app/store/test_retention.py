@@ -49,7 +49,7 @@ def test_a_video_that_is_swept_while_it_is_fetched_arrives_whole_and_is_then_gon
     begun = answer.read(1000)
     monkeypatch.setattr(retention, "GRACE_SECONDS", -1.0)
     assert service.store.discard(job_id)
-    service.disposal.expire_results()
+    service.background.disposal.expire_results()
     assert not job_artifacts(service.settings.jobs_dir, job_id).folder.exists()
     assert begun + answer.read() == VIDEO
     connection.request("GET", f"/jobs/{job_id}/video", headers={"Range": "bytes=0-9"})
@@ -62,5 +62,5 @@ def test_nothing_is_swept_in_the_time_between_its_last_answer_and_the_opening_of
     service, _ = api
     job_id = succeeded(service, make_spec())
     assert service.store.discard(job_id)
-    service.disposal.expire_results()
+    service.background.disposal.expire_results()
     assert job_artifacts(service.settings.jobs_dir, job_id).video.exists(), "marked, and deleted later"
