@@ -17,7 +17,7 @@ from app.api.views import device_view, hide_other_owners, model_view
 from app.jobs import Json, WorkerRow
 from app.service.gpus.unused import published
 from app.service.logs import read_level, write_level
-from app.store import NoSuchJob
+from app.store import JobDeleted, NoSuchJob
 
 router = APIRouter()
 REMEMBER_SECONDS = 24 * 3600.0
@@ -58,7 +58,7 @@ def _if_visible(service: Service, job_id: str | None, owner: str | None) -> str 
         return job_id
     try:
         return visible(service, job_id, owner).id
-    except NoSuchJob:
+    except (NoSuchJob, JobDeleted):
         return None
 
 

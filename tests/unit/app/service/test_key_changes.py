@@ -252,3 +252,21 @@ def test_the_only_key_of_a_service_queues_as_without_keys(
         query = "select id, expected_seconds from jobs where status = 'queued' order by rank, id"
         rows = connection.exec_driver_sql(query).all()
     assert [tuple(row) for row in rows] == [(job_id, None) for job_id in (urgent, *ids)]
+
+
+def test_a_worker_that_still_runs_a_deleted_job_is_listed_without_it(
+    client: TestClient, app_store: JobStore, picture: bytes
+) -> None:
+    job_id = hand_in(client, ADA, picture, model="tiny").json()["id"]
+    claim = app_store.claim("w")
+    assert claim is not None
+    app_store.heartbeat("w", device={"name": "cpu"}, job_id=job_id, token=claim.token)
+
+    def shown(key: str) -> list[str | None]:
+        answer = client.get("/devices", headers=bearer(key))
+        assert answer.status_code == 200, answer.text
+        return [one["job_id"] for one in answer.json()["devices"]]
+
+    assert (shown(ADA), shown(BOB)) == ([job_id], [job_id])
+    assert client.post(f"/jobs/{job_id}/delete", headers=bearer(ADA)).is_success
+    assert (shown(ADA), shown(BOB)) == ([None], [None])
