@@ -58,7 +58,7 @@ def checked_key(request: Request, service: Service, given: str, message: str = U
         raise Problem(429, "too_many_wrong_keys", detail, headers={"Retry-After": str(wait)})
     found = service.keys.find(given)
     if found is None:
-        limited = service.failed_keys.refused(address)
+        limited = service.failed_keys.refused(address, digest)
         log.warning(
             "key_refused address=%s path=%s limited=%s", address, request.scope["path"][:100], limited
         )

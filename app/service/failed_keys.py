@@ -1,9 +1,10 @@
 """The limit on wrong API keys from one address. Knows no HTTP.
 
-An address may send `BURST` wrong keys, and one more every `SECONDS_PER_KEY` after that. Beyond this limit no
-key from it is looked up, so guessing on is useless, with one exception: a key that was accepted from the
-address within the last hour goes on working. So nobody locks out those who share an address with him, such as
-that of a proxy which does not say whom it serves.
+An address may send `BURST` wrong keys, and one more every `SECONDS_PER_KEY` after that. A wrong key that it
+sends again does not count again: a page with an old cookie repeats one, and repeating guesses nothing. Beyond
+this limit no key from it is looked up, so guessing on is useless, with one exception: a key that was accepted
+from the address within the last hour goes on working. So nobody locks out those who share an address with
+him, such as that of a proxy which does not say whom it serves.
 """
 
 import ipaddress
@@ -12,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 BURST = 10
 SECONDS_PER_KEY = 6.0
@@ -19,13 +21,17 @@ ACCEPTED_SECONDS = 3600.0
 ADDRESSES = 10_000  # the oldest is forgotten
 KEYS_OF_AN_ADDRESS = 100
 
+T = TypeVar("T")
+
 
 @dataclass(slots=True)
 class _Seen:
-    """What an address sent: wrong keys, less those that time has forgiven, and the keys it may use."""
+    """What an address sent: the number of wrong keys, less those that time has forgiven, the last of these
+    keys, and the keys it may use."""
 
     wrong: float = 0.0
     at: float = 0.0
+    refused: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
     accepted: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
 
 
@@ -47,21 +53,19 @@ class FailedKeys:
                 return 0.0
             return (seen.wrong - (BURST - 1)) * SECONDS_PER_KEY
 
-    def refused(self, address: str) -> bool:
-        """Count a wrong key; return whether the limit is now reached."""
+    def refused(self, address: str, digest: bytes) -> bool:
+        """Count a wrong key unless it was counted before; return whether the limit is reached."""
         with self._lock:
             seen = self._of(address)
-            seen.wrong += 1
+            if digest not in seen.refused:
+                seen.wrong += 1
+            _remember(seen.refused, digest, None)
             return seen.wrong > BURST - 1
 
     def accepted(self, address: str, digest: bytes) -> None:
         """Remember a right key."""
         with self._lock:
-            keys = self._of(address).accepted
-            keys[digest] = self._clock()
-            keys.move_to_end(digest)
-            if len(keys) > KEYS_OF_AN_ADDRESS:
-                keys.popitem(last=False)
+            _remember(self._of(address).accepted, digest, self._clock())
 
     def _of(self, address: str) -> _Seen:
         """Return the entry of an address as of now."""
@@ -73,6 +77,13 @@ class FailedKeys:
         while len(self._seen) > ADDRESSES:
             self._seen.popitem(last=False)
         return seen
+
+
+def _remember(keys: OrderedDict[bytes, T], digest: bytes, value: T) -> None:
+    keys[digest] = value
+    keys.move_to_end(digest)
+    if len(keys) > KEYS_OF_AN_ADDRESS:
+        keys.popitem(last=False)
 
 
 def client_of(address: str) -> str:

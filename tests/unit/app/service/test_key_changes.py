@@ -192,6 +192,15 @@ def test_wrong_keys_are_logged_with_their_address_and_soon_refused_unseen(
     assert lines[-1].endswith("limited=True")
 
 
+def test_a_wrong_key_that_is_sent_again_and_again_locks_nobody_out(client: TestClient) -> None:
+    for _ in range(2 * BURST):  # a page that was open when its key was removed
+        assert client.get("/jobs", headers={"Cookie": f"framefit_key={EVE}"}).status_code == 401
+    assert client.get("/jobs", headers=bearer(BOB)).status_code == 200, "new behind the same address"
+    for _ in range(BURST - 1):
+        assert client.get("/jobs", headers=bearer(new_key())).status_code == 401
+    assert client.get("/jobs", headers=bearer(ADA)).status_code == 429, "guesses count as before"
+
+
 def test_a_request_without_a_key_is_no_wrong_key(client: TestClient) -> None:
     for _ in range(2 * BURST):
         assert client.get("/jobs").status_code == 401
@@ -203,7 +212,7 @@ def test_an_address_may_try_again_as_time_passes_and_others_always() -> None:
     failed = FailedKeys(clock)
     old, other = b"in use", b"another"
     failed.accepted("192.0.2.1", old)
-    reached = [failed.refused("192.0.2.1") for _ in range(BURST)]
+    reached = [failed.refused("192.0.2.1", b"guess %d" % number) for number in range(BURST)]
     assert reached == [*[False] * (BURST - 1), True]
     assert failed.wait_seconds("192.0.2.1", other) == SECONDS_PER_KEY
     assert failed.wait_seconds("::ffff:192.0.2.1", other) == SECONDS_PER_KEY, "the same host"
@@ -211,17 +220,17 @@ def test_an_address_may_try_again_as_time_passes_and_others_always() -> None:
     assert failed.wait_seconds("192.0.2.2", other) == 0
     clock.now += SECONDS_PER_KEY
     assert failed.wait_seconds("192.0.2.1", other) == 0
-    assert failed.refused("192.0.2.1"), "one key per pause"
+    assert failed.refused("192.0.2.1", b"one more"), "one key per pause"
     clock.now += ACCEPTED_SECONDS
-    for _ in range(BURST):
-        failed.refused("192.0.2.1")
+    for number in range(BURST):
+        failed.refused("192.0.2.1", b"later guess %d" % number)
     assert failed.wait_seconds("192.0.2.1", old) > 0
 
 
 def test_a_host_with_a_network_of_its_own_is_one_address() -> None:
     failed = FailedKeys(Clock())
     for number in range(BURST):
-        failed.refused(f"2001:db8:0:1::{number:x}")
+        failed.refused(f"2001:db8:0:1::{number:x}", b"guess %d" % number)
     assert failed.wait_seconds("2001:db8:0:1:ffff::1", b"") > 0
     assert failed.wait_seconds("2001:db8:0:2::1", b"") == 0
 
