@@ -40,7 +40,7 @@ and prints its hash; only the hash goes into the file.
 hash = "sha256:..."
 max_queued = 20              # jobs that wait at once
 max_pixels = 40_000_000      # width x height x frames of one request
-admin = false                # whether it may pause devices and set the log level
+admin = false                # whether it manages the jobs of all keys, devices and the log level
 ```
 
 Keys in `FRAMEFIT_API_KEYS` are admin keys without limits of their own. [Operating](operating.md#api-keys)
