@@ -108,6 +108,8 @@ def origin_refusal(scope: Scope) -> Problem | None:
     """Return the problem of a request by which another site's page may change something, or None.
 
     Only browsers send the two headers. A page's origin is scheme, host and port; in a sandbox it is `null`.
+    If a trusted proxy says which host it was asked for, the page must be of that host: `Host` is then only the
+    proxy's name for this service.
     """
     headers = Headers(scope=scope)
     if scope["method"] in SAFE_METHODS:
@@ -115,7 +117,7 @@ def origin_refusal(scope: Scope) -> Problem | None:
     if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
         return Problem(403, "cross_site", "a page of another site may only read: use Framefit's own page")
     origin = headers.get("origin")
-    own = [headers.get("host", ""), *scope.get(FORWARDED_HOSTS, ())]
+    own = scope.get(FORWARDED_HOSTS) or [headers.get("host", "")]
     if origin is None or any(_is_same(origin, host, scope["scheme"]) for host in own):
         return None
     message = (

@@ -123,6 +123,10 @@ def test_the_host_that_a_trusted_proxy_was_asked_for_may_be_the_pages() -> None:
     assert origin_refusal(scope(b"https://video.example.org")) is not None
     assert origin_refusal(scope(b"https://video.example.org", "video.example.org")) is None
     assert origin_refusal(scope(b"http://video.example.org", "video.example.org")) is not None, "without TLS"
+    assert origin_refusal(scope(b"https://127.0.0.1:8000")) is None
+    inner = origin_refusal(scope(b"https://127.0.0.1:8000", "video.example.org"))
+    assert inner is not None, "the proxy asks for that host, not the browser"
+    assert inner.data["host"] == "video.example.org"
 
 
 def test_a_post_of_another_sites_page_is_refused_by_every_route(client: TestClient) -> None:
