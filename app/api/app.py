@@ -89,10 +89,11 @@ def create_app(
     document.install(app, routes)
     # The page, its files and the OpenAPI document are not among the routers' routes.
     others = [route for route in app.routes if hasattr(route, "path_regex")]
-    app.add_middleware(HttpRules, routes=[*routes, *others])
+    matched = [*routes, *others]
+    app.add_middleware(HttpRules, routes=matched)
     app.add_middleware(FairlyShared, turns=service.shares.turns, name_of_key=partial(name_of_key, service))
     app.add_middleware(Guard, hosts=OwnHosts.of(settings))
-    app.add_middleware(Measured, metrics=HttpMetrics(service.metrics.registry))
+    app.add_middleware(Measured, metrics=HttpMetrics(service.metrics.registry), routes=matched)
     return app
 
 

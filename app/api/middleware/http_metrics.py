@@ -1,12 +1,14 @@
 """Counts requests and measures their time, by route.
 
 A route is its template, such as `/jobs/{job_id}`, never the path itself; paths without a route are `unknown`.
+What a middleware answers in a route's place counts for the route.
 """
 
 import time
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from starlette.routing import Mount
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -42,11 +44,12 @@ class HttpMetrics:
 
 
 class Measured:
-    """ASGI middleware; the outermost one of the app, so that it counts refusals of the others."""
+    """ASGI middleware for these routes; the app's outermost one, so that it counts refusals of the others."""
 
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics, routes: Iterable[BaseRoute]) -> None:
         self._app = app
         self._metrics = metrics
+        self._routes = tuple(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward the request, and count it when its response begins."""
@@ -61,7 +64,7 @@ class Measured:
             if not counted:
                 counted = True
                 seconds = time.monotonic() - started
-                self._metrics.count(_route_of(scope, path), scope["method"], status, seconds)
+                self._metrics.count(self._route_of(scope, path), scope["method"], status, seconds)
 
         async def send_and_count(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -76,15 +79,12 @@ class Measured:
         finally:
             count(CLOSED)
 
-
-def _route_of(scope: Scope, path: str) -> str:
-    """Return the template of the route that has served the request to `path`, or `unknown`."""
-    template = getattr(scope.get("route"), "path", None)
-    if isinstance(template, str):
-        return template
-    # Only FastAPI's own routes name themselves in the scope: not those of files and of the OpenAPI document.
-    for route in scope["app"].routes:
-        fixed = getattr(route, "path", "")
-        if fixed == path or (isinstance(route, Mount) and path.startswith(f"{fixed}/")):
-            return str(fixed)
-    return UNKNOWN
+    def _route_of(self, scope: Scope, path: str) -> str:
+        """Return the template of the route that has served the request to `path`, or `unknown`."""
+        template = getattr(scope.get("route"), "path", None)
+        if isinstance(template, str):
+            return template
+        # A route names itself in the scope only if it is FastAPI's own and gets this very scope.
+        matching = [route for route in self._routes if getattr(route, "path_regex").match(path)]  # noqa: B009
+        served = [one for one in matching if scope["method"] in (getattr(one, "methods", None) or ())]
+        return next((str(getattr(one, "path")) for one in (*served, *matching)), UNKNOWN)  # noqa: B009

@@ -46,9 +46,28 @@ def test_a_proxys_prefix_is_no_part_of_the_route(client: TestClient) -> None:
     assert found["/static", "GET", "200"] == found["/jobs/{job_id}", "GET", "404"] == 1
 
 
+def test_what_a_middleware_answers_is_counted_under_the_routes_template(client: TestClient) -> None:
+    series = {
+        ("HEAD", "/jobs/0123"): ("/jobs/{job_id}", "HEAD", "404"),
+        ("HEAD", "/static/api.js"): ("/static", "HEAD", "200"),
+        ("OPTIONS", "/jobs/0123"): ("/jobs/{job_id}", "OPTIONS", "204"),
+        ("GET", "/jobs/0123?unknown=1"): ("/jobs/{job_id}", "GET", "422"),
+        ("PUT", "/jobs/0123"): ("/jobs/{job_id}", "PUT", "405"),
+        ("POST", "/devices/cuda:0/resume?x=1"): ("/devices/{name:path}/resume", "POST", "422"),
+    }
+    for method, path in series:
+        client.request(method, path)
+    found = counted(client)
+    assert [found.get(one) for one in series.values()] == [1] * len(series)
+
+
 def test_what_a_middleware_refuses_is_counted(client: TestClient) -> None:
     client.post("/generate", headers={"Sec-Fetch-Site": "cross-site"})
-    assert counted(client)["unknown", "POST", "403"] == 1
+    client.delete("/v1/videos/0123", headers={"Sec-Fetch-Site": "cross-site"})
+    client.get("/jobs/0123", headers={"Host": "evil.example"})
+    found = counted(client)
+    assert found["/generate", "POST", "403"] == found["/v1/videos/{video_id}", "DELETE", "403"] == 1
+    assert found["/jobs/{job_id}", "GET", "421"] == 1
 
 
 def test_the_time_of_a_request_is_in_the_histogram_of_its_route(client: TestClient) -> None:
