@@ -7,7 +7,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from app.api.access import COOKIE, administrator, caller
+from app.api.access import COOKIE, administrator, caller, monitor
 from app.jobs import Json
 
 SCHEMES: dict[str, Json] = {
@@ -31,8 +31,8 @@ def operation_id(route: APIRoute) -> str:
 
 
 def needs_key(route: APIRoute) -> bool:
-    """Return whether the route asks for an API key."""
-    return any(each.call in (caller, administrator) for each in _dependencies(route.dependant))
+    """Return whether the route asks for an API key, always or with some settings."""
+    return any(each.call in (caller, administrator, monitor) for each in _dependencies(route.dependant))
 
 
 def _dependencies(dependant: Dependant) -> Iterable[Dependant]:

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 from app.api.documents.error_codes import documented
 from app.api.documents.openapi_30 import in_version_30
 
-OPEN_TO_ALL = {"healthz", "readyz", "metrics", "open_session", "close_session"}
+OPEN_TO_ALL = {"healthz", "open_session", "close_session"}
 
 
 @pytest.fixture
