@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from app.jobs import Json
 from app.loops import Loop
@@ -69,8 +69,11 @@ class Webhooks:
             job = self._view(delivery.job_id)
         except NoSuchJob:
             return Attempt(f"there is no job {delivery.job_id} any more")
+        secrets = self._keys.of(delivery.owner)
+        if not secrets:
+            return self._failed(delivery, "the job's API key was removed", last=True)
         try:
-            status = self._post(delivery, job)
+            status = self._post(delivery, job, secrets)
         except WebhookRefused as error:
             log.warning("webhook_refused job_id=%s code=%s", delivery.job_id, error.code)
             if error.code != "webhook_host_unknown":
@@ -86,10 +89,9 @@ class Webhooks:
             return Attempt()
         return self._failed(delivery, f"the receiver answered {status}")
 
-    def _post(self, delivery: Delivery, job: Json) -> int:
+    def _post(self, delivery: Delivery, job: Json, secrets: Sequence[bytes]) -> int:
         message_id, timestamp = f"{delivery.job_id}-{delivery.id}", int(time.time())
         body = json.dumps({"type": f"job.{delivery.outcome}", "timestamp": timestamp, "data": job}).encode()
-        secrets = self._keys.of(delivery.owner)
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "framefit",

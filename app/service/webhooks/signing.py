@@ -33,11 +33,17 @@ class SigningKeys:
         self._keys = keys
 
     def of(self, owner: str | None) -> Sequence[bytes]:
-        """Return what signs the messages about an owner's jobs, the newest secret first."""
+        """Return what signs the messages about an owner's jobs, the newest secret first.
+
+        Nothing signs for a key that was removed: its generation is unknown, and an earlier secret may be the
+        one that leaked.
+        """
         if owner is None:
             return (self._operator_secret.encode(),)
-        key = self._keys.of_owner(owner)  # None: a key that was removed while its jobs ran
-        newest = 1 if key is None else key.webhook_generation
+        key = self._keys.of_owner(owner)
+        if key is None:
+            return ()
+        newest = key.webhook_generation
         return tuple(
             derived(self._operator_secret, owner, generation)
             for generation in range(newest, max(0, newest - 2), -1)

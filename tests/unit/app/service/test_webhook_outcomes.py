@@ -111,6 +111,17 @@ def test_after_a_rotation_the_new_and_the_previous_secret_both_fit(
     assert [fits(derived(SECRET, ADA.owner, generation)) for generation in (1, 2, 3)] == [False, True, True]
 
 
+def test_nothing_is_sent_about_the_jobs_of_a_removed_key(
+    store: JobStore, make_spec: Callable[..., JobSpec], messages: Any
+) -> None:
+    url, got = messages
+    job_id = end_a_job_of(store, make_spec(webhook_url=url), ADA.owner)
+    assert deliver(store, sender(store, BOB))
+    assert got == []
+    told = store.get(job_id).webhook or {}
+    assert (told["state"], told["last_error"]) == ("given_up", "the job's API key was removed")
+
+
 def test_the_command_shows_the_secret_that_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = new_key()
     file = tmp_path / "keys.toml"
