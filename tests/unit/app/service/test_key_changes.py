@@ -1,5 +1,6 @@
 """Keys while the service runs: read again, limited when they are wrong, and those of administrators."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from starlette.testclient import TestClient
 from waiting import wait_for
 
 from app.api import create_app
+from app.api.routes import events
 from app.config import ConfigError, Settings
 from app.service.failed_keys import ACCEPTED_SECONDS, BURST, SECONDS_PER_KEY, FailedKeys
 from app.service.keys import LiveKeys, digest_of, format_hash, new_key
@@ -129,6 +131,70 @@ def test_the_stream_of_a_removed_key_ends(
         wait_for(lambda: client.get("/jobs", headers=bearer(ADA)).status_code == 401, 60)
         assert hand_in(client, BOB, picture).status_code == 202
         assert not [line for line in lines if line.startswith("event:")]
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "after"),
+    [
+        ("/events", ADA, entry("root", BOB, "admin = true")),
+        ("/events", ADA, entry("ada", ADA, "admin = true")),
+        ("/events", BOB, entry("root", BOB)),
+        ("/jobs/{}/events", BOB, entry("root", BOB)),
+    ],
+    ids=["removed", "promoted", "demoted", "demoted-one-job"],
+)
+def test_a_stream_ends_when_its_keys_rights_change_though_nothing_happens(
+    settings: Settings,
+    file: Path,
+    load_profile: Any,
+    picture: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    key: str,
+    after: str,
+) -> None:
+    monkeypatch.setattr(events, "CHECK_SECONDS", 0.2)
+    with (
+        served(create_app(settings, load_profile=load_profile)) as (host, port),
+        httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as client,
+    ):
+        job_id = hand_in(client, ADA, picture).json()["id"]
+        seen = {"Last-Event-ID": "0"}
+        with client.stream("GET", path.format(job_id), headers=bearer(key) | seen) as stream:
+            file.write_text(after)
+            assert stream.status_code == 200
+            pings = 0
+            for line in stream.iter_lines():  # until it ends
+                pings += line.startswith(":")
+                assert pings < 3, "it goes on"
+
+
+def test_a_stream_remembers_the_jobs_that_run_and_looks_up_no_new_one_of_who_sees_all(
+    client: TestClient, app_store: JobStore, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    looked_up: list[str] = []
+    visible = events.visible
+
+    def noting(service: Any, job_id: str, owner: str | None) -> Any:
+        looked_up.append(job_id)
+        return visible(service, job_id, owner)
+
+    monkeypatch.setattr(events, "visible", noting)
+    ids = [hand_in(client, ADA, picture, model="tiny").json()["id"] for _ in range(3)]
+    for job_id in ids[1:]:
+        client.delete(f"/jobs/{job_id}", headers=bearer(ADA))
+    ada = digest_of(ADA).hex()[:32]
+    eve = digest_of(EVE).hex()[:32]
+    for owner, scope, lookups in ((None, None, 0), (ada, ada, 3), (eve, eve, 3)):
+        looked_up.clear()
+        jobs = events.ServedJobs(service, events.Start(0, owner, scope))
+
+        async def follow(jobs: events.ServedJobs = jobs) -> set[bool]:
+            return {await jobs.sends(event) for event in app_store.events_after(0)}
+
+        assert asyncio.run(follow()) == {owner != eve}
+        assert (len(looked_up), len(jobs)) == (lookups, 1), "the job that waits"
 
 
 def test_an_admin_key_sees_and_manages_the_jobs_of_all_keys(
