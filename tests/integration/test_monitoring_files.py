@@ -116,6 +116,13 @@ def test_provisioning_points_at_what_compose_mounts() -> None:
     assert source["jsonData"]["timeInterval"] == scrape
 
 
+def test_compose_closes_monitoring_only_to_who_gives_prometheus_a_key() -> None:
+    passed_on = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["framefit"]["environment"]
+    jobs = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
+    (job,) = (job for job in jobs if job["job_name"] == "framefit")
+    assert ("FRAMEFIT_OPEN_MONITORING" in passed_on) == ("authorization" in job)
+
+
 def alert_rules() -> list[dict[str, Any]]:
     groups = yaml.safe_load((PROMETHEUS / "rules/alerts.yml").read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
