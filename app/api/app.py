@@ -70,6 +70,7 @@ def create_app(
         summary="Image-to-video generation, decoded in the memory that is free.",
         lifespan=lifespan,
         responses=problems.documented(422, 429, 503),
+        openapi_url=None,  # `document` serves it
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=operation_id,

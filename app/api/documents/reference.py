@@ -6,10 +6,10 @@ The page has a policy of its own: it runs the scripts of this service only and s
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, Response
 
 from app.api.dependencies import Prefix
-from app.api.documents.openapi_30 import in_version_30
+from app.api.documents.served import ServedDocument
 from app.api.problems import Problem
 
 PAGE = Path(__file__).parents[1] / "static" / "reference.html"
@@ -30,10 +30,10 @@ def reference(prefix: Prefix) -> Response:
 
 
 @router.get("/docs/openapi.json")
-def document(request: Request, prefix: Prefix) -> Response:
+async def document(request: Request, prefix: Prefix) -> Response:
     """Return the OpenAPI document in the version that Swagger UI knows."""
-    shown = in_version_30(request.app.openapi())
-    return JSONResponse({**shown, "servers": [{"url": f"{prefix}/"}]})
+    served: ServedDocument = request.app.state.reference_document
+    return await served.answer(f"{prefix}/")
 
 
 @router.get("/docs/{name}")

@@ -1,10 +1,13 @@
 """What the OpenAPI document says beside the routes: ids, keys, names of schemas, error codes."""
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from app.api.documents import served
 from app.api.documents.error_codes import documented
 from app.api.documents.openapi_30 import in_version_30
 
@@ -83,3 +86,30 @@ def test_every_error_code_is_there_with_its_meaning_and_remedy(
 def test_a_schema_means_the_same_in_version_3_0(newest: dict[str, Any], older: dict[str, Any]) -> None:
     document = {"openapi": "3.1.0", "info": {"title": "x", "summary": "y"}, "schema": newest}
     assert in_version_30(document) == {"openapi": "3.0.3", "info": {"title": "x"}, "schema": older}
+
+
+def test_the_documents_are_built_and_encoded_once_and_never_in_the_event_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large: list[bool] = []
+
+    def noting(one: dict[str, Any], encode: Any = served.encoded) -> bytes:
+        if "paths" in one:
+            with suppress(RuntimeError):
+                asyncio.get_running_loop()
+                large.append(True)
+            large.append(False)
+        body: bytes = encode(one)
+        return body
+
+    monkeypatch.setattr(served, "encoded", noting)
+    behind = TestClient(client.app, root_path="/framefit")
+    for _ in range(2):
+        plain, under = client.get("/openapi.json"), behind.get("/framefit/openapi.json")
+        assert plain.headers["content-type"] == "application/json"
+        assert under.json() == {**plain.json(), "servers": [{"url": "/framefit"}]}
+        shown, shown_under = client.get("/docs/openapi.json"), behind.get("/framefit/docs/openapi.json")
+        assert shown.json()["servers"] == [{"url": "/"}]
+        assert shown_under.json() == {**shown.json(), "servers": [{"url": "/framefit/"}]}
+        assert shown.json()["openapi"] == "3.0.3"
+    assert large == [False, False]
