@@ -31,6 +31,7 @@ _EVENT = re.compile(r"(\w+)((?: \w+=\S+)*)")
 # Control characters, separators of lines, and marks that turn the direction of text. In a path or in an error
 # of a library they would forge further lines, or hide some on a terminal.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_TO_QUOTE = re.compile(r'[\s="]')
 _INDENT = "    "
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("bound", default=MappingProxyType({}))
 
@@ -61,7 +62,8 @@ def printable(text: str) -> str:
 class TextFormat(logging.Formatter):
     """Text for people: time, level, logger, event, then the bound ids that the event does not name itself.
 
-    An event is one line, whatever its values hold. The lines of a traceback are indented.
+    An event is one line, whatever its values hold, and a value that could be taken for further fields is in
+    quotes. The lines of a traceback are indented.
     """
 
     def __init__(self) -> None:
@@ -69,7 +71,7 @@ class TextFormat(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and those of a traceback."""
-        record.message = record.getMessage()
+        record.message = _text_of(record)
         record.asctime = self.formatTime(record)
         lines = [printable(self.formatMessage(record))]
         if record.exc_info:
@@ -80,8 +82,8 @@ class TextFormat(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the name is logging's)
         """Return the line without a traceback."""
-        line = super().formatMessage(record)
-        more = [f"{name}={value}" for name, value in _ids(record).items() if f"{name}=" not in record.message]
+        line, named = super().formatMessage(record), fields_of(record)
+        more = [f"{name}={_quoted(value)}" for name, value in _ids(record).items() if name not in named]
         return " ".join((line, *more))
 
 
@@ -115,13 +117,42 @@ def _ids(record: logging.LogRecord) -> Mapping[str, Any]:
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """Return an event's name and fields with their original types, or `message` for other lines."""
+    found = _event_of(record)
+    if found is None:
+        return {"message": record.getMessage()}
+    event, fields = found
+    return {"event": event, **{name: value for name, (_, value) in fields.items()}}
+
+
+def _event_of(record: logging.LogRecord) -> tuple[str, dict[str, tuple[str, Any]]] | None:
+    """Return an event's name, and the form and value of each field; None for other lines."""
     template, arguments = str(record.msg), record.args if isinstance(record.args, tuple) else ()
     event = _EVENT.fullmatch(template)
     if event is None or template.count("%") != len(arguments):
-        return {"message": record.getMessage()}
+        return None
     given = iter(arguments)
-    pairs = {name: next(given) if form.startswith("%") else form for name, form in _FIELD.findall(event[2])}
-    return {"event": event[1], **pairs}
+    pairs = _FIELD.findall(event[2])
+    return event[1], {name: (form, next(given) if form.startswith("%") else form) for name, form in pairs}
+
+
+def _text_of(record: logging.LogRecord) -> str:
+    """Return the line's text; the values of an event in quotes where they need them."""
+    found = _event_of(record)
+    if found is None:
+        return record.getMessage()
+    event, fields = found
+    if " ".join((event, *(f"{name}={form}" for name, (form, _) in fields.items()))) != record.msg:
+        return record.getMessage()  # a value of several parts, such as %dx%d
+    values = {name: form % (value,) if form[0] == "%" else form for name, (form, value) in fields.items()}
+    return " ".join((event, *(f"{name}={_quoted(value)}" for name, value in values.items())))
+
+
+def _quoted(value: object) -> str:
+    """Return a value as it stands in a line; in quotes if it is empty or has spaces, `=` or quotes."""
+    text = str(value)
+    if text and not _TO_QUOTE.search(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def quiet_libraries() -> None:

@@ -70,6 +70,46 @@ def test_the_path_of_a_request_forges_no_line(client: TestClient, capsys: pytest
     assert len([line for line in lines if "request_done" in line and r"key_stolen" in line]) == 3
 
 
+def test_a_value_forges_no_field_of_its_event(client: TestClient, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("debug")
+    path = "/jobs/x request_id=forged status=200"
+    assert client.get(quote(path), headers={"X-Request-Id": "own"}).status_code == 404
+    (line,) = (line for line in written(capsys).splitlines() if " request_done " in line)
+    assert f'path="{path}" status=404 ' in line
+    assert line.endswith(" request_id=own")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("plain", "plain"),
+        ("/jobs/a:b,c", "/jobs/a:b,c"),
+        ("a b", '"a b"'),
+        ("a=b", '"a=b"'),
+        ('a"b', '"a\\"b"'),
+        ("a b\\", '"a b\\\\"'),
+        ("", '""'),
+        (3, "3"),
+        (None, "None"),
+    ],
+)
+def test_a_value_that_looks_like_fields_is_quoted(
+    capsys: pytest.CaptureFixture[str], value: object, shown: str
+) -> None:
+    logs.configure("info")
+    with logs.bind_ids(job_id=value, request_id="own"):
+        log.info("job_named name=%s reason=%s", value, "no disk left")
+    event = f'job_named name={shown} reason="no disk left"'
+    assert written(capsys).endswith(f" {event} job_id={shown} request_id=own")
+
+
+def test_a_value_of_several_parts_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    with logs.bind_ids(request_id="own"):
+        log.info("pictures_cut size=%dx%d model=%s", 64, 48, "tiny")
+    assert written(capsys).endswith(" pictures_cut size=64x48 model=tiny request_id=own")
+
+
 def test_a_librarys_error_of_several_lines_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info")
     with pytest.raises(psycopg.OperationalError) as refusal:
