@@ -108,8 +108,8 @@ def origin_refusal(scope: Scope) -> Problem | None:
     """Return the problem of a request by which another site's page may change something, or None.
 
     Only browsers send the two headers. A page's origin is scheme, host and port; in a sandbox it is `null`.
-    If a trusted proxy says which host it was asked for, the page must be of that host: `Host` is then only the
-    proxy's name for this service.
+    If a trusted proxy says which host it was asked for, the page must be of that host: `Host` is then only
+    the proxy's name for this service.
     """
     headers = Headers(scope=scope)
     if scope["method"] in SAFE_METHODS:
