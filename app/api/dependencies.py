@@ -68,6 +68,7 @@ class Service:
     def start(self) -> None:
         """Migrate the database and start the background threads."""
         self.store.migrate()
+        self.keys.start()
         self.feed.start()
         if self.webhooks is not None:
             self.webhooks.start()
@@ -76,6 +77,7 @@ class Service:
     def stop(self) -> None:
         """Stop the threads; close the store and the driver."""
         self.background.stop()
+        self.keys.stop()
         self.feed.stop()
         if self.webhooks is not None:
             self.webhooks.stop()
@@ -86,7 +88,7 @@ class Service:
     def loop_states(self) -> list[LoopState]:
         """Return the states of all loops of this process."""
         sent = () if self.webhooks is None else self.webhooks.loops
-        loops = (self.feed.loop, *self.background.loops, *sent, *self.store.loops)
+        loops = (self.feed.loop, *self.background.loops, *self.keys.loops, *sent, *self.store.loops)
         return [loop.state for loop in loops]
 
     def health(self) -> tuple[bool, Json]:

@@ -11,20 +11,20 @@ import hashlib
 import hmac
 import logging
 import secrets
-import threading
-import time
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.config import HASH_PREFIX, PREFIX, ConfigError, Settings
+from app.loops import Loop
 
 log = logging.getLogger(__name__)
 KEY_PREFIX = "ff_"
 RECHECK_SECONDS = 1.0
+STOP_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,40 +94,40 @@ class KeyRing:
 class LiveKeys:
     """The keys as the settings and the keys file have them now.
 
-    The file is read at most once in `recheck_seconds`, when the keys are asked for. A file that cannot be
-    read or parsed changes nothing: the keys before it stay, an error is logged once, and `file_is_valid` is
-    False until the file is right. It is the content that is compared, not the time of change: a replaced
-    link or a file restored from a backup may be older than before.
+    `loops` read the file again; whoever asks for the keys never waits for it. A file that cannot be read or
+    parsed changes nothing: the keys before it stay, an error is logged once, and `file_is_valid` is False
+    until the file is right. It is the content that is compared, not the time of change: a replaced link or a
+    file restored from a backup may be older than before.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        recheck_seconds: float = RECHECK_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Raises `ConfigError` if the file cannot be read or parsed now."""
         self._settings = settings
-        self._recheck_seconds = recheck_seconds
-        self._clock = clock
-        self._lock = threading.Lock()
         self._content = _content(settings.keys_file)
         self._ring = load_keys(settings)
-        self._due_at = clock() + recheck_seconds
         self.file_is_valid = True
+        loop = Loop("keys-file", self.reload, every_seconds=RECHECK_SECONDS)
+        self.loops = () if settings.keys_file is None else (loop,)
 
     @property
     def now(self) -> KeyRing:
         """The keys."""
-        if self._settings.keys_file is not None and self._clock() >= self._due_at:
-            with self._lock:
-                if self._clock() >= self._due_at:
-                    self._reload()
-                    self._due_at = self._clock() + self._recheck_seconds
         return self._ring
 
-    def _reload(self) -> None:
+    def start(self) -> None:
+        """Begin to follow the file, if there is one."""
+        for loop in self.loops:
+            loop.start()
+
+    def stop(self) -> None:
+        """Stop following the file."""
+        for loop in self.loops:
+            loop.stop()
+        for loop in self.loops:
+            loop.join(STOP_SECONDS)
+
+    def reload(self) -> None:
+        """Read the file again."""
         content = _content(self._settings.keys_file)
         if content == self._content:
             return

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,10 @@ class Clock:
 
 
 def test_a_changed_file_is_in_force_without_a_restart(settings: Settings, file: Path) -> None:
-    clock = Clock()
-    keys = LiveKeys(settings, clock=clock)
+    keys = LiveKeys(settings)
     file.write_text(entry("root", BOB) + entry("eve", EVE))
-    assert keys.find(ADA) is not None, "not read at every request"
-    clock.now += 1.0
+    assert keys.find(ADA) is not None, "no request reads it"
+    keys.reload()
     assert [key and key.name for key in map(keys.find, (ADA, BOB, EVE))] == [None, "root", "eve"]
     assert keys.of_owner(digest_of(ADA).hex()[:32]) is None
 
@@ -70,12 +70,13 @@ def test_a_bad_file_keeps_the_keys_before_it_and_says_so_once(
     settings: Settings, file: Path, spoil: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     right = file.read_text()
-    keys = LiveKeys(settings, recheck_seconds=0)
+    keys = LiveKeys(settings)
     if spoil is None:
         file.unlink()
     else:
         file.write_text(spoil)
     for _ in range(3):
+        keys.reload()
         assert keys.find(ADA) is not None
         assert keys.find(EVE) is None
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
@@ -84,6 +85,7 @@ def test_a_bad_file_keeps_the_keys_before_it_and_says_so_once(
     assert "secret" not in errors[0]
     assert not keys.file_is_valid
     file.write_text(right + entry("eve", EVE))
+    keys.reload()
     assert keys.find(EVE) is not None
     assert keys.file_is_valid
 
@@ -114,6 +116,27 @@ def test_a_running_service_takes_new_keys_and_drops_removed_ones(
     file.write_text("[[[")
     wait_for(lambda: valid() == 0, 60)
     assert status(EVE) == 200
+
+
+def test_a_file_that_is_slow_to_read_keeps_no_request_waiting_and_its_loop_is_listed(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(_path: Path | None) -> str:
+        reading.set()
+        go_on.wait(60)
+        return "a share that hangs"
+
+    monkeypatch.setattr("app.service.keys._content", slow)
+    try:
+        assert reading.wait(60)
+        loops = client.get("/healthz").json()["loops"]
+        assert "keys-file" in [loop["name"] for loop in loops]
+        assert client.get("/jobs", headers=bearer(ADA)).status_code == 200
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
 
 
 def test_the_stream_of_a_removed_key_ends(
