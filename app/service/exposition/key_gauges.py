@@ -20,7 +20,7 @@ class KeysFileGauge(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Read the file if it is due."""
+        """Yield whether the keys file is valid, as it was read last."""
         _ = self._keys.now
         text = "Whether the keys file could be used when it was last read; if not, the keys before it stay."
         yield GaugeMetricFamily("framefit_keys_file_valid", text, value=int(self._keys.file_is_valid))
