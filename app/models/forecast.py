@@ -35,6 +35,7 @@ def forecast(
     weights if the model's entry allows them. Raises `Unfeasible`, or `ModelUnavailable` if the model's
     configurations are missing.
     """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)  # the command may run before any service
     components = components_of(entry, settings)
     profile = _profile(settings, entry, components["vae"].class_name, components["vae"].config)
     requirements = stored_requirements(settings, entry, components, profile.traits.latent_channels)

@@ -100,10 +100,14 @@ def trace_missing(settings: Settings, models: Mapping[str, ModelEntry]) -> bool:
 def keep_tracing(settings: Settings, models: Mapping[str, ModelEntry], pause: Callable[[], None]) -> None:
     """Trace until every model has its profile. Between two looks at what is left, calls `pause`."""
     tracing = Tracing(settings, models)
-    tracing.step()
-    while not tracing.done:
+    while True:
+        try:
+            tracing.step()
+        except OSError as error:  # the data folder is away or full: what was not saved is traced again
+            log.warning("profiler_paused reason=%s", error)
+        if tracing.done:
+            return
         pause()
-        tracing.step()
 
 
 def write_shipped(settings: Settings, models: Mapping[str, ModelEntry]) -> None:

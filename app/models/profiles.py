@@ -53,6 +53,15 @@ def shipped_path(entry: ModelEntry) -> Path:
     return _SHIPPED / f"{name}.{entry.dtype}.json"
 
 
+def make_folder_of(path: Path) -> None:
+    """Make a file's folder in the data folder.
+
+    The data folder itself is not made: one that was removed while the service runs must not come back without
+    its database. Raises `OSError`.
+    """
+    path.parent.mkdir(exist_ok=True)
+
+
 def load(settings: Settings, entry: ModelEntry) -> MemoryProfile | None:
     """The model's profile; None while it has not been traced yet. Cheap to call for every request."""
     path = profile_path(settings, entry)
@@ -65,7 +74,7 @@ def load(settings: Settings, entry: ModelEntry) -> MemoryProfile | None:
 def save(settings: Settings, entry: ModelEntry, profile: MemoryProfile) -> None:
     """Save the model's profile; the file is replaced atomically."""
     path = profile_path(settings, entry)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     profile.save(path)
 
 
@@ -81,7 +90,7 @@ def load_requirements(settings: Settings, entry: ModelEntry) -> ModelRequirement
 def save_requirements(settings: Settings, entry: ModelEntry, requirements: ModelRequirements) -> None:
     """Save the model's requirements; the file is replaced atomically."""
     path = _requirements_path(settings, entry)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     draft = path.with_name(path.name + ".new")
     draft.write_text(json.dumps(requirements.to_json()), encoding="utf-8")
     draft.replace(path)

@@ -4,6 +4,7 @@ Turns component configurations into the planner's sizes. Everything runs on meta
 """
 
 import importlib
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +18,8 @@ from app.models.denoiser_memory import trace_curve
 from app.models.entries import ModelEntry
 from app.models.place_weights import DENOISERS, TRANSFORMERS
 from app.models.requirements import ModelRequirements
+
+log = logging.getLogger(__name__)
 
 # torchao stores a float32 scale and an int8 zero point for each row of an int8 matrix.
 BYTES_A_QUANTIZED_ROW = 5
@@ -40,7 +43,10 @@ def stored_requirements(
     kept = profiles.load_requirements(settings, entry)
     if kept is None:
         kept = trace_requirements(components, latent_channels, entry.dtype, entry.decode_dtype)
-        profiles.save_requirements(settings, entry, kept)
+        try:
+            profiles.save_requirements(settings, entry, kept)
+        except OSError as error:  # the next load traces them again
+            log.warning("requirements_not_saved model=%s reason=%s", entry.name, error)
     return kept
 
 

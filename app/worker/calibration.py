@@ -59,6 +59,7 @@ def calibrate_model(
     """
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    settings.data_dir.mkdir(parents=True, exist_ok=True)  # the command may run before any service
     probe, where = open_probe(device), torch.device(device)
     vae = _vae(settings, entry).to(where)
     profile = profiles.load(settings, entry) or _traced(settings, entry)

@@ -29,6 +29,7 @@ from adaptive.stream.offload import execution_device, run_offload_hook
 from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, Strategy, VideoShape
 from app.config import Settings
 from app.jobs import Json
+from app.models.profiles import make_folder_of
 from app.worker.device_errors import DeviceFault as DeviceFault
 from app.worker.device_errors import OutOfMemory as OutOfMemory
 from app.worker.device_errors import translated_device_errors as translated_device_errors
@@ -279,7 +280,7 @@ def load_learned_costs(settings: Settings, device: torch.device) -> LearnedCosts
 def save_learned_costs(settings: Settings, learned_costs: LearnedCosts) -> None:
     """Save the learned costs to their device's file."""
     path = learned_costs_path(settings, learned_costs.device)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     learned_costs.save(path)
 
 

@@ -504,16 +504,19 @@ def campaign(
         attacker = threading.Thread(target=attack, args=(world, work, faults, report, weights))
         clients = [threading.Thread(target=Client(world, work, report, hook).work) for _ in range(CLIENTS)]
         doctor = threading.Thread(target=watch_health, args=(world, report))
-        for thread in (attacker, doctor, *clients):
-            thread.start()
-        for thread in clients:
-            thread.join()
-        world.over.set()
-        attacker.join()
-        doctor.join()
-        world.see_to_it()
-        admit(data_dir, work.handed_in, report)
-        world.service.stop()
+        try:
+            for thread in (attacker, doctor, *clients):
+                thread.start()
+            for thread in clients:
+                thread.join()
+            world.over.set()
+            attacker.join()
+            doctor.join()
+            world.see_to_it()
+            admit(data_dir, work.handed_in, report)
+        finally:
+            world.over.set()
+            world.service.stop()
     report.seconds = round(time.monotonic() - started, 1)
     return report
 

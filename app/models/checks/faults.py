@@ -42,7 +42,7 @@ def record_fault(entry: ModelEntry, settings: Settings, fault: Fault | None) -> 
     if fault is None:
         path.unlink(missing_ok=True)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    profiles.make_folder_of(path)
     signature = signature_of(entry, settings)
     document = {"reason": fault.reason, "transient": fault.transient, "signature": signature}
     draft = path.with_name(path.name + ".new")

@@ -62,7 +62,9 @@ def settings_for(folder: Path, source: Path, **changes: str) -> Settings:
         )
     file = folder.parent / "models.toml"
     file.write_text(text)
-    return Settings(data_dir=folder.parent / "data", models_file=file, model="mine", reserve_bytes=0)
+    data_dir = folder.parent / "data"
+    data_dir.mkdir(exist_ok=True)
+    return Settings(data_dir=data_dir, models_file=file, model="mine", reserve_bytes=0)
 
 
 def change_json(path: Path, **values: Any) -> None:

@@ -12,6 +12,7 @@ from adaptive.planning.weight_placement import ComponentSize, Stage
 from adaptive.types import LatentShape
 from app.config import Settings
 from app.models import profiles
+from app.models.checks.faults import Fault, record_fault
 from app.models.components import Component
 from app.models.denoiser_memory import CALLS, step_bytes, trace_curve
 from app.models.entries import load_models
@@ -161,3 +162,17 @@ def test_what_is_stored_is_what_was_traced(tmp_path: Path) -> None:
     requirements = ModelRequirements(PARTS, (DenoiseCurve(1.5, 2.5, 0.0, guidance_in_batch=True), None))
     profiles.save_requirements(settings, entry, requirements)
     assert profiles.load_requirements(settings, entry) == requirements
+
+
+def test_a_data_folder_that_is_away_is_not_made_anew_by_what_is_saved_in_it(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    entry = load_models(settings)["tiny"]
+    path = profiles.profile_path(settings, entry)
+    with pytest.raises(FileNotFoundError):
+        profiles.make_folder_of(path)
+    with pytest.raises(FileNotFoundError):
+        record_fault(entry, settings, Fault("broken"))
+    assert not settings.data_dir.exists()
+    settings.data_dir.mkdir()
+    profiles.make_folder_of(path)
+    assert path.parent.is_dir()

@@ -92,6 +92,7 @@ def tight(settings: Settings, entry: ModelEntry) -> int:
     batched = Curve((1, 5), (1024.0, 5120.0))
     traits = traits_of(vae.class_name, vae.config)
     profile = MemoryProfile(traits, entry.dtype, config_digest(vae.config), batched, streamed)
+    settings.data_dir.mkdir(exist_ok=True)
     profiles.save(settings, entry, profile)
     requirements = stored_requirements(settings, entry, components, traits.latent_channels)
     return bisect.bisect_left(range(2**32), True, key=lambda few: fits(entry, requirements, profile, few)) - 1
