@@ -6,9 +6,9 @@ from tests.bench import faults
 
 
 def test_nothing_is_lost_or_done_twice_while_everything_breaks(built_model: Path) -> None:
-    report = faults.campaign(
-        10, faults=9, model=built_model, lock_seconds=(2,), away_seconds=(1,), suspends=False
-    )
+    # Folders that go away have tests of their own (`test_lost_folders.py`), and suspended processes, too.
+    kinds = dict.fromkeys(("kill_worker", "kill_api", "kill_supervisor", "lock_database", "fill_disk"), 1)
+    report = faults.campaign(10, faults=5, model=built_model, lock_seconds=(2,), kinds=kinds)
     assert report.jobs >= 10
     assert report.clean, report
-    assert set(report.faults) | set(report.skipped) == set(faults.WEIGHTS)
+    assert set(report.faults) | set(report.skipped) >= set(kinds)

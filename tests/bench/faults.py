@@ -28,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -491,14 +491,13 @@ def campaign(
     lock_seconds: Sequence[float] = LOCK_SECONDS,
     away_seconds: Sequence[float] = AWAY_SECONDS,
     *,
-    suspends: bool = True,
+    kinds: Mapping[str, int] = WEIGHTS | dict.fromkeys(SUSPENSIONS, 1),
 ) -> Report:
-    """Run `jobs` jobs through `faults` faults; without `suspends` no process is suspended."""
+    """Run `jobs` jobs through `faults` faults. `kinds` are those to draw from, with their weights."""
     report = Report(load_average=os.getloadavg()[0])
     started = time.monotonic()
     with folder(report, model) as data_dir, receivers(report) as hook:
         world = World(data_dir, lock_seconds, away_seconds)
-        kinds = WEIGHTS | dict.fromkeys(SUSPENSIONS if suspends else (), 1)
         weights = {kind: weight for kind, weight in kinds.items() if kind not in report.skipped}
         work = Work(jobs)
         attacker = threading.Thread(target=attack, args=(world, work, faults, report, weights))
