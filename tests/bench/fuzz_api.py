@@ -223,7 +223,7 @@ def fuzz(data_dir: Path, cases_per_route: int) -> Findings:
             operation = result.ok()
             ids = _a_job_of_each_kind(service.store, service.settings.jobs_dir)
             # Of random jobs, which have many fields, few are taken.
-            times = 3 if operation.path in ("/generate", "/v1/videos") else 1
+            times = 2 if operation.path in ("/generate", "/v1/videos") else 1
             for mode in _modes(operation):
                 _try(operation, mode, times * cases_per_route // 2, app, ids, found)
     finally:
