@@ -105,7 +105,7 @@ class Setbacks:
 
     @property
     def attempts(self) -> int:
-        """Attempts that users are told of, before the next one."""
+        """The number of attempts that users see, before the next one."""
         return self.counted + self.memory_losses
 
     def after_progress(self, reached: float) -> "Setbacks":

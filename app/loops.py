@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
@@ -153,6 +153,21 @@ class Loop:
         log.critical(text, self.name, EXIT_BROKEN, one_line(error), exc_info=error)
         logging.shutdown()
         os._exit(EXIT_BROKEN)
+
+
+def start_all(loops: Iterable[Loop]) -> None:
+    """Start each loop."""
+    for loop in loops:
+        loop.start()
+
+
+def stop_all(loops: Sequence[Loop], seconds: float) -> None:
+    """Stop the loops, and wait for the turns under way to end: for all together at most `seconds`."""
+    for loop in loops:
+        loop.stop()
+    deadline = time.monotonic() + seconds
+    for loop in loops:
+        loop.join(max(0.0, deadline - time.monotonic()))
 
 
 def one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from adaptive.version import __version__
 from app.jobs import Json
-from app.loops import SILENT_SECONDS, Loop, LoopState
+from app.loops import SILENT_SECONDS, Loop, LoopState, start_all, stop_all
 from app.scheduling.unschedulable import UnschedulableJobs
 from app.service.disposal import Disposal
 from app.service.exposition.exporter import Exporter
@@ -47,15 +47,11 @@ class Background:
 
     def start(self) -> None:
         """Start the loops."""
-        for loop in self.loops:
-            loop.start()
+        start_all(self.loops)
 
     def stop(self) -> None:
         """Stop the loops after the turns under way."""
-        for loop in self.loops:
-            loop.stop()
-        for loop in self.loops:
-            loop.join(STOP_SECONDS)
+        stop_all(self.loops, STOP_SECONDS * len(self.loops))
 
     def _requeue_expired(self) -> None:
         for job_id in self._store.requeue_expired():

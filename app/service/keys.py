@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.config import HASH_PREFIX, PREFIX, ConfigError, Settings
-from app.loops import Loop
+from app.loops import Loop, start_all, stop_all
 
 log = logging.getLogger(__name__)
 KEY_PREFIX = "ff_"
@@ -116,15 +116,11 @@ class LiveKeys:
 
     def start(self) -> None:
         """Begin to follow the file, if there is one."""
-        for loop in self.loops:
-            loop.start()
+        start_all(self.loops)
 
     def stop(self) -> None:
         """Stop following the file."""
-        for loop in self.loops:
-            loop.stop()
-        for loop in self.loops:
-            loop.join(STOP_SECONDS)
+        stop_all(self.loops, STOP_SECONDS)
 
     def reload(self) -> None:
         """Read the file again."""

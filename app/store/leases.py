@@ -191,31 +191,30 @@ def release(
         return False
     if job.cancel_requested:
         return finish(tx, job_id, token, status=JobStatus.CANCELED)
-    limit = tx.rules.max_attempts
-    setbacks, verdict = judge(Setbacks.of(job.setbacks), reason, max_attempts=limit, refund=refund, stop=stop)
+    limit, before = tx.rules.max_attempts, Setbacks.of(job.setbacks)
+    setbacks, verdict = judge(before, reason, max_attempts=limit, refund=refund, stop=stop)
     if verdict is Verdict.FAILED:
         message = f"{description(setbacks)}, the last time in a try alone ({reason})"
         error = JobError("too_many_attempts", message)
         return finish(tx, job_id, token, status=JobStatus.FAILED, error=error)
-    was_held = Setbacks.of(job.setbacks).held
-    _requeue(tx, job, setbacks, verdict, moves=not (was_held and verdict is Verdict.HELD))
+    stays_held = before.held and verdict is Verdict.HELD
+    _requeue(tx, job, setbacks, verdict, stays_held=stays_held)
     tx.announce_queued()
     append_event(tx, job_id, "requeued", {"reason": reason, "attempt": job.attempts})
-    if verdict is Verdict.HELD and not was_held:
+    if verdict is Verdict.HELD and not stays_held:
         data = {"reason": reason, "why": description(setbacks), "max_attempts": limit}
         append_event(tx, job_id, "held", data)
     return True
 
 
-def _requeue(tx: Transaction, job: Job, setbacks: Setbacks, verdict: Verdict, *, moves: bool) -> None:
+def _requeue(tx: Transaction, job: Job, setbacks: Setbacks, verdict: Verdict, *, stays_held: bool) -> None:
     rank = float(tx.execute(RANK, {"id": job.id}).scalar_one())
-    if not moves:
-        pass  # it was behind the others, and its try ended through no fault of its own
-    elif verdict is not Verdict.AGAIN:
+    if verdict is Verdict.AGAIN:
+        if setbacks.rank is not None and not setbacks.deaths:  # a stop without the job has acquitted it
+            rank, setbacks = setbacks.rank, replace(setbacks, rank=None)
+    elif not stays_held:  # else it is behind the others already
         setbacks = replace(setbacks, rank=rank if setbacks.rank is None else setbacks.rank)
         rank = _rank_behind(tx, rank, verdict)
-    elif setbacks.rank is not None and not setbacks.deaths:  # a stop without the job has acquitted it
-        rank, setbacks = setbacks.rank, replace(setbacks, rank=None)
     row = {
         "id": job.id,
         "token": job.token,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from adaptive.memory.live_bytes import LiveBytes  # noqa: E402
 from adaptive.memory.margin_fit import COLD_MARGINS  # noqa: E402
 from adaptive.memory.traced_vae import TracedVae  # noqa: E402
 from adaptive.stream import decode_whole, open_decode  # noqa: E402
+from tests.bench.campaigns import commit  # noqa: E402
 
 PUBLISHED = ROOT / "app" / "pipelines" / "published" / "configurations"
 # Published configuration, dtype, and latent frames, height and width of its usual video.
@@ -195,15 +195,13 @@ def _live_peak(events: Sequence[Event]) -> int:
 
 def table(ways: Sequence[Way]) -> str:
     """The results as Markdown."""
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     lines = [
         "# The caching allocator at full size",
         "",
-        f"`python tests/bench/allocator.py`, commit {commit}. Shares of the live peak; nothing ran on a GPU."
-        " *Reserved*: what the allocator took with memory to spare. *Least*: the smallest card, above the"
-        " weights, on which the decode completes; the allocator then gives unused segments back. *Split*:"
-        " unused parts of split blocks between chunks.",
+        f"`python tests/bench/allocator.py`, commit {commit()}. Shares of the live peak;"
+        " nothing ran on a GPU. *Reserved*: what the allocator took with memory to spare. *Least*: the"
+        " smallest card, above the weights, on which the decode completes; the allocator then gives unused"
+        " segments back. *Split*: unused parts of split blocks between chunks.",
         "",
         "| VAE | chunk | live MiB | reserved | least | split | expandable: reserved | expandable: least |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",

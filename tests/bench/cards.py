@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,9 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
+
+from tests.bench.campaigns import commit  # noqa: E402
+
 OUT = HERE / "results"
 GIB = 2**30
 CARDS_GB = (8, 12, 16, 24)
@@ -141,18 +143,12 @@ def document(names: Sequence[str]) -> dict[str, Any]:
 
     return {
         "command": COMMAND,
-        "commit": _commit(),
+        "commit": commit(),
         "versions": dict(library_versions()),
         "host_memory_gb": HOST_GB,
         "cards": list(planned(names)),
         "decodes": list(traced()),
     }
-
-
-def _commit() -> str:
-    """The commit of the code that computed the figures."""
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def as_markdown(found: dict[str, Any]) -> str:

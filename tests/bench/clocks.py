@@ -28,8 +28,9 @@ from running_service import RunningService  # noqa: E402
 
 from app.jobs import JobStatus  # noqa: E402
 from app.store import JobStore  # noqa: E402
+from tests.bench.campaigns import commit, is_whole  # noqa: E402
 from tests.bench.fault_kinds.clocks import HOUR, ShiftedClock, Suspensions  # noqa: E402
-from tests.bench.kills import FIELDS, commit, is_whole  # noqa: E402
+from tests.bench.kills import FIELDS  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 ENVIRONMENT = {"FRAMEFIT_LEASE_SECONDS": "8", "FRAMEFIT_HEARTBEAT_SECONDS": "1", "OMP_NUM_THREADS": "1"}
@@ -142,7 +143,7 @@ def _count(store: JobStore, ids: Sequence[str], folder: Path, report: Report) ->
         report.requeued.update(event.data["reason"] for event in events if event.kind == "requeued")
         if job.status is not JobStatus.SUCCEEDED:
             report.lost.append(job_id)
-        elif not is_whole(folder, job_id):
+        elif not is_whole(folder, job_id, FIELDS["num_frames"]):
             report.corrupt.append(job_id)
         if ends.count("succeeded") > 1:
             report.doubled.append(job_id)

@@ -34,7 +34,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import av
 import httpx
 from PIL import Image
 
@@ -48,6 +47,7 @@ from app.config import Settings  # noqa: E402
 from app.jobs import JobStatus, Stage  # noqa: E402
 from app.store import StoreError, open_store  # noqa: E402
 from app.store.database.sqlite import BUSY_TIMEOUT_SECONDS  # noqa: E402
+from tests.bench.campaigns import is_whole  # noqa: E402
 from tests.bench.fault_kinds.clocks import Suspensions  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
@@ -470,18 +470,10 @@ def admit(data_dir: Path, expected: int, report: Report) -> None:
         if ends.count("succeeded") > 1:
             report.finished_twice.append(job.id)
         attempts[str(sum(event.kind == "claimed" for event in events))] += 1
-        if job.status == "succeeded" and not _whole(data_dir / "jobs" / job.id / "video.mp4"):
+        if job.status == "succeeded" and not is_whole(data_dir, job.id, FIELDS["num_frames"]):
             report.corrupt.append(job.id)
     report.attempts = dict(sorted(attempts.items()))
     store.close()
-
-
-def _whole(path: Path) -> bool:
-    try:
-        with av.open(path) as container:
-            return sum(1 for _ in container.decode(video=0)) == FIELDS["num_frames"]
-    except (OSError, av.FFmpegError):
-        return False
 
 
 def campaign(

@@ -28,6 +28,9 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+
+from tests.bench.campaigns import commit  # noqa: E402
+
 RESULTS = Path(__file__).with_name("results") / "hostile_clients.md"
 POSTER, PROBER, HOSTILE = "127.0.0.8", "127.0.0.9", "127.0.0.66"
 POST_LIMIT_MS, HEALTH_LIMIT_MS = 1000.0, 100.0
@@ -327,12 +330,6 @@ def table(rows: list[tuple[str, str, Seen, Seen]]) -> list[str]:
             cells.append(" ".join([str(len(seen.failed)), *sorted(set(seen.failed))]))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def commit() -> str:
-    """The commit that is measured."""
-    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def main() -> int:

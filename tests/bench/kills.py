@@ -14,7 +14,6 @@ import json
 import random
 import secrets
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import av
 import psutil
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +33,7 @@ from running_service import RunningService  # noqa: E402
 
 from app.jobs import JobStatus  # noqa: E402
 from app.store import StoreError, open_store  # noqa: E402
+from tests.bench.campaigns import commit, is_whole  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 # A second or so of work each, so that there is a middle to be hit in.
@@ -150,28 +149,11 @@ def _count(service: RunningService, ids: Sequence[str], result: Run) -> None:
             kinds = [event.kind for event in store.events_after(0, 10_000, job_id)]
             attempts[str(kinds.count("claimed"))] += 1
             result.held += "held" in kinds
-            if job.status is JobStatus.SUCCEEDED and is_whole(service.data_dir, job_id):
+            if job.status is JobStatus.SUCCEEDED and is_whole(service.data_dir, job_id, FIELDS["num_frames"]):
                 result.videos += 1
             else:
                 result.lost.append(str((job.error or {"code": job.status})["code"]))
     result.attempts = dict(sorted(attempts.items()))
-
-
-def is_whole(data_dir: Path, job_id: str) -> bool:
-    """Return whether the job's video decodes to its last frame."""
-    try:
-        with av.open(data_dir / "jobs" / job_id / "video.mp4") as container:
-            return sum(1 for _ in container.decode(video=0)) == FIELDS["num_frames"]
-    except (OSError, av.FFmpegError):
-        return False
-
-
-def commit() -> str:
-    """Return the commit that is checked out."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:

@@ -5,19 +5,16 @@ Health, readiness and metrics need no turn, so that no other request can keep th
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 from fastapi import Request
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.fairness.clients import client_at, client_of_key, serve_client
 from app.api.fairness.turns import RequestTurn, Turns
 from app.api.problems import Problem, answer_to
 
-log = logging.getLogger(__name__)
 WITHOUT_TURN = frozenset({"/healthz", "/readyz", "/metrics"})
 SUBMISSIONS = frozenset({"/generate", "/generate/batch", "/v1/videos"})
 # So long is a client that asks for too much kept waiting for the refusal: it may repeat the request at once.
@@ -58,8 +55,6 @@ class FairlyShared:
             return
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        except ClientDisconnect:  # while its body arrived: no fault of the service, and nobody to answer
-            log.info("client_gone client=%s method=%s", client, scope["method"])
         finally:
             exchange.turn.end()
 

@@ -14,7 +14,6 @@ import json
 import logging
 import secrets
 import socket
-import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -24,6 +23,7 @@ from app.service.identity import is_alive, this_process
 from app.store import DamagedSnapshot, JobStore, StoreError
 from app.store.upkeep.counters import COUNTERS, Snapshot
 from app.store.upkeep.counters import Exporter as Holder
+from app.store.upkeep.expiry import since_boot
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,6 @@ class Counting(Protocol):
         ...
 
 
-def steady_time() -> float:
-    """Seconds on a clock that nobody sets and that goes on while the machine or the process is suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
 class Exporter:
     """The counters' place in the events. `begin` and `turn` are called by the thread that counts."""
 
@@ -65,7 +60,7 @@ class Exporter:
         *,
         keep_seconds: float,
         lease_seconds: float = LEASE_SECONDS,
-        clock: Callable[[], float] = steady_time,
+        clock: Callable[[], float] = since_boot,
     ) -> None:
         """`keep_seconds`: how long events of ended jobs are kept."""
         self._store = store

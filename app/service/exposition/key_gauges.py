@@ -16,11 +16,10 @@ class KeysFileGauge(Collector):
         self._keys = keys
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing, so that registering reads no file."""
+        """Return nothing: the value is known at a scrape."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
         """Yield whether the keys file is valid, as it was read last."""
-        _ = self._keys.now
         text = "Whether the keys file could be used when it was last read; if not, the keys before it stay."
         yield GaugeMetricFamily("framefit_keys_file_valid", text, value=int(self._keys.file_is_valid))

@@ -76,7 +76,7 @@ class ServiceMetrics:
         self.registry = CollectorRegistry()
         self._vae_of_model = dict(models)
         self._model_of_job: dict[str, str] = {}  # of jobs that have not ended
-        self._claimed: set[str] = set()  # those of them that were claimed; the model of others is told then
+        self._claimed: set[str] = set()  # of these, the claimed ones; for others, the claim names the model
         self._lock = threading.Lock()
         self._counted: dict[str, Counter | Histogram] = {}
         self._define_job_metrics()

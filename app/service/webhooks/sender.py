@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from app.jobs import Json
-from app.loops import Loop
+from app.loops import Loop, start_all, stop_all
 from app.service.webhooks import call
 from app.service.webhooks.call import WebhookRefused, post
 from app.service.webhooks.signing import SigningKeys, sign
@@ -45,16 +45,11 @@ class Webhooks:
 
     def start(self) -> None:
         """Start the threads."""
-        for loop in self.loops:
-            loop.start()
+        start_all(self.loops)
 
     def stop(self) -> None:
         """Stop the threads after their current deliveries; the others stay in the outbox."""
-        for loop in self.loops:
-            loop.stop()
-        deadline = time.monotonic() + 2 * call.TIMEOUT_SECONDS
-        for loop in self.loops:
-            loop.join(max(0.0, deadline - time.monotonic()))
+        stop_all(self.loops, 2 * call.TIMEOUT_SECONDS)
 
     def _turn(self) -> bool:
         delivery = self._store.take_delivery()

@@ -1,4 +1,4 @@
-"""Streams of events that were deleted: what is missing is told, and no stream waits for ever."""
+"""Streams of deleted events: a stream says what is missing, and none waits for ever."""
 
 import json
 from collections.abc import Callable

@@ -78,7 +78,7 @@ def test_a_refusal_says_which_setting_to_change(client: TestClient, caplog: pyte
         assert answer.json()["setting"] == "FRAMEFIT_ALLOWED_HOSTS"
     assert [record.getMessage() for record in caplog.records if "host_refused" in record.getMessage()] == [
         "host_refused host=evil.example:8000 setting=FRAMEFIT_ALLOWED_HOSTS"
-    ], "each name is told once"
+    ], "each name appears once"
     openai = client.get("/v1/videos", headers={"Host": "evil.example"})
     assert openai.json()["error"]["code"] == "host_not_allowed"
 
