@@ -4,6 +4,7 @@ The service answers to its own names only, and pages of other sites may only rea
 (`app.api.middleware.hosts`). Every response carries security headers and the request id that the log shows.
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -14,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.middleware.hosts import ALLOWED_HOSTS, OwnHosts, origin_refusal
-from app.api.problems import answer_to
+from app.api.problems import Problem, answer_to
 from app.service.logs import bind_ids
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,10 @@ class Guard:
         with bind_ids(request_id=request_id):
             try:
                 await self._serve(scope, receive, send_safely)
+            except asyncio.CancelledError:  # the server stops, and its grace time is over
+                log.warning("request_ended_by_shutdown method=%s path=%s", scope["method"], scope["path"])
+                if not status:
+                    await answer_to(scope, _shutting_down())(scope, receive, send_safely)
             finally:
                 seconds = time.monotonic() - started
                 log.debug(
@@ -93,6 +98,11 @@ def _local(location: str) -> str:
     parts = urlsplit(location)
     path = "/" + parts.path.lstrip("/")
     return f"{path}?{parts.query}" if parts.query else path
+
+
+def _shutting_down() -> Problem:
+    message = "the service is stopping: send the request again"
+    return Problem(503, "shutting_down", message, headers={"Retry-After": "10"})
 
 
 def _request_id(scope: Scope) -> str:
