@@ -5,11 +5,14 @@ costs nothing. Decodes at most `LARGE_AT_ONCE` large images at a time, which bou
 clients.
 """
 
+import os
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from PIL import Image
 
@@ -28,6 +31,10 @@ Place = Callable[[], AbstractContextManager[object]]
 
 _large_slots = threading.Semaphore(LARGE_AT_ONCE)
 _process_slots = threading.Semaphore(LARGE_AT_ONCE)
+# Threads that decode large images leave the processor to those that answer other requests.
+LARGE_NICENESS: Final = 10
+_large_decoders = ThreadPoolExecutor(LARGE_AT_ONCE, "large-image", lambda: _yield_processor())
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +61,11 @@ def check_image(data: bytes, limits: ImageLimits, place: Place = nullcontext) ->
     Raises `ImageRejected` unless `open_image` would succeed, and what `place` raises.
     """
     contents = _within(data, limits)
-    with _decode_slot(contents, place):
-        if contents.format in decode_process.FORMATS:
+    if contents.format in decode_process.FORMATS:
+        with place(), _process_slots:
             size, ignored = decode_process.check_apart(data)
-        else:
-            size, ignored = pixels.checked(contents)
+    else:
+        size, ignored = _decoded(contents, place, pixels.checked)
     return ImageInfo(contents.format, *size, ignored)
 
 
@@ -69,10 +76,10 @@ def open_image(data: bytes, limits: ImageLimits | None = None, place: Place = nu
     `ImageRejected`, and what `place` raises.
     """
     contents = _within(data, limits or ImageLimits())
-    with _decode_slot(contents, place):
-        if contents.format in decode_process.FORMATS:
+    if contents.format in decode_process.FORMATS:
+        with place(), _process_slots:
             return decode_process.open_apart(data)
-        return pixels.upright(contents)
+    return _decoded(contents, place, pixels.upright)
 
 
 def _within(data: bytes, limits: ImageLimits) -> Contents:
@@ -87,15 +94,20 @@ def _within(data: bytes, limits: ImageLimits) -> Contents:
     return contents
 
 
-@contextmanager
-def _decode_slot(contents: Contents, place: Place) -> Iterator[None]:
-    apart = contents.format in decode_process.FORMATS
+def _decoded(contents: Contents, place: Place, decode: Callable[[Contents], Result]) -> Result:
+    """Decode in this thread, or a large image in one of the threads for these."""
     width, height = contents.largest_size
-    if not apart and width * height <= LARGE_PIXELS:
-        yield
-        return
-    with place(), _process_slots if apart else _large_slots:
-        yield
+    if width * height <= LARGE_PIXELS:
+        return decode(contents)
+    with place(), _large_slots:
+        return _large_decoders.submit(decode, contents).result()
+
+
+def _yield_processor() -> None:
+    if sys.platform != "linux":
+        return  # elsewhere threads have no niceness of their own
+    with suppress(OSError):  # forbidden by a sandbox
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LARGE_NICENESS)
 
 
 def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:

@@ -15,6 +15,9 @@ from app.api.fairness.usage import Usage, over_share, share_of, too_busy
 
 # More threads that compute at once only take the interpreter from each other and from the event loop.
 TURNS = 16
+# A request takes the event loop for about a millisecond, and health checks wait for the loop meanwhile: of a
+# burst of requests, only so many begin in one round of the loop.
+STARTS_AT_ONCE = 4
 WAITING = 512
 WAIT_SECONDS = 20.0
 
@@ -28,6 +31,7 @@ class Turns:
         self._share = share_of(limit, share)
         self._waiting_limit = waiting
         self._waiting_share = share_of(waiting, share)
+        self._started_in_round = 0
         self._running: dict[str, int] = {}
         self._waiting: dict[tuple[str, bool], deque[asyncio.Future[None]]] = {}
 
@@ -47,7 +51,7 @@ class Turns:
         Raises problem 429 if too many requests of this client wait already, and 503 if too many do in all or
         if no turn comes in time.
         """
-        if not self._waiting and self.running < self._limit and self._running.get(client, 0) < self._share:
+        if not self._waiting and self._is_free() and self._running.get(client, 0) < self._share:
             self._start(client)
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -70,8 +74,18 @@ class Turns:
             del self._running[client]
         self._hand_out()
 
+    def _is_free(self) -> bool:
+        return self.running < self._limit and self._started_in_round < STARTS_AT_ONCE
+
     def _start(self, client: str) -> None:
+        if not self._started_in_round:
+            asyncio.get_running_loop().call_soon(self._begin_round)
+        self._started_in_round += 1
         self._running[client] = self._running.get(client, 0) + 1
+
+    def _begin_round(self) -> None:
+        self._started_in_round = 0
+        self._hand_out()
 
     def _waiting_of(self, client: str) -> int:
         return sum(len(self._waiting.get((client, submits), ())) for submits in (True, False))
@@ -110,7 +124,7 @@ class Turns:
 
     def _hand_out(self) -> None:
         """Give free turns to waiting requests, of the client that has used the least first."""
-        while self._waiting and self.running < self._limit:
+        while self._waiting and self._is_free():
             able = [each for each in self._waiting if self._running.get(each[0], 0) < self._share]
             if not able:
                 return

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import itertools
 import threading
 from collections.abc import Coroutine
 from typing import Any
@@ -15,7 +16,7 @@ from app.api.fairness.connections import connections_within
 from app.api.fairness.decoding import Places
 from app.api.fairness.probes import SharedAnswer
 from app.api.fairness.shares import ClientShares
-from app.api.fairness.turns import Turns
+from app.api.fairness.turns import STARTS_AT_ONCE, Turns
 from app.api.fairness.usage import Usage
 from app.api.problems import Problem
 from app.config import Settings
@@ -69,6 +70,22 @@ class Turned:
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 60))
+
+
+def test_of_a_burst_of_requests_a_few_begin_at_a_time() -> None:
+    """Between them, the event loop accepts connections and answers health checks."""
+
+    async def scenario() -> None:
+        turned = Turned(Turns(Usage(), 1.0, limit=16))
+        asking = asyncio.create_task(turned.ask(*map(str, range(16))))
+        begun = [len(turned.order)]
+        while begun[-1] < 16:
+            await asyncio.sleep(0)
+            begun.append(len(turned.order))
+        await asking
+        assert max(later - earlier for earlier, later in itertools.pairwise(begun)) <= STARTS_AT_ONCE < 16
+
+    run(scenario())
 
 
 def test_the_client_that_has_used_the_least_goes_first() -> None:
