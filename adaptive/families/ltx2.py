@@ -30,6 +30,7 @@ class Ltx2Family(LtxFamily):
 
     name = "ltx2"
     layer_prefix = "LTX2Video"
+    proportional = False  # reflected borders are copies
     traits_from_config = TraitsFromConfig(
         latent_channels=option("latent_channels", 128),
         spatial_ratio=lambda config: config.get("patch_size", 4) * 2 ** _doublings(config, "temporal"),

@@ -141,7 +141,7 @@ CASES = {
     ),
     "ltx-2": Case(
         "AutoencoderKLLTX2Video",
-        {"spatial_compression_ratio": 32, "temporal_compression_ratio": 8},
+        {"decoder_causal": False, "spatial_compression_ratio": 32, "temporal_compression_ratio": 8},
         (1, 128, 7, 2, 2),
         FRAMEWISE,
     ),

@@ -3,9 +3,12 @@
 `tests/bench/prediction.py` makes the whole table; here is one case of each family.
 """
 
+import json
 from collections import deque
 from itertools import product
+from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from stream_vaes import build, kwargs_of
@@ -17,6 +20,7 @@ from adaptive.memory.profile_trace import predict_peak, profile_of, trace_bytes
 from adaptive.memory.traced_vae import TRACED, TracedVae
 from adaptive.types import Cut, LatentShape
 
+CONFIGURATIONS = Path(__file__).parents[4] / "app/pipelines/published/configurations"
 WHOLE = 99
 SWEPT = ("hunyuanvideo-1.0", "svd")
 SINGLE = (
@@ -33,7 +37,7 @@ SINGLE = (
     ("kl", 1),
 )
 CASES = (*SINGLE, *product(SWEPT, (WHOLE, 1, 2)))
-PROPORTIONAL = ("ltx-0.9.0", "ltx2", "cogvideox", "magvit", "kl")
+PROPORTIONAL = ("ltx-0.9.0", "cogvideox", "magvit", "kl")
 
 
 @pytest.mark.parametrize(("name", "frames_per_chunk"), CASES)
@@ -59,6 +63,16 @@ def test_families_that_claim_it_need_bytes_exactly_in_proportion_to_the_area(nam
     assert max(at_sizes) == pytest.approx(min(at_sizes), rel=1e-4)
 
 
+def test_borders_of_the_published_ltx2_count_at_every_size() -> None:
+    """Its reflected borders are copies, which weigh more in a small picture."""
+    traced = published_vae("ltx-2")
+    small, large = (trace_bytes(traced, 7, 2, size).device for size in ((4, 6), (16, 24)))
+    assert small > 1.01 * large
+    for size, real in (((4, 6), small), ((16, 24), large)):
+        predicted = predict_peak(traced.module, (1, 128, 7, *size), frames_per_chunk=2)
+        assert predicted.live_bytes == pytest.approx(real * size[0] * size[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["wan-2.2", "mochi"])
 def test_padded_borders_are_why_other_families_are_traced_at_the_very_size(name: str) -> None:
     traced = _traced(name)
@@ -77,6 +91,12 @@ def test_what_a_sweep_parks_counts_where_it_lies(name: str) -> None:
     assert on_device < on_host
     assert max(on_device, parked) <= on_host <= on_device + parked
     assert profile.parked_bytes(shape, Cut(6)) == 0
+
+
+def published_vae(name: str) -> TracedVae:
+    """The VAE of a published configuration, without weights."""
+    document = json.loads((CONFIGURATIONS / f"{name}.json").read_text())["components"]["vae"]
+    return TracedVae(getattr(diffusers, document["class"][1]), document["config"], "bfloat16")
 
 
 def _traced(name: str) -> TracedVae:
