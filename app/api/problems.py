@@ -26,6 +26,7 @@ from app.service.webhooks import WebhookRefused
 from app.store import (
     DataFolderUnusable,
     IdempotencyConflict,
+    ImageMissing,
     JobDeleted,
     NoSuchJob,
     QueueFull,
@@ -106,6 +107,8 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(410, "job_deleted", str(error), data={"erased": error.job.erased_at is not None})
         case ResultExpired():
             return Problem(410, "result_expired", str(error))
+        case ImageMissing():
+            return Problem(410, "image_missing", str(error))
         case WrongState():
             return Problem(409, "wrong_state", str(error), data={"job_status": error.job.status})
         case IdempotencyConflict():
@@ -231,6 +234,7 @@ def install(app: FastAPI) -> None:
         NoSuchJob,
         JobDeleted,
         ResultExpired,
+        ImageMissing,
         WrongState,
         IdempotencyConflict,
         QueueFull,

@@ -44,6 +44,10 @@ class WatchedPath:
 class DataFolder(WatchedPath):
     """The data folder."""
 
+    def absence(self) -> str | None:
+        """Return why nothing can be read from it now, or None."""
+        return super().fault()
+
     def fault(self) -> str | None:
         """Return why nothing can be stored in it now, or None."""
         fault = super().fault()

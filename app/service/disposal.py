@@ -49,9 +49,10 @@ class Disposal:
             log.info("job_erased job_id=%s", job_id)
 
     def sweep(self) -> None:
-        """Delete folders of jobs that must have none: a worker without its lease may have made one late.
+        """Delete folders of jobs that must have none, and pictures without a job.
 
-        A folder of no known job stays, because it may belong to another database.
+        A worker without its lease may have made a folder late. A folder of no known job stays, because it may
+        belong to another database.
         """
         unknown = 0
         for names in _names(self._jobs_dir):
@@ -64,6 +65,7 @@ class Disposal:
                     log.warning("files_not_deleted job_id=%s reason=%s", job_id, error)
                 else:
                     log.warning("leftover_files_deleted job_id=%s", job_id)
+        self._store.sweep_pictures()
         if unknown:
             log.warning("folders_of_unknown_jobs count=%d folder=%s", unknown, self._jobs_dir)
 

@@ -14,6 +14,7 @@ leases      what workers do with a job: report, finish, release
 backfill    running smaller jobs while a large one waits for memory
 workers     registered workers and their devices
 deliveries  the outbox of webhooks
+pictures    the pictures of jobs: stored before a job is, read, removed and swept
 fair_share  the place of a job among those of other keys
 upkeep      the check of a database; expiry of results and leases, deletion of jobs; stored counters
 jobstore    JobStore: every operation above, each in its own transaction
@@ -24,6 +25,8 @@ from app.store.errors import (
     DamagedSnapshot,
     DataFolderUnusable,
     IdempotencyConflict,
+    ImageMissing,
+    ImageUnreadable,
     JobDeleted,
     NewerSchema,
     NoSuchJob,
@@ -42,6 +45,8 @@ __all__ = [
     "DamagedSnapshot",
     "DataFolderUnusable",
     "IdempotencyConflict",
+    "ImageMissing",
+    "ImageUnreadable",
     "JobDeleted",
     "JobStore",
     "NewerSchema",

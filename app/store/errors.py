@@ -5,12 +5,14 @@ StoreError
 ├── JobDeleted            the job was deleted; nothing of it is served (job)
 ├── StoreUnavailable      the database is locked, unreachable or out of disk space; nothing was written
 │   ├── CannotOpen            a database that cannot be opened at the start       (place, reason)
+│   ├── ImageUnreadable       an image is there, but it cannot be read  (job_id, reason)
 │   └── DataFolderUnusable    the data folder or the database's file is gone, replaced or read-only  (path)
 ├── NewerSchema           a newer version of the program has upgraded the database  (revision)
 ├── DamagedSnapshot       the stored counters cannot be read
 ├── QueueFull             the limit of queued jobs is reached       (queued, limit, owner)
 ├── IdempotencyConflict   the key belongs to another request        (job_id)
 ├── WrongState            the job's status does not allow it        (job)
+├── ImageMissing          a file of the job's images is gone or cut (job_id)
 └── ResultExpired         the job's image and result were deleted   (job_id)
 """
 
@@ -63,6 +65,15 @@ class DataFolderUnusable(StoreUnavailable):
         super().__init__(f"{path} {fault}")
 
 
+class ImageUnreadable(StoreUnavailable):
+    """An image of a job is in its place, but cannot be read."""
+
+    def __init__(self, job_id: str, reason: str) -> None:
+        self.job_id = job_id
+        self.reason = reason
+        super().__init__(f"an image of job {job_id} cannot be read: {reason}")
+
+
 class NewerSchema(StoreError):
     """A newer version of the program has upgraded the database. Nothing was changed."""
 
@@ -104,6 +115,14 @@ class WrongState(StoreError):
     def __init__(self, job: Job, wanted: str) -> None:
         self.job = job
         super().__init__(f"job {job.id} is {job.status}: it cannot be {wanted}")
+
+
+class ImageMissing(StoreError):
+    """An image of a job is no longer in its place, or is not whole."""
+
+    def __init__(self, job_id: str, field: str, fault: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"the {field} of job {job_id} is {fault}: send it again, as a new job")
 
 
 class ResultExpired(StoreError):

@@ -1,10 +1,10 @@
 """Operations of clients on the job table: submit, cancel, queue again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from app.jobs import Job, JobSpec, JobStatus, Json, Stage
 from app.store import deliveries
@@ -12,7 +12,7 @@ from app.store.errors import IdempotencyConflict, JobDeleted, ResultExpired, Wro
 from app.store.fair_share import bounded, rank_of
 from app.store.queries import queued
 from app.store.queue_limits import require_room
-from app.store.rows import MAX_POSITION, append_event, dump, fetch_job, lock_job, new_id
+from app.store.rows import MAX_POSITION, StoredPicture, append_event, dump, fetch_job, lock_job, new_id
 from app.store.transaction import Transaction
 
 FEW = 1000
@@ -26,7 +26,9 @@ INSERT_JOB = text("""
         :idempotency_key, :fingerprint, :now, :now, false, 0, 0, false, :remixed_from,
         :expected_seconds)
 """)
-INSERT_IMAGE = text("insert into images (job_id, data, last_data) values (:job_id, :data, :last_data)")
+INSERT_PICTURE = text(
+    "insert into job_pictures (key, job_id, field, bytes) values (:key, :job_id, :field, :bytes)"
+)
 COUNT_BEHIND = text(f"""
     select count(*) from (
         select 1 from jobs where status = 'queued' and rank > :rank limit {FEW}
@@ -91,18 +93,15 @@ class Submission:
 STEP_SECONDS = 1e-6
 
 
-def submit(tx: Transaction, submission: Submission) -> tuple[Job, bool]:
-    """Queue a job; return it and whether it is new.
+def submit_all(
+    tx: Transaction, submissions: Sequence[Submission], pictures: Sequence[Sequence[StoredPicture]]
+) -> list[tuple[Job, bool]]:
+    """Queue several jobs in this order, all of them or none; return each and whether it is new.
 
-    It is not new if its idempotency key belongs to an earlier job of the same request that has not failed and
-    was neither canceled nor deleted. Raises `QueueFull`, or `IdempotencyConflict` if the key was used for
-    another request.
+    A job is not new if its idempotency key belongs to an earlier job of the same request that has not failed
+    and was neither canceled nor deleted. `pictures` are those of each submission, which lie in their place
+    already. Raises `QueueFull`, or `IdempotencyConflict` if a key was used for another request.
     """
-    return submit_all(tx, [submission])[0]
-
-
-def submit_all(tx: Transaction, submissions: Sequence[Submission]) -> list[tuple[Job, bool]]:
-    """Queue several jobs in this order, all of them or none. Otherwise as `submit`."""
     ids = sorted(new_id(tx.now) for _ in submissions)
     existing = [_existing_job(tx, each) for each in submissions]
     new = [each for each, job_id in zip(submissions, existing, strict=True) if job_id is None]
@@ -110,14 +109,20 @@ def submit_all(tx: Transaction, submissions: Sequence[Submission]) -> list[tuple
         require_room(tx, len(new), new[0].owner, new[0].max_queued_of_owner)
         tx.announce_queued()
     return [
-        (_insert(tx, ids[n], each, tx.now + n * STEP_SECONDS), True)
+        (_insert(tx, ids[n], each, pictures[n], tx.now + n * STEP_SECONDS), True)
         if existing[n] is None
         else (fetch_job(tx.connection, str(existing[n])), False)
         for n, each in enumerate(submissions)
     ]
 
 
-def _insert(tx: Transaction, job_id: str, submission: Submission, arrived_at: float) -> Job:
+def _insert(
+    tx: Transaction,
+    job_id: str,
+    submission: Submission,
+    pictures: Sequence[StoredPicture],
+    arrived_at: float,
+) -> Job:
     spec = submission.spec
     expected_seconds = bounded(submission.expected_seconds)
     rank = rank_of(tx, submission.owner, spec.priority, arrived_at, expected_seconds)
@@ -137,8 +142,8 @@ def _insert(tx: Transaction, job_id: str, submission: Submission, arrived_at: fl
         "now": tx.now,
     }
     tx.execute(INSERT_JOB, row)
-    images = {"data": submission.image, "last_data": submission.last_image}
-    tx.execute(INSERT_IMAGE, {"job_id": job_id, **images})
+    for picture in pictures:
+        tx.execute(INSERT_PICTURE, {"job_id": job_id, **asdict(picture)})
     append_event(tx, job_id, "accepted", {"model": spec.model, "priority": spec.priority})
     return _as_added(job_id, submission, tx.now, _position(tx, rank))
 
@@ -188,16 +193,27 @@ def _as_added(job_id: str, submission: Submission, now: float, position: int) ->
 
 
 def _existing_job(tx: Transaction, submission: Submission) -> str | None:
-    key = _scoped_key(submission)
-    row = None if key is None else tx.execute(SELECT_KEY, {"key": key}).one_or_none()
+    row = job_of_key(tx.connection, submission)
     if row is None:
         return None
-    if row.fingerprint != submission.fingerprint and not row.deleted:
-        raise IdempotencyConflict(row.id)
-    if row.deleted or row.status in (JobStatus.FAILED, JobStatus.CANCELED):
-        tx.execute(DROP_KEY, {"id": row.id})  # such a job may be submitted again with the same key
+    if is_free(row):
+        tx.execute(DROP_KEY, {"id": row.id})
         return None
     return str(row.id)
+
+
+def job_of_key(connection: Connection, submission: Submission) -> Any:
+    """Return the row of the job that has this idempotency key, or None. Raises `IdempotencyConflict`."""
+    key = _scoped_key(submission)
+    row = None if key is None else connection.execute(SELECT_KEY, {"key": key}).one_or_none()
+    if row is not None and row.fingerprint != submission.fingerprint and not row.deleted:
+        raise IdempotencyConflict(row.id)
+    return row
+
+
+def is_free(row: Any) -> bool:
+    """Whether the key of such a job may be used again."""
+    return row.deleted or row.status in (JobStatus.FAILED, JobStatus.CANCELED)
 
 
 def cancel(tx: Transaction, job_id: str) -> Job:

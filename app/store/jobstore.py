@@ -21,7 +21,11 @@ from app.loops import Loop
 from app.store import backfill, claims, deliveries, intake, leases, queries
 from app.store import workers as workforce
 from app.store.database import open_database
-from app.store.errors import DataFolderUnusable
+from app.store.errors import DataFolderUnusable, QueueFull
+from app.store.pictures.foresight import Foresight
+from app.store.pictures.job_pictures import JobPictures
+from app.store.pictures.move import move_blobs
+from app.store.pictures.place import place_of_pictures
 from app.store.rows import fetch_events, fetch_job
 from app.store.transaction import Rules, Transaction
 from app.store.upkeep import counters, deletion, event_retention, retention
@@ -100,7 +104,7 @@ class JobStore:
         folder: DataFolder | None = None,
     ) -> None:
         """Open the database. `clock` replaces the database's own time (seconds since the epoch). `folder` is
-        where the jobs' files will lie.
+        where the jobs' files will lie; by default that of an SQLite database.
 
         Raises `ValueError` for an in-memory database, a path too long for SQLite or a missing PostgreSQL
         driver.
@@ -108,6 +112,9 @@ class JobStore:
         rules = rules or Rules()
         self._database = open_database(database_url, rules, clock)
         self._folder = folder
+        self._foresight = Foresight(rules)
+        self._place = place_of_pictures(self._database, None if folder is None else folder.path)
+        self._pictures = JobPictures(self._database, self._place, folder)
         self._expiry = ExpiryWatch(rules.heartbeat_seconds, lease_seconds=rules.lease_seconds)
         self._bytes_to_drop = True  # a process before this one may have ended between erasing and dropping
 
@@ -123,6 +130,7 @@ class JobStore:
         `NewerSchema`, or `CannotOpen` with what to do.
         """
         self._database.migrate(must_write=must_write)
+        move_blobs(self._database, self._place)
 
     def check(self) -> None:
         """Raise `StoreUnavailable` unless a job could be stored now."""
@@ -148,13 +156,32 @@ class JobStore:
         return self._database.on_queued(wake)
 
     # Changes that clients request.
-    submit = _stores(intake.submit)
-    submit_all = _stores(intake.submit_all)
     cancel = _writes(intake.cancel)
     fail_queued = _writes(intake.fail_queued)
     queue_again = _stores(intake.queue_again)
     discard = _writes(retention.discard)
     delete = _writes(deletion.delete)
+
+    def submit_all(self, submissions: Sequence[intake.Submission]) -> list[tuple[Job, bool]]:
+        """Store the pictures of several jobs, then the jobs, as `intake.submit_all`."""
+        self.require_folder()
+        try:
+            if self._foresight.may_tell(submissions):
+                with self._database.reading() as connection:
+                    if (known := self._foresight.of(connection, submissions)) is not None:
+                        return known
+            with self._pictures.published(submissions) as publication:
+                added = self._database.run(lambda tx: intake.submit_all(tx, submissions, publication.taken()))
+        except QueueFull:
+            self._foresight.note_full()
+            raise
+        old = [own for own, (_, is_new) in zip(publication.pictures, added, strict=True) if not is_new]
+        self._pictures.discard([picture.key for own in old for picture in own])
+        return added
+
+    def submit(self, submission: intake.Submission) -> tuple[Job, bool]:
+        """As `submit_all`, for one job."""
+        return self.submit_all([submission])[0]
 
     def add(
         self, spec: JobSpec, image: bytes, *, plan: Json | None = None, needed_bytes: int | None = None
@@ -167,14 +194,20 @@ class JobStore:
 
     # Read-only queries.
     get = _reads(fetch_job)
-    image = _reads(queries.image)
-    last_image = _reads(queries.last_image)
     page = _reads(queries.page)
     counts = _reads(queries.counts)
     queued_models = _reads(queries.queued_models)
     queued_beyond = _reads(queries.queued_beyond)
     events_after = _reads_events(fetch_events)
     last_event = _reads_events(queries.last_event)
+
+    def image(self, job_id: str) -> bytes:
+        """As `JobPictures.image`."""
+        return self._pictures.image(job_id)
+
+    def last_image(self, job_id: str) -> bytes | None:
+        """As `JobPictures.last_image`."""
+        return self._pictures.last_image(job_id)
 
     def workers(self, *, within_seconds: float = 60.0) -> list[WorkerRow]:
         """Return workers whose last heartbeat is at most `within_seconds` old."""
@@ -251,12 +284,12 @@ class JobStore:
         """Mark results past their expiry time; return their ids.
 
         Calls `remove(job_id)`, outside any transaction, to delete the files of results marked at least a
-        minute ago. If it raises `OSError`, the job is tried again at the next call.
+        minute ago, then deletes their images. After an `OSError` the job is tried again at the next call.
         """
         if not self._any(retention.ANY_DUE):
             return []
         marked = self._mark_expired()
-        for job_id in _without_files(self._marked(now=self.time()), remove):
+        for job_id in self._without_files(self._marked(now=self.time()), remove):
             self._settle_expired(job_id)
             self._bytes_to_drop = True
         return marked
@@ -267,8 +300,8 @@ class JobStore:
         Returns their ids. `drop_erased_bytes` ends the work.
         """
         erased = []
-        # One transaction a job: overwriting many large images in one would keep other writers waiting.
-        for job_id in _without_files(self._to_erase(now=self.time()), remove):
+        # One transaction a job: overwriting the content of many in one would keep other writers waiting.
+        for job_id in self._without_files(self._to_erase(now=self.time()), remove):
             self._bytes_to_drop = True
             if self._erase(job_id):
                 erased.append(job_id)
@@ -292,23 +325,28 @@ class JobStore:
             self._bytes_to_drop = False
         return not self._bytes_to_drop
 
+    def sweep_pictures(self) -> None:
+        """Delete what submissions have left that were interrupted before their jobs were stored."""
+        if count := self._pictures.sweep():
+            log.warning("leftover_pictures_deleted count=%d", count)
+
+    def _without_files(self, job_ids: Sequence[str], remove: Callable[[str], None]) -> list[str]:
+        """Return the jobs whose files `remove` has deleted, and whose images are deleted, too."""
+        gone = []
+        for job_id in job_ids:
+            try:
+                remove(job_id)
+                self._pictures.remove(job_id)
+            except OSError as error:
+                log.warning("files_not_deleted job_id=%s reason=%s", job_id, error)
+            else:
+                gone.append(job_id)
+        return gone
+
     def _any(self, query: TextClause, **parameters: Any) -> bool:
         now = {"now": self.time()} if "now" in query.compile().params else {}
         with self._database.reading() as connection:
             return connection.execute(query, {**now, **parameters}).first() is not None
-
-
-def _without_files(job_ids: Sequence[str], remove: Callable[[str], None]) -> list[str]:
-    """Return the jobs whose files `remove` has deleted."""
-    gone = []
-    for job_id in job_ids:
-        try:
-            remove(job_id)
-        except OSError as error:
-            log.warning("files_not_deleted job_id=%s reason=%s", job_id, error)
-        else:
-            gone.append(job_id)
-    return gone
 
 
 def open_store(settings: Settings) -> JobStore:

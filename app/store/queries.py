@@ -1,16 +1,17 @@
 """Read-only queries of the job table."""
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, bindparam, text
 
 from app.jobs import Job, JobStatus
-from app.store.errors import ResultExpired
-from app.store.rows import JOB_COLUMNS, MAX_POSITION, fetch_job, first_id_of, job_of
+from app.store.rows import JOB_COLUMNS, MAX_POSITION, StoredPicture, first_id_of, job_of
 
-IMAGE = text("select data from images where job_id = :id")
-LAST_IMAGE = text("select last_data from images where job_id = :id")
+PICTURES = text("select key, field, bytes from job_pictures where job_id = :id")
+PICTURES_USED = text("select key from job_pictures where key in :keys").bindparams(
+    bindparam("keys", expanding=True)
+)
 COUNTS = text("select status, cast(sum(jobs) as bigint) from job_counts group by status")
 QUEUED = text("select coalesce(cast(sum(jobs) as bigint), 0) from job_counts where status = 'queued'")
 LAST_EVENT = text("select coalesce(max(seq), 0) from events")
@@ -39,18 +40,15 @@ QUEUED_BEYOND = text("""
 """)
 
 
-def image(connection: Connection, job_id: str) -> bytes:
-    """Return the job's image as it was uploaded. Raises `NoSuchJob`, or `ResultExpired` if it was deleted."""
-    data = connection.execute(IMAGE, {"id": job_id}).scalar()
-    if data is None:
-        raise ResultExpired(fetch_job(connection, job_id).id)
-    return bytes(data)
+def pictures(connection: Connection, job_id: str) -> dict[str, StoredPicture]:
+    """Return what is known of the job's pictures, by the field of the request that they came in."""
+    rows = connection.execute(PICTURES, {"id": job_id})
+    return {row.field: StoredPicture(row.key, row.field, row.bytes) for row in rows}
 
 
-def last_image(connection: Connection, job_id: str) -> bytes | None:
-    """Return the job's last image as it was uploaded, or None if it has none."""
-    data = connection.execute(LAST_IMAGE, {"id": job_id}).scalar()
-    return None if data is None else bytes(data)
+def pictures_used(connection: Connection, keys: Sequence[str]) -> set[str]:
+    """Return those of these pictures that jobs have."""
+    return set(connection.execute(PICTURES_USED, {"keys": list(keys)}).scalars())
 
 
 def page(

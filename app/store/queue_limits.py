@@ -3,11 +3,11 @@
 A worker that gives its job back does not ask: the job was admitted before.
 """
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from app.store.errors import QueueFull
 from app.store.queries import queued
-from app.store.transaction import Transaction
+from app.store.transaction import Rules, Transaction
 
 # So close to the limit of all queued jobs, submissions come one after the other (PostgreSQL).
 CLOSE_TO_LIMIT = 256
@@ -29,16 +29,24 @@ def require_room(tx: Transaction, jobs: int, owner: str | None, limit_of_owner: 
     """
     if not jobs:
         return
-    limit = tx.rules.max_queued
-    if tx.is_postgresql and queued(tx.connection) + jobs > limit - CLOSE_TO_LIMIT:
-        tx.execute(LOCK_LIMIT, {"owner": ""})
-    waiting = queued(tx.connection)
-    if waiting + jobs > limit:
-        raise QueueFull(waiting, limit)
-    own_limit = limit_of_owner or tx.rules.max_queued_of_owner
-    if owner is not None and own_limit is not None:
-        if tx.is_postgresql:
+    if tx.is_postgresql:
+        if queued(tx.connection) + jobs > tx.rules.max_queued - CLOSE_TO_LIMIT:
+            tx.execute(LOCK_LIMIT, {"owner": ""})
+        if owner is not None and (limit_of_owner or tx.rules.max_queued_of_owner) is not None:
             tx.execute(LOCK_LIMIT, {"owner": owner})
-        own = tx.execute(COUNT_QUEUED_OF, {"owner": owner, "limit": own_limit}).scalar_one()
+    look_for_room(tx.connection, tx.rules, jobs, owner, limit_of_owner)
+
+
+def look_for_room(
+    connection: Connection, rules: Rules, jobs: int, owner: str | None, limit_of_owner: int | None
+) -> None:
+    """As `require_room`, but others may take the room at once."""
+    waiting = queued(connection)
+    if waiting + jobs > rules.max_queued:
+        raise QueueFull(waiting, rules.max_queued)
+    own_limit = limit_of_owner or rules.max_queued_of_owner
+    if owner is not None and own_limit is not None:
+        wanted = {"owner": owner, "limit": own_limit}
+        own = connection.execute(COUNT_QUEUED_OF, wanted).scalar_one()
         if own + jobs > own_limit:
             raise QueueFull(own, own_limit, owner)

@@ -4,6 +4,7 @@ import json
 import secrets
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -18,7 +19,7 @@ JOB_COLUMNS = """
     j.finished_at, j.expires_at, j.expired, j.attempts, j.token, j.worker_id, j.lease_until,
     j.cancel_requested, j.latents_path, j.denoise, j.decode, j.result, j.error, j.owner,
     j.deleted_at, j.erased_at, j.remixed_from, j.setbacks, j.webhook,
-    exists (select 1 from images i where i.job_id = j.id and i.last_data is not null) as has_last_image
+    exists (select 1 from job_pictures p where p.job_id = j.id and p.field = 'last_image') as has_last_image
 """
 # The greatest position that is reported; every later job reports this number, too. Counting a queue of a
 # million jobs would take longer than any other query.
@@ -40,6 +41,15 @@ _LOCK_JOB = Locking.of("select 1 from jobs where id = :id")
 _INSERT_EVENT = "insert into {table} (job_id, kind, at, data) values (:job_id, :kind, :at, :data)"
 INSERT_EVENT = text(_INSERT_EVENT.format(table="events"))
 INSERT_NEW_EVENT = text(_INSERT_EVENT.format(table="new_events"))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPicture:
+    """A picture of a job: its key, the field of the request that it came in, and its size."""
+
+    key: str
+    field: str
+    bytes: int
 
 
 class _Ids:

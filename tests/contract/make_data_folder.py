@@ -27,7 +27,7 @@ NOISE = {"model": "tiny", "width": 64, "height": 64, "num_frames": 9, "num_infer
 LONG_DENOISE = {**NOISE, "num_frames": 257, "num_inference_steps": 100}
 # Denoised while other jobs are handed in, and decoded in many chunks, so that it can be stopped between them.
 LONG = {**NOISE, "num_frames": 257, "num_inference_steps": 30, "decode_strategy": "per_frame"}
-KEEP = ("framefit.sqlite3", "jobs", "profiles")
+KEEP = ("framefit.sqlite3", "jobs", "pictures", "profiles")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from app.store.transaction import Transaction
 
 T = TypeVar("T")
 Operation = Callable[[Transaction], T]
-HEAD_REVISION = "0009"
+HEAD_REVISION = "0011"
 REWRITE = text("update alembic_version set version_num = version_num")
 REVISIONS = Path(__file__).parents[1] / "migrations" / "versions"
 
@@ -31,6 +31,7 @@ class Database(abc.ABC):
     url: URL
     loops: tuple[Loop, ...] = ()  # the threads that it needs
     polls_take_locks: bool  # whether an operation that changes nothing keeps others waiting
+    refusals_are_final: bool  # whether an operation that was refused has certainly left nothing
 
     @abc.abstractmethod
     def run(self, operation: Operation[T]) -> T:

@@ -64,6 +64,7 @@ class PostgresqlDatabase(Database):
     """A database on a PostgreSQL server. Raises `ValueError` if its driver is not installed."""
 
     polls_take_locks = False
+    refusals_are_final = False  # the connection may break during a commit
 
     def __init__(self, url: URL, rules: Rules, clock: Callable[[], float] | None = None) -> None:
         if url.drivername == "postgresql":

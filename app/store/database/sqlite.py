@@ -43,6 +43,7 @@ class SqliteDatabase(Database):
     """A database file. Raises `ValueError` as `sqlite_path`."""
 
     polls_take_locks = True
+    refusals_are_final = True
 
     def __init__(self, url: URL, rules: Rules, clock: Callable[[], float] | None = None) -> None:
         self._path = sqlite_path(url)

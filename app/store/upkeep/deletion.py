@@ -4,7 +4,7 @@ A job's row says where its deletion stands:
 
 deleted_at is set   the deletion is requested. Nothing of the job is served or queued again. A job that has
                     not ended is canceled, and the rest waits until it has.
-erased_at is set    its files are gone, and so are its images, texts, webhooks and reports. The row keeps
+erased_at is set    its files and images are gone, and so are its texts, webhooks and reports. The row keeps
                     the id, times and numbers.
 the row is gone     the job was older than the operator keeps jobs (`remove_jobs`).
 
@@ -30,7 +30,7 @@ LIMIT = 100
 
 REQUEST = text("update jobs set deleted_at = :now where id = :id and deleted_at is null")
 FORGET_DELIVERIES = text("delete from deliveries where job_id = :id")
-FORGET_IMAGES = text("delete from images where job_id = :id")
+FORGET_PICTURES = text("delete from job_pictures where job_id = :id")
 _ENDED = "finished_at is not null"  # a condition on `status` would draw SQLite to the index of all ended jobs
 _TO_ERASE = f"deleted_at <= :before and erased_at is null and {_ENDED}"
 TO_ERASE = text(f"select id from jobs where {_TO_ERASE} order by deleted_at limit :limit")
@@ -89,7 +89,7 @@ def erase(tx: Transaction, job_id: str) -> bool:
     row = {"id": job_id, "now": tx.now, "spec": _numbers_of(job).model_dump_json()}
     if not tx.execute(ERASE, row).rowcount:
         return False
-    tx.execute(FORGET_IMAGES, {"id": job_id})
+    tx.execute(FORGET_PICTURES, {"id": job_id})
     tx.execute(FORGET_DELIVERIES, {"id": job_id})
     erase_events(tx, job_id)
     return True

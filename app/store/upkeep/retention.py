@@ -32,7 +32,7 @@ DISCARD = text(f"""
     update jobs set expired = true, latents_path = null, expires_at = :now
     where id = :id and not expired and {_ENDED}
 """)
-FORGET_IMAGES = text("delete from images where job_id = :id")
+FORGET_PICTURES = text("delete from job_pictures where job_id = :id")
 SETTLE = text("update jobs set swept_at = :now where id = :id")
 
 
@@ -61,6 +61,6 @@ def marked(connection: Connection, *, now: float) -> list[str]:
 
 
 def settle(tx: Transaction, job_id: str) -> None:
-    """Delete the images of an expired job whose files are gone."""
-    tx.execute(FORGET_IMAGES, {"id": job_id})
+    """Record that the files and images of an expired job are gone."""
+    tx.execute(FORGET_PICTURES, {"id": job_id})
     tx.execute(SETTLE, {"id": job_id, "now": tx.now})

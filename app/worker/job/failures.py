@@ -12,7 +12,7 @@ from adaptive.errors import AdaptiveError, DecodeOutOfMemory, DoesNotFit, NonFin
 from app.jobs import JobError, Json
 from app.media.video import NO_SPACE, VideoWriteError
 from app.models.components import ModelUnavailable
-from app.store import StoreError
+from app.store import ImageMissing, ImageUnreadable, StoreError
 from app.worker.device_errors import DeviceFault, OutOfMemory, device_fault
 from app.worker.finite import found_json
 from app.worker.job.control import Interrupted
@@ -52,6 +52,10 @@ def as_job_failures() -> Iterator[None]:
     try:
         with device_faults_named():
             yield
+    except ImageMissing as error:
+        raise JobFailure("image_missing", str(error)) from error
+    except ImageUnreadable as error:
+        raise JobFailure("storage_failed", str(error)) from error
     except (Interrupted, JobFailure, StoreError, DeviceFault):
         raise
     except DoesNotFit as error:

@@ -108,7 +108,7 @@ class Deleter:
 
     def _rows_left(self) -> list[str]:
         with self.store._database.reading() as connection:
-            tables = ("jobs", "images", "events", "new_events", "deliveries")
+            tables = ("jobs", "job_pictures", "picture_bytes", "events", "new_events", "deliveries")
             return [
                 table
                 for table in tables

@@ -71,7 +71,7 @@ def test_what_is_added_to_an_ended_job_later_goes_with_it_and_so_do_events_of_jo
     job_id, gone = run(exported, make_spec()), run(exported, make_spec())
     clock.now += KEEP_SECONDS + 1
     exported.discard(job_id)
-    for table, column in (("images", "job_id"), ("jobs", "id")):
+    for table, column in (("job_pictures", "job_id"), ("jobs", "id")):
         statement = text(f"delete from {table} where {column} = :id")
         exported._database.run(lambda tx, statement=statement: tx.execute(statement, {"id": gone}).rowcount)
     assert retire(exported) == 6

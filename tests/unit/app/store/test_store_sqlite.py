@@ -54,8 +54,9 @@ def test_a_full_disk_is_a_refusal_and_the_store_recovers(
         store._database.run(lambda tx: tx.execute(text(f"pragma max_page_count = {pages}")))
 
     limit(1)
+    plan = {"detail": "x" * 1_000_000}
     with pytest.raises(StoreUnavailable, match="full"):
-        store.add(make_spec(), bytes(1_000_000))
+        store.add(make_spec(), b"x", plan=plan)
     limit(2**30)
-    store.add(make_spec(), bytes(1_000_000))
+    store.add(make_spec(), b"x", plan=plan)
     assert store.counts()[JobStatus.QUEUED] == 2
