@@ -62,6 +62,10 @@ class PictureFolder:
                 return path.read_bytes()
         raise PictureMissing(key)
 
+    def has(self, key: str) -> bool:
+        """Whether there is a file of that key."""
+        return any(path.is_file() for path in self._place_of(key))
+
     def remove(self, keys: Sequence[str]) -> None:
         """Delete the files, then let their absence reach the disk."""
         changed = set()

@@ -1,6 +1,7 @@
 """The checks of `framefit doctor`. They write and remove one probe file and change nothing else.
 
 findings  the result of a check: subject, standing, detail, advice
+images    check of the images that jobs wait with
 place     checks of the data folder, database, port and process limits
 machine   checks of driver, GPUs, torch, video encoder and models
 """
@@ -16,9 +17,11 @@ __all__ = ["CheckResult", "Finding", "examine"]
 def examine(settings: Settings) -> Iterator[Finding]:
     """Yield each finding when its check is done, quick checks first."""
     from app.doctor import machine, place
+    from app.doctor.images import images
 
     yield place.disk(settings)
     yield place.database(settings)
+    yield from images(settings)
     yield place.port(settings)
     yield from place.limits(settings)
     yield from machine.devices(settings)
