@@ -44,7 +44,7 @@ VOLUME ["/data", "/models"]
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"FRAMEFIT_PORT\"]}/healthz', timeout=4)"]
+    CMD ["python", "-m", "app.service.healthcheck"]
 ENTRYPOINT ["tini", "--", "framefit"]
 # Loopback cannot be reached from outside a container, so the published port decides who has access. Without API keys
 # the service also requires FRAMEFIT_ALLOW_PUBLIC, which prevents opening it by accident.

@@ -40,6 +40,7 @@ BLAME: Mapping[str, Blame] = {
     "service_restarted": Blame.SERVICE,
     "service_killed": Blame.OTHERS,
     "worker_killed": Blame.OTHERS,
+    "worker_hung": Blame.OTHERS,
     "worker_lost": Blame.OTHERS,
     "lease_expired": Blame.OTHERS,
     "database_unavailable": Blame.OTHERS,

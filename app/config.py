@@ -90,6 +90,12 @@ class Settings(BaseSettings):
         0.2, gt=0, description="Interval at which workers look for jobs and the API for events."
     )
     progress_timeout_seconds: float = Field(1800, gt=0)
+    worker_silence_seconds: float = Field(
+        60,
+        ge=0,
+        description="A worker process without a heartbeat for this long is killed and started again; ten "
+        "times as long before its first one. 0: never.",
+    )
     fit_grace_seconds: float = Field(
         120, ge=0, description="How long a queued job that no live device can hold waits before it fails."
     )

@@ -28,6 +28,7 @@ from app.service.exposition.key_gauges import KeysFileGauge
 from app.service.exposition.loop_gauges import LoopGauges
 from app.service.exposition.metrics import LiveGauges, ServiceMetrics
 from app.service.exposition.model_gauges import ModelGauges
+from app.service.exposition.worker_ends import WorkerEnds
 from app.service.failed_keys import FailedKeys
 from app.service.keys import LiveKeys
 from app.service.webhooks import SigningKeys, Webhooks
@@ -119,6 +120,7 @@ def build_service(
             duties=exporter.duties,
         )
     )
+    metrics.registry.register(WorkerEnds(settings.data_dir))
     faults = ModelFaults(settings, models)
     metrics.registry.register(ModelGauges(models, faults.permanent))
     if settings.keys_file is not None:

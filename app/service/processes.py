@@ -16,12 +16,14 @@ from pathlib import Path
 
 from app.config import ConfigError, Settings
 from app.service.data_folder import locked_data_folder, prepare_data_folder
+from app.service.ends.counts import EndCounts
 from app.service.ends.deaths import OomWatch
 from app.service.ends.last_run import RunRecord
 from app.service.gpus import unused as unused_gpus
 from app.service.gpus.allocator import allocator_environ
 from app.service.gpus.devices import CPU, DeviceChoice, Devices, choose_devices
 from app.service.gpus.unused import UnusedGpu, UnusedReason
+from app.service.heartbeats import HeartbeatWatch
 from app.service.identity import enroll
 from app.service.logs import write_level
 from app.service.supervisor import ChildSpec, Supervisor
@@ -57,20 +59,34 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
         for spec in children:
             if spec.worker_id is not None:  # no live process has this id, so its jobs can be requeued
                 store.forget_worker(spec.worker_id, end.reason, end.stop)
+        ends = EndCounts(settings.data_dir, [choice.identity for choice in devices.chosen])
+        watch = HeartbeatWatch(
+            store,
+            settings.data_dir,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            silence_seconds=settings.worker_silence_seconds,
+        )
+
+        def on_worker_death(worker_id: str, reason: str) -> None:
+            ends.note(worker_id.split("/")[1], reason)
+            _forget(store, worker_id, reason)
+
         housekeeping = _Housekeeping(settings, store, listener, on_ready, lambda: record.note(oom_watch.last))
         supervisor = Supervisor(
             children,
             drain_seconds=settings.drain_seconds,
-            on_worker_death=lambda worker_id, reason: _forget(store, worker_id, reason),
+            on_worker_death=on_worker_death,
             on_device_unavailable=reported.add,
             on_tick=housekeeping.tick,
             oom_watch=oom_watch,
+            watch=watch,
         )
         try:
             supervisor.run()
             record.end()
         finally:
             (settings.data_dir / SERVICE_FILE).unlink(missing_ok=True)
+            watch.withdraw()
             unused_gpus.withdraw(settings.data_dir)
 
 

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Protocol
 
 from app.loops import Loop
-from app.service.ends.deaths import OomWatch, reason_of
+from app.service.ends.deaths import HUNG, OomWatch, reason_of
+from app.service.heartbeats import WorkerProcess
 from app.service.parent_death import EXIT_DEVICE_UNAVAILABLE
+from app.store import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Child:
         self.spec = spec
         self.process: subprocess.Popen[bytes] | None = None
         self.done = False
+        self.hung = False  # it was killed because it hung
         self._failures = 0
         self._started_at = 0.0
         self._start_at = 0.0
@@ -76,6 +80,7 @@ class Child:
             text = "process_not_started name=%s restart_in_seconds=%.1f reason=%s"
             log.error(text, self.spec.name, wait, error)
             return
+        self.hung = False
         self._started_at = time.monotonic()
         log.info("process_started name=%s pid=%d", self.spec.name, self.process.pid)
 
@@ -100,10 +105,34 @@ class Child:
         self._start_at = time.monotonic() + wait
         return wait
 
+    @property
+    def as_worker(self) -> WorkerProcess | None:
+        """The process as a worker; None if it is none, or is not started again."""
+        if self.spec.worker_id is None or self.done:
+            return None
+        pid = None if self.process is None else self.process.pid
+        return WorkerProcess(self.spec.worker_id, pid, self._failures)
+
+    def kill_hung(self) -> None:
+        """Kill the process with all that it started, which share its session."""
+        if self.process is not None and self.process.poll() is None:
+            self.hung = True
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def signal(self, number: int) -> None:
         """Send a signal if the process runs."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
+
+
+class WorkerWatch(Protocol):
+    """Says which workers hang; asked every `every_seconds`."""
+
+    every_seconds: float
+
+    def look(self, workers: Sequence[WorkerProcess]) -> Sequence[str]:
+        """Return the ids of those that hang."""
+        ...
 
 
 class Supervisor:
@@ -111,7 +140,8 @@ class Supervisor:
 
     It calls `on_worker_death(worker_id, reason)` when a worker process has ended, so that its job is requeued
     at once (the reasons are those of `app.attempts`), `on_device_unavailable(spec)` when a worker has given
-    its device up, and `on_tick()` in every iteration of its loop.
+    its device up, and `on_tick()` in every iteration of its loop. `watch` says which workers hang: they are
+    killed and started again.
     """
 
     def __init__(
@@ -123,6 +153,7 @@ class Supervisor:
         on_device_unavailable: Callable[[ChildSpec], None] = lambda _spec: None,
         on_tick: Callable[[], None] = lambda: None,
         oom_watch: OomWatch | None = None,
+        watch: WorkerWatch | None = None,
     ) -> None:
         self._children = [Child(spec) for spec in children]
         self._drain_seconds = drain_seconds
@@ -133,7 +164,10 @@ class Supervisor:
         # Neither is started as a thread: children end with the thread that started them.
         self._supervision = Loop("supervision", self._supervise, every_seconds=TICK_SECONDS)
         self._housekeeping = Loop("housekeeping", on_tick, every_seconds=TICK_SECONDS)
-        self._due_at = dict.fromkeys((self._supervision, self._housekeeping), 0.0)
+        self._loops = [self._supervision, self._housekeeping]
+        if watch is not None:
+            self._loops.append(self._watching(watch))
+        self._due_at = dict.fromkeys(self._loops, 0.0)
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT, then drain. Blocks. Call from the main thread."""
@@ -141,7 +175,7 @@ class Supervisor:
             signal.signal(number, self._ask_stop)
         try:
             while not self._stops:
-                self._tick(self._supervision, self._housekeeping)
+                self._tick(*self._loops)
             self._drain()
         finally:
             self._kill_all()
@@ -161,12 +195,22 @@ class Supervisor:
             # Looked at after each end, so that a rise belongs to it.
             oom_killed = status is not None and self._oom_watch.has_risen()
             if status is not None and child.spec.worker_id is not None:
-                reason = reason_of(status, oom_killed=oom_killed)
+                reason = HUNG if child.hung else reason_of(status, oom_killed=oom_killed)
                 log.warning("worker_ended worker_id=%s reason=%s", child.spec.worker_id, reason)
                 self._on_worker_death(child.spec.worker_id, reason)
                 if status == EXIT_DEVICE_UNAVAILABLE:
                     self._fall_back(child)
             child.start_if_due()
+
+    def _watching(self, watch: WorkerWatch) -> Loop:
+        def turn() -> None:
+            workers = [worker for child in self._children if (worker := child.as_worker) is not None]
+            hung = set(watch.look(workers))
+            for child in self._children:
+                if child.spec.worker_id in hung:
+                    child.kill_hung()
+
+        return Loop("heartbeat-watch", turn, every_seconds=watch.every_seconds, known=(StoreError,))
 
     def _fall_back(self, child: Child) -> None:
         """Replace a worker whose device cannot be used; all such workers share one replacement."""

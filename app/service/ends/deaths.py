@@ -9,6 +9,8 @@ from collections.abc import Callable
 from app.service.ends.oom_kills import OomKills, read_oom_kills
 from app.service.parent_death import EXIT_DATABASE_UNAVAILABLE, EXIT_STALLED
 
+HUNG = "worker_hung"  # the supervisor killed it: it sent no heartbeat
+
 # Signals that a process brings about itself: an abort, or a fault that the processor or the kernel reports.
 OWN_SIGNALS = frozenset(
     {
