@@ -1,12 +1,15 @@
 """Settings from FRAMEFIT_* environment variables. Knows no HTTP, SQL or torch.
 
-They are read once at start and passed down. An invalid value stops the start with an error that names it.
+They are read once at start and passed down. An invalid value stops the start with an error that names it. An
+empty variable is an absent one, as Compose files pass them on. Longer than 300 lines, so that all settings
+are in one file.
 """
 
 import difflib
 import ipaddress
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 PREFIX = "FRAMEFIT_"
 GIB = 2**30
 HASH_PREFIX = "sha256:"
+# Settings that FRAMEFIT_<SETTING>_FILE may name a file of, such as a container's secret.
+SECRET_SETTINGS = ("api_keys", "client_key", "database_password", "database_url", "webhook_secret")
 # A path of plain segments; none begins with a dot, so that none is `..`, and none is empty, as in //host.
 PATH_PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 # A name, all names below one, or any name.
@@ -32,7 +37,7 @@ class ConfigError(Exception):
 class Settings(BaseSettings):
     """The service's configuration. Each field is read from the variable FRAMEFIT_<FIELD>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -130,6 +135,9 @@ class Settings(BaseSettings):
     )
     webhook_secret: str | None = Field(None, repr=False)
     webhook_allow_private: bool = False
+    hf_token_file: Path | None = Field(
+        None, description="File with the access token of the Hugging Face hub, in place of HF_TOKEN."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
@@ -243,7 +251,7 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises `ConfigError`, which names each invalid or unknown variable.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = setting_variables()
     unknown = sorted(
         name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known
     )
@@ -251,11 +259,50 @@ def load_settings(**overrides: Any) -> Settings:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"{unknown[0]}: there is no such setting{hint}")
+    secrets = _read_secrets({name.upper(): value for name, value in os.environ.items() if value})
     try:
-        return Settings(**overrides)
+        settings = Settings(**{**secrets, **overrides})
     except ValidationError as error:
         lines = (": ".join((*_variable(item["loc"]), item["msg"])) for item in error.errors())
         raise ConfigError("; ".join(lines)) from None
+    if settings.hf_token_file is not None:
+        _read_secret(f"{PREFIX}HF_TOKEN_FILE", settings.hf_token_file)
+        os.environ["HF_TOKEN_PATH"] = str(settings.hf_token_file.absolute())  # for huggingface_hub
+    return settings
+
+
+def setting_variables() -> set[str]:
+    """Return the name of every variable that is read."""
+    files = {f"{PREFIX}{name.upper()}_FILE" for name in SECRET_SETTINGS}
+    return {PREFIX + name.upper() for name in Settings.model_fields} | files
+
+
+def _read_secrets(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings whose values are in files."""
+    found = {}
+    for name in SECRET_SETTINGS:
+        variable = PREFIX + name.upper()
+        path = variables.get(f"{variable}_FILE")
+        if path is None:
+            continue
+        if variable in variables:
+            raise ConfigError(f"{variable} and {variable}_FILE are both set: leave one out")
+        text = _read_secret(f"{variable}_FILE", Path(path))
+        found[name] = ",".join(text.split("\n")) if name == "api_keys" else text
+    return found
+
+
+def _read_secret(variable: str, path: Path) -> str:
+    """Return a file's text without the end of its last line. Raises `ConfigError`."""
+    try:
+        text = path.read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise ConfigError(f"{variable}: {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{variable}: {path} is no UTF-8 text") from None
+    if not text.strip():
+        raise ConfigError(f"{variable}: {path} is empty")
+    return text
 
 
 def _variable(location: tuple[int | str, ...]) -> tuple[str, ...]:

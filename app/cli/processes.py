@@ -5,6 +5,7 @@ database or folder that may be repaired.
 """
 
 import gc
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -162,6 +163,10 @@ def _configure_log(settings: Settings, process: str) -> None:
 
 
 def _start_process(supervisor_pid: int | None) -> None:
+    if (
+        os.getegid() == 0 and os.geteuid() != 0
+    ):  # an engine that chooses user ids, and may choose another later
+        os.umask(0o002)
     if supervisor_pid is not None:
         from app.service.parent_death import end_with_parent
 

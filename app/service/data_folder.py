@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,18 @@ from app.artifacts.data_folder import BACK
 
 LOCK_FILE = "service.lock"
 SET = "set FRAMEFIT_DATA_DIR to another folder"
+ALL = os.R_OK | os.W_OK
+# What a service of another user may have left. The database says itself what is wrong with its file.
+OWN = {
+    LOCK_FILE: ALL,
+    "instance": os.R_OK,
+    "last_run.json": os.R_OK,
+    "worker_ends.json": os.R_OK,
+    "log-level": os.R_OK,
+    "jobs": ALL | os.X_OK,
+    "profiles": ALL | os.X_OK,
+    "models": os.R_OK | os.X_OK,
+}
 
 
 class DataFolderRefused(Exception):
@@ -37,6 +50,13 @@ def prepare_data_folder(folder: Path, *, may_make: bool = True) -> None:
             probe.write(b"x")
     except OSError as error:
         raise _refused(folder, *_fault(folder, error)) from None
+    for name, mode in OWN.items():
+        path = folder / name
+        if path.exists() and not os.access(path, mode, effective_ids=True):
+            fault = f"is user {path.stat().st_uid}'s and may not be used by {_user()}"
+            raise DataFolderRefused(
+                f"the data folder {folder} cannot be used: {path} {fault}: {_chown(folder)}"
+            )
 
 
 @contextmanager
@@ -71,6 +91,18 @@ def _fault(folder: Path, error: OSError) -> tuple[str, str]:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "is a file, or lies below one", SET
     if isinstance(error, PermissionError):
-        who = f"user {os.geteuid()}"
-        return f"may not be written to by {who}", f"let {who} write to it (chown), or {SET}"
+        return f"may not be written to by {_user()}", _chown(folder)
     return f"cannot be written to: {error.strerror}", SET
+
+
+def _user() -> str:
+    return f"user {os.geteuid()}"
+
+
+def _chown(folder: Path) -> str:
+    """Return the command that gives the folder to this process's user."""
+    owner, path = f"{os.geteuid()}:{os.getegid()}", shlex.quote(str(folder))
+    make = "" if os.path.lexists(folder) else f"mkdir -p {path} && "
+    return (
+        f"as root, run {make}chown -R {owner} {path} (on a container's host, with the mounted path), or {SET}"
+    )

@@ -11,7 +11,7 @@ FIELDS = {"width": 128, "height": 128, "num_frames": 25, "num_inference_steps": 
 SHORT = {
     "FRAMEFIT_LEASE_SECONDS": "8",
     "FRAMEFIT_HEARTBEAT_SECONDS": "1",
-    "FRAMEFIT_WORKER_SILENCE_SECONDS": "6",
+    "FRAMEFIT_WORKER_SILENCE_SECONDS": "10",
 }
 
 

@@ -1,5 +1,7 @@
 """Settings and the model list: what is read, and what stops the start."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,74 @@ def test_a_bad_variable_stops_the_start_and_is_named(
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=told):
         load_settings()
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_variable_is_an_absent_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"FRAMEFIT_{name.upper()}", "")
+    assert load_settings() == Settings()
+
+
+SECRETS = {
+    "api_keys": (f"{'a' * 16}\n{'b' * 16},{'c' * 16}\n", ("a" * 16, "b" * 16, "c" * 16)),
+    "webhook_secret": ("whsec\n", "whsec"),
+    "client_key": ("k" * 16 + "\n", "k" * 16),
+    "database_url": ("postgresql+psycopg://u@h/d\n", "postgresql+psycopg://u@h/d"),
+    "database_password": (" p@ss \n", " p@ss "),
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    content, value = SECRETS[name]
+    (tmp_path / "secret").write_text(content)
+    monkeypatch.setenv(f"FRAMEFIT_{name.upper()}_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv(f"FRAMEFIT_{name.upper()}", "")  # as Compose passes an unset variable
+    if name == "database_password":
+        monkeypatch.setenv("FRAMEFIT_DATABASE_URL", "postgresql://u@h/d")
+    settings = load_settings()
+    assert getattr(settings, name) == value
+    assert str(value) not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("FRAMEFIT_API_KEYS_FILE", None, "FRAMEFIT_API_KEYS_FILE: .*secret cannot be read: No such file"),
+        ("FRAMEFIT_WEBHOOK_SECRET_FILE", " \n", "FRAMEFIT_WEBHOOK_SECRET_FILE: .*secret is empty"),
+        ("FRAMEFIT_WEBHOOK_SECRET_FILE", b"\xff\xfe", "FRAMEFIT_WEBHOOK_SECRET_FILE: .*is no UTF-8 text"),
+        ("FRAMEFIT_API_KEYS_FILE", "short", "FRAMEFIT_API_KEYS: .*at least 16"),
+        ("FRAMEFIT_HF_TOKEN_FILE", None, "FRAMEFIT_HF_TOKEN_FILE: .*cannot be read"),
+        ("FRAMEFIT_HF_TOKEN_FILE", "", "FRAMEFIT_HF_TOKEN_FILE: .*is empty"),
+        ("FRAMEFIT_WEBHOOK_SECRETS_FILE", "x", "did you mean FRAMEFIT_WEBHOOK_SECRET_FILE"),
+    ],
+)
+def test_a_secret_file_that_cannot_be_used_stops_the_start_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, content: str | bytes | None, told: str
+) -> None:
+    if content is not None:
+        (tmp_path / "secret").write_bytes(content.encode() if isinstance(content, str) else content)
+    monkeypatch.setenv(name, str(tmp_path / "secret"))
+    with pytest.raises(ConfigError, match=told):
+        load_settings()
+
+
+def test_a_secret_is_given_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("one")
+    monkeypatch.setenv("FRAMEFIT_WEBHOOK_SECRET", "other")
+    monkeypatch.setenv("FRAMEFIT_WEBHOOK_SECRET_FILE", str(tmp_path / "secret"))
+    with pytest.raises(ConfigError, match="_SECRET and FRAMEFIT_WEBHOOK_SECRET_FILE are both set"):
+        load_settings()
+
+
+def test_the_hub_finds_its_token_in_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_abc\n")
+    monkeypatch.setenv("FRAMEFIT_HF_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("HF_TOKEN", "")
+    code = "from app.config import load_settings; load_settings(); import huggingface_hub; "
+    code += "print(huggingface_hub.get_token())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "hf_abc\n"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,7 @@ from roots_rights import without_roots_rights
 from sqlalchemy import create_engine, make_url, text
 
 from app.config import ConfigError, Settings
-from app.service.data_folder import DataFolderRefused
+from app.service.data_folder import OWN, DataFolderRefused
 from app.service.processes import run_service
 from app.store import CannotOpen, NewerSchema, StoreError
 from app.store.database import postgresql, sqlite
@@ -128,6 +129,10 @@ def of_another_user(place: Path) -> Path:
     return place
 
 
+def below_another_users(place: Path) -> Path:
+    return of_another_user(place) / "data"
+
+
 def dangling_link(place: Path) -> Path:
     place.symlink_to(place.with_name("nowhere"))
     return place
@@ -141,7 +146,8 @@ FOLDERS = [
     (a_file, "is a file"),
     (below_a_file, "lies below one"),
     (no_permission, "may not be written to by user"),
-    (of_another_user, "chown"),
+    (of_another_user, f"as root, run chown -R {os.geteuid()}:{os.getegid()} "),
+    (below_another_users, "&& chown -R"),
     (dangling_link, "is a link to"),
     (too_long, "File name too long"),
 ]
@@ -151,13 +157,65 @@ FOLDERS = [
 def test_an_impossible_folder_is_refused_with_its_place(
     make: Callable[[Path], Path], what: str, tmp_path: Path
 ) -> None:
-    if make is of_another_user and os.getuid():
+    if make in (of_another_user, below_another_users) and os.getuid():
         pytest.skip("only root can give a folder away")
     place = make(tmp_path / "place")
     with without_roots_rights():
         line = refusal(place, DataFolderRefused)
     assert str(place) in line
     assert what in line
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_another_user_left_in_the_folder_is_named_with_the_command_that_helps(
+    name: str, tmp_path: Path
+) -> None:
+    if os.getuid():
+        pytest.skip("only root can give a file away")
+    left = tmp_path / name
+    if name in ("jobs", "models", "profiles"):
+        left.mkdir()
+    else:
+        left.write_text("")
+    os.chown(left, 12345, 12345)
+    left.chmod(0o700 if left.is_dir() else 0o600)
+    with without_roots_rights():
+        line = refusal(tmp_path, DataFolderRefused)
+    assert f"{left} is user 12345's" in line
+    assert f"chown -R {os.geteuid()}:{os.getegid()} {tmp_path}" in line
+
+
+AS_ANOTHER = """
+import os, sys
+from pathlib import Path
+from app.cli import processes
+from app.service.data_folder import locked_data_folder, prepare_data_folder
+os.setgroups([])
+os.setgid(0)
+os.setuid(int(sys.argv[2]))
+processes._start_process(None)
+folder = Path(sys.argv[1])
+prepare_data_folder(folder)
+(folder / "jobs").mkdir(exist_ok=True)
+with locked_data_folder(folder), (folder / "database").open("a") as file:
+    file.write(sys.argv[2])
+    (folder / "jobs" / sys.argv[2]).mkdir()
+"""
+
+
+def test_a_user_of_any_id_in_group_0_can_use_what_another_one_made() -> None:
+    if os.getuid():
+        pytest.skip("only root can be another user")
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
+        folder = Path(place)
+        os.chown(folder, 10001, 0)
+        folder.chmod(0o775)
+        for user in ("10001", "23456"):
+            command = [sys.executable, "-c", AS_ANOTHER, place, user]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        assert (folder / "database").read_text() == "1000123456"
+        assert {path.name for path in (folder / "jobs").iterdir()} == {"10001", "23456"}
 
 
 def test_a_path_that_sqlite_cannot_open_is_refused(tmp_path: Path) -> None:
