@@ -3,7 +3,8 @@
 With --check it writes nothing and names the pages that are stale.
 
 `docs/http-api.md`, `docs/cli.md` and `docs/settings.md` are generated as a whole, from the OpenAPI document,
-the commands and the `Settings` class. In README.md and every other page the figures and tables from
+the commands and the `Settings` class; `app/api/static/operating.html` from `docs/operating.md` and the alert
+rules. In README.md and every other page the figures and tables from
 `tests/bench/results/` are filled in (see `results.py`).
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 import commands
 import http_api
 import results
+import runbooks
 import settings
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,7 @@ def texts() -> dict[Path, str]:
     filled = {
         path: results.filled(path.read_text(encoding="utf-8")) for path in written if path not in generated
     }
-    return {**filled, **generated}
+    return {**filled, **generated, runbooks.OPERATING: runbooks.page(filled[DOCS / "operating.md"])}
 
 
 def _noted(text: str) -> str:

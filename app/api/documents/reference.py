@@ -1,6 +1,7 @@
-"""GET /docs: the reference of the API, shown by Swagger UI from the installed package.
+"""GET /docs: the reference of the API, shown by Swagger UI from its package, and the page for operators.
 
-The page has a policy of its own: it runs the scripts of this service only and speaks with this service only.
+The pages have policies of their own: the reference runs the scripts of this service only and speaks with this
+service only, the page for operators runs none.
 """
 
 from pathlib import Path
@@ -16,6 +17,12 @@ PAGE = Path(__file__).parents[1] / "static" / "reference.html"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
+)
+# Alerts link to it: it must be readable when nothing but this process works.
+OPERATING = PAGE.with_name("operating.html")
+TEXT_POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
 FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 
@@ -34,6 +41,13 @@ async def document(request: Request, prefix: Prefix) -> Response:
     """Return the OpenAPI document in the version that Swagger UI knows."""
     served: ServedDocument = request.app.state.reference_document
     return await served.answer(f"{prefix}/")
+
+
+@router.get("/docs/operating")
+def operating() -> Response:
+    """Return the page "Operating", with a runbook for each alert. Its addresses are relative to its own."""
+    headers = {"Content-Security-Policy": TEXT_POLICY, "Cache-Control": "no-cache"}
+    return FileResponse(OPERATING, media_type="text/html; charset=utf-8", headers=headers)
 
 
 @router.get("/docs/{name}")
