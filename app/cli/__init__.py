@@ -4,6 +4,7 @@ Each command imports the heavy packages that it needs itself, so that `--help` i
 
 processes  serve, api, worker, profile: the processes of the service
 generate   client: makes a video from an image and a prompt
+backup     backup, restore
 delete     client: deletes jobs with their images, prompts and videos
 plan       computes weight placement and decode plan without loading weights
 encode     encodes a clip, or a folder of clips, to latents
@@ -17,11 +18,14 @@ options    options and parsers that several commands share
 """
 
 import sys
+from typing import Annotated
 
 import typer
 
 from adaptive.device.huge_pages import enable_huge_pages
+from adaptive.version import __version__
 from app.cli import (
+    backup,
     bench,
     calibrate,
     convert,
@@ -44,8 +48,37 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (processes, generate, delete, plan, calibrate, encode, decode, convert, inspect, keys, bench):
+for group in (
+    processes,
+    generate,
+    delete,
+    backup,
+    plan,
+    calibrate,
+    encode,
+    decode,
+    convert,
+    inspect,
+    keys,
+    bench,
+):
     group.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"framefit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
