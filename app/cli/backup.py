@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def backup(
-    place: Annotated[Path, typer.Argument(metavar="PATH", help="A new or empty folder.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A new or empty folder.")],
     link: Annotated[
         bool, typer.Option(help="Hard links instead of copies of the jobs' files; needs the same disk.")
     ] = False,
@@ -39,19 +39,19 @@ def backup(
     settings = settings_with(data_dir=data_dir)
     with _refusals_in_one_line("backup"):
         url = settings.resolved_database_url
-        made = make_backup(settings, place.absolute(), link=link, models=models)
-    if made.revision is None and not (place / DUMP).exists():
+        made = make_backup(settings, path.absolute(), link=link, models=models)
+    if made.revision is None and not (path / DUMP).exists():
         # Without its password, and by the name of the protocol alone.
         shown = URL.create("postgresql", url.username, None, url.host, url.port, url.database)
         typer.echo("The database is PostgreSQL: a backup needs its dump, too, made before the files:")
         typer.echo(f"  pg_dump --format=custom --file=NEW_FOLDER/{DUMP} '{shown}'")
         typer.echo("  framefit backup NEW_FOLDER")
     _tell_missing(made.missing)
-    typer.echo(f"{_described(made.jobs)}{len(made.files)} files, {format_bytes(made.bytes)} in {place}")
+    typer.echo(f"{_described(made.jobs)}{len(made.files)} files, {format_bytes(made.bytes)} in {path}")
 
 
 def restore(
-    place: Annotated[Path, typer.Argument(metavar="PATH", help="A folder that `framefit backup` made.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder that `framefit backup` made.")],
     data_dir: DataDir = None,
 ) -> None:
     """Put a backup back into an empty data folder, after checking each of its files.
@@ -62,9 +62,9 @@ def restore(
 
     settings = settings_with(data_dir=data_dir)
     with _refusals_in_one_line("restore"):
-        found = restore_backup(settings, place.absolute())
+        found = restore_backup(settings, path.absolute())
     if found.revision is None:
-        typer.echo(f"The backup has no database: put it back with pg_restore from {place / DUMP}.")
+        typer.echo(f"The backup has no database: put it back with pg_restore from {path / DUMP}.")
     _tell_missing(found.missing)
     typer.echo(f"{_described(found.jobs)}{len(found.files)} files in {settings.data_dir}")
 

@@ -14,6 +14,11 @@ from waiting import wait_for
 
 START_SECONDS = 180
 JOB_SECONDS = 240
+# The ids of the worker processes: the image has no ps. The brackets keep the shell from finding itself.
+WORKERS = (
+    "for one in /proc/[0-9]*; do tr '\\0' ' ' < $one/cmdline 2>/dev/null "
+    "| grep -q 'app[ ]worker' && basename $one; done; true"
+)
 FORM = {"prompt": "a slow pan", "model": "tiny", "num_inference_steps": "8", "seed": "1"}
 
 pytestmark = pytest.mark.timeout(2400)
@@ -76,6 +81,18 @@ def wait_for_video(http: httpx.Client, job_id: str) -> dict[str, Any]:
     return done
 
 
+def counted(http: httpx.Client) -> float | None:
+    """The jobs that the metrics count as succeeded; None while they are not shown."""
+    name = 'framefit_jobs_total{model="tiny",outcome="succeeded"} '
+    lines = [line for line in http.get("/metrics").text.splitlines() if line.startswith(name)]
+    return float(lines[0].removeprefix(name)) if lines else None
+
+
+def succeeded(http: httpx.Client) -> int:
+    """The jobs that the job table has as succeeded."""
+    return len(http.get("/jobs", params={"status": "succeeded", "limit": 100}).json()["jobs"])
+
+
 def test_a_job_goes_through_the_container_as_an_ordinary_user_who_can_write_only_where_data_lives(
     service: Project,
 ) -> None:
@@ -108,10 +125,33 @@ def test_a_restarted_container_continues_the_job_that_it_was_killed_in(service: 
     )
     with service.http() as http:
         wait_for_video(http, job_id)
-        succeeded = 'framefit_jobs_total{model="tiny",outcome="succeeded"} '
-        counts = [line for line in http.get("/metrics").text.splitlines() if line.startswith(succeeded)]
-        jobs = http.get("/jobs", params={"status": "succeeded", "limit": 100}).json()["jobs"]
-    assert float(counts[0].removeprefix(succeeded)) == len(jobs)
+        # The counters follow the job table at the distance of a poll.
+        wait_for(
+            lambda: counted(http) == succeeded(http),
+            START_SECONDS,
+            lambda: f"{counted(http)} counted, {succeeded(http)} succeeded",
+        )
+
+
+def test_a_container_whose_worker_is_stopped_gets_a_new_one(service: Project) -> None:
+    def workers() -> list[str]:
+        return docker("exec", service.container, "sh", "-c", WORKERS).split()
+
+    (before,) = workers()
+    docker("exec", service.container, "kill", "-STOP", before)
+    wait_for(lambda: before not in workers() and len(workers()) == 1, START_SECONDS)
+    with service.http() as http:
+        wait_for_video(http, submit(http))
+
+
+def test_the_container_passes_its_own_health_check_and_the_doctor(service: Project) -> None:
+    docker("exec", service.container, "python", "-m", "app.service.healthcheck")
+    docker("exec", service.container, "framefit", "doctor")
+
+
+def test_any_user_of_group_0_may_run_the_image(project: Project) -> None:
+    arguments = ("run", "--rm", "--no-deps", "-T", "--user", "23456:0", "framefit", "doctor", "--json")
+    assert '"subject": "disk",\n      "standing": "ok"' in project.compose(*arguments)
 
 
 def test_stopping_lets_the_service_end_by_itself(service: Project) -> None:
