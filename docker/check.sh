@@ -114,6 +114,10 @@ check_env() {
     for name in $(sed -n 's/^\(FRAMEFIT_[A-Z0-9_]*\)=.*/\1/p' "$folder/.env"); do
         grep -q "^      $name:" "$folder/compose.yaml" || unknown="$unknown $name"
     done
+    if [ "$(value FRAMEFIT_OPEN_MONITORING true)" = false ] && ! grep -q '^ *authorization:' "$folder/prometheus/prometheus.yml"; then
+        note .env "FRAMEFIT_OPEN_MONITORING=false, but prometheus.yml has no key: there will be no metrics" \
+            "Give the job framefit an authorization (docs/docker.md)."
+    fi
     if [ -n "$unknown" ]; then
         wrong .env "compose.yaml does not pass on:$unknown" "docs/settings.md has the names of all settings."
     else

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from markdown_text import one_line, table
 
-from app.config import PREFIX, Settings
+from app.config import PREFIX, SECRET_SETTINGS, Settings
 
 HEAD = f"""# Settings
 
@@ -18,7 +18,15 @@ variable or a bad value stops the start, and the message names it.
 FRAMEFIT_MODEL=ltx-video FRAMEFIT_PORT=9000 framefit serve
 ```
 """
-MODELS_FILE = """## The models file
+MODELS_FILE = """## Secrets in files
+
+{secrets} may be the text of a file instead, such as a secret of a container: set the name with `_FILE` at its end
+to the file's path. The end of the last line does not count. `FRAMEFIT_API_KEYS_FILE` has a key or a hash on each
+line. Setting both is an error. `FRAMEFIT_HF_TOKEN_FILE` takes the place of the hub's own `HF_TOKEN`.
+
+An empty variable counts as not set, in all of these.
+
+## The models file
 
 `FRAMEFIT_MODELS_FILE` names a TOML file that adds models to the built-in ones or changes them key by key. Its
 form is that of [the built-in file]({path}):
@@ -64,7 +72,8 @@ def page() -> str:
         for name, field in Settings.model_fields.items()
     ]
     models = next(iter(sorted((ROOT / "app").rglob("models.toml")))).relative_to(ROOT)
-    tail = MODELS_FILE.replace("{path}", f"../{models}")
+    secrets = ", ".join(f"`{PREFIX}{name.upper()}`" for name in SECRET_SETTINGS)
+    tail = MODELS_FILE.replace("{path}", f"../{models}").replace("{secrets}", secrets)
     return "\n".join((HEAD, *table(("variable", "default", "value", "meaning"), rows), "", tail))
 
 

@@ -187,6 +187,18 @@ def test_a_folder_of_group_0_is_good_for_any_user(machine: Machine, tmp_path: Pa
     assert machine.check() == (0, [])
 
 
+def test_metrics_that_need_a_key_which_prometheus_does_not_have_are_named(machine: Machine) -> None:
+    (machine.folder / "prometheus").mkdir()
+    rules = machine.folder / "prometheus" / "prometheus.yml"
+    rules.write_text((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    machine.env("FRAMEFIT_OPEN_MONITORING=false")
+    status, lines = machine.check()
+    assert status == 0
+    assert "there will be no metrics" in lines[0]
+    rules.write_text("    authorization: { credentials_file: /run/secrets/framefit }\n")
+    assert machine.check() == (0, [])
+
+
 def test_a_setting_that_compose_does_not_know_is_named(machine: Machine) -> None:
     machine.env("FRAMEFIT_MODEL=tiny", "FRAMEFIT_MODLE=tiny")
     status, lines = machine.check()

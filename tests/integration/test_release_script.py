@@ -59,7 +59,8 @@ def test_one_command_builds_wheel_and_image_with_the_version_and_the_commit(repo
     revision, created = git(repository, "rev-parse", "HEAD"), git(repository, "show", "-s", "--format=%cI")
     assert image == (
         f"docker build --build-arg VERSION=1.2.3 --build-arg REVISION={revision} "
-        f"--build-arg CREATED={created} --tag framefit:1.2.3 --tag framefit:latest --build-arg PYTHON_DIGEST=sha256:00 ."
+        f"--build-arg CREATED={created} --tag framefit:1.2.3 --tag framefit:latest "
+        "--build-arg PYTHON_DIGEST=sha256:00 ."
     )
 
 
