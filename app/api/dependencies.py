@@ -24,6 +24,7 @@ from app.scheduling.unschedulable import UnschedulableJobs
 from app.scheduling.usable_profile import LoadProfile
 from app.service.disposal import Disposal
 from app.service.exposition.exporter import Counting, Exporter
+from app.service.exposition.hub_cache import HubCacheGauges, hub_cache
 from app.service.exposition.key_gauges import KeysFileGauge
 from app.service.exposition.loop_gauges import LoopGauges
 from app.service.exposition.metrics import LiveGauges, ServiceMetrics
@@ -121,6 +122,7 @@ def build_service(
         )
     )
     metrics.registry.register(WorkerEnds(settings.data_dir))
+    metrics.registry.register(HubCacheGauges(hub_cache()))
     faults = ModelFaults(settings, models)
     metrics.registry.register(ModelGauges(models, faults.permanent))
     if settings.keys_file is not None:

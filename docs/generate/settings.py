@@ -20,9 +20,10 @@ FRAMEFIT_MODEL=ltx-video FRAMEFIT_PORT=9000 framefit serve
 """
 MODELS_FILE = """## Secrets in files
 
-{secrets} may be the text of a file instead, such as a secret of a container: set the name with `_FILE` at its end
-to the file's path. The end of the last line does not count. `FRAMEFIT_API_KEYS_FILE` has a key or a hash on each
-line. Setting both is an error. `FRAMEFIT_HF_TOKEN_FILE` takes the place of the hub's own `HF_TOKEN`.
+{secrets} may be the text of a file instead, such as a
+secret of a container: set the name with `_FILE` at its end to the file's path. The end of the last line does
+not count. `FRAMEFIT_API_KEYS_FILE` has a key or a hash on each line. Setting both is an error.
+`FRAMEFIT_HF_TOKEN_FILE` takes the place of the hub's own `HF_TOKEN`.
 
 An empty variable counts as not set, in all of these.
 

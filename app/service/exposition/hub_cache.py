@@ -1,0 +1,47 @@
+"""The disk of downloaded weights, as metrics. Imports the hub's client for its folder only."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+
+def hub_cache() -> Path:
+    """Return the folder in which the Hugging Face hub's client keeps weights; it need not exist."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+class HubCacheGauges(Collector):
+    """Reads the disk of the cache at each scrape."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing, so that registering looks at nothing."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the disk of the folder, or of the first folder above it that exists."""
+        place = next((one for one in (self._folder, *self._folder.parents) if one.exists()), None)
+        if place is None:
+            return
+        try:
+            usage = shutil.disk_usage(place)
+        except OSError:
+            return
+        yield GaugeMetricFamily(
+            "framefit_hub_cache_free_bytes",
+            "Free bytes on the disk to which weights are downloaded.",
+            value=usage.free,
+        )
+        yield GaugeMetricFamily(
+            "framefit_hub_cache_total_bytes",
+            "Size of the disk to which weights are downloaded.",
+            value=usage.total,
+        )
