@@ -2,23 +2,24 @@
 manual settings, and ours.
 
 A way takes a VAE and latents `[B, C, T, h, w]` and yields video frames in order, without keeping them.
-Published configurations have random weights: memory and time do not depend on their values.
+Published configurations have random weights: memory and time do not depend on their values. Imports no torch,
+which the process that only starts the measurements would do for nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
-import torch
-from torch import Tensor, nn
-
-from adaptive.decoding.decoder import AdaptiveDecoder
 from adaptive.planning.planner import RESERVE_BYTES, Policy
 
-Way = Callable[[Any, Tensor], Iterator[Tensor]]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adaptive.decoding.decoder import AdaptiveDecoder
+
+Way = Callable[[Any, "Tensor"], Iterator["Tensor"]]
 DEFAULT, OURS = "diffusers default", "framefit"
 
 
@@ -36,10 +37,13 @@ class Case:
 
 def build(case: Case, dtype: str) -> Any:
     """The VAE with random weights, on the CPU."""
+    import diffusers
+    import torch
+
     torch.manual_seed(0)
     vae = getattr(diffusers, case.vae_class).from_config(case.config)
     # diffusers' own `to` warns of casts that its `torch_dtype` does as well
-    return nn.Module.to(vae.eval(), getattr(torch, dtype))
+    return torch.nn.Module.to(vae.eval(), getattr(torch, dtype))
 
 
 def ways_of(case: Case) -> dict[str, Way]:
@@ -50,6 +54,7 @@ def ways_of(case: Case) -> dict[str, Way]:
 
 def ours(made: list[AdaptiveDecoder], reserve_bytes: int = RESERVE_BYTES) -> Way:
     """The adaptive decoder in the memory that is free, less a reserve; each decoder is added to `made`."""
+    from adaptive.decoding.decoder import AdaptiveDecoder
 
     def way(vae: Any, latents: Tensor) -> Iterator[Tensor]:
         decoder = AdaptiveDecoder(vae, policy=Policy(reserve_bytes=reserve_bytes))
