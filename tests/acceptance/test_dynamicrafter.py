@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import av
@@ -65,8 +66,9 @@ def photo(seed: int) -> bytes:
     return file.getvalue()
 
 
+@cache
 def made(service: RunningService, last: bytes | None = None, **fields: Any) -> tuple[dict[str, Any], Frames]:
-    """The ended job, and the frames of its video."""
+    """The ended job, and the frames of its video; one job for all tests that ask the same."""
     job_id = service.submit(images={} if last is None else {"last_image": last}, seed=3, **fields)["id"]
     job = service.finished(job_id)
     video = service.http.get(job["links"]["video"]).raise_for_status().content
