@@ -4,13 +4,18 @@ In CI (the environment variable `CI` is set) a skipped test fails the run unless
 .ci/allowed-skips.txt: a missing package must not hide tests.
 """
 
+import gc
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import nvml_stub
 import pytest
 
 from adaptive.device.host import freeze_garbage_collection
+
+# The tests start hundreds of processes. With this variable, each would compile 190 files of the project.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ALLOWED_SKIPS = Path(__file__).parents[1] / ".ci" / "allowed-skips.txt"
 
@@ -39,6 +44,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     unexpected = unexpected_skips(skip_reasons(config)) if os.environ.get("CI") else []
     for reason in unexpected:
         terminalreporter.write_line(f"SKIP NOT ALLOWED IN CI: {reason} (see .ci/allowed-skips.txt)", red=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    gc.disable()  # the 800,000 objects of torch and diffusers are no garbage
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:

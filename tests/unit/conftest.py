@@ -1,10 +1,14 @@
-"""The built-in pipeline and a small picture, shared by this folder's tests."""
+"""The built-in pipeline and a small picture, shared by this folder's tests.
+
+Imports no torch: pytest loads this file in all of its processes. The one that hands out tests needs none.
+"""
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from app.pipelines import tiny
@@ -19,6 +23,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pipe(tiny_folder: Path) -> Any:
     """The built-in pipeline, loaded afresh."""
+    import torch
     from diffusers import LTXImageToVideoPipeline
 
     pipeline = LTXImageToVideoPipeline.from_pretrained(tiny_folder, dtype=torch.float32)
@@ -29,6 +34,8 @@ def pipe(tiny_folder: Path) -> Any:
 @pytest.fixture
 def request_arguments() -> dict[str, Any]:
     """A small request in the pipeline's own words; its generator starts anew in each test."""
+    import torch
+
     return {
         "image": Image.new("RGB", (64, 64), (200, 40, 90)),
         "prompt": "a red wall",
