@@ -63,6 +63,7 @@ def api(
     """Run only the HTTP API; its workers are started separately."""
     _start_process(supervisor_pid)
     settings = settings_with(data_dir=data_dir)
+    gc.disable()  # as for a worker: a fifth of the start
     import socket
 
     from app.api import create_app
@@ -76,6 +77,8 @@ def api(
         app.state.service.store.migrate()  # here: the server would print a traceback
     server = build_server(app, host=settings.host, port=settings.port, access_log=False)
     sockets = None if listen_fd is None else [socket.socket(fileno=listen_fd)]
+    gc.enable()
+    gc.freeze()
     server.run(sockets)
 
 
