@@ -189,11 +189,16 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def client_of() -> Iterator[Callable[..., TestClient]]:
-    """Starts apps, and stops them when the test is over."""
+def client_of(migrated_sqlite: Path) -> Iterator[Callable[..., TestClient]]:
+    """Starts apps, and stops them when the test is over. A data folder without a database gets an empty one
+    of the newest schema, which an app would make in twice the time that all the rest of its start takes.
+    """
     clients: list[TestClient] = []
 
     def start(settings: Settings, **options: object) -> TestClient:
+        database = settings.data_dir / "framefit.sqlite3"
+        if settings.data_dir.is_dir() and not database.exists():
+            shutil.copy(migrated_sqlite, database)
         app = create_app(settings, **{"load_profile": traced, **options})  # type: ignore[arg-type]
         client = TestClient(app, raise_server_exceptions=False)
         client.__enter__()
