@@ -32,6 +32,8 @@ def test_a_broken_databases_address_is_told_to_nobody(
     url = make_url(empty_postgres)
     client = client_of(Settings(data_dir=tmp_path, database_url=empty_postgres))
     assert client.get("/readyz").status_code == 503
+    # Until the counters have caught up, /metrics has another reason for the same status.
+    wait_for(lambda: client.get("/metrics").status_code == 200, 60)
     admin = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
         connection.execute(text(f"alter database {url.database} allow_connections false"))
