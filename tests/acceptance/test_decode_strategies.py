@@ -72,24 +72,6 @@ def previewed_before_decoding(service: RunningService, job: dict[str, Any]) -> N
         assert service.http.get(link).raise_for_status().content.startswith(b"\xff\xd8")
 
 
-def test_an_approximate_decode_is_used_where_asked_for_and_labelled_everywhere(
-    shared_service: RunningService,
-) -> None:
-    service = shared_service
-    line = 'framefit_decode_strategy_total{reason="requested",strategy="approximate_tiled"'
-    before = service.metric(line)
-    asked = {"decode_strategy": "approximate_tiled", "exact_only": False}
-    job_id = service.submit(**{**VIDEO, "num_frames": 9}, **asked)["id"]
-    decode = service.finished(job_id)["decode"]
-    assert (decode["strategy"], decode["exact"]) == ("approximate_tiled", False)
-    assert decode["tiles"]["rows"] > 1
-    assert isinstance(decode["seam_score"], float)
-    (planned,) = [event for event in service.events(job_id) if event.kind == "plan"]
-    assert planned.data["exact"] is False
-    wait_for(lambda: service.metric(line) == before + 1, 20)
-    wait_for(lambda: service.metric("framefit_decode_seam_score_count"), 20)
-
-
 def redecoded(service: RunningService, latents: Path, out: Path, options: list[str]) -> torch.Tensor:
     """The job's latents decoded again by `framefit decode`."""
     from safetensors.torch import load_file
@@ -104,33 +86,3 @@ def load_vae(service: RunningService) -> Any:
     from diffusers import AutoencoderKLLTXVideo
 
     return AutoencoderKLLTXVideo.from_pretrained(service.data_dir / "models" / "tiny", subfolder="vae").eval()
-
-
-def test_a_video_has_exactly_the_frames_size_and_speed_asked_for(shared_service: RunningService) -> None:
-    import io
-    from fractions import Fraction
-
-    import av
-
-    fields = {"width": 192, "height": 128, "num_frames": 17, "num_inference_steps": 1}
-    job_id = shared_service.submit(**fields, fps="23.976")["id"]
-    shared_service.finished(job_id)
-    answer = shared_service.http.get(f"/jobs/{job_id}/video").raise_for_status()
-    assert answer.headers["content-type"] == "video/mp4"
-    with av.open(io.BytesIO(answer.content)) as file:
-        stream = file.streams.video[0]
-        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-        assert stream.average_rate == Fraction(24000, 1001)
-    assert len(frames) == 17
-    assert {frame.shape for frame in frames} == {(128, 192, 3)}
-    assert answer.content.find(b"moov") < answer.content.find(b"mdat")
-
-
-def test_the_same_seed_gives_the_same_bytes(shared_service: RunningService) -> None:
-    first, second = (shared_service.submit(**VIDEO)["id"] for _ in range(2))
-    videos = []
-    for job_id in (first, second):
-        shared_service.finished(job_id)
-        videos.append(shared_service.http.get(f"/jobs/{job_id}/video").raise_for_status().content)
-    assert videos[0] == videos[1]
