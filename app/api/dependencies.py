@@ -26,8 +26,9 @@ from app.service.disposal import Disposal
 from app.service.exposition.exporter import Counting, Exporter
 from app.service.exposition.hub_cache import HubCacheGauges, hub_cache
 from app.service.exposition.key_gauges import KeysFileGauge
+from app.service.exposition.live_gauges import LiveGauges
 from app.service.exposition.loop_gauges import LoopGauges
-from app.service.exposition.metrics import LiveGauges, ServiceMetrics
+from app.service.exposition.metrics import ServiceMetrics
 from app.service.exposition.model_gauges import ModelGauges
 from app.service.exposition.worker_ends import WorkerEnds
 from app.service.failed_keys import FailedKeys
@@ -119,6 +120,7 @@ def build_service(
             alive_seconds=alive_seconds,
             data_dir=settings.data_dir,
             duties=exporter.duties,
+            starting=lambda: exporter.starting,
         )
     )
     metrics.registry.register(WorkerEnds(settings.data_dir))

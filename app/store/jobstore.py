@@ -215,6 +215,12 @@ class JobStore:
         with self._database.reading() as connection:
             return workforce.select_workers(connection, since)
 
+    def oldest_queued_seconds(self) -> float:
+        """How long the longest waiting job has been queued; 0 if none waits."""
+        with self._database.reading() as connection:
+            since = queries.oldest_queued_at(connection)
+        return 0.0 if since is None else max(0.0, self.time() - since)
+
     # Operations of workers and on workers.
     register_worker = _writes(workforce.register_worker)
     forget_worker = _writes(workforce.forget_worker)

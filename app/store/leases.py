@@ -53,6 +53,7 @@ LAST_RANK = text("""
     select rank from jobs where status = 'queued' and stage <> 'held' order by rank desc limit 1
 """)
 BEHIND_SECONDS = 1e-3
+VIDEO_SIZE = ("frames", "width", "height")  # of a job's result, told in the event of its end
 LOCK_WAIT_SECONDS = 2.0  # of a transaction that acts on what was seen before it
 ANY_EXPIRED = text("select 1 from jobs where status = 'running' and lease_until < :now limit 1")
 EXPIRED = Locking.of(
@@ -171,6 +172,7 @@ def finish(
         "durations": dict(durations or {}),
         "decode": decode,
         "error": error_json,
+        "video": None if result is None else {name: result.get(name) for name in VIDEO_SIZE},
     }
     append_event(tx, job_id, "finished", data)
     deliveries.enqueue(tx, job_id, job.spec, status)

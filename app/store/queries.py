@@ -14,6 +14,12 @@ PICTURES_USED = text("select key from job_pictures where key in :keys").bindpara
 )
 COUNTS = text("select status, cast(sum(jobs) as bigint) from job_counts group by status")
 QUEUED = text("select coalesce(cast(sum(jobs) as bigint), 0) from job_counts where status = 'queued'")
+# Ids sort by the time of creation. Jobs queued again have old ids; so many first ones are looked at.
+OLDEST_QUEUED = text("""
+    select min(queued_at) from (
+        select queued_at from jobs where status = 'queued' order by id limit 1000
+    ) oldest
+""")
 LAST_EVENT = text("select coalesce(max(seq), 0) from events")
 COUNT_BEFORE = text(f"""
     select count(*) from (
@@ -110,6 +116,12 @@ def counts(connection: Connection) -> dict[JobStatus, int]:
     """Return the number of jobs in each status."""
     found = {JobStatus(row[0]): int(row[1]) for row in connection.execute(COUNTS)}
     return {status: found.get(status, 0) for status in JobStatus}
+
+
+def oldest_queued_at(connection: Connection) -> float | None:
+    """Return since when the longest waiting job has been queued; None if none waits."""
+    found = connection.execute(OLDEST_QUEUED).scalar()
+    return None if found is None else float(found)
 
 
 def queued(connection: Connection) -> int:

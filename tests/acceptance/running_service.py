@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 from PIL import Image
+from scraped import total
 from waiting import POLL_SECONDS, wait_for
 
 from app.config import Settings
@@ -141,6 +142,10 @@ class RunningService:
         text = self.http.get("/metrics").raise_for_status().text
         values = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith(line_start)]
         return sum(float(value) for value in values)
+
+    def counted(self, name: str, **labels: str) -> float:
+        """Sum of the metric's series with these labels, as far behind as `metric`."""
+        return total(self.http.get("/metrics").raise_for_status().text, name, **labels)
 
     def kill(self) -> None:
         """Kill the parent without warning, and see every process of the service go."""

@@ -1,5 +1,6 @@
 """Four memory budgets, four ways to decode, one video: in the job, the events, the metrics, the pixels."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def test_a_budget_chooses_the_strategy_and_the_frames_stay_the_same(
     service = start_service()  # one that has learned nothing yet: margins are those that the budgets are from
     budget = budgets(service)[strategy]
     reason = "fastest" if strategy == "batched" else "fastest_that_fits"
-    line = f'framefit_decode_strategy_total{{reason="{reason}",strategy="{strategy}"'
-    before = service.metric(line)
+    plans = partial(service.counted, "framefit_decode_strategy_total", reason=reason, strategy=strategy)
+    before = plans()
     job_id = service.submit(**VIDEO, memory_budget_bytes=budget)["id"]
     job = service.finished(job_id)
     assert job["decode"]["strategy"] == strategy
@@ -46,7 +47,7 @@ def test_a_budget_chooses_the_strategy_and_the_frames_stay_the_same(
     (planned,) = [event for event in service.events(job_id) if event.kind == "plan"]
     assert planned.data["strategy"] == strategy
     assert planned.data["budget_bytes"] <= budget
-    wait_for(lambda: service.metric(line) == before + 1, 20)
+    wait_for(lambda: plans() == before + 1, 20)
 
     previewed_before_decoding(service, job)
     latents = service.settings.jobs_dir / job_id / "latents.safetensors"

@@ -6,6 +6,7 @@ The photo moves in a newcomer's first minute: no GPU, no download.
 
 import io
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -69,8 +70,9 @@ def test_an_approximate_decode_is_used_where_asked_for_and_labelled_everywhere(
     shared_service: RunningService,
 ) -> None:
     service = shared_service
-    line = 'framefit_decode_strategy_total{reason="requested",strategy="approximate_tiled"'
-    before = service.metric(line)
+    asked_for = {"reason": "requested", "strategy": "approximate_tiled"}
+    plans = partial(service.counted, "framefit_decode_strategy_total", **asked_for)
+    before = plans()
     asked = {"decode_strategy": "approximate_tiled", "exact_only": False}
     job_id = service.submit(**{**VIDEO, "num_frames": 9}, **asked)["id"]
     decode = service.finished(job_id)["decode"]
@@ -79,7 +81,7 @@ def test_an_approximate_decode_is_used_where_asked_for_and_labelled_everywhere(
     assert isinstance(decode["seam_score"], float)
     (planned,) = [event for event in service.events(job_id) if event.kind == "plan"]
     assert planned.data["exact"] is False
-    wait_for(lambda: service.metric(line) == before + 1, 20)
+    wait_for(lambda: plans() == before + 1, 20)
     wait_for(lambda: service.metric("framefit_decode_seam_score_count"), 20)
 
 

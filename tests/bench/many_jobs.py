@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import postgres_server  # noqa: E402 - after the path
+from scraped import total  # noqa: E402
 
 from app.jobs import Event, JobStatus  # noqa: E402
 from app.scheduling.eta import RunTimes  # noqa: E402
@@ -114,7 +115,7 @@ EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
 )
-COUNTER = 'framefit_jobs_total{model="tiny",outcome="succeeded"}'
+COUNTER = "framefit_jobs_total"
 
 # The SQL of both databases, one job a second up to an hour ago.
 SERIES = {
@@ -269,8 +270,8 @@ def ready(url: str, folder: Path) -> tuple[float, float, float, float]:
         wait(lambda: COUNTER in client.get("/metrics").text)
         seconds = time.perf_counter() - start
         used = sum(psutil.Process(process).cpu_times()[:2])
-        lines = client.get("/metrics").text.splitlines()
-    return answers, seconds, used, next(float(line.split()[-1]) for line in lines if line.startswith(COUNTER))
+        counted = total(client.get("/metrics").text, COUNTER, outcome="succeeded")
+    return answers, seconds, used, counted
 
 
 def wait(done: Callable[[], bool]) -> None:
@@ -296,7 +297,7 @@ def listings(few: str, many: str, folder: Path) -> tuple[float, float]:
             assert len(client.get(f"{url}/jobs?limit=200").raise_for_status().json()["jobs"]) == 200
 
         for url in (address, other):
-            wait(lambda url=url: client.get(f"{url}/metrics").status_code == 200)  # type: ignore[misc]
+            wait(lambda url=url: "framefit_starting 0.0" in client.get(f"{url}/metrics").text)  # type: ignore[misc]
         return side_by_side(lambda: get(address), lambda: get(other))
 
 

@@ -29,7 +29,8 @@ from app.api.middleware.http_metrics import HttpMetrics
 from app.cli import app as command_line
 from app.config import Settings
 from app.jobs import Event, JobStatus, WorkerRow
-from app.service.exposition.metrics import LiveGauges, ServiceMetrics
+from app.service.exposition.live_gauges import LiveGauges
+from app.service.exposition.metrics import ServiceMetrics
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("snapshot")
@@ -144,7 +145,17 @@ def _history() -> Iterator[Event]:
         "decode": {**decode, **peaks},
     }
     plan = {"strategy": "chunked", "reason": "fastest_that_fits"}
-    kinds = [("accepted", {"model": "tiny"}), ("plan", plan), ("finished", finished)]
+    claimed = {"worker_id": "host/GPU-1/1", "queued_seconds": 1.0}
+    failed = {"model": "tiny", "outcome": "failed", "error": {"code": "internal_error"}}
+    kinds = [
+        ("accepted", {"model": "tiny"}),
+        ("claimed", claimed),
+        ("plan", plan),
+        ("requeued", {"reason": "worker_lost"}),
+        ("claimed", claimed),
+        ("finished", finished),
+        ("finished", failed),
+    ]
     for number, (kind, data) in enumerate(kinds, start=1):
         yield Event(number, "job", kind, 0.0, data)
 
@@ -154,6 +165,9 @@ class _OneOfEach:
 
     def counts(self) -> Mapping[JobStatus, int]:
         return dict.fromkeys(JobStatus, 1)
+
+    def oldest_queued_seconds(self) -> float:
+        return 1.0
 
     def workers(self, *, within_seconds: float) -> list[WorkerRow]:
         sizes = {"free_bytes": 3, "total_bytes": 4, "own_bytes": 1, "other_bytes": 0}

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from conftest import Project, docker
 from PIL import Image
+from scraped import total
 from waiting import wait_for
 
 START_SECONDS = 180
@@ -81,11 +82,9 @@ def wait_for_video(http: httpx.Client, job_id: str) -> dict[str, Any]:
     return done
 
 
-def counted(http: httpx.Client) -> float | None:
-    """The jobs that the metrics count as succeeded; None while they are not shown."""
-    name = 'framefit_jobs_total{model="tiny",outcome="succeeded"} '
-    lines = [line for line in http.get("/metrics").text.splitlines() if line.startswith(name)]
-    return float(lines[0].removeprefix(name)) if lines else None
+def counted(http: httpx.Client) -> float:
+    """The jobs that the metrics count as succeeded."""
+    return total(http.get("/metrics").text, "framefit_jobs_total", outcome="succeeded")
 
 
 def succeeded(http: httpx.Client) -> int:

@@ -18,7 +18,9 @@ def history(first_job: int, jobs: int) -> Iterator[Event]:
     """What the table holds of jobs that each took the same way."""
     kinds = [
         ("accepted", {"model": "tiny"}),
-        ("claimed", {"queued_seconds": 1.5}),
+        ("claimed", {"queued_seconds": 1.5, "worker_id": "host/GPU-1/1"}),
+        ("requeued", {"reason": "worker_lost"}),
+        ("claimed", {"queued_seconds": 1.5, "worker_id": "host/GPU-1/1"}),
         ("plan", {"strategy": "chunked", "reason": "fastest_that_fits"}),
         ("oom", {"stage": "decoding"}),
         ("nonfinite", {"stage": "decoding", "values": 3, "of": 100}),
@@ -33,6 +35,13 @@ def history(first_job: int, jobs: int) -> Iterator[Event]:
                 "outcome": "succeeded",
                 "duration_seconds": 9.0,
                 "durations": {"decoding": 3.0},
+                "video": {"frames": 25, "width": 64, "height": 64},
+                "decode": {
+                    "strategy": "per_frame",
+                    "frames_per_chunk": 1,
+                    "seconds": 3.0,
+                    "device": "cuda:0",
+                },
             },
         ),
     ]
@@ -73,9 +82,43 @@ def test_counting_the_same_history_in_two_starts_gives_the_same_numbers() -> Non
 
 def test_everything_whose_labels_are_known_shows_before_its_first_event() -> None:
     before, after = ServiceMetrics(MODELS), ServiceMetrics(MODELS)
+    before.apply(list(history(0, 1))[:2])  # the claim tells the device
     after.apply(history(0, 1))
     fresh = {name for name, _ in series(after).keys() - series(before).keys()}
-    assert fresh == {"framefit_decode_strategy_total"}  # reasons are the planner's to name
+    fresh = {name for name in fresh if not name.startswith("framefit_decode_duration_seconds")}  # at the plan
+    # Reasons are the planner's to name; boards count the first of these too.
+    assert fresh == {"framefit_decode_strategy_total", "framefit_jobs_requeued_total"}
+
+
+def test_what_a_job_did_has_the_labels_of_its_device_and_old_events_without_one_still_count() -> None:
+    metrics = ServiceMetrics(MODELS)
+    metrics.apply(history(0, 2))
+    old = [
+        Event(one.seq, "old", one.kind, one.at, {k: v for k, v in one.data.items() if k != "worker_id"})
+        for one in history(5, 1)
+    ]
+    metrics.apply(old)
+    decodes = {
+        labels: value
+        for (name, labels), value in series(metrics).items()
+        if name == "framefit_decode_measured_peak_bytes_count" or (name == "framefit_jobs_total" and value)
+    }
+    at = "('gpu', 'GPU-1'), ('host', 'host'), ('model', 'tiny'), ('outcome', 'succeeded')"
+    unknown = "('gpu', ''), ('host', ''), ('model', 'tiny'), ('outcome', 'succeeded')"
+    assert decodes[f"[{at}]"] == 2
+    assert decodes[f"[{unknown}]"] == 1
+
+
+def test_a_decode_on_the_cpu_is_not_counted_as_its_cards() -> None:
+    metrics = ServiceMetrics(MODELS)
+    finished = next(one for one in history(0, 1) if one.kind == "finished")
+    decode = {**finished.data["decode"], "device": "cpu", "measured_peak_bytes": 5}
+    events = [one for one in history(0, 1) if one.kind != "finished"]
+    metrics.apply([*events, Event(99, finished.job_id, "finished", 0.0, {**finished.data, "decode": decode})])
+    found = series(metrics)
+    name = "framefit_decode_measured_peak_bytes_sum"
+    assert found[name, "[('gpu', 'cpu'), ('host', 'host'), ('model', 'tiny')]"] == 5
+    assert found[name, "[('gpu', 'GPU-1'), ('host', 'host'), ('model', 'tiny')]"] == 0
 
 
 @pytest.mark.skipif(

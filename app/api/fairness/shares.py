@@ -10,6 +10,7 @@ from app.api.fairness.usage import Shares, Usage, share_of
 from app.config import Settings
 from app.jobs import Json
 from app.media.images import LARGE_AT_ONCE
+from app.service.exposition.formats import Exposition
 
 BODIES_AT_ONCE = 8  # bodies of the largest size; thousands of typical ones fit into the same memory
 # Each event is written to every stream, by one event loop.
@@ -30,7 +31,8 @@ class ClientShares:
         self.sheets = Places("sheets of pictures", 1, usage, share)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="probe")
         self.readiness = SharedAnswer[tuple[bool, Json]](self._threads)
-        self.exposition = SharedAnswer[bytes](self._threads)
+        # By the text's format: plain or OpenMetrics.
+        self.exposition = {name: SharedAnswer[bytes](self._threads) for name in Exposition}
 
     def close(self) -> None:
         """Stop the threads."""

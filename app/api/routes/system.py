@@ -3,9 +3,8 @@
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from adaptive.device.gpu_processes import gpu_memory_users
 from adaptive.device.nvml import GpuInfo, NvmlState
@@ -15,6 +14,7 @@ from app.api.problems import Problem, documented
 from app.api.response_schemas import DEVICES, HEALTH, LOG_LEVEL, MODELS, READINESS, answer
 from app.api.views import device_view, hide_other_owners, model_view
 from app.jobs import Json, WorkerRow
+from app.service.exposition.formats import Exposition, asked_for
 from app.service.gpus.unused import published
 from app.service.logs import read_level, write_level
 from app.store import JobDeleted, NoSuchJob
@@ -217,20 +217,25 @@ async def readyz(service: TheService, _allowed: Monitor) -> JSONResponse:
     summary="Prometheus metrics",
     response_class=PlainTextResponse,
     responses={
-        503: {"description": "Past events are still being counted.", "content": {"text/plain": {}}},
-        **documented(401),
+        200: {
+            "content": {
+                each.value: {"schema": {"type": "string", "description": "Metrics, one sample a line."}}
+                for each in Exposition
+            }
+        },
+        **documented(401, 503),
     },
 )
-async def metrics(service: TheService, _allowed: Monitor) -> Response:
-    """Return the metrics in Prometheus's text format. Needs a key only if FRAMEFIT_OPEN_MONITORING is false.
+async def metrics(request: Request, service: TheService, _allowed: Monitor) -> Response:
+    """Return the metrics in Prometheus's text format, or in OpenMetrics if the header Accept prefers it.
 
-    Of several API processes that share a database, one exports the counters and the gauges of the job table
-    (its `framefit_exporter` is 1), so that sums over the processes are right. The answer is 503 while a
-    starting process still counts past events, because Prometheus would take them for new ones.
+    OpenMetrics has exemplars: the id of the last job beside what it counted. Of several API processes that
+    share a database, one exports the counters and the gauges of the job table (its `framefit_exporter` is 1),
+    so that sums over the processes are right. A starting process shows no counters while it still counts past
+    events (`framefit_starting` is 1), because Prometheus would take them for new ones. Needs a key only if
+    FRAMEFIT_OPEN_MONITORING is false.
     """
-    if service.exporter.starting:
-        return PlainTextResponse("counting past events", 503, headers={"Retry-After": "1"})
-    render = partial(service.metrics.render, counters=service.exporter.exports_counters)
-    return Response(
-        await service.shares.exposition.get(render), headers={"Content-Type": CONTENT_TYPE_LATEST}
-    )
+    wanted = asked_for(request.headers.get("accept", ""))
+    render = partial(service.metrics.render, counters=service.exporter.exports_counters, encode=wanted.write)
+    text = await service.shares.exposition[wanted].get(render)
+    return Response(text, headers={"Content-Type": wanted.content_type, "Vary": "Accept"})

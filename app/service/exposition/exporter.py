@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from app.jobs import Json
-from app.service.exposition.metrics import Duties
+from app.service.exposition.live_gauges import Duties
 from app.service.identity import is_alive, this_process
 from app.store import DamagedSnapshot, JobStore, StoreError
 from app.store.upkeep.counters import COUNTERS, Snapshot

@@ -1,9 +1,9 @@
 """The values of counters and histograms as JSON, and back: what a snapshot of the counters holds.
 
 It is made from the metrics themselves, so a metric needs nothing here. A metric that the state does not know
-starts at zero, and one that is gone is left out. If a metric has other label names than in the state, it
-starts at zero, too. If a histogram has other buckets, each old bucket's observations go to the first new one
-that reaches as far.
+starts at zero, and one that is gone is left out. Series of before a label was added go on with that label
+empty, which Prometheus takes for none. A metric that lost a label starts at zero. If a histogram has other
+buckets, each old bucket's observations go to the first new one that reaches as far.
 
 The client library can read its values but not set those of a histogram, so that some of its private names
 are used here.
@@ -69,12 +69,14 @@ def restore(metrics: Mapping[str, Metric], state: Json) -> None:
     """
     for name, metric in metrics.items():
         stored = state.get(name)
-        if stored is None or stored["labels"] != list(metric._labelnames):
+        if stored is None or not set(stored["labels"]) <= set(metric._labelnames):
             continue
         if isinstance(metric, Histogram) != ("bounds" in stored):
             continue
         for labels, value, *counts in stored["series"]:
-            child = metric.labels(*labels) if labels else metric
+            by_name = dict(zip(stored["labels"], labels, strict=True))
+            values = [by_name.get(each, "") for each in metric._labelnames]
+            child = metric.labels(*values) if values else metric
             if isinstance(metric, Histogram):
                 counts = _placed(stored["bounds"], counts[0], metric._upper_bounds[:-1])
             _set(child, value, counts)

@@ -1,20 +1,17 @@
-"""The Prometheus metrics of the service. `gpus.gauges` and `model_gauges` have those of GPUs and of models.
+"""The counters and histograms of the service. `live_gauges` and the files beside it have the gauges.
 
-Counters and histograms are computed from the append-only events. A starting process goes on from the stored
-counters (`exporter`), so the values do not depend on which process was killed when. Gauges are read at each
-scrape from the job table, the workers' last heartbeats and the driver, so none can be stale. No label holds a
-job id. This file knows no HTTP. Longer than 300 lines, so that all counters and histograms are in one file.
+They are computed from the append-only events. A starting process goes on from the stored counters
+(`exporter`), so the values do not depend on which process was killed when. What a job did on a device has the
+labels `host`, `gpu` and `model`; the job's claim tells them. They are empty where no event does. No label
+holds a job id: it is an exemplar. This file knows no HTTP. Longer than 300 lines, so that all counters and
+histograms are in one file.
 """
 
 import logging
-import shutil
-import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,16 +21,14 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from adaptive.device.nvml import GpuInfo
 from adaptive.device.spill import SpillSign
 from adaptive.types import Strategy
-from app.jobs import Event, JobStatus, Json, Stage, WorkerRow
+from app.attempts import BLAME
+from app.jobs import Event, JobStatus, Json, Stage
 from app.service.exposition import metric_state
-from app.service.gpus.gauges import device_labels, memory_gauges, unused_gpus
 
 log = logging.getLogger(__name__)
 
@@ -50,20 +45,15 @@ NONFINITE_STAGES = ("denoising", "latents", "decoding", "sound")  # latents: tho
 WEBHOOK_OUTCOMES = ("delivered", "failed", "given_up")
 # A decode falls back from any of these to a later one.
 RUNGS = (*(strategy.value for strategy in Strategy), "cpu")
+PLACE = ("model", "host", "gpu")
 
-ReadGpus = Callable[[], Sequence[GpuInfo]]
 
+class Place(NamedTuple):
+    """Where a job runs; the values of the labels `PLACE`. `gpu` is the UUID, or "cpu"; "" is unknown."""
 
-class Source(Protocol):
-    """The part of the job store that the gauges read."""
-
-    def counts(self) -> Mapping[JobStatus, int]:
-        """Return the number of jobs by status."""
-        ...
-
-    def workers(self, *, within_seconds: float) -> list[WorkerRow]:
-        """Return workers whose last heartbeat is at most `within_seconds` old."""
-        ...
+    model: str = ""
+    host: str = ""
+    gpu: str = ""
 
 
 class ServiceMetrics:
@@ -76,7 +66,7 @@ class ServiceMetrics:
         self.registry = CollectorRegistry()
         self._vae_of_model = dict(models)
         self._model_of_job: dict[str, str] = {}  # of jobs that have not ended
-        self._claimed: set[str] = set()  # of these, the claimed ones; for others, the claim names the model
+        self._claimed: dict[str, Place] = {}  # of these, the claimed ones; for others, the claim tells it
         self._lock = threading.Lock()
         self._counted: dict[str, Counter | Histogram] = {}
         self._define_job_metrics()
@@ -88,40 +78,66 @@ class ServiceMetrics:
         def histogram(name: str, text: str, *labels: str) -> Histogram:
             return self._histogram(name, text, SECONDS, *labels)
 
-        self.jobs = self._counter("jobs", "Jobs that ended, by model and outcome.", "model", "outcome")
-        self.queue_seconds = histogram("job_queue_seconds", "Time from being queued to being claimed.")
-        self.job_seconds = histogram("job_duration_seconds", "Time from acceptance to the end of a job.")
-        self.stage_seconds = histogram("stage_duration_seconds", "Time a job spent in a stage.", "stage")
+        self.jobs = self._counter("jobs", "Jobs that ended, by model and outcome.", "outcome", *PLACE)
+        self.failures = self._counter("jobs_failed", "Jobs that failed, by error code.", "code", *PLACE)
+        self.queue_seconds = histogram(
+            "job_queue_seconds", "Time from being queued to being claimed.", "model"
+        )
+        self.job_seconds = histogram(
+            "job_duration_seconds", "Time from acceptance to the end of a job.", *PLACE
+        )
+        self.stage_seconds = histogram(
+            "stage_duration_seconds", "Time a job spent in a stage.", "stage", *PLACE
+        )
+        self.frames = self._counter("video_frames", "Frames of finished videos.", *PLACE)
+        self.pixels = self._counter("video_pixels", "Pixels of all frames of finished videos.", *PLACE)
         self.denoised = self._counter(
             "jobs_denoised",
             "Denoising runs by model, and whether int8 weights made the pixels approximate.",
-            "model",
             "pixels",
+            *PLACE,
+        )
+        self.requeued = self._counter(
+            "jobs_requeued", "Running jobs that went back to the queue, by reason.", "reason", *PLACE
         )
         self.held = self._counter(
             "jobs_held", "Jobs put behind all others because they ended their workers too often."
         )
-        self.oom = self._counter("oom", "Out-of-memory errors by stage.", "stage")
+        self.oom = self._counter("oom", "Out-of-memory errors by stage.", "stage", *PLACE)
         self.webhooks = self._counter(
             "webhook_deliveries",
             "Attempts to deliver a webhook; given_up: the last one failed, too.",
             "outcome",
         )
-        self.nonfinite = self._counter("nonfinite", "Findings of NaN or infinite values by stage.", "stage")
+        self.nonfinite = self._counter(
+            "nonfinite", "Findings of NaN or infinite values by stage.", "stage", *PLACE
+        )
 
     def _define_decode_metrics(self) -> None:
         def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
-            return self._histogram(f"decode_{name}", text, buckets, *labels)
+            return self._histogram(f"decode_{name}", text, buckets, *labels, *PLACE)
 
         self.strategy = self._counter(
-            "decode_strategy", "Decode plans made, by VAE, strategy and reason.", "vae", "strategy", "reason"
+            "decode_strategy",
+            "Decode plans made, by VAE, strategy and reason.",
+            "vae",
+            "strategy",
+            "reason",
+            *PLACE,
         )
-        self.fallback = self._counter("decode_fallback", "Changes of strategy inside a decode.", "from", "to")
+        self.fallback = self._counter(
+            "decode_fallback", "Changes of strategy inside a decode.", "from", "to", *PLACE
+        )
         self.spill = self._counter(
-            "decode_spill", "Chunks that spilled into host memory, by the sign that showed it.", "sign"
+            "decode_spill",
+            "Chunks that spilled into host memory, by the sign that showed it.",
+            "sign",
+            *PLACE,
         )
         self.regret = self._counter(
-            "decode_regret_seconds", "Time that a faster plan would have saved, computed after each decode."
+            "decode_regret_seconds",
+            "Time that a faster plan would have saved, computed after each decode.",
+            *PLACE,
         )
         self.chunk_frames = histogram(
             "chunk_frames", "Latent frames per chunk at the end of a decode.", FRAMES
@@ -133,26 +149,44 @@ class ServiceMetrics:
         self.ratio = histogram("prediction_ratio", "Measured peak divided by the predicted peak.", RATIOS)
 
     def _begin_at_zero(self) -> None:
-        """Create every series with known labels: a rate misses the first event of a new series."""
+        """Create the series whose labels are known before the first job: a rate misses a series' first value.
+
+        What a device does is counted for no device yet; `_begin_at_place` follows when a job is claimed.
+        """
         for model in self._vae_of_model:
+            self.queue_seconds.labels(model)
             for outcome in OUTCOMES:
-                self.jobs.labels(model, outcome)
-            for pixels in ("exact", "approximate"):
-                self.denoised.labels(model, pixels)
-        for stage in STAGES:
-            self.stage_seconds.labels(stage)
-        for stage in OOM_STAGES:
-            self.oom.labels(stage)
-        for name in NONFINITE_STAGES:
-            self.nonfinite.labels(name)
+                self.jobs.labels(outcome, model, "", "")
         for state in WEBHOOK_OUTCOMES:
             self.webhooks.labels(state)
+        for stage in OOM_STAGES:
+            self.oom.labels(stage, *Place())
+        for name in NONFINITE_STAGES:
+            self.nonfinite.labels(name, *Place())
         for sign in SpillSign:
-            self.spill.labels(sign)
-        for strategy in Strategy:
-            self.decode_seconds.labels(strategy)
+            self.spill.labels(sign, *Place())
         for before, after in combinations(RUNGS, 2):
-            self.fallback.labels(before, after)
+            self.fallback.labels(before, after, *Place())
+
+    def _begin_at_place(self, at: Place) -> None:
+        """Create the series of jobs of that model on that device, at zero, before they count."""
+        for outcome in OUTCOMES:
+            self.jobs.labels(outcome, *at)
+        for stage in STAGES:
+            self.stage_seconds.labels(stage, *at)
+        for stage in OOM_STAGES:
+            self.oom.labels(stage, *at)
+        for name in NONFINITE_STAGES:
+            self.nonfinite.labels(name, *at)
+        for sign in SpillSign:
+            self.spill.labels(sign, *at)
+        for before, after in combinations(RUNGS, 2):
+            self.fallback.labels(before, after, *at)
+        for pixels in ("exact", "approximate"):
+            self.denoised.labels(pixels, *at)
+        histograms = (self.job_seconds, self.chunk_frames, self.predicted, self.measured, self.ratio)
+        for metric in (self.frames, self.pixels, self.regret, *histograms):
+            metric.labels(*at)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         counter = Counter(f"framefit_{name}", text, labels, registry=self.registry)
@@ -171,6 +205,7 @@ class ServiceMetrics:
             return {
                 "metrics": metric_state.state_of(self._counted),
                 "model_of_job": {one: self._model_of_job.get(one, "unknown") for one in self._claimed},
+                "place_of_job": {one: [at.host, at.gpu] for one, at in self._claimed.items()},
             }
 
     def restore(self, state: Json | None) -> None:
@@ -182,7 +217,11 @@ class ServiceMetrics:
             try:
                 metric_state.restore(self._counted, state["metrics"])
                 self._model_of_job = dict(state["model_of_job"])
-                self._claimed = set(self._model_of_job)
+                places = state.get("place_of_job", {})  # earlier versions stored none
+                self._claimed = {
+                    job_id: Place(model, *places.get(job_id, ("", "")))
+                    for job_id, model in self._model_of_job.items()
+                }
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 self._to_zero()
                 raise ValueError(f"no state of metrics: {error!r}") from error
@@ -190,7 +229,7 @@ class ServiceMetrics:
     def _to_zero(self) -> None:
         metric_state.reset(self._counted)
         self._model_of_job = {}
-        self._claimed = set()
+        self._claimed = {}
         self._begin_at_zero()
 
     def apply(self, events: Iterable[Event]) -> None:
@@ -204,65 +243,93 @@ class ServiceMetrics:
 
     def _apply(self, event: Event) -> None:
         data = event.data
+        at = self._claimed.get(event.job_id) or Place(self._model_of_job.get(event.job_id, ""))
+        job = {"job_id": event.job_id}
         match event.kind:
             case "accepted" | "queued_again":
                 self._model_of_job[event.job_id] = data["model"]
             case "claimed":
-                self._claimed.add(event.job_id)
-                if "model" in data:
-                    self._model_of_job[event.job_id] = data["model"]
-                self.queue_seconds.observe(data["queued_seconds"])
+                self._apply_claimed(event)
+            case "requeued":
+                self._claimed.pop(event.job_id, None)
+                reason = data["reason"] if data["reason"] in BLAME else "other"
+                self.requeued.labels(reason, *at).inc(exemplar=job)
             case "plan":
-                vae = data.get("vae") or self._vae_of(event.job_id)
-                self.strategy.labels(vae, data["strategy"], data["reason"]).inc()
+                vae = data.get("vae") or self._vae_of_model.get(at.model, "unknown")
+                self.strategy.labels(vae, data["strategy"], data["reason"], *at).inc(exemplar=job)
+                self.decode_seconds.labels(data["strategy"], *at)
             case "denoised":
                 pixels = "approximate" if data.get("exact") is False else "exact"
-                self.denoised.labels(self._model_of_job.get(event.job_id, "unknown"), pixels).inc()
+                self.denoised.labels(pixels, *at._replace(model=at.model or "unknown")).inc()
             case "fallback":
-                self.fallback.labels(data["from"], data["to"]).inc()
+                self.fallback.labels(data["from"], data["to"], *at).inc(exemplar=job)
+                self.decode_seconds.labels(data["to"], *at)
             case "held":  # framefit_jobs_held_total
-                self.held.inc()
+                self.held.inc(exemplar=job)
             case "oom":
-                self.oom.labels(data["stage"]).inc()
+                self.oom.labels(data["stage"], *at).inc(exemplar=job)
             case "nonfinite":
-                self.nonfinite.labels(data["stage"]).inc()
+                self.nonfinite.labels(data["stage"], *at).inc(exemplar=job)
             case "spill":
-                self.spill.labels(data["sign"]).inc()
+                self.spill.labels(data["sign"], *at).inc(exemplar=job)
             case "webhook":
-                self.webhooks.labels(data["state"]).inc()
+                self.webhooks.labels(data["state"]).inc(exemplar=job)
             case "finished":
                 self._model_of_job.pop(event.job_id, None)
-                self._claimed.discard(event.job_id)
-                self._apply_finished(data)
+                self._claimed.pop(event.job_id, None)
+                self._apply_finished(data, at._replace(model=data["model"]), job)
 
-    def _vae_of(self, job_id: str) -> str:
-        return self._vae_of_model.get(self._model_of_job.get(job_id, ""), "unknown")
+    def _apply_claimed(self, event: Event) -> None:
+        data = event.data
+        model = data.get("model") or self._model_of_job.get(event.job_id, "")
+        self._model_of_job[event.job_id] = model
+        # A worker's id is host/device/instance, where the device is its UUID if it has one.
+        host, _, rest = str(data.get("worker_id", "")).partition("/")
+        at = Place(model, host, rest.partition("/")[0])
+        self._claimed[event.job_id] = at
+        self._begin_at_place(at)
+        self.queue_seconds.labels(model).observe(data["queued_seconds"], {"job_id": event.job_id})
 
-    def _apply_finished(self, data: Mapping[str, Any]) -> None:
-        self.jobs.labels(data["model"], data["outcome"]).inc()
+    def _apply_finished(self, data: Mapping[str, Any], at: Place, job: dict[str, str]) -> None:
+        self.jobs.labels(data["outcome"], *at).inc(exemplar=job)
+        if data["outcome"] == JobStatus.FAILED:
+            code = (data.get("error") or {}).get("code", "unknown")
+            self.failures.labels(code, *at).inc(exemplar=job)
         if "duration_seconds" in data:
-            self.job_seconds.observe(data["duration_seconds"])
+            self.job_seconds.labels(*at).observe(data["duration_seconds"], job)
         for stage, seconds in (data.get("durations") or {}).items():
-            self.stage_seconds.labels(stage).observe(seconds)
+            self.stage_seconds.labels(stage, *at).observe(seconds, job)
+        video = data.get("video")
+        if video and all(video.values()):
+            self.frames.labels(*at).inc(video["frames"])
+            self.pixels.labels(*at).inc(video["frames"] * video["width"] * video["height"])
         decode = data.get("decode")
-        if not decode or "seconds" not in decode:
-            return
-        self.chunk_frames.observe(decode["frames_per_chunk"])
-        self.decode_seconds.labels(decode["strategy"]).observe(decode["seconds"])
-        self.regret.inc(decode.get("regret_seconds") or 0.0)
+        if decode and "seconds" in decode:
+            # A card's job may be decoded on the CPU, whose memory is not the card's.
+            self._apply_decode(decode, at._replace(gpu="cpu") if decode.get("device") == "cpu" else at, job)
+
+    def _apply_decode(self, decode: Mapping[str, Any], at: Place, job: dict[str, str]) -> None:
+        self.chunk_frames.labels(*at).observe(decode["frames_per_chunk"], job)
+        self.decode_seconds.labels(decode["strategy"], *at).observe(decode["seconds"], job)
+        self.regret.labels(*at).inc(decode.get("regret_seconds") or 0.0)
         predicted, measured = decode.get("predicted_peak_bytes"), decode.get("measured_peak_bytes")
         if predicted:
-            self.predicted.observe(predicted)
+            self.predicted.labels(*at).observe(predicted, job)
         if measured is not None:
-            self.measured.observe(measured)
+            self.measured.labels(*at).observe(measured, job)
         if decode.get("seam_score") is not None:
-            self.seam.observe(decode["seam_score"])
+            self.seam.labels(*at).observe(decode["seam_score"], job)
         if predicted and measured is not None:
-            self.ratio.observe(measured / predicted)
+            self.ratio.labels(*at).observe(measured / predicted, job)
 
-    def render(self, *, counters: bool = True) -> bytes:
-        """Return the metrics in Prometheus's text format; without `counters`, those of this process only."""
-        return generate_latest(self.registry if counters else _Without(self.registry, self._counted))
+    def render(
+        self, *, counters: bool = True, encode: Callable[[Collector], bytes] = generate_latest
+    ) -> bytes:
+        """Return the metrics in Prometheus's text format, or as `encode` writes them.
+
+        Without `counters`, those of this process only.
+        """
+        return encode(self.registry if counters else _Without(self.registry, self._counted))
 
 
 class _Without(Collector):
@@ -274,116 +341,3 @@ class _Without(Collector):
 
     def collect(self) -> Iterator[Metric]:
         return (family for family in self._registry.collect() if family.name not in self._names)
-
-
-@dataclass(frozen=True, slots=True)
-class Duties:
-    """Which gauges of what several API processes see a process exports, so that sums over them are right.
-
-    `store`: those of the job table. `gpus`: those of its host's GPUs. `other_hosts`: hosts on which another
-    process exports the GPUs.
-    """
-
-    store: bool = True
-    gpus: bool = True
-    other_hosts: frozenset[str] = frozenset()
-
-    def of_workers(self, workers: list[WorkerRow], own_host: str) -> list[WorkerRow]:
-        """Return the workers whose devices' memory this process exports."""
-        return [
-            worker
-            for worker in workers
-            if (self.gpus if worker.host == own_host else self.store and worker.host not in self.other_hosts)
-        ]
-
-
-class LiveGauges(Collector):
-    """Gauges that are read at each scrape."""
-
-    def __init__(
-        self,
-        source: Source,
-        gpus: ReadGpus,
-        *,
-        alive_seconds: float,
-        data_dir: Path,
-        duties: Callable[[], Duties] = Duties,
-    ) -> None:
-        """`duties` says which gauges this process exports of those that others could, too."""
-        self._source = source
-        self._gpus = gpus
-        self._alive_seconds = alive_seconds
-        self._data_dir = data_dir
-        self._duties = duties
-
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing, so that registering does not read the database."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """Read the job table, the workers and the driver."""
-        duties = self._duties()
-        workers = self._source.workers(within_seconds=24 * 3600)
-        alive = self._source.workers(within_seconds=self._alive_seconds)
-        labels = device_labels([*workers, *alive])
-        yield GaugeMetricFamily(
-            "framefit_exporter",
-            "Whether this process exports the job table's metrics: 1 for one API process of a database.",
-            value=int(duties.store),
-        )
-        if duties.store:
-            yield from self._of_store(workers, alive, labels)
-        own = duties.of_workers(alive, socket.gethostname())
-        yield from memory_gauges(self._gpus() if duties.gpus else (), own, labels)
-        yield unused_gpus(self._data_dir)
-        yield from _disk_gauges(self._data_dir)
-
-    def _of_store(
-        self, workers: list[WorkerRow], alive: list[WorkerRow], labels: Mapping[str, str]
-    ) -> Iterator[Metric]:
-        counts = self._source.counts()
-        for name, status in (("queued", JobStatus.QUEUED), ("running", JobStatus.RUNNING)):
-            yield GaugeMetricFamily(f"framefit_jobs_{name}", f"Jobs {name} now.", value=counts[status])
-        yield _worker_up(workers, alive, labels)
-        yield _margin_gauge(alive, labels)
-
-
-def _worker_up(workers: list[WorkerRow], alive: list[WorkerRow], labels: Mapping[str, str]) -> Metric:
-    family = GaugeMetricFamily(
-        "framefit_worker_up", "Whether a device's worker has a recent heartbeat.", labels=["device"]
-    )
-    names = {labels[worker.id]: 0 for worker in workers}
-    names.update({labels[worker.id]: 1 for worker in alive})
-    for name, up in sorted(names.items()):
-        family.add_metric([name], up)
-    return family
-
-
-def _margin_gauge(alive: list[WorkerRow], labels: Mapping[str, str]) -> Metric:
-    """The learned margins of decodes above their live bytes, as each device's worker last reported them."""
-    family = GaugeMetricFamily(
-        "framefit_decode_margin_ratio",
-        "Learned margin relative to a decode's live bytes: workspace, fragmentation, and the bound of plans.",
-        labels=["device", "family", "dtype", "strategy", "part"],
-    )
-    # One a device: two services of one host may use the same.
-    for name, report in {labels[worker.id]: worker.device for worker in alive}.items():
-        for key, margin in (report.get("learned") or {}).get("margins", {}).items():
-            if not margin["observations"] and margin["too_little_ratio"] is None:
-                continue  # it rests on other strategies' measurements only
-            of = [name, *key.split("/")]
-            family.add_metric([*of, "workspace"], margin["workspace_ratio"])
-            family.add_metric([*of, "fragmentation"], margin["fragmentation_ratio"])
-            family.add_metric([*of, "upper"], margin["upper_ratio"])
-    return family
-
-
-def _disk_gauges(data_dir: Path) -> Iterator[Metric]:
-    try:
-        usage = shutil.disk_usage(data_dir)
-    except OSError:
-        return
-    yield GaugeMetricFamily(
-        "framefit_data_free_bytes", "Free bytes on the data folder's disk.", value=usage.free
-    )
-    yield GaugeMetricFamily("framefit_data_total_bytes", "Size of the data folder's disk.", value=usage.total)

@@ -1,31 +1,61 @@
-"""The gauges of GPUs: memory and utilization of each, and how many have no worker; the label of a device.
+"""The gauges of devices: memory and utilization of each, who they are, and how many GPUs have no worker.
 
 They are read at each scrape from the driver, the workers' last reports, and what the service's parent
-published of unused GPUs.
+published of unused GPUs. A device is known by `host` and `gpu`: its UUID, or its name if it has none.
+`device` is its name on the host, such as `cuda:0`.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from adaptive.device.nvml import GpuInfo, NvmlState
-from app.jobs import WorkerRow, host_of
+from app.jobs import WorkerRow
 from app.service.gpus.unused import UnusedReason, published
 
+CARD = ("gpu", "host", "device")
 
-def device_labels(workers: Iterable[WorkerRow]) -> dict[str, str]:
-    """Return the label of each worker's device by the worker's id.
 
-    It is the device's name, with the host before it if several hosts have a device of that name.
+class Card(NamedTuple):
+    """The labels of a device; the values of `CARD`."""
+
+    gpu: str
+    host: str
+    device: str
+
+
+def card_of(worker: WorkerRow) -> Card:
+    """Return the labels of a worker's device."""
+    name = str(worker.device.get("name", worker.id))
+    return Card(str(worker.device.get("uuid") or name), worker.host, name)
+
+
+def cards_of(workers: Iterable[WorkerRow]) -> dict[str, Card]:
+    """Return the labels of each worker's device by the worker's id.
+
+    Services in containers may number a host's GPUs differently: the name is that of the latest heartbeat, so
+    that a GPU has one.
     """
-    names = {worker.id: str(worker.device.get("name", worker.id)) for worker in workers}
-    hosts: defaultdict[str, set[str]] = defaultdict(set)
-    for worker_id, name in names.items():
-        hosts[name].add(host_of(worker_id))
-    return {one: name if len(hosts[name]) == 1 else f"{host_of(one)}/{name}" for one, name in names.items()}
+    ordered = sorted(workers, key=lambda worker: worker.heartbeat_at)
+    latest = {card.gpu + card.host: card for card in map(card_of, ordered)}
+    return {worker.id: latest[card.gpu + card.host] for worker in ordered for card in [card_of(worker)]}
+
+
+def device_info(cards: Iterable[Card], workers: Iterable[WorkerRow]) -> Metric:
+    """Return the device behind each pair of `host` and `gpu`, which joins its names to other metrics."""
+    told = {card_of(worker)[:2]: worker.device for worker in workers}
+    family = GaugeMetricFamily(
+        "framefit_device_info",
+        "The name, kind and product of each device.",
+        labels=[*CARD, "kind", "product"],
+    )
+    for card in dict.fromkeys(cards):
+        report: Mapping[str, Any] = told.get(card[:2], {})
+        family.add_metric([*card, str(report.get("kind") or ""), str(report.get("product") or "")], 1)
+    return family
 
 
 def unused_gpus(data_dir: Path) -> Metric:
@@ -38,37 +68,48 @@ def unused_gpus(data_dir: Path) -> Metric:
 
 
 def memory_gauges(
-    found: Sequence[GpuInfo], alive: list[WorkerRow], labels: Mapping[str, str]
+    found: Sequence[GpuInfo], alive: list[WorkerRow], cards: Mapping[str, Card], own_host: str
 ) -> Iterator[Metric]:
-    """Yield the memory of GPUs as the driver reports it now, of other devices as workers last did.
+    """Yield the memory of this host's GPUs as the driver reports it now, of others as workers last did.
 
-    `labels` are those of devices without a UUID.
+    `cards` are the labels of devices by worker.
     """
-    gpus = {gpu.uuid or f"gpu{gpu.index}": gpu for gpu in found if gpu.state is NvmlState.OK}
-    own: dict[str, float] = {}
+    named = {card.gpu: card for card in cards.values() if card.host == own_host}
+    gpus: dict[Card, GpuInfo] = {}
+    for gpu in found:
+        if gpu.state is NvmlState.OK:
+            name = gpu.uuid if gpu.is_mig else f"cuda:{gpu.index}"
+            key = gpu.uuid or f"gpu{gpu.index}"
+            gpus[named.get(key, Card(key, own_host, name))] = gpu
+    own: dict[Card, float] = {}
     for worker in alive:
-        uuid = str(worker.device.get("uuid") or "")
-        own[uuid] = own.get(uuid, 0) + int(worker.device.get("own_bytes") or 0)
-    free: dict[str, float] = {key: gpu.free_bytes for key, gpu in gpus.items()}
-    total: dict[str, float] = {key: gpu.total_bytes for key, gpu in gpus.items()}
-    other: dict[str, float] = {key: max(0, gpu.used_bytes - own.get(key, 0)) for key, gpu in gpus.items()}
-    for worker in (worker for worker in alive if worker.device.get("uuid") not in gpus):
-        report = worker.device
-        name = str(report.get("uuid") or labels[worker.id])
-        free[name], total[name] = report.get("free_bytes") or 0, report.get("total_bytes") or 0
-        own[name], other[name] = report.get("own_bytes") or 0, report.get("other_bytes") or 0
-    busy = {key: gpu.utilization for key, gpu in gpus.items() if gpu.utilization is not None}
-    yield _by_gpu("memory_free_bytes", "Free memory of the device.", free)
-    yield _by_gpu("memory_total_bytes", "Total memory of the device.", total)
-    yield _by_gpu(
-        "memory_own_bytes", "Memory held by Framefit's workers.", {gpu: own.get(gpu, 0) for gpu in total}
+        card = cards[worker.id]
+        own[card] = own.get(card, 0) + int(worker.device.get("own_bytes") or 0)
+    free: dict[Card, float] = {card: gpu.free_bytes for card, gpu in gpus.items()}
+    total: dict[Card, float] = {card: gpu.total_bytes for card, gpu in gpus.items()}
+    other: dict[Card, float] = {card: max(0, gpu.used_bytes - own.get(card, 0)) for card, gpu in gpus.items()}
+    for worker in (worker for worker in alive if cards[worker.id] not in gpus):
+        report, card = worker.device, cards[worker.id]
+        free[card], total[card] = report.get("free_bytes") or 0, report.get("total_bytes") or 0
+        own[card], other[card] = report.get("own_bytes") or 0, report.get("other_bytes") or 0
+    busy = {card: gpu.utilization for card, gpu in gpus.items() if gpu.utilization is not None}
+    yield by_card("gpu_memory_free_bytes", "Free memory of the device.", free)
+    yield by_card("gpu_memory_total_bytes", "Total memory of the device.", total)
+    yield by_card(
+        "gpu_memory_own_bytes",
+        "Memory held by Framefit's workers.",
+        {card: own.get(card, 0) for card in total},
     )
-    yield _by_gpu("memory_other_bytes", "Memory held by other programs.", other)
-    yield _by_gpu("utilization_ratio", "Share of time the GPU was busy, 0 to 1.", busy)
+    yield by_card("gpu_memory_other_bytes", "Memory held by other programs.", other)
+    yield by_card("gpu_utilization_ratio", "Share of time the GPU was busy, 0 to 1.", busy)
+    yield by_card(
+        "gpu_reported", "GPUs whose memory the driver reports; a lost one is absent.", dict.fromkeys(gpus, 1)
+    )
 
 
-def _by_gpu(name: str, text: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(f"framefit_gpu_{name}", text, labels=["gpu"])
-    for gpu, value in values.items():
-        family.add_metric([gpu], value)
+def by_card(name: str, text: str, values: Mapping[Card, float]) -> Metric:
+    """Return a gauge with a value for each device."""
+    family = GaugeMetricFamily(f"framefit_{name}", text, labels=CARD)
+    for card, value in values.items():
+        family.add_metric(card, value)
     return family

@@ -18,7 +18,8 @@ from app.store.transaction import Transaction
 COUNTED: Mapping[str, frozenset[str]] = {
     "accepted": frozenset({"model", "priority"}),
     "queued_again": frozenset({"model", "reason"}),
-    "claimed": frozenset({"model", "attempt", "queued_seconds"}),
+    "claimed": frozenset({"model", "attempt", "queued_seconds", "worker_id"}),
+    "requeued": frozenset({"reason"}),
     "plan": frozenset({"vae", "strategy", "reason", "stage"}),
     "denoised": frozenset({"exact", "steps", "seconds"}),
     "fallback": frozenset({"from", "to"}),
@@ -27,7 +28,9 @@ COUNTED: Mapping[str, frozenset[str]] = {
     "held": frozenset(),
     "webhook": frozenset({"state"}),
     "spill": frozenset({"sign"}),
-    "finished": frozenset({"outcome", "model", "queued_only", "duration_seconds", "durations", "decode"}),
+    "finished": frozenset(
+        {"outcome", "model", "queued_only", "duration_seconds", "durations", "decode", "error", "video"}
+    ),
 }
 DECODE = frozenset(
     {
@@ -40,6 +43,7 @@ DECODE = frozenset(
         "predicted_peak_bytes",
         "measured_peak_bytes",
         "seam_score",
+        "device",
     }
 )
 
@@ -74,4 +78,6 @@ def counted(kind: str, data: Mapping[str, Any]) -> Json:
     kept = {name: value for name, value in data.items() if name in COUNTED[kind]}
     if kept.get("decode"):
         kept["decode"] = {name: value for name, value in kept["decode"].items() if name in DECODE}
+    if kept.get("error"):
+        kept["error"] = {"code": kept["error"].get("code")}  # its message may quote anything
     return kept

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scraped import total
 from sick_postgres import SickPostgres
 from sqlalchemy import text
 from starlette.testclient import TestClient
@@ -68,12 +69,14 @@ class Running:
         assert self.store.finish(job_id, tokens[job_id], status=JobStatus.SUCCEEDED)
         with self.client.stream("GET", f"/jobs/{job_id}/events") as stream:
             assert any("event: finished" in line for line in stream.iter_lines())
-        counted = f'framefit_jobs_total{{model="tiny",outcome="succeeded"}} {self._round}.0'
-        wait_for(lambda: counted in self.client.get("/metrics").text, WAIT_SECONDS)
+        wait_for(lambda: self._counted() == self._round, WAIT_SECONDS)
         wait_for(lambda: self.store.get(lost_id).status is JobStatus.QUEUED, WAIT_SECONDS)
         wait_for(lambda: self.store.get(job_id).expired, WAIT_SECONDS)
         wait_for(lambda: f"/{self._round}" in self._delivered, WAIT_SECONDS)
         self.store.cancel(lost_id)
+
+    def _counted(self) -> float:
+        return total(self.client.get("/metrics").text, "framefit_jobs_total", outcome="succeeded")
 
     def _claim(self, lease_seconds: float) -> Claim | None:
         while True:

@@ -15,6 +15,7 @@ import pytest
 import tiny_pipelines
 import torch
 from PIL import Image
+from scraped import total
 from starlette.testclient import TestClient
 from waiting import wait_for
 
@@ -239,9 +240,11 @@ def test_a_video_is_made_in_int8_where_only_that_fits_and_says_so_everywhere(ser
     assert 0 < off < 0.1
     assert torch.equal(served.latents(again), before)
 
-    for pixels, times in (("approximate", 1.0), ("exact", 2.0)):  # counted at a poll's distance
-        line = f'framefit_jobs_denoised_total{{model="small",pixels="{pixels}"}} {times}'
-        wait_for(lambda line=line: line in served.http.get("/metrics").text, 20)
+    def runs(pixels: str) -> float:
+        text = served.http.get("/metrics").text
+        return total(text, "framefit_jobs_denoised_total", model="small", pixels=pixels)
+
+    wait_for(lambda: (runs("approximate"), runs("exact")) == (1, 2), 20)  # counted at a poll's distance
 
 
 def test_without_the_library_it_is_refused_by_the_name_of_the_extra(

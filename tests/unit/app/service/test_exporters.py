@@ -16,7 +16,7 @@ from app.jobs import JobSpec, JobStatus
 from app.store import JobStore
 
 SECONDS = 120.0
-COUNTER = 'framefit_jobs_total{model="tiny",outcome="succeeded"}'
+COUNTER = 'framefit_jobs_total{gpu="cpu",host="host",model="tiny",outcome="succeeded"}'
 Series = dict[str, float]
 
 
@@ -43,14 +43,12 @@ class ApiProcess:
             answer = httpx.get(f"{self.url}/metrics", timeout=30)
         except httpx.TransportError:
             return None
-        if answer.status_code == 503:
-            return None
         found = {}
         for family in text_string_to_metric_families(answer.raise_for_status().text):
             for sample in family.samples:
                 labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
                 found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
-        return found
+        return None if found["framefit_starting"] else found
 
     def kill(self) -> None:
         self.process.kill()

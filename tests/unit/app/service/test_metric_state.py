@@ -61,6 +61,16 @@ def test_a_new_metric_starts_at_zero_and_one_that_is_gone_is_dropped() -> None:
     assert state_of(rest)["another"]["series"] == [[[], 0.0]]
 
 
+def test_series_of_before_a_label_was_added_go_on_with_it_empty() -> None:
+    before = {**counter("model"), **histogram(1, 2)}
+    before["ends"].labels("a").inc(3)  # type: ignore[union-attr]
+    before["seconds"].observe(1.5)  # type: ignore[union-attr]
+    after = {**counter("outcome", "model", "host"), **histogram(1, 2, labels=("model",))}
+    restore(after, through_json(before))
+    assert state_of(after)["ends"]["series"] == [[["", "a", ""], 3.0]]
+    assert state_of(after)["seconds"]["series"] == [[[""], 1.5, [0, 1, 0]]]
+
+
 def test_a_metric_with_other_labels_or_of_another_kind_starts_at_zero() -> None:
     before = counter("model")
     before["ends"].labels("a").inc()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scraped import total
 from sqlalchemy import TextClause, text
 
 from app.artifacts.local_folder import job_artifacts
@@ -318,7 +319,7 @@ def test_counters_and_estimates_count_an_erased_job_as_before(
             assert deleter.store.event(job_id, token, kind, {**data, "detail": MARKER})
         deleter.end(job_id, token, status)
     before = counted()
-    assert b'framefit_oom_total{stage="decoding"} 2.0' in before[0]
+    assert total(before[0].decode() + "\n", "framefit_oom_total", stage="decoding") == 2
     for job in deleter.store.page():
         deleter.store.delete(job.id)
     deleter.turn()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_pipelines
 import torch
+from scraped import total
 from served_model import ServedModel, served_model
 
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, Sound, load_clip, save_calls
@@ -45,12 +46,7 @@ def spoilt(folder: Path, spoil: Spoil, dtype: str = "float32") -> Iterator[Serve
 
 
 def nonfinite_counted(served: ServedModel, stage: str) -> float:
-    line = next(
-        line
-        for line in served.counted().splitlines()
-        if f'framefit_nonfinite_total{{stage="{stage}"}}' in line
-    )
-    return float(line.split()[-1])
+    return total(served.counted(), "framefit_nonfinite_total", stage=stage)
 
 
 def test_a_broken_number_in_the_denoiser_fails_the_job_before_its_latents_are_saved(tmp_path: Path) -> None:
@@ -68,7 +64,7 @@ def test_a_broken_number_in_the_denoiser_fails_the_job_before_its_latents_are_sa
         assert "video" not in job["links"]
         assert not (served.settings.jobs_dir / job_id / "latents.safetensors").exists()
         assert nonfinite_counted(served, "denoising") == 1
-        assert 'framefit_jobs_total{model="mine",outcome="failed"} 1.0' in served.counted()
+        assert total(served.counted(), "framefit_jobs_total", model="mine", outcome="failed") == 1
 
 
 def test_broken_frames_fail_the_job_and_keep_its_latents(tmp_path: Path) -> None:
