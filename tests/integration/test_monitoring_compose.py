@@ -15,7 +15,7 @@ from app.config import Settings, setting_variables
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 BASE, CPU = ("-f", "compose.yaml"), ("-f", "compose.yaml", "-f", "compose.cpu.yaml")
-PROFILES = ("--profile", "dcgm", "--profile", "postgres")
+PROFILES = ("--profile", "dcgm", "--profile", "postgres", "--profile", "alertmanager")
 
 
 def has_compose() -> bool:
@@ -53,7 +53,7 @@ def test_every_combination_of_files_is_valid_and_publishes_ports_on_loopback_onl
 ) -> None:
     services = compose(*files, *profiles)["services"]
     assert set(services) == {"framefit", "prometheus", "grafana"} | (
-        {"dcgm-exporter", "postgres"} if profiles else set()
+        {"dcgm-exporter", "postgres", "alertmanager"} if profiles else set()
     )
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert len(ports) == 3
