@@ -2,17 +2,22 @@
 
     python tests/integration/draw_boards.py --prometheus http://127.0.0.1:9090 --minutes 10
 
+    python tests/integration/draw_boards.py --fleet
+
 Writes `board-NAME.png` into `docs/pictures`, or into the folder that `--out` names. It follows the panels'
-drawing styles, not Grafana's pixels. Needs matplotlib.
+drawing styles, not Grafana's pixels. With `--fleet` it draws the hour of a fake fleet of 24 cards, of which
+the memory board shows one. Needs matplotlib.
 """
 
 import argparse
 import math
 import re
+import sys
 import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,14 +30,25 @@ from matplotlib import dates, ticker
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-COLORS = {"green": "#56a64b", "yellow": "#e0b400", "orange": "#ff780a", "red": "#e02f44", "blue": "#3274d9"}
+COLORS = {
+    "text": "#444444",
+    "green": "#56a64b",
+    "yellow": "#e0b400",
+    "orange": "#ff780a",
+    "red": "#e02f44",
+    "blue": "#3274d9",
+}
 PALETTE = ("#7eb26d", "#eab839", "#6ed0e0", "#ef843c", "#e24d42", "#1f78c1", "#ba43a9", "#705da0")
 COLUMN_INCHES, ROW_INCHES = 0.72, 0.36
-PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
+ROOT = Path(__file__).parents[2]
+PICTURES = ROOT / "docs" / "pictures"
 
 
 def draw(name: str, board: dict[str, Any], prometheus: Prometheus, span: Span, out: Path) -> Path:
-    """Draw one board; returns the file."""
+    """Draw one board; returns the file.
+
+    A panel that is repeated for each device is drawn once, for the devices that `span` chooses.
+    """
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
     width, height = 24 * COLUMN_INCHES, (rows + 2) * ROW_INCHES
     figure = plt.figure(figsize=(width, height), facecolor="#f4f5f5")
@@ -46,7 +62,8 @@ def draw(name: str, board: dict[str, Any], prometheus: Prometheus, span: Span, o
         bottom = 1 - (grid["y"] + 2 + grid["h"] - 1.1) * ROW_INCHES / height
         box = (left, bottom, (grid["w"] - 1.2) / 24, (grid["h"] - 2.1) * ROW_INCHES / height)
         axes = figure.add_axes(box)
-        axes.set_title(panel["title"], fontsize=9, loc="left", weight="bold")
+        title = re.sub(r"\$(\w+)", lambda match: span.chosen.get(match[1], "each card"), panel["title"])
+        axes.set_title(title, fontsize=9, loc="left", weight="bold")
         _DRAW[panel["type"]](axes, panel, answers(prometheus, panel, span), span)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"board-{name}.png"
@@ -85,7 +102,8 @@ def _timeseries(axes: Axes, panel: dict[str, Any], found: Sequence[Series], span
             )
     _scales(axes, panel, span)
     if found:
-        axes.legend(fontsize=7, loc="upper left", framealpha=0.85)
+        many = len(found) > 8
+        axes.legend(fontsize=5 if many else 7, ncol=3 if many else 1, loc="upper left", framealpha=0.7)
     else:
         _no_data(axes)
 
@@ -156,7 +174,9 @@ def _bars(axes: Axes, panel: dict[str, Any], found: Sequence[Series], _span: Spa
     for index, item in enumerate(ordered):
         value = item.points[-1][1]
         axes.barh(index, value, height=0.6, color=_color(panel, item.legend, index), alpha=0.8)
-        axes.text(largest * 0.01, index, f"{item.legend}: {value:.0f}", fontsize=8, va="center")
+        text = _text(value, panel["fieldConfig"]["defaults"]["unit"], 0)
+        size = 6 if len(ordered) > 12 else 8
+        axes.text(largest * 0.01, index, f"{item.legend}: {text}", fontsize=size, va="center")
     axes.set_ylim(min(-0.5, len(ordered) - 5.5), len(ordered) - 0.5)
     if not ordered:
         _no_data(axes)
@@ -184,11 +204,19 @@ def _states(axes: Axes, panel: dict[str, Any], found: Sequence[Series], span: Sp
     for index, item in enumerate(found):
         for at, value in item.points:
             axes.barh(index, span.step_seconds, left=at, color=COLORS[colors[f"{value:g}"]], alpha=0.8)
-    axes.set_yticks(range(len(found)), [item.legend for item in found], fontsize=7)
+    axes.set_yticks([])
+    for index, item in enumerate(found):
+        axes.text(span.start, index, f" {item.legend}", fontsize=7, va="center")
     axes.set_xlim(span.start, span.end)
     axes.set_xticks([])
     if not found:
         _no_data(axes)
+
+
+def _table(axes: Axes, _panel: dict[str, Any], found: Sequence[Series], _span: Span) -> None:
+    axes.axis("off")
+    lines = [one.legend for one in found] or ["none"]
+    axes.text(0, 1, "\n".join(lines[:12]), fontsize=8, va="top", transform=axes.transAxes)
 
 
 def _words(axes: Axes, panel: dict[str, Any], _found: Sequence[Series], _span: Span) -> None:
@@ -221,8 +249,21 @@ _DRAW = {
     "bargauge": _bars,
     "heatmap": _heatmap,
     "state-timeline": _states,
+    "table": _table,
     "text": _words,
 }
+
+
+def draw_fleet(out: Path) -> None:
+    """Draw the boards of a fake fleet from a real Prometheus that holds an hour of it."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    from fleet_hour import fleet_hour  # needs the service's own packages
+
+    with fleet_hour() as (prometheus, end, card):
+        whole = Span(end - 3600, end, 15, 900, 15)
+        for name, board in boards():
+            span = replace(whole, chosen={"gpu": card.uuid}) if name == "memory" else whole
+            draw(name, board, prometheus, span, out)
 
 
 def main() -> None:
@@ -234,8 +275,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--window", type=int, default=300, help="seconds that rates are taken over")
     parser.add_argument("--scrape", type=float, default=5, help="scrape interval in seconds")
+    parser.add_argument("--fleet", action="store_true", help="draw a fake fleet of its own")
     parser.add_argument("--out", type=Path, default=PICTURES)
     given = parser.parse_args()
+    if given.fleet:
+        draw_fleet(given.out)
+        return
     end = time.time()
     seconds = given.minutes * 60
     span = Span(end - seconds, end, max(given.scrape, seconds / 400), given.window, given.scrape)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,20 @@ class Span:
     step_seconds: float
     window_seconds: int
     scrape_seconds: float
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
     def fill(self, template: str) -> str:
-        """The template with Grafana's and the boards' variables replaced; nothing is filtered."""
+        """The template with Grafana's and the boards' variables replaced.
+
+        `chosen` has the values of those that filter; others filter nothing.
+        """
         rate_seconds = max(4 * self.scrape_seconds, self.step_seconds + self.scrape_seconds)
         values = {
             "window": f"{self.window_seconds}s",
             "__range": f"{max(1, round(self.end - self.start))}s",
             "__rate_interval": f"{round(rate_seconds)}s",
-            "instance": ".*",
-            "model": ".*",
-            "gpu": ".*",
+            **dict.fromkeys(("instance", "host", "gpu", "model"), ".*"),
+            **self.chosen,
         }
         filled = re.sub(r"\$(\w+)", lambda match: values[match[1]], template)
         assert "$" not in filled
@@ -50,7 +53,7 @@ class Prometheus:
     """A running Prometheus, asked over HTTP."""
 
     def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=20)
+        self._http = httpx.Client(base_url=url, timeout=300)
 
     def close(self) -> None:
         """Close the connections."""
@@ -94,12 +97,26 @@ def panels(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [panel for panel in board["panels"] if panel["type"] != "row"]
 
 
+def values_of(prometheus: Prometheus, variable: Mapping[str, Any]) -> dict[str, str]:
+    """What a variable may be set to, by the text that Grafana shows for it."""
+    query: str = variable["query"]["query"]
+    if query.startswith("label_values("):
+        metric, label = query.removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
+        found = prometheus.now(f"group by ({label}) ({metric})")
+        return {sample["metric"][label]: sample["metric"][label] for sample in found}
+    text, value = (re.search(rf'(\w+)="\(\?<{name}>', variable["regex"]) for name in ("text", "value"))
+    assert text, variable["regex"]
+    assert value, variable["regex"]
+    expr = query.removeprefix("query_result(").removesuffix(")").replace('host=~"$host"', "")
+    return {sample["metric"][text[1]]: sample["metric"][value[1]] for sample in prometheus.now(expr)}
+
+
 def answers(prometheus: Prometheus, panel: Mapping[str, Any], span: Span) -> list[Series]:
     """What the panel would show: its queries' series, in order, each finite point."""
     found = []
     for target in panel.get("targets", ()):
         expr = span.fill(target["expr"])
-        if target["instant"] or panel["type"] == "stat":
+        if target["instant"] or panel["type"] in ("stat", "table"):
             samples = [{**sample, "values": [sample["value"]]} for sample in prometheus.at(expr, span.end)]
         else:
             samples = prometheus.over(expr, span)

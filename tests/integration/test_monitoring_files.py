@@ -19,6 +19,7 @@ from app.config import Settings
 DOCKER = Path(__file__).parents[2] / "docker"
 PROMETHEUS = DOCKER / "prometheus"
 BOARD_FILES = sorted((DOCKER / "grafana" / "dashboards").glob("*.json"))
+RULE_TESTS = ("tests/alerts.yml", "tests/slo.yml")
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt install prometheus)"
 )
@@ -35,7 +36,7 @@ def panels(path: Path) -> list[dict[str, Any]]:
 
 def promtool(*arguments: str) -> None:
     done = subprocess.run(
-        ["promtool", *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=120
+        ["promtool", *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -92,13 +93,43 @@ def test_every_panel_is_explained_has_its_own_id_and_keeps_its_place(path: Path)
         taken |= cells
 
 
-def test_the_two_boards_link_to_each_other_and_share_no_uid() -> None:
+def test_the_boards_link_to_each_other_and_share_no_uid() -> None:
     boards = [board(path) for path in BOARD_FILES]
-    assert len({item["uid"] for item in boards}) == len(boards) == 2
+    assert len({item["uid"] for item in boards}) == len(boards) == 3
     for item in boards:
         tag = item["links"][0]["tags"]
         assert all(set(tag) <= set(other["tags"]) for other in boards)
         assert item["links"][0]["keepTime"]
+
+
+@pytest.mark.parametrize("path", BOARD_FILES, ids=lambda path: path.stem)
+def test_the_variables_filter_every_panel_that_shows_their_labels(path: Path) -> None:
+    names = {variable["name"] for variable in board(path)["templating"]["list"]}
+    assert {"instance", "host", "gpu", "model", "window"} <= names
+    for panel in panels(path):
+        for expr in (target["expr"] for target in panel.get("targets", ())):
+            selectors = re.findall(r"(framefit[_:][\w:]+)\{(.*?)\}", expr)
+            assert selectors or "ALERTS" in expr or "framefit:slo" in expr, panel["title"]
+            for metric, matchers in selectors:
+                assert "$instance" in matchers, (panel["title"], metric)
+                labels = set(LABELS_OF_METRIC[re.sub("_(bucket|count|sum)$", "", metric)])
+                unused = {name for name in labels & {"host", "gpu", "model"} if f"${name}" not in matchers}
+                assert not unused, (panel["title"], metric, unused)
+
+
+def labels_of_metrics() -> dict[str, list[str]]:
+    """The labels of each metric, from the recorded public interface; and of what it leaves out."""
+    lines = (Path(__file__).parents[1] / "contract/snapshot/metrics.txt").read_text().splitlines()
+    found = {}
+    for line in lines:
+        name, _, labels = line.split(" ", 2)
+        found[name] = labels.strip("{}").split(",")
+    card = found["framefit_gpu_memory_free_bytes"]
+    more = {"framefit_model_available": ["model"], "framefit:data_free:ratio": []}
+    return found | more | {"framefit:gpu_memory_free:ratio": card}
+
+
+LABELS_OF_METRIC = labels_of_metrics()
 
 
 def test_provisioning_points_at_what_compose_mounts() -> None:
@@ -126,25 +157,29 @@ def test_compose_leaves_monitoring_open_unless_it_is_told_otherwise() -> None:
 
 
 def alert_rules() -> list[dict[str, Any]]:
-    groups = yaml.safe_load((PROMETHEUS / "rules/alerts.yml").read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
+    files = sorted((PROMETHEUS / "rules").glob("*.yml"))
+    groups = [group for path in files for group in yaml.safe_load(path.read_text())["groups"]]
+    return [rule for group in groups for rule in group["rules"] if "alert" in rule]
 
 
 @pytest.mark.parametrize("rule", alert_rules(), ids=lambda rule: rule["alert"])
 def test_every_alert_says_how_bad_it_is_what_it_means_and_what_to_do_first(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"info", "warning", "critical"}
     assert all(rule["annotations"].get(name) for name in ("summary", "description", "runbook"))
+    section = re.sub(r"(?<!^)(?=[A-Z])", "-", rule["alert"]).lower()
+    page = "{{ $externalLabels.service }}/docs/operating"
+    assert rule["annotations"]["runbook_url"] == f"{page}#{section}"
 
 
 @pytest.mark.parametrize("rule", alert_rules(), ids=lambda rule: rule["alert"])
 def test_every_alert_has_a_case_where_it_fires_and_one_where_it_does_not(rule: dict[str, Any]) -> None:
-    cases = yaml.safe_load((PROMETHEUS / "tests/alerts.yml").read_text())["tests"]
+    cases = [case for name in RULE_TESTS for case in yaml.safe_load((PROMETHEUS / name).read_text())["tests"]]
     quiet = cases[0]["promql_expr_test"][0]
     assert (quiet["expr"], quiet["exp_samples"]) == ("count by (alertname) (ALERTS)", [])
     expected = [
         sample["labels"]
         for case in cases
-        for test in case["promql_expr_test"]
+        for test in case.get("promql_expr_test", ())
         for sample in test["exp_samples"]
     ]
     assert any(f'alertname="{rule["alert"]}"' in labels for labels in expected)
@@ -161,8 +196,24 @@ def test_runbooks_name_only_settings_and_commands_that_exist() -> None:
 
 
 @needs_promtool
-def test_rules_fire_when_they_should_and_only_then() -> None:
-    promtool("test", "rules", "tests/alerts.yml")
+@pytest.mark.parametrize("cases", RULE_TESTS)
+def test_rules_fire_when_they_should_and_only_then(cases: str) -> None:
+    promtool("test", "rules", cases)
+
+
+def test_alertmanager_reads_what_prometheus_sends_and_has_an_example_of_each_way_to_tell_people() -> None:
+    config = yaml.safe_load((DOCKER / "alertmanager/alertmanager.yml").read_text())
+    receivers = {one["name"]: one for one in config["receivers"]}
+    named = {config["route"]["receiver"], *(route["receiver"] for route in config["route"]["routes"])}
+    assert named <= receivers.keys()
+    assert any("webhook_configs" in one for one in receivers.values())
+    text = (DOCKER / "alertmanager/alertmanager.yml").read_text()
+    assert "email_configs" in text
+    assert config["inhibit_rules"][0]["source_matchers"] == ["alertname = FramefitDown"]
+    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["alertmanager"]
+    assert service["profiles"] == ["alertmanager"]
+    (sent_to,) = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["alerting"]["alertmanagers"]
+    assert sent_to["dns_sd_configs"][0]["names"] == ["alertmanager"]
 
 
 @needs_promtool

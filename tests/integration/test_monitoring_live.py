@@ -72,33 +72,45 @@ def test_the_service_is_up_and_every_job_ended_as_asked(watched: Watched) -> Non
     assert set(chosen) == {"batched", "chunked", "per_frame"}
 
 
-PANELS = [
-    pytest.param(panel, id=f"{name}: {panel['title']}")
-    for name, board in grafana_boards.boards()
-    for panel in grafana_boards.panels(board)
-    if panel["type"] != "text"
-]
+# What does not happen here, or not in every run; `test_fleet_boards` sees these panels filled.
+NOTHING_HAPPENED = {
+    "Alerts",
+    "Decodes that spill into host memory",
+    "Failures by code",
+    "Fallbacks",
+    "Jobs back in the queue",
+    "Out of memory",
+    "Regret",
+    "Values that are not finite",
+    "Webhooks",
+    "Worker restarts",
+}
 
 
-@pytest.mark.parametrize("panel", PANELS)
-def test_every_query_of_every_panel_returns_numbers(watched: Watched, panel: dict[str, Any]) -> None:
+def test_every_query_is_answered_and_all_that_happens_to_a_healthy_service_is_shown(
+    watched: Watched,
+) -> None:
     end = time.time()
     span = grafana_boards.Span(end - 300, end, 5, 300, SCRAPE_SECONDS)
-    for target in panel["targets"]:
-        found = grafana_boards.answers(watched.prometheus, {**panel, "targets": [target]}, span)
-        assert found, target["expr"]
+    empty = {
+        panel["title"]
+        for _, board in grafana_boards.boards()
+        for panel in grafana_boards.panels(board)
+        if panel["type"] != "text" and not grafana_boards.answers(watched.prometheus, panel, span)
+    }
+    assert empty <= NOTHING_HAPPENED
 
 
 def test_the_template_variables_have_values(watched: Watched) -> None:
-    queries = [
-        variable["query"]["query"].removeprefix("label_values(").removesuffix(")").split(", ")
+    variables = [
+        variable
         for _, board in grafana_boards.boards()
         for variable in board["templating"]["list"]
         if variable["type"] == "query"
     ]
-    assert queries
-    for metric, label in queries:
-        assert by_label(watched, f"group by ({label}) ({metric})", label), metric
+    assert variables
+    for variable in variables:
+        assert grafana_boards.values_of(watched.prometheus, variable), variable["name"]
 
 
 def test_every_rule_is_healthy_and_every_recording_has_a_value(watched: Watched) -> None:
@@ -131,7 +143,7 @@ def test_the_reasons_panel_counts_every_plan_even_the_first_of_its_kind(watched:
         panel
         for _, board in grafana_boards.boards()
         for panel in grafana_boards.panels(board)
-        if panel["type"] == "bargauge"
+        if panel["title"] == "Decodes by strategy and reason"
     ]
     end = time.time()
     shown = grafana_boards.answers(watched.prometheus, panel, grafana_boards.Span(end - 3600, end, 5, 300, 1))
@@ -200,7 +212,8 @@ def test_a_killed_api_counts_past_events_again_without_anything_looking_new(watc
     series = watched.value('count({__name__=~"framefit_.*",__name__!~"framefit_http_.*"})')
     killed_at, first_start = time.time(), watched.value("process_start_time_seconds")
     watched.child("api").send_signal(signal.SIGKILL)
-    wait_for(lambda: start_time(watched) not in (None, first_start), 60, lambda: "the API did not come back")
+    wait_for(lambda: start_time(watched) not in (None, first_start), 120, lambda: "the API did not come back")
+    wait_for(lambda: watched.value("framefit_starting") == 0, 120, lambda: "the API still counts")
     watched.scraped()
     after = {str(sample["metric"]): sample["value"][1] for sample in watched.prometheus.now(counters)}
     assert after == before

@@ -1,13 +1,11 @@
 """The real service on a stub driver, scraped once a second by a real Prometheus with the shipped files."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,11 @@ from typing import Any
 import httpx
 import nvml_stub
 import psutil
-import yaml
 from grafana_boards import Prometheus
+from prometheus_server import prometheus_server, running
 from waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "docker" / "prometheus"
 PHOTO = ROOT / "app" / "assets" / "demo.jpg"
 SCRAPE_SECONDS = 1
 START_SECONDS = 240
@@ -105,13 +102,13 @@ def watched_service(folder: Path, library: Path, ports: tuple[int, int]) -> Iter
     machine, gpu = folder / "machine", nvml_stub.StubGpu(utilization_percent=40)
     nvml_stub.write_machine(machine, [gpu])
     with (
-        _running(_serve(folder, library, machine, ports[0]), folder / "service.log") as process,
-        _running(_prometheus(folder, ports), folder / "prometheus.log"),
+        running(*_serve(folder, library, machine, ports[0]), folder / "service.log") as process,
+        prometheus_server(
+            folder, ports[1], [f"127.0.0.1:{ports[0]}"], scrape_seconds=SCRAPE_SECONDS
+        ) as prometheus,
         httpx.Client(base_url=f"http://127.0.0.1:{ports[0]}", timeout=30) as client,
-        closing(Prometheus(f"http://127.0.0.1:{ports[1]}")) as prometheus,
     ):
         wait_for(lambda: _takes_jobs(client), START_SECONDS, (folder / "service.log").read_text)
-        wait_for(lambda: _ready(ports[1]), 60, (folder / "prometheus.log").read_text)
         yield Watched(client, prometheus, process, machine, gpu, ports[0])
 
 
@@ -125,13 +122,6 @@ def _takes_jobs(client: httpx.Client) -> bool:
         return False
 
 
-def _ready(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/-/ready").is_success
-    except httpx.TransportError:
-        return False
-
-
 def _serve(folder: Path, library: Path, machine: Path, port: int) -> tuple[list[str], dict[str, str]]:
     environ = nvml_stub.environment(library, machine) | {
         "FRAMEFIT_DATA_DIR": str(folder / "data"),
@@ -141,35 +131,3 @@ def _serve(folder: Path, library: Path, machine: Path, port: int) -> tuple[list[
         "OMP_NUM_THREADS": "1",
     }
     return [sys.executable, "-m", "app", "serve"], environ
-
-
-def _prometheus(folder: Path, ports: tuple[int, int]) -> tuple[list[str], dict[str, str]]:
-    config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(SHIPPED / pattern) for pattern in config["rule_files"]]
-    config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] == "framefit"]
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{ports[0]}"]}]
-    path = folder / "prometheus.yml"
-    path.write_text(yaml.safe_dump(config))
-    options = {
-        "config.file": path,
-        "storage.tsdb.path": folder / "tsdb",
-        "web.listen-address": f"127.0.0.1:{ports[1]}",
-    }
-    return ["prometheus", *(f"--{name}={value}" for name, value in options.items())], dict(os.environ)
-
-
-@contextmanager
-def _running(what: tuple[list[str], dict[str, str]], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command, environ = what
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

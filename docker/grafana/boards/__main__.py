@@ -9,12 +9,13 @@ import json
 import sys
 from pathlib import Path
 
+from fleet import FLEET
 from memory import MEMORY
 from model import board_json
 from operations import OPERATIONS
 
 FOLDER = Path(__file__).parents[1] / "dashboards"
-BOARDS = {"operations.json": OPERATIONS, "memory.json": MEMORY}
+BOARDS = {"operations.json": OPERATIONS, "memory.json": MEMORY, "fleet.json": FLEET}
 
 
 def main() -> int:

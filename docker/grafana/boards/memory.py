@@ -1,28 +1,42 @@
 """The board *Memory decisions*: why was each video decoded the way it was, and was the prediction right?"""
 
-from panels import Board, Draw, Kind, Panel, Query, Style, Variable
+from panels import Board, Draw, Kind, Panel, Style
 from queries import (
     ANNOTATIONS,
+    CARD,
     GPU,
+    HOST,
     INSTANCE,
-    SITE,
+    JOB,
+    JOBS_LINKS,
+    MODEL_NAME,
+    NEUTRAL,
+    PAGE,
     STRATEGIES,
     WINDOW,
+    bars,
     gained,
-    gained_exactly,
+    gained_in_all,
+    heat,
     quantile,
     rate,
     series,
+    share,
     stat,
 )
 
+DECODES = "framefit_decode_duration_seconds_count"
+BATCHED = f'{JOB},strategy="batched"'
+
 
 def each_decode(histogram: str) -> str:
-    """Return PromQL for the mean over the seconds around the end of a decode.
+    """Return PromQL for the mean over the seconds around the end of a decode, on each host.
 
     With one worker this is the value of that decode.
     """
-    spans = (f"sum(rate({histogram}_{part}{{{SITE}}}[$__rate_interval]))" for part in ("sum", "count"))
+    spans = (
+        f"sum by (host) (rate({histogram}_{part}{{{JOB}}}[$__rate_interval]))" for part in ("sum", "count")
+    )
     return "{} / ({} > 0)".format(*spans)
 
 
@@ -34,7 +48,7 @@ other programs.
 *measured* peak. A mark inside green fits.
 
 - *Grey grows:* another program took memory, so green shrinks. The next decode uses smaller chunks: its marks
-  are below green again, and the strategy share beside it turns yellow or orange.
+  are below green again, and the strategy share turns yellow or orange.
 - *Red above orange:* the prediction was too low. Framefit learns from the measurement.
 - *Marks far below green, but the share is not green:* the plan was too careful; the regret panel shows its
   cost.
@@ -44,11 +58,7 @@ MEMORY = Board(
     uid="framefit-memory",
     title="Framefit: memory decisions",
     description="Why was each video decoded the way it was, and was the prediction right?",
-    variables=(
-        INSTANCE,
-        Variable("gpu", "GPU", "label_values(framefit_gpu_memory_total_bytes, gpu)"),
-        WINDOW,
-    ),
+    variables=(INSTANCE, HOST, GPU, MODEL_NAME, WINDOW, PAGE),
     annotations=ANNOTATIONS,
     rows=(
         (
@@ -57,39 +67,44 @@ MEMORY = Board(
                 stat(
                     "Memory free",
                     "Share of free memory on the GPU with the least.",
-                    f"min(framefit:gpu_memory_free:ratio{{{GPU}}})",
+                    f"min(framefit:gpu_memory_free:ratio{{{CARD}}})",
                     unit="percentunit",
+                    thresholds=((0.05, "yellow"), (0.15, "green")),
+                    base="red",
                 ),
                 stat(
                     "Decodes",
                     "Decodes that ended in the window.",
-                    f"sum(increase(framefit_decode_duration_seconds_count{{{SITE}}}[$window]))",
+                    gained_in_all(DECODES, JOB),
+                    base=NEUTRAL,
+                    links=JOBS_LINKS,
                 ),
                 stat(
                     "Decoded in one call",
                     "Share of the window's decodes that ran batched, the fastest way.",
-                    f'sum(increase(framefit_decode_duration_seconds_count{{{SITE},strategy="batched"}}[$window]))'
-                    f" / (sum(increase(framefit_decode_duration_seconds_count{{{SITE}}}[$window])) > 0)",
+                    f"{gained_in_all(DECODES, BATCHED)} / ({gained_in_all(DECODES, JOB)} > 0)",
                     unit="percentunit",
+                    base=NEUTRAL,
                 ),
                 stat(
                     "Measured / predicted",
                     "Median over the window. Below 1, decodes need less than predicted.",
-                    quantile(0.5, "framefit_decode_prediction_ratio"),
+                    quantile(0.5, "framefit_decode_prediction_ratio", matchers=JOB),
                     thresholds=((1, "yellow"), (1.1, "red")),
                     decimals=2,
                 ),
                 stat(
                     "Out of memory",
                     "Out-of-memory events in the window, all stages.",
-                    f"sum(increase(framefit_oom_total{{{SITE}}}[$window]))",
+                    gained_in_all("framefit_oom_total", JOB),
                     thresholds=((0.5, "yellow"), (3, "red")),
                 ),
                 stat(
                     "Regret",
                     "Decode time lost in the window to options slower than the memory allowed.",
-                    f"sum(increase(framefit_decode_regret_seconds_total{{{SITE}}}[$window]))",
+                    gained_in_all("framefit_decode_regret_seconds_total", JOB),
                     unit="s",
+                    thresholds=((60, "yellow"),),
                 ),
             ),
         ),
@@ -97,17 +112,18 @@ MEMORY = Board(
             "Memory and the decodes it allowed",
             (
                 series(
-                    "Video memory, and what decodes needed",
+                    "Memory of $gpu, and what decodes needed",
                     "Green: free. Blue: held by Framefit. Grey: held by others. Orange and red marks: the"
-                    " predicted and the measured peak of each decode, drawn from zero as green is.",
-                    (f"sum(framefit_gpu_memory_free_bytes{{{GPU}}})", "free"),
-                    (f"sum(framefit_gpu_memory_own_bytes{{{GPU}}})", "own"),
-                    (f"sum(framefit_gpu_memory_other_bytes{{{GPU}}})", "other"),
-                    (each_decode("framefit_decode_predicted_peak_bytes"), "predicted peak"),
-                    (each_decode("framefit_decode_measured_peak_bytes"), "measured peak"),
+                    " predicted and the measured peak of each decode, drawn from zero as green is. One"
+                    " picture for each GPU; the CPUs of several hosts share one, so choose a host.",
+                    (f"sum by (host) (framefit_gpu_memory_free_bytes{{{CARD}}})", "free {{host}}"),
+                    (f"sum by (host) (framefit_gpu_memory_own_bytes{{{CARD}}}) > 0", "own {{host}}"),
+                    (f"sum by (host) (framefit_gpu_memory_other_bytes{{{CARD}}}) > 0", "other {{host}}"),
+                    (each_decode("framefit_decode_predicted_peak_bytes"), "predicted peak {{host}}"),
+                    (each_decode("framefit_decode_measured_peak_bytes"), "measured peak {{host}}"),
                     unit="bytes",
                     draw=Draw.STACK,
-                    width=16,
+                    width=24,
                     height=11,
                     styles=(
                         Style("free", "green"),
@@ -116,46 +132,44 @@ MEMORY = Board(
                         Style("predicted", "orange", over_stack=True),
                         Style("measured", "red", over_stack=True),
                     ),
-                ),
-                series(
-                    "Strategy share",
-                    "Strategies of the window's decodes: with less memory chunked, with the least per frame.",
-                    (gained("framefit_decode_duration_seconds_count", "strategy"), "{{strategy}}"),
-                    unit="percentunit",
-                    draw=Draw.SHARE,
-                    height=11,
-                    styles=STRATEGIES,
+                    repeat="gpu",
                 ),
             ),
         ),
         (
             "Why",
             (
-                Panel(
-                    Kind.BARGAUGE,
+                series(
+                    "Strategy share",
+                    "Strategies of the window's decodes: with less memory chunked, with the least per frame.",
+                    (share(DECODES, "strategy", JOB), "{{strategy}}"),
+                    unit="percentunit",
+                    draw=Draw.STACK,
+                    maximum=1,
+                    width=6,
+                    styles=STRATEGIES,
+                ),
+                bars(
                     "Decodes by strategy and reason",
                     "Decodes in the shown time range, with the planner's reason from each job's report.",
-                    (
-                        Query(
-                            gained_exactly("framefit_decode_strategy_total", "strategy, reason"),
-                            "{{strategy}}: {{reason}}",
-                            instant=True,
-                        ),
-                    ),
+                    gained("framefit_decode_strategy_total", "strategy, reason", JOB, "$__range"),
+                    "{{strategy}}: {{reason}}",
+                    height=8,
                     decimals=0,
                     styles=STRATEGIES,
                 ),
-                Panel(
-                    Kind.HEATMAP,
+                heat(
                     "Chunk sizes",
                     "Latent frames per chunk. A darker cell means more decodes.",
-                    (Query(gained("framefit_decode_chunk_frames_bucket", "le"), "{{le}}"),),
+                    gained("framefit_decode_chunk_frames_bucket", "le", JOB),
+                    width=6,
                 ),
                 Panel(
                     Kind.TEXT,
                     "How to read the memory picture",
                     "",
                     content=HOW_TO_READ.strip(),
+                    width=6,
                 ),
             ),
         ),
@@ -165,22 +179,25 @@ MEMORY = Board(
                 series(
                     "Measured / predicted peak",
                     "Above 1, decodes need more than predicted. Learned margins bring it back below 1.",
-                    (quantile(0.05, "framefit_decode_prediction_ratio"), "5th percentile"),
-                    (quantile(0.5, "framefit_decode_prediction_ratio"), "median"),
-                    (quantile(0.95, "framefit_decode_prediction_ratio"), "95th percentile"),
+                    (quantile(0.05, "framefit_decode_prediction_ratio", matchers=JOB), "5th percentile"),
+                    (quantile(0.5, "framefit_decode_prediction_ratio", matchers=JOB), "median"),
+                    (quantile(0.95, "framefit_decode_prediction_ratio", matchers=JOB), "95th percentile"),
                     thresholds=((1, "red"),),
+                    exemplars=True,
                 ),
                 series(
                     "Fallbacks",
                     "Decodes in the window that left their planned option, and the option they fell back to.",
-                    (gained("framefit_decode_fallback_total", "from, to"), "{{from}} → {{to}}"),
+                    (gained("framefit_decode_fallback_total", "from, to", JOB), "{{from}} → {{to}}"),
                     draw=Draw.BARS,
+                    links=JOBS_LINKS,
                 ),
                 series(
                     "Out of memory",
                     "Out-of-memory events in the window, by stage.",
-                    (gained("framefit_oom_total", "stage"), "{{stage}}"),
+                    (gained("framefit_oom_total", "stage", JOB), "{{stage}}"),
                     draw=Draw.BARS,
+                    links=JOBS_LINKS,
                 ),
             ),
         ),
@@ -190,15 +207,16 @@ MEMORY = Board(
                 series(
                     "Decode time by strategy",
                     "Median over the window, without the time to encode the mp4.",
-                    (quantile(0.5, "framefit_decode_duration_seconds", "strategy"), "{{strategy}}"),
+                    (quantile(0.5, "framefit_decode_duration_seconds", "strategy", JOB), "{{strategy}}"),
                     unit="s",
                     styles=STRATEGIES,
                     width=12,
+                    exemplars=True,
                 ),
                 series(
                     "Regret",
                     "Decode seconds lost per hour to options that were too careful, or to retries.",
-                    (f"{rate('framefit_decode_regret_seconds_total', 'instance')} * 3600", "{{instance}}"),
+                    (f"({rate('framefit_decode_regret_seconds_total', 'host', JOB)}) * 3600", "{{host}}"),
                     unit="s",
                     width=12,
                 ),

@@ -59,6 +59,13 @@ def _panel(panel: Panel) -> Json:
     base: Json = {"type": panel.kind.value, "title": panel.title, "description": panel.description}
     if panel.kind is Kind.TEXT:
         return {**base, "options": {"mode": "markdown", "content": panel.content}}
+    if panel.repeat:
+        base |= {"repeat": panel.repeat, "repeatDirection": "h", "maxPerRow": panel.per_row}
+    if panel.links:
+        base["links"] = [{"title": title, "url": url, "targetBlank": True} for title, url in panel.links]
+    if panel.kind is Kind.TABLE:
+        excluded = dict.fromkeys(("Time", "Value", *panel.hidden), True)
+        base["transformations"] = [{"id": "organize", "options": {"excludeByName": excluded}}]
     return {
         **base,
         "datasource": DATASOURCE,
@@ -78,9 +85,10 @@ def _target(query: Query, ref: str, kind: Kind) -> Json:
         "editorMode": "code",
         "expr": query.expr,
         "legendFormat": query.legend,
-        "format": "heatmap" if kind is Kind.HEATMAP else "time_series",
+        "format": {Kind.HEATMAP: "heatmap", Kind.TABLE: "table"}.get(kind, "time_series"),
         "instant": query.instant,
         "range": not query.instant,
+        "exemplar": query.exemplars,
     }
 
 
@@ -128,6 +136,7 @@ _OPTIONS: dict[Kind, Json] = {
         "sizing": "auto",
         "valueMode": "color",
     },
+    Kind.TABLE: {"showHeader": True, "cellHeight": "sm"},
     Kind.STATE: {
         "alignValue": "left",
         "legend": _LEGEND,
@@ -140,7 +149,7 @@ _OPTIONS: dict[Kind, Json] = {
 
 
 def _field_defaults(panel: Panel) -> Json:
-    steps: list[Json] = [{"color": "green", "value": None}]
+    steps: list[Json] = [{"color": panel.base, "value": None}]
     steps += [{"color": color, "value": value} for value, color in panel.thresholds]
     by_value = panel.kind in (Kind.STAT, Kind.STATE)
     defaults: Json = {
@@ -222,6 +231,15 @@ def _variable(variable: Variable) -> Json:
             "multi": False,
             "includeAll": False,
         }
+    if variable.text:
+        chosen = {"selected": False, "text": variable.text, "value": variable.text}
+        return {
+            **common,
+            "type": "textbox",
+            "query": variable.text,
+            "current": chosen,
+            "options": [chosen],
+        }
     return {
         **common,
         "type": "query",
@@ -234,7 +252,7 @@ def _variable(variable: Variable) -> Json:
         "includeAll": True,
         "allValue": ".*",
         "refresh": 2,
-        "regex": "",
+        "regex": variable.pattern,
         "sort": 1,
     }
 

@@ -12,6 +12,7 @@ class Kind(StrEnum):
     HEATMAP = "heatmap"
     BARGAUGE = "bargauge"
     STATE = "state-timeline"
+    TABLE = "table"
     TEXT = "text"
 
 
@@ -26,11 +27,12 @@ class Draw(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One PromQL expression; `legend` is Grafana's legend template."""
+    """One PromQL expression; `legend` is Grafana's legend template. `exemplars`: show jobs behind points."""
 
     expr: str
     legend: str
     instant: bool = False
+    exemplars: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,11 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel. `thresholds` are ascending (start value, colour); below the first, the colour is green."""
+    """One panel. `thresholds` are ascending (start value, colour); below the first it is `base`.
+
+    `repeat` names the variable of which each chosen value gets a panel of its own, `per_row` in a row.
+    `links` are pairs of title and address. `hidden` are the columns that a table leaves out.
+    """
 
     kind: Kind
     title: str
@@ -54,6 +60,7 @@ class Panel:
     draw: Draw = Draw.LINE
     width: int = 8
     height: int = 8
+    base: str = "green"
     thresholds: tuple[tuple[float, str], ...] = ()
     styles: tuple[Style, ...] = ()
     mappings: tuple[tuple[str, str, str], ...] = ()  # (value, text, colour)
@@ -61,16 +68,25 @@ class Panel:
     maximum: float | None = None
     decimals: int | None = None
     content: str = ""  # of a text panel, in Markdown
+    repeat: str = ""
+    per_row: int = 3
+    links: tuple[tuple[str, str], ...] = ()
+    hidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A template variable: the values of a label, or the fixed list `choices`."""
+    """A template variable: what `query` finds, one of `choices`, or a `text` that may be edited.
+
+    `pattern` takes names and values out of what a query finds, with the groups `text` and `value`.
+    """
 
     name: str
     label: str
     query: str = ""
     choices: tuple[str, ...] = ()
+    pattern: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
