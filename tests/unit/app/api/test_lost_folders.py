@@ -55,9 +55,9 @@ def test_no_job_is_taken_while_the_folder_is_away(
     if replace:
         (tmp_path / "data").mkdir()
     assert post(served, picture) == (503, "data_folder_unusable")
-    wait_for(lambda: served.get("/healthz").status_code == 503, WAIT_SECONDS)
     said = "was replaced by another" if replace else "was removed"
-    assert said in served.get("/healthz").json()["storage"]
+    wait_for(lambda: said in served.get("/healthz").json()["storage"], WAIT_SECONDS)
+    assert served.get("/healthz").status_code == 503
     assert said in served.get("/readyz").json()["storage"]
     assert not usable(served)
     assert [one.name for one in tmp_path.glob("data/*")] == [], "nothing is made in its place"
