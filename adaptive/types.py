@@ -244,12 +244,13 @@ class MeasuredPeak:
 
     `allocated_bytes`: tensors and workspace of operators. `fragmentation_bytes`: memory that the allocator
     holds beyond them. `outside_bytes`: growth of the process outside the allocator, such as lazily loaded
-    kernels, and on the CPU also the memory of other threads.
+    kernels, and on the CPU also the memory of other threads. Not `complete`: the fragmentation is not known.
     """
 
     allocated_bytes: int
     fragmentation_bytes: int = 0
     outside_bytes: int = 0
+    complete: bool = True
 
     @property
     def total_bytes(self) -> int:

@@ -60,6 +60,8 @@ class MarginLearning:
         """
         if self._residuals is None or measured is None or use.live_bytes < max(1, noise_bytes):
             return
+        if not measured.complete:  # fewer bytes than were needed would be learned
+            return
         self._residuals.observe(
             *self._alike,
             use.strategy,

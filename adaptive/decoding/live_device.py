@@ -42,7 +42,8 @@ class LiveDevices:
             return self._given_probe
         name = str(device)
         if name not in self._probes:
-            self._probes[name] = open_probe(name)
+            # What all calls of the process share comes with `enable`: the program has figures of its own.
+            self._probes[name] = open_probe(name, resets_peaks=not self._shares_costs)
         return self._probes[name]
 
     def costs(self, device: torch.device) -> LearnedCosts:

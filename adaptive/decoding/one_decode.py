@@ -18,8 +18,9 @@ from adaptive.decoding.events import DecodeEvent, DecodeRun, chunk_data, plan_da
 from adaptive.decoding.learning import DecodeLearning, report_of
 from adaptive.decoding.overlaps import Overlap, noting_overlaps
 from adaptive.decoding.replanning import DecodeMemory, Replanner
+from adaptive.device.accelerator import Stopwatch
 from adaptive.device.out_of_memory import MemoryFailure, memory_failure, release_frames
-from adaptive.device.probe import MemoryProbe, synchronized_seconds
+from adaptive.device.probe import MemoryProbe
 from adaptive.device.spill import SpillWatch
 from adaptive.errors import UnsupportedVae
 from adaptive.memory.profile import ITEM_BYTES, Curve, MemoryProfile
@@ -160,9 +161,9 @@ class OneDecode:
 
     def _own_call(self, latents: Tensor, run: DecodeRun) -> Iterator[Tensor]:
         """One call whose memory is not known: an out-of-memory is torch's own error."""
-        started = synchronized_seconds(self._view.device)
+        watch = Stopwatch(self._view.device)
         whole = decode_whole(self._view, latents)
-        run.seconds = synchronized_seconds(self._view.device) - started
+        run.seconds = watch.seconds()
         self._note_chunk(run, whole, fed=latents.shape[2], position=latents.shape[2])
         self.report = report_of(run, self._probe.peak(whole.nbytes), Regret(0.0, "not known"))
         yield whole
@@ -215,7 +216,7 @@ class OneDecode:
         The caller reacts to the failure outside the `except` block, because the exception's traceback keeps
         the tensors of the failed decode alive.
         """
-        started = synchronized_seconds(self._view.device)
+        watch = Stopwatch(self._view.device)
         try:
             return work()
         except Exception as error:
@@ -226,7 +227,7 @@ class OneDecode:
             run.doubtful = error if failure is MemoryFailure.POSSIBLE else None
             release_frames(error)
         finally:
-            run.seconds += synchronized_seconds(self._view.device) - started
+            run.seconds += watch.seconds()
         return None
 
     def _note_chunk(self, run: DecodeRun, frames: Tensor, *, fed: int, position: int) -> None:

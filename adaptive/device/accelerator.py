@@ -6,6 +6,7 @@ the driver, readings or decodes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +48,38 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all queued work; a host has none."""
     if is_accelerator(device):
         torch.accelerator.synchronize(device)
+
+
+class Stopwatch:
+    """Times what a device does from now on, without waiting for work that other streams do.
+
+    Two events on the current stream where the device has them; else the device is waited for twice.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._events = has_streams(device) and hasattr(module_of(device), "Event")
+        self._began = self._now()
+
+    def seconds(self) -> float:
+        """Wait for what the current stream has been given so far; the seconds from the beginning until then.
+
+        Work of the stream from before the beginning does not count.
+        """
+        ended = self._now()
+        if not self._events:
+            return float(ended - self._began)
+        ended.synchronize()
+        return float(self._began.elapsed_time(ended)) / 1000
+
+    def _now(self) -> Any:
+        if not self._events:
+            synchronize(self._device)
+            return time.perf_counter()
+        module = module_of(self._device)
+        event = module.Event(enable_timing=True)
+        event.record(module.current_stream(self._device))
+        return event
 
 
 def has_streams(device: torch.device) -> bool:

@@ -7,6 +7,7 @@ Owns readings, peaks since a reset, and the release of cached memory. It does no
 import gc
 import os
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -50,8 +51,10 @@ class MemoryProbe(Protocol):
         """Return cached memory to the device, so that a reading shows all free memory."""
 
 
-def open_probe(device: str) -> MemoryProbe:
+def open_probe(device: str, *, resets_peaks: bool = True) -> MemoryProbe:
     """Probe of "cpu" or of an accelerator such as "cuda:0"; without an index, of the current one of its kind.
+
+    With `resets_peaks=False`, torch's peak statistics of the accelerator stay those of the caller's program.
 
     Raises `NoDevice` where torch has no such device (`not_found`), or where nothing tells how much of its
     memory is free (`memory_unknown`).
@@ -66,7 +69,7 @@ def open_probe(device: str) -> MemoryProbe:
         return MpsProbe()
     if not all(hasattr(module_of(wanted), name) for name in ("mem_get_info", "memory_stats")):
         raise NoDevice(device, NvmlState.MEMORY_UNKNOWN)
-    return AcceleratorProbe(with_index(wanted))
+    return AcceleratorProbe(with_index(wanted), resets_peaks=resets_peaks)
 
 
 def is_nvidia(device: torch.device) -> bool:
@@ -131,13 +134,15 @@ class AcceleratorProbe:
 
     noise_bytes = 0
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, resets_peaks: bool = True) -> None:
         self._device = device
+        self._resets_peaks = resets_peaks
         self._torch = module_of(device)
         self._nvml = Nvml()
         self._uuid = device_uuid(device.index, self._nvml) if is_nvidia(device) else None
         self._total_bytes = int(self._torch.mem_get_info(device)[1])
-        self._base_allocated = self._base_reserved = self._base_outside = 0
+        self._base_allocated = self._base_reserved = self._base_outside = self._cached = 0
+        self._peaks_before = (0, 0)
         self._context_bytes = self._create_context()
         self.reset_peak()
 
@@ -170,9 +175,7 @@ class AcceleratorProbe:
         """Free, reusable and total bytes, and the bytes of this and other processes."""
         stats = self._torch.memory_stats(self._device)
         reserved = stats.get("reserved_bytes.all.current", 0)
-        allocated = stats.get("allocated_bytes.all.current", 0)
-        split = stats.get("inactive_split_bytes.all.current", 0)
-        reusable = max(0, reserved - allocated - split)
+        reusable = reusable_bytes(stats)
         gpu = None if self._uuid is None else self._nvml.memory(self._uuid)
         if gpu is None or not self._is_own(gpu):
             free, total = self._torch.mem_get_info(self._device)
@@ -192,24 +195,37 @@ class AcceleratorProbe:
         )
 
     def reset_peak(self) -> None:
-        """Reset torch's peaks, and note the memory in use now.
+        """Note the memory in use now, and reset torch's peaks unless they are the caller's.
 
         `peak` separates allocated from reserved memory, because the allocator may reserve more than it needs.
         """
-        synchronize(self._device)
-        self._torch.reset_peak_memory_stats(self._device)
+        if self._resets_peaks:
+            self._torch.reset_peak_memory_stats(self._device)
+        self._peaks_before = self._peaks()
         self._base_allocated = self._torch.memory_allocated(self._device)
         self._base_reserved = self._torch.memory_reserved(self._device)
+        self._cached = reusable_bytes(self._torch.memory_stats(self._device))
         self._base_outside = self._outside()
+
+    def _peaks(self) -> tuple[int, int]:
+        found = self._torch.max_memory_allocated(self._device), self._torch.max_memory_reserved(self._device)
+        return int(found[0]), int(found[1])
 
     def peak(self, held_bytes: int = 0) -> MeasuredPeak | None:  # noqa: ARG002 - torch counts allocations itself
         """Growth since the reset: torch's allocated peak, the memory reserved beyond it, and the driver's
         figure beyond that.
+
+        None where torch's peaks are not reset, and an earlier one is higher: it hides this one. Where memory
+        that was cached before served everything, how much of it was needed beyond the tensors is not known.
         """
-        synchronize(self._device)
-        allocated = max(0, self._torch.max_memory_allocated(self._device) - self._base_allocated)
-        reserved = max(0, self._torch.max_memory_reserved(self._device) - self._base_reserved)
+        peaks = self._peaks()
+        if not self._resets_peaks and peaks[0] <= self._peaks_before[0]:
+            return None
+        allocated = max(0, peaks[0] - self._base_allocated)
         outside = min(max(0, self._outside() - self._base_outside), MOST_OUTSIDE_BYTES)
+        if self._cached and peaks[1] <= self._peaks_before[1]:
+            return MeasuredPeak(allocated, 0, outside, complete=False)
+        reserved = max(0, peaks[1] - self._base_reserved + self._cached)
         return MeasuredPeak(allocated, max(0, reserved - allocated), outside)
 
     def _outside(self) -> int:
@@ -227,9 +243,7 @@ class AcceleratorProbe:
         self._torch.empty_cache()
 
     def release_young(self) -> None:
-        """See `CpuProbe.release_young`."""
-        gc.collect(1)
-        self._torch.empty_cache()
+        """Nothing: what torch's allocator caches counts as free, and a collection takes long."""
 
 
 class MpsProbe:
@@ -257,6 +271,13 @@ class MpsProbe:
         """Collect garbage and empty torch's cache."""
         gc.collect()
         torch.mps.empty_cache()
+
+
+def reusable_bytes(stats: Mapping[str, int]) -> int:
+    """Bytes that torch's allocator holds and can reuse, by its statistics."""
+    names = ("reserved_bytes", "allocated_bytes", "inactive_split_bytes")
+    reserved, allocated, split = (stats.get(f"{name}.all.current", 0) for name in names)
+    return max(0, reserved - allocated - split)
 
 
 def device_uuid(ordinal: int, nvml: Nvml) -> str | None:

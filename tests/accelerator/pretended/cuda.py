@@ -26,11 +26,11 @@ class Stream(torch.Stream):
         return super().__new__(cls, device=torch.device("cuda", index), priority=priority)
 
 
-class Event(torch.Event):
-    """`torch.cuda.Event` on torch's generic event."""
+class Event:
+    """`torch.cuda.Event` is torch's generic event, which takes no subclass of itself for `elapsed_time`."""
 
     def __new__(cls, enable_timing: bool = False, **_options: bool) -> Any:
-        return super().__new__(cls, device=torch.device("cuda"), enable_timing=enable_timing)
+        return torch.Event(device=torch.device("cuda"), enable_timing=enable_timing)
 
 
 def install() -> None:
