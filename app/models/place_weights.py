@@ -33,7 +33,7 @@ def place(
     # device with the VAE.
     sequence = [*_encoders(pipe), "vae"]
     if kind == "model_offload":
-        sequence += [name for name in DENOISERS if name in pipe.components]
+        sequence += _denoisers(pipe)
     elif kind != "drop_text_encoder":
         raise ValueError(f"unknown placement {kind!r}")
     pipe.model_cpu_offload_seq = "->".join(sequence)
@@ -48,7 +48,7 @@ def _in_groups(pipe: Any, device: torch.device, group_offloaded: Sequence[str]) 
     from diffusers.hooks import apply_group_offloading
 
     hooks: list[Any] = []
-    for name in [*_encoders(pipe), "vae", *(name for name in DENOISERS if name in pipe.components)]:
+    for name in [*_encoders(pipe), "vae", *_denoisers(pipe)]:
         if name in group_offloaded:
             apply_group_offloading(
                 pipe.components[name],
@@ -76,6 +76,11 @@ def _encoders(pipe: Any) -> list[str]:
         for name, component in pipe.components.items()
         if isinstance(component, torch.nn.Module) and name != "vae" and name not in DENOISERS
     ]
+
+
+def _denoisers(pipe: Any) -> list[str]:
+    """The denoisers that the pipeline has: an optional one may be None, as Wan 2.1's second transformer."""
+    return [name for name in DENOISERS if pipe.components.get(name) is not None]
 
 
 def _is_host(device: torch.device) -> bool:

@@ -1,13 +1,16 @@
 """An enabled pipeline on a card, under each way in which diffusers offloads weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_pipelines
 import torch
 from PIL import Image
 
 import adaptive
+from app.models.place_weights import place
 from app.pipelines import tiny
 
 
@@ -58,3 +61,27 @@ def test_an_enabled_pipeline_makes_the_same_video_and_gives_it_back(
     assert torch.allclose(_video(pipe), expected, atol=1e-4)
     attachment.detach()
     assert torch.allclose(_video(pipe), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "grouped"), [("group_offload", ["transformer"]), ("group_offload", []), ("model_offload", [])]
+)
+def test_a_pipeline_without_its_optional_components_is_placed(
+    kind: str, grouped: Sequence[str], device: str
+) -> None:
+    pipe = tiny_pipelines.build("WanImageToVideoPipeline")
+    assert pipe.transformer_2 is None
+    return_to_host = place(pipe, kind, torch.device(device), grouped)
+    for _ in range(2):
+        latents = pipe(
+            image=Image.new("RGB", (32, 32), (200, 40, 90)),
+            prompt="a red wall",
+            width=32,
+            height=32,
+            num_frames=9,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            output_type="latent",
+        ).frames
+        return_to_host()
+        assert latents.isfinite().all()
