@@ -178,7 +178,10 @@ class JobRun:
         plan = self._once_it_fits(lambda: model.fit_denoise(spec, self._event), may_yield=True)
         with self._in_stage(Stage.DENOISING):
             image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
-            recorded = model.denoise(spec, image, last_image=last_image, on_step=self._step)
+            # Before its first step, a pipeline may encode a clip that does not fit now.
+            recorded = self._once_it_fits(
+                lambda: model.denoise(spec, image, last_image=last_image, on_step=self._step), may_yield=False
+            )
             save_calls(recorded.calls, artifacts.latents, recorded.sound)
         path = str(artifacts.latents.relative_to(self._settings.data_dir))
         seconds = round(time.monotonic() - started, 3)
