@@ -67,8 +67,9 @@ test-docker: $(VENV)/.dev ## build the image and test it in a container engine
 bench: $(VENV)/.dev ## compare decoding with diffusers' own settings; writes tests/bench/results/
 	$(BIN)/python tests/bench/decode.py $(ARGS)
 
-acceptance: $(VENV)/.dev ## run 200 jobs under injected faults (kills, locks, a full disk); writes tests/bench/results/faults.md
+acceptance: $(VENV)/.dev ## run 200 jobs under injected faults (kills, locks, a full disk) and 200 on pretended cards; writes tests/bench/results/
 	$(BIN)/python tests/bench/faults.py $(ARGS)
+	$(BIN)/python tests/bench/service_on_cards.py
 
 clean: ## remove the environment and caches, keep data/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +203,14 @@ class Campaign:
         self._machine, self._models, self._report = machine, models, report
         self._fields: dict[str, dict[str, Any]] = {}
 
-    def run(self, jobs: list[dict[str, Any]], outstanding: int) -> None:
-        """Hand in the jobs, at most so many at a time, and see each to its end."""
+    def run(self, jobs: list[dict[str, Any]], outstanding: int, begin_until: float = inf) -> None:
+        """Hand in the jobs, at most so many at a time, none after `begin_until`; see each to its end."""
         waiting, pending = list(reversed(jobs)), set[str]()
         wait_for(self._profiles_are_there, WAIT_SECONDS, self.service.log)
         deadline = time.monotonic() + WAIT_SECONDS
         while (waiting or pending) and time.monotonic() < deadline:
+            if time.monotonic() > begin_until:
+                waiting.clear()
             while waiting and len(pending) < outstanding:
                 fields = waiting.pop()
                 job_id = str(self.service.submit(**fields)["id"])
@@ -346,10 +349,10 @@ def campaign(
     models: Sequence[CardModel] = MODELS,
     measured: bool = True,
     pictures: Path | None = None,
-    profiles: Path | None = None,
+    seconds: float = inf,
 ) -> Report:
     """Run the jobs on cards of these sizes. `measured`: with the equal jobs that show leaks. `pictures`: a
-    folder for pictures of the boards. `profiles`: a folder that keeps memory profiles from run to run.
+    folder for pictures of the boards. No job begins after so many `seconds`, but the equal ones.
     """
     report = Report(commit=commit(), seed=seed, load_average=os.getloadavg())
     started, draw = time.monotonic(), random.Random(seed)
@@ -364,9 +367,6 @@ def campaign(
         (folder / "models").mkdir()
         environ["FRAMEFIT_MODELS_FILE"] = str(card_models.build(folder / "models", models))
         environ["FRAMEFIT_MODEL"] = models[0].name
-        kept = folder / "data" / "profiles"
-        if profiles is not None and profiles.exists():
-            shutil.copytree(profiles, kept)
         service = RunningService(folder / "data", environ)
         try:
             with watched(folder, service) as prometheus, Neighbour(machine.cards, seed) as neighbour:
@@ -378,13 +378,11 @@ def campaign(
                     with neighbour.at_rest():
                         runner.measure(equal)
                 for part in parts:
-                    runner.run(part, 2 * len(cards_gb))
+                    runner.run(part, 2 * len(cards_gb), started + seconds)
                     if measured:
                         with neighbour.at_rest():
                             runner.measure(equal)
                 runner.admit()
-                if profiles is not None:
-                    keep_profiles(kept, profiles)
                 report.neighbour_moves = neighbour.moves
                 if prometheus is not None:
                     ask_the_board(prometheus, [card.uuid for card in machine.cards], report, 300)
@@ -394,11 +392,6 @@ def campaign(
             service.stop()
     report.seconds = round(time.monotonic() - started, 1)
     return report
-
-
-def keep_profiles(found: Path, kept: Path) -> None:
-    """Copy profiles for the next run, without what cards have taught."""
-    shutil.copytree(found, kept, dirs_exist_ok=True, ignore=shutil.ignore_patterns("learned-*"))
 
 
 def draw_pictures(prometheus: Prometheus, seconds: float, folder: Path) -> None:
@@ -457,11 +450,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pictures", type=Path, help="Folder for pictures of the board.")
-    parser.add_argument("--profiles", type=Path, help="Folder that keeps memory profiles from run to run.")
+    parser.add_argument("--seconds", type=float, default=inf, help="Begin no job after so long.")
     options = parser.parse_args()
     if reason := unavailable():
         raise SystemExit(reason)
-    report = campaign(options.jobs, options.seed, pictures=options.pictures, profiles=options.profiles)
+    report = campaign(options.jobs, options.seed, pictures=options.pictures, seconds=options.seconds)
     found = asdict(report) | {"leaks": report.leaks, "missing": report.missing()}
     (RESULTS / "service_on_cards.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "service_on_cards.md").write_text(as_markdown(report), encoding="utf-8")
