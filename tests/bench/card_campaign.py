@@ -94,14 +94,16 @@ def main() -> int:
     if "PRETENDED_CARDS" not in os.environ:
         return start(sys.argv[1:])
     started = time.monotonic()
-    counts, worst = campaign(options.decodes, options.seed, started + options.seconds)
-    asked = ["git", "rev-parse", "--short", "HEAD"]
+    asked = ["git", "rev-parse", "--short", "HEAD"]  # before the run: it may be another one afterwards
     commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+    counts, worst = campaign(options.decodes, options.seed, started + options.seconds)
     lines = [
         "# Decodes on a pretended card whose memory moves",
         "",
-        f"Commit {commit}, seed {options.seed}, {time.monotonic() - started:.0f} s. Tiny VAEs of "
-        f"{len(FAMILIES)} families. A neighbour takes and gives memory at events; allocations fail.",
+        f"Commit {commit}, seed {options.seed}, {time.monotonic() - started:.0f} s, load average "
+        f"at the start {load}. Tiny VAEs of {len(FAMILIES)} families. A neighbour takes and gives memory "
+        "at events; allocations fail.",
         "",
         "| | |",
         "|---|---|",
