@@ -348,11 +348,10 @@ def campaign(
     cards_gb: Sequence[int] = CARDS_GB,
     models: Sequence[CardModel] = MODELS,
     measured: bool = True,
-    pictures: Path | None = None,
     seconds: float = inf,
 ) -> Report:
-    """Run the jobs on cards of these sizes. `measured`: with the equal jobs that show leaks. `pictures`: a
-    folder for pictures of the boards. No job begins after so many `seconds`, but the equal ones.
+    """Run the jobs on cards of these sizes. `measured`: with the equal jobs that show leaks. No job begins
+    after so many `seconds`, but the equal ones.
     """
     report = Report(commit=commit(), seed=seed, load_average=os.getloadavg())
     started, draw = time.monotonic(), random.Random(seed)
@@ -386,23 +385,10 @@ def campaign(
                 report.neighbour_moves = neighbour.moves
                 if prometheus is not None:
                     ask_the_board(prometheus, [card.uuid for card in machine.cards], report, 300)
-                    if pictures is not None:
-                        draw_pictures(prometheus, time.monotonic() - started, pictures)
         finally:
             service.stop()
     report.seconds = round(time.monotonic() - started, 1)
     return report
-
-
-def draw_pictures(prometheus: Prometheus, seconds: float, folder: Path) -> None:
-    """Draw the board *memory* over the whole run."""
-    from draw_boards import draw
-
-    end = time.time()
-    span = Span(end - seconds, end, max(5.0, seconds / 200), 300, SCRAPE_SECONDS)
-    for name, board in boards():
-        if name == "memory":
-            draw(name, board, prometheus, span, folder)
 
 
 def as_markdown(report: Report) -> str:
@@ -449,12 +435,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--pictures", type=Path, help="Folder for pictures of the board.")
     parser.add_argument("--seconds", type=float, default=inf, help="Begin no job after so long.")
     options = parser.parse_args()
     if reason := unavailable():
         raise SystemExit(reason)
-    report = campaign(options.jobs, options.seed, pictures=options.pictures, seconds=options.seconds)
+    report = campaign(options.jobs, options.seed, seconds=options.seconds)
     found = asdict(report) | {"leaks": report.leaks, "missing": report.missing()}
     (RESULTS / "service_on_cards.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "service_on_cards.md").write_text(as_markdown(report), encoding="utf-8")
