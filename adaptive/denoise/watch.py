@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 CallNext = Callable[..., Any]
+Around = Callable[[CallNext, tuple[Any, ...], Mapping[str, Any]], Any]
 _DENOISER_NAMES = ("transformer", "unet", "controlnet", "denoiser")
 
 
@@ -60,7 +61,7 @@ def watch(pipe: Any, handlers: Sequence[DenoiseHandler]) -> Iterator[None]:
     with ExitStack() as installed:
         if handlers:
             for module in denoisers_of(pipe).values():
-                installed.enter_context(_watched_module(module, handlers))
+                installed.enter_context(around_module(module, _through(module, handlers)))
             for scheduler in schedulers_of(pipe).values():
                 installed.enter_context(_watched_scheduler(scheduler, handlers))
         yield
@@ -85,26 +86,33 @@ def schedulers_of(pipe: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _watched_module(module: nn.Module, handlers: Sequence[DenoiseHandler]) -> Iterator[None]:
-    """Put the handlers where torch keeps a module's compiled call.
+def around_module(module: nn.Module, around: Around) -> Iterator[None]:
+    """Run `around(call_next, args, kwargs)` in place of each call of the module within the block.
 
-    It calls that in place of its own code, outside of all hooks, and leaves it out of copies and pickles.
+    It is put where torch keeps a module's compiled call: torch calls that in place of its own code, outside
+    of all hooks, and leaves it out of copies and pickles.
     """
     before: CallNext | None = module._compiled_call_impl
 
     def innermost(*args: Any, **kwargs: Any) -> Any:
         return (before or module._call_impl)(*args, **kwargs)
 
-    def around(handler: DenoiseHandler, call_next: CallNext) -> CallNext:
-        return lambda *args, **kwargs: handler.around_denoiser(call_next, module, args, kwargs)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return around(innermost, args, kwargs)
 
-    call = _chain(innermost, around, handlers)
     module._compiled_call_impl = call
     try:
         yield
     finally:
         if module._compiled_call_impl is call:  # else it was compiled meanwhile
             module._compiled_call_impl = before
+
+
+def _through(module: nn.Module, handlers: Sequence[DenoiseHandler]) -> Around:
+    def around(handler: DenoiseHandler, call_next: CallNext) -> CallNext:
+        return lambda *args, **kwargs: handler.around_denoiser(call_next, module, args, kwargs)
+
+    return lambda call_next, args, kwargs: _chain(call_next, around, handlers)(*args, **kwargs)
 
 
 @contextmanager
