@@ -86,6 +86,11 @@ class Settings(BaseSettings):
         ge=0,
         description="Time limit for measuring a model's decode speed on its first load; 0: no measurement.",
     )
+    checkpoint_seconds: float = Field(
+        20,
+        ge=0,
+        description="How often a denoise saves its steps, at most; 0: after every step.",
+    )
     memory_wait_seconds: float = Field(
         60, ge=0, description="How long a decode waits for other programs to free memory."
     )

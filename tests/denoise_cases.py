@@ -33,8 +33,9 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Case:
-    """How a pipeline is built, and what it is asked."""
+    """The name of a pipeline's class, how it is built, and what it is asked."""
 
+    pipeline: str
     build: Callable[[], Any]
     arguments: dict[str, Any]
 
@@ -54,10 +55,6 @@ class Denoised:
 
 class Interrupted(Exception):
     """The run ends here, as if it was killed."""
-
-
-def _ltx(name: str = "LTXImageToVideoPipeline") -> Any:
-    return tiny_pipelines.build(name)
 
 
 def _with_scheduler(pipeline: str, scheduler: str, **options: Any) -> Any:
@@ -110,36 +107,42 @@ def _asked(side: int, frames: int, guidance: str = "guidance_scale", **more: Any
 _UNIPC = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 _svd = _asked(64, 4, "max_guidance_scale", fps=8)
 del _svd["prompt"]
-_ltx2 = {"frame_rate": 8, "stg_scale": 0.0, "audio_stg_scale": 0.0}
+
+_LTX2 = "LTX2ImageToVideoPipeline"
+_COGVIDEOX = "CogVideoXImageToVideoPipeline"
+_WAN = "WanImageToVideoPipeline"
+
+
+def _tiny(name: str, arguments: dict[str, Any], scheduler: str | None = None, **options: Any) -> Case:
+    if scheduler is not None:
+        return Case(name, partial(_with_scheduler, name, scheduler, **options), arguments)
+    return Case(name, partial(tiny_pipelines.build, name), arguments)
+
+
+def _dynamicrafter_case(**more: Any) -> Case:
+    return Case("DynamiCrafterPipeline", _dynamicrafter, _asked(64, 16, eta=1.0, **more))
+
 
 CASES: dict[str, Case] = {
-    "cogvideox": Case(partial(_ltx, "CogVideoXImageToVideoPipeline"), _asked(32, 9, use_dynamic_cfg=True)),
-    "cogvideox-dpm": Case(
-        partial(_with_scheduler, "CogVideoXImageToVideoPipeline", "CogVideoXDPMScheduler"), _asked(32, 9)
+    "cogvideox": _tiny(_COGVIDEOX, _asked(32, 9, use_dynamic_cfg=True)),
+    "cogvideox-dpm": _tiny(_COGVIDEOX, _asked(32, 9), "CogVideoXDPMScheduler"),
+    "dynamicrafter": _dynamicrafter_case(),
+    "dynamicrafter-two-pass": _dynamicrafter_case(guidance_passes=2),
+    "dynamicrafter-interpolation": _dynamicrafter_case(loop=True),
+    "hunyuanvideo": _tiny(
+        "HunyuanVideoImageToVideoPipeline", _asked(32, 13, negative_prompt="x", true_cfg_scale=2.0)
     ),
-    "dynamicrafter": Case(_dynamicrafter, _asked(64, 16, eta=1.0)),
-    "dynamicrafter-two-pass": Case(_dynamicrafter, _asked(64, 16, eta=1.0, guidance_passes=2)),
-    "dynamicrafter-interpolation": Case(_dynamicrafter, _asked(64, 16, eta=1.0, loop=True)),
-    "hunyuanvideo": Case(
-        partial(_ltx, "HunyuanVideoImageToVideoPipeline"),
-        _asked(32, 13, negative_prompt="x", true_cfg_scale=2.0),
-    ),
-    "hunyuanvideo15": Case(
-        partial(_ltx, "HunyuanVideo15ImageToVideoPipeline"), {"num_frames": 9, "prompt": "a bear"}
-    ),
-    "i2vgen-xl": Case(partial(_ltx, "I2VGenXLPipeline"), _asked(64, 4, target_fps=8)),
-    "ltx": Case(_ltx, _asked(64, 17, frame_rate=8)),
-    "ltx-condition": Case(partial(_ltx, "LTXConditionPipeline"), _asked(64, 17, frame_rate=8)),
-    "ltx-2": Case(partial(_ltx, "LTX2ImageToVideoPipeline"), _asked(64, 17, **_ltx2)),
-    "ltx-2-all-guidance": Case(partial(_ltx, "LTX2ImageToVideoPipeline"), _asked(64, 17, frame_rate=8)),
-    "photo-pan": Case(_photo_pan, _asked(128, 9, frame_rate=8)),
-    "svd": Case(partial(_ltx, "StableVideoDiffusionPipeline"), _svd),
-    "wan21": Case(partial(_ltx, "WanImageToVideoPipeline"), _asked(32, 9)),
-    "wan21-unipc": Case(
-        partial(_with_scheduler, "WanImageToVideoPipeline", "UniPCMultistepScheduler", **_UNIPC),
-        _asked(32, 9),
-    ),
-    "wan22": Case(_wan22, _asked(32, 9)),
+    "hunyuanvideo15": _tiny("HunyuanVideo15ImageToVideoPipeline", {"num_frames": 9, "prompt": "a bear"}),
+    "i2vgen-xl": _tiny("I2VGenXLPipeline", _asked(64, 4, target_fps=8)),
+    "ltx": _tiny("LTXImageToVideoPipeline", _asked(64, 17, frame_rate=8)),
+    "ltx-condition": _tiny("LTXConditionPipeline", _asked(64, 17, frame_rate=8)),
+    "ltx-2": _tiny(_LTX2, _asked(64, 17, frame_rate=8, stg_scale=0.0, audio_stg_scale=0.0)),
+    "ltx-2-all-guidance": _tiny(_LTX2, _asked(64, 17, frame_rate=8)),
+    "photo-pan": Case("LTXImageToVideoPipeline", _photo_pan, _asked(128, 9, frame_rate=8)),
+    "svd": _tiny("StableVideoDiffusionPipeline", _svd),
+    "wan21": _tiny(_WAN, _asked(32, 9)),
+    "wan21-unipc": _tiny(_WAN, _asked(32, 9), "UniPCMultistepScheduler", **_UNIPC),
+    "wan22": Case(_WAN, _wan22, _asked(32, 9)),
 }
 
 

@@ -57,6 +57,9 @@ DECODE_PLAN = object_of(
 DENOISE = object_of(
     {},
     steps=WHOLE,
+    resumed_from_step={**WHOLE, "description": "Steps that an earlier attempt computed; 0 for none."},
+    steps_computed={**WHOLE, "description": "Steps that the last attempt computed."},
+    steps_since_checkpoint={**WHOLE, "description": "Of these, steps after its last checkpoint."},
     seconds=SECONDS,
     exact={**YES_OR_NO, "description": "False with rounded weights."},
     guidance_passes=WHOLE,

@@ -23,6 +23,16 @@ class JobArtifacts:
         return self.folder / "latents.safetensors"
 
     @property
+    def denoise_inputs(self) -> Path:
+        """What the encoders gave to the denoise; part of its checkpoint."""
+        return self.folder / "denoise-inputs.safetensors"
+
+    @property
+    def denoise_steps(self) -> Path:
+        """The checkpoint of the denoise: latents, schedulers and random states after a step."""
+        return self.folder / "denoise-steps.safetensors"
+
+    @property
     def video(self) -> Path:
         """The finished video."""
         return self.folder / "video.mp4"

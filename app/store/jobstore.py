@@ -230,6 +230,7 @@ class JobStore:
     instance_of = _reads(workforce.instance_of)
     progress = _writes(leases.progress)
     event = _writes(leases.event)
+    steps_saved = _writes(leases.steps_saved)
     checkpoint = _writes(leases.checkpoint)
     finish = _writes(leases.finish)
     release = _writes(leases.release)

@@ -35,6 +35,10 @@ SAVE_LATENTS = text("""
         rank = coalesce(:rank, rank)
     where id = :id and token = :token and status = 'running'
 """)
+SAVE_STEPS = text("""
+    update jobs set attempts = :attempts, setbacks = :setbacks, rank = coalesce(:rank, rank)
+    where id = :id and token = :token and status = 'running'
+""")
 FINISH = text("""
     update jobs set status = :status, stage = 'finished', progress = :progress, finished_at = :now,
         expires_at = :expires_at,
@@ -112,23 +116,41 @@ def checkpoint(
     From here on a failure costs only the decode. `data` describes the denoising run. If no earlier attempt
     reached as far (0 to 1), earlier setbacks no longer count.
     """
+    row = _after_progress(tx, job_id, token, reached)
+    if row is None:
+        return False
+    tx.execute(SAVE_LATENTS, {**row, "path": latents_path, "denoise": dump(data)})
+    append_event(tx, job_id, "denoised", data)
+    return True
+
+
+def steps_saved(tx: Transaction, job_id: str, token: int, data: Json, *, reached: float) -> bool:
+    """Record that steps of the denoise are on disk, synced; return False if the caller lost the job.
+
+    `data` goes into the event. `reached` (0 to 1, below `DENOISED`) counts as in `checkpoint`.
+    """
+    row = _after_progress(tx, job_id, token, reached)
+    if row is None:
+        return False
+    tx.execute(SAVE_STEPS, row)
+    append_event(tx, job_id, "checkpoint", data)
+    return True
+
+
+def _after_progress(tx: Transaction, job_id: str, token: int, reached: float) -> Json | None:
+    """Return the job's row after durable progress; None if the caller lost the job."""
     key = {"id": job_id, "token": token}
     found = tx.execute(SETBACKS, key).one_or_none()
     if found is None:
-        return False
+        return None
     setbacks = Setbacks.of(load(found.setbacks))
     after = setbacks.after_progress(reached)
-    row = {
+    return {
         **key,
-        "path": latents_path,
-        "denoise": dump(data),
         "attempts": found.attempts if after is setbacks else 1,
         "setbacks": dump(after.as_json() or None),
         "rank": None if after is setbacks else setbacks.rank,
     }
-    tx.execute(SAVE_LATENTS, row)
-    append_event(tx, job_id, "denoised", data)
-    return True
 
 
 def finish(

@@ -23,6 +23,7 @@ from app.models import profiles
 from app.models.entries import ModelEntry
 from app.models.loading import load_pipeline
 from app.worker.decoding import DecodeContext, OnEvent, load_learned_costs, save_learned_costs
+from app.worker.denoise.resumes import check_denoise_resumes
 from app.worker.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class Engine:
         model = LoadedModel(entry, placed, self._settings, self.device, context)
         freeze_garbage_collection()
         model.check_streaming(on_event)
+        check_denoise_resumes(model, on_event)
         on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
         self._model = model  # before the calibration, which decides nothing
         model.calibrate(self._settings.calibrate_seconds)

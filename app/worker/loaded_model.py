@@ -6,6 +6,7 @@ Longer than 300 lines: every decode, in its dtype and on its device, needs the s
 """
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from adaptive.decoding.calibrate import Measurement, calibrate
 from adaptive.decoding.encoder import AdaptiveEncoder
+from adaptive.denoise.self_test import Recording
 from adaptive.device.out_of_memory import is_out_of_memory
 from adaptive.device.probe import open_probe
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit
@@ -48,6 +50,10 @@ from app.worker.vae_precision import EncodeInVaeDtype
 log = logging.getLogger(__name__)
 
 
+def _unrecorded(*_: Any) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class LoadedModel:
     """A placed pipeline. Its VAE decodes in chunks unless `check_streaming` finds that they are not exact.
 
@@ -72,6 +78,7 @@ class LoadedModel:
         self._settings = settings
         self._context = context
         self._streams = True
+        self.not_resumable: str | None = "it was not tested"  # why the denoise has no checkpoints
         policy = Policy(reserve_bytes=settings.reserve_bytes)
         vae = placed.pipe.vae
         self._encode = AdaptiveEncodeCall(vae, AdaptiveEncoder(vae, probe=context.probe, policy=policy))
@@ -80,6 +87,11 @@ class LoadedModel:
         modules = [part for part in parts if isinstance(part, torch.nn.Module)]
         if placed.kind == "resident" and device.type != "cpu" and not placed.quantized:
             self._context = replace(context, idle=IdleWeights(modules, device))
+
+    @property
+    def pipe(self) -> Any:
+        """The diffusers pipeline."""
+        return self._pipe
 
     @property
     def exact(self) -> bool:
@@ -161,12 +173,19 @@ class LoadedModel:
         return sum(weight.nbytes for weight in weights if weight.device.type != self.device.type)
 
     def denoise(
-        self, spec: JobSpec, image: bytes, *, on_step: OnStep, last_image: bytes | None = None
+        self,
+        spec: JobSpec,
+        image: bytes,
+        *,
+        on_step: OnStep,
+        last_image: bytes | None = None,
+        recording: Recording = _unrecorded,
     ) -> RecordedClip:
         """Run the pipeline up to its decode calls; returns these calls and the sound.
 
         `image` and `last_image` are encoded image files; the video ends with the latter.
-        `on_step(done, total)` may raise to stop. Raises `OutOfMemory`, `DeviceFault`, `UnsuitablePipeline`
+        `on_step(done, total)` may raise to stop. The pipeline runs within `recording`, which gets its
+        generators, too. Raises `OutOfMemory`, `DeviceFault`, `UnsuitablePipeline`
         for arguments that the pipeline does not accept, `UnsupportedVae` if it changes frames after decoding
         them, and `NonFiniteValues` if latents or sound have NaN or infinite values.
         """
@@ -175,9 +194,14 @@ class LoadedModel:
         torch.manual_seed(spec.seed)
         self._encode.plan = None
         encode = EncodeInVaeDtype(pipe.vae, self._encode)
-        with translated_device_errors("denoising"), capture(pipe, encode) as calls:
+        generator = torch.Generator(self.device).manual_seed(spec.seed)
+        with (
+            translated_device_errors("denoising"),
+            capture(pipe, encode) as calls,
+            recording(pipe, self.device, [generator]),
+        ):
             try:
-                output = run_pipeline(pipe, self.entry, spec, images, self.device, on_step)
+                output = run_pipeline(pipe, self.entry, spec, images, generator, on_step)
             finally:
                 self._return_to_host()  # also after an error: offloaded components must leave the device
         kept = kept_frames(calls, output.frames, type(pipe).__name__)

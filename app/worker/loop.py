@@ -36,8 +36,8 @@ BUSY_HEARTBEAT_SECONDS = 1.0  # the longest time until a running job sees its ca
 class Worker:
     """Runs jobs on one device until stopped.
 
-    SIGTERM: finish the current job, then end. SIGINT or a second SIGTERM: requeue the job at its next step or
-    chunk.
+    SIGTERM: give the job back at its next step with its steps, or finish it if it decodes or cannot be
+    resumed; then end. SIGINT or a second SIGTERM: requeue the job at its next step or chunk.
     """
 
     def __init__(
@@ -104,8 +104,12 @@ class Worker:
         repeated = self._stopping
         self._stopping = True
         self._wakes.put(None)
-        if (number == signal.SIGINT or repeated) and self._current is not None:
+        if self._current is None:
+            return
+        if number == signal.SIGINT or repeated:
             self._current[1].interrupt(WorkerStopping)
+        else:
+            self._current[1].hand_back()
 
     def _claim(self) -> Claim | None:
         self._watchdog.renewed(time.monotonic())

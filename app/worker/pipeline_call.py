@@ -47,16 +47,17 @@ def run_pipeline(
     entry: ModelEntry,
     spec: JobSpec,
     images: dict[str, bytes],
-    device: torch.device,
+    generator: torch.Generator,
     on_step: OnStep,
 ) -> Any:
     """Call the pipeline for the request and return its output.
 
-    `images` holds the encoded files `image` and, if the request has one, `last_image`. `on_step(done, total)`
-    may raise to stop. Raises `UnsuitablePipeline` if the pipeline does not accept one of the inputs.
+    `images` holds the encoded files `image` and, if the request has one, `last_image`. `generator` draws the
+    noise. `on_step(done, total)` may raise to stop. Raises `UnsuitablePipeline` if the pipeline does not
+    accept one of the inputs.
     """
     pictures = {name: _picture(data, spec) for name, data in images.items()}
-    arguments = {**_arguments(pipe, spec, pictures, device), **entry.call}
+    arguments = {**_arguments(pipe, spec, pictures, generator), **entry.call}
     with call_form(pipe).configured(pipe, spec), _steps_reported(pipe, spec, on_step) as callback:
         return pipe(**arguments, **callback)
 
@@ -70,7 +71,7 @@ def sound_of(pipe: Any, output: Any) -> Sound | None:
 
 
 def _arguments(
-    pipe: Any, spec: JobSpec, pictures: dict[str, Image.Image], device: torch.device
+    pipe: Any, spec: JobSpec, pictures: dict[str, Image.Image], generator: torch.Generator
 ) -> dict[str, Any]:
     names, accepted = call_form(pipe).names, _parameters(pipe)
     # A pipeline must not ignore these inputs: without one of them the video would be another.
@@ -88,7 +89,7 @@ def _arguments(
         "num_frames": spec.num_frames,
         "num_inference_steps": spec.num_inference_steps,
         "guidance_scale": spec.guidance_scale,
-        "generator": torch.Generator(device).manual_seed(spec.seed),
+        "generator": generator,
         "output_type": "pt",
         "frame_rate": rate_as_number(spec.fps),
         "fps": round(spec.fps),  # an embedding of whole rates

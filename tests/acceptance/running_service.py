@@ -157,7 +157,7 @@ class RunningService:
         assert not alive, f"orphans: {[p.cmdline() for p in alive]}"
 
     def stop(self, number: int = signal.SIGINT) -> None:
-        """Stop in good order: at once with SIGINT, once the running job is done with SIGTERM."""
+        """Stop in good order: at once with SIGINT, after the running job's step or decode with SIGTERM."""
         if self.process.poll() is None:
             everyone = self.processes()
             self.process.send_signal(number)

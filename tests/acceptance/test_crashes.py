@@ -9,9 +9,12 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from PIL import Image
 from running_service import RunningService, StartService, service_starter
 from waiting import wait_for
+
+from adaptive.pipelines.recorded_call import load_clip
 
 # Long enough to be caught in each stage on a fast machine.
 LARGE = {"width": 256, "height": 256, "num_frames": 97, "num_inference_steps": 30, "fps": 24}
@@ -42,7 +45,13 @@ def services(built_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """Jobs have two attempts. One of a certain prompt aborts its worker."""
     path = os.pathsep.join(filter(None, (str(ABORT_SWITCH), os.environ.get("PYTHONPATH"))))
     for start in service_starter(built_model, tmp_path_factory.mktemp("crashes") / "data"):
-        yield Succession(start, FRAMEFIT_MAX_ATTEMPTS="2", PYTHONPATH=path, ABORT_PROMPT=DEADLY)
+        yield Succession(
+            start,
+            FRAMEFIT_MAX_ATTEMPTS="2",
+            FRAMEFIT_CHECKPOINT_SECONDS="0",
+            PYTHONPATH=path,
+            ABORT_PROMPT=DEADLY,
+        )
 
 
 def denoising(job: dict[str, Any]) -> bool:
@@ -83,6 +92,32 @@ def test_a_job_whose_worker_is_killed_still_succeeds_and_never_denoises_twice_fo
     assert kinds.count("resumed_from_latents") == int(latents_kept)
     assert service.worker().pid != killed.pid
     assert service.http.get(f"/jobs/{job_id}/video").status_code == 200
+
+
+def test_a_job_killed_in_its_denoise_goes_on_at_its_step_and_has_the_latents_of_one_left_alone(
+    services: Succession,
+) -> None:
+    service, steps = services.now, 60
+    asked = {"width": 128, "height": 128, "num_frames": 97, "seed": 7, "num_inference_steps": steps}
+    whole, killed = (service.submit(**asked)["id"] for _ in range(2))
+    service.finished(whole)
+    service.wait_until(killed, denoising)
+    service.worker().kill()
+    job = service.finished(killed)
+    events = service.events(killed)
+    (resumed,) = [event.data["step"] for event in events if event.kind == "resumed"]
+    # By the last checkpoint that the table knows; one that was written just before the kill is one further.
+    before = events[: [event.kind for event in events].index("requeued")]
+    (*_, known) = [event.data["step"] for event in before if event.kind == "checkpoint"]
+    assert resumed in (known, known + 1)
+    assert job["denoise"]["resumed_from_step"] == resumed
+    assert job["denoise"]["steps_computed"] == steps - resumed
+    assert torch.equal(*(latents_of(service, job_id) for job_id in (whole, killed)))
+
+
+def latents_of(service: RunningService, job_id: str) -> torch.Tensor:
+    (call,) = load_clip(service.settings.jobs_dir / job_id / "latents.safetensors").calls
+    return call.latents
 
 
 @pytest.mark.parametrize(("moment", "strategy", "latents_kept"), CASES[:2])

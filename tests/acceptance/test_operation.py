@@ -34,14 +34,14 @@ def stored(service: RunningService, job_id: str) -> Job:
 
 
 @pytest.mark.slow
-def test_the_log_follows_a_job_by_its_ids_and_sigterm_lets_the_running_job_end(
+def test_the_log_follows_a_job_by_its_ids_and_sigterm_gives_it_back_with_its_steps(
     start_service: StartService,
 ) -> None:
-    service = start_service(FRAMEFIT_LOG_FORMAT="json")
+    service = start_service(FRAMEFIT_LOG_FORMAT="json", FRAMEFIT_CHECKPOINT_SECONDS="0")
     service.http.headers["X-Request-Id"] = "order-17"
     # What the first job would wait for is done while nothing else is.
     wait_for(lambda: events(service, event="pipeline_imported", process="worker"), 60)
-    running = service.submit(num_inference_steps=40, **SMALL)["id"]
+    running = service.submit(num_inference_steps=100, **LONG)["id"]
     waiting = service.submit(num_inference_steps=8, **SMALL)["id"]
     (accepted,) = events(service, event="job_accepted", job_id=running)
     assert (accepted["request_id"], accepted["process"], accepted["level"]) == ("order-17", "api", "info")
@@ -51,11 +51,12 @@ def test_the_log_follows_a_job_by_its_ids_and_sigterm_lets_the_running_job_end(
         wait_for(lambda p=process: events(service, event="log_level_changed", process=p), 60)
     service.http.get("/models")
     wait_for(lambda: events(service, event="request_done", path="/models", status=200), 20)
-    service.wait_until(running, lambda job: bool(job["stage"] in ("denoising", "decoding")))
+    wait_for(lambda: "checkpoint" in service.kinds(running), 240, service.log)
     service.stop(signal.SIGTERM)
     (ended,) = events(service, event="job_ended", job_id=running)
-    assert (ended["process"], ended["outcome"], bool(ended["worker_id"])) == ("worker", "succeeded", True)
-    assert (stored(service, running).status, stored(service, running).attempts) == (JobStatus.SUCCEEDED, 1)
+    assert (ended["process"], ended["outcome"], bool(ended["worker_id"])) == ("worker", "released", True)
+    assert (stored(service, running).status, stored(service, running).attempts) == (JobStatus.QUEUED, 0)
+    assert service.kinds(running)[-2:] == ["checkpoint", "requeued"]
     assert (stored(service, waiting).status, stored(service, waiting).attempts) == (JobStatus.QUEUED, 0)
 
 

@@ -212,7 +212,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
 def redecode(job_id: str, service: TheService, owner: Caller, prefix: Prefix, body: Body) -> Json:
     """Queue an ended job again, optionally with other decode fields.
 
-    The job reuses its latents if they are on disk. Otherwise it is denoised again from the start.
+    The job reuses its latents if they are on disk. Otherwise it is denoised again, from its last checkpoint.
     """
     job = visible(service, job_id, owner)
     changes = from_json(body) if body.strip() else {}
@@ -236,8 +236,8 @@ def redecode(job_id: str, service: TheService, owner: Caller, prefix: Prefix, bo
 def retry(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Json:
     """Queue a failed or canceled job again unchanged, with its full number of attempts.
 
-    The job resumes from its latents if they are on disk. A job that succeeded gives 409; use POST
-    /jobs/{id}/redecode for it.
+    The job resumes from its latents or its last step if they are on disk. A job that succeeded gives 409; use
+    POST /jobs/{id}/redecode for it.
     """
     job = visible(service, job_id, owner)
     return view(service, _queue_again(service, job, {}, "retry"), job.owner, prefix)

@@ -100,6 +100,12 @@ class ServiceMetrics:
         self.requeued = self._counter(
             "jobs_requeued", "Running jobs that went back to the queue, by reason.", "reason", *PLACE
         )
+        self.denoise_steps = self._counter(
+            "denoise_steps",
+            "Denoising steps: computed, and taken from the checkpoint of an earlier attempt.",
+            "how",
+            *PLACE,
+        )
         self.held = self._counter(
             "jobs_held", "Jobs put behind all others because they ended their workers too often."
         )
@@ -184,6 +190,8 @@ class ServiceMetrics:
             self.fallback.labels(before, after, *at)
         for pixels in ("exact", "approximate"):
             self.denoised.labels(pixels, *at)
+        for how in ("computed", "resumed"):
+            self.denoise_steps.labels(how, *at)
         histograms = (self.job_seconds, self.chunk_frames, self.predicted, self.measured, self.ratio)
         for metric in (self.frames, self.pixels, self.regret, *histograms):
             metric.labels(*at)
@@ -258,7 +266,13 @@ class ServiceMetrics:
                 vae = data.get("vae") or self._vae_of_model.get(at.model, "unknown")
                 self.strategy.labels(vae, data["strategy"], data["reason"], *at).inc(exemplar=job)
                 self.decode_seconds.labels(data["strategy"], *at)
+            case "resumed":  # framefit_denoise_steps_total
+                self.denoise_steps.labels("resumed", *at).inc(data["step"], exemplar=job)
+            case "checkpoint":
+                self.denoise_steps.labels("computed", *at).inc(data["steps_since_checkpoint"], exemplar=job)
             case "denoised":
+                computed = data.get("steps_since_checkpoint", 0)
+                self.denoise_steps.labels("computed", *at).inc(computed, exemplar=job)
                 pixels = "approximate" if data.get("exact") is False else "exact"
                 self.denoised.labels(pixels, *at._replace(model=at.model or "unknown")).inc()
             case "fallback":

@@ -52,6 +52,7 @@ class JobControl:
     def __init__(self) -> None:
         self._reason: type[Interrupted] | None = None
         self._interrupted = threading.Event()
+        self._hands_back = False
         self.advanced_at = time.monotonic()
 
     def interrupt(self, reason: type[Interrupted]) -> bool:
@@ -62,6 +63,15 @@ class JobControl:
         self._reason = reason
         self._interrupted.set()
         return True
+
+    def hand_back(self) -> None:
+        """Let the job go back to the queue at its next step if nothing is lost by that; else it goes on."""
+        self._hands_back = True
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the job is to go back to the queue at its next step, with its steps."""
+        return self._reason is WorkerStopping or (self._hands_back and self._reason is None)
 
     def check(self) -> None:
         """Record that the job advances; raise the reason to stop, if there is one."""

@@ -26,6 +26,7 @@ from app.media.video import VideoWriter
 from app.models.entries import ModelEntry
 from app.store import JobStore
 from app.worker.decoding import Decoding, combined_report
+from app.worker.denoise.checkpoints import Checkpoints
 from app.worker.device_errors import OutOfMemory, translated_device_errors
 from app.worker.engine import Engine
 from app.worker.finite import check_clip, found_json
@@ -42,6 +43,7 @@ from app.worker.job.control import (
 from app.worker.job.failures import as_job_failures, is_unexpected
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.job.pictures import write_previews, write_thumbnail
+from app.worker.job.steps import StepsOfJob
 from app.worker.loaded_model import LoadedModel
 
 T = TypeVar("T")
@@ -76,7 +78,7 @@ class JobRun:
         self._store = store
         self._engine = engine
         self._entry = entry
-        self._job, self._token = claim.job, claim.token
+        self._claim, self._job, self._token = claim, claim.job, claim.token
         self._control = control
         self._stage = Stage.LOADING
         self._reported_at = self._share = 0.0
@@ -178,9 +180,10 @@ class JobRun:
         plan = self._once_it_fits(lambda: model.fit_denoise(spec, self._event), may_yield=True)
         with self._in_stage(Stage.DENOISING):
             image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
+            checkpoints = self._checkpoints(model, artifacts)
             # Before its first step, a pipeline may encode a clip that does not fit now.
             recorded = self._once_it_fits(
-                lambda: model.denoise(spec, image, last_image=last_image, on_step=self._step), may_yield=False
+                lambda: checkpoints.denoise(spec, image, last_image, self._step), may_yield=False
             )
             save_calls(recorded.calls, artifacts.latents, recorded.sound)
         path = str(artifacts.latents.relative_to(self._settings.data_dir))
@@ -188,12 +191,19 @@ class JobRun:
         data = {
             "steps": spec.num_inference_steps,
             "seconds": seconds,
+            **checkpoints.report(),
             **plan,
             **model.encode_plan,
             **model.weights,
         }
         self._require_lease(self._store.checkpoint(self._job.id, self._token, path, data))
+        checkpoints.remove()
         return recorded
+
+    def _checkpoints(self, model: LoadedModel, artifacts: JobArtifacts) -> Checkpoints:
+        steps = StepsOfJob(self._store, self._claim, self._control, self._require_lease)
+        every_seconds = self._settings.checkpoint_seconds
+        return Checkpoints(model, artifacts, every_seconds, steps, self._goes_on_after, self._event)
 
     def _decode(self, recorded: RecordedClip, artifacts: JobArtifacts, model: Decoder) -> Json:
         spec = self._job.spec
@@ -277,6 +287,9 @@ class JobRun:
     def _encode_rest(self, writer: VideoWriter) -> None:
         with self._in_stage(Stage.ENCODING):
             writer.finish()
+
+    def _goes_on_after(self, step: int, total: int) -> None:
+        self._report(step / total, kind="resumed", data={"step": step, "steps": total})
 
     def _step(self, done: int, total: int) -> None:
         self._control.check()

@@ -1,0 +1,229 @@
+"""The checkpoints of one attempt's denoise: resumes from the last one, and writes new ones.
+
+`Checkpoints.denoise` runs a loaded model. A checkpoint is due every `FRAMEFIT_CHECKPOINT_SECONDS`, and before
+the job goes back to the queue. One that cannot be used is reported, and the denoise begins at zero: a
+checkpoint never fails a job. Must not know the job table.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+from adaptive.denoise.resumable import Resumable, resumable
+from adaptive.denoise.values import NotStorable
+from adaptive.device.out_of_memory import is_out_of_memory
+from adaptive.pipelines.recorded_call import RecordedClip
+from app.artifacts.local_folder import JobArtifacts
+from app.jobs import JobSpec, Json
+from app.loops import one_line
+from app.worker.decoding import OnEvent
+from app.worker.denoise.checkpoint_file import Checkpoint, CheckpointFiles, DamagedCheckpoint
+from app.worker.denoise.identity import checkpoint_identity, difference
+from app.worker.denoise.writer import CheckpointWriter, Written
+from app.worker.device_errors import DeviceFault
+from app.worker.loaded_model import LoadedModel
+from app.worker.pipeline_call import OnStep
+
+log = logging.getLogger(__name__)
+
+
+class Surroundings(Protocol):
+    """What the job does with checkpoints."""
+
+    def goes_back(self) -> bool:
+        """Whether the job is to go back to the queue at this step."""
+        ...
+
+    def saved(self, step: int, total: int, data: Json) -> None:
+        """Record that the steps up to `step` are on disk."""
+        ...
+
+    def gives_back(self) -> None:
+        """End this attempt: the last step is on disk."""
+        ...
+
+
+class Checkpoints:
+    """Denoises one job with checkpoints in its folder, at most every `every_seconds`.
+
+    Calls `on_resume(step, total)` where it begins after `step`.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        artifacts: JobArtifacts,
+        every_seconds: float,
+        surroundings: Surroundings,
+        on_resume: OnStep,
+        on_event: OnEvent,
+    ) -> None:
+        self._model = model
+        self._files = CheckpointFiles(artifacts.denoise_inputs, artifacts.denoise_steps)
+        self._writer = CheckpointWriter(self._files)
+        self._every_seconds = every_seconds
+        self._around = surroundings
+        self._on_resume = on_resume
+        self._on_event = on_event
+        self._identity: dict[str, str] = {}
+        self._resume: Checkpoint | None = None
+        self._run: Resumable | None = None
+        self._captured_at = time.monotonic()
+        self._computed = self._reported = 0
+        self._resumed_from = 0
+        self._fault: str | None = None
+
+    def denoise(self, spec: JobSpec, image: bytes, last_image: bytes | None, on_step: OnStep) -> RecordedClip:
+        """The clip of `LoadedModel.denoise`, from the last checkpoint on if there is one that can be used."""
+        if self._model.not_resumable is not None:
+            return self._without(spec, image, last_image, on_step)
+        self._identity = checkpoint_identity(
+            self._model.pipe, self._model.entry, self._model.device, spec, image, last_image
+        )
+        self._resume = self._usable()
+        while True:
+            self._begin()
+            try:
+                return self._model.denoise(
+                    spec,
+                    image,
+                    last_image=last_image,
+                    on_step=lambda done, total: self._after_step(done, total, on_step),
+                    recording=self._recording,
+                )
+            except Exception as error:
+                if not self._failed_in_replay(error):
+                    raise
+                self._give_up(f"it cannot be replayed: {one_line(error)}")
+            finally:
+                self._writer.wait()
+
+    def report(self) -> Json:
+        """How the steps came about, for the job's `denoise`."""
+        return {
+            "resumed_from_step": self._resumed_from,
+            "steps_computed": self._computed,
+            "steps_since_checkpoint": self._computed - self._reported,
+        }
+
+    def remove(self) -> None:
+        """Delete the files: the latents are on disk."""
+        self._files.remove()
+
+    def _without(
+        self, spec: JobSpec, image: bytes, last_image: bytes | None, on_step: OnStep
+    ) -> RecordedClip:
+        """The clip of a model whose denoise cannot be resumed."""
+
+        def after_step(done: int, total: int) -> None:
+            self._computed = done
+            on_step(done, total)
+
+        return self._model.denoise(spec, image, last_image=last_image, on_step=after_step)
+
+    def _usable(self) -> Checkpoint | None:
+        try:
+            found = self._files.read()
+        except (DamagedCheckpoint, OSError) as error:
+            self._give_up(f"it is damaged: {one_line(error)}")
+            return None
+        if found is None:
+            return None
+        differs = difference(found.identity, self._identity)
+        if differs is not None:
+            self._give_up(f"it was made with another {differs}")
+            return None
+        return found
+
+    def _give_up(self, reason: str) -> None:
+        """Begin at zero, and tell why."""
+        self._resume = None
+        try:
+            self._files.remove()
+        except OSError as error:
+            log.warning("checkpoint_not_removed reason=%s", error)
+        log.warning("checkpoint_unusable reason=%s", reason)
+        self._on_event("checkpoint_unusable", {"reason": reason})
+
+    def _begin(self) -> None:
+        self._computed = self._reported = 0
+        self._resumed_from = 0 if self._resume is None else self._resume.denoised.steps
+        self._captured_at = time.monotonic()
+        if self._resume is not None:
+            self._on_resume(self._resumed_from, self._resume.total)
+
+    def _failed_in_replay(self, error: Exception) -> bool:
+        """Whether the checkpoint may be what failed."""
+        if self._run is None or not self._run.loop.is_replaying:
+            return False
+        return not (isinstance(error, DeviceFault) or is_out_of_memory(error))
+
+    @contextmanager
+    def _recording(
+        self, pipe: Any, device: torch.device, generators: Sequence[torch.Generator]
+    ) -> Iterator[None]:
+        resume = None if self._resume is None else (self._resume.encoded, self._resume.denoised)
+        with resumable(pipe, device, generators, resume) as self._run:
+            yield
+
+    def _after_step(self, done: int, total: int, on_step: OnStep) -> None:
+        assert self._run is not None
+        replayed = self._run.loop.is_replaying
+        self._run.loop.step_done()
+        if replayed:
+            return
+        self._computed += 1
+        self._tell(self._writer.written())
+        goes_back = self._around.goes_back()
+        if goes_back or (self._is_due() and not self._writer.is_busy):
+            self._capture(total)
+        if goes_back:
+            self._writer.wait()
+            self._tell(self._writer.written())
+            if self._fault is None:
+                self._around.gives_back()
+        on_step(done, total)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._captured_at >= self._every_seconds
+
+    def _capture(self, total: int) -> None:
+        if self._fault is not None or self._run is None:
+            return
+        try:
+            denoised = self._run.loop.capture()
+        except NotStorable as error:
+            self._cannot_continue(str(error))
+            return
+        self._captured_at = time.monotonic()
+        encoded = self._run.encoders.record()
+        self._writer.start(Checkpoint(self._identity, total, encoded, denoised))
+        if self._every_seconds == 0:
+            self._writer.wait()
+            self._tell(self._writer.written())
+
+    def _tell(self, written: Written | None) -> None:
+        if written is None:
+            return
+        if written.error is not None:
+            self._cannot_continue(f"it cannot be written: {written.error.strerror or written.error}")
+            return
+        data = {
+            "step": written.step,
+            "steps": written.total,
+            "bytes": written.size_bytes,
+            "seconds": round(written.seconds, 4),
+            "steps_since_checkpoint": self._computed - self._reported,
+        }
+        self._reported = self._computed
+        self._around.saved(written.step, written.total, data)
+
+    def _cannot_continue(self, reason: str) -> None:
+        """Go on without checkpoints, and tell why."""
+        self._fault = reason
+        log.warning("checkpoint_unusable reason=%s", reason)
+        self._on_event("checkpoint_unusable", {"reason": reason})
