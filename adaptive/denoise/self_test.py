@@ -23,28 +23,30 @@ from adaptive.denoise.watch import CallNext, DenoiseHandler, watch
 
 STEPS = 3
 Record = tuple[EncoderRecord, DenoiseRecord]
-Recording = Callable[[Any, torch.device, Sequence[torch.Generator]], AbstractContextManager[None]]
+# Records a pipeline's call with its generators within a block; yields what to call after each step.
+Recording = Callable[
+    [Any, torch.device, Sequence[torch.Generator]], AbstractContextManager[Callable[[], object]]
+]
 
 
 class NotResumable(Exception):
     """The pipeline's loop cannot be resumed; the message says why."""
 
 
-def check_resumes(call: Callable[[Recording, Callable[[], None]], object]) -> None:
+def check_resumes(call: Callable[[Recording], object]) -> None:
     """Raise `NotResumable` unless the pipeline resumes from its first and its second step with equal bits.
 
-    `call(recording, after_step)` calls the pipeline for a small video of `STEPS` steps, within the context
-    `recording(pipe, device, generators)` and with the same generators each time, and calls `after_step` after
-    each step.
+    `call(recording)` calls the pipeline for a small video of `STEPS` steps, with the same generators each
+    time, within the context `recording(pipe, device, generators)`; after each step it calls what that yields.
     """
     first = _First()
     try:
-        call(first.recording, first.step_done)
+        call(first.recording)
         if len(first.records) < STEPS:
             raise NotResumable("it does not tell when a step is done")
         for resume in first.records[: STEPS - 1]:
             again = _Again(first, resume)
-            call(again.recording, again.step_done)
+            call(again.recording)
             again.check_complete()
     except NotStorable as error:
         raise NotResumable(str(error)) from None
@@ -98,10 +100,10 @@ class _First(DenoiseHandler):
     @contextmanager
     def recording(
         self, pipe: Any, device: torch.device, generators: Sequence[torch.Generator]
-    ) -> Iterator[None]:
+    ) -> Iterator[Callable[[], None]]:
         """Watch the pipeline in the block."""
         with watch(pipe, [self]), resumable(pipe, device, generators) as self._run:
-            yield
+            yield self.step_done
 
     def step_done(self) -> None:
         """Keep a record of each step."""
@@ -144,20 +146,14 @@ class _Again(DenoiseHandler):
         self._first = first
         self._resume = resume
         self._number = len(resume[1].calls)
-        self._run: Resumable | None = None
 
     @contextmanager
     def recording(
         self, pipe: Any, device: torch.device, generators: Sequence[torch.Generator]
-    ) -> Iterator[None]:
+    ) -> Iterator[Callable[[], object]]:
         """Watch the pipeline in the block."""
-        with watch(pipe, [self]), resumable(pipe, device, generators, self._resume) as self._run:
-            yield
-
-    def step_done(self) -> None:
-        """Count the step."""
-        assert self._run is not None
-        self._run.loop.step_done()
+        with watch(pipe, [self]), resumable(pipe, device, generators, self._resume) as run:
+            yield run.loop.step_done
 
     def around_denoiser(
         self, call_next: CallNext, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -6,6 +6,7 @@ Longer than 300 lines: every decode, in its dtype and on its device, needs the s
 """
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -50,8 +51,9 @@ from app.worker.vae_precision import EncodeInVaeDtype
 log = logging.getLogger(__name__)
 
 
-def _unrecorded(*_: Any) -> AbstractContextManager[None]:
-    return nullcontext()
+def unrecorded(*_: Any) -> AbstractContextManager[Callable[[], object]]:
+    """A `Recording` that records nothing."""
+    return nullcontext(lambda: None)
 
 
 class LoadedModel:
@@ -179,7 +181,7 @@ class LoadedModel:
         *,
         on_step: OnStep,
         last_image: bytes | None = None,
-        recording: Recording = _unrecorded,
+        recording: Recording = unrecorded,
     ) -> RecordedClip:
         """Run the pipeline up to its decode calls; returns these calls and the sound.
 
@@ -198,10 +200,15 @@ class LoadedModel:
         with (
             translated_device_errors("denoising"),
             capture(pipe, encode) as calls,
-            recording(pipe, self.device, [generator]),
+            recording(pipe, self.device, [generator]) as step_done,
         ):
+
+            def after_step(done: int, total: int) -> None:
+                step_done()
+                on_step(done, total)
+
             try:
-                output = run_pipeline(pipe, self.entry, spec, images, generator, on_step)
+                output = run_pipeline(pipe, self.entry, spec, images, generator, after_step)
             finally:
                 self._return_to_host()  # also after an error: offloaded components must leave the device
         kept = kept_frames(calls, output.frames, type(pipe).__name__)

@@ -7,13 +7,15 @@ checkpoint never fails a job. Must not know the job table.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
 from adaptive.denoise.resumable import Resumable, resumable
+from adaptive.denoise.self_test import Recording
 from adaptive.denoise.values import NotStorable
 from adaptive.device.out_of_memory import is_out_of_memory
 from adaptive.pipelines.recorded_call import RecordedClip
@@ -25,7 +27,7 @@ from app.worker.denoise.checkpoint_file import Checkpoint, CheckpointFiles, Dama
 from app.worker.denoise.identity import checkpoint_identity, difference
 from app.worker.denoise.writer import CheckpointWriter, Written
 from app.worker.device_errors import DeviceFault
-from app.worker.loaded_model import LoadedModel
+from app.worker.loaded_model import LoadedModel, unrecorded
 from app.worker.pipeline_call import OnStep
 
 log = logging.getLogger(__name__)
@@ -79,8 +81,14 @@ class Checkpoints:
 
     def denoise(self, spec: JobSpec, image: bytes, last_image: bytes | None, on_step: OnStep) -> RecordedClip:
         """The clip of `LoadedModel.denoise`, from the last checkpoint on if there is one that can be used."""
+
+        def run(on_step: OnStep, recording: Recording) -> RecordedClip:
+            return self._model.denoise(
+                spec, image, last_image=last_image, on_step=on_step, recording=recording
+            )
+
         if self._model.not_resumable is not None:
-            return self._without(spec, image, last_image, on_step)
+            return run(partial(self._counted, on_step), unrecorded)
         self._identity = checkpoint_identity(
             self._model.pipe, self._model.entry, self._model.device, spec, image, last_image
         )
@@ -88,13 +96,7 @@ class Checkpoints:
         while True:
             self._begin()
             try:
-                return self._model.denoise(
-                    spec,
-                    image,
-                    last_image=last_image,
-                    on_step=lambda done, total: self._after_step(done, total, on_step),
-                    recording=self._recording,
-                )
+                return run(partial(self._after_step, on_step), self._recording)
             except Exception as error:
                 if not self._failed_in_replay(error):
                     raise
@@ -114,16 +116,10 @@ class Checkpoints:
         """Delete the files: the latents are on disk."""
         self._files.remove()
 
-    def _without(
-        self, spec: JobSpec, image: bytes, last_image: bytes | None, on_step: OnStep
-    ) -> RecordedClip:
-        """The clip of a model whose denoise cannot be resumed."""
-
-        def after_step(done: int, total: int) -> None:
-            self._computed = done
-            on_step(done, total)
-
-        return self._model.denoise(spec, image, last_image=last_image, on_step=after_step)
+    def _counted(self, on_step: OnStep, done: int, total: int) -> None:
+        """A step of a model whose denoise cannot be resumed."""
+        self._computed = done
+        on_step(done, total)
 
     def _usable(self) -> Checkpoint | None:
         try:
@@ -165,16 +161,13 @@ class Checkpoints:
     @contextmanager
     def _recording(
         self, pipe: Any, device: torch.device, generators: Sequence[torch.Generator]
-    ) -> Iterator[None]:
+    ) -> Iterator[Callable[[], object]]:
         resume = None if self._resume is None else (self._resume.encoded, self._resume.denoised)
         with resumable(pipe, device, generators, resume) as self._run:
-            yield
+            yield self._run.loop.step_done
 
-    def _after_step(self, done: int, total: int, on_step: OnStep) -> None:
-        assert self._run is not None
-        replayed = self._run.loop.is_replaying
-        self._run.loop.step_done()
-        if replayed:
+    def _after_step(self, on_step: OnStep, done: int, total: int) -> None:
+        if done <= self._resumed_from:
             return
         self._computed += 1
         self._tell(self._writer.written())

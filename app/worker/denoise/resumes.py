@@ -2,7 +2,6 @@
 
 import io
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
@@ -77,8 +76,8 @@ def small_request(entry: ModelEntry) -> JobSpec:
 def _why_not(model: LoadedModel) -> str | None:
     spec, image = small_request(model.entry), _picture()
 
-    def call(recording: Recording, after_step: Callable[[], None]) -> None:
-        model.denoise(spec, image, on_step=lambda *_: after_step(), recording=recording)
+    def call(recording: Recording) -> None:
+        model.denoise(spec, image, on_step=lambda *_: None, recording=recording)
 
     try:
         check_resumes(call)

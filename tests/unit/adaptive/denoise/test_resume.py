@@ -1,7 +1,6 @@
 """A pipeline that is interrupted after a step goes on in a fresh object with the bits of the whole run."""
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -52,9 +51,9 @@ def test_a_pipeline_that_makes_other_calls_than_recorded_says_so() -> None:
 
 
 def self_tested(pipe: Any, name: str) -> None:
-    def call(recording: Recording, after_step: Callable[[], None]) -> None:
+    def call(recording: Recording) -> None:
         generator = torch.Generator().manual_seed(1)
-        with recording(pipe, CPU, [generator]):
+        with recording(pipe, CPU, [generator]) as after_step:
             called(pipe, name, generator, STEPS, after_step)
 
     check_resumes(call)
