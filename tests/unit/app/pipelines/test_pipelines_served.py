@@ -206,6 +206,7 @@ def test_a_pipeline_makes_its_own_frames_through_the_service_and_enabled(
     entry = served.models[pipeline]
     clip = load_clip(served.settings.jobs_dir / job["id"] / "latents.safetensors")
     model = served.engine.load(entry, lambda *_: None)
+    assert model.not_resumable is None
     with closing(open_store(served.settings)) as store:
         found = store.get(job["id"])
     parts = [
