@@ -73,6 +73,7 @@ class DenoiseLoop(DenoiseHandler):
         self._forms: list[Json] = [] if resume is None else list(resume.forms)
         self._schedulers: list[_WatchedScheduler] = []
         self._started = False
+        self._boundary: tuple[int, RandomState] | None = None  # calls and generators after the last step
         self._last_of: dict[str, int] = (
             {} if resume is None else {name: i for i, (name, _) in enumerate(resume.calls)}
         )
@@ -112,6 +113,7 @@ class DenoiseLoop(DenoiseHandler):
             if self._last_of[name] != number:
                 return zeros_of(form, self._device)
             return watched.resume(self._record.schedulers[int(name)], self._record.tensors, self._device)
+        self._boundary = None
         result = call_next(*args, **kwargs)
         self._note(name, result)
         watched.took(result)
@@ -126,21 +128,30 @@ class DenoiseLoop(DenoiseHandler):
                 raise ReplayDiverged(f"{len(self._calls)} calls instead of {len(record.calls)}")
             self._randomness.set(record.random)
             self._record = None
+        self._boundary = len(self._calls), self._randomness.state()
         return self.steps
 
-    def capture(self) -> DenoiseRecord:
-        """The record at this moment, its tensors copied to the host. Call it right after `step_done`.
+    @property
+    def can_capture(self) -> bool:
+        """Whether a step has been done and no scheduler is in the next one."""
+        return self._boundary is not None and not self.is_replaying
 
-        Raises `NotStorable` for a scheduler that keeps something else than numbers and tensors.
+    def capture(self) -> DenoiseRecord:
+        """The record after the last step, its tensors copied to the host; see `can_capture`.
+
+        Calls of denoisers since then do not count. Raises `NotStorable` for a scheduler that keeps something
+        else than numbers and tensors.
         """
+        assert self._boundary is not None
+        calls, random = self._boundary
         tensors: dict[str, Tensor] = {}
         return DenoiseRecord(
             steps=self.steps,
-            calls=tuple(self._calls),
+            calls=tuple(self._calls[:calls]),
             forms=tuple(self._forms),
             schedulers=tuple(each.stored(tensors) for each in self._schedulers),
             tensors=tensors,
-            random=self._randomness.state(),
+            random=random,
         )
 
     def _recorded_form(self, record: DenoiseRecord, name: str) -> Json:

@@ -26,7 +26,7 @@ from app.worker.decoding import OnEvent
 from app.worker.denoise.checkpoint_file import Checkpoint, CheckpointFiles, DamagedCheckpoint
 from app.worker.denoise.identity import checkpoint_identity, difference
 from app.worker.denoise.writer import CheckpointWriter, Written
-from app.worker.device_errors import DeviceFault
+from app.worker.device_errors import DeviceFault, OutOfMemory
 from app.worker.loaded_model import LoadedModel, unrecorded
 from app.worker.pipeline_call import OnStep
 
@@ -76,7 +76,7 @@ class Checkpoints:
         self._run: Resumable | None = None
         self._captured_at = time.monotonic()
         self._computed = self._reported = 0
-        self._resumed_from = 0
+        self._captured_step = self._resumed_from = self._total = 0
         self._fault: str | None = None
 
     def denoise(self, spec: JobSpec, image: bytes, last_image: bytes | None, on_step: OnStep) -> RecordedClip:
@@ -99,6 +99,7 @@ class Checkpoints:
                 return run(partial(self._after_step, on_step), self._recording)
             except Exception as error:
                 if not self._failed_in_replay(error):
+                    self._save_before_failure(error)
                     raise
                 self._give_up(f"it cannot be replayed: {one_line(error)}")
             finally:
@@ -137,16 +138,16 @@ class Checkpoints:
 
     def _give_up(self, reason: str) -> None:
         """Begin at zero, and tell why."""
+        log.warning("checkpoint_unusable reason=%s", reason)
+        self._on_event("checkpoint_unusable", {"reason": reason})  # raises if the job was interrupted
         self._resume = None
         try:
             self._files.remove()
         except OSError as error:
             log.warning("checkpoint_not_removed reason=%s", error)
-        log.warning("checkpoint_unusable reason=%s", reason)
-        self._on_event("checkpoint_unusable", {"reason": reason})
 
     def _begin(self) -> None:
-        self._computed = self._reported = 0
+        self._computed = self._reported = self._captured_step = 0
         self._resumed_from = 0 if self._resume is None else self._resume.denoised.steps
         self._captured_at = time.monotonic()
         if self._resume is not None:
@@ -156,7 +157,17 @@ class Checkpoints:
         """Whether the checkpoint may be what failed."""
         if self._run is None or not self._run.loop.is_replaying:
             return False
-        return not (isinstance(error, DeviceFault) or is_out_of_memory(error))
+        return not (isinstance(error, DeviceFault) or _is_missing_memory(error))
+
+    def _save_before_failure(self, error: Exception) -> None:
+        """If memory is missing in a step, keep the steps before it: the job may be tried again."""
+        self._writer.wait()
+        if self._run is None or not self._run.loop.can_capture or not _is_missing_memory(error):
+            return
+        if self._run.loop.steps > max(self._captured_step, self._resumed_from):
+            self._capture(self._total)
+            self._writer.wait()
+        self._tell(self._writer.written())
 
     @contextmanager
     def _recording(
@@ -170,6 +181,7 @@ class Checkpoints:
         if done <= self._resumed_from:
             return
         self._computed += 1
+        self._total = total
         self._tell(self._writer.written())
         goes_back = self._around.goes_back()
         if goes_back or (self._is_due() and not self._writer.is_busy):
@@ -193,6 +205,7 @@ class Checkpoints:
             self._cannot_continue(str(error))
             return
         self._captured_at = time.monotonic()
+        self._captured_step = denoised.steps
         encoded = self._run.encoders.record()
         self._writer.start(Checkpoint(self._identity, total, encoded, denoised))
         if self._every_seconds == 0:
@@ -220,3 +233,7 @@ class Checkpoints:
         self._fault = reason
         log.warning("checkpoint_unusable reason=%s", reason)
         self._on_event("checkpoint_unusable", {"reason": reason})
+
+
+def _is_missing_memory(error: Exception) -> bool:
+    return isinstance(error, OutOfMemory) or is_out_of_memory(error)

@@ -243,28 +243,32 @@ def test_a_pipeline_that_cannot_be_resumed_is_named_and_runs_without(
     assert served.events("checkpoint") == []
 
 
-def test_a_failed_job_that_is_tried_again_goes_on_at_its_last_step(
-    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+def test_a_job_that_fails_for_memory_keeps_its_steps_for_a_retry(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = served.engine.load(served.models["mine"], lambda *_: None)
-    forward, calls = model.pipe.transformer.forward, []
+    with served_model(tmp_path / "data", folder, checkpoint_seconds=3600) as served:
+        expected = whole(served)
+        model = served.engine.load(served.models["mine"], lambda *_: None)
+        forward, calls = model.pipe.transformer.forward, []
 
-    def runs_out(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(*args, **kwargs)
+        def runs_out(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return forward(*args, **kwargs)
 
-    job_id = served.submit(num_inference_steps=STEPS)
-    with monkeypatch.context() as patched:
-        patched.setattr(model.pipe.transformer, "forward", runs_out)
+        job_id = served.submit(num_inference_steps=STEPS)
+        with monkeypatch.context() as patched:
+            patched.setattr(model.pipe.transformer, "forward", runs_out)
+            served.run_next()
+        assert served.job(job_id)["status"] == "failed"
+        assert [event["step"] for event in served.events("checkpoint")] == [2]
+        assert served.http.post(f"/jobs/{job_id}/retry").status_code == 202
         served.run_next()
-    assert served.job(job_id)["status"] == "failed"
-    assert served.http.post(f"/jobs/{job_id}/retry").status_code == 202
-    served.run_next()
-    job = served.job(job_id)
-    assert job["status"] == "succeeded"
-    assert job["denoise"]["resumed_from_step"] == 2
+        job = served.job(job_id)
+        assert job["status"] == "succeeded"
+        assert (job["denoise"]["resumed_from_step"], job["denoise"]["steps_computed"]) == (2, 2)
+        assert equal(latents(served, job_id), expected)
 
 
 def test_the_files_go_with_the_job(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
