@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Self
 
+from adaptive.memory.denoise_costs import DenoiseCosts
 from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.speed import Speeds
 
@@ -27,11 +28,12 @@ class LearnedCosts:
     build: str
     residuals: LearnedMargins = field(default_factory=LearnedMargins)
     speeds: Speeds = field(default_factory=Speeds)
+    denoise: DenoiseCosts = field(default_factory=DenoiseCosts)
 
     @classmethod
     def none(cls, device: str, build: str) -> Self:
         """Costs with nothing learned yet."""
-        return cls(device, build, LearnedMargins(device), Speeds())
+        return cls(device, build, LearnedMargins(device), Speeds(), DenoiseCosts(device))
 
     def summary(self) -> dict[str, Any]:
         """Fitted margins and speeds as JSON values, small enough for every heartbeat."""
@@ -39,6 +41,7 @@ class LearnedCosts:
             "build": self.build,
             "margins": self.residuals.summary(),
             "speeds": self.speeds.summary(),
+            "denoise": self.denoise.summary(),
         }
 
     @classmethod
@@ -50,6 +53,7 @@ class LearnedCosts:
             summary.get("build") or "",
             residuals,
             Speeds.from_summary(summary.get("speeds") or {}),
+            DenoiseCosts.from_summary(device, summary.get("denoise") or {}),
         )
 
     def save(self, path: Path) -> None:
@@ -60,6 +64,7 @@ class LearnedCosts:
             "build": self.build,
             "residuals": self.residuals.to_json(),
             "speeds": self.speeds.to_json(),
+            "denoise": self.denoise.to_json(),
         }
         draft = path.with_name(path.name + ".new")
         draft.write_text(json.dumps(document))
@@ -77,7 +82,8 @@ class LearnedCosts:
             if (data["format"], data["device"], data["build"]) != (FORMAT, device, build):
                 return cls.none(device, build)
             residuals = LearnedMargins.from_json(device, data["residuals"])
-            return cls(device, build, residuals, Speeds.from_json(data["speeds"]))
+            denoise = DenoiseCosts.from_json(device, data.get("denoise") or {})
+            return cls(device, build, residuals, Speeds.from_json(data["speeds"]), denoise)
         except (OSError, ValueError, KeyError, TypeError):
             return cls.none(device, build)
 

@@ -9,9 +9,13 @@ from app.jobs import DecodeStrategy, Json
 
 _STRATEGY: Json = {"type": "string", "enum": [each for each in DecodeStrategy if each != "auto"]}
 TILES = object_of({"rows": WHOLE, "columns": WHOLE})
+_KIND: Json = {
+    "type": "string",
+    "enum": ["resident", "drop_text_encoder", "model_offload", "group_offload"],
+}
 PLACEMENT = object_of(
     {},
-    kind={"type": "string", "enum": ["resident", "drop_text_encoder", "model_offload", "group_offload"]},
+    kind=_KIND,
     device_bytes=BYTES,
     host_bytes=BYTES,
     group_offloaded=list_of(TEXT),
@@ -52,6 +56,8 @@ DECODE_PLAN = object_of(
     dropped_bytes=BYTES,
     budget_bytes=BYTES,
     free_bytes=BYTES,
+    placement=PLACEMENT,
+    denoise_seconds={**SECONDS, "description": "Predicted for all steps, once the device has timed some."},
     weights=PLACEMENT,
 )
 DENOISE = object_of(
@@ -62,6 +68,20 @@ DENOISE = object_of(
     steps_since_checkpoint={**WHOLE, "description": "Of these, steps after its last checkpoint."},
     seconds=SECONDS,
     exact={**YES_OR_NO, "description": "False with rounded weights."},
+    placement={**_KIND, "description": "Where the weights were at the end."},
+    retries={**WHOLE, "description": "Calls made again after an out-of-memory."},
+    fallbacks=list_of(
+        object_of(
+            {"from": TEXT, "to": TEXT},
+            step={**WHOLE, "description": "Finished steps."},
+            needed_bytes=or_null(BYTES),
+            free_bytes=BYTES,
+        )
+    ),
+    same_arithmetic={
+        **YES_OR_NO,
+        "description": "Whether numbers were added in the order of a run that nothing was missing for.",
+    },
     guidance_passes=WHOLE,
     slices=WHOLE,
     predicted_bytes=BYTES,

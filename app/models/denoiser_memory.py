@@ -2,9 +2,13 @@
 
 Owns how a pipeline calls each denoiser class: the layouts of its inputs, the prompt lengths, whether guidance
 doubles the batch. Traces run on meta tensors and need no weights. Must not know placements, jobs or devices.
+
+Longer than 300 lines: there is one function of inputs for each denoiser class.
 """
 
 import importlib
+import inspect
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,11 +22,22 @@ from adaptive.types import LatentShape
 from app.models.components import Component, build_component
 from app.models.requirements import DenoiseCurve
 
+log = logging.getLogger(__name__)
+
 Inputs = Callable[[Any, LatentShape, torch.dtype], dict[str, Any]]
 # Traced latent sizes. They are those of real videos, so that the same operation makes the peak; on meta
 # tensors their size costs nothing.
 TRACED_SIDES = ((16, 24), (32, 48), (64, 96))
 TRACED_FRAMES = 9
+# A step of an unknown denoiser is taken to hold so many tensors of the size of its widest layer's output.
+GUESSED_TENSORS = 8
+_TEXT_WIDTHS = (
+    "text_dim",
+    "text_embed_dim",
+    "caption_channels",
+    "cross_attention_dim",
+    "joint_attention_dim",
+)
 # A quadratic term below this share of the bytes at the largest traced size is due to rounding and padding.
 LEAST_QUADRATIC_SHARE = 0.02
 
@@ -43,14 +58,30 @@ class DenoiserCall:
 
 
 def trace_curve(component: Component, latent_channels: int, dtype: str) -> DenoiseCurve | None:
-    """Bytes of one step as a function of latent positions; None for a class that `CALLS` does not list."""
+    """Bytes of one step as a function of latent positions.
+
+    A class that `CALLS` does not list is traced by what its `forward` asks for. If that fails, the curve is a
+    cautious guess from the widest layer; None if the component cannot be built.
+    """
     call = CALLS.get(component.class_name)
     if call is None:
-        return None
+        try:
+            return _curve(component, latent_channels, dtype, DenoiserCall(_by_signature(component)))
+        except Exception as error:  # its code may expect anything
+            log.info("denoiser_not_traced class=%s reason=%r", component.class_name, error)
+        try:
+            return _guessed(component, dtype)
+        except Exception as error:
+            log.warning("denoiser_unknown class=%s reason=%r", component.class_name, error)
+            return None
+    return _curve(component, latent_channels, dtype, call)
+
+
+def _curve(component: Component, latent_channels: int, dtype: str, call: DenoiserCall) -> DenoiseCurve:
     points = []
     for height, width in TRACED_SIDES:
         shape = LatentShape(1, latent_channels, TRACED_FRAMES, height, width)
-        points.append((shape.frames * shape.area, step_bytes(component, shape, dtype)))
+        points.append((shape.frames * shape.area, step_bytes(component, shape, dtype, call)))
     return _fitted(points, guidance_in_batch=call.guidance_in_batch)
 
 
@@ -68,9 +99,9 @@ def _fitted(points: list[tuple[int, int]], *, guidance_in_batch: bool) -> Denois
     return DenoiseCurve(max(0.0, y2 - linear * x2 - square * x2**2), linear, square, guidance_in_batch)
 
 
-def step_bytes(component: Component, shape: LatentShape, dtype: str) -> int:
-    """Traced peak bytes of one step on latents of that shape. `CALLS` must list the component's class."""
-    call = CALLS[component.class_name]
+def step_bytes(component: Component, shape: LatentShape, dtype: str, call: DenoiserCall | None = None) -> int:
+    """Traced peak bytes of one step on latents of that shape, called as `CALLS` or `call` says."""
+    call = call or CALLS[component.class_name]
     torch_dtype = _dtype(dtype)
     component = replace(component, config={**component.config, **call.config_changes})
     with torch.device("meta"):
@@ -79,6 +110,40 @@ def step_bytes(component: Component, shape: LatentShape, dtype: str) -> int:
         arguments = call.inputs(module.config, shape, torch_dtype)
         with call.tracing():
             return trace_peak(lambda: module(**arguments, return_dict=False)).peak_bytes
+
+
+def _guessed(component: Component, dtype: str) -> DenoiseCurve:
+    """A cautious guess: `GUESSED_TENSORS` outputs of the widest layer for each patch of positions."""
+    with torch.device("meta"):
+        module = build_component(component)
+    widest = max(weight.shape[0] for weight in module.parameters() if weight.ndim >= 2)
+    patch = component.config.get("patch_size") or 1
+    side = patch[-1] if isinstance(patch, list | tuple) else patch
+    a_position = GUESSED_TENSORS * widest * _dtype(dtype).itemsize / side**2
+    return DenoiseCurve(0.0, a_position, 0.0, guidance_in_batch=True)
+
+
+def _by_signature(component: Component) -> Inputs:
+    """Inputs for whatever required arguments `forward` has, by their names in diffusers' denoisers."""
+
+    def inputs(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+        width = next(config[name] for name in _TEXT_WIDTHS if config.get(name))
+        known = {
+            "hidden_states": _video(config, shape, dtype),
+            "sample": _video(config, shape, dtype),
+            "timestep": torch.empty(shape.batch, dtype=torch.int64),
+            "encoder_hidden_states": torch.empty(shape.batch, 512, width, dtype=dtype),
+            "encoder_attention_mask": torch.empty(shape.batch, 512, dtype=torch.bool),
+        }
+        asked = inspect.signature(_class_of(component).forward).parameters
+        needed = {name for name, each in asked.items() if each.default is each.empty and name != "self"}
+        return {name: known[name] for name in needed & known.keys() | {"timestep"} & asked.keys()}
+
+    return inputs
+
+
+def _class_of(component: Component) -> Any:
+    return getattr(importlib.import_module(component.library), component.class_name)
 
 
 def _dtype(name: str) -> torch.dtype:

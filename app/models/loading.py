@@ -17,11 +17,12 @@ import torch
 
 from adaptive.device.host import read_host
 from adaptive.errors import DoesNotFit
+from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.pipelines.capture import check_capturable
 from adaptive.planning.planner import Placement
 from adaptive.types import MemoryReading, VideoShape
 from app.config import Settings
-from app.jobs import Json
+from app.jobs import JobSpec, Json
 from app.models import profiles
 from app.models.checks.model_folder import check_model
 from app.models.components import OWN_PIPELINES, ModelUnavailable, components_of, local_files, required_files
@@ -29,11 +30,37 @@ from app.models.entries import ModelEntry
 from app.models.hub import explain_hub_error
 from app.models.place_weights import place
 from app.models.prompt_cache import PromptCache
-from app.models.requirements import choose_placement, placement_json
+from app.models.requirements import ModelRequirements, choose_placement, placement_json
 from app.models.weight_sizes import stored_requirements
 from app.pipelines.calls import call_form
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedJob:
+    """What a placement depends on: the video, the guidance, and what was learned on the device.
+
+    `host_bytes`: host memory that the model's weights take already. `cautious`: see `choose_placement`.
+    """
+
+    video: VideoShape
+    guided: bool
+    costs: LearnedCosts | None = None
+    host_bytes: int = 0
+    cautious: bool = True
+
+    @classmethod
+    def of(cls, spec: JobSpec, costs: LearnedCosts | None = None) -> "PlacedJob":
+        """The job of a request."""
+        return cls(VideoShape(spec.num_frames, spec.height, spec.width), spec.guidance_scale > 1, costs)
+
+    @classmethod
+    def of_entry(cls, entry: ModelEntry) -> "PlacedJob":
+        """A job with the entry's defaults."""
+        given = entry.defaults
+        video = VideoShape(given.num_frames, given.height, given.width)
+        return cls(video, given.guidance_scale > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +80,11 @@ class PlacedPipeline:
         """Names of the components with int8 matrices; their output is approximate."""
         return () if self.plan is None else self.plan.quantized
 
+    def moved(self, plan: Placement, device: torch.device) -> "PlacedPipeline":
+        """The pipeline with its weights placed by `plan`; they move from where they are."""
+        kind = plan.kind.value
+        return PlacedPipeline(self.pipe, kind, plan, place(self.pipe, kind, device, plan.group_offloaded))
+
     def as_json(self) -> Json:
         """The placement for the job's history."""
         if self.plan is None:
@@ -67,8 +99,9 @@ def load_pipeline(
     reading: MemoryReading,
     *,
     exact_only: bool = True,
+    job: PlacedJob | None = None,
 ) -> PlacedPipeline:
-    """Load and place a model.
+    """Load and place a model for the shape and guidance of `job`, by default for those of the entry.
 
     Without `exact_only`, loads transformers in int8 if they do not fit otherwise and the entry allows it.
     Raises `UnsupportedVae` for a pipeline whose decode cannot be captured, `DoesNotFit` before reading any
@@ -80,7 +113,8 @@ def load_pipeline(
     exact_only = exact_only or entry.quantize is None
     if not exact_only:
         _require_torchao(entry)
-    placement = _placement(entry, settings, device, reading, exact_only=exact_only)
+    budget_bytes = max(0, reading.free_bytes - settings.reserve_bytes)
+    placement = placement_for(entry, settings, device, budget_bytes, exact_only=exact_only, job=job)
     _silence_progress_bars()
     quantized = () if placement is None else placement.quantized
     options = {"quantization_config": int8_configuration(quantized)} if quantized else {}
@@ -131,41 +165,50 @@ def int8_configuration(names: Sequence[str]) -> Any:
     )
 
 
-def _placement(
+def placement_for(
     entry: ModelEntry,
     settings: Settings,
     device: torch.device,
-    reading: MemoryReading,
+    budget_bytes: int,
     *,
-    exact_only: bool,
+    exact_only: bool = True,
+    job: PlacedJob | None = None,
 ) -> Placement | None:
-    """The placement for the memory that is free now.
+    """The fastest placement for the job in `budget_bytes` of the device, its weights included.
 
     None if the entry names one itself, if no profile exists yet, and on a CPU, from which weights cannot
-    move, unless quantization is allowed and makes them fit.
+    move, unless quantization is allowed and makes them fit. Raises `DoesNotFit`.
     """
     on_host = device.type == "cpu"
     profile = profiles.load(settings, entry)
     if entry.placement != "auto" or profile is None or (on_host and exact_only):
         return None
-    components = components_of(entry, settings)
-    given = entry.defaults
-    video = VideoShape(given.num_frames, given.height, given.width)
+    job = job or PlacedJob.of_entry(entry)
     try:
         return choose_placement(
-            stored_requirements(settings, entry, components, profile.traits.latent_channels),
+            _requirements(settings, entry, profile.traits.latent_channels),
             entry,
             profile,
-            video,
-            device_budget_bytes=max(0, reading.free_bytes - settings.reserve_bytes),
-            host_budget_bytes=read_host().free_bytes,
+            job.video,
+            device_budget_bytes=budget_bytes,
+            host_budget_bytes=read_host().free_bytes + job.host_bytes,
             exact_only=exact_only,
             on_host=on_host,
+            guided=job.guided,
+            costs=job.costs,
+            cautious=job.cautious,
         )
     except DoesNotFit:
         if on_host:  # the system may swap
             return None
         raise
+
+
+def _requirements(settings: Settings, entry: ModelEntry, latent_channels: int) -> ModelRequirements:
+    known = profiles.load_requirements(settings, entry)
+    if known is not None and None not in known.denoise:
+        return known
+    return stored_requirements(settings, entry, components_of(entry, settings), latent_channels)
 
 
 def _grouped(entry: ModelEntry, pipe: Any, placement: Placement | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Applies a weight placement to a pipeline with diffusers' own offloading.
+"""Applies a weight placement to a pipeline with diffusers' own offloading, also in place of an earlier one.
 
 `adaptive.planning.weight_placement` chooses the placement. Must not know sizes, jobs or files.
 """
@@ -13,6 +13,8 @@ from adaptive.device.accelerator import has_streams
 # The components that run at every step. All others with weights run before them, or are the VAE.
 TRANSFORMERS = ("transformer", "transformer_2")
 DENOISERS = (*TRANSFORMERS, "unet")
+# The names by which diffusers registers the hooks of group offload.
+_GROUP_HOOKS = ("group_offloading", "layer_execution_tracker", "lazy_prefetch_group_offloading")
 
 
 def place(
@@ -20,9 +22,13 @@ def place(
 ) -> Callable[[], None]:
     """Place the pipeline's weights; `kind` and `group_offloaded` are those of a `Placement`.
 
+    Weights that are placed already move from where they are; none is read again. The pipeline may be running:
+    its next call of a component finds it placed anew.
+
     Returns a function to call after each run: it moves offloaded components back to the host. Raises
     `ValueError` for an unknown kind.
     """
+    _remove_hooks(pipe)
     if kind == "resident" or _is_host(device):
         pipe.to(device)
         return _nothing
@@ -67,6 +73,25 @@ def _in_groups(pipe: Any, device: torch.device, group_offloaded: Sequence[str]) 
             hook.offload()
 
     return return_to_host
+
+
+def is_grouped(module: torch.nn.Module) -> bool:
+    """Whether the module's layers pass through the device in groups."""
+    registries: list[Any] = [getattr(each, "_diffusers_hook", None) for each in module.modules()]
+    return any(each is not None and each.get_hook(_GROUP_HOOKS[0]) is not None for each in registries)
+
+
+def _remove_hooks(pipe: Any) -> None:
+    """Undo the offloading of an earlier placement."""
+    from diffusers.hooks import HookRegistry
+
+    pipe.remove_all_hooks()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module) and is_grouped(part):
+            registry = HookRegistry.check_if_exists_or_initialize(part)
+            for name in _GROUP_HOOKS:
+                registry.remove_hook(name, recurse=True)
+            part.to("cpu")  # a pass that failed has left layers on the device
 
 
 def _encoders(pipe: Any) -> list[str]:

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from adaptive.errors import DoesNotFit
-from adaptive.memory.margins import LearnedMargins
+from adaptive.memory.denoise_costs import DenoiseCosts
+from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.weight_placement import ComponentSize, Placement, Stage, plan_weights, smallest_bytes
 from adaptive.types import LatentShape, VideoShape
@@ -20,10 +21,6 @@ FORMAT = 2
 MIB = 2**20
 # A prompt of some hundred tokens; the text encoder's activations are small beside its weights.
 PROMPT_ACTIVATION_BYTES = 256 * MIB
-# For denoisers that `app.models.denoiser_memory` does not list.
-UNKNOWN_DENOISE_BYTES = 3072 * MIB
-# Factor for the workspace of attention and matrix kernels, and for fragmentation, above the traced tensors.
-DENOISE_MARGIN = 1.3
 # Latent frames a chunk at which chunked decoding is as fast as batched (tests/bench/decode.py).
 FULL_SPEED_CHUNK = 4
 
@@ -56,22 +53,33 @@ class ModelRequirements:
     components: tuple[ComponentSize, ...]
     denoise: tuple[DenoiseCurve | None, ...]
 
-    def denoise_bytes(self, latent: LatentShape, *, guided: bool) -> int:
-        """Bytes of one denoising step above the weights, margin included."""
-        return max(
-            UNKNOWN_DENOISE_BYTES
-            if curve is None
-            else round(curve.live_bytes(latent, guided=guided) * DENOISE_MARGIN)
-            for curve in self.denoise
-        )
+    def denoise_bytes(
+        self, latent: LatentShape, *, guided: bool, costs: DenoiseCosts | None = None, key: str = ""
+    ) -> int:
+        """Bytes of one denoising step above the weights, with the margin learned for `key`."""
+        live_bytes = self.least_bytes(latent, 0, guided=guided)[Stage.DENOISE]
+        return (costs or DenoiseCosts()).upper_bytes(key, live_bytes)
 
-    def activation_bytes(self, latent: LatentShape, decode_bytes: int, *, guided: bool) -> dict[Stage, int]:
-        """Peak bytes of each stage above the weights."""
+    def activation_bytes(
+        self,
+        latent: LatentShape,
+        decode_bytes: int,
+        *,
+        guided: bool,
+        costs: DenoiseCosts | None = None,
+        key: str = "",
+    ) -> dict[Stage, int]:
+        """Peak bytes of each stage above the weights; `costs` and `key` as in `denoise_bytes`."""
         return {
             Stage.PROMPT: PROMPT_ACTIVATION_BYTES,
-            Stage.DENOISE: self.denoise_bytes(latent, guided=guided),
+            Stage.DENOISE: self.denoise_bytes(latent, guided=guided, costs=costs, key=key),
             Stage.DECODE: decode_bytes,
         }
+
+    def least_bytes(self, latent: LatentShape, decode_bytes: int, *, guided: bool) -> dict[Stage, int]:
+        """As `activation_bytes`, without margins; what is not known counts as 0 bytes."""
+        live = [curve.live_bytes(latent, guided=guided) for curve in self.denoise if curve is not None]
+        return {Stage.PROMPT: 0, Stage.DENOISE: max(live, default=0), Stage.DECODE: decode_bytes}
 
     def short_of(self, latent: LatentShape, capacity_bytes: int, *, guided: bool) -> tuple[Stage, int] | None:
         """The stage that no placement fits into `capacity_bytes`, and the least bytes that it needs.
@@ -79,8 +87,7 @@ class ModelRequirements:
         None if every stage before decoding fits. Uses no margins and counts unknown denoisers as 0 bytes, so
         that a job that might fit is not refused.
         """
-        live = [curve.live_bytes(latent, guided=guided) for curve in self.denoise if curve is not None]
-        activations = {Stage.DENOISE: max(live, default=0)}
+        activations = self.least_bytes(latent, 0, guided=guided)
         needs = smallest_bytes(self.components, activations, capacity_bytes)
         needs.pop(Stage.DECODE, None)  # the planner checks the decode
         short = {stage: need for stage, need in needs.items() if need > capacity_bytes}
@@ -111,6 +118,9 @@ def choose_placement(
     host_budget_bytes: int,
     exact_only: bool = True,
     on_host: bool = False,
+    guided: bool | None = None,
+    costs: LearnedCosts | None = None,
+    cautious: bool = True,
 ) -> Placement:
     """The fastest placement for making that video. Raises `DoesNotFit` if none fits.
 
@@ -118,10 +128,14 @@ def choose_placement(
     text encoder is soon reloaded, and a full card leaves nothing to its other users. Only if no placement
     leaves that room is the decode planned at its smallest. Without `exact_only`, an entry with `quantize`
     lets its transformers be quantized if they do not fit whole. `on_host`: the device is the host, so nothing
-    can be offloaded.
+    can be offloaded. `guided`: whether the job uses guidance; by default as the entry's defaults do.
+    `costs` are those learned on the device. If not `cautious`, only tensors count and no margins: for a job
+    that would otherwise not run at all.
     """
     latent = profile.traits.latent_shape(video)
-    guided = entry.defaults.guidance_scale > 1
+    guided = entry.defaults.guidance_scale > 1 if guided is None else guided
+    costs = LearnedCosts.none("cuda", "") if costs is None else costs
+    key = denoise_key(entry)
     parts = requirements.components
     if entry.quantize is None:
         parts = tuple(replace(each, quantized_bytes=None) for each in parts)
@@ -130,11 +144,17 @@ def choose_placement(
 
     def placed(*, may_quantize: bool) -> Placement:
         for position, frames_per_chunk in enumerate(chunks):
-            decode_bytes = profile.estimate(latent, frames_per_chunk, LearnedMargins("cuda")).upper_bytes
+            decode = profile.estimate(latent, frames_per_chunk, costs.residuals)
+            if cautious:
+                activations = requirements.activation_bytes(
+                    latent, decode.upper_bytes, guided=guided, costs=costs.denoise, key=key
+                )
+            else:
+                activations = requirements.least_bytes(latent, decode.live_bytes, guided=guided)
             try:
                 return plan_weights(
                     parts,
-                    activation_bytes=requirements.activation_bytes(latent, decode_bytes, guided=guided),
+                    activation_bytes=activations,
                     device_budget_bytes=device_budget_bytes,
                     host_budget_bytes=host_budget_bytes,
                     may_quantize=may_quantize,
@@ -155,6 +175,17 @@ def choose_placement(
         if exact_only or not quantizable & set(exact.group_offloaded):
             return exact
     return placed(may_quantize=True)
+
+
+def denoise_key(entry: ModelEntry, placement: str | None = None) -> str:
+    """The name under which the model's denoise is learned: its memory, and for a `placement` its seconds."""
+    return "/".join([entry.name, entry.dtype, *([] if placement is None else [placement])])
+
+
+def denoise_positions(profile: MemoryProfile, video: VideoShape, *, guided: bool) -> int:
+    """Latent positions that a step computes for the video, both branches of guidance counted."""
+    latent = profile.traits.latent_shape(video)
+    return latent.frames * latent.area * (2 if guided else 1)
 
 
 def placement_json(placement: Placement) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def stored_requirements(
 ) -> ModelRequirements:
     """The model's stored requirements; traces and stores them if there are none yet."""
     kept = profiles.load_requirements(settings, entry)
-    if kept is None:
+    if kept is None or None in kept.denoise:  # earlier versions traced listed denoisers only
         kept = trace_requirements(components, latent_channels, entry.dtype, entry.decode_dtype)
         try:
             profiles.save_requirements(settings, entry, kept)

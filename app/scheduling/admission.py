@@ -36,7 +36,7 @@ from app.scheduling.device_reports import (
 )
 from app.scheduling.plan_view import plan_json
 from app.scheduling.usable_profile import FindFault, LoadProfile, usable_profile
-from app.scheduling.weights_view import weights_json
+from app.scheduling.weights_view import placement_views
 
 LoadRequirements = Callable[[ModelEntry], ModelRequirements | None]
 
@@ -195,11 +195,11 @@ class Admission:
         requirements: ModelRequirements | None,
         verdict: Verdict,
     ) -> Verdict:
-        """The same verdict; its plan says how the weights are placed if they may be quantized for the job."""
+        """The same verdict; its plan says where the weights would be while the job runs."""
         entry = self._models[spec.model]
         planned_on = next((one for one in devices if one.get("name") == verdict.plan.get("device")), {})
-        weights = weights_json(spec, entry, requirements, question.profile, planned_on, self._reserve_bytes)
-        return verdict if weights is None else replace(verdict, plan={**verdict.plan, "weights": weights})
+        views = placement_views(spec, entry, requirements, question.profile, planned_on, self._reserve_bytes)
+        return replace(verdict, plan={**verdict.plan, **views})
 
     def _check_stages(
         self, spec: JobSpec, question: _Question, devices: list[Json], requirements: ModelRequirements | None

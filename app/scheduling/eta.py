@@ -1,7 +1,7 @@
 """Estimates when a job will be done, from how long finished jobs took and how many jobs are ahead of it.
 
-The job's own decode counts with the seconds that the planner predicts. Reads the job table; must not know
-HTTP.
+The job's own decode and steps count with the seconds that are predicted for them. Reads the job table; must
+not know HTTP.
 """
 
 import heapq
@@ -23,16 +23,22 @@ MAX_RETRY_SECONDS = 3600
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Median seconds of a job, and of its decode alone."""
+    """Median seconds of a job, and of its decode and its denoise alone."""
 
     seconds: float
     decode_seconds: float
+    denoise_seconds: float = 0.0
 
-    def with_decode(self, predicted_seconds: float | None) -> float:
-        """Seconds of a job whose decode takes `predicted_seconds`; None means the median decode."""
-        if predicted_seconds is None:
-            return self.seconds
-        return max(0.0, self.seconds - self.decode_seconds) + predicted_seconds
+    def with_plan(self, plan: Json) -> float:
+        """Seconds of a job whose decode and steps take what the plan predicts; medians where it does not."""
+        seconds = self.seconds
+        for usual, predicted in (
+            (self.decode_seconds, plan.get("predicted_seconds")),
+            (self.denoise_seconds, plan.get("denoise_seconds")),
+        ):
+            if predicted is not None:
+                seconds = max(0.0, seconds - usual) + predicted
+        return seconds
 
 
 class RunTimes:
@@ -49,13 +55,14 @@ class RunTimes:
                 durations = event.data.get("durations")
                 if event.kind == "finished" and event.data["outcome"] == JobStatus.SUCCEEDED and durations:
                     recent = self._taken.setdefault(event.data["model"], deque(maxlen=REMEMBERED))
-                    recent.append(Expected(sum(durations.values()), durations.get(Stage.DECODING, 0.0)))
+                    stages = (durations.get(stage, 0.0) for stage in (Stage.DECODING, Stage.DENOISING))
+                    recent.append(Expected(sum(durations.values()), *stages))
 
     def state(self) -> Json:
         """Return what was learned, as JSON."""
         with self._lock:
             return {
-                model: [[one.seconds, one.decode_seconds] for one in recent]
+                model: [[one.seconds, one.decode_seconds, one.denoise_seconds] for one in recent]
                 for model, recent in self._taken.items()
             }
 
@@ -65,7 +72,7 @@ class RunTimes:
             self._taken = {}
             try:
                 taken = {
-                    model: deque((Expected(float(a), float(b)) for a, b in recent), maxlen=REMEMBERED)
+                    model: deque((Expected(*map(float, one)) for one in recent), maxlen=REMEMBERED)
                     for model, recent in (state or {}).items()
                 }
             except (AttributeError, TypeError, ValueError) as error:
@@ -79,7 +86,9 @@ class RunTimes:
             if not recent:
                 return None
             return Expected(
-                median(one.seconds for one in recent), median(one.decode_seconds for one in recent)
+                median(one.seconds for one in recent),
+                median(one.decode_seconds for one in recent),
+                median(one.denoise_seconds for one in recent),
             )
 
 
@@ -119,7 +128,7 @@ class WaitingTimes:
         expected = self.run_times.expected(model)
         if expected is None:
             return None
-        own = expected.with_decode(plan.get("predicted_seconds"))
+        own = expected.with_plan(plan)
         position = self.store.counts()[JobStatus.QUEUED] + 1
         return round(seconds_until_turn(position, self._seconds_until_free(), expected.seconds) + own, 1)
 
@@ -127,7 +136,7 @@ class WaitingTimes:
         """Seconds that a job with `plan` is expected to run once it has started; a guess before the first
         job has finished."""
         expected = self.run_times.expected(model)
-        return UNKNOWN_SECONDS if expected is None else expected.with_decode(plan.get("predicted_seconds"))
+        return UNKNOWN_SECONDS if expected is None else expected.with_plan(plan)
 
     def retry_after_seconds(self, refusal: QueueFull) -> int:
         """Seconds until the queue is likely to have room, at most `MAX_RETRY_SECONDS`.
@@ -187,4 +196,4 @@ def _remaining_seconds(job: Job, expected: Expected) -> float:
 
 
 def _total_seconds(job: Job, expected: Expected) -> float:
-    return expected.with_decode((job.plan or {}).get("predicted_seconds"))
+    return expected.with_plan(job.plan or {})

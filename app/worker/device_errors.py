@@ -13,12 +13,15 @@ from adaptive.errors import NoDevice
 
 
 class OutOfMemory(Exception):
-    """The device has too little memory for a stage that cannot be made smaller.
+    """The device has too little memory for a stage, and nothing that makes it smaller has helped.
 
-    `message` is torch's, with the bytes that it asked for; `free_bytes` were free afterwards, if known.
+    `message` is torch's, with the bytes that it asked for; `needed_bytes` and `free_bytes` afterwards, if
+    known.
     """
 
     free_bytes: int | None = None
+    needed_bytes: int | None = None
+    is_reported = False  # whether an event has told of it
 
     def __init__(self, stage: str, message: str = "") -> None:
         self.stage = stage

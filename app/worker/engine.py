@@ -1,7 +1,7 @@
 """One device: the model that is loaded on it, its memory, and the cleanup between jobs.
 
 Owns loading and replacing the model, and the device reports. `app.worker.loaded_model` uses the model. Must
-not know jobs.
+not know the job table.
 """
 
 import gc
@@ -19,9 +19,10 @@ from adaptive.device.probe import device_name, device_uuid, open_probe
 from adaptive.errors import DoesNotFit, NoDevice
 from adaptive.types import MemoryReading
 from app.config import Settings
+from app.jobs import JobSpec
 from app.models import profiles
 from app.models.entries import ModelEntry
-from app.models.loading import load_pipeline
+from app.models.loading import PlacedJob, load_pipeline
 from app.worker.decoding import DecodeContext, OnEvent, load_learned_costs, save_learned_costs
 from app.worker.denoise.resumes import check_denoise_resumes
 from app.worker.loaded_model import LoadedModel
@@ -61,6 +62,11 @@ class Engine:
         return self._probe.read().free_bytes
 
     @property
+    def most_bytes(self) -> int:
+        """Bytes of the device less the reserve: more than these never become free."""
+        return max(0, self._probe.read().total_bytes - self._settings.reserve_bytes)
+
+    @property
     def capacity_bytes(self) -> int:
         """The most bytes a decode could ever use here: the device less the reserve and the VAE's weights."""
         weights = 0 if self._model is None else self._model.vae_weight_bytes
@@ -80,12 +86,15 @@ class Engine:
             return None
         return max(0, read_host().total_bytes - self._settings.reserve_bytes)
 
-    def load(self, entry: ModelEntry, on_event: OnEvent, *, exact_only: bool = True) -> LoadedModel:
+    def load(
+        self, entry: ModelEntry, on_event: OnEvent, *, exact_only: bool = True, spec: JobSpec | None = None
+    ) -> LoadedModel:
         """Load a model onto the device in place of the current one; returns the current one if it serves.
 
-        With `exact_only` the weights are those published: a model that was loaded in int8 is loaded again.
-        Raises `DoesNotFit` if no placement fits the memory that is free now, or if the memory is taken while
-        the model loads, and `ModelUnavailable` if its files or a library are missing.
+        Its weights are placed for the job `spec`, by default for the entry's defaults. With `exact_only` the
+        weights are those published: a model that was loaded in int8 is loaded again. Raises `DoesNotFit` if
+        no placement fits the memory that is free now, or if the memory is taken while the model loads, and
+        `ModelUnavailable` if its files or a library are missing.
         """
         held = self._model
         if held is not None and held.entry == entry and (held.exact or not exact_only):
@@ -94,7 +103,7 @@ class Engine:
         self._release_model()
         reading = self._probe.read()
         try:
-            return self._load(entry, on_event, reading, exact_only=exact_only)
+            return self._load(entry, on_event, reading, exact_only=exact_only, spec=spec)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -113,9 +122,16 @@ class Engine:
         gc.freeze()  # `clean_up` has run the collector
 
     def _load(
-        self, entry: ModelEntry, on_event: OnEvent, reading: MemoryReading, *, exact_only: bool
+        self,
+        entry: ModelEntry,
+        on_event: OnEvent,
+        reading: MemoryReading,
+        *,
+        exact_only: bool,
+        spec: JobSpec | None,
     ) -> LoadedModel:
-        placed = load_pipeline(entry, self._settings, self.device, reading, exact_only=exact_only)
+        job = None if spec is None else PlacedJob.of(spec, self._learned_costs)
+        placed = load_pipeline(entry, self._settings, self.device, reading, exact_only=exact_only, job=job)
         context = DecodeContext(self._probe, profiles.load(self._settings, entry), self._learned_costs)
         model = LoadedModel(entry, placed, self._settings, self.device, context)
         freeze_garbage_collection()

@@ -50,8 +50,8 @@ class IdleWeights:
     def drop(self) -> None:
         """Move the weights to the host, which frees their device memory."""
         if self.on_device:
-            self._move(torch.device("cpu"))
             self.on_device = False
+            self._move(torch.device("cpu"))
 
     def restore(self, free_bytes: int) -> None:
         """Move dropped weights back to the device. Raises `DoesNotFit` if `free_bytes` is too little."""
@@ -63,8 +63,8 @@ class IdleWeights:
                 needed_bytes=self.size_bytes,
                 budget_bytes=free_bytes,
             )
+        self.on_device = True  # also of weights whose move fails half-way: `drop` moves them all back
         self._move(self._device)
-        self.on_device = True
 
     def _move(self, device: torch.device) -> None:
         started = time.perf_counter()

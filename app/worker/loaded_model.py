@@ -6,32 +6,37 @@ Longer than 300 lines: every decode, in its dtype and on its device, needs the s
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 
 from adaptive.decoding.calibrate import Measurement, calibrate
 from adaptive.decoding.encoder import AdaptiveEncoder
 from adaptive.denoise.self_test import Recording
-from adaptive.device.out_of_memory import is_out_of_memory
-from adaptive.device.probe import open_probe
+from adaptive.denoise.watch import DenoiseHandler, watch
+from adaptive.device.out_of_memory import is_out_of_memory, release_frames
+from adaptive.device.probe import MemoryProbe, open_probe
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit
 from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.pipelines.capture import capture, kept_frames
 from adaptive.pipelines.encode_call import AdaptiveEncodeCall
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
-from adaptive.planning.planner import Policy
+from adaptive.planning.planner import Placement, Policy
+from adaptive.planning.weight_placement import PlacementKind, Stage
 from adaptive.stream import self_test
-from adaptive.types import VideoShape
+from adaptive.types import MeasuredPeak, MemoryReading, VideoShape
 from app.config import Settings
 from app.jobs import JobSpec, Json
+from app.models import profiles
 from app.models.entries import ModelEntry
-from app.models.loading import PlacedPipeline, load_vae
-from app.models.place_weights import DENOISERS
+from app.models.loading import PlacedJob, PlacedPipeline, load_vae
+from app.models.place_weights import DENOISERS, is_grouped
+from app.models.requirements import denoise_key, denoise_positions
 from app.worker.decoding import (
     DecodeContext,
     Decoding,
@@ -46,6 +51,15 @@ from app.worker.finite import check_clip
 from app.worker.float32_vae import Float32Vae, load_in_float32
 from app.worker.idle_weights import IdleWeights
 from app.worker.pipeline_call import OnStep, check_call, run_pipeline, sound_of
+from app.worker.placement import (
+    is_divided,
+    is_placed,
+    lean_plan,
+    leaner_placement,
+    moved,
+    placement_now,
+    replaced,
+)
 from app.worker.vae_precision import EncodeInVaeDtype
 
 log = logging.getLogger(__name__)
@@ -74,8 +88,9 @@ class LoadedModel:
         self.device = device
         check_call(placed.pipe, entry)
         self._pipe = placed.pipe
-        self._return_to_host = placed.return_to_host
-        self.placement = placed.as_json()
+        self._placed = placed
+        self._placed_before: PlacedPipeline | None = None  # before a job that ran out of memory
+        self._denoises_on_host = False  # its denoisers have lost their hooks
         self._quantized = placed.quantized
         self._settings = settings
         self._context = context
@@ -85,10 +100,21 @@ class LoadedModel:
         vae = placed.pipe.vae
         self._encode = AdaptiveEncodeCall(vae, AdaptiveEncoder(vae, probe=context.probe, policy=policy))
         self.host_learned_costs: LearnedCosts | None = None  # set once a decode ran on the CPU in its place
-        parts = [part for name, part in placed.pipe.components.items() if name != "vae"]
-        modules = [part for part in parts if isinstance(part, torch.nn.Module)]
-        if placed.kind == "resident" and device.type != "cpu" and not placed.quantized:
-            self._context = replace(context, idle=IdleWeights(modules, device))
+        self._note_idle_weights()
+
+    def _note_idle_weights(self) -> None:
+        """Let a decode drop the weights that are idle then, if they are on the device all the time."""
+        idle = None
+        if self._placed.kind == "resident" and self.device.type != "cpu" and not self._quantized:
+            parts = [part for name, part in self._pipe.components.items() if name != "vae"]
+            modules = [part for part in parts if isinstance(part, torch.nn.Module)]
+            idle = IdleWeights(modules, self.device)
+        self._context = replace(self._context, idle=idle)
+
+    @property
+    def placement(self) -> Json:
+        """Where the weights are, as JSON."""
+        return self._placed.as_json()
 
     @property
     def pipe(self) -> Any:
@@ -137,16 +163,64 @@ class LoadedModel:
             return False
         return True
 
-    def fit_denoise(self, spec: JobSpec, on_event: OnEvent) -> Json:
-        """Let the pipeline plan its denoising for the memory that is free now; returns the plan's JSON.
+    def place_for(self, spec: JobSpec, on_event: OnEvent, *, cautious: bool = True) -> None:
+        """Move the weights to the fastest placement for the job in the memory that is free now.
 
-        First restores weights that a decode dropped. Returns {} for a pipeline that cannot denoise in less
-        memory. Raises `DoesNotFit` if no option fits.
+        Restores weights that a decode dropped. Raises `DoesNotFit` if no placement fits. If not `cautious`,
+        only tensors count: for a job that would otherwise not run at all.
         """
-        if self._context.idle is not None:
-            free_bytes = self._context.probe.read().free_bytes
-            self._context.idle.restore(max(0, free_bytes - self._settings.reserve_bytes))
-        if not hasattr(self._pipe, "fit_denoise"):
+        context = self._context
+        if self._placed_before is not None:  # an earlier job has stepped down
+            self._placed, self._placed_before = replaced(self._placed_before, self._placed, self.device), None
+            self._note_idle_weights()
+        job = replace(PlacedJob.of(spec, context.learned_costs), cautious=cautious)
+        plan = placement_now(self._placed, self.entry, self._settings, self.device, context.probe, job)
+        if plan is None or (is_placed(self._placed, plan) and not self._denoises_on_host):
+            self._restore_idle_weights()
+            return
+        before = self._placed.kind
+        self._denoises_on_host = False
+        refusal = self.move(plan)
+        on_event("placed", {"from": before, **self.placement})
+        if refusal is not None:
+            raise refusal
+
+    def _restore_idle_weights(self) -> None:
+        """Bring back the weights that a decode dropped. Raises `DoesNotFit`."""
+        idle, probe = self._context.idle, self._context.probe
+        if idle is None:
+            return
+        try:
+            idle.restore(max(0, probe.read().free_bytes - self._settings.reserve_bytes))
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            release_frames(error)
+        idle.drop()
+        probe.release()
+        needed_bytes, free_bytes = idle.size_bytes, probe.read().free_bytes
+        raise DoesNotFit("restoring weights", needed_bytes=needed_bytes, budget_bytes=free_bytes)
+
+    def move(self, plan: Placement) -> DoesNotFit | None:
+        """Place the weights by `plan`; returns what was missing if they could not be placed so."""
+        self._placed, refusal = moved(self._placed, plan, self.device, self._context.probe)
+        self._note_idle_weights()
+        return refusal
+
+    def fit_denoise(self, spec: JobSpec, on_event: OnEvent, *, cautious: bool = True) -> Json:
+        """Place the weights for the job and let its pipeline plan its denoising; returns the plan's JSON.
+
+        The plan is {} for a pipeline that does not plan. Raises `DoesNotFit` as `place_for` does, or if no
+        option fits.
+        """
+        plans_itself = hasattr(self._pipe, "fit_denoise")
+        try:
+            self.place_for(spec, on_event, cautious=cautious)
+        except DoesNotFit:
+            if not plans_itself:
+                raise  # such a pipeline has smaller options than the placement counts with
+        if not plans_itself:
             return {}
         reading = self._context.probe.read()
         plan = self._pipe.fit_denoise(
@@ -159,6 +233,85 @@ class LoadedModel:
         data: Json = plan.as_json()
         on_event("denoise_plan", data)
         return data
+
+    @property
+    def probe(self) -> MemoryProbe:
+        """Measures the device's memory."""
+        return self._context.probe
+
+    def learn_denoise(self, spec: JobSpec, measured: MeasuredPeak | None, step_seconds: float | None) -> None:
+        """Learn what the steps of a denoise took above the weights, and how long one took."""
+        costs, profile = self._context.learned_costs.denoise, self._context.profile
+        if profile is None:
+            return
+        guided = spec.guidance_scale > 1
+        if step_seconds is not None:
+            video = VideoShape(spec.num_frames, spec.height, spec.width)
+            positions = denoise_positions(profile, video, guided=guided)
+            costs.observe_step(denoise_key(self.entry, self._placed.kind), positions, step_seconds)
+        live_bytes = self.least_step_bytes(spec)
+        # With group offload, layers that pass through the device would count.
+        if (
+            measured is not None
+            and live_bytes > self.probe.noise_bytes
+            and self._placed.kind != "group_offload"
+        ):
+            costs.observe(denoise_key(self.entry), live_bytes, measured)
+
+    def learn_failure(self, *, least_bytes: int) -> None:
+        """Learn that a step did not fit in what is free, the weights on the device aside."""
+        if least_bytes > self.probe.noise_bytes:
+            costs = self._context.learned_costs.denoise
+            costs.out_of_memory(denoise_key(self.entry), least_bytes, self.memory().free_bytes)
+
+    def memory(self) -> MemoryReading:
+        """The device's memory now."""
+        return self._context.probe.read()
+
+    def release(self) -> None:
+        """Free cached memory, and bring components back to the host that a failed move left half there."""
+        self._context.probe.release()
+        if self._placed.kind != "resident":
+            for part in self._pipe.components.values():
+                if isinstance(part, torch.nn.Module) and is_divided(part) and not is_grouped(part):
+                    part.to("cpu")
+            self._context.probe.release()
+
+    def least_step_bytes(self, spec: JobSpec) -> int:
+        """Bytes of the tensors of one step; 0 if unknown."""
+        requirements = profiles.load_requirements(self._settings, self.entry)
+        if requirements is None or self._context.profile is None:
+            return 0
+        video = VideoShape(spec.num_frames, spec.height, spec.width)
+        latent = self._context.profile.traits.latent_shape(video)
+        return requirements.least_bytes(latent, 0, guided=spec.guidance_scale > 1)[Stage.DENOISE]
+
+    @property
+    def missing_weight_bytes(self) -> int:
+        """Bytes of weights that must come to the device before the denoiser runs."""
+        return 0 if self._placed.kind == "group_offload" else self._denoiser_bytes_on_host()
+
+    def place_leaner(self) -> str | None:
+        """Move the weights to the next leaner placement; returns its name, None if there is none.
+
+        The pipeline may be running. The next job's `place_for` places them anew.
+        """
+        plan = leaner_placement(self._placed, self.device)
+        if plan is None:
+            return None
+        self._placed_before = self._placed_before or self._placed
+        self.move(plan)
+        return plan.kind.value
+
+    def denoisers_to_host(self) -> None:
+        """Let the denoisers compute on the CPU from their next call on, until the next job."""
+        self._placed_before = self._placed_before or self._placed
+        plan = replace(lean_plan(self._placed), kind=PlacementKind.MODEL_OFFLOAD, group_offloaded=())
+        self.move(plan)
+        for name in DENOISERS:
+            if self._pipe.components.get(name) is not None:
+                remove_hook_from_module(self._pipe.components[name])
+        self._denoises_on_host = True
 
     @property
     def encode_plan(self) -> Json:
@@ -181,15 +334,17 @@ class LoadedModel:
         *,
         on_step: OnStep,
         last_image: bytes | None = None,
+        handlers: Sequence[DenoiseHandler] = (),
         recording: Recording = unrecorded,
     ) -> RecordedClip:
         """Run the pipeline up to its decode calls; returns these calls and the sound.
 
         `image` and `last_image` are encoded image files; the video ends with the latter.
-        `on_step(done, total)` may raise to stop. The pipeline runs within `recording`, which gets its
-        generators, too. Raises `OutOfMemory`, `DeviceFault`, `UnsuitablePipeline`
-        for arguments that the pipeline does not accept, `UnsupportedVae` if it changes frames after decoding
-        them, and `NonFiniteValues` if latents or sound have NaN or infinite values.
+        `on_step(done, total)` may raise to stop. `handlers` run around the denoiser's calls and the
+        scheduler's steps; see `adaptive.denoise.watch`. The pipeline runs within `recording`, which gets its
+        generators, too, and sees calls before the handlers do. Raises `OutOfMemory`, `DeviceFault`,
+        `UnsuitablePipeline` for arguments that the pipeline does not accept, `UnsupportedVae` if it changes
+        frames after decoding them, and `NonFiniteValues` if latents or sound have NaN or infinite values.
         """
         pipe = self._pipe
         images = {"image": image} | ({} if last_image is None else {"last_image": last_image})
@@ -200,6 +355,7 @@ class LoadedModel:
         with (
             translated_device_errors("denoising"),
             capture(pipe, encode) as calls,
+            watch(pipe, handlers),
             recording(pipe, self.device, [generator]) as step_done,
         ):
 
@@ -210,7 +366,7 @@ class LoadedModel:
             try:
                 output = run_pipeline(pipe, self.entry, spec, images, generator, after_step)
             finally:
-                self._return_to_host()  # also after an error: offloaded components must leave the device
+                self._placed.return_to_host()  # also after an error: offloaded parts must leave the device
         kept = kept_frames(calls, output.frames, type(pipe).__name__)
         clip = RecordedClip(tuple(kept), sound_of(pipe, output))
         with translated_device_errors("denoising"):
@@ -318,7 +474,7 @@ class LoadedModel:
             if not isinstance(error, DoesNotFit | DecodeOutOfMemory) and not is_out_of_memory(error):
                 raise
             log.warning("calibration_skipped model=%s reason=%s", self.entry.name, error)
-        self._return_to_host()
+        self._placed.return_to_host()
         log.info("model_calibrated model=%s decodes=%d", self.entry.name, len(done))
 
     def _policy(self, spec: JobSpec, *, streams: bool | None = None) -> Policy:

@@ -28,6 +28,7 @@ def history(first_job: int, jobs: int) -> Iterator[Event]:
         ("held", {"reason": "worker_crashed", "why": "its worker process died 3 times", "max_attempts": 3}),
         ("webhook", {"state": "given_up", "attempts": 8}),
         ("fallback", {"from": "chunked", "to": "per_frame"}),
+        ("denoise_fallback", {"from": "resident", "to": "drop_text_encoder"}),
         (
             "finished",
             {

@@ -74,8 +74,8 @@ function askForKey() {
   return asking;
 }
 
-const KINDS = ["accepted", "claimed", "stage", "progress", "loaded", "denoise_plan", "denoised", "resumed_from_latents",
-  "checkpoint", "resumed", "checkpoint_unusable", "not_resumable",
+const KINDS = ["accepted", "claimed", "stage", "progress", "loaded", "placed", "denoise_plan", "denoise_fallback", "denoised",
+  "resumed_from_latents", "checkpoint", "resumed", "checkpoint_unusable", "not_resumable",
   "latents_unreadable", "plan", "preview", "chunk", "replan", "oom", "spill", "fallback", "waiting_for_memory", "finished",
   "requeued", "held", "canceled", "cancel_requested", "queued_again", "expired", "deleted"];
 const REOPEN_MS = 3000;

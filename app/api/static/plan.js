@@ -4,7 +4,7 @@ import { Problem, call } from "./api.js";
 import { button, byId, make, say } from "./dom.js";
 import { measured } from "./images.js";
 import { showPrediction } from "./memory.js";
-import { bytes, exactness, framing, inUnits, planned, rounded, seconds, short } from "./words.js";
+import { bytes, exactness, framing, inUnits, placed, planned, rounded, seconds, short } from "./words.js";
 
 const SHOWN = 5;
 const form = byId("form");
@@ -43,6 +43,8 @@ function showAnswer({ plan, rungs, largest, eta_seconds: eta, request, pictures 
     const time = plan.predicted_seconds == null ? "" : ` and about ${seconds(plan.predicted_seconds)}`;
     sentences.push(`The decode takes at most ${bytes(plan.predicted_peak_bytes)}${time}, ${exactness(plan)}.`);
   }
+  if (plan.denoise_seconds != null) sentences.push(`The steps take about ${seconds(plan.denoise_seconds)}.`);
+  if (placed(plan.placement)) sentences.push(placed(plan.placement));
   if (rounded(plan.weights)) sentences.push(`${rounded(plan.weights)}. Pixels are approximate.`);
   if (plan.free_bytes != null) sentences.push(`${bytes(plan.free_bytes)} are free on ${plan.device}.`);
   if (largest) sentences.push(`The largest video that fits now: ${largest.width} × ${largest.height}, ${largest.frames} frames.`);

@@ -80,6 +80,14 @@ export function decided(decode) {
 export const exactness = (decode, weights) =>
   ([decode, weights].some((one) => one?.exact === false) ? "approximate" : "pixel-exact");
 
+// Where the weights are while a job runs; "" where all of them stay on the device.
+const PLACEMENT = {
+  drop_text_encoder: "The text encoder leaves the device after the prompt.",
+  model_offload: "One component of the model is on the device at a time.",
+  group_offload: "The model's layers pass through the device in groups, which is slow.",
+};
+export const placed = (placement) => PLACEMENT[placement?.kind] || "";
+
 export const rounded = (weights) =>
   (weights?.exact === false ? `The ${weights.quantized.join(" and ")} in int8 (quantized weights)` : "");
 
@@ -105,6 +113,10 @@ export function facts({ denoise, decode, pictures }) {
   if (decode.seam_score != null) rows.push(["Seam score", `${decode.seam_score.toFixed(2)}; 0: no visible seam`]);
   if (decode.regret) rows.push(["Regret", decode.regret]);
   if (denoise?.seconds) rows.push(["Denoising", `${denoise.steps} steps in ${seconds(denoise.seconds)}`]);
+  if (denoise?.fallbacks) {
+    const steps = denoise.fallbacks.map((one) => one.to.replaceAll("_", " ")).join(", ");
+    rows.push(["Memory missing", `${steps}; no step was lost`]);
+  }
   if (rounded(denoise)) rows.push(["Weights", `${rounded(denoise)}; the full-precision weights did not fit`]);
   return rows;
 }

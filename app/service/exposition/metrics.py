@@ -25,6 +25,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from adaptive.device.spill import SpillSign
+from adaptive.planning.weight_placement import PlacementKind
 from adaptive.types import Strategy
 from app.attempts import BLAME
 from app.jobs import Event, JobStatus, Json, Stage
@@ -105,6 +106,9 @@ class ServiceMetrics:
             "Denoising steps: computed, and taken from the checkpoint of an earlier attempt.",
             "how",
             *PLACE,
+        )
+        self.denoise_fallback = self._counter(
+            "denoise_fallback", "Steps down of denoises that ran out of memory.", "from", "to", *PLACE
         )
         self.held = self._counter(
             "jobs_held", "Jobs put behind all others because they ended their workers too often."
@@ -195,6 +199,11 @@ class ServiceMetrics:
         histograms = (self.job_seconds, self.chunk_frames, self.predicted, self.measured, self.ratio)
         for metric in (self.frames, self.pixels, self.regret, *histograms):
             metric.labels(*at)
+        for before, after in combinations(PlacementKind, 2):
+            self.denoise_fallback.labels(before, after, *at)
+        for placement in PlacementKind:
+            for after in ("released_caches", "guidance_in_two_passes", "slices", "waited_for_memory"):
+                self.denoise_fallback.labels(placement, after, *at)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         counter = Counter(f"framefit_{name}", text, labels, registry=self.registry)
@@ -278,6 +287,8 @@ class ServiceMetrics:
             case "fallback":
                 self.fallback.labels(data["from"], data["to"], *at).inc(exemplar=job)
                 self.decode_seconds.labels(data["to"], *at)
+            case "denoise_fallback":
+                self.denoise_fallback.labels(data["from"], data["to"], *at).inc(exemplar=job)
             case "held":  # framefit_jobs_held_total
                 self.held.inc(exemplar=job)
             case "oom":

@@ -24,6 +24,7 @@ COUNTED: Mapping[str, frozenset[str]] = {
     "checkpoint": frozenset({"steps_since_checkpoint"}),
     "resumed": frozenset({"step"}),
     "denoised": frozenset({"exact", "steps", "seconds", "steps_since_checkpoint"}),
+    "denoise_fallback": frozenset({"from", "to"}),
     "fallback": frozenset({"from", "to"}),
     "oom": frozenset({"stage"}),
     "nonfinite": frozenset({"stage"}),

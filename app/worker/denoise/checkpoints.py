@@ -32,6 +32,8 @@ from app.worker.pipeline_call import OnStep
 
 log = logging.getLogger(__name__)
 
+Denoise = Callable[[OnStep, Recording], RecordedClip]
+
 
 class Surroundings(Protocol):
     """What the job does with checkpoints."""
@@ -79,14 +81,13 @@ class Checkpoints:
         self._captured_step = self._resumed_from = self._total = 0
         self._fault: str | None = None
 
-    def denoise(self, spec: JobSpec, image: bytes, last_image: bytes | None, on_step: OnStep) -> RecordedClip:
-        """The clip of `LoadedModel.denoise`, from the last checkpoint on if there is one that can be used."""
+    def denoise(
+        self, run: Denoise, spec: JobSpec, image: bytes, last_image: bytes | None, on_step: OnStep
+    ) -> RecordedClip:
+        """The clip of `run`, from the last checkpoint on if there is one that can be used.
 
-        def run(on_step: OnStep, recording: Recording) -> RecordedClip:
-            return self._model.denoise(
-                spec, image, last_image=last_image, on_step=on_step, recording=recording
-            )
-
+        `run(on_step, recording)` denoises the request as `LoadedModel.denoise` does; it may be called again.
+        """
         if self._model.not_resumable is not None:
             return run(partial(self._counted, on_step), unrecorded)
         self._identity = checkpoint_identity(

@@ -65,6 +65,8 @@ def as_job_failures() -> Iterator[None]:
         raise JobFailure("out_of_memory", str(error), _fields(error)) from error
     except OutOfMemory as error:
         missing: Json = {"stage": error.stage, "free_bytes": error.free_bytes}
+        if error.needed_bytes is not None:
+            missing["needed_bytes"] = error.needed_bytes
         raise JobFailure("out_of_memory", str(error), missing) from error
     except NonFiniteValues as error:
         raise JobFailure("nonfinite_values", str(error), found_json(error)) from error

@@ -27,6 +27,8 @@ from app.models.entries import ModelEntry
 from app.store import JobStore
 from app.worker.decoding import Decoding, combined_report
 from app.worker.denoise.checkpoints import Checkpoints
+from app.worker.denoise.elastic import ElasticDenoise
+from app.worker.denoise.room import Limits
 from app.worker.device_errors import OutOfMemory, translated_device_errors
 from app.worker.engine import Engine
 from app.worker.finite import check_clip, found_json
@@ -82,7 +84,7 @@ class JobRun:
         self._control = control
         self._stage = Stage.LOADING
         self._reported_at = self._share = 0.0
-        self._waited_seconds = 0.0  # in mid-decode, since the last chunk
+        self._waited_seconds = 0.0  # in the denoise, or in mid-decode since the last chunk
 
     def run(self) -> Json:
         """Do the job and return its result for the job table.
@@ -156,9 +158,10 @@ class JobRun:
         return decode_or_repeat(partial(self._decode, recorded, artifacts), model, self._event)
 
     def _load(self) -> LoadedModel:
-        exact_only = self._job.spec.exact_only
+        spec = self._job.spec
         return self._once_it_fits(
-            lambda: self._engine.load(self._entry, self._event, exact_only=exact_only), may_yield=False
+            lambda: self._engine.load(self._entry, self._event, exact_only=spec.exact_only, spec=spec),
+            may_yield=False,
         )
 
     def _once_it_fits(
@@ -177,14 +180,14 @@ class JobRun:
     def _denoise(self, model: LoadedModel, artifacts: JobArtifacts) -> RecordedClip:
         spec = self._job.spec
         started = time.monotonic()
-        plan = self._once_it_fits(lambda: model.fit_denoise(spec, self._event), may_yield=True)
+        plan = self._fit_denoise(model)
         with self._in_stage(Stage.DENOISING):
             image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
             checkpoints = self._checkpoints(model, artifacts)
-            # Before its first step, a pipeline may encode a clip that does not fit now.
-            recorded = self._once_it_fits(
-                lambda: checkpoints.denoise(spec, image, last_image, self._step), may_yield=False
-            )
+            limits = Limits(self._engine.host_capacity_bytes is not None, self._memory_returns)
+            denoise = ElasticDenoise(model, spec, limits, self._event)
+            attempt = partial(denoise.run, image, last_image)
+            recorded = checkpoints.denoise(attempt, spec, image, last_image, self._step)
             save_calls(recorded.calls, artifacts.latents, recorded.sound)
         path = str(artifacts.latents.relative_to(self._settings.data_dir))
         seconds = round(time.monotonic() - started, 3)
@@ -192,10 +195,13 @@ class JobRun:
             "steps": spec.num_inference_steps,
             "seconds": seconds,
             **checkpoints.report(),
+            "placement": model.placement["kind"],
             **plan,
             **model.encode_plan,
             **model.weights,
+            **denoise.report(),
         }
+        self._waited_seconds = 0.0
         self._require_lease(self._store.checkpoint(self._job.id, self._token, path, data))
         checkpoints.remove()
         return recorded
@@ -204,6 +210,18 @@ class JobRun:
         steps = StepsOfJob(self._store, self._claim, self._control, self._require_lease)
         every_seconds = self._settings.checkpoint_seconds
         return Checkpoints(model, artifacts, every_seconds, steps, self._goes_on_after, self._event)
+
+    def _fit_denoise(self, model: LoadedModel) -> Json:
+        """Place the weights and plan the denoise, after a wait if needed.
+
+        Predictions are cautious: a job that they refuse runs if its tensors alone fit.
+        """
+        spec = self._job.spec
+        try:
+            return self._once_it_fits(lambda: model.fit_denoise(spec, self._event), may_yield=True)
+        except DoesNotFit as refusal:
+            log.warning("denoise_tried_without_margins job_id=%s reason=%s", self._job.id, refusal)
+        return model.fit_denoise(spec, self._event, cautious=False)
 
     def _decode(self, recorded: RecordedClip, artifacts: JobArtifacts, model: Decoder) -> Json:
         spec = self._job.spec
@@ -267,11 +285,13 @@ class JobRun:
         return model.open_decode_on_host(call, spec, self._event)
 
     def _memory_returns(self, needed_bytes: int) -> bool:
-        """Wait in mid-decode for memory that another program took; returns whether it is back.
+        """Wait in a stage for memory that another program took; returns whether it is back.
 
-        Waits between two chunks have one limit together.
+        Waits of one denoise, and those between two chunks of a decode, have one limit together.
         """
         stage, started = self._stage, time.monotonic()
+        if needed_bytes > self._engine.most_bytes:
+            return False
         back = wait_for_bytes(
             needed_bytes,
             lambda: self._engine.free_bytes - self._settings.reserve_bytes,
@@ -369,7 +389,8 @@ class JobRun:
                 yield
         except OutOfMemory as error:
             error.free_bytes = self._engine.free_bytes
-            self._event("oom", {"stage": error.stage, **self._engine.memory_report()})
+            if not error.is_reported:
+                self._event("oom", {"stage": error.stage, **self._engine.memory_report()})
             raise
         except NonFiniteValues as error:
             self._event("nonfinite", found_json(error))

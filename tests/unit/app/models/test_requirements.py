@@ -7,9 +7,10 @@ import diffusers
 import pytest
 import torch
 
+from adaptive.memory.denoise_costs import DenoiseCosts
 from adaptive.memory.live_bytes import trace_peak
 from adaptive.planning.weight_placement import ComponentSize, Stage
-from adaptive.types import LatentShape
+from adaptive.types import LatentShape, MeasuredPeak
 from app.config import Settings
 from app.models import profiles
 from app.models.checks.faults import Fault, record_fault
@@ -176,3 +177,72 @@ def test_a_data_folder_that_is_away_is_not_made_anew_by_what_is_saved_in_it(tmp_
     settings.data_dir.mkdir()
     profiles.make_folder_of(path)
     assert path.parent.is_dir()
+
+
+class Unlisted(torch.nn.Module):
+    """A denoiser that `CALLS` does not list, called as diffusers' transformers are."""
+
+    def __init__(self, in_channels: int, text_dim: int) -> None:
+        super().__init__()
+        self.config = {"in_channels": in_channels, "text_dim": text_dim}
+        self.wide = torch.nn.Linear(in_channels, 64)
+        self.text = torch.nn.Linear(text_dim, 64)
+        self.out = torch.nn.Linear(64, in_channels)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        return_dict: bool = True,
+    ) -> tuple[torch.Tensor]:
+        assert not return_dict
+        wide = self.wide(hidden_states.flatten(2).transpose(1, 2))
+        return (self.out(wide + self.text(encoder_hidden_states).mean(1, keepdim=True)) * timestep[0],)
+
+
+def test_a_denoiser_that_is_not_listed_is_traced_by_its_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"in_channels": 4, "text_dim": 8}
+    component = Component("diffusers", "Unlisted", config)
+    monkeypatch.setattr(diffusers, "Unlisted", Unlisted, raising=False)
+    monkeypatch.setattr("app.models.denoiser_memory.build_component", lambda one: Unlisted(**one.config))
+    curve = trace_curve(component, 4, "float32")
+    assert curve is not None
+    assert curve.guidance_in_batch
+    # Two tensors of 64 channels, or one and the input, at a time.
+    assert 64 * 4 <= curve.bytes_a_position < 3 * 64 * 4
+
+
+def test_one_that_cannot_be_traced_is_guessed_from_its_widest_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    component = Component("diffusers", "Unlisted", {"in_channels": 4, "patch_size": (1, 2, 2)})
+
+    def built(_component: Component) -> Unlisted:
+        module = Unlisted(4, 8)
+        module.config = {"in_channels": 4}  # nothing says how wide the text is
+        return module
+
+    monkeypatch.setattr(diffusers, "Unlisted", Unlisted, raising=False)
+    monkeypatch.setattr("app.models.denoiser_memory.build_component", built)
+    curve = trace_curve(component, 4, "float32")
+    assert curve is not None
+    assert curve.bytes_a_position == 8 * 64 * 4 / 4
+
+
+def test_what_a_denoise_took_teaches_the_margin_and_the_seconds_of_the_next() -> None:
+    costs, key = DenoiseCosts("cuda"), "mine/bfloat16"
+    assert costs.upper_bytes(key, GIB) == round(1.3 * GIB)
+    assert costs.step_seconds(f"{key}/resident", 1000) is None
+    for _ in range(5):
+        costs.observe(key, GIB, MeasuredPeak(round(1.8 * GIB), 0, 0))
+        costs.observe_step(f"{key}/resident", 1000, 0.5)
+    assert 1.8 * GIB < costs.upper_bytes(key, GIB) < 2.1 * GIB
+    assert costs.upper_bytes("another", GIB) == round(1.3 * GIB)
+    assert costs.step_seconds(f"{key}/resident", 2000) == 1.0
+    costs.out_of_memory(key, GIB, 3 * GIB)
+    assert costs.upper_bytes(key, GIB) > 3 * GIB
+    for copy in (
+        DenoiseCosts.from_json("cuda", costs.to_json()),
+        DenoiseCosts.from_summary("cuda", costs.summary()),
+    ):
+        assert copy.upper_bytes(key, GIB) == costs.upper_bytes(key, GIB)
+        assert copy.step_seconds(f"{key}/resident", 2000) == 1.0

@@ -31,7 +31,7 @@ class CrampedDevice:
     def __init__(self) -> None:
         self.ran: list[int] = []
 
-    def load(self, _entry: Any, _on_event: Any, *, exact_only: bool) -> "CrampedDevice":  # noqa: ARG002
+    def load(self, _entry: Any, _on_event: Any, **_job: Any) -> "CrampedDevice":
         return self
 
     def may_fit_later(self, _refusal: DoesNotFit, _budget: int | None = None) -> bool:
@@ -40,7 +40,7 @@ class CrampedDevice:
     def memory_report(self) -> dict[str, Any]:
         return {"free_bytes": FREE_BYTES, "own_bytes": 10, "other_bytes": 9000, "holders": []}
 
-    def fit_denoise(self, spec: JobSpec, _on_event: Any) -> dict[str, Any]:
+    def fit_denoise(self, spec: JobSpec, _on_event: Any, **_options: Any) -> dict[str, Any]:
         self.ran.append(spec.seed)
         if spec.width > 64:
             raise DoesNotFit("denoising", needed_bytes=BIG_BYTES, budget_bytes=FREE_BYTES)
