@@ -5,22 +5,25 @@ nothing there fits, an index by model and need tells how many jobs of the whole 
 first ones are claimed from, or so many that a walk along the queue meets one soon. A poll for which nothing
 fits costs the same in any queue.
 
-SQLite selects and takes the job under its write lock. PostgreSQL does both in one statement and leaves out
-jobs that another worker is about to take.
+SQLite selects and takes the job under its write lock. PostgreSQL does both in one statement: it walks along
+the queue and takes the first job that no other worker is about to take.
+
+A claim is on the disk before the worker hears of it. Were it forgotten in a crash of the server, the job's
+next claim would get the same token, and both workers could finish the job.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
 
 from app.attempts import HELD_SECONDS
 from app.jobs import Claim, host_of
 from app.store.rows import JOB_COLUMNS, append_event, fetch_job, job_of
-from app.store.transaction import Transaction
+from app.store.transaction import NOW, Statement, Transaction
 
+T = TypeVar("T")
 HEAD = 200
 FEW = 10_000
 CANDIDATES = 100  # more than the workers that claim at the same moment
@@ -40,15 +43,6 @@ _ALONE = f"""
 _FITS = "coalesce(needed_bytes, 0) <= :capacity"
 _OF_MODELS = " and model in :models"
 _FIRST = "order by rank, id limit"
-# Where a job is looked for: queries of ids. PostgreSQL plans a prepared statement for parameters that it does
-# not know; each query reads few rows whatever it assumes.
-_HEAD = f"""
-    select id from (
-        select id, model, needed_bytes, rank from jobs where status = 'queued' {_FIRST} {HEAD}
-    ) head where {_FITS}{{models}} {_FIRST} {CANDIDATES}
-"""
-_THESE = {"sqlite": "select value from json_each(:ids)", "postgresql": "select unnest(cast(:ids as text[]))"}
-_ANYWHERE = f"select id from jobs where status = 'queued' and {_FITS}{{models}} {_FIRST} {CANDIDATES}"
 IS_PAUSED = text(f"select 1 from workers w join paused_workers p on {PAUSES} where w.id = :id")
 PASS_OVER = text("update jobs set skips = skips + 1 where id = :id")
 TAKE = text("""
@@ -67,90 +61,90 @@ def _by_models(sql: str) -> dict[bool, TextClause]:
     return {some: _prepared(sql, some_models=some) for some in (False, True)}
 
 
-# The jobs of each model that fit, from the least need on, so that the index by model and need finds them.
-_OF_ONE = f"""
-    select id, rank from jobs where status = 'queued' and model = m.model and {_FITS}
-    order by coalesce(needed_bytes, 0) limit
-"""
-_MODELS = {
-    "sqlite": "(select value as model from json_each(:models)) m",
-    "postgresql": "unnest(cast(:models as text[])) m (model)",
-}
-_COUNT_FITTING = {
-    dialect: text(f"select sum((select count(*) from ({_OF_ONE} {FEW + 1}) fitting)) from {models}")
-    for dialect, models in _MODELS.items()
-}
-_FEW = {
-    "sqlite": _prepared(
-        f"select id from jobs where status = 'queued' and {_FITS}{_OF_MODELS} {_FIRST} {CANDIDATES}",
-        some_models=True,
-    ),
-    "postgresql": text(f"""
-        select id from {_MODELS["postgresql"]} cross join lateral ({_OF_ONE} {FEW}) few {_FIRST} {CANDIDATES}
-    """),
-}
+# The jobs of each model that fit. Their order lets SQLite find them by the index by model and need.
+_OF_ONE = f"select id, rank from jobs where status = 'queued' and model = m.model and {_FITS}"
+_FITTING = f"select sum((select count(*) from ({_OF_ONE}{{order}} limit {FEW + 1}) fitting)) as fitting from"
+_COUNT_FITTING = text(
+    _FITTING.format(order=" order by coalesce(needed_bytes, 0)")
+    + " (select value as model from json_each(:models)) m"
+)
+_COUNT_FITTING_AT_ONCE = Statement.of(
+    _FITTING.format(order="") + " unnest(cast(:models as text[])) m (model)"
+)
+# Where a job is looked for: the queue's head; jobs that the index by model and need finds; the whole queue.
+# SQLite:
 _COLUMNS = "id, model, priority, skips, queued_at"
 _BEST = f"""
     select {_COLUMNS} from jobs
     where id in ({{place}}) and status = 'queued' and {_ALONE.format(now=":now")} {_FIRST} 1
 """
-_LOADED = f"""
+_AT_HEAD = f"""
+    select id from (
+        select id, model, needed_bytes, rank from jobs where status = 'queued' {_FIRST} {HEAD}
+    ) head where {_FITS}{{models}} {_FIRST} {CANDIDATES}
+"""
+_ANYWHERE = f"select id from jobs where status = 'queued' and {_FITS}{{models}} {_FIRST} {CANDIDATES}"
+_FIRST_OF = {
+    name: _by_models(_BEST.replace("{place}", place))
+    for name, place in (("head", _AT_HEAD), ("few", _ANYWHERE), ("anywhere", _ANYWHERE))
+}
+_OF_LOADED = _by_models(f"""
     select {_COLUMNS} from jobs
     where status = 'queued' and stage <> 'held'
-        and {_FITS}{{models}} and model = :loaded and priority >= {{least}}
-"""
-_OF_LOADED = _by_models(f"{_LOADED.format(models='{models}', least=':priority')} {_FIRST} 1")
+        and {_FITS}{{models}} and model = :loaded and priority >= :priority
+    {_FIRST} 1
+""")
+# PostgreSQL plans a prepared statement for parameters that it does not know; these read few rows whatever it
+# assumes.
+_WANTED = f"{_FITS} and model = any(coalesce(cast(:models as text[]), array[model]))"
+_PLACES = {
+    "head": f"""
+        select id, rank from (
+            select id, model, needed_bytes, rank from jobs where status = 'queued' {_FIRST} {HEAD}
+        ) head where {_WANTED}
+    """,
+    "few": f"""
+        select id, rank from unnest(cast(:models as text[])) m (model)
+            cross join lateral ({_OF_ONE} limit {FEW}) few
+    """,
+    "anywhere": f"select id, rank from jobs where status = 'queued' and {_WANTED}",
+}
 # `best` is the first job that fits; `preferred` is the first of the loaded model, if that may skip `best`.
 _CLAIM = f"""
-    with moment as (
-        select coalesce(cast(:now as double precision), extract(epoch from clock_timestamp())) as now
-    ), candidates (id) as materialized ({{place}}), best as (
-        select {_COLUMNS} from jobs where id in (select id from candidates) and status = 'queued'
-            and {_ALONE.format(now="(select now from moment)")} and not exists (
+    with chosen as (
+        select best.id as best, preferred.id as preferred from (
+            select one.* from ({{place}} {_FIRST} {CANDIDATES}) place cross join lateral (
+                select id, model, priority, skips from jobs
+                where id = place.id and status = 'queued' and {_ALONE.format(now=NOW)}
+                for update skip locked
+            ) one where not exists (
                 select 1 from workers w join paused_workers p on {PAUSES} where w.id = :worker_id
-            )
-        {_FIRST} 1 for update skip locked
-    ), preferred as (
-        {_LOADED.format(models="{models}", least="(select priority from best)")}
-            and exists (select 1 from best where model <> :loaded and skips < :max_skips)
-        {_FIRST} 1 for update skip locked
+            ) order by place.rank, place.id limit 1
+        ) best left join lateral (
+            select id from jobs
+            where status = 'queued' and stage <> 'held' and {_WANTED}
+                and model = :loaded and priority >= best.priority
+                and best.model <> :loaded and best.skips < :max_skips
+            {_FIRST} 1 for update skip locked
+        ) preferred on true
     ), passed_over as (
-        update jobs set skips = skips + 1
-        where id in (select id from best) and exists (select 1 from preferred)
-    ), chosen as (
-        select id from preferred union all select id from best where not exists (select 1 from preferred)
+        update jobs set skips = skips + 1 from chosen where id = best and preferred is not null
     ), taken as (
-        update jobs j set status = 'running', stage = 'loading', token = j.token + 1,
-            attempts = j.attempts + 1, worker_id = :worker_id, lease_until = m.now + :lease_seconds,
-            started_at = coalesce(j.started_at, m.now)
-        from chosen c, moment m where j.id = c.id and j.status = 'queued'
+        update jobs j set status = 'running', stage = 'loading', token = token + 1, attempts = attempts + 1,
+            worker_id = :worker_id, lease_until = {NOW} + :lease_seconds,
+            started_at = coalesce(started_at, {NOW})
+        from chosen where id = coalesce(preferred, best) and status = 'queued'
         returning j.*
     ), told as (
         insert into new_events (job_id, kind, at, data)
-        select t.id, 'claimed', m.now, cast(json_build_object(
-            'worker_id', t.worker_id, 'host', cast(:host as text), 'attempt', t.attempts,
-            'queued_seconds', greatest(0, m.now - t.queued_at), 'model', t.model
-        ) as text) from taken t, moment m
+        select id, 'claimed', {NOW}, cast(json_build_object(
+            'worker_id', worker_id, 'host', cast(:host as text), 'attempt', attempts,
+            'queued_seconds', greatest(0, {NOW} - queued_at), 'model', model
+        ) as text) from taken
     )
     select {JOB_COLUMNS}, null as queue_position from taken j
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a job is looked for. `ids` are the jobs of a place that is a list, for the query's parameter."""
-
-    best: Mapping[bool, TextClause]
-    claim: Mapping[bool, TextClause]
-    ids: tuple[str, ...] | None = None
-
-
-def _place(ids: str) -> Place:
-    return Place(_by_models(_BEST.replace("{place}", ids)), _by_models(_CLAIM.replace("{place}", ids)))
-
-
-HEAD_OF_QUEUE, ANYWHERE = _place(_HEAD), _place(_ANYWHERE)
-AMONG = {dialect: _place(ids) for dialect, ids in _THESE.items()}
+_CLAIM_AT_ONCE = {name: Statement.of(_CLAIM.replace("{place}", place)) for name, place in _PLACES.items()}
 
 
 def any_for(
@@ -174,40 +168,35 @@ def _first_fitting(
     capacity_bytes: int | None,
 ) -> RowMapping | None:
     wanted = {**_filters(models, capacity_bytes), "same_service": _same_service(worker_id), "now": now}
-    for place in _places(connection, models, capacity_bytes):
-        row = {**wanted, **_ids_of(connection, place)}
-        found = connection.execute(place.best[models is not None], row).mappings().one_or_none()
-        if found is not None:
-            return found
-    return None
+
+    def first_of(place: str) -> RowMapping | None:
+        found = connection.execute(_FIRST_OF[place][models is not None], wanted)
+        return found.mappings().one_or_none()
+
+    def count(models: Sequence[str]) -> int:
+        row = {"capacity": wanted["capacity"], "models": json.dumps(models)}
+        return int(connection.execute(_COUNT_FITTING, row).scalar_one())
+
+    return _found(models, first_of, count)
 
 
-def _places(
-    connection: Connection, models: Sequence[str] | None, capacity_bytes: int | None
-) -> Iterator[Place]:
-    """Yield where to look for a job, until it is found."""
+def _found(
+    models: Sequence[str] | None,
+    first_of: Callable[[str], T | None],
+    count: Callable[[Sequence[str]], int],
+) -> T | None:
+    """Return the first job, from the first place that has one. `count` tells how many jobs fit."""
     if models is not None and not models:
-        return
-    yield HEAD_OF_QUEUE
+        return None
+    found = first_of("head")
+    if found is not None:
+        return found
     if models is None:
-        yield ANYWHERE
-        return
-    dialect = connection.dialect.name
-    capacity = _filters(None, capacity_bytes)
-    listed = {**capacity, "models": json.dumps(models) if dialect == "sqlite" else list(models)}
-    fitting = connection.execute(_COUNT_FITTING[dialect], listed).scalar_one()
-    if fitting > FEW:
-        yield ANYWHERE
-    elif fitting:
-        wanted = {**capacity, "models": list(models)}
-        ids = connection.execute(_FEW[dialect], wanted).scalars().all()
-        yield replace(AMONG[dialect], ids=tuple(ids))
-
-
-def _ids_of(connection: Connection, place: Place) -> dict[str, Any]:
-    if place.ids is None:
-        return {}
-    return {"ids": json.dumps(place.ids) if connection.dialect.name == "sqlite" else list(place.ids)}
+        return first_of("anywhere")
+    fitting = count(models)
+    if not fitting:
+        return None
+    return first_of("anywhere" if fitting > FEW else "few")
 
 
 def _same_service(worker_id: str) -> str:
@@ -261,7 +250,8 @@ def _claim_at_once(
     lease_seconds: float,
 ) -> Claim | None:
     row = {
-        **_filters(models, capacity_bytes),
+        "models": None if models is None else list(models),
+        "capacity": UNLIMITED if capacity_bytes is None else capacity_bytes,
         "worker_id": worker_id,
         "same_service": _same_service(worker_id),
         "host": host_of(worker_id),
@@ -270,13 +260,16 @@ def _claim_at_once(
         "max_skips": tx.rules.max_skips,
         "now": tx.given_now,
     }
-    for place in _places(tx.connection, models, capacity_bytes):
-        of_place = {**row, **_ids_of(tx.connection, place)}
-        found = tx.execute(place.claim[models is not None], of_place).mappings().one_or_none()
-        if found is not None:
-            job = job_of(found)
-            return Claim(job, job.token)
-    return None
+
+    def count(_: Sequence[str]) -> int:
+        counted = tx.first(_COUNT_FITTING_AT_ONCE, row)
+        return int(counted["fitting"]) if counted is not None else 0
+
+    found = _found(models, lambda place: tx.first(_CLAIM_AT_ONCE[place], row), count)
+    if found is None:
+        return None
+    job = job_of(found)
+    return Claim(job, job.token)
 
 
 def take(tx: Transaction, row: RowMapping, worker_id: str, lease_seconds: float) -> Claim:

@@ -91,8 +91,8 @@ def _writes_at_once(
 class JobStore:
     """Jobs, events and workers in one database; safe to use from many threads and many processes.
 
-    Methods that change something return when the change is durable. Methods raise `StoreUnavailable` if the
-    database refuses and `NoSuchJob` for an unknown id.
+    Methods that change something return when the change is durable; a heartbeat on PostgreSQL is durable soon
+    after. Methods raise `StoreUnavailable` if the database refuses and `NoSuchJob` for an unknown id.
     """
 
     def __init__(

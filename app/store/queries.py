@@ -12,8 +12,19 @@ PICTURES = text("select key, field, bytes from job_pictures where job_id = :id")
 PICTURES_USED = text("select key from job_pictures where key in :keys").bindparams(
     bindparam("keys", expanding=True)
 )
-COUNTS = text("select status, cast(sum(jobs) as bigint) from job_counts group by status")
-QUEUED = text("select coalesce(cast(sum(jobs) as bigint), 0) from job_counts where status = 'queued'")
+# `job_counts` counts queued and running jobs together, as `open`: a claim changes no count. Of running jobs
+# there are as many as workers.
+_RUNNING = "(select count(*) from jobs where status = 'running')"
+COUNTS = text(f"""
+    select 'running' as status, {_RUNNING} as jobs
+    union all
+    select 'queued', coalesce(cast(sum(jobs) as bigint), 0) - {_RUNNING} from job_counts where status = 'open'
+    union all
+    select status, cast(sum(jobs) as bigint) from job_counts where status <> 'open' group by status
+""")
+QUEUED = text(f"""
+    select coalesce(cast(sum(jobs) as bigint), 0) - {_RUNNING} from job_counts where status = 'open'
+""")
 # Ids sort by the time of creation. Jobs queued again have old ids; so many first ones are looked at.
 OLDEST_QUEUED = text("""
     select min(queued_at) from (

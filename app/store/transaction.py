@@ -1,5 +1,6 @@
 """The transaction that every write operation gets, and the queue's limits."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,10 @@ from typing import Any
 from sqlalchemy import BindParameter, Connection, CursorResult, Executable, TextClause, text
 
 QUEUED_CHANNEL = "framefit_queued"
+# PostgreSQL: the clock's time if there is one, else the time at which the server got the statement.
+NOW = """coalesce(
+    cast(:now as double precision), cast(extract(epoch from statement_timestamp()) as double precision)
+)"""
 NOTIFY_QUEUED = text(f"select pg_notify('{QUEUED_CHANNEL}', '')")
 
 
@@ -47,6 +52,29 @@ class Locking:
         return cls(text(sql).bindparams(*parameters), text(rows).bindparams(*parameters))
 
 
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A statement that PostgreSQL's driver runs as it is.
+
+    For the most frequent ones: preparing the call and reading its row take SQLAlchemy longer than the server
+    needs. `names` are the parameters `$1`, `$2` and so on.
+    """
+
+    sql: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, sql: str) -> "Statement":
+        """Return the statement, whose parameters are written as `:name`."""
+        names = list(dict.fromkeys(_PARAMETER.findall(sql)))
+        line = " ".join(sql.split())
+        return cls(_PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", line), tuple(names))
+
+
+_PARAMETER = re.compile(r"(?<!:):(\w+)")
+FirstRow = Callable[[Connection, Statement, Mapping[str, Any]], dict[str, Any] | None]
+
+
 class Transaction:
     """An open transaction with its time and the queue's rules.
 
@@ -60,12 +88,14 @@ class Transaction:
         rules: Rules,
         clock: Callable[[], float] | None,
         time_of: Callable[[Connection], float] | None = None,
+        first_row: FirstRow | None = None,
     ) -> None:
         self.connection = connection
         self.rules = rules
         self.is_postgresql = connection.dialect.name == "postgresql"
         self._clock = clock
         self._time_of = time_of
+        self._first_row = first_row
         self._now: float | None = None
 
     @property
@@ -92,6 +122,11 @@ class Transaction:
         if isinstance(statement, Locking):
             statement = statement.postgresql if self.is_postgresql else statement.sqlite
         return self.connection.execute(statement, parameters or {})
+
+    def first(self, statement: Statement, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Run one statement on PostgreSQL; return its first row by column, or None."""
+        assert self._first_row is not None, "only PostgreSQL runs such statements"
+        return self._first_row(self.connection, statement, parameters)
 
     def announce_queued(self) -> None:
         """Wake the workers that wait for a job, at the commit."""

@@ -3,6 +3,7 @@
 base        what both kinds of database do; the schema's revision
 sqlite      one write transaction at a time, on one thread; many callers share a commit
 postgresql  a transaction a caller; row locks; time and the order of events come from the server
+driver      the most frequent statements, run by PostgreSQL's driver itself
 """
 
 from collections.abc import Callable

@@ -14,8 +14,8 @@ Processes of many hosts share the server. Three things therefore belong to it:
 """
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
@@ -73,10 +73,19 @@ class PostgresqlDatabase(Database):
         try:
             self.writes = _engine(url, pool_size=5, max_overflow=15)
             self.reads = _engine(url, pool_size=10, max_overflow=20, isolation_level="AUTOCOMMIT")
-            # The most frequent operations: a connection is not tried before each. One that has broken fails
-            # one of them, which its caller repeats at its next turn.
+            # The most frequent operations: a connection is neither tried before each nor cleaned after it.
+            # One that has broken fails one of them, which its caller repeats at its next turn. Each is
+            # planned once: left to itself the server may plan a claim anew each time, which takes it longer
+            # than the claim.
             self._statements = _engine(
-                url, pool_size=2, max_overflow=8, isolation_level="AUTOCOMMIT", pool_pre_ping=False
+                url,
+                settings=("plan_cache_mode=force_generic_plan",),
+                prepare_threshold=0,
+                pool_size=2,
+                max_overflow=8,
+                isolation_level="AUTOCOMMIT",
+                pool_pre_ping=False,
+                pool_reset_on_return=None,
             )
         except ModuleNotFoundError as error:
             raise ValueError(
@@ -96,20 +105,25 @@ class PostgresqlDatabase(Database):
 
     def run(self, operation: Operation[T]) -> T:
         """Run `operation` in a transaction of its own."""
-        return self._attempts(self.writes, operation)
+        return self._attempts(self.writes.begin, operation)
 
     def run_statement(self, operation: Operation[T]) -> T:
         """Run `operation`, each statement of which is a transaction of its own."""
-        return self._attempts(self._statements, operation)
+        return self._attempts(self._statements.connect, operation)
 
-    def _attempts(self, engine: Engine, operation: Operation[T]) -> T:
+    def _attempts(
+        self, connect: Callable[[], AbstractContextManager[Connection]], operation: Operation[T]
+    ) -> T:
         """Run `operation`, and once more when another transaction got in its way."""
+        from app.store.database.driver import first_row
+
         for attempt in range(1, ATTEMPTS + 1):
             if self._closed.is_set():
                 raise StoreUnavailable("the job store is closed")
             try:
-                with engine.begin() as connection:
-                    return operation(Transaction(connection, self._rules, self._clock, server_time))
+                with connect() as connection:
+                    tx = Transaction(connection, self._rules, self._clock, server_time, first_row)
+                    return operation(tx)
             except DBAPIError as error:
                 if sqlstate(error) not in WORTH_ANOTHER_ATTEMPT or attempt == ATTEMPTS:
                     raise translated(error) from error
@@ -223,7 +237,7 @@ def sqlstate(error: DBAPIError) -> str | None:
     return getattr(error.orig, "sqlstate", None)
 
 
-def _engine(url: URL, **options: Any) -> Engine:
+def _engine(url: URL, *, settings: Sequence[str] = (), prepare_threshold: int = 5, **options: Any) -> Engine:
     # https://www.postgresql.org/docs/current/libpq-connect.html and runtime-config-client.html. What the URL
     # says wins: SQLAlchemy passes its parameters on, in place of those that are the same here.
     milliseconds = {
@@ -237,6 +251,8 @@ def _engine(url: URL, **options: Any) -> Engine:
         "-c tcp_keepalives_interval=2",
         "-c tcp_keepalives_count=3",
         f"-c tcp_user_timeout={1000 * PEER_TIMEOUT_SECONDS}",
+        "-c jit=off",  # compiling takes longer than the longest of these statements
+        *(f"-c {setting}" for setting in settings),
         str(url.query.get("options", "")),
     ]
     arguments = {
@@ -246,6 +262,7 @@ def _engine(url: URL, **options: Any) -> Engine:
         "keepalives_count": 3,
         "tcp_user_timeout": 1000 * PEER_TIMEOUT_SECONDS,
         "application_name": "framefit",
+        "prepare_threshold": prepare_threshold,
     }
     arguments = {name: value for name, value in arguments.items() if name not in url.query}
     arguments["options"] = " ".join(session).strip()

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0011"
-down_revision = "0009"
+down_revision = "0010"
 
 NEW_KEY = "replace(cast(gen_random_uuid() as text), '-', '')"
 

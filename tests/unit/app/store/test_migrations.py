@@ -1,6 +1,7 @@
 """A database of the first released schema is brought up to date with nothing lost."""
 
 import sqlite3
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def test_a_database_of_the_first_schema_is_upgraded_with_every_job_and_usable(
         "queued": "queued",
         "queued first": "queued",
     }
+    found = Counter(job.status for job in jobs.values())
+    assert store.counts() == {status: found[status] for status in JobStatus}
     assert jobs["succeeded"].decode == {"strategy": "per_frame"}
     assert (jobs["failed"].error or {})["data"] == {"needed_bytes": 5}
     assert (jobs["swept"].expired, jobs["swept"].expires_at is not None) == (True, True)
