@@ -1,7 +1,9 @@
 """Measure the job table on PostgreSQL, of this checkout and of an earlier one, in one run.
 
 Each checkout gets a database of its own on a private server (its write-ahead log synced, as in production).
-Rounds alternate between the checkouts. Clients are processes with a store each, as workers are.
+Rounds alternate between the checkouts. Clients are processes with a store each, as workers are. Beside rates
+and times stands the processor time of an operation, of its client and of the server with all its processes:
+it depends less on what else the machine does.
 
 - Claims: 100,000 jobs are queued, 48 clients claim one after the other.
 - Heartbeats: 48 clients that hold a job each report as often as they can.
@@ -10,9 +12,9 @@ Rounds alternate between the checkouts. Clients are processes with a store each,
 - A long queue: 1,000,000 jobs are queued; one client submits, reads jobs, lists a page, and polls for a job
   that fits a small device: none does.
 
-    python tests/bench/store.py --before ../an-earlier-checkout
+    python tests/bench/store.py
 
-Writes tests/bench/results/store.md.
+The earlier checkout is made of a commit of this repository (`--before`). Writes tests/bench/results/store.md.
 """
 
 import argparse
@@ -25,9 +27,10 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +39,10 @@ ROOT = HERE.parents[2]
 RESULTS = HERE.with_name("results") / "store.md"
 CLIENTS, WRITERS = 48, 20
 QUEUED, LONG_QUEUE = 100_000, 1_000_000
+BEFORE = "f8c34e9"  # the last commit with one write lock for all
 SECONDS = 6.0
 ROUNDS = 3
+CALLS = 20
 NEEDED_BYTES = 8 * 2**30
 SPEC = {
     "prompt": "a boat sails by",
@@ -72,12 +77,36 @@ def client(url: str, task: str) -> None:
     elif task == "events":
         sys.stdout.write(json.dumps(_follow(open_store)) + "\n")
     elif task in ("claims", "heartbeats"):
-        sys.stdout.write(json.dumps({"per_second": _many(open_store, task)}) + "\n")
+        sys.stdout.write(json.dumps(_many(url, open_store, task)) + "\n")
     else:
-        sys.stdout.write(json.dumps(_alone(open_store())) + "\n")
+        sys.stdout.write(json.dumps(_alone(url, open_store())) + "\n")
 
 
-def _many(open_store: Callable[[], Any], task: str) -> float:
+def _server_seconds(url: str) -> Callable[[], float]:
+    """Return a function that tells the processor time that the server's present processes have used."""
+    from sqlalchemy import create_engine, text
+
+    def parent_of(process: str) -> str:
+        return Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[1]
+
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        backend = connection.execute(text("select pg_backend_pid()")).scalar_one()
+        server = parent_of(str(backend))
+    engine.dispose()
+
+    def seconds() -> float:
+        total = 0
+        for process in (path.name for path in Path("/proc").iterdir() if path.name.isdigit()):
+            with suppress(OSError):  # it has ended
+                if server in (process, parent_of(process)):
+                    total += int(Path("/proc", process, "schedstat").read_text().split()[0])
+        return total / 1e9
+
+    return seconds
+
+
+def _many(url: str, open_store: Callable[[], Any], task: str) -> dict[str, float]:
     context = multiprocessing.get_context("fork")
     ready, counts = context.Barrier(CLIENTS + 1), context.Queue()
     children = [
@@ -86,11 +115,16 @@ def _many(open_store: Callable[[], Any], task: str) -> float:
     ]
     for child in children:
         child.start()
+    server_seconds = _server_seconds(url)
     ready.wait()
-    done = sum(counts.get() for _ in children)
+    before = server_seconds()
+    found = [counts.get() for _ in children]
+    server = server_seconds() - before
+    ready.wait()  # until then every connection stays open, and its process with its time
     for child in children:
         child.join()
-    return done / SECONDS
+    done, client = (sum(values) for values in zip(*found, strict=True))
+    return {"per_second": done / SECONDS, "client": 1e6 * client / done, "server": 1e6 * server / done}
 
 
 def _one_of_many(open_store: Callable[[], Any], task: str, number: int, ready: Any, counts: Any) -> None:
@@ -102,11 +136,12 @@ def _one_of_many(open_store: Callable[[], Any], task: str, number: int, ready: A
     if task == "heartbeats":
         call = lambda: store.heartbeat(name, device=DEVICE, job_id=held.job.id, token=held.token)  # noqa: E731
     ready.wait()
-    end, count = time.monotonic() + SECONDS, 0
+    end, count, used = time.monotonic() + SECONDS, 0, time.process_time()
     while time.monotonic() < end:
         assert call() is not None
         count += 1
-    counts.put(count)
+    counts.put((count, time.process_time() - used))
+    ready.wait()
     store.close()
 
 
@@ -164,7 +199,7 @@ def _write_events(open_store: Callable[[], Any], ready: Any, counts: Any) -> Non
     store.close()
 
 
-def _alone(store: Any) -> dict[str, float]:
+def _alone(url: str, store: Any) -> dict[str, list[float]]:
     from app.jobs import JobSpec
 
     spec = JobSpec.model_validate(SPEC)
@@ -179,14 +214,18 @@ def _alone(store: Any) -> dict[str, float]:
         "counts": store.counts,
         "poll, nothing fits": lambda: store.claim("small", **small),
     }
-    found = {}
+    found, server_seconds = {}, _server_seconds(url)
     for name, call in calls.items():
         times = []
-        for _ in range(20):
+        for _ in range(10):  # connections and plans are made
+            call()
+        server, client = server_seconds(), time.process_time()
+        for _ in range(CALLS):
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
-        found[name] = 1000 * statistics.median(times)
+        client, server = time.process_time() - client, server_seconds() - server
+        found[name] = [1000 * statistics.median(times), 1000 * client / CALLS, 1000 * server / CALLS]
     store.close()
     return found
 
@@ -197,27 +236,64 @@ def _alone(store: Any) -> dict[str, float]:
 def main() -> None:
     """Measure both checkouts and write the results file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--before", type=Path, help="an earlier checkout to measure beside this one")
+    parser.add_argument("--before", default=BEFORE, help=f"the earlier commit; empty for none ({BEFORE})")
     parser.add_argument("--client", nargs=2, metavar=("URL", "TASK"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.client:
         client(*arguments.client)
         return
-    checkouts = {"now": ROOT} | ({"before": arguments.before.resolve()} if arguments.before else {})
-    with _server() as server:
+    with ExitStack() as stack:
+        checkouts = {"now": ROOT}
+        if arguments.before:
+            checkouts["before"] = stack.enter_context(_checkout(arguments.before))
+        server = stack.enter_context(_server())
         found = {name: _measure_many(server, name, path) for name, path in checkouts.items()}
-        rounds = {name: {"claims": [], "heartbeats": []} for name in checkouts}
+        rounds: dict[str, dict[str, list[Any]]] = {
+            name: {"claims": [], "heartbeats": []} for name in checkouts
+        }
+        loads = []
         for _ in range(ROUNDS):
-            for name, path in checkouts.items():
-                for task, rates in rounds[name].items():
-                    rates.append(_run(path, found[name], task)["per_second"])
+            for task in ("claims", "heartbeats"):
+                for name, path in checkouts.items():
+                    loads.append(_others_at_work())
+                    rounds[name][task].append(_run(path, found[name], task))
         events = {name: _run(path, found[name], "events") for name, path in checkouts.items()}
         long = {}
         for name, path in checkouts.items():
             _fill(found[name], LONG_QUEUE)
+            loads.append(_others_at_work())
             long[name] = _run(path, found[name], "alone")
-    RESULTS.write_text(_report(checkouts, rounds, events, long))
+    commits = {"now": _named(), "before": arguments.before}
+    RESULTS.write_text(_report({name: commits[name] for name in checkouts}, rounds, events, long, loads))
     sys.stdout.write(RESULTS.read_text())
+
+
+def _others_at_work() -> float:
+    """Return how many cores other programs keep busy: measured for two seconds in which this one waits."""
+
+    def ticks() -> tuple[int, int]:
+        times = [int(one) for one in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(times), times[3] + times[4]
+
+    (total, idle), _ = ticks(), time.sleep(2)
+    later, idle_later = ticks()
+    return (os.cpu_count() or 1) * (1 - (idle_later - idle) / (later - total))
+
+
+@contextmanager
+def _checkout(commit: str) -> Iterator[Path]:
+    """The files of a commit, in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="framefit-before-") as folder:
+        files = subprocess.run(
+            ["git", "-C", str(ROOT), "archive", commit], stdout=subprocess.PIPE, check=True
+        )
+        subprocess.run(["tar", "-x", "-C", folder], input=files.stdout, check=True)
+        yield Path(folder)
+
+
+def _named() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude", "*", "--dirty"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 @contextmanager
@@ -238,7 +314,10 @@ def _measure_many(server: str, name: str, path: Path) -> str:
     with admin.connect() as connection:
         connection.execute(text(f"create database bench_{name}"))
     admin.dispose()
-    url = make_url(server).set(database=f"bench_{name}").render_as_string(hide_password=False)
+    # On a busy machine a client may not run for seconds.
+    url = make_url(server).set(database=f"bench_{name}")
+    patient = {"options": "-c idle_in_transaction_session_timeout=60000"}
+    url = url.update_query_dict(patient).render_as_string(hide_password=False)
     _run(path, url, "migrate")
     _fill(url, QUEUED)
     return url
@@ -276,24 +355,17 @@ def _run(path: Path, url: str, task: str) -> dict[str, float]:
     return found
 
 
-def _report(checkouts: dict[str, Path], rounds: Any, events: Any, long: Any) -> str:
-    commits = {
-        name: subprocess.run(
-            ["git", "-C", str(path), "describe", "--always", "--dirty", "--exclude", "*"],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for name, path in checkouts.items()
-    }
-    names = [name for name in ("before", "now") if name in checkouts]
+def _report(commits: dict[str, str], rounds: Any, events: Any, long: Any, loads: list[float]) -> str:
+    names = [name for name in ("before", "now") if name in commits]
     heads = " | ".join(f"{name} ({commits[name]})" for name in names)
     lines = [
         "# The job table on PostgreSQL",
         "",
         f"`python tests/bench/store.py`, {os.cpu_count()} cores for server and clients together, "
         f"Python {platform.python_version()}. Rates: median of {ROUNDS} alternating rounds of "
-        f"{SECONDS:.0f} s, {CLIENTS} clients. Times: median of 20 calls, one client.",
+        f"{SECONDS:.0f} s, {CLIENTS} clients. Times: median of {CALLS} calls, one client. Before each part "
+        f"other programs kept {min(loads):.1f} to {max(loads):.1f} cores busy (median "
+        f"{statistics.median(loads):.1f}).",
         "",
         f"| | {heads} | ratio |",
         "|---|" + "---:|" * (len(names) + 1),
@@ -302,8 +374,18 @@ def _report(checkouts: dict[str, Path], rounds: Any, events: Any, long: Any) -> 
         ("claims", f"claims a second, {QUEUED:,} queued"),
         ("heartbeats", "heartbeats a second"),
     ):
-        rates = [statistics.median(rounds[name][task]) for name in names]
+        of = {
+            key: [statistics.median(one[key] for one in rounds[name][task]) for name in names]
+            for key in ("per_second", "client", "server")
+        }
+        rates = of["per_second"]
         lines.append(_row(title, [f"{rate:,.0f}" for rate in rates], rates[-1] / rates[0]))
+        used = [client + server for client, server in zip(of["client"], of["server"], strict=True)]
+        cells = [
+            f"{client:,.0f} + {server:,.0f} us"
+            for client, server in zip(of["client"], of["server"], strict=True)
+        ]
+        lines.append(_row("- processor time each: client + server", cells, used[0] / used[-1]))
     rates = [events[name]["written"] / SECONDS for name in names]
     title = f"events a second of {WRITERS} writers (lost, out of order)"
     cells = [
@@ -313,8 +395,9 @@ def _report(checkouts: dict[str, Path], rounds: Any, events: Any, long: Any) -> 
     lines.append(_row(title, cells, rates[-1] / rates[0]))
     for call in long["now"]:
         times = [long[name][call] for name in names]
-        title = f"{call}, {LONG_QUEUE:,} queued"
-        lines.append(_row(title, [f"{one:.1f} ms" for one in times], times[0] / times[-1]))
+        title = f"{call}, {LONG_QUEUE:,} queued (processor time)"
+        cells = [f"{wall:.1f} ms ({client + server:.1f})" for wall, client, server in times]
+        lines.append(_row(title, cells, times[0][0] / times[-1][0]))
     return "\n".join(lines) + "\n"
 
 
