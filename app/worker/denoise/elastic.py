@@ -7,8 +7,8 @@ pipeline run again from its start, with its finished steps answered from memory.
 from collections.abc import Callable
 from typing import TypeVar
 
-from adaptive.denoise.self_test import Recording
 from adaptive.denoise.retries import MissingMemory, missing_memory
+from adaptive.denoise.self_test import Recording
 from adaptive.denoise.steps_kept import KeptSteps
 from adaptive.errors import DoesNotFit
 from adaptive.pipelines.recorded_call import RecordedClip
