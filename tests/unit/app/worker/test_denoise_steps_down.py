@@ -9,6 +9,7 @@ import pytest
 import tiny_pipelines
 import torch
 from failing_operation import FailingOperation
+from scraped import total
 from served_model import ServedModel, served_model
 from torch import nn
 
@@ -71,8 +72,8 @@ def test_jobs_survive_a_failure_at_any_operation_and_lose_no_step(
         assert job["denoise"]["same_arithmetic"] is True
         assert job["denoise"]["retries"] == 1
     assert len(served.events("oom")) == len(served.events("denoise_fallback")) == 4
-    line = 'framefit_denoise_fallback_total{from="resident",to="released_caches"} 4.0'
-    assert line in served.counted()
+    steps_down = {"from": "resident", "to": "released_caches"}
+    assert total(served.counted(), "framefit_denoise_fallback_total", **steps_down) == 4
 
 
 def test_progress_never_goes_back_while_steps_are_repeated(
