@@ -14,6 +14,7 @@ from pathlib import Path
 from adaptive.memory import published
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.published import library_versions
+from app.artifacts.whole_file import replace_text
 from app.config import Settings
 from app.models.entries import ModelEntry
 from app.models.requirements import ModelRequirements
@@ -91,9 +92,7 @@ def save_requirements(settings: Settings, entry: ModelEntry, requirements: Model
     """Save the model's requirements; the file is replaced atomically."""
     path = _requirements_path(settings, entry)
     make_folder_of(path)
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(json.dumps(requirements.to_json()), encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, json.dumps(requirements.to_json()))
 
 
 def _mixed(entry: ModelEntry) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from app.artifacts.whole_file import replace_text
 from app.store import JobStore, StoreError
 
 log = logging.getLogger(__name__)
@@ -146,10 +147,8 @@ class HeartbeatWatch:
 
     def _publish(self, workers: Sequence[WorkerProcess], now: float) -> None:
         published = Published(now, {worker.worker_id: self._state(worker) for worker in workers})
-        draft = self._path.with_suffix(".new")
         try:
-            draft.write_text(json.dumps(asdict(published)), encoding="utf-8")
-            draft.replace(self._path)
+            replace_text(self._path, json.dumps(asdict(published)))
         except OSError as error:
             log.warning("workers_not_published path=%s reason=%s", self._path, error)
 

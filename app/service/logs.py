@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from app.artifacts.whole_file import replace_text
 from app.loops import Loop
 
 LEVEL_FILE = "log-level"
@@ -197,9 +198,7 @@ def write_level(data_dir: Path, level: str | None) -> None:
     if level is None:
         path.unlink(missing_ok=True)
         return
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(level)
-    draft.replace(path)
+    replace_text(path, level)
 
 
 class LevelFollower:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from app.artifacts.whole_file import replace_text
 from app.config import ConfigError, Settings
 from app.service.data_folder import locked_data_folder, prepare_data_folder
 from app.service.ends.counts import EndCounts
@@ -211,8 +212,6 @@ class _Housekeeping:
     def _announce(self, on_ready: Callable[[str], None]) -> None:
         host, port = self._address
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        path = self._settings.data_dir / SERVICE_FILE
-        draft = path.with_name(path.name + ".new")
-        draft.write_text(json.dumps({"url": url, "pid": os.getpid()}), encoding="utf-8")
-        draft.replace(path)
+        described = json.dumps({"url": url, "pid": os.getpid()})
+        replace_text(self._settings.data_dir / SERVICE_FILE, described)
         on_ready(url)

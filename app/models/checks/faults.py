@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from app.artifacts.whole_file import replace_text
 from app.config import Settings
 from app.models import profiles
 from app.models.checks.model_folder import check_model, signature_of
@@ -45,9 +46,7 @@ def record_fault(entry: ModelEntry, settings: Settings, fault: Fault | None) -> 
     profiles.make_folder_of(path)
     signature = signature_of(entry, settings)
     document = {"reason": fault.reason, "transient": fault.transient, "signature": signature}
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(json.dumps(document), encoding="utf-8")
-    draft.replace(path)
+    replace_text(path, json.dumps(document))
 
 
 def _recorded(entry: ModelEntry, settings: Settings, signature: str) -> Fault | None:

@@ -8,6 +8,8 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from app.artifacts.whole_file import replace_text
+
 log = logging.getLogger(__name__)
 
 FILE = "worker_ends.json"
@@ -37,10 +39,8 @@ class EndCounts:
         self._write()
 
     def _write(self) -> None:
-        draft = self._path.with_suffix(".new")
         try:
-            draft.write_text(json.dumps(self._counts), encoding="utf-8")
-            draft.replace(self._path)
+            replace_text(self._path, json.dumps(self._counts))
         except OSError as error:
             log.warning("worker_ends_not_written path=%s reason=%s", self._path, error)
 

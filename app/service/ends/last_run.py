@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from app.artifacts.whole_file import replace_text
 from app.attempts import Stop
 from app.service.ends.oom_kills import OomKills
 
@@ -89,9 +90,7 @@ class RunRecord:
 
     def _write(self, run: LastRun) -> None:
         self._run = run
-        draft = self._path.with_suffix(".new")
         try:
-            draft.write_text(json.dumps(asdict(run)), encoding="utf-8")
-            draft.replace(self._path)
+            replace_text(self._path, json.dumps(asdict(run)))
         except OSError as error:  # the next start then knows less
             log.warning("last_run_not_written path=%s reason=%s", self._path, error)

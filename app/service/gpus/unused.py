@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from app.artifacts.whole_file import replace_text
 from app.jobs import Json
 
 log = logging.getLogger(__name__)
@@ -97,9 +98,7 @@ def warn(unused: Iterable[UnusedGpu], *, on_cpu: bool) -> None:
 
 def publish(data_dir: Path, unused: Sequence[UnusedGpu]) -> None:
     """Write the file for the API process; atomic, because it may read at any moment."""
-    draft = data_dir / f"{FILE}.new"
-    draft.write_text(json.dumps([asdict(gpu) for gpu in unused]), encoding="utf-8")
-    draft.replace(data_dir / FILE)
+    replace_text(data_dir / FILE, json.dumps([asdict(gpu) for gpu in unused]))
 
 
 def withdraw(data_dir: Path) -> None:
