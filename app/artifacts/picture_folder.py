@@ -15,10 +15,16 @@ from pathlib import Path
 from app.artifacts.local_folder import sync
 from app.artifacts.pictures import PictureMissing, is_key
 
+FOLDER = "pictures"  # in the data folder
 NEW = "new"
 MODE = 0o600
 FOLDER_MODE = 0o700
 SYNCED_AT_ONCE = 8
+
+
+def stored_names(key: str) -> tuple[str, str]:
+    """Return the paths in the data folder where a picture may be: at first, and where it is kept."""
+    return f"{FOLDER}/{NEW}/{key}", f"{FOLDER}/{key}"
 
 
 class PictureFolder:

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from adaptive.version import __version__
+from app.artifacts.picture_folder import stored_names
+from app.artifacts.whole_file import replace_text
 from app.config import Settings
 from app.service.data_folder import LOCK_FILE, locked_data_folder, prepare_data_folder
 from app.store.upkeep.backup import HEAD_REVISION, copy_database, inspect_copy, sqlite_file
@@ -95,6 +97,15 @@ def make_backup(settings: Settings, place: Path, *, link: bool = False, models: 
         stored = _store(path, place / name, link=link and name.parts[0] == "jobs")
         if stored is not None:
             files[name.as_posix()] = stored
+    # A picture that was moved up meanwhile may have been seen in neither place.
+    pictures = () if copied is None else copied.pictures
+    for key in pictures:
+        new, kept = stored_names(key)
+        if new not in files and kept not in files:
+            stored = _store(data / kept, place / kept, link=False)
+            if stored is not None:
+                files[kept] = stored
+    lost = [stored_names(key)[1] for key in pictures if files.keys().isdisjoint(stored_names(key))]
     named = () if copied is None else copied.named_files
     backup = Backup(
         version=__version__,
@@ -102,11 +113,9 @@ def make_backup(settings: Settings, place: Path, *, link: bool = False, models: 
         revision=None if copied is None else copied.revision,
         jobs=None if copied is None else copied.jobs,
         files=files,
-        missing=tuple(name for name in named if name not in files),
+        missing=(*(name for name in named if name not in files), *lost),
     )
-    draft = place / f"{MANIFEST}.new"
-    draft.write_text(json.dumps({"format": FORMAT, **asdict(backup)}, indent=1), encoding="utf-8")
-    draft.replace(place / MANIFEST)
+    replace_text(place / MANIFEST, json.dumps({"format": FORMAT, **asdict(backup)}, indent=1))
     return backup
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from app.artifacts.picture_folder import PictureFolder
+from app.artifacts.picture_folder import FOLDER, PictureFolder
 from app.store.database.sqlite import sqlite_path
-from app.store.pictures.place import FOLDER
 
 NEEDED = """
     select p.key from job_pictures p join jobs j on j.id = p.job_id

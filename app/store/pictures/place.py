@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from app.artifacts.picture_folder import PictureFolder
+from app.artifacts.picture_folder import FOLDER, PictureFolder
 from app.artifacts.pictures import Pictures
 from app.store.database import Database
 from app.store.database.sqlite import SqliteDatabase, sqlite_path
 from app.store.pictures.table import PictureTable
-
-FOLDER = "pictures"
 
 
 def place_of_pictures(database: Database, data_folder: Path | None) -> Pictures:

@@ -22,12 +22,13 @@ WAIT_SECONDS = 15.0
 class DatabaseCopy:
     """What is in a copied database: its schema's revision, its jobs, and the files that they name.
 
-    The files' paths are relative to the data folder.
+    The files' paths are relative to the data folder. `pictures` are keys.
     """
 
     revision: str
     jobs: int
     named_files: tuple[str, ...]
+    pictures: tuple[str, ...]
 
 
 def sqlite_file(url: URL) -> Path | None:
@@ -61,8 +62,12 @@ def inspect_copy(path: Path) -> DatabaseCopy:
             select latents_path, result from jobs where not expired and deleted_at is null
         """).fetchall()
         (jobs,) = connection.execute("select count(*) from jobs").fetchone()
+        has_pictures = connection.execute(
+            "select 1 from sqlite_master where name = 'job_pictures'"
+        ).fetchone()
+        pictures = connection.execute("select key from job_pictures").fetchall() if has_pictures else []
     named = sorted({name for latents, result in rows for name in _named(latents, result)})
-    return DatabaseCopy(str(revision), int(jobs), tuple(named))
+    return DatabaseCopy(str(revision), int(jobs), tuple(named), tuple(key for (key,) in pictures))
 
 
 def _named(latents: str | None, result: str | None) -> Iterator[str]:

@@ -15,6 +15,7 @@ import pytest
 
 from app.config import Settings
 from app.jobs import JobSpec, JobStatus
+from app.service import backup
 from app.service.backup import DATABASE, DUMP, MANIFEST, BackupRefused, make_backup, restore_backup
 from app.store import JobStore, open_store
 
@@ -137,6 +138,30 @@ def test_a_file_that_jobs_name_and_the_folder_does_not_have_is_told(
 ) -> None:
     (settings.jobs_dir / job_id / "video.mp4").unlink()
     assert make_backup(settings, tmp_path / "backup").missing == (f"jobs/{job_id}/video.mp4",)
+
+
+@pytest.mark.usefixtures("job_id")
+def test_a_picture_that_moves_between_its_places_meanwhile_is_copied(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not yet in the one when that was listed, and no longer in the other."""
+    listed = backup._kept_files
+
+    def without_pictures(data: Path, *, models: bool) -> Iterator[Path]:
+        return (path for path in listed(data, models=models) if "pictures" not in path.parts)
+
+    monkeypatch.setattr(backup, "_kept_files", without_pictures)
+    made = make_backup(settings, tmp_path / "backup")
+    (picture,) = (path for path in (settings.data_dir / "pictures").rglob("*") if path.is_file())
+    assert made.missing == ()
+    assert (tmp_path / "backup" / "pictures" / picture.name).read_bytes() == picture.read_bytes()
+
+
+@pytest.mark.usefixtures("job_id")
+def test_a_picture_that_is_lost_is_told(settings: Settings, tmp_path: Path) -> None:
+    (picture,) = (path for path in (settings.data_dir / "pictures").rglob("*") if path.is_file())
+    picture.unlink()
+    assert make_backup(settings, tmp_path / "backup").missing == (f"pictures/{picture.name}",)
 
 
 def damaged(backup: Path, job_id: str) -> None:
