@@ -58,10 +58,10 @@ class KeptSteps(DenoiseHandler):
         """Whether the run is still in steps that an earlier one finished."""
         return self._run.steps < self.steps
 
-    def begin(self) -> None:
-        """A call of the pipeline begins."""
+    def begin(self, *, may_repeat: bool = True) -> None:
+        """A call of the pipeline begins. Nothing is answered in it unless the pipeline's loop allows it."""
         self._run = _Run()
-        if not self._repeatable:
+        if not (self._repeatable and may_repeat):
             self._forget()
 
     def around_denoiser(

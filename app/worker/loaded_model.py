@@ -171,17 +171,22 @@ class LoadedModel:
         """
         context = self._context
         if self._placed_before is not None:  # an earlier job has stepped down
-            self._placed, self._placed_before = replaced(self._placed_before, self._placed, self.device), None
+            before = self._placed_before
+            self._placed, refusal = replaced(before, self._placed, self.device, context.probe)
             self._note_idle_weights()
+            if refusal is not None:
+                raise refusal
+            self._placed_before = None
+            self._denoises_on_host &= before.plan is not None and not before.quantized
         job = replace(PlacedJob.of(spec, context.learned_costs), cautious=cautious)
         plan = placement_now(self._placed, self.entry, self._settings, self.device, context.probe, job)
         if plan is None or (is_placed(self._placed, plan) and not self._denoises_on_host):
             self._restore_idle_weights()
             return
-        before = self._placed.kind
+        kind_before = self._placed.kind
         self._denoises_on_host = False
         refusal = self.move(plan)
-        on_event("placed", {"from": before, **self.placement})
+        on_event("placed", {"from": kind_before, **self.placement})
         if refusal is not None:
             raise refusal
 
@@ -289,7 +294,16 @@ class LoadedModel:
     @property
     def missing_weight_bytes(self) -> int:
         """Bytes of weights that must come to the device before the denoiser runs."""
-        return 0 if self._placed.kind == "group_offload" else self._denoiser_bytes_on_host()
+        if self._placed.kind == PlacementKind.GROUP_OFFLOAD:
+            return 0
+        if self._placed.kind != PlacementKind.MODEL_OFFLOAD:
+            return self._denoiser_bytes_on_host()
+        # One component at a time is on the device: the one that leaves makes room.
+        parts = [self._pipe.components.get(name) for name in DENOISERS]
+        sizes: list[int] = [
+            sum(each.nbytes for each in part.parameters()) for part in parts if part is not None
+        ]
+        return max(0, max(sizes, default=0) - (sum(sizes) - self._denoiser_bytes_on_host()))
 
     def place_leaner(self) -> str | None:
         """Move the weights to the next leaner placement; returns its name, None if there is none.
@@ -308,10 +322,14 @@ class LoadedModel:
         self._placed_before = self._placed_before or self._placed
         plan = replace(lean_plan(self._placed), kind=PlacementKind.MODEL_OFFLOAD, group_offloaded=())
         self.move(plan)
+        self._denoises_on_host = True
+        self._unhook_denoisers()
+
+    def _unhook_denoisers(self) -> None:
+        """Keep offload hooks from moving the denoisers to the device."""
         for name in DENOISERS:
             if self._pipe.components.get(name) is not None:
                 remove_hook_from_module(self._pipe.components[name])
-        self._denoises_on_host = True
 
     @property
     def encode_plan(self) -> Json:
@@ -347,6 +365,8 @@ class LoadedModel:
         frames after decoding them, and `NonFiniteValues` if latents or sound have NaN or infinite values.
         """
         pipe = self._pipe
+        if self._denoises_on_host:
+            self._unhook_denoisers()  # the end of a call before has hooked them again
         images = {"image": image} | ({} if last_image is None else {"last_image": last_image})
         torch.manual_seed(spec.seed)
         self._encode.plan = None

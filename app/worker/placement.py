@@ -18,7 +18,6 @@ from adaptive.planning.weight_placement import Placement, PlacementKind
 from app.config import Settings
 from app.models.entries import ModelEntry
 from app.models.loading import PlacedJob, PlacedPipeline, placement_for
-from app.models.place_weights import place
 
 
 def weight_tensors(pipe: Any) -> Iterator[torch.Tensor]:
@@ -106,10 +105,7 @@ def leaner_placement(placed: PlacedPipeline, device: torch.device) -> Placement 
         ):
             return replace(lean_plan(placed), kind=lean, group_offloaded=())
         if lean is PlacementKind.GROUP_OFFLOAD and not placed.quantized:
-            names = (name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module))
-            return replace(
-                lean_plan(placed), kind=lean, group_offloaded=tuple(name for name in names if name != "vae")
-            )
+            return replace(lean_plan(placed), kind=lean, group_offloaded=groupable(pipe))
     return None
 
 
@@ -118,13 +114,27 @@ def lean_plan(placed: PlacedPipeline) -> Placement:
     return placed.plan or Placement(PlacementKind(placed.kind), 0, 0, (), "after an out-of-memory")
 
 
-def replaced(before: PlacedPipeline, now: PlacedPipeline, device: torch.device) -> PlacedPipeline:
-    """The placement from which the job after one that stepped down begins: the one that the model's entry
-    names, else `now`.
+def replaced(
+    before: PlacedPipeline, now: PlacedPipeline, device: torch.device, probe: MemoryProbe
+) -> tuple[PlacedPipeline, DoesNotFit | None]:
+    """The placement from which the job after one that stepped down begins, and what is missing for it.
+
+    It is the one before if no other is chosen for a job: the model's entry names it, or its weights are
+    quantized. Else it is `now`.
     """
-    if before.plan is not None:
-        return now
-    return replace(before, return_to_host=place(before.pipe, before.kind, device))
+    if before.plan is not None and not before.quantized:
+        return now, None
+    kind = PlacementKind(before.kind)
+    grouped = groupable(before.pipe) if kind is PlacementKind.GROUP_OFFLOAD else ()
+    plan = before.plan or replace(lean_plan(before), kind=kind, group_offloaded=grouped)
+    placed, refusal = moved(now, plan, device, probe)
+    return (placed if refusal is not None else replace(placed, plan=before.plan)), refusal
+
+
+def groupable(pipe: Any) -> tuple[str, ...]:
+    """Names of the components that may be offloaded in groups."""
+    parts = pipe.components.items()
+    return tuple(name for name, part in parts if isinstance(part, torch.nn.Module) and name != "vae")
 
 
 def is_divided(module: torch.nn.Module) -> bool:

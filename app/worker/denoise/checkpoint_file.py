@@ -32,12 +32,16 @@ class DamagedCheckpoint(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The records after some steps of `total`, and what they were made with (`identity`)."""
+    """The records after some steps of `total`, and what they were made with (`identity`).
+
+    `fallbacks` are the steps down until then, for the job's report.
+    """
 
     identity: Mapping[str, str]
     total: int
     encoded: EncoderRecord
     denoised: DenoiseRecord
+    fallbacks: tuple[Json, ...] = ()
 
 
 class CheckpointFiles:
@@ -59,6 +63,7 @@ class CheckpointFiles:
             "inputs": self._inputs_id,
             "identity": dict(checkpoint.identity),
             "total": checkpoint.total,
+            "fallbacks": list(checkpoint.fallbacks),
             "record": denoised,
             "tensors": tensors,
         }
@@ -77,6 +82,7 @@ class CheckpointFiles:
                 steps["total"],
                 _encoded(inputs),
                 _denoised(steps["record"], steps["tensors"]),
+                tuple(steps["fallbacks"]),
             )
         except DamagedCheckpoint:
             raise
@@ -97,13 +103,17 @@ def _write(path: Path, tree: Json) -> int:
     header = {"format": FORMAT, "version": FORMAT_VERSION, "tree": json.dumps(tree)}
     header[checksum.FIELD] = checksum.BLANK
     part = path.with_name(path.name + ".part")
-    with part.open("w+b") as file:
-        file.write(save(dict(tensors), metadata=header))
-        checksum.seal(file)
-        file.flush()
-        os.fsync(file.fileno())
-        size = file.seek(0, os.SEEK_END)
-    part.replace(path)
+    try:
+        with part.open("w+b") as file:
+            file.write(save(dict(tensors), metadata=header))
+            checksum.seal(file)
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.seek(0, os.SEEK_END)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)  # what is left of a full disk is for the latents and the video
+        raise
     sync_directory(path.parent)
     return size
 

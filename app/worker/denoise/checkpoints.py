@@ -32,7 +32,20 @@ from app.worker.pipeline_call import OnStep
 
 log = logging.getLogger(__name__)
 
-Denoise = Callable[[OnStep, Recording], RecordedClip]
+
+class Denoise(Protocol):
+    """Runs a loaded model."""
+
+    @property
+    def fallbacks(self) -> list[Json]:
+        """The steps down of the job so far; those of earlier attempts are put in front."""
+        ...
+
+    def run(
+        self, image: bytes, last_image: bytes | None, on_step: OnStep, recording: Recording
+    ) -> RecordedClip:
+        """The recorded decode calls. It may be called again."""
+        ...
 
 
 class Surroundings(Protocol):
@@ -80,14 +93,14 @@ class Checkpoints:
         self._computed = self._reported = 0
         self._captured_step = self._resumed_from = self._total = 0
         self._fault: str | None = None
+        self._fallbacks: list[Json] = []
 
     def denoise(
-        self, run: Denoise, spec: JobSpec, image: bytes, last_image: bytes | None, on_step: OnStep
+        self, denoise: Denoise, spec: JobSpec, image: bytes, last_image: bytes | None, on_step: OnStep
     ) -> RecordedClip:
-        """The clip of `run`, from the last checkpoint on if there is one that can be used.
-
-        `run(on_step, recording)` denoises the request as `LoadedModel.denoise` does; it may be called again.
-        """
+        """The clip that `denoise` makes, from the last checkpoint on if there is one that can be used."""
+        run = partial(denoise.run, image, last_image)
+        self._fallbacks = denoise.fallbacks
         if self._model.not_resumable is not None:
             return run(partial(self._counted, on_step), unrecorded)
         self._identity = checkpoint_identity(
@@ -100,11 +113,15 @@ class Checkpoints:
                 return run(partial(self._after_step, on_step), self._recording)
             except Exception as error:
                 if not self._failed_in_replay(error):
-                    self._save_before_failure(error)
                     raise
                 self._give_up(f"it cannot be replayed: {one_line(error)}")
             finally:
                 self._writer.wait()
+
+    def give_back_if_asked(self) -> None:
+        """Give the job back at once if it is to go back; call it when `save_steps` has saved its steps."""
+        if self._run is not None and self._fault is None and self._around.goes_back():
+            self._around.gives_back()
 
     def report(self) -> Json:
         """How the steps came about, for the job's `denoise`."""
@@ -116,7 +133,13 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Delete the files: the latents are on disk."""
-        self._files.remove()
+        self._remove_files()
+
+    def _remove_files(self) -> None:
+        try:
+            self._files.remove()
+        except OSError as error:  # they go with the job's folder
+            log.warning("checkpoint_not_removed reason=%s", error)
 
     def _counted(self, on_step: OnStep, done: int, total: int) -> None:
         """A step of a model whose denoise cannot be resumed."""
@@ -142,15 +165,13 @@ class Checkpoints:
         log.warning("checkpoint_unusable reason=%s", reason)
         self._on_event("checkpoint_unusable", {"reason": reason})  # raises if the job was interrupted
         self._resume = None
-        try:
-            self._files.remove()
-        except OSError as error:
-            log.warning("checkpoint_not_removed reason=%s", error)
+        self._remove_files()
 
     def _begin(self) -> None:
         self._computed = self._reported = self._captured_step = 0
         self._resumed_from = 0 if self._resume is None else self._resume.denoised.steps
         self._captured_at = time.monotonic()
+        self._fallbacks[:] = [] if self._resume is None else self._resume.fallbacks
         if self._resume is not None:
             self._on_resume(self._resumed_from, self._resume.total)
 
@@ -160,10 +181,10 @@ class Checkpoints:
             return False
         return not (isinstance(error, DeviceFault) or _is_missing_memory(error))
 
-    def _save_before_failure(self, error: Exception) -> None:
-        """If memory is missing in a step, keep the steps before it: the job may be tried again."""
+    def save_steps(self) -> None:
+        """Save the steps that no checkpoint has yet, if the loop is between two steps."""
         self._writer.wait()
-        if self._run is None or not self._run.loop.can_capture or not _is_missing_memory(error):
+        if self._run is None or not self._run.loop.can_capture:
             return
         if self._run.loop.steps > max(self._captured_step, self._resumed_from):
             self._capture(self._total)
@@ -208,7 +229,8 @@ class Checkpoints:
         self._captured_at = time.monotonic()
         self._captured_step = denoised.steps
         encoded = self._run.encoders.record()
-        self._writer.start(Checkpoint(self._identity, total, encoded, denoised))
+        fallbacks = tuple(self._fallbacks)
+        self._writer.start(Checkpoint(self._identity, total, encoded, denoised, fallbacks))
         if self._every_seconds == 0:
             self._writer.wait()
             self._tell(self._writer.written())
@@ -217,7 +239,8 @@ class Checkpoints:
         if written is None:
             return
         if written.error is not None:
-            self._cannot_continue(f"it cannot be written: {written.error.strerror or written.error}")
+            reason = getattr(written.error, "strerror", None) or one_line(written.error)
+            self._cannot_continue(f"it cannot be written: {reason}")
             return
         data = {
             "step": written.step,

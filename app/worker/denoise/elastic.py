@@ -24,14 +24,30 @@ T = TypeVar("T")
 
 
 class ElasticDenoise:
-    """One job's denoise on a loaded model. `report` tells what it took."""
+    """One job's denoise on a loaded model. `report` tells what it took.
 
-    def __init__(self, model: LoadedModel, spec: JobSpec, limits: Limits, on_event: OnEvent) -> None:
+    `keep_steps` puts the finished steps in safety before something that may lose them.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        spec: JobSpec,
+        limits: Limits,
+        on_event: OnEvent,
+        keep_steps: Callable[[], None] = lambda: None,
+    ) -> None:
         self._model = model
         self._spec = spec
         self._kept = KeptSteps()
         self._measured = MeasuredSteps(model.probe)
-        self._room = DenoiseRoom(model, limits, on_event, least_bytes=model.least_step_bytes(spec))
+        self._keep_steps = keep_steps
+        least_bytes = model.least_step_bytes(spec)
+        self._room = DenoiseRoom(model, limits, on_event, self._put_in_safety, least_bytes=least_bytes)
+
+    def _put_in_safety(self) -> None:
+        if not self._kept.is_repeating:  # else what others see of the loop is not yet where it was
+            self._keep_steps()
 
     def run(
         self,
@@ -48,12 +64,17 @@ class ElasticDenoise:
 
         def counted(done: int, total: int) -> None:
             nonlocal finished
-            if done > room.step or kept.steps > finished:  # else the step is repeated from memory
+            if kept.is_repeating:
+                return
+            if done > room.step or kept.steps > finished:  # else it was reported before
                 room.step, finished = done, kept.steps
                 on_step(done, total)
 
         def attempt() -> RecordedClip:
-            kept.begin()
+            nonlocal finished
+            kept.begin(may_repeat=self._model.not_resumable is None)
+            if not kept.steps:  # its steps are computed again, and reported
+                room.step = finished = 0
             return self._model.denoise(
                 self._spec,
                 image,
@@ -83,6 +104,7 @@ class ElasticDenoise:
                     raise
                 short_bytes = max(0, error.needed_bytes - error.budget_bytes)
                 missing, failure = MissingMemory(str(error), short_bytes, is_refusal=True), error
+            self._put_in_safety()
             if not self._room.make(missing):
                 if isinstance(failure, OutOfMemory):
                     failure.needed_bytes = self._room.missing_bytes
@@ -98,6 +120,11 @@ class ElasticDenoise:
     def repeated(self) -> int:
         """Calls that were made again because they had failed."""
         return self._room.retries.repeated
+
+    @property
+    def fallbacks(self) -> list[Json]:
+        """The steps down so far, as JSON; those of earlier attempts may be put in front."""
+        return self._room.fallbacks
 
     def report(self) -> Json:
         """For the job's `denoise`: fallbacks, and whether the arithmetic is that of an undisturbed run."""

@@ -9,6 +9,7 @@ from PIL import Image
 from adaptive.denoise.self_test import STEPS, NotResumable, Recording, check_resumes
 from adaptive.denoise.watch import denoisers_of, schedulers_of
 from adaptive.device.out_of_memory import is_out_of_memory
+from adaptive.errors import DoesNotFit
 from app.jobs import JobSpec, Json
 from app.loops import one_line
 from app.models.entries import ModelEntry
@@ -36,7 +37,7 @@ def check_denoise_resumes(model: LoadedModel, on_event: OnEvent) -> None:
             _found[key] = _why_not(model)
         except Exception as error:
             if isinstance(error, DeviceFault) or not (
-                isinstance(error, OutOfMemory) or is_out_of_memory(error)
+                isinstance(error, OutOfMemory | DoesNotFit) or is_out_of_memory(error)
             ):
                 raise
             model.not_resumable = "memory was missing for its self-test"
@@ -84,7 +85,7 @@ def _why_not(model: LoadedModel) -> str | None:
     except NotResumable as error:
         return str(error)
     except Exception as error:
-        if isinstance(error, OutOfMemory | DeviceFault) or is_out_of_memory(error):
+        if isinstance(error, OutOfMemory | DeviceFault | DoesNotFit) or is_out_of_memory(error):
             raise
         return f"its self-test failed: {one_line(error)}"
     return None

@@ -46,13 +46,22 @@ class Limits:
 class DenoiseRoom:
     """The steps down of one job's denoise. `fallbacks` are those taken, as JSON."""
 
-    def __init__(self, model: LoadedModel, limits: Limits, on_event: OnEvent, *, least_bytes: int) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        limits: Limits,
+        on_event: OnEvent,
+        keep_steps: Callable[[], None],
+        *,
+        least_bytes: int,
+    ) -> None:
         self.retries = Retries(self.make)
         self.fallbacks: list[Json] = []
         self.step = 0
         self._model = model
         self._limits = limits
         self._on_event = on_event
+        self._keep_steps = keep_steps
         self._least_bytes = least_bytes
         self._sliced: list[nn.Module] = []
         self._released: set[object] = set()  # what has failed in this step, and again with empty caches
@@ -85,7 +94,9 @@ class DenoiseRoom:
         free_bytes = model.memory().free_bytes
         least_bytes = self._least_bytes + model.missing_weight_bytes
         self.missing_bytes = max(least_bytes, free_bytes + max(missing.asked_bytes, MIB))
-        model.learn_failure(least_bytes=self._least_bytes)
+        if missing.module is not None and not missing.is_refusal:
+            model.learn_failure(least_bytes=self._least_bytes)
+        self._keep_steps()
         if self._limits.wait_for(self.missing_bytes):
             return self._took(WAITED, missing)
         self._is_spent = True

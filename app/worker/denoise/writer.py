@@ -15,7 +15,7 @@ class Written:
     total: int
     size_bytes: int
     seconds: float
-    error: OSError | None = None
+    error: Exception | None = None
 
 
 class CheckpointWriter:
@@ -52,10 +52,11 @@ class CheckpointWriter:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         started = time.monotonic()
-        size_bytes, error = 0, None
+        size_bytes: int = 0
+        error: Exception | None = None
         try:
             size_bytes = self._files.write(checkpoint)
-        except OSError as failure:
+        except Exception as failure:  # a full disk, or a host without memory for the file
             error = failure
         seconds = time.monotonic() - started
         step = checkpoint.denoised.steps

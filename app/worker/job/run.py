@@ -38,6 +38,7 @@ from app.worker.job.control import (
     JobLost,
     JobYielded,
     MemoryTaken,
+    WorkerStopping,
     never_yield,
     wait_for_bytes,
     wait_for_memory,
@@ -184,10 +185,10 @@ class JobRun:
         with self._in_stage(Stage.DENOISING):
             image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
             checkpoints = self._checkpoints(model, artifacts)
-            limits = Limits(self._engine.host_capacity_bytes is not None, self._memory_returns)
-            denoise = ElasticDenoise(model, spec, limits, self._event)
-            attempt = partial(denoise.run, image, last_image)
-            recorded = checkpoints.denoise(attempt, spec, image, last_image, self._step)
+            wait = partial(self._memory_returns, at_poll=checkpoints.give_back_if_asked)
+            limits = Limits(self._engine.host_capacity_bytes is not None, wait)
+            denoise = ElasticDenoise(model, spec, limits, self._event, checkpoints.save_steps)
+            recorded = checkpoints.denoise(denoise, spec, image, last_image, self._step)
             save_calls(recorded.calls, artifacts.latents, recorded.sound)
         path = str(artifacts.latents.relative_to(self._settings.data_dir))
         seconds = round(time.monotonic() - started, 3)
@@ -217,8 +218,15 @@ class JobRun:
         Predictions are cautious: a job that they refuse runs if its tensors alone fit.
         """
         spec = self._job.spec
+
+        def attempt() -> Json:
+            if self._control.goes_back:  # nothing is computed yet
+                self._control.interrupt(WorkerStopping)
+                self._control.check()
+            return model.fit_denoise(spec, self._event)
+
         try:
-            return self._once_it_fits(lambda: model.fit_denoise(spec, self._event), may_yield=True)
+            return self._once_it_fits(attempt, may_yield=True)
         except DoesNotFit as refusal:
             log.warning("denoise_tried_without_margins job_id=%s reason=%s", self._job.id, refusal)
         return model.fit_denoise(spec, self._event, cautious=False)
@@ -284,17 +292,24 @@ class JobRun:
         self._event("fallback", data)
         return model.open_decode_on_host(call, spec, self._event)
 
-    def _memory_returns(self, needed_bytes: int) -> bool:
+    def _memory_returns(self, needed_bytes: int, at_poll: Callable[[], None] = lambda: None) -> bool:
         """Wait in a stage for memory that another program took; returns whether it is back.
+
+        `at_poll` is called at each look and may raise.
 
         Waits of one denoise, and those between two chunks of a decode, have one limit together.
         """
         stage, started = self._stage, time.monotonic()
         if needed_bytes > self._engine.most_bytes:
             return False
+
+        def budget_bytes() -> int:
+            at_poll()
+            return self._engine.free_bytes - self._settings.reserve_bytes
+
         back = wait_for_bytes(
             needed_bytes,
-            lambda: self._engine.free_bytes - self._settings.reserve_bytes,
+            budget_bytes,
             self._control,
             limit_seconds=max(0.0, self._settings.memory_wait_seconds - self._waited_seconds),
             on_wait=self._report_memory_wait,

@@ -57,6 +57,7 @@ def test_jobs_survive_a_failure_at_any_operation_and_lose_no_step(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operations = FailingOperation()
+    _transformer(served)  # loaded and tested: that counts no operations
     with monkeypatch.context() as patch:
         denoising(patch, operations)
         untouched = latents(served, done(served))
@@ -91,6 +92,81 @@ def test_progress_never_goes_back_while_steps_are_repeated(
     assert job["status"] == "succeeded"
     steps = [data["step"] for data in served.events("progress")[before:] if "step" in data]
     assert steps == [1, 2, 3, 4]
+
+
+def after_the_steps_of_a_scheduler(monkeypatch: pytest.MonkeyPatch, *failing: int) -> None:
+    """Run out of memory after these steps (from 1 on, also those from memory), before they are reported."""
+    from adaptive.denoise.record import _WatchedScheduler
+
+    took, calls = _WatchedScheduler.took, iter(range(1, 1000))
+
+    def fails(self: _WatchedScheduler, result: Any) -> None:
+        if next(calls) in failing:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        took(self, result)
+
+    monkeypatch.setattr(_WatchedScheduler, "took", fails)
+
+
+def test_steps_that_are_answered_from_memory_are_neither_reported_nor_saved(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served_model(tmp_path / "data", source, memory_wait_seconds=1, checkpoint_seconds=0) as served:
+        untouched = latents(served, done(served))
+        before = len(served.events("checkpoint"))
+        with monkeypatch.context() as patch:
+            after_the_steps_of_a_scheduler(patch, 3)
+            job = done(served)
+        assert torch.equal(latents(served, job), untouched)
+        assert job["denoise"]["steps_computed"] == 4
+        assert [data["step"] for data in served.events("checkpoint")[before:]] == [1, 2, 3, 4]
+
+
+def without_memory_after_step(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    """Run out of memory after that step, and at each later call of the pipeline before its first one."""
+    from app.worker import loaded_model
+
+    run_pipeline, calls = loaded_model.run_pipeline, iter(range(100))
+
+    def fails(*arguments: Any) -> Any:
+        if next(calls):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+        *others, on_step = arguments
+
+        def then_fails(done: int, total: int) -> None:
+            on_step(done, total)
+            if done == last:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+        return run_pipeline(*others, then_fails)
+
+    monkeypatch.setattr(loaded_model, "run_pipeline", fails)
+
+
+def test_a_job_that_fails_before_its_steps_are_answered_from_memory_keeps_them(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served_model(tmp_path / "data", source, memory_wait_seconds=0, checkpoint_seconds=1000) as served:
+        untouched = latents(served, done(served))
+        handle = _transformer(served).register_forward_pre_hook(_one_at_most, with_kwargs=True)
+        with monkeypatch.context() as patch:
+            without_memory_after_step(patch, 3)
+            job = done(served)
+        handle.remove()
+        assert job["error"]["code"] == "out_of_memory"
+        assert served.http.post(f"/jobs/{job['id']}/retry").status_code == 202
+        served.run_next()
+        job = served.job(job["id"])
+        assert (latents(served, job) - untouched).abs().max() < 1e-5
+        denoise = job["denoise"]
+        assert (denoise["resumed_from_step"], denoise["steps_computed"]) == (3, 1)
+        assert "guidance_in_two_passes" in [each["to"] for each in denoise["fallbacks"]]
+        assert denoise["same_arithmetic"] is False, "the steps before the retry count, too"
+
+
+def _one_at_most(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+    if kwargs["hidden_states"].shape[0] > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def test_guidance_goes_in_two_passes_where_both_at_once_do_not_fit(served: ServedModel) -> None:
