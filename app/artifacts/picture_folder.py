@@ -13,12 +13,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from app.artifacts.local_folder import sync
+from app.artifacts.modes import is_any_user_of_group_0
 from app.artifacts.pictures import PictureMissing, is_key
 
 FOLDER = "pictures"  # in the data folder
 NEW = "new"
-MODE = 0o600
-FOLDER_MODE = 0o700
+OWNER_ONLY = 0o700
+OWNER_AND_GROUP = 0o770
 SYNCED_AT_ONCE = 8
 
 
@@ -104,13 +105,15 @@ class PictureFolder:
 
     def _create(self, path: Path) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        folder_mode = OWNER_AND_GROUP if is_any_user_of_group_0() else OWNER_ONLY
+        mode = folder_mode & 0o666
         try:
-            return os.open(path, flags, MODE)
+            return os.open(path, flags, mode)
         except FileNotFoundError:
             for folder in (self.folder, self._new):  # not those above: they may come back
-                folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+                folder.mkdir(mode=folder_mode, exist_ok=True)
                 sync(folder.parent)
-            return os.open(path, flags, MODE)
+            return os.open(path, flags, mode)
 
     def _place_of(self, key: str) -> tuple[Path, Path]:
         """Return where the picture is at first, and where it is kept."""

@@ -166,9 +166,9 @@ def _configure_log(settings: Settings, process: str) -> None:
 
 
 def _start_process(supervisor_pid: int | None) -> None:
-    if (
-        os.getegid() == 0 and os.geteuid() != 0
-    ):  # an engine that chooses user ids, and may choose another later
+    from app.artifacts.modes import is_any_user_of_group_0
+
+    if is_any_user_of_group_0():
         os.umask(0o002)
     if supervisor_pid is not None:
         from app.service.parent_death import end_with_parent

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def make_backup(settings: Settings, place: Path, *, link: bool = False, models: 
     _require_space(data, source, place, link=link, models=models)
     copied = None if source is None else copy_database(source, place / DATABASE)
     files = {} if copied is None else {DATABASE: _measured(place / DATABASE)}
-    for path in _kept_files(data, models=models):
+    for path in _kept_files(data, source, models=models):
         name = path.relative_to(data)
         stored = _store(path, place / name, link=link and name.parts[0] == "jobs")
         if stored is not None:
@@ -158,22 +159,42 @@ def restore_backup(settings: Settings, place: Path) -> Backup:
         raise BackupRefused(f"there is a database {target} already: move it away")
     prepare_data_folder(data)
     with locked_data_folder(data):
+        not_copied = _files_of_database(target) | {data.absolute() / DATABASE}
         for name in backup.files:
             path = data / name
-            if name != DATABASE:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(place / name, path)
-        (data / "last_run.json").write_text(json.dumps(LAST_RUN), encoding="utf-8")
+            if path.absolute() not in not_copied:
+                _copy_with_modes(place, name, path)
+        replace_text(data / "last_run.json", json.dumps(LAST_RUN))
         if target is not None and backup.revision is not None:  # last: without it there is no service
             target.parent.mkdir(parents=True, exist_ok=True)
             draft = target.with_name(f"{target.name}.new")
             shutil.copyfile(place / DATABASE, draft)
+            for left in _files_of_database(target) - {target.absolute()}:
+                left.unlink(missing_ok=True)
             draft.replace(target)
     return backup
 
 
-def _kept_files(data: Path, *, models: bool) -> Iterator[Path]:
+def _copy_with_modes(place: Path, name: str, target: Path) -> None:
+    """Copy a file of a backup; it and its folders get the modes that they have there."""
+    for folder in reversed(Path(name).parents[:-1]):
+        here = target.parents[len(Path(name).parts) - 1] / folder
+        if not here.exists():
+            here.mkdir()
+            shutil.copymode(place / folder, here)
+    shutil.copy(place / name, target)
+
+
+def _files_of_database(database: Path | None) -> set[Path]:
+    """The database and SQLite's own files beside it, which fit no copy of it."""
+    if database is None:
+        return set()
+    return {database.absolute().with_name(database.name + end) for end in ("", "-wal", "-shm", "-journal")}
+
+
+def _kept_files(data: Path, database: Path | None, *, models: bool) -> Iterator[Path]:
     left_out = NOT_KEPT if models else NOT_KEPT | {"models"}
+    copied = _files_of_database(database)
     for folder, folders, names in os.walk(data):
         here = Path(folder)
         if here == data:
@@ -181,13 +202,18 @@ def _kept_files(data: Path, *, models: bool) -> Iterator[Path]:
             names = [name for name in names if name not in left_out and not name.startswith(DATABASE)]
         for name in sorted(names):
             path = here / name
+            if path.absolute() in copied:
+                continue
             if not name.endswith((".part", ".new")) and path.is_file():
                 yield path
 
 
 def _store(source: Path, target: Path, *, link: bool) -> StoredFile | None:
-    """Copy or link a file; None if it was deleted meanwhile."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Copy or link a file; None if it was deleted meanwhile. Its folder gets the mode of the original's."""
+    if not target.parent.exists():
+        target.parent.mkdir(parents=True)
+        with suppress(FileNotFoundError):
+            shutil.copymode(source.parent, target.parent)
     try:
         if link:
             try:
@@ -198,7 +224,7 @@ def _store(source: Path, target: Path, *, link: bool) -> StoredFile | None:
                     raise
                 fault = f"{source} cannot be linked to {target}: {error.strerror}"
                 raise BackupRefused(f"{fault}: make the backup without --link") from None
-        shutil.copyfile(source, target)
+        shutil.copy(source, target)  # with its mode
     except FileNotFoundError:
         if source.exists():
             raise
@@ -231,7 +257,7 @@ def _check(place: Path, name: str, expected: StoredFile) -> None:
 def _require_space(data: Path, database: Path | None, place: Path, *, link: bool, models: bool) -> None:
     needed = sum(
         path.stat().st_size
-        for path in _kept_files(data, models=models)
+        for path in _kept_files(data, database, models=models)
         if not (link and path.relative_to(data).parts[0] == "jobs") and path.exists()
     )
     needed += database.stat().st_size if database is not None and database.exists() else 0

@@ -21,6 +21,8 @@ OWN = {
     "worker_ends.json": os.R_OK,
     "log-level": os.R_OK,
     "jobs": ALL | os.X_OK,
+    "pictures": ALL | os.X_OK,
+    "pictures/new": ALL | os.X_OK,
     "profiles": ALL | os.X_OK,
     "models": os.R_OK | os.X_OK,
 }

@@ -124,8 +124,9 @@ class HeartbeatWatch:
                     watched.silent_seconds = watched.told_seconds = 0.0
                 else:
                     watched.silent_seconds += elapsed
-            if any(watched.silent_seconds > self._missed_seconds for watched in self._watched.values()):
-                self._store.check()  # who cannot write cannot report
+            for worker_id, watched in self._watched.items():
+                if watched.silent_seconds > self._missed_seconds:
+                    self._store.touch_worker(worker_id)  # who cannot write cannot report
         except StoreError:
             for watched in self._watched.values():
                 watched.silent_seconds = watched.told_seconds = 0.0

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from app.artifacts.whole_file import replace_text
 from app.store import JobStore
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,7 @@ def enroll(store: JobStore, data_dir: Path, *, heartbeat_seconds: float) -> str:
             fault = "a service with this folder's id runs already" if _is_id(instance) else "it was damaged"
             log.warning("instance_renewed path=%s reason=%s", path, fault)
         instance = secrets.token_hex(4)
-        fresh = path.with_suffix(".new")
-        fresh.write_text(instance + "\n")
-        fresh.replace(path)
+        replace_text(path, instance + "\n")
     store.enroll(instance, host=socket.gethostname(), process=this_process())
     return instance
 

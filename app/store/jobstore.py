@@ -224,6 +224,7 @@ class JobStore:
     # Operations of workers and on workers.
     register_worker = _writes(workforce.register_worker)
     forget_worker = _writes(workforce.forget_worker)
+    touch_worker = _writes(workforce.touch_worker)
     heartbeat = _writes_at_once(workforce.heartbeat)
     pause_worker = _writes(workforce.pause_worker)
     enroll = _writes(workforce.enroll)

@@ -24,6 +24,7 @@ REGISTER = text("""
 FORGET_OLD = text("delete from workers where heartbeat_at < :before")
 FORGET = text("delete from workers where id = :id")
 BEAT = text("update workers set device = :device, job_id = :job_id, heartbeat_at = :now where id = :id")
+TOUCH = text("update workers set device = device where id = :id")
 # One statement: it is the most frequent of all. It does not wait for the disk: a server that crashes may
 # forget the reports of its last moment (three times `wal_writer_delay`, 0.6 s). The next heartbeat makes up
 # for them. If none comes, the lease ends that much earlier, and the job's token keeps a worker that believes
@@ -73,6 +74,11 @@ class Heartbeat:
     cancel_requested: bool
     lost: bool
     paused: bool = False
+
+
+def touch_worker(tx: Transaction, worker_id: str) -> None:
+    """Write a worker's row as its heartbeat does, and change nothing: what stops the one stops the other."""
+    tx.execute(TOUCH, {"id": worker_id})
 
 
 def register_worker(tx: Transaction, worker_id: str, device: Json) -> None:

@@ -98,7 +98,7 @@ def test_every_name_of_the_example_is_read_by_something() -> None:
 
 
 def test_a_recreated_container_has_the_host_name_of_the_one_before() -> None:
-    assert compose_file()["services"]["framefit"]["hostname"] == "framefit"
+    assert compose_file()["services"]["framefit"]["hostname"] == "${CONTAINER_HOSTNAME:-framefit}"
 
 
 @pytest.mark.parametrize("name", compose_file()["services"])

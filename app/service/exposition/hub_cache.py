@@ -16,6 +16,13 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def _disk_usage(folder: Path) -> tuple[int, int, int] | None:
+    try:
+        return shutil.disk_usage(folder)
+    except OSError:  # absent, or it may not be entered
+        return None
+
+
 class HubCacheGauges(Collector):
     """Reads the disk of the cache at each scrape."""
 
@@ -28,20 +35,17 @@ class HubCacheGauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read the disk of the folder, or of the first folder above it that exists."""
-        place = next((one for one in (self._folder, *self._folder.parents) if one.exists()), None)
-        if place is None:
+        usage = next(filter(None, map(_disk_usage, (self._folder, *self._folder.parents))), None)
+        if usage is None:
             return
-        try:
-            usage = shutil.disk_usage(place)
-        except OSError:
-            return
+        total_bytes, _, free_bytes = usage
         yield GaugeMetricFamily(
             "framefit_hub_cache_free_bytes",
             "Free bytes on the disk to which weights are downloaded.",
-            value=usage.free,
+            value=free_bytes,
         )
         yield GaugeMetricFamily(
             "framefit_hub_cache_total_bytes",
             "Size of the disk to which weights are downloaded.",
-            value=usage.total,
+            value=total_bytes,
         )

@@ -55,7 +55,7 @@ class PictureTable:
             self._run(REMOVE, {"keys": list(keys)})
 
     def _run(self, statement: TextClause, row: Mapping[str, Any]) -> None:
-        self._database.run_statement(lambda tx: tx.execute(statement, row))
+        self._database.run(lambda tx: tx.execute(statement, row))
 
     def keep(self, keys: Sequence[str]) -> None:
         """Do nothing: whether a row names a picture is known in the same database."""

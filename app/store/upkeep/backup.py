@@ -16,6 +16,9 @@ from app.store.errors import StoreUnavailable
 __all__ = ["HEAD_REVISION", "DatabaseCopy", "copy_database", "inspect_copy", "sqlite_file"]
 
 WAIT_SECONDS = 15.0
+PICTURES = """
+    select key from job_pictures p join jobs j on j.id = p.job_id where not j.expired and j.deleted_at is null
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ def inspect_copy(path: Path) -> DatabaseCopy:
         has_pictures = connection.execute(
             "select 1 from sqlite_master where name = 'job_pictures'"
         ).fetchone()
-        pictures = connection.execute("select key from job_pictures").fetchall() if has_pictures else []
+        pictures = connection.execute(PICTURES).fetchall() if has_pictures else []
     named = sorted({name for latents, result in rows for name in _named(latents, result)})
     return DatabaseCopy(str(revision), int(jobs), tuple(named), tuple(key for (key,) in pictures))
 

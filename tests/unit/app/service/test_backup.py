@@ -147,8 +147,8 @@ def test_a_picture_that_moves_between_its_places_meanwhile_is_copied(
     """It was not yet in the one when that was listed, and no longer in the other."""
     listed = backup._kept_files
 
-    def without_pictures(data: Path, *, models: bool) -> Iterator[Path]:
-        return (path for path in listed(data, models=models) if "pictures" not in path.parts)
+    def without_pictures(data: Path, database: Path | None, *, models: bool) -> Iterator[Path]:
+        return (path for path in listed(data, database, models=models) if "pictures" not in path.parts)
 
     monkeypatch.setattr(backup, "_kept_files", without_pictures)
     made = make_backup(settings, tmp_path / "backup")
@@ -162,6 +162,44 @@ def test_a_picture_that_is_lost_is_told(settings: Settings, tmp_path: Path) -> N
     (picture,) = (path for path in (settings.data_dir / "pictures").rglob("*") if path.is_file())
     picture.unlink()
     assert make_backup(settings, tmp_path / "backup").missing == (f"pictures/{picture.name}",)
+
+
+def test_a_database_of_another_name_is_copied_once_and_restored_without_its_old_log(
+    settings: Settings, make_spec: Callable[..., JobSpec], picture: bytes, tmp_path: Path
+) -> None:
+    """Its write-ahead log belongs to the file that goes on changing."""
+    url = f"sqlite:///{settings.data_dir / 'jobs.db'}"
+    shutil.move(settings.data_dir / DATABASE, settings.data_dir / "jobs.db")
+    named = Settings(data_dir=settings.data_dir, database_url=url)
+    with closing(open_store(named)) as store:
+        store.add(make_spec(), picture)
+        made = make_backup(named, tmp_path / "backup")
+        store.add(make_spec(), picture)
+    assert [name for name in made.files if "jobs.db" in name] == []
+    restored = Settings(
+        data_dir=tmp_path / "restored", database_url=f"sqlite:///{tmp_path / 'restored' / 'jobs.db'}"
+    )
+    restore_backup(restored, tmp_path / "backup")
+    with closing(open_store(restored)) as again:
+        assert again.counts()[JobStatus.QUEUED] == 1
+
+
+@pytest.mark.usefixtures("job_id")
+def test_restored_pictures_are_readable_by_their_owner_only(settings: Settings, tmp_path: Path) -> None:
+    make_backup(settings, tmp_path / "backup")
+    restore_backup(Settings(data_dir=tmp_path / "restored"), tmp_path / "backup")
+    folder = tmp_path / "restored" / "pictures"
+    modes = {path.stat().st_mode & 0o077 for path in (folder, *folder.rglob("*"))}
+    assert modes == {0}
+
+
+@pytest.mark.usefixtures("job_id")
+def test_the_picture_of_an_expired_job_is_not_missing(settings: Settings, tmp_path: Path) -> None:
+    (picture,) = (path for path in (settings.data_dir / "pictures").rglob("*") if path.is_file())
+    picture.unlink()
+    with closing(sqlite3.connect(settings.data_dir / DATABASE)) as database, database:
+        database.execute("update jobs set expired = 1")
+    assert make_backup(settings, tmp_path / "backup").missing == ()
 
 
 def damaged(backup: Path, job_id: str) -> None:

@@ -173,8 +173,8 @@ def test_what_another_user_left_in_the_folder_is_named_with_the_command_that_hel
     if os.getuid():
         pytest.skip("only root can give a file away")
     left = tmp_path / name
-    if name in ("jobs", "models", "profiles"):
-        left.mkdir()
+    if name in ("jobs", "models", "profiles", "pictures", "pictures/new"):
+        left.mkdir(parents=True)
     else:
         left.write_text("")
     os.chown(left, 12345, 12345)

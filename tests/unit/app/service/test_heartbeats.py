@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from app.service import healthcheck
+from app.service.data_folder import LOCK_FILE
 from app.service.ends.counts import EndCounts
 from app.service.exposition.worker_ends import WorkerEnds
 from app.service.heartbeats import FAILURES, FILE, HeartbeatWatch, WorkerProcess
@@ -90,13 +91,13 @@ def test_a_suspended_machine_makes_nobody_silent(stand: Stand) -> None:
 def test_while_the_database_takes_no_writes_nobody_is_silent(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse() -> None:
+    def refuse(_worker_id: str) -> None:
         raise StoreUnavailable("locked")
 
     stand.beat()
     stand.turn()
     with monkeypatch.context() as patch:
-        patch.setattr(stand.store, "check", refuse)
+        patch.setattr(stand.store, "touch_worker", refuse)
         for _ in range(100):
             with suppress(StoreUnavailable):
                 assert stand.turn() == []
@@ -164,6 +165,7 @@ def api() -> Iterator[type[Api]]:
 def test_a_container_is_healthy_while_a_worker_works_or_starts(
     api: Any, tmp_path: Path, states: list[str] | None, age: float, fault: str | None
 ) -> None:
+    (tmp_path / LOCK_FILE).touch()
     if states is not None:
         workers = {f"w{index}": state for index, state in enumerate(states)}
         (tmp_path / FILE).write_text(json.dumps({"at": time.monotonic() - age, "workers": workers}))
@@ -180,8 +182,12 @@ def test_a_container_is_unhealthy_while_its_api_process_fails_or_does_not_answer
     assert "does not answer" in (healthcheck.fault(1, tmp_path) or "")
 
 
-def test_the_health_check_and_the_supervisor_mean_the_same_file() -> None:
-    assert healthcheck.FILE == FILE
+def test_an_api_process_without_a_supervisor_is_healthy_alone(api: Any, tmp_path: Path) -> None:
+    assert healthcheck.fault(api.port, tmp_path) is None
+
+
+def test_the_health_check_and_the_supervisor_mean_the_same_files() -> None:
+    assert (healthcheck.FILE, healthcheck.LOCK_FILE) == (FILE, LOCK_FILE)
 
 
 def test_the_ends_of_workers_are_counted_over_restarts_of_the_service(tmp_path: Path) -> None:

@@ -172,7 +172,11 @@ def test_a_crash_between_picture_and_job_leaves_what_is_swept_once_it_is_old(
     class Crash(BaseException):
         pass
 
-    def crash(*_: object) -> None:
+    run = kept.store._database.run
+
+    def crash(operation: Any) -> Any:
+        if "PictureTable" in getattr(operation, "__qualname__", ""):
+            return run(operation)
         raise Crash
 
     job, _ = kept.store.submit(submission_of(make_spec()))
@@ -252,7 +256,22 @@ def test_nobody_but_the_service_may_read_the_files(files: Kept, make_spec: MakeS
     files.store.add(make_spec(), b"image")
     folder = tmp_path / "pictures"
     modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
-    assert (folder.stat().st_mode & 0o777, modes) == (picture_folder.FOLDER_MODE, {0o600})
+    assert (folder.stat().st_mode & 0o777, modes) == (0o700, {0o600})
+
+
+def test_a_user_of_group_0_leaves_the_files_to_the_next_one(
+    files: Kept, make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that chooses user ids may choose another at the next start."""
+    monkeypatch.setattr(picture_folder, "is_any_user_of_group_0", lambda: True)
+    umask = os.umask(0o002)
+    try:
+        files.store.add(make_spec(), b"image")
+    finally:
+        os.umask(umask)
+    folder = tmp_path / "pictures"
+    modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    assert (folder.stat().st_mode & 0o777, modes) == (0o770, {0o660})
 
 
 def test_an_image_that_is_lost_or_cut_is_told(files: Kept, make_spec: MakeSpec, tmp_path: Path) -> None:
