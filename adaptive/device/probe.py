@@ -2,6 +2,7 @@
 limits on CPU.
 
 Owns readings, peaks since a reset, and the release of cached memory. It does not know plans or decodes.
+Longer than 300 lines: what is read, and how, differs by device, and nothing else may know it.
 """
 
 import gc

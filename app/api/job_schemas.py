@@ -57,7 +57,10 @@ DECODE_PLAN = object_of(
     budget_bytes=BYTES,
     free_bytes=BYTES,
     placement=PLACEMENT,
-    denoise_seconds={**SECONDS, "description": "Predicted for all steps, once the device has timed some."},
+    denoise_seconds={
+        **or_null(SECONDS),
+        "description": "Predicted for all steps; null before the device has timed some.",
+    },
     weights=PLACEMENT,
 )
 DENOISE = object_of(

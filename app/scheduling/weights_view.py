@@ -29,7 +29,7 @@ def placement_views(
     device: Json,
     reserve_bytes: int,
 ) -> Json:
-    """The plan's `placement`, `denoise_seconds` and `weights` for the job on `device`, each if it is known.
+    """The plan's `placement`, `denoise_seconds` and `weights` for the job on `device`, if they are known.
 
     `placement` is the fastest for the job's shape and guidance in the memory that is free now. `weights` is
     that of a job whose weights may be quantized: the loaded model's as it is, else the likely one.
@@ -41,8 +41,7 @@ def placement_views(
     if placed is not None and device.get("kind") != "cpu":
         views["placement"] = placement_json(placed)
     seconds = _denoise_seconds(spec, entry, profile, device, "resident" if placed is None else placed.kind)
-    if seconds is not None:
-        views["denoise_seconds"] = round(seconds, 3)
+    views["denoise_seconds"] = None if seconds is None else round(seconds, 3)
     if may_round and loaded:
         views["weights"] = dict(loaded)
     elif may_round and placed is not None:

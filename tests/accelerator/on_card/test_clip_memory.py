@@ -32,7 +32,7 @@ def test_an_encode_waits_for_memory_that_a_neighbour_holds(worker: WorkerOnCard,
 
     def act(kind: str, data: dict[str, Any]) -> None:
         kinds.append(kind)
-        if kind == "stage" and data["stage"] == "denoising":
+        if kind == "stage" and data["stage"] == "denoising" and "waiting_for_memory" not in kinds:
             card.leave(100 * MIB)  # less than an encode of which nothing is known yet may need
         elif kind == "waiting_for_memory":
             card.ballast_bytes = 0

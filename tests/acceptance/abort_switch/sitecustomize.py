@@ -1,7 +1,7 @@
 """Runs at the start of each Python process whose PYTHONPATH has this folder: a fault switch for services.
 
-With ABORT_PROMPT set, a worker aborts at the first denoising step of a job with that prompt, as a fault of a
-driver would.
+With ABORT_PROMPT set, a worker aborts when it begins to denoise a job with that prompt, as a driver fault
+would make it. No step is done, so that no attempt gets further than the one before.
 """
 
 import importlib.abc
@@ -16,17 +16,17 @@ TARGET = "app.worker.job.run"
 
 def switch_on(module: ModuleType, prompt: str) -> None:
     """Make the module's runs abort at jobs with the prompt."""
-    step = module.JobRun._step
+    denoise = module.JobRun._denoise
 
-    def faulty(run: Any, done: int, total: int) -> None:
+    def faulty(run: Any, *arguments: Any) -> Any:
         if run._job.spec.prompt == prompt:
             import resource
 
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             os.abort()
-        step(run, done, total)
+        return denoise(run, *arguments)
 
-    module.JobRun._step = faulty
+    module.JobRun._denoise = faulty
 
 
 class Finder(importlib.abc.MetaPathFinder):

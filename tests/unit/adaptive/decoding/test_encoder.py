@@ -255,7 +255,7 @@ def test_an_encode_that_ran_out_of_memory_teaches_that_it_needs_more(
 def test_an_enabled_pipeline_learns_from_the_clips_that_it_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
     live = build("ltx-causal")
     clip = torch.rand(1, 3, 17, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    monkeypatch.setattr(live_device, "open_probe", lambda _device: MeasuringProbe(10**5))
+    monkeypatch.setattr(live_device, "open_probe", lambda _device, **_options: MeasuringProbe(10**5))
     attachment = enable(SimpleNamespace(vae=live))
     plans = []
     with torch.no_grad():

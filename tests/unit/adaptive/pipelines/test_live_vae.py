@@ -50,7 +50,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def scripted(free_bytes: Any) -> ScriptedProbe:
         probe = ScriptedProbe(free_bytes)
-        monkeypatch.setattr(live_device, "open_probe", lambda _device: probe)
+        monkeypatch.setattr(live_device, "open_probe", lambda _device, **_options: probe)
         return probe
 
     return scripted

@@ -24,7 +24,7 @@ CLIP = (1, 3, 17, 32, 32)
 
 @pytest.fixture(autouse=True)
 def _plainly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(live_device, "open_probe", lambda _device: ScriptedProbe([2**40]))
+    monkeypatch.setattr(live_device, "open_probe", lambda _device, **_options: ScriptedProbe([2**40]))
     with torch.no_grad():
         yield
 

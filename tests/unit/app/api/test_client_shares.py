@@ -20,6 +20,7 @@ from app.api.fairness.turns import STARTS_AT_ONCE, Turns
 from app.api.fairness.usage import Usage
 from app.api.problems import Problem
 from app.config import Settings
+from app.service.exposition.formats import Exposition
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_places_go_to_the_client_that_has_used_the_least() -> None:
 def test_an_answer_is_computed_once_for_all_that_asked_before_it_began(settings: Settings) -> None:
     async def scenario() -> None:
         shares = ClientShares(settings)
-        answer: SharedAnswer[bytes] = shares.exposition
+        answer: SharedAnswer[bytes] = shares.exposition[Exposition.PLAIN]
         computed: list[int] = []
         begun, may_end = threading.Event(), threading.Event()
 

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from app.api.problems import Problem, problem_of
 from app.api.requests.bodies import parse_body
 from app.api.requests.job_spec import job_spec
+from app.artifacts.pictures import is_key
 from app.config import Settings
 from app.media.images import ImageLimits, ImageRejected, check_image, open_image
 from app.models.entries import load_models
@@ -167,7 +168,9 @@ def test_the_name_of_a_file_means_nothing(client: TestClient, settings: Settings
     answer = client.post("/generate", content=body, headers={"Content-Type": kind})
     if answer.status_code != 202:
         assert answer.json()["code"] == "bad_multipart"
-    assert [path for path in sorted(settings.data_dir.rglob("*")) if path not in before] == []
+    made = [path for path in sorted(settings.data_dir.rglob("*")) if path not in before]
+    assert all(path.is_relative_to(settings.data_dir / "pictures") for path in made)
+    assert all(is_key(path.name) for path in made if path.is_file())
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from waiting import wait_for
 
 from adaptive.errors import DoesNotFit
 from adaptive.families import traits_of
+from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.profile import Curve, MemoryProfile
 from adaptive.memory.traced_vae import config_digest
 from adaptive.pipelines.recorded_call import load_clip
@@ -120,6 +121,7 @@ def place(
         device_budget_bytes=few_bytes,
         host_budget_bytes=0,
         on_host=True,
+        costs=LearnedCosts.none("cpu", ""),
     )
 
 
