@@ -219,10 +219,14 @@ class JobRun:
         """
         spec = self._job.spec
 
+        has_waited = False
+
         def attempt() -> Json:
-            if self._control.goes_back:  # nothing is computed yet
+            nonlocal has_waited
+            if has_waited and self._control.goes_back:  # nothing is computed yet
                 self._control.interrupt(WorkerStopping)
                 self._control.check()
+            has_waited = True  # when it is called again
             return model.fit_denoise(spec, self._event)
 
         try:
