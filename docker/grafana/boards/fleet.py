@@ -24,6 +24,8 @@ from queries import (
     series,
     stat,
     states,
+    workers_down,
+    workers_up,
 )
 
 SUCCEEDED = f'{JOB},outcome="succeeded"'
@@ -52,19 +54,8 @@ FLEET = Board(
                     base="red",
                     thresholds=((1, "green"),),
                 ),
-                stat(
-                    "Workers up",
-                    "Workers with a recent heartbeat; one for each device.",
-                    f"sum(framefit_worker_up{{{CARD}}})",
-                    base="red",
-                    thresholds=((1, "green"),),
-                ),
-                stat(
-                    "Workers down",
-                    "Devices whose worker sent no heartbeat, but did within a day.",
-                    f"sum(1 - framefit_worker_up{{{CARD}}})",
-                    thresholds=((1, "red"),),
-                ),
+                workers_up(),
+                workers_down(),
                 stat(
                     "Busy",
                     "Mean share of time in the window that workers ran jobs.",

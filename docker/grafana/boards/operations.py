@@ -27,6 +27,8 @@ from queries import (
     series,
     stat,
     states,
+    workers_down,
+    workers_up,
 )
 from work import WORK
 
@@ -55,21 +57,8 @@ NOW = (
         links=JOBS_LINKS,
         width=3,
     ),
-    stat(
-        "Workers up",
-        "Workers with a recent heartbeat; one for each device.",
-        f"sum(framefit_worker_up{{{CARD}}})",
-        base="red",
-        thresholds=((1, "green"),),
-        width=3,
-    ),
-    stat(
-        "Workers down",
-        "Devices whose worker sent no heartbeat, but did within a day.",
-        f"sum(1 - framefit_worker_up{{{CARD}}})",
-        thresholds=((1, "red"),),
-        width=3,
-    ),
+    workers_up(width=3),
+    workers_down(width=3),
     stat(
         "Queue wait, 95th percentile",
         "Time from being queued to the claim by a worker, over the window.",

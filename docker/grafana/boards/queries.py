@@ -215,6 +215,29 @@ def bars(
     )
 
 
+def workers_up(width: int = 4) -> Panel:
+    """Return the number of workers that are up."""
+    return stat(
+        "Workers up",
+        "Workers with a recent heartbeat; one for each device.",
+        f"sum(framefit_worker_up{{{CARD}}})",
+        base="red",
+        thresholds=((1, "green"),),
+        width=width,
+    )
+
+
+def workers_down(width: int = 4) -> Panel:
+    """Return the number of devices whose worker is down."""
+    return stat(
+        "Workers down",
+        "Devices whose worker sent no heartbeat, but did within a day.",
+        f"sum(1 - framefit_worker_up{{{CARD}}})",
+        thresholds=((1, "red"),),
+        width=width,
+    )
+
+
 def heat(title: str, description: str, expr: str, width: int = 8) -> Panel:
     """Return a heat map of a histogram's buckets."""
     return Panel(Kind.HEATMAP, title, description, (Query(expr, "{{le}}", exemplars=True),), width=width)
