@@ -132,10 +132,7 @@ class Checkpoints:
         }
 
     def remove(self) -> None:
-        """Delete the files: the latents are on disk."""
-        self._remove_files()
-
-    def _remove_files(self) -> None:
+        """Delete the files: the latents are on disk, or the checkpoint cannot be used."""
         try:
             self._files.remove()
         except OSError as error:  # they go with the job's folder
@@ -165,7 +162,7 @@ class Checkpoints:
         log.warning("checkpoint_unusable reason=%s", reason)
         self._on_event("checkpoint_unusable", {"reason": reason})  # raises if the job was interrupted
         self._resume = None
-        self._remove_files()
+        self.remove()
 
     def _begin(self) -> None:
         self._computed = self._reported = self._captured_step = 0
