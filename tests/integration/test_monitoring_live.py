@@ -122,9 +122,13 @@ def test_every_rule_is_healthy_and_every_recording_has_a_value(watched: Watched)
 
 
 def test_no_alert_is_raised_by_a_healthy_service(watched: Watched) -> None:
-    raised = {alert["labels"]["alertname"] for alert in watched.prometheus.get("alerts")["alerts"]}
+    alerts = watched.prometheus.get("alerts")["alerts"]
+    raised = {alert["labels"]["alertname"] for alert in alerts}
     raised -= {"FramefitDiskLow"}  # the disk of the machine that runs the tests is not ours to judge
-    raised -= {"FramefitPredictionTooLow"}  # on a CPU, what other threads allocate counts as the decode's
+    # Once its condition held after a few small decodes on the CPU; why is not known. It must not fire.
+    name = "FramefitPredictionTooLow"
+    if not any(alert["labels"]["alertname"] == name and alert["state"] == "firing" for alert in alerts):
+        raised -= {name}
     assert raised == set()
 
 
