@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from app.store.database.refusals import READ_ONLY_STATE
 from app.store.transaction import Statement
 
 CURSOR = "framefit cursor"
@@ -22,7 +23,7 @@ def first_row(
 ) -> dict[str, Any] | None:
     """Run a statement; return its first row by column, or None. Raises `DBAPIError`.
 
-    If the connection has broken, the pool drops it and the connections beside it.
+    If the connection has broken or is read-only, the pool drops it and the connections beside it.
     """
     pooled = connection.connection
     cursor = pooled.info.get(CURSOR)
@@ -34,7 +35,7 @@ def first_row(
     try:
         row: dict[str, Any] | None = cursor.execute(statement.sql, values).fetchone()
     except psycopg.Error as error:
-        if cursor.connection.closed:
+        if cursor.connection.closed or error.sqlstate == READ_ONLY_STATE:
             connection.invalidate(error)
             connection.engine.dispose()
         raise DBAPIError(statement.sql, values, error) from error

@@ -19,11 +19,12 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.loops import Loop
 from app.store.database.base import Database, Operation
-from app.store.database.refusals import refusals_named, translated
+from app.store.database.refusals import READ_ONLY_STATE, refusals_named, translated
 from app.store.errors import StoreUnavailable
 from app.store.transaction import QUEUED_CHANNEL, Rules, Transaction
 
@@ -45,8 +46,8 @@ LISTEN_SECONDS = 0.5  # how soon a listener notices that it is closed
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: serialization failure, deadlock, and the
 # race of two transactions for one idempotency key or worker id. The loser's next attempt finds the winner's
-# row.
-WORTH_ANOTHER_ATTEMPT = {"40001", "40P01", "23505"}
+# row. A read-only session is replaced for the next attempt.
+WORTH_ANOTHER_ATTEMPT = {"40001", "40P01", "23505", READ_ONLY_STATE}
 TIME = text("select cast(extract(epoch from clock_timestamp()) as double precision)")
 READ_ONLY = text("show transaction_read_only")
 LOCK = text("select pg_advisory_xact_lock(:key)")
@@ -135,6 +136,9 @@ class PostgresqlDatabase(Database):
         """Ask the server whether it takes writes."""
         with self.reading() as connection:
             if connection.execute(READ_ONLY).scalar() == "on":
+                # Only a new session can tell that the server takes writes again, or reach the one that does.
+                connection.invalidate()
+                connection.engine.dispose()
                 raise StoreUnavailable("the server is read-only: it takes no writes")
 
     def publish_events(self) -> None:
@@ -269,7 +273,13 @@ def _engine(url: URL, *, settings: Sequence[str] = (), prepare_threshold: int = 
     options = {"pool_pre_ping": True, **options}
     engine = create_engine(url, connect_args=arguments, pool_timeout=POOL_TIMEOUT_SECONDS, **options)
     event.listen(engine, "do_connect", _connect)
+    event.listen(engine, "handle_error", _end_read_only_sessions)
     return engine
+
+
+def _end_read_only_sessions(context: ExceptionContext) -> None:
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY_STATE:
+        context.is_disconnect = True  # the pool drops this session and the ones beside it
 
 
 def _connect(_dialect: Any, _record: Any, arguments: Any, parameters: Any) -> Any:

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 
 Remedies = tuple[tuple[tuple[str, ...], str], ...]
 DRIVERS = ("sqlite3", "psycopg", "alembic")
+# PostgreSQL's code for a write in a read-only transaction: the server that answers has lost its role in a
+# failover, or its operator stopped writes. A session may stay so for good; a new one may not.
+READ_ONLY_STATE = "25006"
 # Part of the database's own words (in lower case) -> what to do. The first that is found counts.
 SQLITE_REMEDIES: Remedies = (
     (

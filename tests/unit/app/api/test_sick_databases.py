@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from scraped import total
 from sick_postgres import SickPostgres
-from sqlalchemy import text
+from sqlalchemy import NullPool, create_engine, text
 from starlette.testclient import TestClient
 from waiting import wait_for
 
@@ -196,19 +196,32 @@ def test_a_postgresql_server_that_hangs_and_one_that_restarts_stop_nothing_for_g
     running.goes_on()
 
 
-def test_a_server_that_takes_no_writes_is_told_by_health(
+def test_sessions_of_a_server_that_took_no_writes_are_replaced(
     start: Callable[..., Running], empty_postgres: str
 ) -> None:
+    """As after a failover: a session that is read-only stays so, and new ones are not."""
     running = start(database_url=empty_postgres)
-    engine = running.store._database.reads
-    with engine.connect() as connection:
-        name = connection.execute(text("select current_database()")).scalar()
-        connection.execute(text(f"alter database {name} set default_transaction_read_only = on"))
-    engine.dispose()
+    operator = create_engine(empty_postgres, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+
+    def set_on_server(setting: str) -> None:
+        with operator.connect() as connection:
+            connection.execute(text("set default_transaction_read_only = off"))
+            name = connection.execute(text("select current_database()")).scalar()
+            connection.execute(text(f"alter database {name} {setting}"))
+
+    set_on_server("set default_transaction_read_only = on")
+    with operator.connect() as connection:
+        others = "datname = current_database() and pid <> pg_backend_pid()"
+        connection.execute(text(f"select pg_terminate_backend(pid) from pg_stat_activity where {others}"))
     wait_for(lambda: running.status() == 503, WAIT_SECONDS)
-    with engine.connect() as connection:
-        connection.execute(text("set transaction_read_only = off"))
-        connection.execute(text("set default_transaction_read_only = off"))
-        connection.execute(text(f"alter database {name} reset default_transaction_read_only"))
-    engine.dispose()
-    wait_for(lambda: running.status() == 200, WAIT_SECONDS)
+    wait_for(lambda: "read-only" in refusal_of_claim(running.store), WAIT_SECONDS)
+    set_on_server("reset default_transaction_read_only")
+    running.goes_on()
+
+
+def refusal_of_claim(store: JobStore) -> str:
+    try:
+        store.claim("w", models=["tiny"], lease_seconds=600)
+    except StoreUnavailable as error:
+        return str(error)
+    return ""
