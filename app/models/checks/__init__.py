@@ -1,6 +1,5 @@
 """Checks whether a model's files can be loaded, without reading weights. Imports neither torch nor diffusers.
 
-safetensors_header  one file of weights: its header against its size
-model_folder        a folder of components: index, configurations, weights, class names
-faults              why a model cannot be used, looked at again every few seconds
+model_folder  a folder of components: index, configurations, weights, class names
+faults        why a model cannot be used, looked at again every few seconds
 """

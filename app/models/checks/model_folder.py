@@ -14,15 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from app.config import Settings
-from app.models.checks.safetensors_header import (
-    LFS_POINTER,
-    DamagedFile,
-    StoredTensor,
-    pointer_text,
-    read_header,
-)
 from app.models.components import OWN_PIPELINES, ModelUnavailable, has_weights, local_files
 from app.models.entries import ModelEntry
+from app.models.files.header import LFS_POINTER, pointer_text, read_header
+from app.models.files.stored import DamagedFile, StoredTensor
 
 INDEX = "model_index.json"
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -218,7 +213,7 @@ def _check_total(tensors: dict[str, StoredTensor], wanted: Any, subject: str) ->
 
 def _header(path: Path, shown: str) -> dict[str, StoredTensor]:
     try:
-        return read_header(path)
+        return dict(read_header(path).tensors)
     except DamagedFile as error:
         raise ModelUnavailable(f"{shown} {error}") from None
 

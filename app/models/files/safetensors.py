@@ -1,0 +1,81 @@
+"""Reads the header of a safetensors file and checks it against the file's size.
+
+The format (https://huggingface.co/docs/safetensors): eight bytes with the header's length, the header as
+JSON, then the tensors' bytes without gaps.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from app.models.files.sources import ByteSource
+from app.models.files.stored import DamagedFile, StoredTensor, WeightsHeader
+
+NAME = "safetensors"
+_LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000  # as the library's own limit
+_MOST_DIMENSIONS = 16
+_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+
+
+def read(source: ByteSource) -> WeightsHeader:
+    """The file's header. Raises `DamagedFile`, and `OSError` if it cannot be read."""
+    size = source.size
+    if size < _LENGTH_BYTES:
+        raise DamagedFile(f"has {size:,} bytes, which is no safetensors file: get it again")
+    length = int.from_bytes(source.read(0, _LENGTH_BYTES), "little")
+    if length > _LONGEST_HEADER:
+        raise DamagedFile("is no safetensors file: get it again, or name a folder that has safetensors")
+    if _LENGTH_BYTES + length > size:
+        raise DamagedFile(_cut_short(size, f"more than {_LENGTH_BYTES + length:,}"))
+    tensors, metadata = _parsed(source.read(_LENGTH_BYTES, length), _LENGTH_BYTES + length)
+    wanted = max((each.start + each.size_bytes for each in tensors.values()), default=_LENGTH_BYTES + length)
+    if size < wanted:
+        raise DamagedFile(_cut_short(size, f"{wanted:,}"))
+    if size > wanted:
+        raise DamagedFile(f"has {size:,} bytes, but its header describes {wanted:,}: get it again")
+    return WeightsHeader(NAME, tensors, metadata)
+
+
+def _cut_short(size: int, wanted: str) -> str:
+    return f"is cut short: it has {size:,} bytes, its header needs {wanted}: get it again"
+
+
+def _parsed(text: bytes, data_starts: int) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    try:
+        document = json.loads(text)
+        metadata = document.pop("__metadata__", None) or {}
+        tensors = {name: _tensor(name, value, data_starts) for name, value in document.items()}
+        return tensors, {str(key): str(value) for key, value in metadata.items()}
+    except DamagedFile:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedFile(f"has a damaged header ({error}): get it again") from None
+
+
+def _tensor(name: str, value: Mapping[str, Any], data_starts: int) -> StoredTensor:
+    dtype = str(value["dtype"])
+    bits = _BITS.get(dtype)
+    if bits is None:
+        known = ", ".join(sorted(_BITS))
+        raise DamagedFile(
+            f"has the tensor {name} of dtype {dtype}, which cannot be loaded; known are {known}"
+        )
+    shape = tuple(value["shape"])
+    begin, end = value["data_offsets"]
+    numbers = (*shape, begin, end)
+    if len(shape) > _MOST_DIMENSIONS or not all(type(each) is int and 0 <= each < 2**63 for each in numbers):
+        raise ValueError(f"{name} has shape {shape} at {begin} to {end}")
+    wanted = math.prod(shape) * bits // 8
+    if end - begin != wanted:
+        raise DamagedFile(
+            f"has a damaged header: {name} has {end - begin:,} bytes, not {wanted:,}: get it again"
+        )
+    return StoredTensor(dtype, shape, data_starts + begin, wanted)
