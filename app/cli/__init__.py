@@ -2,18 +2,12 @@
 
 Each command imports the heavy packages that it needs itself, so that `--help` is fast.
 
-processes  serve, api, worker, profile: the processes of the service
 generate   client: makes a video from an image and a prompt
-backup     backup, restore
 delete     client: deletes jobs with their images, prompts and videos
-plan       computes weight placement and decode plan without loading weights
-encode     encodes a clip, or a folder of clips, to latents
-decode     decodes a latents file to a video
-calibrate  measures time and memory of decodes on this machine
-convert    converts a published checkpoint file to a diffusers folder
-inspect    doctor, models
 bench      bench compare
-keys       key new, key hash, key webhook-secret
+models     models, plan, calibrate, convert
+latents    encode, decode
+operation  serve, api, worker, profile, doctor, backup, restore, key
 options    options and parsers that several commands share
 """
 
@@ -24,20 +18,10 @@ import typer
 
 from adaptive.device.huge_pages import enable_huge_pages
 from adaptive.version import __version__
-from app.cli import (
-    backup,
-    bench,
-    calibrate,
-    convert,
-    decode,
-    delete,
-    encode,
-    generate,
-    inspect,
-    keys,
-    plan,
-    processes,
-)
+from app.cli import bench, delete, generate
+from app.cli.latents import decode, encode
+from app.cli.models import calibrate, convert, listed, plan
+from app.cli.operation import backup, doctor, keys, processes
 from app.config import ConfigError
 from app.service.logs import quiet_libraries
 
@@ -58,7 +42,8 @@ for group in (
     encode,
     decode,
     convert,
-    inspect,
+    doctor,
+    listed,
     keys,
     bench,
 ):

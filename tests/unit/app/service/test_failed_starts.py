@@ -188,7 +188,7 @@ def test_what_another_user_left_in_the_folder_is_named_with_the_command_that_hel
 AS_ANOTHER = """
 import os, sys
 from pathlib import Path
-from app.cli import processes
+from app.cli.operation import processes
 from app.service.data_folder import locked_data_folder, prepare_data_folder
 os.setgroups([])
 os.setgid(0)

@@ -1,0 +1,7 @@
+"""Commands about models, before a job runs.
+
+listed     models: lists them
+plan       computes weight placement and decode plan without loading weights
+calibrate  measures time and memory of decodes on this machine
+convert    converts a published checkpoint file to a diffusers folder
+"""
