@@ -190,7 +190,8 @@ class MemoryReading:
 
     `free_bytes` is what a new allocation of this process can get: the device's free memory plus the
     `reusable_bytes` that this process' allocator holds and can reuse. `own_bytes` is all memory of this
-    process (context and reserved), `other_bytes` that of all other processes. `split_bytes` are the unused
+    process (context and reserved), `context_bytes` the part of it that no tensor can ever use, where the
+    driver tells it, `other_bytes` that of all other processes. `split_bytes` are the unused
     parts of large blocks that the allocator has split. They serve requests up to their own sizes, so they are
     in neither `free_bytes` nor `reusable_bytes`.
     """
@@ -203,6 +204,7 @@ class MemoryReading:
     other_bytes: int
     source: str  # "nvml", "cuda" or another kind of device, "host" or "scripted"
     split_bytes: int = 0
+    context_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,7 @@ class AcceleratorProbe:
             max(0, total - free - own),
             source,
             stats.get("inactive_split_bytes.large_pool.current", 0),
+            self._context_bytes,
         )
 
     def reset_peak(self) -> None:

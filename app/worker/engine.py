@@ -63,14 +63,14 @@ class Engine:
 
     @property
     def most_bytes(self) -> int:
-        """Bytes of the device less the reserve: more than these never become free."""
-        return max(0, self._probe.read().total_bytes - self._settings.reserve_bytes)
+        """Bytes of the device less this process' context and the reserve: more never become free."""
+        reading = self._probe.read()
+        return max(0, reading.total_bytes - reading.context_bytes - self._settings.reserve_bytes)
 
     @property
     def capacity_bytes(self) -> int:
-        """The most bytes a decode could ever use here: the device less the reserve and the VAE's weights."""
-        weights = 0 if self._model is None else self._model.vae_weight_bytes
-        return max(0, self._probe.read().total_bytes - self._settings.reserve_bytes - weights)
+        """The most bytes a decode could ever use here: `most_bytes` less the VAE's weights."""
+        return max(0, self.most_bytes - (0 if self._model is None else self._model.vae_weight_bytes))
 
     @property
     def claimable_bytes(self) -> int:

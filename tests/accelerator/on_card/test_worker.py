@@ -270,6 +270,21 @@ def test_memory_that_is_missing_for_previews_leaves_them_out(start: StartWorker,
     assert worker.events(job.id, "preview") == []
 
 
+def test_a_job_that_only_a_card_without_our_own_context_could_hold_is_not_claimed(
+    start: StartWorker, card: Card
+) -> None:
+    worker = start()
+    worker.run()
+    reading = worker.engine._probe.read()
+    assert reading.context_bytes == card.context_bytes > 0
+    all_free = card.capacity_bytes - card.context_bytes - worker.settings.reserve_bytes
+    assert worker.engine.most_bytes == all_free
+    vae = worker.engine._model
+    assert vae is not None
+    assert worker.engine.capacity_bytes == all_free - vae.vae_weight_bytes
+    assert worker.engine.device_report()["capacity_bytes"] == worker.engine.capacity_bytes
+
+
 def test_a_calibration_that_does_not_fit_is_skipped(start: StartWorker, card: Card) -> None:
     card.capacity_bytes = 340 * MIB
     worker = start(calibrate_seconds=0.5, memory_wait_seconds=2)
