@@ -6,6 +6,7 @@ running them, is in `adaptive.pipelines.capture`. This module does not know jobs
 """
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from adaptive.errors import DecodeOutOfMemory, DoesNotFit, NoDevice, Unsupported
 from adaptive.families import family_of
 from adaptive.pipelines.capture import capture, decoder_output
 from adaptive.pipelines.nested_calls import inside, is_inside
+from adaptive.pipelines.progress_bar import DecodeBar
 from adaptive.pipelines.recorded_call import RecordedDecode, load_calls, save_calls
 from adaptive.pipelines.vae_method import ReplacedMethods, bind
 from adaptive.stream import join_chunks, video_frames_of
@@ -39,12 +41,18 @@ class Attachment:
     """What `enable` returns: the last decode's report, the last clip's encode plan, and `detach`."""
 
     def __init__(
-        self, vae: Any, policy: "Policy", decoder: "AdaptiveDecoder", encode: "AdaptiveEncodeCall"
+        self,
+        vae: Any,
+        policy: "Policy",
+        decoder: "AdaptiveDecoder",
+        encode: "AdaptiveEncodeCall",
+        bar: DecodeBar | None = None,
     ) -> None:
         self._vae = vae
         self._policy = policy
         self._decoder = decoder
         self._encode = encode
+        self._bar = bar
         self._original = vae.decode
         self._report: DecodeReport | None = None
         self.own_call_reason: str | None = None
@@ -102,7 +110,8 @@ class Attachment:
                 plan = self._plan(decode, shape_of(latents))
                 if plan is None:
                     return None
-                with noise_kept_at_failure(decode.device):
+                shown = nullcontext() if self._bar is None else self._bar.shown(total)
+                with noise_kept_at_failure(decode.device), shown:
                     video = join_chunks(decode.frames(latents, plan), total)
         except Exception as error:
             if _is_demanding(self._policy) or not _may_be_better_alone(error):
@@ -147,12 +156,15 @@ def _is_demanding(policy: "Policy") -> bool:
     return policy.forced or policy.budget_bytes is not None
 
 
-def enable(pipe: Any, **policy: Any) -> Attachment:
+def enable(pipe: Any, *, progress: bool = False, **policy: Any) -> Attachment:
     """Make a diffusers pipeline decode, and encode clips, in the memory that is free.
 
     `policy` are the fields of `adaptive.Policy` (`strategy`, `frames_per_chunk`, `exact_only`,
     `budget_bytes`, `reserve_bytes`, ...). Raises `TypeError` for an unknown field and `ValueError` for an
     invalid value. Calling it again replaces the policy.
+
+    With `progress`, each planned decode shows a bar of its frames, in notebooks and terminals, by the
+    pipeline's `progress_bar` (`pipe.set_progress_bar_config`).
 
     The VAE is looked at anew for each decode, so it may be moved, cast, offloaded or compiled afterwards. Its
     slicing and tiling flags of diffusers are ignored: the plan decides. A VAE that the library does not know
@@ -174,5 +186,6 @@ def enable(pipe: Any, **policy: Any) -> Attachment:
     family_of(pipe.vae)  # raises for a VAE whose class is hidden
     encoder = AdaptiveEncoder(pipe.vae, policy=allowed, shares_costs=True)
     encode = AdaptiveEncodeCall(pipe.vae, encoder, refuses=_is_demanding(allowed))
-    decoder = AdaptiveDecoder(pipe.vae, policy=allowed, keeps_output=True, shares_costs=True)
-    return Attachment(pipe.vae, allowed, decoder, encode)
+    bar = DecodeBar(pipe) if progress else None
+    decoder = AdaptiveDecoder(pipe.vae, policy=allowed, on_event=bar, keeps_output=True, shares_costs=True)
+    return Attachment(pipe.vae, allowed, decoder, encode, bar)

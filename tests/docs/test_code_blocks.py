@@ -1,5 +1,6 @@
 """Blocks of code with the comment `<!-- tested -->` before them run as they stand."""
 
+import json
 import os
 import re
 import subprocess
@@ -59,6 +60,14 @@ def test_the_blocks_of_a_page_run_in_order(page: Path, folder: Path, request: py
     for block in chosen:
         if block.language == "sh":
             run(["sh", "-e", "-c", block.text], folder)
+
+
+def test_the_cells_of_the_notebook_run_in_order(folder: Path) -> None:
+    notebook = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") for cell in notebook["cells"])  # figures in the file would grow old
+    printed = run([sys.executable, "-c", "\n".join(cells)], folder)
+    assert "per_frame: chunks of (1, 1, 1, 1, 1) latent frames" in printed
 
 
 def test_the_script_of_the_readme_is_short_and_makes_a_video(folder: Path, service: RunningService) -> None:
