@@ -6,6 +6,7 @@ are in one file.
 """
 
 import difflib
+import importlib.util
 import ipaddress
 import os
 import re
@@ -140,6 +141,9 @@ class Settings(BaseSettings):
     )
     webhook_secret: str | None = Field(None, repr=False)
     webhook_allow_private: bool = False
+    traces_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector that takes OTLP over HTTP, such as http://127.0.0.1:4318."
+    )
     hf_token_file: Path | None = Field(
         None, description="File with the access token of the Hugging Face hub, in place of HF_TOKEN."
     )
@@ -153,6 +157,17 @@ class Settings(BaseSettings):
         if path and not PATH_PREFIX.fullmatch(path):
             raise ValueError("a path must begin with / and consist of letters, digits, '.', '_', '~' and '-'")
         return path
+
+    @field_validator("traces_endpoint")
+    @classmethod
+    def _reachable_by_http(cls, endpoint: str | None) -> str | None:
+        if not endpoint:  # Compose passes an unset variable on as an empty one
+            return None
+        if not endpoint.startswith(("http://", "https://")):
+            raise ValueError("name the collector's address for OTLP over HTTP, such as http://127.0.0.1:4318")
+        if importlib.util.find_spec("opentelemetry.exporter") is None:
+            raise ValueError("traces need the extra otel: pip install 'framefit[otel]'")
+        return endpoint
 
     @field_validator("webhook_secret")
     @classmethod

@@ -94,7 +94,8 @@ def create_app(
     app.add_middleware(HttpRules, routes=matched)
     app.add_middleware(FairlyShared, turns=service.shares.turns, name_of_key=partial(name_of_key, service))
     app.add_middleware(Guard, hosts=OwnHosts.of(settings))
-    app.add_middleware(Measured, metrics=HttpMetrics(service.metrics.registry), routes=matched)
+    measured = HttpMetrics(service.metrics.registry)
+    app.add_middleware(Measured, metrics=measured, routes=matched, spans=service.request_spans)
     return app
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
@@ -33,8 +33,12 @@ from app.service.exposition.model_gauges import ModelGauges
 from app.service.exposition.worker_ends import WorkerEnds
 from app.service.failed_keys import FailedKeys
 from app.service.keys import LiveKeys
+from app.service.tracing.sender import Traces
 from app.service.webhooks import SigningKeys, Webhooks
 from app.store import JobDeleted, JobStore, NoSuchJob, open_store
+
+if TYPE_CHECKING:
+    from app.service.tracing.otlp import RequestSpans
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class Service:
     shares: ClientShares
     background: Background
     webhooks: Webhooks | None
+    traces: Traces | None
+    request_spans: "RequestSpans | None"
     sheets: SheetMaker = field(default_factory=SheetMaker)
     failed_keys: FailedKeys = field(default_factory=FailedKeys)
 
@@ -75,6 +81,8 @@ class Service:
         self.feed.start()
         if self.webhooks is not None:
             self.webhooks.start()
+        if self.traces is not None:
+            self.traces.loop.start()
         self.background.start()
 
     def stop(self) -> None:
@@ -84,6 +92,10 @@ class Service:
         self.feed.stop()
         if self.webhooks is not None:
             self.webhooks.stop()
+        if self.traces is not None:
+            self.traces.stop()
+        if self.request_spans is not None:
+            self.request_spans.close()
         self.shares.close()
         self.store.close()
         self.nvml.close()
@@ -91,7 +103,9 @@ class Service:
     def loop_states(self) -> list[LoopState]:
         """Return the states of all loops of this process."""
         sent = () if self.webhooks is None else self.webhooks.loops
-        loops = (self.feed.loop, *self.background.loops, *self.keys.loops, *sent, *self.store.loops)
+        traced = () if self.traces is None else (self.traces.loop,)
+        own = (self.feed.loop, *self.background.loops, *self.keys.loops)
+        loops = (*own, *sent, *traced, *self.store.loops)
         return [loop.state for loop in loops]
 
     def health(self) -> tuple[bool, Json]:
@@ -123,6 +137,8 @@ def build_service(
             starting=lambda: exporter.starting,
         )
     )
+    traces, request_spans = _traces(settings, store, exporter)
+    consumers = [metrics.apply, run_times.apply, *(() if traces is None else (traces.apply,))]
     metrics.registry.register(WorkerEnds(settings.data_dir))
     metrics.registry.register(HubCacheGauges(hub_cache()))
     faults = ModelFaults(settings, models)
@@ -147,13 +163,15 @@ def build_service(
         faults=faults,
         metrics=metrics,
         exporter=exporter,
-        feed=EventFeed(store, [metrics.apply, run_times.apply], exporter, poll_seconds=settings.poll_seconds),
+        feed=EventFeed(store, consumers, exporter, poll_seconds=settings.poll_seconds),
         waiting_times=WaitingTimes(run_times, store, alive_workers),
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
         shares=ClientShares(settings),
         background=Background(store, unschedulable, Disposal(settings, store), exporter),
         webhooks=_webhooks(settings, models, keys, store),
+        traces=traces,
+        request_spans=request_spans,
     )
     metrics.registry.register(LoopGauges(service.loop_states, lambda: service.background.storage_fault))
     return service
@@ -173,6 +191,17 @@ def _webhooks(
 
     signing_keys = SigningKeys(settings.webhook_secret, keys)
     return Webhooks(store, signing_keys, view, allow_private=settings.webhook_allow_private)
+
+
+def _traces(
+    settings: Settings, store: JobStore, exporter: Exporter
+) -> "tuple[Traces, RequestSpans] | tuple[None, None]":
+    if settings.traces_endpoint is None:
+        return None, None
+    from app.service.tracing.otlp import Collector  # an extra
+
+    collector = Collector(settings.traces_endpoint)
+    return Traces(store, collector, exporter), collector.requests()
 
 
 async def service_of(request: Request) -> Service:

@@ -4,8 +4,10 @@ A route is its template, such as `/jobs/{job_id}`, never the path itself; paths 
 What a middleware answers in a route's place counts for the route.
 """
 
+import re
 import time
 from collections.abc import Iterable
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.routing import BaseRoute
@@ -14,6 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNKNOWN = "unknown"
+# Asked every few seconds by machines: they get no spans.
+POLLED = frozenset({"/healthz", "/readyz", "/metrics"})
+JOB_PATH = re.compile(r"/jobs/([^/]+)$")
 # The connection was closed before a response began; a status of nginx.
 CLOSED = 499
 
@@ -43,12 +48,33 @@ class HttpMetrics:
         self._seconds.labels(route).observe(seconds)
 
 
+class Spans(Protocol):
+    """Takes a span for each request; see `app.service.tracing.otlp.RequestSpans`."""
+
+    def add(
+        self,
+        route: str,
+        method: str,
+        status: int,
+        *,
+        start: float,
+        end: float,
+        headers: dict[str, str],
+        job_id: str | None,
+    ) -> None:
+        """Note a request, `start` and `end` in seconds since the epoch."""
+        ...
+
+
 class Measured:
     """ASGI middleware for these routes; the app's outermost one, so that it counts refusals of the others."""
 
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics, routes: Iterable[BaseRoute]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: HttpMetrics, routes: Iterable[BaseRoute], spans: Spans | None = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._spans = spans
         self._routes = tuple(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,16 +85,19 @@ class Measured:
         started, counted = time.monotonic(), False
         path = scope["path"].removeprefix(scope.get("root_path", ""))
 
-        def count(status: int) -> None:
+        def count(status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
             nonlocal counted
             if not counted:
                 counted = True
                 seconds = time.monotonic() - started
-                self._metrics.count(self._route_of(scope, path), scope["method"], status, seconds)
+                route = self._route_of(scope, path)
+                self._metrics.count(route, scope["method"], status, seconds)
+                if self._spans is not None and route not in POLLED:
+                    self._add_span(self._spans, scope, route, status, seconds, headers)
 
         async def send_and_count(message: Message) -> None:
             if message["type"] == "http.response.start":
-                count(message["status"])
+                count(message["status"], message.get("headers", ()))
             await send(message)
 
         try:
@@ -78,6 +107,32 @@ class Measured:
             raise
         finally:
             count(CLOSED)
+
+    def _add_span(
+        self,
+        spans: Spans,
+        scope: Scope,
+        route: str,
+        status: int,
+        seconds: float,
+        answered: Iterable[tuple[bytes, bytes]],
+    ) -> None:
+        end = time.time()
+        wanted = (b"traceparent", b"tracestate")
+        context = {
+            name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in wanted
+        }
+        location = next((value.decode("latin-1") for name, value in answered if name == b"location"), "")
+        made = scope["method"] == "POST" and JOB_PATH.search(location)
+        spans.add(
+            route,
+            scope["method"] if scope["method"] in METHODS else "_OTHER",
+            status,
+            start=end - seconds,
+            end=end,
+            headers=context,
+            job_id=made.group(1) if made else None,
+        )
 
     def _route_of(self, scope: Scope, path: str) -> str:
         """Return the template of the route that has served the request to `path`, or `unknown`."""
