@@ -16,7 +16,10 @@ from app.service.parent_death import EXIT_DATABASE_UNAVAILABLE, EXIT_STALLED
 
 ABORT = "import os; os.abort()"
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-HUNG_UP = "import os, signal; os.kill(os.getpid(), signal.SIGHUP)"
+# A test run that was started with nohup passes on that the signal is ignored.
+HUNG_UP = """import os, signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.kill(os.getpid(), signal.SIGHUP)"""
 RAISES = "raise RuntimeError"
 
 

@@ -81,7 +81,7 @@ DAMAGES = [
 def test_latents_that_are_not_the_jobs_are_denoised_again(
     damage: Callable[[Path, RecordedClip], None], served: ServedModel
 ) -> None:
-    job_id = served.submit()
+    job_id = served.submit(decode_strategy="batched")  # chunks of other sizes may round other bits
     served.run_next()
     assert served.job(job_id)["status"] == "succeeded"
     video = served.http.get(f"/jobs/{job_id}/video").content
