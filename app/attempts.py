@@ -47,6 +47,7 @@ BLAME: Mapping[str, Blame] = {
     "memory_taken": Blame.MEMORY,
     "worker_stopped": Blame.NOBODY,
     "made_way_for_a_smaller_job": Blame.NOBODY,
+    "preempted": Blame.NOBODY,
 }
 
 

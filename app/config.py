@@ -92,6 +92,12 @@ class Settings(BaseSettings):
         ge=0,
         description="How often a denoise saves its steps, at most; 0: after every step.",
     )
+    preempt_after_seconds: float = Field(
+        30,
+        ge=0,
+        description="A job that would wait longer takes the device of one of lower priority, at its next "
+        "step; 0: never.",
+    )
     memory_wait_seconds: float = Field(
         60, ge=0, description="How long a decode waits for other programs to free memory."
     )

@@ -42,8 +42,8 @@ class JobStatus(StrEnum):
 
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED})
 
-# running -> queued happens when a worker is lost or drains, or when the job yields to a smaller one. Only an
-# explicit redecode or retry leaves a terminal state.
+# running -> queued happens when a worker is lost or drains, or when the job yields to a smaller one or to one
+# of higher priority. Only an explicit redecode or retry leaves a terminal state.
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELED, JobStatus.FAILED}),
     JobStatus.RUNNING: frozenset({JobStatus.QUEUED, *TERMINAL}),
@@ -227,7 +227,8 @@ class Job:
     `denoise` describes the denoising run. `remixed_from` is the id of the job whose images and fields it
     took. `deleted_at` is when its deletion was requested, `erased_at` when its files, images and texts were
     gone. `attempts` are those that count, this one included, and `setbacks` how earlier ones ended
-    (`app.attempts`). `webhook` tells how the newest delivery of its webhook goes.
+    (`app.attempts`). `webhook` tells how the newest delivery of its webhook goes, and `preempted` how many
+    `times` it gave way to a job of higher priority, the last time after `step` of `steps`.
     """
 
     id: str
@@ -260,6 +261,7 @@ class Job:
     erased_at: float | None = None
     setbacks: Json | None = None
     webhook: Json | None = None
+    preempted: Json | None = None
 
     @property
     def delete_requested(self) -> bool:

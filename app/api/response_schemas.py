@@ -65,6 +65,7 @@ JOB = _object(
         "error": _or_null(FAILURE),
         "webhook": _or_null(WEBHOOK),
         "attempts": {"type": "integer", "minimum": 0},
+        "preemptions": {"type": "integer", "minimum": 0},
         "links": LINKS,
         "created_at": TIME,
         "started_at": _or_null(TIME),
@@ -74,6 +75,7 @@ JOB = _object(
         "key_name": _or_null(TEXT),
         "waiting": _or_null(ANY_OBJECT),
         "held_because": _or_null(TEXT),
+        "gave_way": _or_null(TEXT),
     }
 )
 JOBS = _object({"jobs": _list(JOB)})

@@ -57,6 +57,8 @@ def job_view(
         "error": job.error,
         "webhook": webhook_view(job),
         "attempts": job.attempts,
+        "preemptions": (job.preempted or {}).get("times", 0),
+        "gave_way": _gave_way(job),
         "held_because": _held_because(job),
         "links": links,
         "created_at": timestamp(job.created_at),
@@ -99,6 +101,13 @@ def _held_because(job: Job) -> str | None:
     if not setbacks.held or job.status.is_terminal:
         return None
     return f"{description(setbacks)}; the job is tried once more, alone, when the others are done"
+
+
+def _gave_way(job: Job) -> str | None:
+    """Return why a queued job that has run before waits again, and what it keeps; None for other jobs."""
+    if job.preempted is None or job.status is not JobStatus.QUEUED:
+        return None
+    return "gave way to a job of higher priority; {step} of {steps} steps are kept".format(**job.preempted)
 
 
 def _result(job: Job) -> Json | None:

@@ -143,6 +143,8 @@ def _followed(client: Any, job: dict[str, Any], console: Any) -> dict[str, Any]:
         task = bar.add_task("queued", total=1.0)
         try:
             for seen in client.follow(job["id"]):
+                if seen.get("gave_way") and seen["gave_way"] != job.get("gave_way"):
+                    console.print(f"The job {seen['gave_way']}.", highlight=False, soft_wrap=True)
                 job = seen
                 description = _STAGES.get(job["stage"], job["status"])  # an ended job shows its status
                 bar.update(task, completed=job["progress"], description=description)

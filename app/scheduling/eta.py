@@ -191,8 +191,13 @@ def seconds_until_turn(position: int, free_in: Sequence[float], seconds: float) 
     return ahead[0]
 
 
+def remaining_seconds(total_seconds: float, progress: float) -> float:
+    """Seconds that a running job still takes at this progress (0 to 1)."""
+    return total_seconds * (1 - progress)
+
+
 def _remaining_seconds(job: Job, expected: Expected) -> float:
-    return _total_seconds(job, expected) * (1 - job.progress)
+    return remaining_seconds(_total_seconds(job, expected), job.progress)
 
 
 def _total_seconds(job: Job, expected: Expected) -> float:

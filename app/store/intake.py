@@ -55,7 +55,8 @@ QUEUE_AGAIN = text("""
         needed_bytes = :needed_bytes, plan = :plan, rank = :rank, skips = 0,
         queued_at = :now, started_at = null, finished_at = null,
         expires_at = null, expired = false, attempts = 0, worker_id = null, lease_until = null,
-        cancel_requested = false, error = null, decode = null, setbacks = null
+        cancel_requested = false, error = null, decode = null, setbacks = null,
+        preempted = null
     where id = :id and status in ('succeeded', 'failed', 'canceled')
 """)
 EXPECTED = text("select expected_seconds from jobs where id = :id")

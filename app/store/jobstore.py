@@ -198,6 +198,8 @@ class JobStore:
     counts = _reads(queries.counts)
     queued_models = _reads(queries.queued_models)
     queued_beyond = _reads(queries.queued_beyond)
+    urgent = _reads(backfill.urgent)
+    running = _reads(backfill.running)
     events_after = _reads_events(fetch_events)
     last_event = _reads_events(queries.last_event)
 
@@ -235,6 +237,7 @@ class JobStore:
     checkpoint = _writes(leases.checkpoint)
     finish = _writes(leases.finish)
     release = _writes(leases.release)
+    preempt = _writes(backfill.preempt)
     _yield_to_smaller = _writes(backfill.yield_to_smaller)
     _claim = _writes_at_once(claims.claim)
     _requeue_expired = _writes(leases.requeue_expired)

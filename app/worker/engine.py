@@ -7,6 +7,7 @@ not know the job table.
 import gc
 import logging
 import os
+import time
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Engine:
         self._uuid = device_uuid(self.device.index or 0, self._nvml) if is_cuda else None
         self._learned_costs = load_learned_costs(settings, self.device)
         self._model: LoadedModel | None = None
+        self._load_seconds: dict[str, float] = {}  # the last measurement, by model
 
     @property
     def loaded_model(self) -> str | None:
@@ -130,6 +132,7 @@ class Engine:
         exact_only: bool,
         spec: JobSpec | None,
     ) -> LoadedModel:
+        started = time.monotonic()
         job = None if spec is None else PlacedJob.of(spec, self._learned_costs)
         placed = load_pipeline(entry, self._settings, self.device, reading, exact_only=exact_only, job=job)
         context = DecodeContext(self._probe, profiles.load(self._settings, entry), self._learned_costs)
@@ -138,9 +141,14 @@ class Engine:
         model.check_streaming(on_event)
         check_denoise_resumes(model, on_event)
         on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
+        self._load_seconds[entry.name] = time.monotonic() - started
         self._model = model  # before the calibration, which decides nothing
         model.calibrate(self._settings.calibrate_seconds)
         return model
+
+    def load_seconds(self, model: str) -> float:
+        """Seconds to load a model: as measured; one that was never loaded here counts as the slowest."""
+        return self._load_seconds.get(model, max(self._load_seconds.values(), default=0.0))
 
     def may_fit_later(self, refusal: DoesNotFit, job_budget_bytes: int | None = None) -> bool:
         """Whether waiting may help: the device could hold what was refused once other users free memory.

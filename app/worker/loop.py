@@ -126,7 +126,7 @@ class Worker:
             return None
 
     def _run_job(self, claim: Claim) -> Claim | None:
-        """Run a job to its end. Returns the claim of the smaller job that it yielded to, if it did."""
+        """Run a job to its end. Returns the claim of the job that it gave way to, if it did."""
         job_id, control = claim.job.id, JobControl()
         self._current = (claim, control)
         if self._stopping:  # the signal came between the claim and the line above
@@ -150,7 +150,8 @@ class Worker:
         failure is raised and ends the process.
         """
         job = claim.job
-        run = JobRun(self._settings, self._store, self._engine, self._models[job.spec.model], claim, control)
+        entry = self._models[job.spec.model]
+        run = JobRun(self._settings, self._store, self._engine, entry, claim, control, tuple(self._models))
         try:
             result = run.run()
         except JobLost:

@@ -19,7 +19,8 @@ def history(first_job: int, jobs: int) -> Iterator[Event]:
     kinds = [
         ("accepted", {"model": "tiny"}),
         ("claimed", {"queued_seconds": 1.5, "worker_id": "host/GPU-1/1"}),
-        ("requeued", {"reason": "worker_lost"}),
+        ("preempted", {"priority": 5, "step": 12, "steps": 30}),
+        ("requeued", {"reason": "preempted"}),
         ("claimed", {"queued_seconds": 1.5, "worker_id": "host/GPU-1/1"}),
         ("plan", {"strategy": "chunked", "reason": "fastest_that_fits"}),
         ("oom", {"stage": "decoding"}),

@@ -135,7 +135,8 @@ export function doing(job) {
   if (job.status === "queued") {
     const far = job.queue_position === FAR ? " or later" : "";
     const place = job.queue_position ? `Number ${job.queue_position.toLocaleString("en")}${far} in the queue` : "In the queue";
-    return job.eta_seconds ? `${place}, done in about ${seconds(Math.ceil(job.eta_seconds))}` : place;
+    const queued = job.eta_seconds ? `${place}, done in about ${seconds(Math.ceil(job.eta_seconds))}` : place;
+    return job.gave_way ? `${job.gave_way[0].toUpperCase()}${job.gave_way.slice(1)}. ${queued}` : queued;
   }
   if (job.status === "running") return running(job);
   if (job.status === "failed") return job.error ? inUnits(job.error.message) : "Failed";

@@ -101,6 +101,9 @@ class ServiceMetrics:
         self.requeued = self._counter(
             "jobs_requeued", "Running jobs that went back to the queue, by reason.", "reason", *PLACE
         )
+        self.preemptions = self._counter(
+            "preemptions", "Running jobs that gave way to a job of higher priority.", *PLACE
+        )
         self.denoise_steps = self._counter(
             "denoise_steps",
             "Denoising steps: computed, and taken from the checkpoint of an earlier attempt.",
@@ -197,7 +200,7 @@ class ServiceMetrics:
         for how in ("computed", "resumed"):
             self.denoise_steps.labels(how, *at)
         histograms = (self.job_seconds, self.chunk_frames, self.predicted, self.measured, self.ratio)
-        for metric in (self.frames, self.pixels, self.regret, *histograms):
+        for metric in (self.frames, self.pixels, self.regret, self.preemptions, *histograms):
             metric.labels(*at)
         for before, after in combinations(PlacementKind, 2):
             self.denoise_fallback.labels(before, after, *at)
@@ -271,6 +274,8 @@ class ServiceMetrics:
                 self._claimed.pop(event.job_id, None)
                 reason = data["reason"] if data["reason"] in BLAME else "other"
                 self.requeued.labels(reason, *at).inc(exemplar=job)
+            case "preempted":
+                self.preemptions.labels(*at).inc(exemplar=job)
             case "plan":
                 vae = data.get("vae") or self._vae_of_model.get(at.model, "unknown")
                 self.strategy.labels(vae, data["strategy"], data["reason"], *at).inc(exemplar=job)

@@ -20,6 +20,7 @@ COUNTED: Mapping[str, frozenset[str]] = {
     "queued_again": frozenset({"model", "reason"}),
     "claimed": frozenset({"model", "attempt", "queued_seconds", "worker_id"}),
     "requeued": frozenset({"reason"}),
+    "preempted": frozenset({"priority", "step", "steps"}),
     "plan": frozenset({"vae", "strategy", "reason", "stage"}),
     "checkpoint": frozenset({"steps_since_checkpoint"}),
     "resumed": frozenset({"step"}),

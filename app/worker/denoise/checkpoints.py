@@ -55,12 +55,16 @@ class Surroundings(Protocol):
         """Whether the job is to go back to the queue at this step."""
         ...
 
+    def gives_way(self, step: int, total: int) -> bool:
+        """Whether the job is to go back after this step for one of higher priority."""
+        ...
+
     def saved(self, step: int, total: int, data: Json) -> None:
         """Record that the steps up to `step` are on disk."""
         ...
 
     def gives_back(self) -> None:
-        """End this attempt: the last step is on disk."""
+        """End this attempt: the last step is on disk. Returns if the reason for that is gone."""
         ...
 
 
@@ -202,7 +206,8 @@ class Checkpoints:
         self._computed += 1
         self._total = total
         self._tell(self._writer.written())
-        goes_back = self._around.goes_back()
+        around = self._around
+        goes_back = self._fault is None and (around.goes_back() or around.gives_way(done, total))
         if goes_back or (self._is_due() and not self._writer.is_busy):
             self._capture(total)
         if goes_back:

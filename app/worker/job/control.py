@@ -35,7 +35,9 @@ class WorkerStopping(Interrupted):
 
 
 class JobYielded(Interrupted):
-    """The job went back to the queue to wait for memory; its worker now holds a smaller one, `claim`."""
+    """The job went back to the queue, to wait for memory or for one of higher priority; its worker now holds
+    another one, `claim`.
+    """
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim

@@ -9,7 +9,7 @@ Longer than 300 lines: every stage reads and reports the state of one attempt.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -45,6 +45,7 @@ from app.worker.job.control import (
 )
 from app.worker.job.failures import as_job_failures, is_unexpected
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
+from app.worker.job.giving_way import GivingWay
 from app.worker.job.pictures import write_previews, write_thumbnail
 from app.worker.job.steps import StepsOfJob
 from app.worker.loaded_model import LoadedModel
@@ -74,7 +75,9 @@ class JobRun:
         entry: ModelEntry,
         claim: Claim,
         control: JobControl,
+        models: Sequence[str] = (),
     ) -> None:
+        """`models` are those that the worker runs; without them the job gives way to its own model's only."""
         self.durations: dict[str, float] = {}
         self.decode: Json | None = None
         self._settings = settings
@@ -83,6 +86,7 @@ class JobRun:
         self._entry = entry
         self._claim, self._job, self._token = claim, claim.job, claim.token
         self._control = control
+        self._models = models or (entry.name,)
         self._stage = Stage.LOADING
         self._reported_at = self._share = 0.0
         self._waited_seconds = 0.0  # in the denoise, or in mid-decode since the last chunk
@@ -208,7 +212,8 @@ class JobRun:
         return recorded
 
     def _checkpoints(self, model: LoadedModel, artifacts: JobArtifacts) -> Checkpoints:
-        steps = StepsOfJob(self._store, self._claim, self._control, self._require_lease)
+        giving_way = GivingWay(self._settings, self._store, self._engine, self._claim, self._models)
+        steps = StepsOfJob(self._store, self._claim, self._control, self._require_lease, giving_way)
         every_seconds = self._settings.checkpoint_seconds
         return Checkpoints(model, artifacts, every_seconds, steps, self._goes_on_after, self._event)
 

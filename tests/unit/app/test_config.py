@@ -41,6 +41,7 @@ def test_variables_and_arguments_set_fields_arguments_first(monkeypatch: pytest.
         ("FRAMEFIT_PORT", "70000", "FRAMEFIT_PORT"),
         ("FRAMEFIT_RESERVE_BYTES", "-1", "FRAMEFIT_RESERVE_BYTES"),
         ("FRAMEFIT_CHECKPOINT_SECONDS", "-1", "FRAMEFIT_CHECKPOINT_SECONDS"),
+        ("FRAMEFIT_PREEMPT_AFTER_SECONDS", "-1", "FRAMEFIT_PREEMPT_AFTER_SECONDS"),
         ("FRAMEFIT_API_KEYS", "short", "FRAMEFIT_API_KEYS"),
         ("FRAMEFIT_LOG_LEVEL", "loud", "FRAMEFIT_LOG_LEVEL"),
         ("FRAMEFIT_ROOT_PATH", "framefit", "FRAMEFIT_ROOT_PATH: .*must begin with /"),
