@@ -183,7 +183,7 @@ def denoised(
             try:
                 output = called(pipe, name, generator, steps, after_step)
             finally:
-                done.denoiser_calls = run.loop.calls_computed
+                done.denoiser_calls = run.loop.computed
                 done.encoder_calls = run.encoders.calls_computed
         done.calls, done.audio = calls, getattr(output, "audio", None)
     except Interrupted:

@@ -1,21 +1,24 @@
 """The record of a denoising loop after some of its steps, and the handler that writes and replays it.
 
-A pipeline cannot be entered in the middle of its loop. To resume, it runs again from its start: calls of
-the denoisers are answered with zeros of the right shapes, steps of the schedulers too, but the last step of
-each scheduler is answered with what it gave. From there on the latents, the schedulers and the random
-generators are those of the first run, and the loop goes on. Must not know files, jobs or encoders.
+A pipeline cannot be entered in the middle of its loop. To resume, in this process or in another one, it runs
+again from its start: calls of the denoisers are answered with zeros of the right shapes, steps of the
+schedulers too, but the last step of each scheduler is answered with what it gave. From there on the latents,
+the schedulers and the random generators are those of the first run, and the loop goes on. Must not know
+files, jobs or encoders, or why a run ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adaptive.denoise.randomness import Randomness, RandomState
+from adaptive.denoise.retries import attributes_of, set_attributes
 from adaptive.denoise.values import Json, NotStorable, flatten, form_of, restore, zeros_of
 from adaptive.denoise.watch import CallNext, DenoiseHandler, denoisers_of
 
@@ -49,86 +52,108 @@ class DenoiseRecord:
 
 
 class DenoiseLoop(DenoiseHandler):
-    """Records one call of a pipeline and, given the record of an earlier one, resumes from it.
+    """Records the calls of one denoise, and answers what is known already when its pipeline runs again.
 
-    Use it as a handler of `watch`, and call `step_done` after each step of the pipeline. `resumed_from` is
-    the step that the record reaches. Raises `ReplayDiverged` from within the pipeline.
+    A run may end between two calls, where only the pipeline's own code knows how to go on: then the pipeline
+    is called again, and its finished steps are answered from memory. Given the record of another process, the
+    first run resumes from that. Use it as a handler of `watch`; call `begin` before each run of the pipeline
+    and `step_done` after each of its steps. `resumed_from` is the step that the record reaches; `finished`
+    counts scheduler steps and `computed` denoiser calls, of all runs. Raises `ReplayDiverged` from within the
+    pipeline.
     """
 
-    def __init__(
-        self,
-        pipe: Any,
-        randomness: Randomness,
-        device: torch.device,
-        resume: DenoiseRecord | None = None,
-    ) -> None:
+    def __init__(self, pipe: Any, device: torch.device, resume: DenoiseRecord | None = None) -> None:
         self.resumed_from = 0 if resume is None else resume.steps
         self.steps = 0
-        self.calls_computed = 0
+        self.computed = 0
         self._names = {id(module): name for name, module in denoisers_of(pipe).items()}
-        self._randomness = randomness
         self._device = device
         self._record = resume
-        self._calls: list[tuple[str, int]] = []
-        self._forms: list[Json] = [] if resume is None else list(resume.forms)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Know no more than the record."""
+        record = self._record
+        self.finished = 0
+        self._calls: list[tuple[str, int]] = [] if record is None else list(record.calls)
+        self._forms: list[Json] = [] if record is None else list(record.forms)
+        self._last_of = {name: number for number, (name, _) in enumerate(self._calls)}
         self._schedulers: list[_WatchedScheduler] = []
-        self._started = False
+        if record is not None:
+            self._schedulers = [
+                _WatchedScheduler(partial(self._restored, each)) for each in record.schedulers
+            ]
+        self._open: dict[int, Any] = {}  # results of denoiser calls after the last scheduler step, by number
+        self._after_last: RandomState | None = None  # that step
+        self._fault: NotStorable | None = None
+
+    def _restored(self, stored: Mapping[str, Json]) -> dict[str, Any]:
+        assert self._record is not None
+        return {name: restore(tree, self._record.tensors, self._device) for name, tree in stored.items()}
+
+    def begin(self, randomness: Randomness, *, may_repeat: bool = True) -> None:
+        """A run of the pipeline begins. Nothing is answered in it unless the pipeline's loop allows it."""
+        if self._fault is not None or not may_repeat:
+            self._forget()
+        for each in self._schedulers:
+            each.scheduler = None  # a pipeline may make a copy in each run
+        self._randomness = randomness
+        self.steps = self._number = 0
+        self.has_begun = False  # no denoiser was called: the pipeline may still be encoding
         self._boundary: tuple[int, RandomState] | None = None  # calls and generators after the last step
-        self._last_of: dict[str, int] = (
-            {} if resume is None else {name: i for i, (name, _) in enumerate(resume.calls)}
-        )
 
     @property
     def is_replaying(self) -> bool:
-        """Whether calls are still answered from the record."""
-        return self._record is not None
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a denoiser was called: nothing is encoded any more."""
-        return self._started
+        """Whether calls are still answered from what is known."""
+        return self._number < len(self._calls) or self.steps < self.resumed_from
 
     def around_denoiser(
         self, call_next: CallNext, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Answer a recorded call with zeros; make and note any other."""
-        self._started = True
-        name = self._names[id(module)]
-        if self._record is not None:
-            return zeros_of(self._recorded_form(self._record, name), self._device)
+        """Answer a call of a finished step with zeros, and one after it with its result; make any other."""
+        self.has_begun = True
+        name, number = self._names[id(module)], self._number
+        if self.is_replaying:
+            form = self._known_form(name)
+            return self._open[number] if number in self._open else zeros_of(form, self._device)
         result = call_next(*args, **kwargs)
-        self.calls_computed += 1
         self._note(name, result)
+        self._open[number] = result
+        self.computed += 1
         return result
 
     def around_step(
         self, call_next: CallNext, scheduler: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Answer a recorded step from the record; take and note any other."""
+        """Answer a finished step; take and note any other."""
         watched = self._watched(scheduler)
         name = str(self._schedulers.index(watched))
-        if self._record is not None:
-            number = len(self._calls)
-            form = self._recorded_form(self._record, name)
+        if self.is_replaying:
+            number, form = self._number, self._known_form(name)
             if self._last_of[name] != number:
                 return zeros_of(form, self._device)
-            return watched.resume(self._record.schedulers[int(name)], self._record.tensors, self._device)
+            if self._after_last is not None and self._number == len(self._calls) - len(self._open):
+                self._randomness.set(self._after_last)
+            return watched.resume()
         self._boundary = None
         result = call_next(*args, **kwargs)
+        after = self._randomness.state()
+        watched.took(result)  # memory may be missing for it: then this step is not finished
+        self._last_of[name] = self._number
         self._note(name, result)
-        watched.took(result)
+        self._open.clear()
+        self._after_last = after
+        self.finished += 1
         return result
 
     def step_done(self) -> int:
-        """Count a step of the pipeline; returns how many are done. The last recorded one ends the replay."""
+        """Count a step of the pipeline; returns how many are done in this run."""
         self.steps += 1
-        record = self._record
-        if record is not None and self.steps >= record.steps:
-            if len(self._calls) != len(record.calls):
-                raise ReplayDiverged(f"{len(self._calls)} calls instead of {len(record.calls)}")
-            self._randomness.set(record.random)
-            self._record = None
-        self._boundary = len(self._calls), self._randomness.state()
+        if self._record is not None and self.steps == self.resumed_from:
+            if self._number != len(self._record.calls):
+                raise ReplayDiverged(f"{self._number} calls instead of {len(self._record.calls)}")
+            self._randomness.set(self._record.random)
+        self._boundary = self._number, self._randomness.state()
         return self.steps
 
     @property
@@ -143,6 +168,8 @@ class DenoiseLoop(DenoiseHandler):
         else than numbers and tensors.
         """
         assert self._boundary is not None
+        if self._fault is not None:
+            raise self._fault
         calls, random = self._boundary
         tensors: dict[str, Tensor] = {}
         return DenoiseRecord(
@@ -154,47 +181,74 @@ class DenoiseLoop(DenoiseHandler):
             random=random,
         )
 
-    def _recorded_form(self, record: DenoiseRecord, name: str) -> Json:
-        number = len(self._calls)
-        if number >= len(record.calls) or record.calls[number][0] != name:
+    def _known_form(self, name: str) -> Json:
+        number = self._number
+        if number >= len(self._calls) or self._calls[number][0] != name:
             raise ReplayDiverged(f"call {number} is one of {name}, which was not recorded there")
-        self._calls.append(record.calls[number])
-        return record.forms[record.calls[number][1]]
+        self._number += 1
+        return self._forms[self._calls[number][1]]
 
     def _note(self, name: str, result: Any) -> None:
-        form = form_of(result)
+        form: Json = None
+        try:
+            form = form_of(result)
+        except NotStorable as error:
+            self._fault = error
         if form not in self._forms:
             self._forms.append(form)
         self._calls.append((name, self._forms.index(form)))
+        self._number += 1
 
     def _watched(self, scheduler: Any) -> _WatchedScheduler:
+        """The scheduler of this run: schedulers are told apart by the order of their first steps."""
         for each in self._schedulers:
-            if each.scheduler is scheduler:
+            if each.scheduler in (None, scheduler):
+                each.watch(scheduler)
                 return each
-        self._schedulers.append(_WatchedScheduler(scheduler))
+        self._schedulers.append(_WatchedScheduler())
+        self._schedulers[-1].watch(scheduler)
         return self._schedulers[-1]
 
 
 class _WatchedScheduler:
     """One scheduler's last result and state. Tensors that no step has changed are not stored: its sigmas."""
 
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler = scheduler
-        self._first = {
-            name: (value, value._version)
-            for name, value in vars(scheduler).items()
-            if isinstance(value, Tensor)
-        }
+    def __init__(self, read: Callable[[], Any] | None = None) -> None:
+        """`read` restores what an earlier process stored."""
+        self.scheduler: Any = None
+        self._read = read  # until it is resumed
+        self._first: dict[str, tuple[Tensor, int]] | None = None
         self._result: Any = None
+        self._attributes: dict[str, Any] = {}
+
+    def watch(self, scheduler: Any) -> None:
+        """It is this one in the present run."""
+        self.scheduler = scheduler
+        if self._first is None:
+            tensors = {name: value for name, value in vars(scheduler).items() if isinstance(value, Tensor)}
+            self._first = {name: (value, value._version) for name, value in tensors.items()}
 
     def took(self, result: Any) -> None:
+        """A step gave `result`."""
         # A copy, because the pipeline may change the latents in place, and does so again after a resume.
         self._result = mapped(result, lambda tensor: tensor.detach().clone())
+        self._attributes = attributes_of(self.scheduler)
+
+    def resume(self) -> Any:
+        """Set the scheduler to what it was after its last step; returns what that gave."""
+        if self._read is not None:
+            stored = self._read()
+            vars(self.scheduler).update(stored["state"])
+            self.took(stored["result"])
+            self._read = None
+        set_attributes(self.scheduler, self._attributes)
+        return mapped(self._result, Tensor.clone)
 
     def stored(self, tensors: dict[str, Tensor]) -> Json:
+        """Its last result and state, as `values.flatten` makes them."""
         state = {
             name: value
-            for name, value in vars(self.scheduler).items()
+            for name, value in self._attributes.items()
             if name != _CONFIGURATION and not self._is_unchanged(name, value)
         }
         try:
@@ -202,14 +256,8 @@ class _WatchedScheduler:
         except NotStorable as error:
             raise NotStorable(f"{type(self.scheduler).__name__} keeps a {error}") from None
 
-    def resume(self, stored: Json, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
-        vars(self.scheduler).update(restore(stored["state"], tensors, device))
-        result = restore(stored["result"], tensors, device)
-        self.took(result)
-        return result
-
     def _is_unchanged(self, name: str, value: Any) -> bool:
-        first = self._first.get(name)
+        first = (self._first or {}).get(name)
         return first is not None and value is first[0] and value._version == first[1]
 
 

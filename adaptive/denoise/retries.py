@@ -109,7 +109,7 @@ class StepState:
 
     def __init__(self, scheduler: Any, generators: list[torch.Generator]) -> None:
         self._scheduler = scheduler
-        self._attributes = _copied(vars(scheduler))
+        self._attributes = attributes_of(scheduler)
         self._generators = [(each, each.get_state()) for each in generators]
         self._default = torch.get_rng_state()
 
@@ -119,20 +119,28 @@ class StepState:
         found = [each for value in arguments for each in (value if isinstance(value, list) else [value])]
         return cls(scheduler, [each for each in found if isinstance(each, torch.Generator)])
 
-    def restore(self, scheduler: Any = None, generators: list[torch.Generator] | None = None) -> None:
-        """Set everything back, or set another scheduler and generators in their places so."""
-        target = vars(self._scheduler if scheduler is None else scheduler)
-        for name in target.keys() - self._attributes.keys():
-            del target[name]
-        target.update(_copied(self._attributes))
-        for index, (generator, state) in enumerate(self._generators):
-            place = generator if not generators else generators[min(index, len(generators) - 1)]
-            place.set_state(state)
+    def restore(self) -> None:
+        """Set everything back."""
+        set_attributes(self._scheduler, self._attributes)
+        for generator, state in self._generators:
+            generator.set_state(state)
         torch.set_rng_state(self._default)
 
 
+def attributes_of(scheduler: Any) -> dict[str, Any]:
+    """A copy of the scheduler's attributes and of the lists in them, which multistep schedulers change."""
+    return _copied(vars(scheduler))
+
+
+def set_attributes(scheduler: Any, attributes: Mapping[str, Any]) -> None:
+    """Give the scheduler the attributes that `attributes_of` returned, and no others."""
+    target = vars(scheduler)
+    for name in target.keys() - attributes.keys():
+        del target[name]
+    target.update(_copied(attributes))
+
+
 def _copied(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the mapping and of the lists in it, which multistep schedulers change."""
     return {name: list(value) if isinstance(value, list) else value for name, value in attributes.items()}
 
 

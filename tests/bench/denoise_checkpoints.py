@@ -101,7 +101,8 @@ def cost(model: Callable[[], tuple[Any, dict[str, tuple[int, ...]]]], folder: Pa
     captures: list[float] = []
 
     def watched(after_step: Callable[[DenoiseLoop], None]) -> float:
-        loop = DenoiseLoop(pipe, randomness, CPU)
+        loop = DenoiseLoop(pipe, CPU)
+        loop.begin(randomness)
         with watch(pipe, [loop]):
 
             def step() -> None:

@@ -7,15 +7,12 @@ checkpoint never fails a job. Must not know the job table.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
-
-from adaptive.denoise.resumable import Resumable, resumable
-from adaptive.denoise.self_test import Recording
+from adaptive.denoise.record import DenoiseLoop
+from adaptive.denoise.resumable import Resumable
+from adaptive.denoise.self_test import Record
 from adaptive.denoise.values import NotStorable
 from adaptive.device.out_of_memory import is_out_of_memory
 from adaptive.pipelines.recorded_call import RecordedClip
@@ -27,7 +24,7 @@ from app.worker.denoise.checkpoint_file import Checkpoint, CheckpointFiles, Dama
 from app.worker.denoise.identity import checkpoint_identity, difference
 from app.worker.denoise.writer import CheckpointWriter, Written
 from app.worker.device_errors import DeviceFault, OutOfMemory
-from app.worker.loaded_model import LoadedModel, unrecorded
+from app.worker.loaded_model import LoadedModel
 from app.worker.pipeline_call import OnStep
 
 log = logging.getLogger(__name__)
@@ -41,10 +38,15 @@ class Denoise(Protocol):
         """The steps down of the job so far; those of earlier attempts are put in front."""
         ...
 
+    @property
+    def recorded(self) -> Resumable | None:
+        """The present run; None before the first one."""
+        ...
+
     def run(
-        self, image: bytes, last_image: bytes | None, on_step: OnStep, recording: Recording
+        self, image: bytes, last_image: bytes | None, on_step: OnStep, resume: Record | None = None
     ) -> RecordedClip:
-        """The recorded decode calls. It may be called again."""
+        """The recorded decode calls, from the record on. It may be called again."""
         ...
 
 
@@ -92,7 +94,7 @@ class Checkpoints:
         self._on_event = on_event
         self._identity: dict[str, str] = {}
         self._resume: Checkpoint | None = None
-        self._run: Resumable | None = None
+        self._denoise: Denoise | None = None  # that can be resumed
         self._captured_at = time.monotonic()
         self._computed = self._reported = 0
         self._captured_step = self._resumed_from = self._total = 0
@@ -106,7 +108,8 @@ class Checkpoints:
         run = partial(denoise.run, image, last_image)
         self._fallbacks = denoise.fallbacks
         if self._model.not_resumable is not None:
-            return run(partial(self._counted, on_step), unrecorded)
+            return run(partial(self._counted, on_step))
+        self._denoise = denoise
         self._identity = checkpoint_identity(
             self._model.pipe, self._model.entry, self._model.device, spec, image, last_image
         )
@@ -114,7 +117,8 @@ class Checkpoints:
         while True:
             self._begin()
             try:
-                return run(partial(self._after_step, on_step), self._recording)
+                resume = None if self._resume is None else (self._resume.encoded, self._resume.denoised)
+                return run(partial(self._after_step, on_step), resume)
             except Exception as error:
                 if not self._failed_in_replay(error):
                     raise
@@ -124,8 +128,16 @@ class Checkpoints:
 
     def give_back_if_asked(self) -> None:
         """Give the job back at once if it is to go back; call it when `save_steps` has saved its steps."""
-        if self._run is not None and self._fault is None and self._around.goes_back():
+        if self._loop is not None and self._fault is None and self._around.goes_back():
             self._around.gives_back()
+
+    @property
+    def _recorded(self) -> Resumable | None:
+        return None if self._denoise is None else self._denoise.recorded
+
+    @property
+    def _loop(self) -> DenoiseLoop | None:
+        return None if self._recorded is None else self._recorded.loop
 
     def report(self) -> Json:
         """How the steps came about, for the job's `denoise`."""
@@ -178,27 +190,19 @@ class Checkpoints:
 
     def _failed_in_replay(self, error: Exception) -> bool:
         """Whether the checkpoint may be what failed."""
-        if self._run is None or not self._run.loop.is_replaying:
+        if self._loop is None or not self._loop.is_replaying:
             return False
         return not (isinstance(error, DeviceFault) or _is_missing_memory(error))
 
     def save_steps(self) -> None:
         """Save the steps that no checkpoint has yet, if the loop is between two steps."""
         self._writer.wait()
-        if self._run is None or not self._run.loop.can_capture:
+        if self._loop is None or not self._loop.can_capture:
             return
-        if self._run.loop.steps > max(self._captured_step, self._resumed_from):
+        if self._loop.steps > max(self._captured_step, self._resumed_from):
             self._capture(self._total)
             self._writer.wait()
         self._tell(self._writer.written())
-
-    @contextmanager
-    def _recording(
-        self, pipe: Any, device: torch.device, generators: Sequence[torch.Generator]
-    ) -> Iterator[Callable[[], object]]:
-        resume = None if self._resume is None else (self._resume.encoded, self._resume.denoised)
-        with resumable(pipe, device, generators, resume) as self._run:
-            yield self._run.loop.step_done
 
     def _after_step(self, on_step: OnStep, done: int, total: int) -> None:
         if done <= self._resumed_from:
@@ -221,16 +225,17 @@ class Checkpoints:
         return time.monotonic() - self._captured_at >= self._every_seconds
 
     def _capture(self, total: int) -> None:
-        if self._fault is not None or self._run is None:
+        recorded = self._recorded
+        if self._fault is not None or recorded is None:
             return
         try:
-            denoised = self._run.loop.capture()
+            denoised = recorded.loop.capture()
         except NotStorable as error:
             self._cannot_continue(str(error))
             return
         self._captured_at = time.monotonic()
         self._captured_step = denoised.steps
-        encoded = self._run.encoders.record()
+        encoded = recorded.encoders.record()
         fallbacks = tuple(self._fallbacks)
         self._writer.start(Checkpoint(self._identity, total, encoded, denoised, fallbacks))
         if self._every_seconds == 0:

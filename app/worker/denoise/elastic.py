@@ -4,12 +4,15 @@ Owns the attempts: a call that failed is repeated where it failed; an out-of-mem
 pipeline run again from its start, with its finished steps answered from memory. Must not know the job table.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import torch
+
+from adaptive.denoise.resumable import Resumable
 from adaptive.denoise.retries import MissingMemory, missing_memory
-from adaptive.denoise.self_test import Recording
-from adaptive.denoise.steps_kept import KeptSteps
+from adaptive.denoise.self_test import Record
 from adaptive.errors import DoesNotFit
 from adaptive.pipelines.recorded_call import RecordedClip
 from app.jobs import JobSpec, Json
@@ -17,14 +20,14 @@ from app.worker.decoding import OnEvent
 from app.worker.denoise.measure import MeasuredSteps
 from app.worker.denoise.room import DenoiseRoom, Limits
 from app.worker.device_errors import OutOfMemory
-from app.worker.loaded_model import LoadedModel, unrecorded
+from app.worker.loaded_model import LoadedModel
 from app.worker.pipeline_call import OnStep
 
 T = TypeVar("T")
 
 
 class ElasticDenoise:
-    """One job's denoise on a loaded model. `report` tells what it took.
+    """One job's denoise on a loaded model. `report` tells what it took, `recorded` is its present run.
 
     `keep_steps` puts the finished steps in safety before something that may lose them.
     """
@@ -39,14 +42,14 @@ class ElasticDenoise:
     ) -> None:
         self._model = model
         self._spec = spec
-        self._kept = KeptSteps()
+        self.recorded: Resumable | None = None
         self._measured = MeasuredSteps(model.probe)
         self._keep_steps = keep_steps
         least_bytes = model.least_step_bytes(spec)
         self._room = DenoiseRoom(model, limits, on_event, self._put_in_safety, least_bytes=least_bytes)
 
     def _put_in_safety(self) -> None:
-        if not self._kept.is_repeating:  # else what others see of the loop is not yet where it was
+        if self.recorded is None or not self.recorded.loop.is_replaying:  # else it is not yet where it was
             self._keep_steps()
 
     def run(
@@ -54,33 +57,40 @@ class ElasticDenoise:
         image: bytes,
         last_image: bytes | None,
         on_step: OnStep,
-        recording: Recording = unrecorded,
+        resume: Record | None = None,
     ) -> RecordedClip:
-        """The recorded decode calls. Raises as `LoadedModel.denoise` does."""
-        room, kept = self._room, KeptSteps()
-        self._kept = kept
-
+        """The recorded decode calls, from the record `resume` on. Raises as `LoadedModel.denoise` does."""
+        room, model = self._room, self._model
+        self.recorded = recorded = Resumable(model.pipe, model.device, resume)
+        loop = recorded.loop
         finished = 0  # scheduler steps at the last report
 
         def counted(done: int, total: int) -> None:
             nonlocal finished
-            if kept.is_repeating:
+            if loop.is_replaying:
                 return
-            if done > room.step or kept.steps > finished:  # else it was reported before
-                room.step, finished = done, kept.steps
+            if done > room.step or loop.finished > finished:  # else it was reported before
+                room.step, finished = done, loop.finished
                 on_step(done, total)
 
-        def attempt() -> RecordedClip:
+        @contextmanager
+        def recording(
+            _pipe: Any, _device: torch.device, generators: Sequence[torch.Generator]
+        ) -> Iterator[Callable[[], object]]:
             nonlocal finished
-            kept.begin(may_repeat=self._model.not_resumable is None)
-            if not kept.steps:  # its steps are computed again, and reported
-                room.step = finished = 0
-            return self._model.denoise(
+            may_repeat = model.not_resumable is None
+            with recorded.running(generators) if may_repeat else recorded.running_once():
+                if not loop.finished:  # its steps are computed again, and reported
+                    room.step = finished = 0
+                yield loop.step_done
+
+        def attempt() -> RecordedClip:
+            return model.denoise(
                 self._spec,
                 image,
                 last_image=last_image,
                 on_step=counted,
-                handlers=(kept, room.retries, self._measured),
+                handlers=(room.retries, self._measured),
                 recording=recording,
             )
 
@@ -114,7 +124,7 @@ class ElasticDenoise:
     @property
     def computed(self) -> int:
         """Denoiser calls whose result was computed."""
-        return self._kept.computed
+        return 0 if self.recorded is None else self.recorded.loop.computed
 
     @property
     def repeated(self) -> int:

@@ -10,9 +10,10 @@ from failing_operation import FailingOperation
 from PIL import Image
 from torch import nn
 
+from adaptive.denoise.randomness import Randomness
+from adaptive.denoise.record import DenoiseLoop
 from adaptive.denoise.retries import MissingMemory, Retries
 from adaptive.denoise.split_batch import can_split, split_call
-from adaptive.denoise.steps_kept import KeptSteps
 from adaptive.denoise.watch import denoisers_of, watch
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "guidance_scale": 2.0}
@@ -32,23 +33,27 @@ CALLS: dict[str, dict[str, Any]] = {
 STEPS = 3
 
 
-def run(pipe: Any) -> torch.Tensor:
+CPU = torch.device("cpu")
+
+
+def run(pipe: Any, generator: torch.Generator | None = None) -> torch.Tensor:
     asked = CALLS[type(pipe).__name__]
     image = Image.linear_gradient("L").resize((asked["width"], asked["height"])).convert("RGB")
     prompt = {} if "max_guidance_scale" in asked else {"prompt": "a cat"}
-    generator = torch.Generator().manual_seed(5)
+    generator = (generator or torch.Generator()).manual_seed(5)
     torch.manual_seed(5)
     options = {"num_inference_steps": STEPS, "output_type": "latent", "generator": generator}
     latents: torch.Tensor = pipe(image=image, **prompt, **asked, **options).frames
     return latents
 
 
-def survived(pipe: Any, kept: KeptSteps, retries: Retries, failing: FailingOperation) -> torch.Tensor:
+def survived(pipe: Any, kept: DenoiseLoop, retries: Retries, failing: FailingOperation) -> torch.Tensor:
     with failing, watch(pipe, [kept, retries]):
         while True:
-            kept.begin()
+            generator = torch.Generator()
+            kept.begin(Randomness(CPU, [generator]))
             try:
-                return run(pipe)
+                return run(pipe, generator)
             except torch.OutOfMemoryError:
                 assert failing.failed == 1
 
@@ -61,10 +66,10 @@ def again(_missing: MissingMemory) -> bool:
 @pytest.mark.parametrize("name", sorted(set(CALLS) - {"CogVideoXImageToVideoPipeline"}))
 def test_an_out_of_memory_at_any_operation_costs_no_step(name: str) -> None:
     pipe = tiny_pipelines.build(name)
-    untouched, counted, operations = KeptSteps(), Retries(again), FailingOperation()
+    untouched, counted, operations = DenoiseLoop(pipe, CPU), Retries(again), FailingOperation()
     expected = survived(pipe, untouched, counted, operations)
     for at in random.Random(7).sample(range(operations.seen), 2):
-        kept, retries, failing = KeptSteps(), Retries(again), FailingOperation(at)
+        kept, retries, failing = DenoiseLoop(pipe, CPU), Retries(again), FailingOperation(at)
         result = survived(pipe, kept, retries, failing)
         assert failing.failed == 1
         assert torch.equal(result, expected), at
@@ -73,22 +78,23 @@ def test_an_out_of_memory_at_any_operation_costs_no_step(name: str) -> None:
 
 def test_what_runs_between_the_calls_may_fail_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = tiny_pipelines.build("LTXImageToVideoPipeline")
-    expected, kept, failures = run(pipe), KeptSteps(), []
+    expected, kept, failures = run(pipe), DenoiseLoop(pipe, CPU), []
     step = type(pipe.scheduler).step
 
     def step_of_pipeline(*args: Any, **kwargs: Any) -> Any:
         result = step(*args, **kwargs)
-        if len(failures) < STEPS and not kept.is_repeating:
-            failures.append(kept.steps)
+        if len(failures) < STEPS and not kept.is_replaying:
+            failures.append(kept.finished)
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return result
 
     monkeypatch.setattr(type(pipe.scheduler), "step", step_of_pipeline)
     with watch(pipe, [kept]):
         while True:
-            kept.begin()
+            generator = torch.Generator()
+            kept.begin(Randomness(CPU, [generator]))
             try:
-                result = run(pipe)
+                result = run(pipe, generator)
                 break
             except torch.OutOfMemoryError:
                 continue
