@@ -88,6 +88,7 @@ def test_ten_urgent_jobs_in_a_row_interrupt_a_long_one_twice_and_cost_no_step(
     assert [event["priority"] for event in served.events("preempted")] == [5, 5]
     counted = served.counted()
     assert total(counted, "framefit_preemptions_total", model="mine") == 2
+    assert served.engine.load_seconds("mine") > 0
     assert total(counted, "framefit_denoise_steps_total", how="computed") == 2 * STEPS + len(urgent)
 
 
