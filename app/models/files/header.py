@@ -9,6 +9,14 @@ from app.models.files.stored import DamagedFile, WeightsHeader
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # PyTorch's `torch.save`: a zip archive, and the pickles of before 2020. Reading one can run code.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02")
+# What a download often is in place of the file, by its first bytes in lower case.
+_FOREIGN = (
+    (b"<!doctype", "an HTML page, such as a site's error or its login"),
+    (b"<html", "an HTML page, such as a site's error or its login"),
+    (b"<?xml", "an XML document, such as a store's error"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89png", "a PNG picture"),
+)
 
 
 def read_header(file: Path | ByteSource) -> WeightsHeader:
@@ -21,6 +29,9 @@ def read_header(file: Path | ByteSource) -> WeightsHeader:
         return gguf.read(source)
     if begin.startswith(_PICKLES):
         raise DamagedFile("is a PyTorch pickle, which could run code: get the model as safetensors or GGUF")
+    for start, kind in _FOREIGN:
+        if begin.lower().startswith(start):
+            raise DamagedFile(f"is no safetensors file but {kind}: get it again")
     return safetensors.read(source)
 
 
