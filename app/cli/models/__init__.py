@@ -3,5 +3,6 @@
 listed     models: lists them
 plan       computes weight placement and decode plan without loading weights
 calibrate  measures time and memory of decodes on this machine
+inspect    says what files of weights are, and which entry runs them
 convert    converts a published checkpoint file to a diffusers folder
 """

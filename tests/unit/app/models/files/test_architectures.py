@@ -176,7 +176,7 @@ def test_a_lora_is_recognised_by_the_layers_it_changes(style: str) -> None:
 
 def test_recognition_imports_neither_torch_nor_diffusers() -> None:
     code = (
-        "import sys, app.models.files.architectures.recognition, app.models.files.header;"
+        "import sys, app.models.inspection.entry, app.models.inspection.needs;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'transformers', 'gguf')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=BUILT_IN_MODELS.parents[2])

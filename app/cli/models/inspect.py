@@ -1,0 +1,178 @@
+"""`framefit inspect`: says what files of weights are and which entry runs them, from their headers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.options import byte_count, settings_with
+from app.units import format_bytes
+
+if TYPE_CHECKING:
+    from app.models.inspection.inspected import Inspected
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command()(inspect)
+
+
+def inspect(
+    files: Annotated[
+        list[str], typer.Argument(help="Safetensors or GGUF files on this machine, or https addresses.")
+    ],
+    gpu: Annotated[
+        str | None, typer.Option(help="Memory of the GPU, such as 12GB. Default: this machine's largest.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Append the entry to the file that FRAMEFIT_MODELS_FILE names.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what files of weights are, what they need, and which entry of the models file runs them.
+
+    Reads headers only, of an address by ranges. Several files make one entry.
+    """
+    from app.models.inspection.entry import NoEntry, entry_of
+    from app.models.inspection.inspected import as_document
+    from app.models.inspection.needs import needs_document, needs_of
+
+    card, card_bytes = _card(gpu)
+    found, faults = _inspected(files)
+    settings = settings_with()
+    document: dict[str, Any] = {"files": [as_document(each) for each in found], "faults": faults}
+    needs = needs_of(found)
+    if needs and card_bytes:
+        document["needs"] = needs_document(needs, card, card_bytes)
+    try:
+        entry = None if faults or not needs else entry_of(found, taken=_taken(settings.models_file))
+        document |= {"entry": entry and entry.toml, "notes": list(entry.notes) if entry else []}
+    except NoEntry as error:
+        entry = None
+        document |= {"entry": None, "no_entry": str(error), "notes": []}
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+    else:
+        _show(document)
+    failed = bool(faults) or (write and not _written(entry, settings.models_file))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _inspected(names: Sequence[str]) -> tuple[list["Inspected"], list[dict[str, Any]]]:
+    """The files that could be read and fit a component, and what is wrong with the others."""
+    from app.models.files.stored import DamagedFile
+    from app.models.inspection.inspected import Unusable, inspect_file, part_document
+
+    found, faults = [], []
+    for name in names:
+        try:
+            found.append(inspect_file(name, Path(name).expanduser()))
+        except (DamagedFile, Unusable) as error:
+            part = getattr(error, "part", None)
+            faults.append(
+                {"file": name, "reason": f"{name} {error}", "nearest": part and part_document(part)}
+            )
+        except OSError as error:
+            faults.append({"file": name, "reason": f"{name}: {error.strerror or error}", "nearest": None})
+    return found, faults
+
+
+def _card(gpu: str | None) -> tuple[str, int]:
+    """Name and bytes of the card that is asked for, else of this machine's largest; zero without one."""
+    if gpu is not None:
+        return f"a {gpu} GPU", byte_count(gpu)
+    from adaptive.device.nvml import Nvml
+
+    with Nvml() as nvml:
+        cards = [each for each in nvml.devices() if each.total_bytes]
+    largest = max(cards, key=lambda each: each.total_bytes, default=None)
+    return (largest.name or "this GPU", largest.total_bytes) if largest else ("", 0)
+
+
+def _taken(models_file: Path | None) -> list[str]:
+    """The names of entries that exist."""
+    import tomllib
+
+    from app.models.entries import BUILT_IN_MODELS
+
+    names: list[str] = []
+    for path in (BUILT_IN_MODELS, models_file):
+        try:
+            names += tomllib.loads(path.read_text(encoding="utf-8"))["models"] if path else ()
+        except (OSError, ValueError, KeyError):
+            continue
+    return names
+
+
+def _written(entry: Any, models_file: Path | None) -> bool:
+    from app.models.inspection.entry import NoEntry, append_entry
+
+    if entry is None:
+        return False
+    if models_file is None:
+        _complain("set FRAMEFIT_MODELS_FILE to the file that shall have the entry")
+        return False
+    try:
+        append_entry(models_file, entry)
+    except (OSError, NoEntry) as error:
+        _complain(str(error))
+        return False
+    typer.echo(f"\nappended [models.{entry.name}] to {models_file}", err=True)
+    return True
+
+
+def _complain(message: str) -> None:
+    typer.secho(f"framefit: {message}", err=True, fg=typer.colors.RED)
+
+
+def _show(document: dict[str, Any]) -> None:
+    for file in document["files"]:
+        _show_file(file)
+    for fault in document["faults"]:
+        _complain(fault["reason"])
+    if "needs" in document:
+        _show_needs(document["needs"])
+    for note in document["notes"]:
+        typer.echo(f"\nnote: {note}")
+    if document["entry"]:
+        typer.echo(f"\nentry of the models file:\n\n{document['entry']}", nl=False)
+    elif "no_entry" in document:
+        typer.echo(f"\nno entry: {document['no_entry']}")
+
+
+def _show_file(file: dict[str, Any]) -> None:
+    dtypes = ", ".join(f"{name} {format_bytes(size)}" for name, size in file["bytes_by_dtype"].items())
+    typer.echo(f"{file['file']}\n  format     {file['format']}, {format_bytes(file['bytes'])}: {dtypes}")
+    for part in file["parts"]:
+        where = f" under {part['prefix']}" if part["prefix"] else ""
+        typer.echo(f"  component  {part['component']}, {part['architecture']} ({part['class']})")
+        typer.echo(f"  layout     {part['layout']}{where}; weights {part['form']}")
+        if part["models"]:
+            same = ": the same keys, so that the file does not say which" if len(part["models"]) > 1 else ""
+            typer.echo(f"  model      {' or '.join(part['models'])}{same}")
+        if part["unverified"]:
+            typer.echo(f"  unverified {part['unverified']}")
+    if file["lora"]:
+        lora = file["lora"]
+        ranks = ", ".join(map(str, lora["ranks"]))
+        typer.echo(
+            f"  component  LoRA of rank {ranks} for {lora['layers']} layers of {' or '.join(lora['fits'])}"
+        )
+    if file["others"]:
+        typer.echo(f"  others     {', '.join(file['others'])}: not used")
+
+
+def _show_needs(needs: dict[str, Any]) -> None:
+    free = format_bytes(needs["free_bytes"])
+    typer.echo(f"\non {needs['card']}, {free} beside CUDA's own")
+    rows = [*needs["components"]]
+    for row in rows:
+        stored, computed = format_bytes(row["stored_bytes"]), format_bytes(row["bf16_bytes"])
+        typer.echo(f"  {row['component']:14} {stored:>9} as stored, {computed:>9} in bf16: {row['verdict']}")
+    if len(rows) > 1:
+        stored, computed = format_bytes(needs["stored_bytes"]), format_bytes(needs["bf16_bytes"])
+        both = "yes" if needs["all_fit_in_bf16"] else "as stored" if needs["all_fit_as_stored"] else "no"
+        typer.echo(f"  {'all':14} {stored:>9} as stored, {computed:>9} in bf16: fit together: {both}")
