@@ -29,6 +29,10 @@ def inspect(
     write: Annotated[
         bool, typer.Option("--write", help="Append the entry to the file that FRAMEFIT_MODELS_FILE names.")
     ] = False,
+    allow_private: Annotated[
+        bool,
+        typer.Option("--allow-private", help="Also read addresses inside private networks, and by http."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what files of weights are, what they need, and which entry of the models file runs them.
@@ -40,7 +44,7 @@ def inspect(
     from app.models.inspection.needs import needs_document, needs_of
 
     card, card_bytes = _card(gpu)
-    found, faults = _inspected(files)
+    found, faults = _inspected(files, allow_private=allow_private)
     settings = settings_with()
     document: dict[str, Any] = {"files": [as_document(each) for each in found], "faults": faults}
     needs = needs_of(found)
@@ -61,15 +65,20 @@ def inspect(
         raise typer.Exit(1)
 
 
-def _inspected(names: Sequence[str]) -> tuple[list["Inspected"], list[dict[str, Any]]]:
+def _inspected(
+    names: Sequence[str], *, allow_private: bool
+) -> tuple[list["Inspected"], list[dict[str, Any]]]:
     """The files that could be read and fit a component, and what is wrong with the others."""
+    from app.models.files.remote import RemoteFile
     from app.models.files.stored import DamagedFile
     from app.models.inspection.inspected import Unusable, inspect_file, part_document
 
     found, faults = [], []
     for name in names:
         try:
-            found.append(inspect_file(name, Path(name).expanduser()))
+            remote = name.startswith(("http://", "https://"))
+            file = RemoteFile(name, allow_private=allow_private) if remote else Path(name).expanduser()
+            found.append(inspect_file(name, file))
         except (DamagedFile, Unusable) as error:
             part = getattr(error, "part", None)
             faults.append(

@@ -54,14 +54,16 @@ def entry_of(files: Sequence[Inspected], *, taken: Sequence[str] = ()) -> EntryT
     _check_together(found, model)
     notes: list[str] = []
     parts = _placed(found, model, notes)
+    if any(file.name.startswith(("http://", "https://")) for file in files):
+        notes.append("The entry names files of this folder: download those of addresses into it first.")
     name = _name(model, first, taken)
     return EntryText(name, _toml(name, model, first, parts), tuple(notes))
 
 
 def _place(name: str) -> str:
     """The file as an entry names it: an address by the name that the file has after a download."""
-    if name.startswith("https://"):
-        return unquote(urlsplit(name).path.rpartition("/")[2])
+    if name.startswith(("http://", "https://")):
+        name = unquote(urlsplit(name).path.rpartition("/")[2])
     return str(Path(name).absolute())
 
 

@@ -2,7 +2,6 @@
 
 May import the store and the keys; knows neither routes nor SQL.
 
-networks  the addresses that may be called
 call      a URL's checks, and one POST to exactly the address that was checked
 signing   each key's secret, and the signature of a message
 sender    the threads that send what the outbox holds

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from app.outgoing.networks import is_public
 from app.service.webhooks import WebhookRefused, check_url, resolve
-from app.service.webhooks.networks import is_public
 
 REFUSED = [
     # IANA's special-purpose IPv4 addresses: first and last address where neighbours differ.

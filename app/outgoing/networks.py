@@ -1,4 +1,4 @@
-"""The networks that no webhook may reach, written out, so that no version of Python decides it.
+"""The networks that no outgoing connection may reach, written out, so that no version of Python decides it.
 
 The tables are those of IANA's registries of special-purpose addresses, all entries, also those that a router
 may forward: none of them is the address of somebody's server. Deprecated forms and multicast are added.
