@@ -6,8 +6,9 @@ ComfyUI keeps latents as its VAEs make them. Files without the mark are in Stabl
 from pathlib import Path
 
 from app.latents.foreign.found import MAX_BYTES, FileFormat, Found, checked
-from app.latents.foreign.safetensors_header import SafetensorsHeader, read_tensor
+from app.latents.foreign.safetensors_header import read_tensor
 from app.models.entries import ModelEntry
+from app.models.files.stored import WeightsHeader
 
 TENSOR = "latent_tensor"
 MARK = "latent_format_version_0"
@@ -21,7 +22,7 @@ def _normalised(entry: ModelEntry) -> bool | None:
     return None if entry.vae_class in _UNKNOWN else entry.vae_class in _NORMALISE
 
 
-def _read(path: Path, header: SafetensorsHeader | None) -> Found | None:
+def _read(path: Path, header: WeightsHeader | None) -> Found | None:
     if header is None or TENSOR not in header.tensors:
         return None
     latents = checked(read_tensor(path, header.tensors[TENSOR], TENSOR, MAX_BYTES), TENSOR)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from adaptive.stream.finite import count_nonfinite
 from app.latents.foreign.rejected import LatentsRejected
-from app.latents.foreign.safetensors_header import SafetensorsHeader
 from app.models.entries import ModelEntry
+from app.models.files.stored import WeightsHeader
 
 # Far above any clip: an hour of LTX at 768x512 has 2 GB.
 MAX_BYTES = 4 * 2**30
@@ -41,7 +41,7 @@ class FileFormat:
     for safetensors files.
     """
 
-    read: Callable[[Path, SafetensorsHeader | None], Found | None]
+    read: Callable[[Path, WeightsHeader | None], Found | None]
     start: bytes | None = None
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from app.latents.foreign.found import MAX_BYTES, FileFormat, Found, checked
 from app.latents.foreign.rejected import LatentsRejected
-from app.latents.foreign.safetensors_header import SafetensorsHeader, read_tensor
+from app.latents.foreign.safetensors_header import read_tensor
+from app.models.files.stored import WeightsHeader
 
 _NAME = re.compile(r"latents_(\d{1,6})x(\d{1,6})x(\d{1,6})_[a-z0-9]+")
 # The VAE of each architecture, and whether the cache is normalised as the model denoises it.
@@ -19,7 +20,7 @@ ARCHITECTURES = {
 }
 
 
-def _read(path: Path, header: SafetensorsHeader | None) -> Found | None:
+def _read(path: Path, header: WeightsHeader | None) -> Found | None:
     if header is None or "architecture" not in header.metadata:
         return None
     names = [name for name in header.tensors if _NAME.fullmatch(name)]

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from app.latents.foreign.found import MAX_BYTES, FileFormat, Found, as_pipelines_do, checked
 from app.latents.foreign.rejected import LatentsRejected
-from app.latents.foreign.safetensors_header import SafetensorsHeader, read_tensor
+from app.latents.foreign.safetensors_header import read_tensor
+from app.models.files.stored import WeightsHeader
 
 NAMES = ("latents", "latent", "samples", "video", "frames")
 
 
-def _read(path: Path, header: SafetensorsHeader | None) -> Found | None:
+def _read(path: Path, header: WeightsHeader | None) -> Found | None:
     if header is None:
         return None
     tensors = header.tensors

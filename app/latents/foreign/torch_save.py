@@ -21,7 +21,7 @@ from torch import Tensor
 
 from app.latents.foreign.found import FileFormat, Found, as_pipelines_do, checked
 from app.latents.foreign.rejected import LatentsRejected
-from app.latents.foreign.safetensors_header import SafetensorsHeader
+from app.models.files.stored import WeightsHeader
 
 NAMES = ("latents", "frames", "samples", "latent", "video")
 MAX_PICKLE_BYTES = 2 * 2**20
@@ -41,7 +41,7 @@ def _output(*fields: Any) -> OrderedDict[Any, Any]:
     return OrderedDict(enumerate(fields))
 
 
-def _read(path: Path, _header: SafetensorsHeader | None) -> Found | None:
+def _read(path: Path, _header: WeightsHeader | None) -> Found | None:
     sizes = _part_sizes(path)
     latents, notes = _latents_in(_loaded(path), path.name)
     # torch maps as many bytes as the pickle names, also beyond the part that holds them.
@@ -143,7 +143,7 @@ def _latents_in(value: Any, name: str) -> tuple[Tensor, tuple[str, ...]]:
     raise LatentsRejected("no_latents", f"{name} holds {type(value).__name__}, not a tensor of latents")
 
 
-def _refuse_old(path: Path, _header: SafetensorsHeader | None) -> Found | None:
+def _refuse_old(path: Path, _header: WeightsHeader | None) -> Found | None:
     raise LatentsRejected(
         "old_torch_file",
         f"{path.name} is in torch's format from before 1.6, or a pickle: save it again with "

@@ -10,7 +10,7 @@ import struct
 from typing import Any, Final
 
 from app.models.files.sources import ByteSource
-from app.models.files.stored import DamagedFile, StoredTensor, WeightsHeader
+from app.models.files.stored import CutShort, DamagedFile, StoredTensor, WeightsHeader
 
 NAME = "gguf"
 MAGIC = b"GGUF"
@@ -100,9 +100,7 @@ def read(source: ByteSource) -> WeightsHeader:
     }
     wanted = max((each.start + each.size_bytes for each in tensors.values()), default=cursor.position)
     if source.size < wanted:
-        raise DamagedFile(
-            f"is cut short: it has {source.size:,} bytes, its header needs {wanted:,}: get it again"
-        )
+        raise CutShort(source.size, wanted, f"{wanted:,}")
     return WeightsHeader(NAME, tensors, metadata)
 
 

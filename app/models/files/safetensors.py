@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.models.files.sources import ByteSource
-from app.models.files.stored import DamagedFile, StoredTensor, WeightsHeader
+from app.models.files.stored import CutShort, DamagedFile, StoredTensor, WeightsHeader
 
 NAME = "safetensors"
 _LENGTH_BYTES = 8
@@ -30,22 +30,23 @@ def read(source: ByteSource) -> WeightsHeader:
     size = source.size
     if size < _LENGTH_BYTES:
         raise DamagedFile(f"has {size:,} bytes, which is no safetensors file: get it again")
-    length = int.from_bytes(source.read(0, _LENGTH_BYTES), "little")
+    length = header_bytes(source)
     if length > _LONGEST_HEADER:
         raise DamagedFile("is no safetensors file: get it again, or name a folder that has safetensors")
     if _LENGTH_BYTES + length > size:
-        raise DamagedFile(_cut_short(size, f"more than {_LENGTH_BYTES + length:,}"))
+        raise CutShort(size, _LENGTH_BYTES + length, f"more than {_LENGTH_BYTES + length:,}")
     tensors, metadata = _parsed(source.read(_LENGTH_BYTES, length), _LENGTH_BYTES + length)
     wanted = max((each.start + each.size_bytes for each in tensors.values()), default=_LENGTH_BYTES + length)
     if size < wanted:
-        raise DamagedFile(_cut_short(size, f"{wanted:,}"))
+        raise CutShort(size, wanted, f"{wanted:,}")
     if size > wanted:
         raise DamagedFile(f"has {size:,} bytes, but its header describes {wanted:,}: get it again")
     return WeightsHeader(NAME, tensors, metadata)
 
 
-def _cut_short(size: int, wanted: str) -> str:
-    return f"is cut short: it has {size:,} bytes, its header needs {wanted}: get it again"
+def header_bytes(source: ByteSource) -> int:
+    """The length of the header that the file's first bytes name. Raises `OSError`."""
+    return int.from_bytes(source.read(0, _LENGTH_BYTES), "little")
 
 
 def _parsed(text: bytes, data_starts: int) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -76,6 +77,7 @@ def _tensor(name: str, value: Mapping[str, Any], data_starts: int) -> StoredTens
     wanted = math.prod(shape) * bits // 8
     if end - begin != wanted:
         raise DamagedFile(
-            f"has a damaged header: {name} has {end - begin:,} bytes, not {wanted:,}: get it again"
+            f"has a damaged header: {name} has {end - begin:,} bytes for shape {list(shape)} of {dtype}, "
+            f"not {wanted:,}: get it again"
         )
     return StoredTensor(dtype, shape, data_starts + begin, wanted)

@@ -10,6 +10,17 @@ class DamagedFile(Exception):
     """The file cannot be loaded; the message says why, without the file's name."""
 
 
+class CutShort(DamagedFile):
+    """The file ends before the tensors that its header names."""
+
+    def __init__(self, size_bytes: int, needed_bytes: int, needed: str) -> None:
+        self.size_bytes = size_bytes
+        self.needed_bytes = needed_bytes
+        super().__init__(
+            f"is cut short: it has {size_bytes:,} bytes, its header needs {needed}: get it again"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """One tensor in a file: its dtype as the format names it, its shape, and where its bytes lie.
