@@ -176,13 +176,13 @@ def _ltx_vae(
 
 
 def _wan_vae(keys: Keys) -> Keys:
-    return {_wan_vae_name(key): shape for key, shape in keys.items()}
+    return {_wan_vae_name(key, nested=False): shape for key, shape in keys.items()}
 
 
 _LAYERS = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
 
 
-def _wan_vae_name(key: str) -> str:
+def _wan_vae_name(key: str, *, nested: bool) -> str:
     if key.startswith(("quant_conv", "post_quant_conv")):
         return _renamed(key, (("post_quant_conv", "conv2"), ("quant_conv", "conv1")))
     half, rest = key.split(".", 1)
@@ -195,7 +195,11 @@ def _wan_vae_name(key: str) -> str:
             ("mid_block.resnets.1", "middle.2"),
         ),
     )
-    if match := re.match(r"down_blocks\.(\d+)\.(.*)", rest):
+    within = re.match(r"(down|up)_blocks\.(\d+)\.(?:resnets\.(\d+)|(down|up)sampler)\.(.*)", rest)
+    if nested and within:
+        kind, last = within[1], "2" if within[1] == "down" else "3"
+        rest = f"{kind}samples.{within[2]}.{kind}samples.{within[3] or last}.{within[5]}"
+    elif match := re.match(r"down_blocks\.(\d+)\.(.*)", rest):
         rest = f"downsamples.{match[1]}.{match[2]}"
     elif match := re.match(r"up_blocks\.(\d+)\.(?:resnets|(upsamplers))\.(\d+)\.(.*)", rest):
         block = int(match[1]) * 4 + (3 if match[2] else int(match[3]))
@@ -204,8 +208,40 @@ def _wan_vae_name(key: str) -> str:
     if after:
         return f"{half}.{first}.shortcut{after}"
     for ours, theirs in _LAYERS.items():
-        rest = re.sub(rf"^((?:middle|downsamples|upsamples)\.\d+)\.{ours}\.", rf"\1.{theirs}.", rest)
+        rest = re.sub(rf"^((?:(?:middle|downsamples|upsamples)\.\d+\.)+){ours}\.", rf"\1{theirs}.", rest)
     return f"{half}.{rest}"
+
+
+def wan22_vae_keys(keys: Keys) -> Keys:
+    """Wan 2.2's names of its VAE, which diffusers' single-file converter does not know."""
+    return {_wan_vae_name(key, nested=True): shape for key, shape in keys.items()}
+
+
+_COMFYUI = (
+    ("_attn_q_norm.weight", "_attn.norm.query_norm.scale"),
+    ("_attn_k_norm.weight", "_attn.norm.key_norm.scale"),
+    (".q_norm.weight", ".norm.query_norm.scale"),
+    (".k_norm.weight", ".norm.key_norm.scale"),
+    ("_attn_qkv", "_attn.qkv"),
+    ("_attn_proj", "_attn.proj"),
+    ("_mod.linear", "_mod.lin"),
+    ("modulation.linear", "modulation.lin"),
+    ("mlp.fc1", "mlp.0"),
+    ("mlp.fc2", "mlp.2"),
+    ("t_embedder.mlp.0", "t_embedder.in_layer"),
+    ("t_embedder.mlp.2", "t_embedder.out_layer"),
+    ("c_embedder.linear_1", "c_embedder.in_layer"),
+    ("c_embedder.linear_2", "c_embedder.out_layer"),
+    ("time_in.mlp.0", "time_in.in_layer"),
+    ("time_in.mlp.2", "time_in.out_layer"),
+    ("guidance_in.mlp.0", "guidance_in.in_layer"),
+    ("guidance_in.mlp.2", "guidance_in.out_layer"),
+)
+
+
+def hunyuanvideo_comfyui_keys(original: Keys) -> Keys:
+    """ComfyUI's own names of HunyuanVideo, which diffusers' single-file converter does not know."""
+    return {_renamed(key, _COMFYUI): shape for key, shape in original.items()}
 
 
 def _hunyuanvideo(keys: Keys) -> Keys:
@@ -291,9 +327,7 @@ def umt5_keys(keys: Keys) -> Keys:
         ("layer.1.DenseReluDense.wi_1", "ffn.fc1"),
         ("layer.1.DenseReluDense.wo", "ffn.fc2"),
     )
-    return {
-        _renamed(key, renames): shape for key, shape in keys.items() if key != "encoder.embed_tokens.weight"
-    }
+    return {_renamed(key, renames): shape for key, shape in keys.items()}
 
 
 Inverse = tuple[Callable[[Keys], Keys], Callable[..., dict[str, Any]]]
@@ -368,8 +402,6 @@ def llama_cpp_keys(name: str, keys: Keys) -> Keys:
     names = get_tensor_name_map(arch, 99)
     made = {}
     for key, shape in keys.items():
-        if key == "encoder.embed_tokens.weight":
-            continue  # the same tensor as `shared.weight`
         found = names.get_name(start + key, try_suffixes=(".weight", ".bias"))
         assert found is not None, key
         made[found] = shape

@@ -96,12 +96,18 @@ def _handler(server: RangedServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_args: Any) -> None:
+        """Readers that hang up are what the tests are about."""
+
+
 @contextmanager
 def ranged_server(file: Path) -> Iterator[RangedServer]:
     """Serve the file until the end of the block."""
     server = RangedServer(file)
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
-    listening.daemon_threads = True
+    listening = _Server(("127.0.0.1", 0), _handler(server))
     host, port = socket.gethostbyname(str(listening.server_address[0])), listening.server_address[1]
     server.url = f"http://{host}:{port}"
     thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)

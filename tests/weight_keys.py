@@ -15,7 +15,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from original_keys import ORIGINALS, Keys, llama_cpp_keys, original_keys, umt5_keys
+from original_keys import (
+    ORIGINALS,
+    Keys,
+    hunyuanvideo_comfyui_keys,
+    llama_cpp_keys,
+    original_keys,
+    umt5_keys,
+    wan22_vae_keys,
+)
 from torch import nn
 
 from app.models.components import Component, build_component
@@ -99,6 +107,8 @@ _CUT = {  # the part of a multimodal model that the pipeline needs, without the 
     "clip-h": "vision_model.",
 }
 
+_TIED = ("encoder.embed_tokens.weight",)  # the same tensor as `shared.weight`, stored once
+
 
 def module(name: str) -> nn.Module:
     """The model of a list, on the meta device."""
@@ -114,7 +124,11 @@ def library_keys(name: str) -> Keys:
     """Names and shapes as diffusers or transformers save them."""
     keys = {key: tuple(value.shape) for key, value in module(name).state_dict().items()}
     start = _CUT.get(name, "")
-    return {key.removeprefix(start): shape for key, shape in keys.items() if key.startswith(start)}
+    return {
+        key.removeprefix(start): shape
+        for key, shape in keys.items()
+        if key.startswith(start) and key not in _TIED
+    }
 
 
 def all_lists() -> dict[str, dict[str, Keys]]:
@@ -125,6 +139,10 @@ def all_lists() -> dict[str, dict[str, Keys]]:
         found[name] = {"diffusers": keys}
         if name in ORIGINALS:
             found[name]["original"] = original_keys(name, keys)
+        if name == "wan22-vae":
+            found[name]["original"] = wan22_vae_keys(keys)
+        if name.startswith("hunyuanvideo") and "original" in found[name]:
+            found[name]["comfyui"] = hunyuanvideo_comfyui_keys(found[name]["original"])
         if name == "umt5-xxl":
             found[name]["original"] = umt5_keys(keys)
         if name in ("t5-xxl", "umt5-xxl", "llama-8b", "gemma-12b", "qwen-7b"):

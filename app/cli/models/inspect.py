@@ -13,6 +13,8 @@ from app.units import format_bytes
 if TYPE_CHECKING:
     from app.models.inspection.inspected import Inspected
 
+_LONGEST_REASON = 1500
+
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file."""
@@ -82,11 +84,18 @@ def _inspected(
         except (DamagedFile, Unusable) as error:
             part = getattr(error, "part", None)
             faults.append(
-                {"file": name, "reason": f"{name} {error}", "nearest": part and part_document(part)}
+                {"file": name, "reason": _line(f"{name} {error}"), "nearest": part and part_document(part)}
             )
         except OSError as error:
-            faults.append({"file": name, "reason": f"{name}: {error.strerror or error}", "nearest": None})
+            reason = _line(f"{name}: {error.strerror or error}")
+            faults.append({"file": name, "reason": reason, "nearest": None})
     return found, faults
+
+
+def _line(text: str) -> str:
+    """The text on one line: names in a file may hold anything, also codes that a terminal obeys."""
+    shown = "".join(each if each.isprintable() else "?" for each in text)
+    return shown if len(shown) <= _LONGEST_REASON else f"{shown[:_LONGEST_REASON]} ..."
 
 
 def _card(gpu: str | None) -> tuple[str, int]:

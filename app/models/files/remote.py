@@ -98,6 +98,8 @@ class RemoteFile:
         location = answer.getheader("Location")
         if answer.status in _REDIRECTS and location:
             return location
+        if answer.status == 200 and "/blob/" in self.url:
+            raise RemoteUnreadable("it is the page about the file: write /resolve/ in place of /blob/")
         if answer.status == 200:
             raise RemoteUnreadable("the host does not serve ranges of it: download the file")
         if answer.status != 206:

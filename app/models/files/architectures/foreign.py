@@ -29,6 +29,8 @@ def foreign_kind(header: WeightsHeader) -> str | None:
         if name in _LANGUAGE_MODELS:
             return f"a language model of another size (general.architecture is {name})"
         return f"a model of another kind (general.architecture is {name})"
+    if any("individual_token_refiner." in tensor for tensor in header.tensors):
+        return None  # HunyuanVideo shares names with FLUX
     for mark, kind in _MARKS:
         if any(mark in tensor for tensor in header.tensors):
             return kind

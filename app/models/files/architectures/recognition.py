@@ -14,6 +14,7 @@ from app.models.files.stored import StoredTensor, WeightsHeader
 # What stands before a component's own names in files of several components, of ComfyUI and of transformers.
 PREFIXES = (
     "model.diffusion_model.",
+    "model.model.",
     "diffusion_model.",
     "model.language_model.",
     "language_model.model.",

@@ -1,9 +1,12 @@
 """The facts: which published model a list of tensors belongs to, and which entry runs it. One record each.
 
 Where the lists come from: `diffusers` is the key layout of the library's class, diffusers or transformers,
-with the published configuration. `original` is the layout of the model's authors and of ComfyUI, which is
-diffusers' single-file converter inverted. `llama.cpp` is that of GGUF text encoders, by the gguf package.
+with the published configuration. `original` is the layout of the model's authors and mostly of ComfyUI, which
+is diffusers' single-file converter inverted; `comfyui` is ComfyUI's own. `llama.cpp` is that of GGUF text
+encoders, by the gguf package.
 No list has been compared with a downloaded file, which `framefit inspect` says of each (`UNVERIFIED`).
+
+Longer than 300 lines because it is one table.
 """
 
 from dataclasses import dataclass
@@ -75,16 +78,17 @@ _T5 = ("encoder.embed_tokens.weight", "shared.weight", "decoder.*", "lm_head.wei
 _LLM = ("lm_head.weight", "output.weight", "rope_freqs.weight")
 _LTX_STATISTICS = ("per_channel_statistics.*", "latents_mean", "latents_std")
 _CONFIGURATION = (("", "its configuration is not shipped with Framefit"),)
+_NO_CONVERTER = "diffusers' single-file converter does not know these names, which other programs use"
+_COMFYUI = (("comfyui", _NO_CONVERTER),)
+_LTX_CLASS = "LTXVideoTransformer3DModel"
 _WAN_CLASS, _HUNYUAN_CLASS = "WanTransformer3DModel", "HunyuanVideoTransformer3DModel"
 
 ARCHITECTURES = (
-    Architecture(
-        "ltx-2b", "transformer", "LTXVideoTransformer3DModel", "LTX-Video 2B", ("ltx-video",), (LTX_2B,)
-    ),
+    Architecture("ltx-2b", "transformer", _LTX_CLASS, "LTX-Video 2B", ("ltx-video",), (LTX_2B,)),
     Architecture(
         "ltx-13b",
         "transformer",
-        "LTXVideoTransformer3DModel",
+        _LTX_CLASS,
         "LTX-Video 13B",
         ("ltx-video",),
         (LTX_13B,),
@@ -155,6 +159,7 @@ ARCHITECTURES = (
         "HunyuanVideo",
         ("hunyuanvideo-i2v",),
         (HUNYUAN_I2V, Published("HunyuanVideo T2V")),
+        doubts=_COMFYUI,
     ),
     Architecture(
         "hunyuanvideo-33ch",
@@ -163,7 +168,7 @@ ARCHITECTURES = (
         "HunyuanVideo with 33 channels",
         ("hunyuanvideo-i2v",),
         (HUNYUAN_33,),
-        doubts=_CONFIGURATION,
+        doubts=(*_CONFIGURATION, *_COMFYUI),
     ),
     Architecture(
         "hunyuanvideo15",
@@ -197,7 +202,7 @@ ARCHITECTURES = (
         "UMT5-XXL",
         _WAN,
         optional=_T5,
-        doubts=(("original", "diffusers has no converter for it: the names were read in Wan's source"),),
+        doubts=(("original", _NO_CONVERTER),),
     ),
     Architecture(
         "clip-l",
@@ -283,7 +288,14 @@ ARCHITECTURES = (
         optional=_LTX_STATISTICS,
     ),
     Architecture("wan21-vae", "vae", "AutoencoderKLWan", "Wan 2.1", _WAN_21),
-    Architecture("wan22-vae", "vae", "AutoencoderKLWan", "Wan 2.2 5B", ("wan22-ti2v-5b",)),
+    Architecture(
+        "wan22-vae",
+        "vae",
+        "AutoencoderKLWan",
+        "Wan 2.2 5B",
+        ("wan22-ti2v-5b",),
+        doubts=(("original", _NO_CONVERTER),),
+    ),
     Architecture(
         "hunyuanvideo-vae", "vae", "AutoencoderKLHunyuanVideo", "HunyuanVideo", ("hunyuanvideo-i2v",)
     ),

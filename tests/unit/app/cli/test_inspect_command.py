@@ -210,6 +210,10 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         safetensors({"unet.x.lora_A.weight": ("F16", (4, 32)), "unet.x.lora_B.weight": ("F16", (32, 4))}),
         "is a LoRA of 1 layers, which are those of no model that is known here",
     ),
+    "codes-of-a-terminal": (
+        safetensors({"\x1b[2J\nok": ("F32", (2,)), "y" * 100_000: ("F32", (2,))}),
+        "it begins with ?[2J?ok, yyyy",
+    ),
     "unknown": (
         safetensors({"features.0.weight": ("F32", (64, 3, 3, 3))}),
         "fits no component that is known; it begins with features.0.weight",
@@ -227,6 +231,7 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line_with_its_reason(case: 
     assert isinstance(result.exception, SystemExit)
     assert reason in result.stderr
     assert len(result.stderr.splitlines()) == 1
+    assert len(result.stderr) < 2000
     assert result.stdout == ""
 
 

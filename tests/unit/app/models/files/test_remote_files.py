@@ -85,6 +85,12 @@ def test_a_host_that_serves_no_ranges_is_refused_after_its_first_bytes(
     assert server.sent < 64 * 2**20
 
 
+def test_the_page_about_a_file_is_told_from_the_file(server: RangedServer) -> None:
+    server.manner = "whole"
+    with pytest.raises(RemoteUnreadable, match="write /resolve/ in place of /blob/"):
+        read(server, "/Someone/Model/blob/main/x.safetensors")
+
+
 def test_the_command_says_why_in_one_line(server: RangedServer) -> None:
     server.manner = "whole"
     result = CliRunner().invoke(app, ["inspect", f"{server.url}/x", "--allow-private"])
