@@ -217,6 +217,38 @@ def wan22_vae_keys(keys: Keys) -> Keys:
     return {_wan_vae_name(key, nested=True): shape for key, shape in keys.items()}
 
 
+_STREAMS_15 = (
+    ("attn.to_q.", "img_attn_q."),
+    ("attn.to_k.", "img_attn_k."),
+    ("attn.to_v.", "img_attn_v."),
+    ("attn.add_q_proj", "txt_attn_q"),
+    ("attn.add_k_proj", "txt_attn_k"),
+    ("attn.add_v_proj", "txt_attn_v"),
+)
+_INPUTS_15 = (
+    ("time_embed.timestep_embedder.linear_1", "time_in.mlp.0"),
+    ("time_embed.timestep_embedder.linear_2", "time_in.mlp.2"),
+    ("cond_type_embed.", "cond_type_embedding."),
+    ("context_embedder_2.norm", "byt5_in.layernorm"),
+    ("context_embedder_2.linear_", "byt5_in.fc"),
+    ("image_embedder.norm_in", "vision_in.proj.0"),
+    ("image_embedder.linear_1", "vision_in.proj.1"),
+    ("image_embedder.linear_2", "vision_in.proj.3"),
+    ("image_embedder.norm_out", "vision_in.proj.4"),
+)
+
+
+def hunyuanvideo15_keys(keys: Keys) -> Keys:
+    """Tencent's names of HunyuanVideo 1.5, which diffusers' single-file converter does not know."""
+    inputs = {_renamed(key, _INPUTS_15): shape for key, shape in keys.items()}
+    return _hunyuanvideo(
+        {
+            _renamed(key, _STREAMS_15) if key.startswith("transformer_blocks") else key: shape
+            for key, shape in inputs.items()
+        }
+    )
+
+
 _COMFYUI = (
     ("_attn_q_norm.weight", "_attn.norm.query_norm.scale"),
     ("_attn_k_norm.weight", "_attn.norm.key_norm.scale"),

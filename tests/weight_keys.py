@@ -18,6 +18,7 @@ import torch
 from original_keys import (
     ORIGINALS,
     Keys,
+    hunyuanvideo15_keys,
     hunyuanvideo_comfyui_keys,
     llama_cpp_keys,
     original_keys,
@@ -141,7 +142,9 @@ def all_lists() -> dict[str, dict[str, Keys]]:
             found[name]["original"] = original_keys(name, keys)
         if name == "wan22-vae":
             found[name]["original"] = wan22_vae_keys(keys)
-        if name.startswith("hunyuanvideo") and "original" in found[name]:
+        if name == "hunyuanvideo15":
+            found[name]["original"] = hunyuanvideo15_keys(keys)
+        elif name.startswith("hunyuanvideo") and "original" in found[name]:
             found[name]["comfyui"] = hunyuanvideo_comfyui_keys(found[name]["original"])
         if name == "umt5-xxl":
             found[name]["original"] = umt5_keys(keys)

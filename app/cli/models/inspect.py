@@ -50,7 +50,7 @@ def inspect(
     settings = settings_with()
     document: dict[str, Any] = {"files": [as_document(each) for each in found], "faults": faults}
     needs = needs_of(found)
-    if needs and card_bytes:
+    if needs:
         document["needs"] = needs_document(needs, card, card_bytes)
     try:
         entry = None if faults or not needs else entry_of(found, taken=_taken(settings.models_file))
@@ -98,8 +98,8 @@ def _line(text: str) -> str:
     return shown if len(shown) <= _LONGEST_REASON else f"{shown[:_LONGEST_REASON]} ..."
 
 
-def _card(gpu: str | None) -> tuple[str, int]:
-    """Name and bytes of the card that is asked for, else of this machine's largest; zero without one."""
+def _card(gpu: str | None) -> tuple[str, int | None]:
+    """Name and bytes of the card that is asked for, else of this machine's largest; None without one."""
     if gpu is not None:
         return f"a {gpu} GPU", byte_count(gpu)
     from adaptive.device.nvml import Nvml
@@ -107,7 +107,7 @@ def _card(gpu: str | None) -> tuple[str, int]:
     with Nvml() as nvml:
         cards = [each for each in nvml.devices() if each.total_bytes]
     largest = max(cards, key=lambda each: each.total_bytes, default=None)
-    return (largest.name or "this GPU", largest.total_bytes) if largest else ("", 0)
+    return (largest.name or "this GPU", largest.total_bytes) if largest else ("no GPU", None)
 
 
 def _taken(models_file: Path | None) -> list[str]:
@@ -184,13 +184,19 @@ def _show_file(file: dict[str, Any]) -> None:
 
 
 def _show_needs(needs: dict[str, Any]) -> None:
-    free = format_bytes(needs["free_bytes"])
-    typer.echo(f"\non {needs['card']}, {free} beside CUDA's own")
-    rows = [*needs["components"]]
-    for row in rows:
-        stored, computed = format_bytes(row["stored_bytes"]), format_bytes(row["bf16_bytes"])
-        typer.echo(f"  {row['component']:14} {stored:>9} as stored, {computed:>9} in bf16: {row['verdict']}")
-    if len(rows) > 1:
-        stored, computed = format_bytes(needs["stored_bytes"]), format_bytes(needs["bf16_bytes"])
+    known = needs["free_bytes"] is not None
+    if known:
+        typer.echo(f"\non {needs['card']}, {format_bytes(needs['free_bytes'])} beside CUDA's own")
+    else:
+        typer.echo("\nwithout a GPU on this machine; --gpu 12GB compares with one")
+    for row in needs["components"]:
+        _show_need(row["component"], row, row["verdict"])
+    if len(needs["components"]) > 1:
         both = "yes" if needs["all_fit_in_bf16"] else "as stored" if needs["all_fit_as_stored"] else "no"
-        typer.echo(f"  {'all':14} {stored:>9} as stored, {computed:>9} in bf16: fit together: {both}")
+        _show_need("all", needs, f"fit together: {both}" if known else None)
+
+
+def _show_need(name: str, need: dict[str, Any], verdict: str | None) -> None:
+    stored, computed = format_bytes(need["stored_bytes"]), format_bytes(need["bf16_bytes"])
+    end = f": {verdict}" if verdict else ""
+    typer.echo(f"  {name:14} {stored:>9} as stored, {computed:>9} in bf16{end}")

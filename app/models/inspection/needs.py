@@ -39,9 +39,9 @@ def _need(name: str, part: Part) -> Need:
     return Need(name, component, part.stored_bytes, BYTES_OF_BF16 * part.elements)
 
 
-def needs_document(needs: Sequence[Need], card: str, card_bytes: int) -> dict[str, Any]:
-    """The needs against a card of that many bytes, as JSON values."""
-    free = max(0, card_bytes - CONTEXT_BYTES)
+def needs_document(needs: Sequence[Need], card: str, card_bytes: int | None) -> dict[str, Any]:
+    """The needs against a card of that many bytes, as JSON values; what fits is None without a card."""
+    free = None if card_bytes is None else max(0, card_bytes - CONTEXT_BYTES)
     stored, computed = (
         sum(values) for values in zip(*((n.stored_bytes, n.bf16_bytes) for n in needs), strict=True)
     )
@@ -51,15 +51,15 @@ def needs_document(needs: Sequence[Need], card: str, card_bytes: int) -> dict[st
         "free_bytes": free,
         "stored_bytes": stored,
         "bf16_bytes": computed,
-        "all_fit_as_stored": stored <= free,
-        "all_fit_in_bf16": computed <= free,
+        "all_fit_as_stored": None if free is None else stored <= free,
+        "all_fit_in_bf16": None if free is None else computed <= free,
         "components": [
             {
                 "file": need.file,
                 "component": need.component,
                 "stored_bytes": need.stored_bytes,
                 "bf16_bytes": need.bf16_bytes,
-                "verdict": need.verdict(free),
+                "verdict": None if free is None else need.verdict(free),
             }
             for need in needs
         ],

@@ -177,6 +177,7 @@ ARCHITECTURES = (
         "HunyuanVideo 1.5",
         ("hunyuanvideo15-i2v-480p",),
         (HUNYUAN_15,),
+        doubts=(("original", _NO_CONVERTER),),
     ),
     Architecture(
         "cogvideox-5b-i2v",

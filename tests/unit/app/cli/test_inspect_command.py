@@ -1,11 +1,15 @@
 """`framefit inspect` says what files of weights are and which entry runs them, or why none does."""
 
 import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import nvml_stub
 import pytest
+from nvml_stub import StubGpu
 from sparse_weights import (
     Tensors,
     scaled_fp8,
@@ -15,9 +19,12 @@ from sparse_weights import (
 )
 from typer.testing import CliRunner, Result
 
+from adaptive.device.nvml import Nvml
 from app.cli import app
 from app.models.files.sources import LocalFile
 from app.models.inspection.inspected import inspect_file
+
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(autouse=True)
@@ -285,3 +292,26 @@ def test_a_lora_is_named_with_its_rank_and_gives_no_entry(tmp_path: Path) -> Non
     result = inspect(write_safetensors(tmp_path / "lora.safetensors", tensors))
     assert result.exit_code == 0
     assert "LoRA of rank 16 for 160 layers of Wan 14B, text to video or" in result.stdout
+
+
+def test_the_card_is_the_largest_of_this_machine_if_none_is_named(nvml_library: Path, tmp_path: Path) -> None:
+    machine = tmp_path / "machine"
+    path = write_safetensors(tmp_path / "ltx.safetensors", tensors_of("ltx-2b"))
+    command = [sys.executable, "-m", "app", "inspect", path, "--json"]
+    for cards, expected in (
+        ([StubGpu(total_bytes=8 * 2**30), StubGpu("GPU-2", total_bytes=24 * 2**30)], 24 * 2**30),
+        ([], None),
+    ):
+        nvml_stub.write_machine(machine, cards)
+        environ = {**nvml_stub.environment(nvml_library, machine), "PYTHONPATH": str(ROOT)}
+        run = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+        needs = json.loads(run.stdout)["needs"]
+        assert needs["card_bytes"] == expected
+        assert (needs["components"][0]["verdict"] is None) == (expected is None)
+
+
+def test_without_a_card_the_bytes_are_shown_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Nvml, "devices", lambda _self: [])
+    text = inspect(write_safetensors(tmp_path / "ltx.safetensors", tensors_of("ltx-2b"))).stdout
+    assert "without a GPU on this machine; --gpu 12GB compares with one" in text
+    assert "3.6 GiB as stored,   3.6 GiB in bf16\n" in text

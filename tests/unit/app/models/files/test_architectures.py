@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import weight_keys
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sparse_weights import (
     Tensors,
     nf4,
@@ -180,3 +182,31 @@ def test_recognition_imports_neither_torch_nor_diffusers() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'transformers', 'gguf')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=BUILT_IN_MODELS.parents[2])
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["blocks.0.", "vae.", "model.", "lora_unet_x.", "", "x."]).flatmap(
+            lambda start: st.sampled_from(
+                [
+                    "ffn.0.weight",
+                    "lora_A.weight",
+                    "lora_B.weight",
+                    "y",
+                    "scaled_fp8",
+                    "_weight_qdata",
+                    "1.2.3",
+                ]
+            ).map(lambda end: start + end)
+        ),
+        st.tuples(
+            st.sampled_from(["BF16", "U8", "F8_E4M3", "I8", "F4"]),
+            st.lists(st.integers(0, 9), max_size=6).map(tuple),
+        ),
+    )
+)
+def test_any_header_is_recognised_or_not_but_never_an_error(tensors: Tensors) -> None:
+    header = header_of(tensors)
+    recognise_adapter(header)
+    assert all(part.stored_bytes >= 0 for part in recognise(header))
