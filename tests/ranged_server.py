@@ -1,6 +1,7 @@
 """A local HTTP server of files by ranges, which can be wrong in each way that hosts are."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,10 +105,16 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def ranged_server(file: Path) -> Iterator[RangedServer]:
-    """Serve the file until the end of the block."""
+def ranged_server(file: Path, tls: tuple[Path, Path] | None = None) -> Iterator[RangedServer]:
+    """Serve the file until the end of the block, by https if `tls` has a certificate and its key."""
     server = RangedServer(file)
     listening = _Server(("127.0.0.1", 0), _handler(server))
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        listening.socket = context.wrap_socket(
+            listening.socket, server_side=True, do_handshake_on_connect=False
+        )
     host, port = socket.gethostbyname(str(listening.server_address[0])), listening.server_address[1]
     server.url = f"http://{host}:{port}"
     thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)

@@ -164,6 +164,9 @@ def _show(document: dict[str, Any]) -> None:
 def _show_file(file: dict[str, Any]) -> None:
     dtypes = ", ".join(f"{name} {format_bytes(size)}" for name, size in file["bytes_by_dtype"].items())
     typer.echo(f"{file['file']}\n  format     {file['format']}, {format_bytes(file['bytes'])}: {dtypes}")
+    if file["declared"]:
+        declared = ", ".join(f"{_line(form)} in {count} layers" for form, count in file["declared"].items())
+        typer.echo(f"  declared   {declared}")
     for part in file["parts"]:
         where = f" under {part['prefix']}" if part["prefix"] else ""
         typer.echo(f"  component  {part['component']}, {part['architecture']} ({part['class']})")

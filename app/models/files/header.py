@@ -32,6 +32,14 @@ def read_header(file: Path | ByteSource) -> WeightsHeader:
     for start, kind in _FOREIGN:
         if begin.lower().startswith(start):
             raise DamagedFile(f"is no safetensors file but {kind}: get it again")
+    if (
+        begin.startswith(b"{")
+        and begin[:8].isascii()
+        and begin[1:8].decode().replace("\n", " ").isprintable()
+    ):
+        raise DamagedFile(
+            "is no safetensors file but a JSON document: name the file, or the folder of its parts"
+        )
     return safetensors.read(source)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from app.models.files.architectures.adapters import Adapter, other_adapter, recognise_adapter
 from app.models.files.architectures.foreign import foreign_kind
 from app.models.files.architectures.key_lists import packed
+from app.models.files.architectures.number_format import declared_formats
 from app.models.files.architectures.recognition import Differences, Part, recognise
 from app.models.files.header import read_header
 from app.models.files.sources import ByteSource
@@ -44,7 +45,7 @@ class Unusable(Exception):
 
 def inspect_file(name: str, file: Path | ByteSource) -> Inspected:
     """What the file holds. Raises `DamagedFile`, `Unusable`, and `OSError` if it cannot be read."""
-    shard = _SHARD.search(name)
+    shard = _SHARD.search(file.name)
     header = _of_folder(file) if isinstance(file, Path) and file.is_dir() else read_header(file)
     if not header.tensors:
         raise DamagedFile("holds no tensors: get it again")
@@ -127,6 +128,7 @@ def as_document(inspected: Inspected) -> dict[str, Any]:
         "format": inspected.header.format,
         "bytes": inspected.header.size_bytes,
         "bytes_by_dtype": inspected.header.bytes_by_dtype,
+        "declared": declared_formats(inspected.header),
         "parts": [part_document(part) for part in inspected.parts],
         "others": list(inspected.others),
         "lora": adapter

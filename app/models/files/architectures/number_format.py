@@ -2,13 +2,16 @@
 
 A quantized weight is stored with scales, maps and marks beside it. Where they lie:
 
-- ComfyUI's fp8: `X.scale_weight` and the mark `scaled_fp8`, or `X.weight_scale` and `X.comfy_quant`
+- ComfyUI's fp8: `X.scale_weight` and the mark `scaled_fp8`, or `X.weight_scale` with `X.comfy_quant` or with
+  `_quantization_metadata` in the metadata
 - bitsandbytes: `X.weight.absmax`, `X.weight.quant_state.bitsandbytes__nf4`, `X.SCB`
 - torchao: `X._weight_qdata`, `X._weight_scale`, and `tensor_names` in the metadata
 - GGUF: within the blocks of the tensor
 """
 
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,7 +23,11 @@ _COMPANION = re.compile(
     r"|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)"
     r"|_weight_(scale|zero_point)(_and_zero_point)?)$"
 )
+_COMFYUI_METADATA = "_quantization_metadata"
 _TORCHAO = re.compile(r"^(.*\.)_(\w+)_qdata$")
+_TORCHAO_DTYPES = ("I8", "U8", "I32", "F8_E4M3")
+# Values of four bits in one element of the dtype that packs them.
+_FOUR_BIT_VALUES = {"U8": 2, "I8": 2, "I32": 8}
 _PLAIN = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8 e4m3", "F8_E5M2": "fp8 e5m2"}
 
 
@@ -63,10 +70,13 @@ def weights_of(header: WeightsHeader) -> dict[str, StoredWeight]:
         own = torchao[1] + torchao[2] if torchao else name
         original = header.metadata.get(f"comfy.gguf.orig_shape.{name}")
         shape = tuple(original) if isinstance(original, list) else tensor.shape
-        # Two values of four bits lie in a byte.
-        two = name in four_bit or (tensor.dtype == "U8" and f"{name}_scale_2" in header.tensors)
+        is_four_bit = name in four_bit or f"{name}_scale_2" in header.tensors
+        if torchao is not None:
+            is_four_bit = "Int4" in str(header.metadata.get(own))
         packed = header.format == "gguf" or tensor.dtype in ("U8", "I8", "F4") or torchao is not None
-        found[own] = StoredWeight(tensor, shape, packed, 2 if two else 1)
+        found[own] = StoredWeight(
+            tensor, shape, packed, _FOUR_BIT_VALUES.get(tensor.dtype, 1) if is_four_bit else 1
+        )
     return found
 
 
@@ -80,9 +90,18 @@ def form_of(header: WeightsHeader, tensors: Mapping[str, StoredTensor]) -> str:
         return f"GGUF {main}"
     return (
         _quantized(tensors, scaled_mark="scaled_fp8" in header.tensors, main=main)
-        or ("torchao" if "tensor_names" in header.metadata and main in ("I8", "U8", "F8_E4M3") else "")
+        or ("torchao" if "tensor_names" in header.metadata and main in _TORCHAO_DTYPES else "")
         or _PLAIN.get(main, main)
     )
+
+
+def declared_formats(header: WeightsHeader) -> dict[str, int]:
+    """How many layers ComfyUI's metadata says to be in each format; empty without them."""
+    try:
+        layers = json.loads(header.metadata.get(_COMFYUI_METADATA, "{}"))["layers"].values()
+        return dict(Counter(str(layer["format"]) for layer in layers))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _quantized(tensors: Mapping[str, StoredTensor], *, scaled_mark: bool, main: str) -> str:

@@ -201,6 +201,10 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         written(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
         "is a Git LFS pointer",
     ),
+    "index": (
+        written(b'{\n  "metadata": {}, "weight_map": {}}'),
+        "is no safetensors file but a JSON document: name the file, or the folder of its parts",
+    ),
     "empty": (written(b""), "has 0 bytes"),
     "cut": (cut, "is cut short: it has 3,8"),
     "cut-in-header": (cut_in_header, "ends within its header"),
@@ -280,6 +284,17 @@ def test_a_folder_of_a_sharded_component_is_read_as_one_file(tmp_path: Path) -> 
     assert "LTX-Video 2B" in inspect(folder).stdout
     refused = inspect(folder / "diffusion_pytorch_model-00001-of-00002.safetensors")
     assert "is part 1 of 2 of a file: name the folder" in refused.stderr
+
+
+def test_the_formats_that_comfyui_declares_are_told(tmp_path: Path) -> None:
+    tensors = scaled_fp8(tensors_of("ltx-2b", dtype="F8_E4M3"), "weight_scale")
+    layers = {f"transformer_blocks.{n}.attn1.to_q": {"format": "float8_e4m3fn"} for n in range(28)}
+    declared = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    path = write_safetensors(tmp_path / "ltx.safetensors", tensors, declared)
+    assert "declared   float8_e4m3fn in 28 layers\n" in inspect(path).stdout
+    declared = {"_quantization_metadata": "[1]"}
+    path = write_safetensors(tmp_path / "odd.safetensors", tensors, declared)
+    assert json.loads(inspect(path, "--json").stdout)["files"][0]["declared"] == {}
 
 
 def test_a_lora_is_named_with_its_rank_and_gives_no_entry(tmp_path: Path) -> None:

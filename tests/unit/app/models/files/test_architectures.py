@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import weight_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from app.config import Settings
 from app.models.entries import BUILT_IN_MODELS, load_models
 from app.models.files.architectures.adapters import recognise_adapter
 from app.models.files.architectures.key_lists import PATH, key_lists
+from app.models.files.architectures.number_format import weights_of
 from app.models.files.architectures.recognition import Part, recognise
 from app.models.files.architectures.table import ARCHITECTURES
 from app.models.files.header import read_header
@@ -64,8 +66,20 @@ def test_the_records_name_entries_that_are_shipped() -> None:
     assert named <= set(shipped)
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-@pytest.mark.parametrize(("keys", "layout"), LISTS)
+@pytest.mark.parametrize(
+    ("keys", "layout", "prefix"),
+    [
+        *((keys, layout, "") for keys, layout in LISTS),
+        ("wan-5b", "original", "model.diffusion_model."),
+        ("ltx-2b", "original", "diffusion_model."),
+        ("hunyuanvideo", "comfyui", "model.model."),
+        ("ltx-vae-0.9", "original", "vae."),
+        ("llama-8b", "diffusers", "language_model.model."),
+        ("gemma-12b", "diffusers", "model."),
+        ("clip-h", "diffusers", "vision_model."),
+        ("clip-l", "diffusers", "text_model."),
+    ],
+)
 def test_a_published_list_is_recognised_as_itself_alone(keys: str, layout: str, prefix: str) -> None:
     part = only(recognise(header_of(tensors_of(keys, layout, prefix=prefix))))
     assert part.fits
@@ -100,6 +114,26 @@ def test_a_file_of_torchao_is_recognised_by_its_flattened_tensors(tmp_path: Path
     tensors, metadata = torchao_int8(tensors_of("ltx-13b", "diffusers"))
     part = only(recognise(read_header(write_safetensors(tmp_path / "file", tensors, metadata))))
     assert (part.fits, part.form) == (True, "torchao")
+
+
+def test_torchao_flattens_its_tensors_under_the_names_that_are_expected() -> None:
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    module = torch.nn.Sequential(torch.nn.Linear(32, 16, dtype=torch.bfloat16))
+    quantize_(module, Int8WeightOnlyConfig())
+    flattened, metadata = flatten_tensor_state_dict(module.state_dict())
+    expected, _ = torchao_int8({"0.weight": ("BF16", (16, 32)), "0.bias": ("BF16", (16,))})
+    assert {*expected, "0._weight_zero_point"} == set(flattened)
+    header = WeightsHeader(
+        "safetensors",
+        {name: StoredTensor("I8", tuple(value.shape), 0, 0) for name, value in flattened.items()},
+        metadata,
+    )
+    assert {name: weight.shape for name, weight in weights_of(header).items()} == {
+        "0.weight": (16, 32),
+        "0.bias": (16,),
+    }
 
 
 @pytest.mark.parametrize(
@@ -184,7 +218,7 @@ def test_recognition_imports_neither_torch_nor_diffusers() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=BUILT_IN_MODELS.parents[2])
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=30, deadline=None, database=None)
 @given(
     st.dictionaries(
         st.sampled_from(["blocks.0.", "vae.", "model.", "lora_unet_x.", "", "x."]).flatmap(

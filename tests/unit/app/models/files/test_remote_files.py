@@ -1,10 +1,12 @@
 """Headers of files behind addresses are read by ranges, from public hosts, and never the files themselves."""
 
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nginx_server
 import pytest
 from ranged_server import RangedServer, ranged_server
 from sparse_weights import tensors_of, write_gguf, write_safetensors
@@ -204,3 +206,35 @@ def test_a_name_that_leads_inside_is_never_called(
     with pytest.raises(RemoteUnreadable, match=r"resolves to 192\.168\.0\.1, which is not public"):
         RemoteFile("https://rebound.example/x")
     assert called == []
+
+
+@pytest.mark.skipif(nginx_server.OPENSSL is None, reason="openssl is not installed")
+def test_a_certificate_must_be_that_of_the_host(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            *(
+                str(nginx_server.OPENSSL),
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+            ),
+            *("-nodes", "-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with ranged_server(weights, tls=(certificate, key)) as server:
+        port = server.url.rpartition(":")[2]
+        with pytest.raises(RemoteUnreadable, match="CERTIFICATE_VERIFY_FAILED"):
+            RemoteFile(f"https://localhost:{port}/x", allow_private=True)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert RemoteFile(f"https://localhost:{port}/x", allow_private=True).size == weights.stat().st_size
+        with pytest.raises(RemoteUnreadable, match="CERTIFICATE_VERIFY_FAILED"):
+            RemoteFile(f"https://127.0.0.1:{port}/x", allow_private=True)
