@@ -74,7 +74,7 @@ def test_the_contracts_take_fewer_than_sixty_lines() -> None:
 @pytest.mark.parametrize(
     ("file", "planted", "breaks"),
     [
-        ("app/cli/plan.py", "from app.media import images", False),
+        ("app/cli/models/plan.py", "from app.media import images", False),
         ("app/store/rows.py", "from app.api import views", True),
         ("adaptive/memory/speed.py", "from adaptive.planning import planner", True),
         ("app/scheduling/eta.py", "import torch", True),
