@@ -40,8 +40,8 @@ class ComponentSize:
     """Weights of one pipeline component in the dtype it is loaded in.
 
     `group_bytes` is its largest block of layers (None: it cannot be offloaded in groups). `quantized_bytes`
-    is its size with the matrices in int8 (None: it is not quantized). Raises `ValueError` for negative bytes
-    or no stages.
+    is its size with the matrices in int8 (None: it is not quantized). `working_bytes` is what its layers take
+    beyond the weights to dequantize one of them. Raises `ValueError` for negative bytes or no stages.
     """
 
     name: str
@@ -49,6 +49,7 @@ class ComponentSize:
     stages: tuple[Stage, ...]
     group_bytes: int | None = None
     quantized_bytes: int | None = None
+    working_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.weight_bytes < 0 or not self.stages:

@@ -8,7 +8,7 @@ tensors. Importing this module imports neither torch nor diffusers.
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,6 +16,9 @@ from typing import Any, TypeGuard
 from app.config import Settings
 from app.models.entries import ModelEntry
 from app.models.hub import explain_hub_error, may_pass
+from app.models.parts.entry_parts import check_names, folder_config, parts_of
+from app.models.parts.part import Part
+from app.models.unavailable import ModelUnavailable as ModelUnavailable
 
 # Pipelines that diffusers does not have, and their modules.
 OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
@@ -30,40 +33,52 @@ _WITHOUT_WEIGHTS = ("Tokenizer", "Scheduler", "Processor", "Extractor", "Guidanc
 ReadJson = Callable[[str], dict[str, Any]]
 
 
-class ModelUnavailable(Exception):
-    """The model or a library it needs is missing or damaged; the message says what to do.
-
-    `transient`: it may become available without a change, for example when the hub answers again.
-    """
-
-    def __init__(self, message: str, *, transient: bool = False) -> None:
-        self.transient = transient
-        super().__init__(message)
-
-
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One part of a pipeline that has weights. `library` is the module that defines its class."""
+    """One part of a pipeline that has weights. `library` is the module that defines its class.
+
+    `part`: the file that its weights come from, if the model's entry names one.
+    """
 
     library: str
     class_name: str
     config: Mapping[str, Any]
+    part: Part | None = None
 
 
 def components_of(entry: ModelEntry, settings: Settings) -> dict[str, Component]:
     """The model's components with weights, by their names in the pipeline. Raises `ModelUnavailable`.
 
-    Shipped configurations take precedence over the hub, so that planning works without a download.
+    Shipped configurations take precedence over the hub, so that planning works without a download. The
+    components that the entry names itself have the base's class and configuration; a folder has its own.
+    """
+    components = _of_base(entry, settings)
+    check_names(entry, components)
+    return components | {name: _with_part(components[name], part) for name, part in parts_of(entry).items()}
+
+
+def _with_part(component: Component, part: Part) -> Component:
+    if part.header is None:
+        return replace(component, config=folder_config(part, component.class_name), part=part)
+    return replace(component, part=part)
+
+
+def _of_base(entry: ModelEntry, settings: Settings) -> dict[str, Component]:
+    known = base_on_this_machine(entry, settings)
+    return _from_index(_hub_reader(entry)) if known is None else known
+
+
+def base_on_this_machine(entry: ModelEntry, settings: Settings) -> dict[str, Component] | None:
+    """The components of the entry's base, from a folder or shipped; None if only the hub knows them.
+
+    Raises `ModelUnavailable`.
     """
     files = local_files(entry, settings)
     if files is not None and files.is_dir():
         return _from_index(_folder_reader(files))
     if entry.resolution is not None:
         return _of_resolution(entry.pipeline, entry.resolution)
-    published = _published().get(entry.source)
-    if published is not None and entry.revision is None:
-        return published
-    return _from_index(_hub_reader(entry))
+    return _published().get(entry.source) if entry.revision is None else None
 
 
 def local_files(entry: ModelEntry, settings: Settings) -> Path | None:
@@ -118,7 +133,13 @@ def _built(entry: ModelEntry, settings: Settings) -> Path:
 
 
 def build_component(component: Component) -> Any:
-    """A module of the component's class and configuration, on torch's current default device."""
+    """A module of the component's class and configuration, on torch's current default device.
+
+    If its weights come from a file, on the meta device, with the layers and dtypes of the file.
+    """
+    if component.part is not None and component.part.header is not None:
+        assembly = importlib.import_module("app.models.parts.assembly")  # imports torch
+        return assembly.described(component.library, component.class_name, component.config, component.part)
     module_class = getattr(importlib.import_module(component.library), component.class_name)
     config = {key: value for key, value in component.config.items() if not key.startswith("_")}
     if component.library == "transformers":

@@ -15,6 +15,9 @@ from app.frame_rate import FrameRate
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 BUILT_IN_MODELS = Path(__file__).with_name("models.toml")
+# Components that an entry can take from a file or folder of its own.
+PARTS = ("transformer", "transformer_2", "text_encoder", "vae", "image_encoder")
+_PATH = Field(None, min_length=1, description="A file or folder with this component, in place of the base's.")
 
 
 class _Entry(BaseModel):
@@ -54,11 +57,24 @@ class ModelEntry(_Entry):
     resolution: int | None = Field(
         None, description="Resolution of a model that is published as one checkpoint file."
     )
+    base: str | None = Field(
+        None,
+        description="An entry's name, a hub id or a folder, in place of `source`: what `transformer` and the "
+        "like do not name is taken from there. An entry's name also gives the keys that are left out.",
+    )
+    transformer: str | None = _PATH
+    transformer_2: str | None = _PATH
+    text_encoder: str | None = _PATH
+    vae: str | None = _PATH
+    image_encoder: str | None = _PATH
     revision: str | None = None
     variant: str | None = None
     dtype: Dtype = "bfloat16"
     vae_dtype: Dtype | None = Field(
         None, description="Dtype of the VAE, for encoding and decoding, if it differs from `dtype`."
+    )
+    text_encoder_dtype: Dtype | None = Field(
+        None, description="Dtype of the text encoders, if it differs from `dtype`."
     )
     placement: Literal["auto", "resident", "drop_text_encoder", "model_offload", "group_offload"] = "auto"
     quantize: Literal["int8"] | None = Field(
@@ -96,6 +112,20 @@ class ModelEntry(_Entry):
         return self.vae_dtype or self.dtype
 
     @property
+    def parts(self) -> dict[str, str]:
+        """The files and folders of components that the entry names, by component."""
+        named = {name: getattr(self, name) for name in PARTS}
+        return {name: path for name, path in named.items() if path is not None}
+
+    def dtype_of(self, component: str) -> Dtype:
+        """The dtype in which a component of the pipeline computes."""
+        if component == "vae":
+            return self.decode_dtype
+        if component.startswith("text_encoder"):
+            return self.text_encoder_dtype or self.dtype
+        return self.dtype
+
+    @property
     def frames_step(self) -> int:
         """The difference between one legal frame count and the next."""
         return self.frame_step or self.temporal_ratio
@@ -122,7 +152,10 @@ def load_models(settings: Settings) -> dict[str, ModelEntry]:
     tables = _read_tables(BUILT_IN_MODELS)
     if settings.models_file is not None:
         for name, table in _read_tables(settings.models_file).items():
+            if "base" in table and "source" in table:
+                raise ConfigError(f"models.{name}: base takes the place of source: give one of them")
             tables[name] = _merged(tables.get(name, {}), table)
+    tables = {name: _with_base(tables, name) for name in tables}
     models = {name: _entry(name, table) for name, table in tables.items()}
     if settings.model is None:
         return models
@@ -146,6 +179,27 @@ def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
             f"{path}: only [models.NAME] tables are allowed, found {', '.join(document) or 'other values'}"
         )
     return models
+
+
+def _with_base(
+    tables: Mapping[str, Mapping[str, Any]], name: str, inner: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The table of an entry, with what it leaves out from the entry that is its base.
+
+    A base that no entry is called after, and that is no entry's source, is the model's source itself.
+    """
+    table = dict(tables[name])
+    base = table.get("base")
+    if not isinstance(base, str):  # none, or refused when the entry is read
+        return table
+    if name in inner or base == name:
+        raise ConfigError(f"models.{name}.base: {base} leads back to {name}")
+    table.pop("source", None)  # of an entry that this one overrides
+    of_source = (each for each, other in tables.items() if other.get("source") == base and each != name)
+    known = base if base in tables else next(of_source, None)
+    if known is None:
+        return {**table, "source": base}
+    return _merged(_with_base(tables, known, (*inner, name)), table)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,6 +229,10 @@ def _entry(name: str, table: Mapping[str, Any]) -> ModelEntry:
         raise ConfigError(
             f"models.{name}.defaults.num_frames: must be {entry.frame_rule}, got {given.num_frames}"
         )
+    if entry.parts and entry.resolution is not None:
+        raise ConfigError(f"models.{name}: {entry.pipeline} is loaded whole: it takes no {min(entry.parts)}")
+    if entry.quantize and (entry.transformer or entry.transformer_2):
+        raise ConfigError(f"models.{name}.quantize: a transformer from a file of its own stays as it is")
     if entry.quantize and entry.dtype != "bfloat16":
         raise ConfigError(f"models.{name}.quantize: int8 needs dtype bfloat16, not {entry.dtype}")
     if not entry.allows_shape(given.width, given.height, given.num_frames):

@@ -12,6 +12,7 @@ from app.config import Settings
 from app.models import profiles
 from app.models.components import components_of
 from app.models.entries import ModelEntry
+from app.models.parts.part import Part
 from app.models.requirements import choose_placement, placement_json
 from app.models.weight_sizes import stored_requirements
 
@@ -53,6 +54,9 @@ def forecast(
         return {
             "model": entry.name,
             "video": {"frames": video.frames, "height": video.height, "width": video.width},
+            "components": [
+                _component_json(each, components[each.name].part, entry) for each in requirements.components
+            ],
             "placement": placement_json(placement),
             **_decode(
                 profile,
@@ -64,6 +68,16 @@ def forecast(
         }
     except DoesNotFit as refusal:
         raise Unfeasible(str(refusal)) from None
+
+
+def _component_json(size: ComponentSize, part: Part | None, entry: ModelEntry) -> dict[str, Any]:
+    return {
+        "name": size.name,
+        "format": entry.dtype_of(size.name) if part is None else part.label,
+        "from_file": part is not None,
+        "weight_bytes": size.weight_bytes,
+        "working_bytes": size.working_bytes,
+    }
 
 
 def _profile(settings: Settings, entry: ModelEntry, vae_class: str, config: Any) -> MemoryProfile:

@@ -2,6 +2,8 @@
 
 Owns the call to diffusers' loader, also for transformers in int8, and the translation of its errors. Loads
 weights only after a placement is known to fit.
+
+Longer than 300 lines: a pipeline, its VAE alone and components from files share dtypes, sources and errors.
 """
 
 import importlib
@@ -28,8 +30,9 @@ from app.models.checks.model_folder import check_model
 from app.models.components import OWN_PIPELINES, ModelUnavailable, components_of, local_files, required_files
 from app.models.entries import ModelEntry
 from app.models.hub import explain_hub_error
+from app.models.parts.entry_parts import part_paths
 from app.models.place_weights import place
-from app.models.prompt_cache import PromptCache
+from app.models.prompt_cache import PromptCache, encode_prompt_in
 from app.models.requirements import ModelRequirements, choose_placement, placement_json
 from app.models.weight_sizes import stored_requirements
 from app.pipelines.calls import call_form
@@ -118,9 +121,12 @@ def load_pipeline(
     _silence_progress_bars()
     quantized = () if placement is None else placement.quantized
     options = {"quantization_config": int8_configuration(quantized)} if quantized else {}
-    pipe = _pretrained(_pipeline_class(entry.pipeline), entry, settings, **options)
+    parts = load_parts(entry, settings)
+    pipe = _pretrained(_pipeline_class(entry.pipeline), entry, settings, **options, **parts)
     pipe.set_progress_bar_config(disable=True)
     call_form(pipe).prepare(pipe)
+    if entry.text_encoder_dtype not in (None, entry.dtype):
+        encode_prompt_in(pipe, _dtype(entry.dtype))
     PromptCache().attach(pipe)
     kind = "resident" if placement is None else placement.kind.value
     if entry.placement != "auto":
@@ -128,6 +134,29 @@ def load_pipeline(
     grouped = _grouped(entry, pipe, placement)
     log.info("model_loaded model=%s device=%s placement=%s", entry.name, device, kind)
     return PlacedPipeline(pipe, kind, placement, place(pipe, kind, device, grouped))
+
+
+def load_parts(entry: ModelEntry, settings: Settings, *names: str) -> dict[str, Any]:
+    """The components that the entry takes from files of their own, on the CPU; only `names` if given.
+
+    Raises `ModelUnavailable`.
+    """
+    wanted = [name for name in part_paths(entry) if not names or name in names]
+    if not wanted:
+        return {}
+    from app.models.parts.assembly import load_part
+
+    components = components_of(entry, settings)
+    loaded = {}
+    for name in wanted:
+        found = components[name]
+        assert found.part is not None
+        try:
+            loaded[name] = load_part(found.library, found.class_name, found.config, found.part)
+        except ModelUnavailable as error:
+            raise ModelUnavailable(f"model {entry.name} cannot be loaded: {error}") from error
+        log.info("part_loaded model=%s part=%s format=%s", entry.name, name, found.part.label)
+    return loaded
 
 
 def import_pipeline(entry: ModelEntry) -> None:
@@ -226,6 +255,8 @@ def load_vae(entry: ModelEntry, settings: Settings) -> Any:
     files = required_files(entry, settings)
     if files is not None and files.is_file():
         return _pretrained(_pipeline_class(entry.pipeline), entry, settings).vae
+    if entry.vae is not None:
+        return load_parts(entry, settings, "vae")["vae"]
     vae_class = getattr(importlib.import_module("diffusers"), entry.vae_class)
     return _pretrained(vae_class, entry, settings, dtype=_dtype(entry.decode_dtype), subfolder="vae")
 
@@ -249,10 +280,10 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _dtypes(entry: ModelEntry) -> torch.dtype | dict[str, torch.dtype]:
-    """The dtype of a pipeline's components; as diffusers takes it, by name if the VAE has its own."""
-    if entry.decode_dtype == entry.dtype:
-        return _dtype(entry.dtype)
-    return {"vae": _dtype(entry.decode_dtype), "default": _dtype(entry.dtype)}
+    """The dtype of a pipeline's components; as diffusers takes it, by name if some have their own."""
+    names = ("vae", "text_encoder", "text_encoder_2")
+    own = {name: _dtype(entry.dtype_of(name)) for name in names if entry.dtype_of(name) != entry.dtype}
+    return {**own, "default": _dtype(entry.dtype)} if own else _dtype(entry.dtype)
 
 
 def _pretrained(

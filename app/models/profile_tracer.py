@@ -142,7 +142,9 @@ def _trace_requirements(settings: Settings, entry: ModelEntry, profile: MemoryPr
     from app.models.weight_sizes import trace_requirements
 
     channels = profile.traits.latent_channels
-    return trace_requirements(components_of(entry, settings), channels, entry.dtype, entry.decode_dtype)
+    return trace_requirements(
+        components_of(entry, settings), channels, entry.dtype, entry.decode_dtype, entry.text_encoder_dtype
+    )
 
 
 def _trace_one(settings: Settings, entry: ModelEntry) -> Fault | None:
@@ -164,6 +166,10 @@ def _trace_one(settings: Settings, entry: ModelEntry) -> Fault | None:
     if profile is not None and profiles.load_requirements(settings, entry) is None:
         try:
             profiles.save_requirements(settings, entry, _trace_requirements(settings, entry, profile))
+        except ModelUnavailable as error:
+            if entry.parts and not error.transient:  # its files do not fit its base
+                return Fault(str(error))
+            log.warning("requirements_trace_failed model=%s reason=%s", entry.name, error)
         except Exception:  # admission then checks only the decode of its jobs
             log.exception("requirements_trace_failed model=%s", entry.name)
     return None

@@ -17,6 +17,7 @@ from adaptive.memory.published import library_versions
 from app.artifacts.whole_file import replace_text
 from app.config import Settings
 from app.models.entries import ModelEntry
+from app.models.parts.entry_parts import part_paths
 from app.models.requirements import ModelRequirements
 
 _SHIPPED = Path(__file__).parents[1] / "pipelines" / "published" / "profiles"
@@ -34,6 +35,9 @@ def profile_path(settings: Settings, entry: ModelEntry) -> Path:
     ]
     if _mixed(entry):
         parts.append(entry.decode_dtype)
+    own_vae = part_paths(entry).get("vae")
+    if own_vae is not None and own_vae.is_dir():
+        parts.append(f"vae {_signature(own_vae)}")
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return settings.profiles_dir / f"{entry.name}-{digest}.json"
 
@@ -85,7 +89,8 @@ def load_requirements(settings: Settings, entry: ModelEntry) -> ModelRequirement
     try:
         return _read_requirements(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):
-        return _shipped_requirements(shipped_path(entry)) if _is_as_shipped(entry) else None
+        as_shipped = _is_as_shipped(entry) and not entry.parts and entry.text_encoder_dtype is None
+        return _shipped_requirements(shipped_path(entry)) if as_shipped else None
 
 
 def save_requirements(settings: Settings, entry: ModelEntry, requirements: ModelRequirements) -> None:
@@ -100,12 +105,35 @@ def _mixed(entry: ModelEntry) -> bool:
 
 
 def _is_as_shipped(entry: ModelEntry) -> bool:
-    return entry.revision is None and not _mixed(entry)
+    """Whether the VAE is that of the shipped profile. A VAE in a file has the base's configuration."""
+    own_vae = entry.vae is not None and part_paths(entry)["vae"].is_dir()
+    return entry.revision is None and not _mixed(entry) and not own_vae
+
+
+def _signature(path: Path) -> str:
+    """A text that changes when the file or the folder's files do."""
+    try:
+        if path.is_dir():
+            return json.dumps(
+                [(each.name, _signature(each)) for each in sorted(path.iterdir()) if each.is_file()]
+            )
+        stat = path.stat()
+    except OSError as error:
+        return str(error)
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _requirements_path(settings: Settings, entry: ModelEntry) -> Path:
+    path = profile_path(settings, entry)
+    others = [f"{name} {_signature(part)}" for name, part in part_paths(entry).items()]
+    if entry.text_encoder_dtype not in (None, entry.dtype):
+        others.append(f"text {entry.text_encoder_dtype}")
+    if others:  # they change the sizes, and not the VAE's profile
+        path = path.with_name(
+            f"{path.stem}-{hashlib.sha256(json.dumps(others).encode()).hexdigest()[:12]}.json"
+        )
     # Existing data folders hold files with this suffix.
-    return profile_path(settings, entry).with_suffix(".demand.json")
+    return path.with_suffix(".demand.json")
 
 
 @lru_cache(maxsize=64)

@@ -55,6 +55,22 @@ class PromptCache:
             self._results.popitem(last=False)
 
 
+def encode_prompt_in(pipe: Any, dtype: torch.dtype) -> None:
+    """Convert what `encode_prompt` returns, for a text encoder of another dtype than the model's."""
+    encode = getattr(pipe, "encode_prompt", None)
+    if not callable(encode):
+        return
+    signature = inspect.signature(encode)
+
+    def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+        return _mapped(
+            encode(*args, **kwargs), lambda each: each.to(dtype) if each.is_floating_point() else each
+        )
+
+    encode_prompt.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it
+    pipe.encode_prompt = encode_prompt
+
+
 def _key(arguments: dict[str, Any]) -> str | None:
     """The call's arguments as text; None if it has arguments without a unique text: tensors, images."""
     plain = (str, int, float, bool, type(None), torch.device, torch.dtype)

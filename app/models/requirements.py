@@ -71,7 +71,7 @@ class ModelRequirements:
     ) -> dict[Stage, int]:
         """Peak bytes of each stage above the weights; `costs` and `key` as in `denoise_bytes`."""
         return {
-            Stage.PROMPT: PROMPT_ACTIVATION_BYTES,
+            Stage.PROMPT: PROMPT_ACTIVATION_BYTES + self._working_bytes(Stage.PROMPT),
             Stage.DENOISE: self.denoise_bytes(latent, guided=guided, costs=costs, key=key),
             Stage.DECODE: decode_bytes,
         }
@@ -79,7 +79,15 @@ class ModelRequirements:
     def least_bytes(self, latent: LatentShape, decode_bytes: int, *, guided: bool) -> dict[Stage, int]:
         """As `activation_bytes`, without margins; what is not known counts as 0 bytes."""
         live = [curve.live_bytes(latent, guided=guided) for curve in self.denoise if curve is not None]
-        return {Stage.PROMPT: 0, Stage.DENOISE: max(live, default=0), Stage.DECODE: decode_bytes}
+        return {
+            Stage.PROMPT: self._working_bytes(Stage.PROMPT),
+            Stage.DENOISE: max(live, default=self._working_bytes(Stage.DENOISE)),
+            Stage.DECODE: decode_bytes,
+        }
+
+    def _working_bytes(self, stage: Stage) -> int:
+        """What dequantizing one layer takes in the stage. The curves of denoisers count it themselves."""
+        return max((each.working_bytes for each in self.components if stage in each.stages), default=0)
 
     def short_of(self, latent: LatentShape, capacity_bytes: int, *, guided: bool) -> tuple[Stage, int] | None:
         """The stage that no placement fits into `capacity_bytes`, and the least bytes that it needs.

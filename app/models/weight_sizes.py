@@ -6,9 +6,11 @@ Turns component configurations into the planner's sizes. Everything runs on meta
 import importlib
 import logging
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
+from adaptive.memory.live_bytes import trace_peak
 from adaptive.planning.planner import ComponentSize
 from adaptive.planning.weight_placement import Stage
 from app.config import Settings
@@ -26,14 +28,24 @@ BYTES_A_QUANTIZED_ROW = 5
 
 
 def component_sizes(
-    components: Mapping[str, Component], dtype: str, vae_dtype: str | None = None
+    components: Mapping[str, Component],
+    dtype: str,
+    vae_dtype: str | None = None,
+    text_encoder_dtype: str | None = None,
 ) -> list[ComponentSize]:
     """The components' sizes in the planner's terms, with floating-point weights in `dtype`.
 
-    `vae_dtype` is the VAE's if it differs.
+    `vae_dtype` and `text_encoder_dtype` are those of the VAE and the text encoders if they differ. A
+    component from a file of its own has the dtypes with which it is loaded.
     """
-    own = {"vae": vae_dtype or dtype}
-    return [_size(name, part, _dtype(own.get(name, dtype))) for name, part in components.items()]
+
+    def dtype_of(name: str) -> torch.dtype:
+        if name == "vae":
+            return _dtype(vae_dtype or dtype)
+        own = text_encoder_dtype if name.startswith("text_encoder") else None
+        return _dtype(own or dtype)
+
+    return [_size(name, part, dtype_of(name)) for name, part in components.items()]
 
 
 def stored_requirements(
@@ -42,7 +54,9 @@ def stored_requirements(
     """The model's stored requirements; traces and stores them if there are none yet."""
     kept = profiles.load_requirements(settings, entry)
     if kept is None or None in kept.denoise:  # earlier versions traced listed denoisers only
-        kept = trace_requirements(components, latent_channels, entry.dtype, entry.decode_dtype)
+        kept = trace_requirements(
+            components, latent_channels, entry.dtype, entry.decode_dtype, entry.text_encoder_dtype
+        )
         try:
             profiles.save_requirements(settings, entry, kept)
         except OSError as error:  # the next load traces them again
@@ -51,11 +65,19 @@ def stored_requirements(
 
 
 def trace_requirements(
-    components: Mapping[str, Component], latent_channels: int, dtype: str, vae_dtype: str | None = None
+    components: Mapping[str, Component],
+    latent_channels: int,
+    dtype: str,
+    vae_dtype: str | None = None,
+    text_encoder_dtype: str | None = None,
 ) -> ModelRequirements:
-    """Trace the model's requirements for all shapes; takes seconds. `vae_dtype` as in `component_sizes`."""
+    """Trace the model's requirements for all shapes; takes seconds. Dtypes are as in `component_sizes`.
+
+    A step's bytes include the weights that a quantized denoiser dequantizes in it.
+    """
+    sizes = component_sizes(components, dtype, vae_dtype, text_encoder_dtype)
     curves = [trace_curve(part, latent_channels, dtype) for part in _denoisers(components)]
-    return ModelRequirements(tuple(component_sizes(components, dtype, vae_dtype)), tuple(curves))
+    return ModelRequirements(tuple(sizes), tuple(curves))
 
 
 def weight_bytes(component: Component, bytes_per_element: int) -> int:
@@ -83,11 +105,28 @@ def _size(name: str, component: Component, dtype: torch.dtype) -> ComponentSize:
         stages = (Stage.DENOISE,)
     else:
         stages = (Stage.PROMPT,)
-    layers = [_bytes([*part.parameters(False), *part.buffers(False)], dtype) for part in module.modules()]
-    weights = _bytes([*module.parameters(), *module.buffers()], dtype)
+    from_file = component.part is not None and component.part.header is not None
+    loaded_dtype = None if from_file else dtype
+    layers = [
+        _bytes([*part.parameters(False), *part.buffers(False)], loaded_dtype) for part in module.modules()
+    ]
+    weights = _bytes([*module.parameters(), *module.buffers()], loaded_dtype)
     groups = None if name == "vae" else max(layers)
-    quantized_bytes = _quantized_bytes(module, dtype) if name in TRANSFORMERS else None
-    return ComponentSize(name, weights, stages, groups, quantized_bytes)
+    quantized_bytes = _quantized_bytes(module, dtype) if name in TRANSFORMERS and not from_file else None
+    working = _working_bytes(module, dtype) if from_file else 0
+    return ComponentSize(name, weights, stages, groups, quantized_bytes, working)
+
+
+def _working_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int:
+    """Bytes above the weights while the largest quantized layer dequantizes its weight; 0 if none does."""
+    layers = [each for each in module.modules() if type(each).__name__ in ("Fp8Linear", "GGUFLinear")]
+    forms: dict[object, torch.nn.Linear] = {}
+    for layer in layers:
+        assert isinstance(layer, torch.nn.Linear)
+        forms[layer.in_features, layer.out_features, sum(each.nbytes for each in layer.parameters())] = layer
+    inputs = [torch.empty(1, layer.in_features, dtype=dtype, device="meta") for layer in forms.values()]
+    calls = [partial(layer, given) for layer, given in zip(forms.values(), inputs, strict=True)]
+    return max((trace_peak(call).peak_bytes for call in calls), default=0)
 
 
 def _quantized_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int | None:
@@ -109,7 +148,10 @@ def _quantized_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int | None:
     return total + BYTES_A_QUANTIZED_ROW * rows if rows else None
 
 
-def _bytes(tensors: list[torch.Tensor], dtype: torch.dtype) -> int:
+def _bytes(tensors: list[torch.Tensor], dtype: torch.dtype | None) -> int:
+    """Bytes of the tensors, floating-point ones in `dtype`, by default in their own."""
+    if dtype is None:
+        return sum(t.nbytes for t in tensors)
     return sum(t.numel() * (dtype.itemsize if t.is_floating_point() else t.element_size()) for t in tensors)
 
 

@@ -89,7 +89,7 @@ def _traced(settings: Settings, entry: ModelEntry) -> MemoryProfile:
 
 def _vae(settings: Settings, entry: ModelEntry) -> Any:
     """The model's VAE, or one of the same configuration with random weights if its weights are not here."""
-    if where_weights_are(entry, settings) is not None:
+    if entry.vae is not None or where_weights_are(entry, settings) is not None:
         return load_vae(entry, settings)
     component = components_of(entry, settings)["vae"]
     torch.manual_seed(0)

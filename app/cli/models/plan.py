@@ -51,6 +51,7 @@ def plan(
         raise ConfigError(f"there is no model {model!r}; available models: {', '.join(models)}")
     given = entry.defaults
     video = VideoShape(frames or given.num_frames, height or given.height, width or given.width)
+    from app.models.components import ModelUnavailable
     from app.models.forecast import Unfeasible, forecast
 
     try:
@@ -64,6 +65,9 @@ def plan(
         )
     except Unfeasible as error:
         typer.secho(f"{entry.name} on {gpu}: {error}", fg=typer.colors.RED)
+        raise typer.Exit(1) from None
+    except ModelUnavailable as error:
+        typer.secho(f"{entry.name} cannot be planned: {error}", fg=typer.colors.RED)
         raise typer.Exit(1) from None
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -80,6 +84,13 @@ def _show(found: dict[str, Any], title: str) -> None:
     console.print(f"[bold]{title}[/bold], {video['frames']} frames of {video['width']}x{video['height']}")
     console.print(f"weights  {placement['reason']}")
     console.print(f"         {format_bytes(placement['host_bytes'])} of host memory", highlight=False)
+    own_files = any(part["from_file"] for part in found["components"])
+    for part in found["components"] if own_files else ():
+        working = f", {format_bytes(part['working_bytes'])} to dequantize" if part["working_bytes"] else ""
+        console.print(
+            f"         {part['name']}: {format_bytes(part['weight_bytes'])} ({part['format']}{working})",
+            highlight=False,
+        )
     console.print(f"decode   {decode['detail']} ({'exact' if decode['exact'] else 'approximate'})")
     table = Table(Column("rung", no_wrap=True), "latent frames", "pixels", "needs at most", "fits")
     for rung in found["rungs"]:

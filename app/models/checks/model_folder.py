@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from app.config import Settings
-from app.models.components import OWN_PIPELINES, ModelUnavailable, has_weights, local_files
+from app.models.components import (
+    OWN_PIPELINES,
+    ModelUnavailable,
+    base_on_this_machine,
+    has_weights,
+    local_files,
+)
 from app.models.entries import ModelEntry
 from app.models.files.header import LFS_POINTER, pointer_text, read_header
 from app.models.files.stored import DamagedFile, StoredTensor
+from app.models.parts.entry_parts import check_names, folder_config, part_paths, parts_of
 
 INDEX = "model_index.json"
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -36,16 +43,30 @@ def check_model(entry: ModelEntry, settings: Settings) -> None:
     _require_class(entry.pipeline, "its pipeline")
     try:
         files = source_of(entry, settings)
-        if files is None:
-            return
-        if files.is_file():
+        if files is not None and files.is_file():
             _check_file(entry, files)
-        else:
+        elif files is not None:
             _check_folder(entry, files)
+        if entry.parts:
+            _check_parts(entry, settings)
     except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
         raise ModelUnavailable(f"{error.filename}: {error.strerror}") from None
     except OSError as error:
         raise ModelUnavailable(f"its files cannot be read now: {error}", transient=True) from None
+
+
+def _check_parts(entry: ModelEntry, settings: Settings) -> None:
+    """Check the files that the entry names for components, as far as headers and the base's classes show."""
+    parts = parts_of(entry)
+    components = base_on_this_machine(entry, settings)
+    if components is None:
+        return
+    check_names(entry, components)
+    for name, part in parts.items():
+        if part.header is None:
+            library, class_name = components[name].library, components[name].class_name
+            folder_config(part, class_name)
+            _check_component(part.path.parent, part.path.name, library, class_name, None)
 
 
 def source_of(entry: ModelEntry, settings: Settings) -> Path | None:
@@ -70,9 +91,13 @@ def signature_of(entry: ModelEntry, settings: Settings) -> str:
     """A text that changes when a file of the model changes: names, sizes and times."""
     try:
         files = source_of(entry, settings)
-        if files is None:
+        if files is None and not entry.parts:
             return ""
-        found = [files] if files.is_file() else list(_files_of(files))
+        found = [path for path in part_paths(entry).values() if path.is_file()]
+        for path in part_paths(entry).values():
+            found += _files_of(path) if path.is_dir() else []
+        if files is not None:
+            found += [files] if files.is_file() else list(_files_of(files))
         stats = [(str(path), path.stat()) for path in found[:_MOST_FILES]]
     except (OSError, ModelUnavailable) as error:
         return str(error)
@@ -116,6 +141,8 @@ def _check_folder(entry: ModelEntry, folder: Path) -> None:
     for name, (library, class_name) in parts.items():
         if library == "diffusers":
             _require_class(class_name, f"{name} of {INDEX}")
+        if name in entry.parts:
+            continue
         _check_component(folder, name, library, class_name, entry.variant)
 
 

@@ -41,6 +41,9 @@ def checkpoint_identity(
     """Names of what must be equal, with digests or values."""
     request = spec.model_dump(mode="json", exclude=set(_OF_THE_DECODE))
     model = entry.model_dump(mode="json", include={"pipeline", "dtype", "vae_dtype", "call", "resolution"})
+    model |= entry.parts
+    if entry.text_encoder_dtype is not None:
+        model["text_encoder_dtype"] = entry.text_encoder_dtype
     return {
         "request": _digest(json.dumps(request, sort_keys=True)),
         "image": _digest(*(hashlib.sha256(image or b"").hexdigest() for image in images)),

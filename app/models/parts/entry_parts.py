@@ -1,0 +1,43 @@
+"""The parts of an entry: opened, and checked against the components that its base has. Without torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from app.models.entries import ModelEntry
+from app.models.parts.part import Part, open_part
+from app.models.unavailable import ModelUnavailable
+
+
+def part_paths(entry: ModelEntry) -> dict[str, Path]:
+    """The file or folder of each component that the entry names."""
+    return {name: Path(given).expanduser() for name, given in entry.parts.items()}
+
+
+def parts_of(entry: ModelEntry) -> dict[str, Part]:
+    """The entry's parts by component, headers read. Raises `ModelUnavailable` for the first that is wrong."""
+    return {name: open_part(name, path, entry.dtype_of(name)) for name, path in part_paths(entry).items()}
+
+
+def check_names(entry: ModelEntry, components: Mapping[str, Any]) -> None:
+    """Raise `ModelUnavailable` if the entry names a component that the base does not have."""
+    for name in entry.parts:
+        if name not in components:
+            known = ", ".join(sorted(components))
+            raise ModelUnavailable(
+                f"its entry names a {name}, which its base {entry.source} does not have (it has {known})"
+            )
+
+
+def folder_config(part: Part, class_name: str) -> dict[str, Any]:
+    """The configuration of a part that is a folder. Raises `ModelUnavailable` if it is of another class."""
+    path = part.path / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = config.get("_class_name") or (config.get("architectures") or [class_name])[0]
+    except (OSError, ValueError, AttributeError, LookupError) as error:
+        raise ModelUnavailable(f"its {part.name} {path}: {error}") from None
+    if found != class_name:
+        raise ModelUnavailable(f"its {part.name} {part.path} holds a {found}; its base needs a {class_name}")
+    return config

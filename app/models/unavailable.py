@@ -1,0 +1,12 @@
+"""The error of a model that cannot be used. Imports nothing: every part of `app.models` may raise it."""
+
+
+class ModelUnavailable(Exception):
+    """The model or a library it needs is missing or damaged; the message says what to do.
+
+    `transient`: it may become available without a change, for example when the hub answers again.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        self.transient = transient
+        super().__init__(message)
