@@ -39,6 +39,9 @@ vae_dtype = "float32"            # the VAE in another dtype than the rest, for e
 quantize = "int8"                # the transformer may be rounded if it does not fit and a request allows it
 ```
 
+[Your own weights](gpu-and-models.md#your-own-weights) has the keys of an entry that takes components from
+GGUF, fp8 or other files of your own.
+
 ## The keys file
 
 `FRAMEFIT_KEYS_FILE` names a TOML file of API keys, each with its own limits. `framefit key new` draws a key
