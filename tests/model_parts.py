@@ -104,9 +104,11 @@ class Base:
         return settings, load_models(settings)["small"]
 
     @contextmanager
-    def with_weights(self, name: str, weights: dict[str, Tensor]) -> Iterator[Any]:
+    def with_weights(
+        self, name: str, weights: dict[str, Tensor], dtype: torch.dtype = torch.float32
+    ) -> Iterator[Any]:
         """The pipeline as diffusers loads it, with these weights in one component for the block's time."""
-        pipe = _reference(self.pipeline, self.folder)
+        pipe = _reference(self.pipeline, self.folder, dtype)
         before = {key: each.clone() for key, each in pipe.components[name].state_dict().items()}
         assert weights.keys() == before.keys()
         pipe.components[name].load_state_dict(weights)
@@ -117,8 +119,8 @@ class Base:
 
 
 @cache
-def _reference(pipeline: str, folder: Path) -> Any:
-    pipe = getattr(diffusers, pipeline).from_pretrained(folder)
+def _reference(pipeline: str, folder: Path, dtype: torch.dtype) -> Any:
+    pipe = getattr(diffusers, pipeline).from_pretrained(folder, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     call_form(pipe).prepare(pipe)
     return pipe

@@ -1,4 +1,4 @@
-"""Transformers from files of their own on a card: each placement computes the same."""
+"""Components from files of their own on a card: each placement computes the same."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,22 +26,34 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_placement_of_a_quantized_transformer_computes_the_same(
+def test_every_placement_of_quantized_components_computes_the_same(
     name: str, base: Base, device: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
     WRITERS[name](path, base.transformer.state_dict(), named=names_for(base.transformer_class, "comfyui"))
-    settings, entry = base.entry(tmp_path, {"transformer": path})
+    t5 = {
+        key: each for key, each in base.component("text_encoder").state_dict().items() if "embed" not in key
+    }
+    write_fp8(tmp_path / "t5.safetensors", t5, lambda key: key, scale_name="weight_scale")
+    settings, entry = base.entry(tmp_path, {"transformer": path, "text_encoder": tmp_path / "t5.safetensors"})
     pipe = loaded(settings, entry).pipe
     expected = frames_of(pipe)
+    alone = loaded(settings, entry).pipe
+    prompts = {
+        kind: alone.encode_prompt(f"a bear, {kind}", do_classifier_free_guidance=False)[0]
+        for kind in PLACEMENTS
+    }
     stored = {key: each.clone() for key, each in pipe.transformer.named_parameters()}
     card = torch.device(device)
     for kind in PLACEMENTS:
-        grouped = ["transformer"] if kind == "group_offload" else []
+        grouped = ["transformer", "text_encoder"] if kind == "group_offload" else []
         return_to_host = place(pipe, kind, card, grouped)
         for _ in range(2):
             assert (frames_of(pipe).cpu() - expected).abs().max() <= 1e-4, kind
             return_to_host()
+        embedded = pipe.encode_prompt(f"a bear, {kind}", do_classifier_free_guidance=False, device=card)[0]
+        return_to_host()
+        assert (embedded.cpu() - prompts[kind]).abs().max() <= 1e-4, kind
         on_card = [key for key, each in pipe.transformer.named_parameters() if each.device.type != "cpu"]
         assert bool(on_card) == (kind == "resident"), (kind, on_card)
     idle = IdleWeights([pipe.transformer], card)  # as a decode that needs the memory moves them

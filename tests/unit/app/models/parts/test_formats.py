@@ -92,6 +92,24 @@ def test_a_transformer_from_a_file_gives_the_frames_of_its_weights_dequantized(
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated", "ignore:__array__ implementation")
+@pytest.mark.parametrize("name", ["Q8_0.gguf", "fp8.safetensors", "scale_weight.safetensors"])
+@pytest.mark.parametrize("pipeline", [LTX, WAN])
+def test_half_precision_computes_as_the_dequantized_weights_in_it(
+    bases: Callable[[str], Base], pipeline: str, name: str, tmp_path: Path
+) -> None:
+    """With what the class wants in float32 in float32, as from a folder."""
+    base, path = bases(pipeline), tmp_path / name
+    weights = {key: each * 1.25 for key, each in base.transformer.state_dict().items()}
+    held = WRITERS[name](path, weights, named=names_for(base.transformer_class, "original"))
+    with base.with_weights("transformer", held, torch.bfloat16) as reference:
+        expected = frames_of(reference)
+        dtype = reference.transformer.dtype
+    pipe = loaded(*base.entry(tmp_path, {"transformer": path}, dtype="bfloat16")).pipe
+    assert pipe.transformer.dtype == dtype
+    assert torch.equal(frames_of(pipe), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated", "ignore:__array__ implementation")
 def test_a_file_of_several_components_gives_each_its_own(
     bases: Callable[[str], Base], tmp_path: Path
 ) -> None:

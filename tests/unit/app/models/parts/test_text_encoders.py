@@ -144,8 +144,15 @@ def test_a_vae_from_a_file_or_a_folder_is_the_one_that_decodes(base: Base, form:
     assert torch.equal(alone["decoder.conv_out.conv.weight"], weights["decoder.conv_out.conv.weight"])
 
 
-def test_a_base_without_the_weights_of_a_component_that_the_entry_names(base: Base, tmp_path: Path) -> None:
-    """Its folder needs no transformer, which is most of a model's bytes."""
+def test_a_base_without_the_weights_of_a_component_that_the_entry_names(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder needs no transformer, which is most of a model's bytes. Nothing is asked of the network."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("something was asked of the network")
+
+    monkeypatch.setattr("socket.socket.connect", refused)
     path = tmp_path / "t.safetensors"
     weights = base.transformer.state_dict()
     write_safetensors(path, weights, as_is)
