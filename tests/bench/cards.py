@@ -47,9 +47,9 @@ CHUNKS = (8, 4, 2, 1)
 
 def planned(names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A row for each model, way of asking and card; a row without placement names what does not fit."""
-    from app.cli.models.plan import CONTEXT_BYTES
     from app.config import Settings
     from app.models.entries import load_models
+    from app.models.inspection.needs import CONTEXT_BYTES
 
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data_dir=Path(folder))

@@ -6,10 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import DataDir, byte_count, settings_with
+from app.models.inspection.needs import CONTEXT_BYTES
 from app.units import format_bytes
-
-# The memory of a process on a card before its first tensor: CUDA's context and the libraries' kernels.
-CONTEXT_BYTES = 600 * 2**20
 
 
 def register(app: typer.Typer) -> None:

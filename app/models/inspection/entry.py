@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from app.models.entries import BUILT_IN_MODELS
+from app.models.entries import BUILT_IN_MODELS, PARTS
 from app.models.files.architectures.recognition import Part
 from app.models.files.architectures.table import Published
 from app.models.inspection.inspected import Inspected
+from app.models.parts.part import open_part
+from app.models.unavailable import ModelUnavailable
 
 _DENOISERS = ("transformer", "unet")
 _TWO_EXPERTS = "wan22-i2v-a14b"
-# The components for which an entry can name a file.
-NAMED = ("transformer", "transformer_2", "text_encoder", "vae", "image_encoder")
 # What an entry with parts says otherwise than the shipped entry of its model.
 _REPLACED = ("source", "variant", "revision", "description", "quantize")
 
@@ -49,13 +49,14 @@ def entry_of(files: Sequence[Inspected], *, taken: Sequence[str] = ()) -> EntryT
     if model is None:
         names = ", ".join(each.name for each in first.architecture.models)
         raise NoEntry(f"it makes videos from text alone, and Framefit makes them from an image: {names}")
-    if not any(part.architecture and part.architecture.component in NAMED for _, part in found):
+    if not any(part.architecture and part.architecture.component in PARTS for _, part in found):
         raise NoEntry(f"an entry cannot name a file for the {first.architecture.component}: use {model.base}")
     _check_together(found, model)
     notes: list[str] = []
     parts = _placed(found, model, notes)
     if any(file.name.startswith(("http://", "https://")) for file in files):
         notes.append("The entry names files of this folder: download those of addresses into it first.")
+    notes += _refusals(parts, [part for _, part in found])
     name = _name(model, first, taken)
     return EntryText(name, _toml(name, model, first, parts), tuple(notes))
 
@@ -88,10 +89,26 @@ def _placed(found: Sequence[tuple[str, Part]], model: Published, notes: list[str
     for component, names in list(files.items()):
         if len(names) > 1:
             raise NoEntry(f"{' and '.join(names)} both hold the {component}: name one")
-        if component not in NAMED:
+        if component not in PARTS:
             notes.append(f"An entry names no file for the {component}: it is taken from the base.")
             del files[component]
-    return {component: files[component][0] for component in NAMED if component in files}
+    return {component: files[component][0] for component in PARTS if component in files}
+
+
+def _refusals(parts: Mapping[str, str], found: Sequence[Part]) -> list[str]:
+    """Why the loader will refuse files that are recognised, as far as their headers tell."""
+    refused = []
+    for component, name in parts.items():
+        if Path(name).exists():  # else it is at an address
+            try:
+                open_part(component, Path(name), "bfloat16")
+            except ModelUnavailable as error:
+                refused.append(f"This entry cannot be loaded yet: {error}.")
+    if any(part.layout == "comfyui" for part in found):
+        refused.append(
+            "This entry cannot be loaded yet: diffusers has no converter for names that only ComfyUI uses."
+        )
+    return refused
 
 
 def _experts(names: Sequence[str], notes: list[str]) -> dict[str, list[str]]:

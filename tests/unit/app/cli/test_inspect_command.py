@@ -12,6 +12,7 @@ import pytest
 from nvml_stub import StubGpu
 from sparse_weights import (
     Tensors,
+    nf4,
     scaled_fp8,
     tensors_of,
     write_gguf,
@@ -330,3 +331,12 @@ def test_without_a_card_the_bytes_are_shown_alone(tmp_path: Path, monkeypatch: p
     text = inspect(write_safetensors(tmp_path / "ltx.safetensors", tensors_of("ltx-2b"))).stdout
     assert "without a GPU on this machine; --gpu 12GB compares with one" in text
     assert "3.6 GiB as stored,   3.6 GiB in bf16\n" in text
+
+
+def test_an_entry_that_the_loader_will_refuse_is_told_to_be_so(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "wan.safetensors", nf4(tensors_of("wan-14b-i2v")))
+    shown = inspect(path)
+    assert shown.exit_code == 0, shown.stderr
+    assert "This entry cannot be loaded yet: its transformer" in shown.stdout
+    plain = inspect(write_safetensors(tmp_path / "plain.safetensors", tensors_of("wan-14b-i2v")))
+    assert "cannot be loaded" not in plain.stdout
