@@ -4,9 +4,12 @@ diffusers wraps the client's errors in its own. Importing this module does not i
 """
 
 import errno
+import os
 from collections.abc import Iterator
 
 _UNREACHABLE = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError", "LocalEntryNotFoundError"}
+_BROKEN = {"RemoteProtocolError", "ReadError", "WriteError", "CloseError"}  # in the middle of an answer
+_HUB = "https://huggingface.co"
 _OTHER_MACHINE = (
     "download it on a machine with network access and set the model's `source` to its folder, in the file "
     "that FRAMEFIT_MODELS_FILE names"
@@ -28,8 +31,14 @@ def may_pass(error: BaseException) -> bool:
     if any(kind.__name__ == "OfflineModeIsEnabled" for cause in causes for kind in type(cause).__mro__):
         return False
     names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
-    statuses = [getattr(getattr(cause, "response", None), "status_code", 0) for cause in causes]
-    return bool(names & _UNREACHABLE) or any(status >= 500 or status == 429 for status in statuses)
+    statuses = [_status(cause) for cause in causes]
+    is_broken = bool(names & (_UNREACHABLE | _BROKEN))
+    return is_broken or any(status >= 500 or status == 429 for status in statuses)
+
+
+def _status(error: BaseException) -> int:
+    """The status of the answer that the error is about; 0 if there is none."""
+    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -46,9 +55,10 @@ def _explanation(error: BaseException, source: str, revision: str | None) -> str
     """The text for one error by the name of its class; subclasses are tested before their parents."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if "GatedRepoError" in names:
+        page = f"{os.environ.get('HF_ENDPOINT', _HUB).rstrip('/')}/{source}"
         return (
-            f"{source} is gated: accept its licence on its page at the Hugging Face hub and set HF_TOKEN "
-            "to a token with read access"
+            f"{source} is gated: accept its licence at {page} and set HF_TOKEN to a token of that account "
+            "with read access"
         )
     if "RepositoryNotFoundError" in names:
         return (
@@ -61,6 +71,10 @@ def _explanation(error: BaseException, source: str, revision: str | None) -> str
         return f"{source} is not on this machine and HF_HUB_OFFLINE is set: unset it, or {_OTHER_MACHINE}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{source}: the disk is full; free space, or set HF_HOME to a folder on another disk"
+    if _status(error) >= 500 or _status(error) == 429:
+        return f"the Hugging Face hub answers for {source} with status {_status(error)}: try again later"
+    if names & _BROKEN:
+        return f"{source}: the connection to the Hugging Face hub breaks off again and again: try again later"
     if names & _UNREACHABLE:
         return f"{source} is not on this machine and the Hugging Face hub cannot be reached: {_OTHER_MACHINE}"
     return None

@@ -1,0 +1,74 @@
+"""What the hub last said about a model: its size, or why it gives no access. A small file in the data folder.
+
+Lets processes that must not ask the hub tell what a download would cost, and refuse a job that would fail. A
+refusal counts for `REFUSED_SECONDS` and for the token that it was given for: after that, a job tries again.
+"""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from app.artifacts.whole_file import replace_text
+from app.config import Settings
+from app.models import profiles
+from app.models.entries import ModelEntry
+
+REFUSED_SECONDS = 600.0
+
+
+def record_size(settings: Settings, entry: ModelEntry, total_bytes: int) -> None:
+    """Keep the model's size at the hub; a refusal before that counts no longer."""
+    _write(settings, entry, {"total_bytes": total_bytes})
+
+
+def record_refusal(settings: Settings, entry: ModelEntry, reason: str) -> None:
+    """Keep why the hub gives no access."""
+    refusal = {"reason": reason, "at": time.time(), "token": _token_digest()}
+    _write(settings, entry, {**_read(settings, entry), "refusal": refusal})
+
+
+def known_size(settings: Settings, entry: ModelEntry) -> int | None:
+    """Bytes of the model's files at the hub; None if it was never asked."""
+    found = _read(settings, entry).get("total_bytes")
+    return found if isinstance(found, int) else None
+
+
+def known_refusal(settings: Settings, entry: ModelEntry) -> str | None:
+    """Why the hub gave no access to the model a moment ago; None if it did, or was not asked."""
+    try:
+        refusal = _read(settings, entry)["refusal"]
+        is_recent = abs(time.time() - refusal["at"]) < REFUSED_SECONDS
+        return str(refusal["reason"]) if is_recent and refusal["token"] == _token_digest() else None
+    except (KeyError, TypeError):
+        return None
+
+
+def _token_digest() -> str:
+    """A digest that changes with the token; the token itself is not kept."""
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    return hashlib.sha256(f"framefit {token}".encode()).hexdigest()[:16]
+
+
+def _path(settings: Settings, entry: ModelEntry) -> Path:
+    name = hashlib.sha256(json.dumps([entry.source, entry.revision, entry.variant]).encode()).hexdigest()[:12]
+    return settings.profiles_dir / f"{entry.name}-{name}.hub.json"
+
+
+def _read(settings: Settings, entry: ModelEntry) -> dict[str, Any]:
+    try:
+        found = json.loads(_path(settings, entry).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(settings: Settings, entry: ModelEntry, document: dict[str, Any]) -> None:
+    path = _path(settings, entry)
+    try:
+        profiles.make_folder_of(path)
+        replace_text(path, json.dumps(document))
+    except OSError:  # the data folder is away or full: the hub will be asked again
+        return

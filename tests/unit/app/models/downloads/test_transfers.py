@@ -1,0 +1,109 @@
+"""How files come from a hub on this machine: whole, whatever happens to connections, disk and bytes."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_hub import FakeHub, running_hub, use_here
+from hub_model import BYTES, FILES, LOADED, MIB, SOURCE, TRANSFORMER, VAE, publish
+
+from app.models.downloads.cached import repository_folder
+from app.models.downloads.planning import (
+    DownloadFailed,
+    DownloadPlan,
+    Wanted,
+    check_disk,
+    failure_of,
+    plan_download,
+)
+from app.models.downloads.transfer import BrokenFile, Transfer
+
+WANTED = Wanted(SOURCE)
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with running_hub() as hub:
+        publish(hub)
+        use_here(hub, tmp_path / "hub", monkeypatch)
+        yield hub
+
+
+def transferred(plan: DownloadPlan | None = None) -> Path:
+    transfer = Transfer(plan or plan_download(WANTED), pause_seconds=0.001)
+    transfer.start()
+    while not transfer.done:
+        time.sleep(0.01)
+    return transfer.finish()
+
+
+def is_whole(folder: Path) -> bool:
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return there == LOADED and all((folder / name).read_bytes() == FILES[name] for name in LOADED)
+
+
+def test_a_connection_that_breaks_off_goes_on_at_its_last_byte(hub: FakeHub) -> None:
+    hub.break_after, hub.breaks = MIB, 5
+    assert is_whole(transferred())
+    assert hub.breaks == 0
+    assert hub.sent_bytes < BYTES + MIB
+    assert sum("bytes=" in request for request in hub.requests) >= 5
+
+
+def test_damaged_bytes_and_a_hub_that_ignores_ranges_still_give_the_right_files(hub: FakeHub) -> None:
+    blobs = repository_folder(SOURCE) / "blobs"
+    blobs.mkdir(parents=True)
+    blob = hashlib.sha256(FILES[VAE]).hexdigest()
+    (blobs / f"{blob}.incomplete").write_bytes(b"x" * MIB)  # not what the hub has
+    hub.break_after, hub.breaks, hub.ignores_ranges = 4 * MIB, 1, True
+    assert is_whole(transferred())
+
+
+def test_a_file_that_always_comes_damaged_is_refused(hub: FakeHub) -> None:
+    plan = plan_download(WANTED)
+    hub.repositories[SOURCE].files[VAE] = b"x" * len(FILES[VAE])
+    with pytest.raises(BrokenFile, match="has come damaged"):
+        transferred(plan)
+
+
+def test_a_connection_that_always_breaks_off_is_given_up_and_goes_on_later(hub: FakeHub) -> None:
+    hub.break_after, hub.breaks = 0, -1
+    with pytest.raises(Exception, match="without sending complete") as broken:
+        transferred()
+    failed = failure_of(broken.value, WANTED)
+    assert "breaks off again and again" in str(failed)
+    assert failed.transient
+    hub.breaks = 0
+    assert is_whole(transferred())
+
+
+def test_a_hub_with_a_fault_of_its_own_is_asked_again(hub: FakeHub) -> None:
+    plan = plan_download(WANTED)
+    hub.status, hub.failures = 503, 3
+    assert is_whole(transferred(plan))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (Wanted("somebody/else"), "has no somebody/else, or it is private"),
+        (Wanted(SOURCE, revision="v9"), "has no revision 'v9'"),
+        (Wanted(SOURCE, variant="fp8"), "no files of its variant 'fp8'"),
+    ],
+)
+def test_what_is_not_there_is_named(wanted: Wanted, words: str) -> None:
+    with pytest.raises(DownloadFailed, match=words) as failed:
+        plan_download(wanted)
+    assert not failed.value.transient
+
+
+def test_a_disk_without_room_is_told_with_both_numbers_before_a_weight_comes(hub: FakeHub) -> None:
+    hub.repositories[SOURCE].sizes[TRANSFORMER] = 2**60
+    plan = plan_download(WANTED)
+    with pytest.raises(DownloadFailed, match=r"needs .* bytes.*, and the disk of .* has .* free") as failed:
+        check_disk(plan)
+    assert failed.value.code == "disk_full"
+    assert failed.value.data["needed_bytes"] > 2**60 > failed.value.data["free_bytes"]
+    assert all("model_index" in each for each in hub.file_requests())
