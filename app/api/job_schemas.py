@@ -1,4 +1,4 @@
-"""Schemas of a job's `plan`, `denoise`, `decode`, `result` and `webhook`.
+"""Schemas of a job's `plan`, `download`, `denoise`, `decode`, `result` and `webhook`.
 
 Few fields are required: a job may be of an earlier version, which wrote fewer.
 """
@@ -62,6 +62,11 @@ DECODE_PLAN = object_of(
         "description": "Predicted for all steps; null before the device has timed some.",
     },
     weights=PLACEMENT,
+)
+DOWNLOAD = object_of(
+    {"done_bytes": BYTES, "total_bytes": BYTES},
+    bytes_per_second={**or_null(NUMBER), "description": "Over the last ten seconds."},
+    seconds_left={**or_null(SECONDS), "description": "At this rate; null if nothing comes."},
 )
 DENOISE = object_of(
     {},

@@ -5,7 +5,7 @@ Later versions may add fields to any object; the required fields listed here sta
 
 from typing import Any
 
-from app.api.job_schemas import DECODE, DECODE_PLAN, DENOISE, RESULT, RUNG, WEBHOOK
+from app.api.job_schemas import DECODE, DECODE_PLAN, DENOISE, DOWNLOAD, RESULT, RUNG, WEBHOOK
 from app.api.schema_terms import ANY_OBJECT, NUMBER, TEXT, TIME, WHOLE, YES_OR_NO
 from app.api.schema_terms import list_of as _list
 from app.api.schema_terms import object_of as _object
@@ -59,6 +59,7 @@ JOB = _object(
         "request": ANY_OBJECT,
         "pictures": PICTURES,
         "plan": _or_null(DECODE_PLAN),
+        "download": _or_null(DOWNLOAD),
         "denoise": _or_null(DENOISE),
         "decode": _or_null(DECODE),
         "result": _or_null(RESULT),

@@ -51,6 +51,7 @@ def job_view(
         "request": job.spec.model_dump(mode="json"),
         "pictures": pictures_view(job.spec),
         "plan": job.plan,
+        "download": job.download,
         "denoise": job.denoise,
         "decode": job.decode,
         "result": _result(job),

@@ -23,6 +23,7 @@ from app.cli.latents import decode, encode
 from app.cli.models import calibrate, convert, inspect, listed, plan
 from app.cli.operation import backup, doctor, keys, processes
 from app.config import ConfigError
+from app.models.hub import disable_telemetry
 from app.service.logs import quiet_libraries
 
 app = typer.Typer(
@@ -71,6 +72,7 @@ def main() -> None:
     """Run the command line; print a configuration error as one line without a traceback."""
     enable_huge_pages()
     quiet_libraries()
+    disable_telemetry()
     try:
         app()
     except ConfigError as error:

@@ -12,6 +12,7 @@ from app.units import format_bytes
 _STAGES = {
     "queued": "waiting in the queue",
     "held": "held back behind the other jobs",
+    "downloading": "downloading the model",
     "loading": "loading the model",
     "denoising": "denoising",
     "waiting_for_memory": "waiting for memory",
@@ -146,12 +147,41 @@ def _followed(client: Any, job: dict[str, Any], console: Any) -> dict[str, Any]:
                 if seen.get("gave_way") and seen["gave_way"] != job.get("gave_way"):
                     console.print(f"The job {seen['gave_way']}.", highlight=False, soft_wrap=True)
                 job = seen
-                description = _STAGES.get(job["stage"], job["status"])  # an ended job shows its status
-                bar.update(task, completed=job["progress"], description=description)
+                bar.update(task, completed=_share(job), description=_doing(job))
         except KeyboardInterrupt:
             client.cancel(job["id"])
             raise
     return job
+
+
+def _share(job: dict[str, Any]) -> float:
+    """Return how far the bar is: the download is shown as a whole of its own."""
+    if job["stage"] == "downloading" and job["download"]:
+        return float(job["download"]["done_bytes"] / max(1, job["download"]["total_bytes"]))
+    return float(job["progress"])
+
+
+def _doing(job: dict[str, Any]) -> str:
+    text = str(_STAGES.get(job["stage"], job["status"]))  # an ended job shows its status
+    if job["stage"] == "downloading" and job["download"]:
+        return f"{text}: {download_text(job['download'])}"
+    return text
+
+
+def download_text(download: dict[str, Any]) -> str:
+    """Return how far a download is: bytes, rate and time left."""
+    parts = [f"{format_bytes(download['done_bytes'])} of {format_bytes(download['total_bytes'])}"]
+    if download["bytes_per_second"]:
+        parts.append(f"{format_bytes(download['bytes_per_second'])}/s")
+    if download["seconds_left"] is not None:
+        parts.append(f"{_duration(download['seconds_left'])} left")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def framing_sentences(job: dict[str, Any]) -> list[str]:

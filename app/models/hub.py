@@ -16,6 +16,14 @@ _OTHER_MACHINE = (
 )
 
 
+def disable_telemetry() -> None:
+    """Keep the hub's client from reporting its use, unless the operator has decided otherwise.
+
+    The client reads the variable when it is imported.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
 def explain_hub_error(error: BaseException, source: str, revision: str | None = None) -> str:
     """Why `source`, a hub id, could not be read, and what to do. An unknown error keeps its own text."""
     for cause in _causes(error):

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,8 @@ from app.jobs import JobSpec, Json
 from app.models import profiles
 from app.models.checks.model_folder import check_model
 from app.models.components import OWN_PIPELINES, ModelUnavailable, components_of, local_files, required_files
+from app.models.downloads.cached import stored_snapshot
+from app.models.downloads.download import download, needs_download
 from app.models.entries import ModelEntry
 from app.models.hub import explain_hub_error
 from app.models.parts.entry_parts import part_paths
@@ -113,6 +114,8 @@ def load_pipeline(
     check_capturable(entry.pipeline)
     check_model(entry, settings)
     required_files(entry, settings)
+    if needs_download(entry, settings):  # a job has downloaded it before
+        download(entry, settings, lambda _progress: None, lambda: False)
     exact_only = exact_only or entry.quantize is None
     if not exact_only:
         _require_torchao(entry)
@@ -268,10 +271,8 @@ def where_weights_are(entry: ModelEntry, settings: Settings) -> str | None:
     files = local_files(entry, settings)
     if files is not None or entry.resolution is not None:
         return None if files is None else str(files)
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(entry.source, "model_index.json", revision=entry.revision)
-    return str(Path(found).parent) if isinstance(found, str) else None
+    found = stored_snapshot(entry)
+    return None if found is None else str(found.folder)
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -291,6 +292,8 @@ def _pretrained(
 ) -> Any:
     """A pipeline, or with `dtype` a component, with its weights."""
     files = required_files(entry, settings)
+    if files is None and (stored := stored_snapshot(entry)) is not None:
+        files = stored.folder  # whole: nothing of it is asked of the hub again
     dtype = _dtypes(entry) if dtype is None else dtype
     try:
         if files is not None and files.is_file():

@@ -56,7 +56,8 @@ class RunTimes:
                 if event.kind == "finished" and event.data["outcome"] == JobStatus.SUCCEEDED and durations:
                     recent = self._taken.setdefault(event.data["model"], deque(maxlen=REMEMBERED))
                     stages = (durations.get(stage, 0.0) for stage in (Stage.DECODING, Stage.DENOISING))
-                    recent.append(Expected(sum(durations.values()), *stages))
+                    once = durations.get(Stage.DOWNLOADING, 0.0)  # the next job finds the model there
+                    recent.append(Expected(sum(durations.values()) - once, *stages))
 
     def state(self) -> Json:
         """Return what was learned, as JSON."""

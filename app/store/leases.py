@@ -24,7 +24,7 @@ HELD = Locking.of(
     "select cancel_requested from jobs where id = :id and token = :token and status = 'running'"
 )
 REPORT = text("""
-    update jobs set stage = :stage, progress = :progress
+    update jobs set stage = :stage, progress = :progress, download = coalesce(:download, download)
     where id = :id and token = :token and status = 'running'
 """)
 SETBACKS = Locking.of(
@@ -86,8 +86,17 @@ def progress(
     kind: str = "progress",
     data: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Set a job's stage and progress (0 to 1) and add an event; return False if the caller lost the job."""
-    row = {"id": job_id, "token": token, "stage": stage, "progress": min(1.0, max(0.0, progress))}
+    """Set a job's stage and progress (0 to 1) and add an event; return False if the caller lost the job.
+
+    `download` in `data` is kept with the job.
+    """
+    row = {
+        "id": job_id,
+        "token": token,
+        "stage": stage,
+        "progress": min(1.0, max(0.0, progress)),
+        "download": dump((data or {}).get("download")),
+    }
     if not tx.execute(REPORT, row).rowcount:
         return False
     append_event(tx, job_id, kind, {"stage": stage, "progress": row["progress"], **(data or {})})

@@ -18,7 +18,7 @@ JOB_COLUMNS = """
     j.id, j.status, j.stage, j.progress, j.spec, j.plan, j.needed_bytes, j.created_at, j.started_at,
     j.finished_at, j.expires_at, j.expired, j.attempts, j.token, j.worker_id, j.lease_until,
     j.cancel_requested, j.latents_path, j.denoise, j.decode, j.result, j.error, j.owner,
-    j.deleted_at, j.erased_at, j.remixed_from, j.setbacks, j.webhook, j.preempted,
+    j.deleted_at, j.erased_at, j.remixed_from, j.setbacks, j.webhook, j.preempted, j.download,
     exists (select 1 from job_pictures p where p.job_id = j.id and p.field = 'last_image') as has_last_image
 """
 # The greatest position that is reported; every later job reports this number, too. Counting a queue of a
@@ -94,7 +94,8 @@ def load(value: str | None) -> Json | None:
 def job_of(row: Mapping[Any, Any]) -> Job:
     """Return the job in a row selected with `JOB_COLUMNS` and `queue_position`."""
     columns = dict(row)
-    for name in ("plan", "denoise", "decode", "result", "error", "setbacks", "webhook", "preempted"):
+    documents = ("plan", "denoise", "decode", "result", "error", "setbacks", "webhook", "preempted", "download")
+    for name in documents:
         columns[name] = load(columns[name])
     columns["status"] = JobStatus(columns["status"])
     columns["stage"] = Stage(columns["stage"])

@@ -2,7 +2,7 @@
 
 import { address } from "./api.js";
 import { fromTemplate, make, say } from "./dom.js";
-import { BADGE, decided, doing, exactness, facts, planned, rate, seconds } from "./words.js";
+import { BADGE, decided, doing, exactness, facts, planned, rate, seconds, share } from "./words.js";
 
 export function build(job, act, remove) {
   const card = fromTemplate("job-template");
@@ -34,7 +34,7 @@ export function fill(card, job) {
   showFacts(part("facts"), job);
   const progress = card.querySelector("progress");
   progress.hidden = job.status !== "running";
-  progress.value = job.progress;
+  progress.value = share(job);
   progress.setAttribute("aria-label", `Progress of: ${job.request.prompt}`);
   part("cancel").hidden = !active || job.cancel_requested;
   part("retry").hidden = !job.links.retry;

@@ -16,6 +16,7 @@ const jobs = new Map();
 const due = new Map();
 const shown = new Map(); // the request whose answer a card shows, by job: a slower answer to an earlier one is outdated
 const dropped = new Set(); // deleted: a late answer does not bring a card back
+const QUIET = new Set(["chunk", "downloaded"]); // they change nothing that a card shows
 const GONE = new Set([404, 410]);
 let requests = 0;
 let cursor = null;
@@ -48,9 +49,10 @@ export function onEvent(kind, data) {
   if (kind === "deleted") return drop(data.job_id);
   const job = jobs.get(data.job_id);
   if (job && (kind === "progress" || kind === "stage")) {
-    show({ ...job, status: "running", stage: data.stage, progress: data.progress, eta_seconds: left(job, data.progress) });
+    const download = data.download ?? job.download;
+    show({ ...job, status: "running", stage: data.stage, progress: data.progress, download, eta_seconds: left(job, data.progress) });
   }
-  if (kind !== "chunk" && (kind !== "progress" || !job)) refresh(data.job_id);
+  if (!QUIET.has(kind) && (kind !== "progress" || !job)) refresh(data.job_id);
   if (kind === "claimed" || kind === "finished" || kind === "canceled") {
     for (const waiting of jobs.values()) if (waiting.status === "queued") refresh(waiting.id, 1000);
   }

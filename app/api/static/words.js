@@ -126,7 +126,7 @@ const measured = (count) => (count == null ? "not measured" : `${bytes(count)} m
 const FAR = 10000; // the service counts no further
 
 const STAGES = {
-  queued: "Queued", held: "Held back", loading: "Loading the model", denoising: "Denoising", waiting_for_memory: "Waiting for memory",
+  queued: "Queued", held: "Held back", downloading: "Downloading the model", loading: "Loading the model", denoising: "Denoising", waiting_for_memory: "Waiting for memory",
   decoding: "Decoding", encoding: "Writing the video", finished: "Done",
 };
 
@@ -147,9 +147,22 @@ export function doing(job) {
 function running(job) {
   if (job.cancel_requested) return "Stopping…";
   if (job.stage === "waiting_for_memory" && job.waiting) return waits(job.waiting);
+  if (job.stage === "downloading" && job.download) return downloads(job.download);
   const parts = [STAGES[job.stage] || job.stage, `${Math.round(job.progress * 100)} %`];
   if (job.eta_seconds) parts.push(`about ${seconds(Math.ceil(job.eta_seconds))} left`);
   return parts.join(" · ");
+}
+
+function downloads({ done_bytes: done, total_bytes: all, bytes_per_second: each, seconds_left: left }) {
+  const parts = [STAGES.downloading, `${bytes(done)} of ${bytes(all)}`];
+  if (each) parts.push(`${bytes(each)}/s`);
+  if (left != null) parts.push(`about ${seconds(Math.ceil(left))} left`);
+  return parts.join(" · ");
+}
+
+// How full the bar is. A download is shown as a whole of its own.
+export function share({ stage, progress, download }) {
+  return stage === "downloading" && download ? download.done_bytes / Math.max(1, download.total_bytes) : progress;
 }
 
 function waits(waiting) {

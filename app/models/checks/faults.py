@@ -15,6 +15,8 @@ from app.config import Settings
 from app.models import profiles
 from app.models.checks.model_folder import check_model, signature_of
 from app.models.components import ModelUnavailable
+from app.models.downloads.download import needs_download
+from app.models.downloads.known import known_refusal
 from app.models.entries import ModelEntry
 
 RECHECK_SECONDS = 2.0
@@ -29,11 +31,17 @@ class Fault:
 
 
 def find_fault(entry: ModelEntry, settings: Settings, signature: str | None = None) -> Fault | None:
-    """Look at the model's files and at the profiler's record; None if the model can be used."""
+    """Look at the model's files, at what the hub last said and at the profiler's record.
+
+    None if the model can be used, as far as they tell.
+    """
     try:
         check_model(entry, settings)
     except ModelUnavailable as error:
         return Fault(str(error), error.transient)
+    refusal = known_refusal(settings, entry)
+    if refusal is not None and needs_download(entry, settings):
+        return Fault(refusal)
     return _recorded(entry, settings, signature_of(entry, settings) if signature is None else signature)
 
 

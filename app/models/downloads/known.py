@@ -1,7 +1,7 @@
 """What the hub last said about a model: its size, or why it gives no access. A small file in the data folder.
 
 Lets processes that must not ask the hub tell what a download would cost, and refuse a job that would fail. A
-refusal counts for `REFUSED_SECONDS` and for the token that it was given for: after that, a job tries again.
+refusal counts for `REFUSED_SECONDS`, with the same token and the same hub: after that, a job tries again.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ from app.config import Settings
 from app.models import profiles
 from app.models.entries import ModelEntry
 
-REFUSED_SECONDS = 600.0
+REFUSED_SECONDS = 60.0
+_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
 
 
 def record_size(settings: Settings, entry: ModelEntry, total_bytes: int) -> None:
@@ -26,7 +27,7 @@ def record_size(settings: Settings, entry: ModelEntry, total_bytes: int) -> None
 
 def record_refusal(settings: Settings, entry: ModelEntry, reason: str) -> None:
     """Keep why the hub gives no access."""
-    refusal = {"reason": reason, "at": time.time(), "token": _token_digest()}
+    refusal = {"reason": reason, "at": time.time(), "access": _access()}
     _write(settings, entry, {**_read(settings, entry), "refusal": refusal})
 
 
@@ -41,15 +42,19 @@ def known_refusal(settings: Settings, entry: ModelEntry) -> str | None:
     try:
         refusal = _read(settings, entry)["refusal"]
         is_recent = abs(time.time() - refusal["at"]) < REFUSED_SECONDS
-        return str(refusal["reason"]) if is_recent and refusal["token"] == _token_digest() else None
+        return str(refusal["reason"]) if is_recent and refusal["access"] == _access() else None
     except (KeyError, TypeError):
         return None
 
 
-def _token_digest() -> str:
-    """A digest that changes with the token; the token itself is not kept."""
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
-    return hashlib.sha256(f"framefit {token}".encode()).hexdigest()[:16]
+def _access() -> str:
+    """A digest that changes with the hub and the token; the token itself is not kept."""
+    parts: list[object] = [os.environ.get(name, "") for name in _VARIABLES]
+    try:
+        parts.append(Path(os.environ.get("HF_TOKEN_PATH", "")).stat().st_mtime_ns)
+    except OSError:
+        parts.append(None)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _path(settings: Settings, entry: ModelEntry) -> Path:

@@ -40,7 +40,10 @@ RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2, 3)
 SEAMS = (-0.5, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.5, 1, 2)
 FRAMES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 OUTCOMES = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
-STAGES = (Stage.LOADING, Stage.DENOISING, Stage.WAITING_FOR_MEMORY, Stage.DECODING, Stage.ENCODING)
+STAGES = (
+    *(Stage.DOWNLOADING, Stage.LOADING, Stage.DENOISING),
+    *(Stage.WAITING_FOR_MEMORY, Stage.DECODING, Stage.ENCODING),
+)
 OOM_STAGES = (Stage.LOADING, Stage.DENOISING, Stage.DECODING)
 NONFINITE_STAGES = ("denoising", "latents", "decoding", "sound")  # latents: those of a file
 WEBHOOK_OUTCOMES = ("delivered", "failed", "given_up")
@@ -103,6 +106,9 @@ class ServiceMetrics:
         )
         self.preemptions = self._counter(
             "preemptions", "Running jobs that gave way to a job of higher priority.", *PLACE
+        )
+        self.downloaded = self._counter(
+            "download_bytes", "Bytes of models received from the hub by workers.", *PLACE
         )
         self.denoise_steps = self._counter(
             "denoise_steps",
@@ -200,7 +206,8 @@ class ServiceMetrics:
         for how in ("computed", "resumed"):
             self.denoise_steps.labels(how, *at)
         histograms = (self.job_seconds, self.chunk_frames, self.predicted, self.measured, self.ratio)
-        for metric in (self.frames, self.pixels, self.regret, self.preemptions, *histograms):
+        plain = (self.frames, self.pixels, self.regret, self.preemptions, self.downloaded)
+        for metric in (*plain, *histograms):
             metric.labels(*at)
         for before, after in combinations(PlacementKind, 2):
             self.denoise_fallback.labels(before, after, *at)
@@ -280,6 +287,8 @@ class ServiceMetrics:
                 vae = data.get("vae") or self._vae_of_model.get(at.model, "unknown")
                 self.strategy.labels(vae, data["strategy"], data["reason"], *at).inc(exemplar=job)
                 self.decode_seconds.labels(data["strategy"], *at)
+            case "downloaded":  # framefit_download_bytes_total
+                self.downloaded.labels(*at).inc(data["received_bytes"], exemplar=job)
             case "resumed":  # framefit_denoise_steps_total
                 self.denoise_steps.labels("resumed", *at).inc(data["step"], exemplar=job)
             case "checkpoint":

@@ -22,6 +22,7 @@ COUNTED: Mapping[str, frozenset[str]] = {
     "requeued": frozenset({"reason"}),
     "preempted": frozenset({"priority", "step", "steps"}),
     "plan": frozenset({"vae", "strategy", "reason", "stage"}),
+    "downloaded": frozenset({"received_bytes"}),
     "checkpoint": frozenset({"steps_since_checkpoint"}),
     "resumed": frozenset({"step"}),
     "denoised": frozenset({"exact", "steps", "seconds", "steps_since_checkpoint"}),

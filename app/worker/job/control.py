@@ -75,6 +75,11 @@ class JobControl:
         """Whether the job is to go back to the queue at its next step, with its steps."""
         return self._reason is WorkerStopping or (self._hands_back and self._reason is None)
 
+    @property
+    def stops(self) -> bool:
+        """Whether the job is to stop or to go back to the queue. Asking does not count as an advance."""
+        return self._reason is not None or self._hands_back
+
     def check(self) -> None:
         """Record that the job advances; raise the reason to stop, if there is one."""
         self.advanced_at = time.monotonic()

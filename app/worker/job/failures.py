@@ -12,6 +12,7 @@ from adaptive.errors import AdaptiveError, DecodeOutOfMemory, DoesNotFit, NonFin
 from app.jobs import JobError, Json
 from app.media.video import NO_SPACE, VideoWriteError
 from app.models.components import ModelUnavailable
+from app.models.downloads.planning import DownloadFailed
 from app.store import ImageMissing, ImageUnreadable, StoreError
 from app.worker.device_errors import DeviceFault, OutOfMemory, device_fault
 from app.worker.finite import found_json
@@ -72,6 +73,8 @@ def as_job_failures() -> Iterator[None]:
         raise JobFailure("nonfinite_values", str(error), found_json(error)) from error
     except VideoWriteError as error:
         raise JobFailure("disk_full" if error.disk_full else "encoding_failed", str(error)) from error
+    except DownloadFailed as error:
+        raise JobFailure(error.code, str(error), dict(error.data)) from error
     except (ModelUnavailable, UnsuitablePipeline, AdaptiveError) as error:
         code = "model_unavailable" if isinstance(error, ModelUnavailable) else "unsupported"
         raise JobFailure(code, str(error)) from error

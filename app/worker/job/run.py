@@ -1,4 +1,4 @@
-"""Runs one job from claim to video: load, denoise, save the latents, decode, encode.
+"""Runs one job from claim to video: download, load, denoise, save the latents, decode, encode.
 
 Owns the order of the stages, and reports their progress and durations to the job table. Does not decide what
 happens to the job afterwards (`app.worker.loop`), how an error becomes a failure (`app.worker.job.failures`)
@@ -23,6 +23,7 @@ from app.frame_rate import rate_as_json
 from app.jobs import Claim, Json, Stage
 from app.loops import one_line
 from app.media.video import VideoWriter
+from app.models.downloads.download import needs_download
 from app.models.entries import ModelEntry
 from app.store import JobStore
 from app.worker.decoding import Decoding, combined_report
@@ -44,6 +45,7 @@ from app.worker.job.control import (
     wait_for_memory,
 )
 from app.worker.job.failures import as_job_failures, is_unexpected
+from app.worker.job.fetch import fetch_model
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.job.giving_way import GivingWay
 from app.worker.job.pictures import write_previews, write_thumbnail
@@ -55,7 +57,8 @@ log = logging.getLogger(__name__)
 
 # The job's progress (0..1) at the start and at the end of each stage.
 _STAGE_PROGRESS = {
-    Stage.LOADING: (0.0, 0.02),
+    Stage.DOWNLOADING: (0.0, 0.01),
+    Stage.LOADING: (0.01, 0.02),
     Stage.DENOISING: (0.02, 0.8),
     Stage.WAITING_FOR_MEMORY: (0.8, 0.8),
     Stage.DECODING: (0.8, 0.97),
@@ -99,6 +102,10 @@ class JobRun:
         """
         with as_job_failures(), self._faults_reported():
             artifacts = job_artifacts(self._settings.jobs_dir, self._job.id).make()
+            if self._engine.loaded_model != self._entry.name and needs_download(self._entry, self._settings):
+                with self._in_stage(Stage.DOWNLOADING):
+                    count = partial(self._store.event, self._job.id, self._token, "downloaded")
+                    fetch_model(self._entry, self._settings, self._control, self._report, count)
             with self._in_stage(Stage.LOADING):
                 saved = self._saved_latents(artifacts)
                 model = self._load()

@@ -1,0 +1,191 @@
+"""A job whose model is still at the hub, which is one on this machine: it comes, is told, and stops."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import tiny_pipelines
+from fake_hub import FakeHub, Repository, running_hub, use_here
+from hub_model import MIB, SOURCE
+from scraped import total
+from served_model import ServedModel, served_model
+from waiting import wait_for
+
+from app.models.downloads.progress import DownloadProgress
+from app.store import open_store
+from app.worker.job.control import JobCanceled, JobControl, WorkerStopping
+from app.worker.job.fetch import _Reports
+from app.worker.loop import Worker
+
+LONG_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A whole tiny pipeline, and beside it what no pipeline loads."""
+    folder = tiny_pipelines.save("LTXImageToVideoPipeline", tmp_path_factory.mktemp("model"))
+    (folder / "original.safetensors").write_bytes(b"0" * MIB)
+    (folder / "text_encoder" / "large.bin").write_bytes(b"0" * MIB)
+    (folder / "tokenizer" / "large.txt").write_bytes(b"0" * 4 * MIB)
+    return Repository.of(folder)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Repository) -> Iterator[FakeHub]:
+    with running_hub() as hub:
+        hub.repositories[SOURCE] = Repository(dict(repository.files), repository.commit)
+        use_here(hub, tmp_path / "hf" / "hub", monkeypatch)
+        for name, value in hub.environ(tmp_path / "hf").items():
+            monkeypatch.setenv(name, value)
+        yield hub
+
+
+@pytest.fixture
+def served(hub: FakeHub, tmp_path: Path) -> Iterator[ServedModel]:
+    assert hub.url
+    with served_model(tmp_path / "data", Path(SOURCE)) as served:
+        yield served
+
+
+class Running:
+    """A worker that runs the next job in a thread."""
+
+    def __init__(self, served: ServedModel) -> None:
+        self.store = open_store(served.settings)
+        claim = self.store.claim("here", models=["mine"], loaded_model=None, lease_seconds=600)
+        assert claim is not None
+        self.worker = Worker(served.settings, served.models, self.store, served.engine, "here")
+        self.thread = threading.Thread(target=self.worker._run_job, args=(claim,))
+        self.thread.start()
+
+    @property
+    def control(self) -> JobControl:
+        current = wait_for(lambda: self.worker._current, LONG_SECONDS)
+        assert current is not None
+        return current[1]
+
+    def end(self) -> None:
+        self.thread.join()
+        self.store.close()
+
+
+def test_it_comes_before_loading_which_asks_the_hub_nothing(hub: FakeHub, served: ServedModel) -> None:
+    queued = served.submit()
+    served.run_next()
+    job = served.job(queued)
+    assert job["status"] == "succeeded", job["error"]
+    loaded = sum(len(data) for name, data in hub.repositories[SOURCE].files.items() if "/" in name)
+    download = job["download"]
+    assert loaded - MIB <= download["total_bytes"] <= loaded - MIB + 10_000  # model_index.json
+    assert download["done_bytes"] == download["total_bytes"]
+    stages = [event["stage"] for event in served.events("stage")]
+    assert stages[:2] == ["downloading", "loading"]
+    told = [event for event in served.events("progress") if event["stage"] == "downloading"]
+    assert all(event["progress"] <= 0.01 for event in told)
+    assert told[-1]["download"]["done_bytes"] == download["total_bytes"]
+    received = sum(event["received_bytes"] for event in served.events("downloaded"))
+    assert 0 < received <= download["total_bytes"]
+    assert total(served.counted(), "framefit_download_bytes_total", model="mine", host="here") == received
+    assert not any("original" in request or "large.bin" in request for request in hub.requests)
+    asked = len(hub.requests)
+    second = served.submit(seed=6)
+    served.engine._model = None
+    served.run_next()
+    assert served.job(second)["status"] == "succeeded"
+    assert served.job(second)["download"] is None
+    assert len(hub.requests) == asked
+
+
+def test_a_canceled_job_stops_its_download_and_the_next_goes_on_there(
+    hub: FakeHub, served: ServedModel
+) -> None:
+    hub.bytes_per_second = MIB
+    canceled = served.submit()
+    running = Running(served)
+    wait_for(lambda: hub.sent_bytes > MIB // 2, LONG_SECONDS)
+    hub.halted.set()  # not even a byte will come any more
+    assert running.control.interrupt(JobCanceled)
+    running.end()
+    job = served.job(canceled)
+    assert job["status"] == "canceled"
+    assert 0 < job["download"]["done_bytes"] < job["download"]["total_bytes"]
+    hub.halted.clear()
+    hub.bytes_per_second, before = None, hub.sent_bytes
+    following = served.submit()
+    served.run_next()
+    assert served.job(following)["status"] == "succeeded"
+    assert hub.sent_bytes - before < job["download"]["total_bytes"]
+
+
+def test_a_worker_that_stops_gives_the_job_back_at_once(hub: FakeHub, served: ServedModel) -> None:
+    hub.halted.set()
+    queued = served.submit()
+    running = Running(served)
+    wait_for(lambda: hub.file_requests(), LONG_SECONDS)
+    running.control.hand_back()
+    running.end()
+    assert served.job(queued)["status"] == "queued"
+    hub.halted.clear()
+
+
+def test_after_a_refusal_of_the_hub_the_next_request_is_refused_with_what_to_do(
+    hub: FakeHub, served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories[SOURCE].gated = True
+    queued = served.submit()
+    served.run_next()
+    told = f"accept its licence at {hub.url}/{SOURCE} and set HF_TOKEN"
+    error = served.job(queued)["error"]
+    assert error["code"] == "model_unavailable"
+    served.http.app.state.service.faults._checked_at.clear()  # looked at again after two seconds
+    assert told in error["message"]
+    with pytest.raises(AssertionError, match=r"model_unavailable.*accept its licence"):
+        served.submit()
+    assert any(one["unavailable_because"] and told in one["unavailable_because"] for one in models(served))
+    monkeypatch.setenv("HF_TOKEN", "a-good-token")
+    served.http.app.state.service.faults._checked_at.clear()  # looked at again after two seconds
+    admitted = served.submit()
+    served.run_next()
+    assert served.job(admitted)["status"] == "succeeded"
+
+
+def models(served: ServedModel) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = served.http.get("/models").json()["models"]
+    return found
+
+
+def test_a_disk_without_room_fails_the_job_with_both_numbers(hub: FakeHub, served: ServedModel) -> None:
+    large = "transformer/diffusion_pytorch_model.safetensors"
+    hub.repositories[SOURCE].sizes[large] = 2**60
+    queued = served.submit()
+    served.run_next()
+    error = served.job(queued)["error"]
+    assert error["code"] == "disk_full"
+    assert error["data"]["needed_bytes"] > error["data"]["free_bytes"] > 0
+
+
+def test_bytes_that_come_are_an_advance_and_waiting_for_them_is_none() -> None:
+    control = JobControl()
+    reports = _Reports(control, lambda _share, data: control.check(), lambda _data: None)  # noqa: ARG005
+    control.advanced_at = 0.0
+    reports.seen(DownloadProgress(0, 10))
+    assert control.advanced_at == 0.0
+    reports.seen(DownloadProgress(5, 10, 5))
+    assert control.advanced_at > 0.0
+    control.hand_back()
+    assert control.stops
+    assert control.interrupt(WorkerStopping)
+
+
+def test_the_store_keeps_the_newest_download_of_a_job(served: ServedModel) -> None:
+    queued = served.submit()
+    with closing(open_store(served.settings)) as store:
+        claim = store.claim("here", models=["mine"], loaded_model=None, lease_seconds=600)
+        assert claim is not None
+        told = {"done_bytes": 1, "total_bytes": 2, "bytes_per_second": None, "seconds_left": None}
+        stage = claim.job.stage.__class__.DOWNLOADING
+        assert store.progress(queued, claim.token, stage=stage, progress=0, data={"download": told})
+        assert store.progress(queued, claim.token, stage=claim.job.stage, progress=0.1)
+    assert served.job(queued)["download"] == told
