@@ -5,7 +5,7 @@ Each command imports the heavy packages that it needs itself, so that `--help` i
 generate   client: makes a video from an image and a prompt
 delete     client: deletes jobs with their images, prompts and videos
 bench      bench compare
-models     models, plan, calibrate, convert, inspect
+models     models, pull, plan, calibrate, convert, inspect
 latents    encode, decode
 operation  serve, api, worker, profile, doctor, backup, restore, key
 options    options and parsers that several commands share
@@ -20,7 +20,7 @@ from adaptive.device.huge_pages import enable_huge_pages
 from adaptive.version import __version__
 from app.cli import bench, delete, generate
 from app.cli.latents import decode, encode
-from app.cli.models import calibrate, convert, inspect, listed, plan
+from app.cli.models import calibrate, convert, inspect, listed, plan, pull
 from app.cli.operation import backup, doctor, keys, processes
 from app.config import ConfigError
 from app.models.hub import disable_telemetry
@@ -46,6 +46,7 @@ for group in (
     inspect,
     doctor,
     listed,
+    pull,
     keys,
     bench,
 ):

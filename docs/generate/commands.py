@@ -32,7 +32,8 @@ def _command(command: Any, names: tuple[str, ...]) -> Iterator[str]:
         for name, each in commands.items():
             if not each.hidden:
                 yield from _command(each, (*names, name))
-        return
+        if not command.invoke_without_command or len(names) == 1:
+            return
     shown = [each for each in command.params if not getattr(each, "hidden", False) and each.name != "help"]
     arguments = [each for each in shown if each.param_type_name == "argument"]
     usage = " ".join((*names, *(_placeholder(each) for each in arguments)))

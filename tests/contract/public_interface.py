@@ -200,7 +200,7 @@ def _commands(command: Any, name: str) -> Iterator[str]:
         place = "option" if parameter.param_type_name == "option" else "argument"
         yield f"{name}  {place} {flags}  {kind}{many}  {default}"
     subcommands = getattr(command, "commands", {})
-    if not subcommands:
+    if not subcommands or command.invoke_without_command:
         yield name
     for each, below in subcommands.items():
         if not below.hidden:

@@ -77,9 +77,9 @@ def point_to(repository: Path, revision: str, commit: str) -> None:
     replace_text(path, commit)
 
 
-def has_repository(entry: ModelEntry) -> bool:
-    """Whether the cache holds anything of the model's repository."""
-    return repository_folder(entry.source).is_dir()
+def partial_bytes(source: str) -> int:
+    """Bytes in the cache of a repository, of whatever revision; links count nothing."""
+    return _tree_bytes(repository_folder(source) / "blobs")
 
 
 def remove_revision(source: str, revision: str | None) -> int:

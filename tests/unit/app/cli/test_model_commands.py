@@ -1,0 +1,137 @@
+"""`framefit pull`, `framefit models` and `framefit models rm`, with a hub on this machine."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from fake_hub import FakeHub, running_hub, use_here
+from hub_model import BYTES, MIB, SOURCE, publish
+from typer.testing import CliRunner
+
+from app.cli import app
+from app.config import load_settings
+from app.models.downloads.cached import repository_folder
+from app.models.downloads.planning import Wanted
+from app.models.downloads.transfer import repository_lock
+from app.store import open_store
+
+MODELS = """
+[models.mine]
+pipeline = "LTXImageToVideoPipeline"
+source = "{source}"
+vae_class = "AutoencoderKLLTXVideo"
+size_multiple = 32
+temporal_ratio = 8
+first_frame_alone = true
+defaults = {{width = 64, height = 64, num_frames = 9, fps = 8, num_inference_steps = 1, guidance_scale = 1.0}}
+limits = {{max_pixels = 4096, max_frames = 9, max_steps = 9}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with running_hub() as hub:
+        publish(hub)
+        use_here(hub, tmp_path / "hf" / "hub", monkeypatch)
+        for name, value in hub.environ(tmp_path / "hf").items():
+            monkeypatch.setenv(name, value)
+        file = tmp_path / "models.toml"
+        file.write_text(MODELS.format(source=SOURCE))
+        monkeypatch.setenv("FRAMEFIT_MODELS_FILE", str(file))
+        monkeypatch.setenv("FRAMEFIT_DATA_DIR", str(tmp_path / "data"))
+        (tmp_path / "data").mkdir()
+        yield hub
+
+
+def framefit(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def listed(name: str) -> dict[str, Any]:
+    answer = framefit("models", "--json")
+    assert answer.exit_code == 0, answer.output
+    return next(row for row in json.loads(answer.output)["models"] if row["name"] == name)
+
+
+def test_a_model_is_listed_pulled_and_removed_with_its_bytes(hub: FakeHub) -> None:
+    before = listed("mine")["storage"]
+    assert not before["on_disk"]
+    assert hub.requests == []  # listing asks nothing
+    checked = framefit("pull", "mine", "--check")
+    assert "8.0 MiB to download, of 8.0 MiB in all" in checked.output
+    assert listed("mine")["storage"]["size_from"] == "hub"
+    pulled = framefit("pull", "mine")
+    assert pulled.exit_code == 0, pulled.output
+    assert f"{SOURCE}: 8.0 MiB in {repository_folder(SOURCE)}" in pulled.output
+    after = listed("mine")["storage"]
+    assert after["on_disk"]
+    assert (after["size_bytes"], after["size_from"], after["download_bytes"]) == (BYTES, "disk", 0)
+    table = framefit("models").output
+    assert "mine" in table
+    assert "8.0 MiB" in table
+    removed = framefit("models", "rm", "mine")
+    assert removed.exit_code == 0, removed.output
+    assert "8.0 MiB" in removed.output
+    assert not repository_folder(SOURCE).exists()
+    assert not listed("mine")["storage"]["on_disk"]
+    assert "nothing to remove" in framefit("models", "rm", "mine").output
+
+
+def test_removing_takes_what_a_download_left_behind_and_spares_other_revisions() -> None:
+    repository = repository_folder(SOURCE)
+    for name, content in {"snapshots/kept/a": b"k" * MIB, "snapshots/gone/a": b"g" * MIB}.items():
+        blob = repository / "blobs" / name.split("/")[1]
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+        (repository / name).parent.mkdir(parents=True)
+        (repository / name).symlink_to(blob)
+    (repository / "blobs" / "broken.incomplete").write_bytes(b"b" * MIB)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("gone")
+    answer = framefit("models", "rm", "mine")
+    assert f"{2 * MIB + 4:,} bytes" in answer.output
+    assert (repository / "snapshots/kept/a").read_bytes() == b"k" * MIB
+    assert [path.name for path in (repository / "blobs").iterdir()] == ["kept"]
+
+
+def test_what_is_in_use_or_not_from_the_hub_is_not_removed(tmp_path: Path) -> None:
+    refused = framefit("models", "rm", "tiny")
+    assert refused.exit_code == 1
+    assert "is not from the hub" in refused.output
+    with repository_lock(Wanted(SOURCE)) as locked:
+        assert locked
+        assert "is being downloaded" in framefit("models", "rm", "mine").output
+    with closing(open_store(load_settings())) as store:
+        store.migrate()
+        store.register_worker("w", {"name": "cpu", "kind": "cpu", "loaded_model": "mine"})
+    assert "a worker has mine loaded" in framefit("models", "rm", "mine").output
+    both = MODELS.format(source=SOURCE)
+    (tmp_path / "models.toml").write_text(both + both.replace("mine", "other"))
+    assert "mine shares its files with other" in framefit("models", "rm", "mine").output
+
+
+def test_a_pull_that_the_hub_refuses_says_what_to_do(hub: FakeHub) -> None:
+    hub.repositories[SOURCE].gated = True
+    refused = framefit("pull", "mine")
+    assert refused.exit_code == 1
+    told = f"accept its licence at {hub.url}/{SOURCE}"
+    assert told in refused.output
+    assert told in listed("mine")["unavailable_because"]
+    assert "built in" in framefit("pull", "tiny").output
+
+
+def test_what_a_card_of_this_machine_holds_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.cli.models import listed as command
+    from app.scheduling.fits_here import DeviceMemory
+
+    gib = 2**30
+    for total, kind, fits in ((24, "resident", True), (12, "drop_text_encoder", True), (2, None, False)):
+        card = DeviceMemory("cuda:0", "cuda", total * gib, 64 * gib)
+        monkeypatch.setattr(command, "_devices", lambda card=card: [card])
+        fit = listed("ltx-video")["fits_here"]
+        assert (fit["fits"], fit["placement"]) == (fits, kind)
+        assert "GiB" in fit["detail"] or "bytes" in fit["detail"]
