@@ -103,10 +103,12 @@ def served_model(
     settings = Settings(data_dir=data_dir, models_file=file, **options)
     models = load_models(settings)
 
-    with TestClient(
-        create_app(settings, load_profile=lambda entry: _profile(entry.pipeline, entry.dtype))
-    ) as http:
+    with TestClient(create_app(settings, load_profile=_profile_of)) as http:
         yield ServedModel(settings, models, http, Engine(settings, "cpu"))
+
+
+def _profile_of(entry: ModelEntry) -> MemoryProfile | None:
+    return _profile(entry.pipeline, entry.dtype) if entry.name == "mine" else None
 
 
 @cache

@@ -20,6 +20,7 @@ from app.models.checks.faults import ModelFaults
 from app.models.entries import ModelEntry, load_models
 from app.scheduling.admission import Admission, LoadRequirements
 from app.scheduling.eta import RunTimes, WaitingTimes
+from app.scheduling.fits_here import ModelCards
 from app.scheduling.unschedulable import UnschedulableJobs
 from app.scheduling.usable_profile import LoadProfile
 from app.service.disposal import Disposal
@@ -55,6 +56,7 @@ class Service:
     exporter: Exporter
     feed: EventFeed
     waiting_times: WaitingTimes
+    cards: ModelCards
     nvml: Nvml
     image_limits: ImageLimits
     shares: ClientShares
@@ -164,6 +166,7 @@ def build_service(
         metrics=metrics,
         exporter=exporter,
         feed=EventFeed(store, consumers, exporter, poll_seconds=settings.poll_seconds),
+        cards=ModelCards(settings, models, alive_workers, load_profile, load_requirements),
         waiting_times=WaitingTimes(run_times, store, alive_workers),
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),

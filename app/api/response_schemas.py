@@ -11,6 +11,7 @@ from app.api.schema_terms import list_of as _list
 from app.api.schema_terms import object_of as _object
 from app.api.schema_terms import or_null as _or_null
 from app.jobs import JobStatus, Json, Stage
+from app.models.downloads.storage import Place
 
 
 def answer(schema: Json, status: int = 200) -> dict[int | str, dict[str, Any]]:
@@ -117,6 +118,25 @@ DEVICES = _object(
         "reserve_bytes": WHOLE,
     }
 )
+_STORAGE = _object(
+    {
+        "place": {"type": "string", "enum": list(Place)},
+        "format": TEXT,
+        "on_disk": YES_OR_NO,
+        "size_bytes": _or_null(WHOLE),
+        "size_from": {**_or_null(TEXT), "description": "disk, hub or configuration: then it is computed."},
+        "download_bytes": {**_or_null(WHOLE), "description": "What a download would bring now."},
+    }
+)
+_FIT = _object(
+    {
+        "fits": {**YES_OR_NO, "description": "Whether the model's default video fits a device of a worker."},
+        "device": TEXT,
+        "placement": _or_null(TEXT),
+        "decode": _or_null(TEXT),
+        "detail": TEXT,
+    }
+)
 _MODEL = _object(
     {
         "name": TEXT,
@@ -131,6 +151,8 @@ _MODEL = _object(
         "is_default": YES_OR_NO,
         "available": YES_OR_NO,
         "unavailable_because": _or_null(TEXT),
+        "storage": _or_null(_STORAGE),
+        "fits_here": _or_null(_FIT),
     }
 )
 MODELS = _object({"models": _list(_MODEL)})

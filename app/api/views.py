@@ -163,8 +163,18 @@ def _state(worker: WorkerRow) -> str:
     return "draining" if worker.state == "paused" and worker.job_id is not None else worker.state
 
 
-def model_view(entry: ModelEntry, *, is_default: bool, unavailable_because: str | None = None) -> Json:
-    """Return the JSON of a model: its rules, defaults and limits, and why it cannot be used, if so."""
+def model_view(
+    entry: ModelEntry,
+    *,
+    is_default: bool,
+    unavailable_because: str | None = None,
+    storage: Json | None = None,
+    fits_here: Json | None = None,
+) -> Json:
+    """Return the JSON of a model: its rules, defaults and limits, and why it cannot be used, if so.
+
+    `storage` tells where its weights are and their size, `fits_here` what its default video needs.
+    """
     return {
         "name": entry.name,
         "description": entry.description,
@@ -186,4 +196,6 @@ def model_view(entry: ModelEntry, *, is_default: bool, unavailable_because: str 
         "is_default": is_default,
         "available": unavailable_because is None,
         "unavailable_because": unavailable_because,
+        "storage": storage,
+        "fits_here": fits_here,
     }

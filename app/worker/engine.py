@@ -193,6 +193,7 @@ class Engine:
             **self.memory_report(),
             "capacity_bytes": self.capacity_bytes,
             "host_capacity_bytes": self.host_capacity_bytes,
+            "host_total_bytes": read_host().total_bytes,
             **({} if self._model is None else self._model.idle_report()),
             "loaded_model": self.loaded_model,
             "loaded_placement": None if self._model is None else self._model.placement,

@@ -155,12 +155,20 @@ def set_log_level(
     responses={**answer(MODELS), **documented(401)},
 )
 def models(service: TheService, _owner: Caller) -> Json:
-    """Return the models; the first one is the default."""
+    """Return the models; the first one is the default.
+
+    `storage` tells the size of each and whether it is on this machine; the hub is not asked for that.
+    `fits_here` tells how its default video fits the workers' devices with everything else gone from them; it
+    is null before a device has reported.
+    """
     default = next(iter(service.models))
     faults = service.faults.permanent()
+    cards = service.cards.all()
     return {
         "models": [
-            model_view(entry, is_default=name == default, unavailable_because=faults.get(name))
+            model_view(
+                entry, is_default=name == default, unavailable_because=faults.get(name), **cards.get(name, {})
+            )
             for name, entry in service.models.items()
         ]
     }

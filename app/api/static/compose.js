@@ -4,7 +4,7 @@ import { call } from "./api.js";
 import { byId, debounced, say } from "./dom.js";
 import * as images from "./images.js";
 import * as plan from "./plan.js";
-import { inUnits } from "./words.js";
+import { fitting, inUnits, stored } from "./words.js";
 
 const MIB = 2 ** 20;
 const REPLAN_MS = 10_000;
@@ -24,10 +24,25 @@ export async function start(onSubmitted) {
   form.addEventListener("input", debounced(replan, 300));
   form.addEventListener("submit", (event) => { event.preventDefault(); submit(onSubmitted); });
   replan();
-  setInterval(() => { if (!document.hidden) replan(); }, REPLAN_MS);
+  setInterval(() => { if (!document.hidden) { replan(); refresh(); } }, REPLAN_MS);
 }
 
 const choice = (one) => new Option(one.available ? one.name : `${one.name} (unavailable)`, one.name, one.is_default);
+
+// What was downloaded or freed meanwhile.
+async function refresh() {
+  const answer = await call("GET", "/models").catch(() => null);
+  if (!answer) return;
+  models = answer.models;
+  model = models.find((one) => one.name === form.elements.model.value) ?? model;
+  showStorage();
+}
+
+function showStorage() {
+  say(byId("model-storage"), [stored(model.storage), fitting(model.fits_here)].filter(Boolean).join(" "));
+  const broken = model.available ? "" : `This model cannot be used: ${model.unavailable_because}.`;
+  say(byId("notice"), broken || model.notice || "");
+}
 
 function applyModel() {
   model = models.find((one) => one.name === form.elements.model.value);
@@ -43,8 +58,7 @@ function applyModel() {
     form.elements[part.dataset.input].disabled = part.hidden;
   }
   say(byId("model-hint"), model.description);
-  const broken = model.available ? "" : `This model cannot be used: ${model.unavailable_because}.`;
-  say(byId("notice"), broken || model.notice || "");
+  showStorage();
   const sides = `Width and height must be multiples of ${multiple}, with at most ${limits.max_pixels.toLocaleString("en")} pixels in total.`;
   const rule = model.frames_step === 1 ? "Any number of frames" : `Frames must be ${model.frame_rule}`;
   const only = model.shapes.map((shape) => shape.replaceAll("x", " × ")).join(" or ");

@@ -80,6 +80,30 @@ export function decided(decode) {
 export const exactness = (decode, weights) =>
   ([decode, weights].some((one) => one?.exact === false) ? "approximate" : "pixel-exact");
 
+// Where a model's files are, and what a download would bring.
+export function stored(storage) {
+  if (!storage) return "";
+  const size = storage.size_bytes == null ? "" : `${storage.size_from === "configuration" ? "about " : ""}${bytes(storage.size_bytes)}`;
+  const what = [storage.format, size].filter(Boolean).join(", ");
+  if (storage.place === "built_in") return `Comes with Framefit: ${what}.`;
+  if (storage.on_disk) return `On this machine: ${what}.`;
+  if (storage.place === "nowhere") return `Not on this machine: ${what}, to be converted first.`;
+  const download = storage.download_bytes;
+  const rest = download != null && download < storage.size_bytes ? ` (${bytes(download)} are missing)` : "";
+  return `Not on this machine: ${what}${rest}. The first job downloads it.`;
+}
+
+const NAMED_PLACEMENT = {
+  resident: "all weights on the device", drop_text_encoder: "text encoder dropped after the prompt",
+  model_offload: "one component on the device at a time", group_offload: "layers copied in groups, which is slow",
+};
+
+export function fitting(fit) {
+  if (!fit) return "";
+  if (!fit.fits) return `Its default video does not fit here: ${fit.detail}.`;
+  return `Fits here: ${NAMED_PLACEMENT[fit.placement]}, ${fit.detail}.`;
+}
+
 // Where the weights are while a job runs; "" where all of them stay on the device.
 const PLACEMENT = {
   drop_text_encoder: "The text encoder leaves the device after the prompt.",

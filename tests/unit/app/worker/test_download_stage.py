@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_pipelines
@@ -151,8 +152,8 @@ def test_after_a_refusal_of_the_hub_the_next_request_is_refused_with_what_to_do(
     assert served.job(admitted)["status"] == "succeeded"
 
 
-def models(served: ServedModel) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = served.http.get("/models").json()["models"]
+def models(served: ServedModel) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = served.http.get("/models").json()["models"]
     return found
 
 
@@ -189,3 +190,22 @@ def test_the_store_keeps_the_newest_download_of_a_job(served: ServedModel) -> No
         assert store.progress(queued, claim.token, stage=stage, progress=0, data={"download": told})
         assert store.progress(queued, claim.token, stage=claim.job.stage, progress=0.1)
     assert served.job(queued)["download"] == told
+
+
+def test_the_card_of_a_model_tells_its_size_and_where_it_is_and_asks_nothing(
+    hub: FakeHub, served: ServedModel
+) -> None:
+    with closing(open_store(served.settings)) as store:
+        store.register_worker("w", {"name": "cpu", "kind": "cpu", "total_bytes": 8 * 2**30})
+    found = {one["name"]: one for one in models(served)}
+    storage = found["mine"]["storage"]
+    assert (storage["place"], storage["on_disk"], storage["download_bytes"]) == ("hub", False, None)
+    published = found["ltx-video"]["storage"]
+    assert published["size_from"] == "configuration"
+    assert published["download_bytes"] > 10 * 2**30
+    assert hub.requests == []
+    served.submit()
+    served.run_next()
+    served.http.app.state.service.cards._looked_at = None  # looked at again after five seconds
+    storage = next(one for one in models(served) if one["name"] == "mine")["storage"]
+    assert (storage["place"], storage["size_from"], storage["download_bytes"]) == ("hub_cache", "disk", 0)
