@@ -1,27 +1,20 @@
-"""Downloads in their own process: told, canceled, killed, refused; from a hub on this machine."""
+"""Downloads in their own process, from a hub on this machine. Jobs cancel them in `test_download_stage`."""
 
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from fake_hub import FakeHub, running_hub
 from hub_model import BYTES, FILES, LOADED, MIB, SOURCE, entry_of, publish
-from waiting import wait_for
 
 from app.config import Settings
 from app.models.downloads import known
 from app.models.downloads.cached import Snapshot, stored_snapshot
-from app.models.downloads.download import DownloadCanceled, ask_size, download, needs_download
+from app.models.downloads.download import ask_size, download, needs_download
 from app.models.downloads.planning import DownloadFailed
 from app.models.downloads.progress import DownloadProgress
 from app.models.entries import ModelEntry
-
-LONG_SECONDS = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -81,57 +74,8 @@ def test_a_gated_repository_says_where_to_accept_and_what_to_set(
     assert told in (known.known_refusal(settings, entry) or "")
     monkeypatch.setenv("HF_TOKEN", "a-good-token")
     assert known.known_refusal(settings, entry) is None  # it was for another token
-    assert downloaded(entry, settings).total_bytes == BYTES
+    assert download(entry, settings, lambda _: None, never).total_bytes == BYTES
     assert hub.leaked_tokens == 0
-
-
-def test_a_canceled_download_stops_in_mid_file_and_the_next_goes_on_there(
-    hub: FakeHub, settings: Settings, entry: ModelEntry
-) -> None:
-    canceled = threading.Event()
-
-    def stop_at(progress: DownloadProgress) -> None:
-        if progress.done_bytes > 2 * MIB:
-            hub.halted.set()  # it would wait for ever
-            canceled.set()
-
-    hub.bytes_per_second = 8 * MIB
-    with pytest.raises(DownloadCanceled):
-        download(entry, settings, stop_at, canceled.is_set)
-    assert not [each for each in psutil.Process().children() if "app.models.downloads" in each.cmdline()]
-    assert stored_snapshot(entry) is None
-    hub.halted.clear()
-    hub.bytes_per_second = None
-    sent = hub.sent_bytes
-    assert downloaded(entry, settings).total_bytes == BYTES
-    assert hub.sent_bytes - sent < BYTES - MIB
-
-
-def test_a_process_that_is_killed_leaves_no_download_behind_and_the_next_goes_on(
-    hub: FakeHub, settings: Settings, entry: ModelEntry
-) -> None:
-    hub.bytes_per_second = 4 * MIB
-    code = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from app.config import Settings\n"
-        "from app.models.downloads.download import download\n"
-        "from app.models.entries import ModelEntry\n"
-        "entry = ModelEntry.model_validate_json(sys.argv[1])\n"
-        "download(entry, Settings(data_dir=Path(sys.argv[2])), lambda _: None, lambda: False)\n"
-    )
-    command = [sys.executable, "-c", code, entry.model_dump_json(), str(settings.data_dir)]
-    process = subprocess.Popen(command)
-    wait_for(lambda: hub.sent_bytes > 2 * MIB, LONG_SECONDS)
-    children = psutil.Process(process.pid).children()
-    assert children
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(children, LONG_SECONDS)
-    assert not any(child.is_running() for child in children)
-    hub.bytes_per_second, sent = None, hub.sent_bytes
-    assert downloaded(entry, settings).total_bytes == BYTES
-    assert hub.sent_bytes - sent < BYTES
 
 
 def test_two_downloads_of_one_model_fetch_it_once(
