@@ -228,9 +228,9 @@ class Job:
     `denoise` describes the denoising run. `remixed_from` is the id of the job whose images and fields it
     took. `deleted_at` is when its deletion was requested, `erased_at` when its files, images and texts were
     gone. `attempts` are those that count, this one included, and `setbacks` how earlier ones ended
-    (`app.attempts`). `webhook` tells how the newest delivery of its webhook goes, `preempted` how many `times`
-    it gave way to a job of higher priority, the last time after `step` of `steps`, and `download` how far the
-    download of its model came, if there was one.
+    (`app.attempts`). `webhook` tells how the newest delivery of its webhook goes, `preempted` how many
+    `times` it gave way to a job of higher priority, the last time after `step` of `steps`, and `download` how
+    far the download of its model came, if there was one.
     """
 
     id: str

@@ -19,6 +19,7 @@ from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import profile_of
 from app.api import create_app
 from app.config import Settings
+from app.models.downloads.access import AskHub
 from app.models.entries import ModelEntry, load_models
 from app.service.exposition.metrics import ServiceMetrics
 from app.store import open_store
@@ -93,7 +94,7 @@ class ServedModel:
 
 @contextmanager
 def served_model(
-    data_dir: Path, source: Path, dtype: str = "float32", **options: Any
+    data_dir: Path, source: Path, dtype: str = "float32", *, ask_hub: AskHub | None = None, **options: Any
 ) -> Iterator[ServedModel]:
     """Serve the folder `source` until the end of the block."""
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def served_model(
     settings = Settings(data_dir=data_dir, models_file=file, **options)
     models = load_models(settings)
 
-    with TestClient(create_app(settings, load_profile=_profile_of)) as http:
+    with TestClient(create_app(settings, load_profile=_profile_of, ask_hub=ask_hub)) as http:
         yield ServedModel(settings, models, http, Engine(settings, "cpu"))
 
 

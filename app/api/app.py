@@ -25,6 +25,7 @@ from app.api.middleware.http_rules import HttpRules
 from app.api.routes import batch, events, files, jobs, openai, openai_models, session, submit, system
 from app.config import Settings
 from app.models import profiles
+from app.models.downloads.access import AskHub
 from app.scheduling.admission import LoadRequirements
 from app.scheduling.usable_profile import LoadProfile
 
@@ -42,18 +43,22 @@ def create_app(
     *,
     load_profile: LoadProfile | None = None,
     load_requirements: LoadRequirements | None = None,
+    ask_hub: AskHub | None = None,
 ) -> FastAPI:
     """Return the API of one job database.
 
     `load_profile` and `load_requirements` return a model's memory profile and its other memory requirements.
     By default both are read from the stored profiles. A custom `load_profile` alone means no other
-    requirements.
+    requirements. `ask_hub` asks the hub before a job is queued whose model is still to be downloaded; None:
+    nothing is asked.
     """
     if load_requirements is None:
         load_requirements = (
             partial(profiles.load_requirements, settings) if load_profile is None else lambda _entry: None
         )
-    service = build_service(settings, load_profile or partial(profiles.load, settings), load_requirements)
+    service = build_service(
+        settings, load_profile or partial(profiles.load, settings), load_requirements, ask_hub
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

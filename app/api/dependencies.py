@@ -17,6 +17,7 @@ from app.loops import LoopState
 from app.media.images import ImageLimits
 from app.media.spritesheet import SheetMaker
 from app.models.checks.faults import ModelFaults
+from app.models.downloads.access import AskHub, HubAccess
 from app.models.entries import ModelEntry, load_models
 from app.scheduling.admission import Admission, LoadRequirements
 from app.scheduling.eta import RunTimes, WaitingTimes
@@ -57,6 +58,7 @@ class Service:
     feed: EventFeed
     waiting_times: WaitingTimes
     cards: ModelCards
+    hub: HubAccess
     nvml: Nvml
     image_limits: ImageLimits
     shares: ClientShares
@@ -116,7 +118,10 @@ class Service:
 
 
 def build_service(
-    settings: Settings, load_profile: LoadProfile, load_requirements: LoadRequirements
+    settings: Settings,
+    load_profile: LoadProfile,
+    load_requirements: LoadRequirements,
+    ask_hub: AskHub | None = None,
 ) -> Service:
     """Build all parts without starting a thread."""
     models = load_models(settings)
@@ -166,6 +171,7 @@ def build_service(
         metrics=metrics,
         exporter=exporter,
         feed=EventFeed(store, consumers, exporter, poll_seconds=settings.poll_seconds),
+        hub=HubAccess(settings, ask_hub),
         cards=ModelCards(settings, models, alive_workers, load_profile, load_requirements),
         waiting_times=WaitingTimes(run_times, store, alive_workers),
         nvml=nvml,

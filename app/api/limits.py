@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from app.api.dependencies import Service
 from app.api.problems import Problem
 from app.jobs import JobSpec
+from app.models.downloads.planning import DownloadFailed
+from app.models.entries import ModelEntry
 from app.scheduling.admission import Verdict
 
 RETRY_SECONDS = 60
@@ -26,15 +28,31 @@ class Admitted:
 def admit(service: Service, owner: str | None, spec: JobSpec) -> Admitted:
     """Admit work of `owner`, the key whose job it is.
 
-    Raises `Problem` 409 `model_gone`, 422 `over_key_limit` or 507 `disk_full`; otherwise as
-    `Admission.admit`.
+    Raises `Problem` 409 `model_gone`, 422 `over_key_limit` or 507 `disk_full`, and `ModelUnavailable` for a
+    model that the hub refuses; otherwise as `Admission.admit`.
     """
     if spec.model not in service.models:
         raise Problem(409, "model_gone", f"model {spec.model} is no longer available")
     check_key_limits(service, owner, spec)
     check_disk(service)
+    _check_hub(service, service.models[spec.model])
     key = service.keys.of_owner(owner)
     return Admitted(service.admission.admit(spec), None if key is None else key.max_queued)
+
+
+def _check_hub(service: Service, entry: ModelEntry) -> None:
+    """Ask the hub for a model that is still to be downloaded, if nothing is known of it.
+
+    Raises `ModelUnavailable` if it refuses the model, and problem 507 if the disk is too small for it.
+    """
+    try:
+        if service.hub.check(entry):
+            service.faults.forget(entry)
+    except DownloadFailed as refusal:
+        service.faults.forget(entry)
+        if refusal.code != "disk_full":
+            raise
+        raise Problem(507, "disk_full", str(refusal), data=dict(refusal.data)) from refusal
 
 
 def check_key_limits(service: Service, owner: str | None, spec: JobSpec) -> None:

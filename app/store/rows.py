@@ -94,7 +94,17 @@ def load(value: str | None) -> Json | None:
 def job_of(row: Mapping[Any, Any]) -> Job:
     """Return the job in a row selected with `JOB_COLUMNS` and `queue_position`."""
     columns = dict(row)
-    documents = ("plan", "denoise", "decode", "result", "error", "setbacks", "webhook", "preempted", "download")
+    documents = (
+        "plan",
+        "denoise",
+        "decode",
+        "result",
+        "error",
+        "setbacks",
+        "webhook",
+        "preempted",
+        "download",
+    )
     for name in documents:
         columns[name] = load(columns[name])
     columns["status"] = JobStatus(columns["status"])

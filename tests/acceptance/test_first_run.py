@@ -35,8 +35,9 @@ def test_it_is_downloaded_in_sight_of_all_survives_a_kill_and_nobody_but_the_hub
         service = start_service(
             **environ, FRAMEFIT_MODELS_FILE=str(models), PYTHONPATH=path, RECORDED_SOCKETS=str(recorded)
         )
+        wait_for(lambda: service.http.get("/readyz").status_code == 200, START_SECONDS, service.log)
+        assert not any("safetensors" in request for request in hub.requests)  # nobody has asked for weights
         job = service.submit(**SHORT)
-        assert not any("safetensors" in request for request in hub.requests)  # nobody had asked for weights
         with chromium() as browser:
             page = browser.new_page()
             page.goto(str(service.http.base_url))

@@ -68,12 +68,13 @@ def api(
 
     from app.api import create_app
     from app.api.server import build_server
+    from app.models.downloads.download import ask_size
     from app.service.data_folder import prepare_data_folder
 
     _configure_log(settings, "api")
     with _faults_in_one_line("framefit api"):
         prepare_data_folder(settings.data_dir, may_make=supervisor_pid is None)
-        app = create_app(settings)
+        app = create_app(settings, ask_hub=ask_size)
         app.state.service.store.migrate()  # here: the server would print a traceback
     server = build_server(app, host=settings.host, port=settings.port, access_log=False)
     sockets = None if listen_fd is None else [socket.socket(fileno=listen_fd)]

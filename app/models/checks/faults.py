@@ -93,6 +93,11 @@ class ModelFaults:
                 self._checked_at[entry.name] = self._clock()
             return self._found[entry.name]
 
+    def forget(self, entry: ModelEntry) -> None:
+        """Look at the model anew the next time."""
+        with self._lock:
+            self._checked_at.pop(entry.name, None)
+
     def permanent(self) -> dict[str, str]:
         """The reason of each model that cannot be used until its files or its entry change."""
         found = {name: self.of(entry) for name, entry in self._models.items()}

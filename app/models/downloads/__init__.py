@@ -7,6 +7,7 @@ planning     asks the hub for files and sizes, and compares them with the disk
 transfer     fetches files; goes on where an earlier download broke off
 storage      where a model is and how many bytes it has, for cards and tables
 known        what the hub last said about a model, for processes that do not ask it
+access       asks the hub before a job is queued
 download     the download of a model: a child process, so that it can be stopped at any moment
 __main__     that child process
 
