@@ -48,7 +48,9 @@ def test_it_is_downloaded_in_sight_of_all_survives_a_kill_and_nobody_but_the_hub
             assert seen["stage"] == "downloading"
             assert 0 < seen["download"]["done_bytes"] < seen["download"]["total_bytes"]
             assert seen["download"]["seconds_left"] > 0
-            assert "Not on this machine" in page.inner_text("#model-storage")
+            wait_for(
+                lambda: "Not on this machine" in page.inner_text("#model-storage"), START_SECONDS, service.log
+            )
         service.worker().send_signal(signal.SIGKILL)
         wait_for(lambda: "requeued" in service.kinds(job["id"]), START_SECONDS, service.log)
         hub.bytes_per_second = None
