@@ -44,6 +44,8 @@ def check_command(words: list[str]) -> None:
     """Assert that the command is one, and that it has the options given to it."""
     command = typer.main.get_command(app)
     while (commands := getattr(command, "commands", None)) is not None:
+        if command.invoke_without_command and (not words or words[0].startswith(("-", "["))):
+            break  # it is a command itself
         assert words, "a group of commands needs one of them"
         assert words[0] in commands, f"framefit {' '.join(words)}"
         command, words = commands[words[0]], words[1:]

@@ -13,6 +13,7 @@ from hub_model import BYTES, MIB, SOURCE, publish
 from typer.testing import CliRunner
 
 from app.cli import app
+from app.cli.generate import _doing, _share
 from app.config import load_settings
 from app.models.downloads.cached import repository_folder
 from app.models.downloads.planning import Wanted
@@ -122,6 +123,16 @@ def test_a_pull_that_the_hub_refuses_says_what_to_do(hub: FakeHub) -> None:
     assert told in refused.output
     assert told in listed("mine")["unavailable_because"]
     assert "built in" in framefit("pull", "tiny").output
+
+
+def test_generate_shows_bytes_rate_and_time_left_of_a_download() -> None:
+    download = {"done_bytes": 3 * MIB, "total_bytes": 8 * MIB, "bytes_per_second": MIB, "seconds_left": 5.0}
+    job = {"stage": "downloading", "status": "running", "progress": 0.004, "download": download}
+    assert _doing(job) == "downloading the model: 3.0 MiB of 8.0 MiB, 1.0 MiB/s, 5 s left"
+    assert _share(job) == 3 / 8
+    job["download"] = {**download, "bytes_per_second": None, "seconds_left": None}
+    assert _doing(job) == "downloading the model: 3.0 MiB of 8.0 MiB"
+    assert _doing({**job, "stage": "loading"}) == "loading the model"
 
 
 def test_what_a_card_of_this_machine_holds_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
