@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from app.config import Settings
+from app.service.data_folder import prepare_data_folder
 
 _POLL_SECONDS = 0.2
 _START_SECONDS = 60.0
@@ -141,7 +142,7 @@ def _is_framefit(url: str) -> bool:
 
 @contextmanager
 def _private_service(settings: Settings) -> Iterator[str]:
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    prepare_data_folder(settings.data_dir)
     log_path = settings.data_dir / "private-service.log"
     import os
 

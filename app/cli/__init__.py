@@ -9,9 +9,10 @@ models     models, pull, plan, calibrate, convert, inspect
 latents    encode, decode
 operation  serve, api, worker, profile, doctor, backup, restore, key
 options    options and parsers that several commands share
+outputs    the files that commands write, looked at before the work begins, and results as JSON
+faults     which errors end a command in one line
 """
 
-import sys
 from typing import Annotated
 
 import typer
@@ -19,18 +20,18 @@ import typer
 from adaptive.device.huge_pages import enable_huge_pages
 from adaptive.version import __version__
 from app.cli import bench, delete, generate
+from app.cli.faults import Commands
 from app.cli.latents import decode, encode
 from app.cli.models import calibrate, convert, inspect, listed, plan, pull
 from app.cli.operation import backup, doctor, keys, processes
-from app.config import ConfigError
 from app.models.hub import disable_telemetry
 from app.service.logs import quiet_libraries
 
 app = typer.Typer(
     name="framefit",
+    cls=Commands,
     help="An image-to-video server that never loses a video to VRAM.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for group in (
@@ -66,16 +67,11 @@ def _options(
         typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    pass
+    quiet_libraries()
+    disable_telemetry()
 
 
 def main() -> None:
-    """Run the command line; print a configuration error as one line without a traceback."""
+    """Run the command line, under its own name however it was started."""
     enable_huge_pages()
-    quiet_libraries()
-    disable_telemetry()
-    try:
-        app()
-    except ConfigError as error:
-        typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
-        sys.exit(2)
+    app(prog_name="framefit")

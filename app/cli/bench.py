@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.options import AsJson
+from app.cli.outputs import print_json
+
 bench = typer.Typer(help="Benchmarks of decoding.", no_args_is_help=True)
 
 
@@ -24,6 +27,7 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A results file of tests/bench/gpu.py.")],
     second: Annotated[Path | None, typer.Argument(help="A second results file to compare with.")] = None,
     markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show every decode setting on every card, or compare Framefit's times in two results files."""
     from app.cli.benchmark_tables import HEAD, group_by_case, side_by_side, stamp_line, summary_line
@@ -33,14 +37,21 @@ def compare(
         found = [group_by_case(document) for document in documents]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    for document in documents:
-        typer.echo(stamp_line(document))
+    head: tuple[str, ...] = HEAD
     if second is None:
-        _table(HEAD, [each.cells() for each in found[0]], markdown=markdown)
-        typer.echo(summary_line(found[0]))
+        lines = [each.cells() for each in found[0]]
     else:
         head = ("card", "case", first.name, second.name, "second / first")
-        _table(head, side_by_side(*found), markdown=markdown)
+        lines = side_by_side(*found)
+    if as_json:
+        rows = [dict(zip(head, line, strict=True)) for line in lines]
+        print_json({"stamps": [document["stamp"] for document in documents], "rows": rows})
+        return
+    for document in documents:
+        typer.echo(stamp_line(document))
+    _table(head, lines, markdown=markdown)
+    if second is None:
+        typer.echo(summary_line(found[0]))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import DataDir, settings_with
+from app.cli.options import AsJson, DataDir, settings_with
+from app.cli.outputs import print_json
 from app.config import Settings
 
 
@@ -20,6 +21,7 @@ def delete(
     url: Annotated[
         str | None, typer.Option(help="URL of a running service. Default: one found on this machine.")
     ] = None,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Delete jobs with their images, latents, videos, prompts and history.
@@ -30,22 +32,29 @@ def delete(
     if not yes:
         what = "this job" if len(job_ids) == 1 else f"these {len(job_ids)} jobs"
         typer.confirm(f"Delete {what}, with images, prompts and videos? This cannot be undone", abort=True)
-    refused = _delete(job_ids, url, settings_with(data_dir=data_dir))
+    deleted, refused = _delete(job_ids, url, settings_with(data_dir=data_dir), as_json=as_json)
+    if as_json:
+        print_json({"deleted": deleted, "refused": refused})
     for sentence in refused:
         typer.secho(f"framefit: {sentence}", err=True, fg=typer.colors.RED)
     if refused:
         sys.exit(1)
 
 
-def _delete(job_ids: list[str], url: str | None, settings: Settings) -> list[str]:
-    """Delete the jobs; return a sentence for each that was not deleted."""
+def _delete(
+    job_ids: list[str], url: str | None, settings: Settings, *, as_json: bool
+) -> tuple[list[str], list[str]]:
+    """Delete the jobs, and print the id of each unless `as_json`; return the ids of those that were deleted,
+    and a sentence for each that was not.
+    """
     from contextlib import closing
 
     import httpx
 
     from app.client import Client, ClientError, service_url
 
-    refused = []
+    deleted: list[str] = []
+    refused: list[str] = []
     try:
         with (
             service_url(settings, url, lambda: typer.echo("Starting a private service …", err=True)) as found,
@@ -57,7 +66,9 @@ def _delete(job_ids: list[str], url: str | None, settings: Settings) -> list[str
                 except ClientError as error:
                     refused.append(str(error))
                 else:
-                    typer.echo(job_id)
+                    deleted.append(job_id)
+                    if not as_json:
+                        typer.echo(job_id)
     except (httpx.HTTPError, ClientError) as error:
         refused.append(f"cannot reach the service: {error}")
-    return refused
+    return deleted, refused

@@ -1,12 +1,14 @@
 """`framefit generate`: makes a video from an image and a prompt, and prints the decode decision."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from app.cli.options import STRATEGIES, DataDir, Fit, Gravity, byte_count, settings_with
+from app.cli.options import STRATEGIES, AsJson, DataDir, Fit, Gravity, byte_count, settings_with
+from app.cli.outputs import check_output_file, print_json
 from app.units import format_bytes
 
 _STAGES = {
@@ -21,6 +23,7 @@ _STAGES = {
 }
 
 FORMATS = "JPEG, PNG, WebP, HEIC, AVIF, TIFF, BMP or GIF"
+INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C ended
 
 
 def register(app: typer.Typer) -> None:
@@ -46,15 +49,19 @@ def generate(
     out: Annotated[Path, typer.Option("--out", "-o", help="The mp4 file to write.")] = Path("out.mp4"),
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
     model: Annotated[str | None, typer.Option(help="A name from `framefit models`.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width in pixels. Default: like the image.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height in pixels. Default: like the image.")] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Width in pixels. Default: like the image.")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=1, help="Height in pixels. Default: like the image.")
+    ] = None,
     fit: Fit = "cover",
     gravity: Gravity = "center",
-    frames: Annotated[int | None, typer.Option("--frames", help="Video frames.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", min=1, help="Video frames.")] = None,
     fps: Annotated[
         str | None, typer.Option(help="Frames per second, such as 24, 23.976 or 24000/1001.")
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Denoising steps.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Random seed, up to 2**64 - 1. Default, and -1: a random one.")
@@ -63,16 +70,20 @@ def generate(
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Allow approximate pixels if no exact option fits.")
     ] = False,
-    frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames per chunk.")] = None,
-    memory_budget: Annotated[str | None, typer.Option(help="Memory limit for decoding, such as 2GB.")] = None,
+    frames_per_chunk: Annotated[int | None, typer.Option(min=1, help="Latent frames per chunk.")] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Memory limit for decoding, such as 2GiB.")
+    ] = None,
     url: Annotated[
         str | None, typer.Option(help="URL of a running service. Default: one found on this machine.")
     ] = None,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Make a video from an image and a prompt.
 
-    Starts a private service if none runs, and stops it afterwards.
+    Starts a private service if none runs, and stops it afterwards. Prints the job's id; Ctrl-C cancels the
+    job.
     """
     fields = {
         "prompt": prompt,
@@ -94,21 +105,19 @@ def generate(
         "frames_per_chunk": frames_per_chunk,
         "memory_budget_bytes": None if memory_budget is None else byte_count(memory_budget),
     }
-    from app.client import ClientError
-
-    try:
-        images = {"image": image} if last_image is None else {"image": image, "last_image": last_image}
-        _generate(images, fields, out, url, settings_with(data_dir=data_dir))
-    except ClientError as error:
-        typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
-        sys.exit(1)
+    check_output_file(out)
+    images = {"image": image} if last_image is None else {"image": image, "last_image": last_image}
+    job = _generate(images, fields, out, url, settings_with(data_dir=data_dir))
+    if as_json:
+        print_json({"out": str(out), "job": job})
+    else:
+        typer.echo(str(out))
 
 
 def _generate(
     images: dict[str, Path], fields: dict[str, Any], out: Path, url: str | None, settings: Any
-) -> None:
-    from contextlib import closing
-
+) -> dict[str, Any]:
+    """Make the video and write it to `out`; return the job."""
     import httpx
     from rich.console import Console
 
@@ -121,36 +130,48 @@ def _generate(
             service_url(settings, url, lambda: say("Starting a private service …")) as found,
             closing(Client(found, settings.client_key)) as client,
         ):
-            queued = client.submit(images, fields, say)
-            for sentence in framing_sentences(queued):
-                say(sentence, highlight=False, soft_wrap=True)
-            job = _followed(client, queued, console)
+            job = _submitted(client, images, fields, console)
+            try:
+                _tell_queued(job, console)
+                job = _followed(client, job, console)
+            except KeyboardInterrupt:
+                _end_interrupted(console, _canceled(client, job["id"]))
             if job["status"] != "succeeded":
-                error = job.get("error") or {}
-                raise ClientError(f"the job is {job['status']}: {error.get('message', 'no reason given')}")
-            client.download(job["id"], out)
+                message = (job.get("error") or {}).get("message", "no reason given")
+                raise ClientError(f"job {job['id']} is {job['status']}: {message}")
+            _download(client, job["id"], out, console)
     except httpx.HTTPError as error:
         raise ClientError(f"cannot reach the service: {error}") from error
     say(decode_summary(job["decode"]) + _weights_summary(job.get("denoise") or {}))
-    typer.echo(str(out))
+    return job
+
+
+def _submitted(client: Any, images: dict[str, Path], fields: dict[str, Any], console: Any) -> dict[str, Any]:
+    try:
+        job: dict[str, Any] = client.submit(images, fields, console.print)
+    except KeyboardInterrupt:
+        sentence = "Interrupted before the service had answered. If it took the job, the job is in its queue."
+        _end_interrupted(console, sentence)
+    return job
+
+
+def _tell_queued(job: dict[str, Any], console: Any) -> None:
+    for sentence in (f"Job {job['id']} is queued. Ctrl-C cancels it.", *framing_sentences(job)):
+        console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def _followed(client: Any, job: dict[str, Any], console: Any) -> dict[str, Any]:
-    """Show the job's progress until it has ended; Ctrl-C cancels the job."""
+    """Show the job's progress until it has ended; return it as it ended."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("queued", total=1.0)
-        try:
-            for seen in client.follow(job["id"]):
-                if seen.get("gave_way") and seen["gave_way"] != job.get("gave_way"):
-                    console.print(f"The job {seen['gave_way']}.", highlight=False, soft_wrap=True)
-                job = seen
-                bar.update(task, completed=_share(job), description=_doing(job))
-        except KeyboardInterrupt:
-            client.cancel(job["id"])
-            raise
+        for seen in client.follow(job["id"]):
+            if seen.get("gave_way") and seen["gave_way"] != job.get("gave_way"):
+                console.print(f"The job {seen['gave_way']}.", highlight=False, soft_wrap=True)
+            job = seen
+            bar.update(task, completed=_share(job), description=_doing(job))
     return job
 
 
@@ -182,6 +203,37 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _canceled(client: Any, job_id: str) -> str:
+    """Cancel the job; return a sentence about what becomes of it."""
+    import httpx
+
+    from app.client import ClientError
+
+    try:
+        client.cancel(job_id)
+    except (httpx.HTTPError, ClientError, KeyboardInterrupt) as error:
+        reason = " ".join(str(error).split()) or "interrupted again"
+        return f"Job {job_id} was not canceled ({reason}) and goes on. To end it: framefit delete {job_id}"
+    return f"Job {job_id} is canceled: it stops at its next step and makes no video."
+
+
+def _download(client: Any, job_id: str, out: Path, console: Any) -> None:
+    from app.client import ClientError
+
+    kept = f"the video of job {job_id} stays in the service"
+    try:
+        client.download(job_id, out)
+    except KeyboardInterrupt:
+        _end_interrupted(console, f"Interrupted: {kept}.")
+    except OSError as error:
+        raise ClientError(f"{out} cannot be written: {error.strerror}; {kept}") from error
+
+
+def _end_interrupted(console: Any, sentence: str) -> NoReturn:
+    console.print(sentence, highlight=False, soft_wrap=True)
+    sys.exit(INTERRUPTED)
 
 
 def framing_sentences(job: dict[str, Any]) -> list[str]:

@@ -15,8 +15,9 @@ from app.models.entries import ModelEntry
 
 SupervisorPid = Annotated[int | None, typer.Option(hidden=True)]
 DataDir = Annotated[Path | None, typer.Option(help="Data folder. Default: FRAMEFIT_DATA_DIR, else ./data.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 MemoryBudget = Annotated[
-    str | None, typer.Option("--memory-budget", "--budget", help="Memory limit, such as 2GB.")
+    str | None, typer.Option("--memory-budget", "--budget", help="Memory limit, such as 2GiB.")
 ]
 Fit = Annotated[
     str,
@@ -38,18 +39,19 @@ STRATEGIES = (
     "approximate_tiled."
 )
 
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def byte_count(text: str) -> int:
-    """Return the bytes of a text such as "12GB", "512 MiB" or "1000". Raises `typer.BadParameter`.
+    """Return the bytes of a text such as "12GiB", "512 MB" or "1000". Raises `typer.BadParameter`.
 
-    GB and GiB both mean 2**30 bytes, because memory is sold in powers of two.
+    As in GNU's tools, GB is 10**9 bytes; GiB, and G alone, are 2**30.
     """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not a memory size: write one such as 12GB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?b?)\s*", text, re.IGNORECASE)
+    if match is None or (match[3].lower().startswith("i") and not match[2]):
+        raise typer.BadParameter(f"{text!r} is not a memory size: write one such as 12GiB or 12GB")
+    base = 1000 if match[3].lower() == "b" else 1024
+    return int(Fraction(match[1]) * base ** _POWERS[match[2].lower()])
 
 
 def clip_rate(text: str) -> Fraction:

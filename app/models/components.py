@@ -7,6 +7,7 @@ tensors. Importing this module imports neither torch nor diffusers.
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,6 +23,7 @@ from app.models.unavailable import ModelUnavailable as ModelUnavailable
 
 # Pipelines that diffusers does not have, and their modules.
 OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 CHECKPOINTS = ("model.ckpt", "model.safetensors")
 _PUBLISHED = Path(__file__).parents[1] / "pipelines" / "published" / "configurations"
 
@@ -65,7 +67,10 @@ def _with_part(component: Component, part: Part) -> Component:
 
 def _of_base(entry: ModelEntry, settings: Settings) -> dict[str, Component]:
     known = base_on_this_machine(entry, settings)
-    return _from_index(_hub_reader(entry)) if known is None else known
+    if known is not None:
+        return known
+    require_hub_id(entry)
+    return _from_index(_hub_reader(entry))
 
 
 def base_on_this_machine(entry: ModelEntry, settings: Settings) -> dict[str, Component] | None:
@@ -98,6 +103,15 @@ def local_files(entry: ModelEntry, settings: Settings) -> Path | None:
     if (folder / "model_index.json").is_file():
         return folder
     return next((folder / name for name in CHECKPOINTS if (folder / name).is_file()), None)
+
+
+def require_hub_id(entry: ModelEntry) -> None:
+    """Raise `ModelUnavailable` if the entry's source, which is no path that exists, is no hub id either."""
+    if not _HUB_ID.fullmatch(entry.source):
+        raise ModelUnavailable(
+            f"the source of model {entry.name}, {entry.source}, does not exist on this machine: correct it "
+            "in the models file"
+        )
 
 
 def required_files(entry: ModelEntry, settings: Settings) -> Path | None:

@@ -4,7 +4,7 @@ An invalid entry stops the start; the error names its key. Must not import torch
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -147,7 +147,8 @@ class ModelEntry(_Entry):
 def load_models(settings: Settings) -> dict[str, ModelEntry]:
     """The built-in models merged with the user's file, the default model first.
 
-    Raises `ConfigError` for a file, table or key that is not valid, and for an unknown default model.
+    Raises `ConfigError` for a file that is not valid, with every fault of its entries, and for an unknown
+    default model.
     """
     tables = _read_tables(BUILT_IN_MODELS)
     if settings.models_file is not None:
@@ -155,8 +156,14 @@ def load_models(settings: Settings) -> dict[str, ModelEntry]:
             if "base" in table and "source" in table:
                 raise ConfigError(f"models.{name}: base takes the place of source: give one of them")
             tables[name] = _merged(tables.get(name, {}), table)
-    tables = {name: _with_base(tables, name) for name in tables}
-    models = {name: _entry(name, table) for name, table in tables.items()}
+    models, faults = {}, []
+    for name in tables:
+        try:
+            models[name] = _entry(name, _with_base(tables, name))
+        except ConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("; ".join(faults))
     if settings.model is None:
         return models
     if settings.model not in models:
@@ -214,27 +221,34 @@ def _entry(name: str, table: Mapping[str, Any]) -> ModelEntry:
     try:
         entry = ModelEntry(name=name, **table)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(("models", name, *map(str, first["loc"])))
-        raise ConfigError(f"{key}: {first['msg']}") from None
+        raise ConfigError("; ".join(_told(name, each) for each in error.errors())) from None
     except TypeError as error:
         raise ConfigError(f"models.{name}: {error}") from None
+    faults = list(_contradictions(entry))
+    if faults:
+        raise ConfigError("; ".join(f"models.{name}.{fault}" for fault in faults))
+    return entry
+
+
+def _told(name: str, fault: Mapping[str, Any]) -> str:
+    return f"{'.'.join(('models', name, *map(str, fault['loc'])))}: {fault['msg']}"
+
+
+def _contradictions(entry: ModelEntry) -> Iterator[str]:
+    """What no field shows alone: each as the key's name in the entry and a sentence."""
     given = entry.defaults
     if given.width % entry.size_multiple or given.height % entry.size_multiple:
-        raise ConfigError(
-            f"models.{name}.defaults: width and height must be multiples of {entry.size_multiple}, "
+        yield (
+            f"defaults: width and height must be multiples of {entry.size_multiple}, "
             f"got {given.width}x{given.height}"
         )
     if not entry.allows_frames(given.num_frames):
-        raise ConfigError(
-            f"models.{name}.defaults.num_frames: must be {entry.frame_rule}, got {given.num_frames}"
-        )
+        yield f"defaults.num_frames: must be {entry.frame_rule}, got {given.num_frames}"
     if entry.parts and entry.resolution is not None:
-        raise ConfigError(f"models.{name}: {entry.pipeline} is loaded whole: it takes no {min(entry.parts)}")
+        yield f"{min(entry.parts)}: {entry.pipeline} is loaded whole, from its source alone"
     if entry.quantize and (entry.transformer or entry.transformer_2):
-        raise ConfigError(f"models.{name}.quantize: a transformer from a file of its own stays as it is")
+        yield "quantize: a transformer from a file of its own stays as it is"
     if entry.quantize and entry.dtype != "bfloat16":
-        raise ConfigError(f"models.{name}.quantize: int8 needs dtype bfloat16, not {entry.dtype}")
+        yield f"quantize: int8 needs dtype bfloat16, not {entry.dtype}"
     if not entry.allows_shape(given.width, given.height, given.num_frames):
-        raise ConfigError(f"models.{name}.defaults: must be one of {', '.join(entry.shapes)}")
-    return entry
+        yield f"defaults: must be one of {', '.join(entry.shapes)}"

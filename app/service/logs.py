@@ -24,8 +24,14 @@ from app.loops import Loop
 LEVEL_FILE = "log-level"
 LEVELS = ("debug", "info", "warning", "error")
 OWN_LOGGERS = ("app", "adaptive", "uvicorn.error")
-# On import, torchao and its importers warn about kernels and checkpoints that the service does not use.
-NOISY_LOGGERS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao")
+# On import, torchao and its importers warn about kernels and checkpoints that the service does not use. The
+# hub's client tells of each attempt to reach it; its error says it once.
+NOISY_LOGGERS = (
+    "torchao",
+    "torch.utils._pytree",
+    "diffusers.quantizers.torchao",
+    "huggingface_hub.utils._http",
+)
 POLL_SECONDS = 1.0
 _FIELD = re.compile(r"(\w+)=(%[-+ #0-9.]*[a-z]|\S+)")
 _EVENT = re.compile(r"(\w+)((?: \w+=\S+)*)")

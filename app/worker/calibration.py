@@ -20,6 +20,7 @@ from app.models import profiles
 from app.models.components import build_component, components_of
 from app.models.entries import ModelEntry
 from app.models.loading import load_vae, where_weights_are
+from app.service.data_folder import prepare_data_folder
 from app.worker.decoding import learned_costs_path, load_learned_costs, save_learned_costs
 
 
@@ -55,11 +56,11 @@ def calibrate_model(
 ) -> Calibration:
     """Measure on `device` ("auto": the first GPU, else the CPU), every strategy at least once.
 
-    Raises `NoDevice`, `ModelUnavailable`.
+    Raises `NoDevice`, `ModelUnavailable`, `DataFolderRefused`.
     """
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    settings.data_dir.mkdir(parents=True, exist_ok=True)  # the command may run before any service
+    prepare_data_folder(settings.data_dir)  # the command may run before any service
     probe, where = open_probe(device), torch.device(device)
     vae = _vae(settings, entry).to(where)
     profile = profiles.load(settings, entry) or _traced(settings, entry)

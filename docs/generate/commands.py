@@ -13,9 +13,16 @@ HEAD = """# Command line
 `framefit COMMAND --help` prints the same as this page. [Settings](settings.md) apply to every command; an
 option wins over the setting.
 
+- With `--json` a command prints its result for programs on standard output; what it says meanwhile goes to
+  standard error.
+- A size such as `12GiB`, or `12G`, counts in powers of 2; `12GB` in powers of 10.
+- The exit status is 2 for a value that must be changed, 1 for anything else that went wrong, and 130 where
+  Ctrl-C ended `framefit generate`.
+- `framefit --install-completion` installs completion for bash, zsh or fish.
+
 ```sh
 framefit generate photo.jpg "a slow pan to the right" -o out.mp4
-framefit plan --model ltx-video --gpu 12GB --host-memory 32GB
+framefit plan --model ltx-video --gpu 12GiB --host-memory 32GiB
 framefit doctor
 ```
 """

@@ -11,8 +11,6 @@ import psutil
 import pytest
 from PIL import Image
 
-from app.cli.options import byte_count
-
 TORCH_FREE = (
     "app.cli",
     "app.service.processes",
@@ -102,14 +100,14 @@ def test_generate_says_in_a_sentence_why_a_model_cannot_be_had(tmp_path: Path) -
 
 
 def test_plan_works_with_nothing_downloaded(tmp_path: Path) -> None:
-    arguments = ["plan", "--model", "ltx-video", "--gpu", "12GB", "--host-memory", "32GB"]
+    arguments = ["plan", "--model", "ltx-video", "--gpu", "12GiB", "--host-memory", "32GiB"]
     found = framefit(*arguments, "--json", data_dir=tmp_path, HF_HUB_OFFLINE="1")
     assert found.returncode == 0, found.stderr
     plan = json.loads(found.stdout)
     assert plan["placement"]["kind"] == "drop_text_encoder"
     assert plan["decode"]["strategy"] == "batched"
     too_small = framefit(
-        "plan", "--model", "ltx-video", "--gpu", "2GB", data_dir=tmp_path, HF_HUB_OFFLINE="1"
+        "plan", "--model", "ltx-video", "--gpu", "2GiB", data_dir=tmp_path, HF_HUB_OFFLINE="1"
     )
     assert too_small.returncode == 1
     assert "needs" in too_small.stdout
@@ -148,11 +146,3 @@ def test_a_bad_setting_stops_the_start_with_its_name(
     assert result.returncode == 2
     assert named in result.stderr
     assert "Traceback" not in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("12GB", 12 * 2**30), ("12 GiB", 12 * 2**30), ("1.5g", 3 * 2**29), ("512m", 2**29), ("7", 7)],
-)
-def test_memory_sizes_are_read_as_people_write_them(text: str, count: int) -> None:
-    assert byte_count(text) == count

@@ -10,6 +10,7 @@ import typer
 
 from app.cli.options import (
     STRATEGIES,
+    AsJson,
     DataDir,
     MemoryBudget,
     byte_count,
@@ -17,6 +18,7 @@ from app.cli.options import (
     clip_rate,
     settings_with,
 )
+from app.cli.outputs import check_output_file, print_json
 
 FRAMES_SUFFIX = ".safetensors"
 
@@ -54,7 +56,7 @@ def decode(
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Allow approximate pixels if no exact option fits.")
     ] = False,
-    frames_per_chunk: Annotated[int | None, typer.Option(help="Latent frames per chunk.")] = None,
+    frames_per_chunk: Annotated[int | None, typer.Option(min=1, help="Latent frames per chunk.")] = None,
     memory_budget: MemoryBudget = None,
     scale: Annotated[
         str,
@@ -63,9 +65,12 @@ def decode(
             "makes them), or auto (as such files usually are)."
         ),
     ] = "auto",
-    width: Annotated[int | None, typer.Option(help="The video's width in pixels, of packed latents.")] = None,
-    height: Annotated[int | None, typer.Option(help="The video's height, of packed latents.")] = None,
-    frames: Annotated[int | None, typer.Option(help="The video's frames, of packed latents.")] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="The video's width in pixels, of packed latents.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="The video's height, of packed latents.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="The video's frames, of packed latents.")] = None,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Decode the latents of a job, an encoded clip, or another program.
@@ -83,6 +88,7 @@ def decode(
 
     if out.suffix not in (".mp4", FRAMES_SUFFIX):
         raise typer.BadParameter(f"{out.name} must end in .mp4 or {FRAMES_SUFFIX}")
+    check_output_file(out)
     settings = settings_with(data_dir=data_dir)
     budget = None if memory_budget is None else byte_count(memory_budget)
     try:
@@ -101,6 +107,9 @@ def decode(
     except (AdaptiveError, ModelUnavailable, VideoWriteError, ValueError) as error:
         typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
+    if as_json:
+        print_json({"out": str(out), "decode": report})
+        return
     from app.cli.generate import decode_summary
 
     typer.echo(decode_summary(report), err=True)
@@ -116,10 +125,13 @@ def _decode(
     from adaptive.errors import NonFiniteValues
     from app.models import profiles
     from app.models.loading import load_vae
+    from app.service.data_folder import prepare_data_folder
     from app.worker.decoding import ClipDecoding, DecodeContext, load_learned_costs
     from app.worker.finite import HALF, check_clip
 
     entry = source.entry
+    if entry.is_builtin:  # it is made there
+        prepare_data_folder(settings.data_dir)
     context = DecodeContext(
         open_probe(device), profiles.load(settings, entry), load_learned_costs(settings, torch.device(device))
     )

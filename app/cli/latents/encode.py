@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import (
+    AsJson,
     DataDir,
     Fit,
     Gravity,
@@ -16,6 +17,7 @@ from app.cli.options import (
     clip_rate,
     settings_with,
 )
+from app.cli.outputs import check_output_folder, print_json
 from app.units import format_bytes
 
 LATENTS_SUFFIX = ".safetensors"
@@ -35,17 +37,18 @@ def encode(
         str | None, typer.Option(help="Model whose VAE encodes. Default: the default model.")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Scale and crop to this width. Default: the clip's.")
+        int | None, typer.Option(min=1, help="Scale and crop to this width. Default: the clip's.")
     ] = None,
     height: Annotated[
-        int | None, typer.Option(help="Scale and crop to this height. Default: the clip's.")
+        int | None, typer.Option(min=1, help="Scale and crop to this height. Default: the clip's.")
     ] = None,
     fit: Fit = "cover",
     gravity: Gravity = "center",
     frames: Annotated[
         int | None,
         typer.Option(
-            help="Encode exactly this many frames from the start. Default: as many as the VAE accepts."
+            min=1,
+            help="Encode exactly this many frames from the start. Default: as many as the VAE accepts.",
         ),
     ] = None,
     fps: Annotated[
@@ -54,7 +57,7 @@ def encode(
     ] = None,
     device: Annotated[str, typer.Option(help="cuda:N or cpu.")] = "cpu",
     strategy: Annotated[str, typer.Option(help="auto, batched, chunked or per_frame.")] = "auto",
-    frames_per_chunk: Annotated[int | None, typer.Option(help="Video frames per chunk.")] = None,
+    frames_per_chunk: Annotated[int | None, typer.Option(min=1, help="Video frames per chunk.")] = None,
     memory_budget: MemoryBudget = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Write the VAE's latents without the model's normalisation.")
@@ -62,6 +65,7 @@ def encode(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Encode clips again whose latents exist.")
     ] = False,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Encode clips of any length to normalised latents, as the model denoises them. Loads only the VAE."""
@@ -72,7 +76,9 @@ def encode(
 
     settings = settings_with(data_dir=data_dir)
     budget = None if memory_budget is None else byte_count(memory_budget)
-    failed = 0
+    encoded: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    check_output_folder(out.parent)
     try:
         rate = None if fps is None else clip_rate(fps)
         options = EncodeOptions(width, height, frames, rate, strategy, frames_per_chunk, raw, fit, gravity)
@@ -82,14 +88,16 @@ def encode(
         encoder = _encoder(settings, model, device, budget) if work else None
         for source, target in work:
             try:
-                _one(encoder, source, target, options)
+                encoded.append(_one(encoder, source, target, options, as_json=as_json))
             except (ClipError, OSError) as error:
-                failed += 1
                 said = f"{error} ({error.code})" if isinstance(error, ClipError) else str(error)
+                failed.append({"clip": str(source), "error": said})
                 typer.secho(f"framefit: {said}", err=True, fg=typer.colors.RED)
     except (AdaptiveError, ModelUnavailable, ClipError, ValueError) as error:
         typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
         sys.exit(1)
+    if as_json:
+        print_json({"encoded": encoded, "failed": failed, "skipped": skipped})
     if failed:
         sys.exit(1)
 
@@ -122,17 +130,22 @@ def _work(clip: Path, out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path
 
 
 def _encoder(settings: Any, model: str | None, device: str, budget: int | None) -> Any:
+    from adaptive.device.probe import open_probe
     from adaptive.planning.planner import Policy
     from app.latents.clip_encoder import ClipEncoder
     from app.models.entries import load_models
     from app.models.loading import load_vae
+    from app.service.data_folder import prepare_data_folder
 
     entry = chosen_model(load_models(settings), model)
+    open_probe(device)  # refuses a device that is not there, before the VAE is loaded
+    if entry.is_builtin:  # it is made there
+        prepare_data_folder(settings.data_dir)
     policy = Policy(budget_bytes=budget, reserve_bytes=settings.reserve_bytes)
     return ClipEncoder(load_vae(entry, settings).to(device), entry, policy)
 
 
-def _one(encoder: Any, source: Path, target: Path, options: Any) -> None:
+def _one(encoder: Any, source: Path, target: Path, options: Any, *, as_json: bool) -> dict[str, Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -148,7 +161,20 @@ def _one(encoder: Any, source: Path, target: Path, options: Any) -> None:
 
         result = encoder.encode(open_clip(source), target, options, show)
     typer.echo(_summary(source.name, result), err=True)
-    typer.echo(str(target))
+    if not as_json:
+        typer.echo(str(target))
+    info, plan = result.info, result.plan
+    return {
+        "clip": str(source),
+        "out": str(target),
+        "frames": info.frames,
+        "width": info.width,
+        "height": info.height,
+        "normalised": info.normalised,
+        "dropped_frames": result.dropped,
+        "frames_per_chunk": plan.frames_per_chunk,
+        "predicted_peak_bytes": plan.predicted_peak_bytes,
+    }
 
 
 def _summary(name: str, result: Any) -> str:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import DataDir, settings_with
+from app.cli.options import AsJson, DataDir, chosen_model, settings_with
+from app.cli.outputs import check_output_folder, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +26,7 @@ def calibrate(
         float, typer.Option(min=0.1, help="Time limit. A longer one measures larger videos.")
     ] = 10.0,
     out: Annotated[Path, typer.Option(help="Folder for the table and the plot.")] = Path(),
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Measure batched, chunked and per-frame decoding, store what the planner learns, and write a table and a
@@ -33,24 +35,27 @@ def calibrate(
     The smallest video is always decoded all three ways; larger ones are decoded in the time left. A model
     that is not downloaded is measured with random weights, which take the same time and memory.
     """
-    from app.config import ConfigError
     from app.models.entries import load_models
 
+    check_output_folder(out)
     settings = settings_with(data_dir=data_dir)
-    models = load_models(settings)
-    entry = models.get(model or next(iter(models)))
-    if entry is None:
-        raise ConfigError(f"there is no model {model!r}; available models: {', '.join(models)}")
+    entry = chosen_model(load_models(settings), model)
     from app.worker.calibration import calibrate_model
 
-    found = calibrate_model(settings, entry, device, limit_seconds=seconds, on_measured=_show)
+    found = calibrate_model(
+        settings, entry, device, limit_seconds=seconds, on_measured=_ignore if as_json else _show
+    )
     if not found.measurements:
-        typer.secho(f"no decode finished within {seconds:g} s: give more --seconds", fg=typer.colors.RED)
+        sentence = f"framefit: no decode finished within {seconds:g} s: give more --seconds"
+        typer.secho(sentence, err=True, fg=typer.colors.RED)
         raise typer.Exit(1)
     out.mkdir(parents=True, exist_ok=True)
     stem = f"calibration-{entry.name}-{found.device.replace(':', '-')}"
     found.write_table(out / f"{stem}.md")
     found.write_plot(out / f"{stem}.png")
+    if as_json:
+        print_json(_as_json(found, out / stem))
+        return
     typer.echo(
         f"{len(found.measurements)} decodes; {out / stem}.md and .png; learned costs in {found.kept_in}"
     )
@@ -58,6 +63,27 @@ def calibrate(
         typer.echo(
             "One size does not predict the times of others, so its times are not kept: raise --seconds."
         )
+
+
+def _as_json(found: Any, files: Path) -> dict[str, Any]:
+    rows = [
+        {
+            "latent_frames": each.shape.frames,
+            "latent_height": each.shape.height,
+            "latent_width": each.shape.width,
+            "strategy": each.strategy,
+            "frames_per_chunk": each.frames_per_chunk,
+            "seconds": each.seconds,
+            "measured_bytes": each.measured_bytes,
+        }
+        for each in found.measurements
+    ]
+    names = {"table": f"{files}.md", "plot": f"{files}.png", "learned_costs": str(found.kept_in)}
+    return {"device": found.device, "measurements": rows, "times_kept": found.times_kept, **names}
+
+
+def _ignore(_each: Any) -> None:
+    pass
 
 
 def _show(each: Any) -> None:

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.options import AsJson
+from app.cli.outputs import check_output_folder, print_json
+
 _DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -31,6 +34,7 @@ def convert(
         str, typer.Option(help=f"Data type of the written weights: {', '.join(_DTYPES)}.")
     ] = "float16",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a published DynamiCrafter checkpoint to a diffusers folder.
 
@@ -38,12 +42,16 @@ def convert(
     """
     if dtype not in _DTYPES:
         raise typer.BadParameter(f"dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
+    check_output_folder(out)
     try:
         made = _converted(checkpoint, out, resolution, tokenizer, dtype, overwrite)
     except (ValueError, OSError) as error:  # faults of the checkpoint, the tokenizer or the disk
-        typer.secho(f"framefit: {error}", err=True, fg=typer.colors.RED)
+        typer.secho(f"framefit: {' '.join(str(error).split())}", err=True, fg=typer.colors.RED)
         sys.exit(1)
-    typer.echo(str(made))
+    if as_json:
+        print_json({"folder": str(made)})
+    else:
+        typer.echo(str(made))
 
 
 def _converted(

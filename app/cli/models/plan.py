@@ -1,13 +1,13 @@
 """`framefit plan`: computes weight placement and decode plan for a card, without downloading a model."""
 
-import json
 from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import DataDir, byte_count, settings_with
+from app.cli.options import AsJson, DataDir, byte_count, chosen_model, settings_with
+from app.cli.outputs import print_json
 from app.models.inspection.needs import CONTEXT_BYTES
-from app.units import format_bytes
+from app.units import format_bytes, in_units
 
 
 def register(app: typer.Typer) -> None:
@@ -19,11 +19,11 @@ def plan(
     model: Annotated[
         str | None, typer.Option(help="A name from `framefit models`. Default: the default model.")
     ] = None,
-    gpu: Annotated[str, typer.Option(help="Memory of the GPU, such as 12GB.")] = "24GB",
-    host_memory: Annotated[str, typer.Option(help="Free host memory, such as 32GB.")] = "32GB",
-    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
-    frames: Annotated[int | None, typer.Option("--frames", help="Video frames.")] = None,
+    gpu: Annotated[str, typer.Option(help="Memory of the GPU, such as 12GiB.")] = "24GiB",
+    host_memory: Annotated[str, typer.Option(help="Free host memory, such as 32GiB.")] = "32GiB",
+    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", min=1, help="Video frames.")] = None,
     approximate: Annotated[
         bool,
         typer.Option(
@@ -31,7 +31,7 @@ def plan(
             help="Allow approximate pixels if no exact option fits, and int8 weights if the model has them.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Show weight placement and decode plan for a GPU.
@@ -39,38 +39,51 @@ def plan(
     Computed from configurations alone, so it needs neither weights nor a GPU.
     """
     from adaptive.types import VideoShape
-    from app.config import ConfigError
     from app.models.entries import load_models
+    from app.service.data_folder import prepare_data_folder
 
     settings = settings_with(data_dir=data_dir)
-    models = load_models(settings)
-    entry = models.get(model or next(iter(models)))
-    if entry is None:
-        raise ConfigError(f"there is no model {model!r}; available models: {', '.join(models)}")
+    entry = chosen_model(load_models(settings), model)
+    gpu_bytes, host_bytes = byte_count(gpu), byte_count(host_memory)
+    prepare_data_folder(settings.data_dir)  # a traced profile is kept there
     given = entry.defaults
     video = VideoShape(frames or given.num_frames, height or given.height, width or given.width)
     from app.models.components import ModelUnavailable
     from app.models.forecast import Unfeasible, forecast
 
     try:
+        _check_size(gpu_bytes, settings.reserve_bytes)
         found = forecast(
             settings,
             entry,
             video,
-            device_bytes=byte_count(gpu) - CONTEXT_BYTES,
-            host_bytes=byte_count(host_memory),
+            device_bytes=gpu_bytes - CONTEXT_BYTES,
+            host_bytes=host_bytes,
             exact_only=not approximate,
         )
     except Unfeasible as error:
-        typer.secho(f"{entry.name} on {gpu}: {error}", fg=typer.colors.RED)
+        typer.secho(f"{entry.name} on {gpu}: {in_units(str(error))}", fg=typer.colors.RED)
         raise typer.Exit(1) from None
     except ModelUnavailable as error:
         typer.secho(f"{entry.name} cannot be planned: {error}", fg=typer.colors.RED)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
     else:
         _show(found, f"{entry.name} on a {gpu} GPU with {host_memory} of host memory")
+
+
+def _check_size(gpu_bytes: int, reserve_bytes: int) -> None:
+    """Raise `Unfeasible` for a card whose memory is never free: context and reserve take all of it."""
+    from app.models.forecast import Unfeasible
+
+    reserved_bytes = CONTEXT_BYTES + reserve_bytes
+    if gpu_bytes <= reserved_bytes:
+        raise Unfeasible(
+            f"the card is smaller than the reserve: it has {gpu_bytes:,} bytes, and {reserved_bytes:,} bytes "
+            f"are reserved ({CONTEXT_BYTES:,} bytes for CUDA's context and {reserve_bytes:,} bytes of "
+            "FRAMEFIT_RESERVE_BYTES)"
+        )
 
 
 def _show(found: dict[str, Any], title: str) -> None:

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import DataDir, settings_with
+from app.cli.options import AsJson, DataDir, settings_with
+from app.cli.outputs import print_json
 from app.units import format_bytes
 
 SHOWN = 5
@@ -26,6 +27,7 @@ def backup(
         bool, typer.Option(help="Hard links instead of copies of the jobs' files; needs the same disk.")
     ] = False,
     models: Annotated[bool, typer.Option(help="Also the data folder's models.")] = False,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Back up database and files into a folder, also while the service runs; the copy is checked.
@@ -40,6 +42,9 @@ def backup(
     with _refusals_in_one_line("backup"):
         url = settings.resolved_database_url
         made = make_backup(settings, path.absolute(), link=link, models=models)
+    if as_json:
+        print_json(_as_json(made, path))
+        return
     if made.revision is None and not (path / DUMP).exists():
         # Without its password, and by the name of the protocol alone.
         shown = URL.create("postgresql", url.username, None, url.host, url.port, url.database)
@@ -52,6 +57,7 @@ def backup(
 
 def restore(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder that `framefit backup` made.")],
+    as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Put a backup back into an empty data folder, after checking each of its files.
@@ -63,10 +69,24 @@ def restore(
     settings = settings_with(data_dir=data_dir)
     with _refusals_in_one_line("restore"):
         found = restore_backup(settings, path.absolute())
+    if as_json:
+        print_json(_as_json(found, settings.data_dir))
+        return
     if found.revision is None:
         typer.echo(f"The backup has no database: put it back with pg_restore from {path / DUMP}.")
     _tell_missing(found.missing)
     typer.echo(f"{_described(found.jobs)}{len(found.files)} files in {settings.data_dir}")
+
+
+def _as_json(backup: Any, place: Path) -> dict[str, Any]:
+    return {
+        "folder": str(place),
+        "revision": backup.revision,
+        "jobs": backup.jobs,
+        "files": len(backup.files),
+        "bytes": backup.bytes,
+        "missing": list(backup.missing),
+    }
 
 
 def _described(jobs: int | None) -> str:

@@ -7,7 +7,6 @@ another entry, changes it. It must not know when it is called or who is told.
 import ast
 import importlib.util
 import json
-import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from app.models.components import (
     base_on_this_machine,
     has_weights,
     local_files,
+    require_hub_id,
 )
 from app.models.entries import ModelEntry
 from app.models.files.header import LFS_POINTER, pointer_text, read_header
@@ -27,7 +27,6 @@ from app.models.files.stored import DamagedFile, StoredTensor
 from app.models.parts.entry_parts import check_names, folder_config, part_paths, parts_of
 
 INDEX = "model_index.json"
-_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model", "pytorch_model")}
 _ANY_STEM = tuple(stem for stems in _STEMS.values() for stem in stems)
 _POINTER_BYTES = 1024  # pointers are smaller
@@ -82,8 +81,8 @@ def source_of(entry: ModelEntry, settings: Settings) -> Path | None:
             )
         return None
     files = local_files(entry, settings)
-    if files is None and not _HUB_ID.fullmatch(entry.source):
-        raise ModelUnavailable(f"its source {entry.source} does not exist on this machine")
+    if files is None:
+        require_hub_id(entry)
     return files
 
 

@@ -9,7 +9,7 @@ the whole file.
     └── CheckpointMismatch     missing, extra or misshaped keys; carries all of them
 """
 
-import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -67,16 +66,30 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         content: dict[str, Any] = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise UnreadableCheckpoint(f"{path.name} is not a file of plain tensors: {error}") from error
-    if "state_dict" in content:
-        content = content["state_dict"]
-    elif "module" in content:
-        content = {key.removeprefix(_DEEPSPEED_PREFIX): value for key, value in content["module"].items()}
-    others = [key for key, value in content.items() if not isinstance(value, torch.Tensor)]
+    except (UnreadableCheckpoint, OSError):
+        raise
+    except Exception as error:  # torch passes on whatever foreign bytes do to its unpickler
+        fault = f"{path.name} is not a file of plain tensors ({_reason(error)})"
+        raise UnreadableCheckpoint(f"{fault}: give the checkpoint as it was published") from error
+    for wrapper in ("state_dict", "module"):
+        if isinstance(content.get(wrapper), dict):
+            prefix = _DEEPSPEED_PREFIX if wrapper == "module" else ""
+            content = {str(key).removeprefix(prefix): value for key, value in content[wrapper].items()}
+            break
+    others = [
+        str(key)
+        for key, value in content.items()
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor)
+    ]
     if others:
         raise UnreadableCheckpoint(f"{path.name} has values that are not tensors: {_first(tuple(others))}")
     return {canonical(key): value for key, value in content.items()}
+
+
+def _reason(error: Exception) -> str:
+    """Return the first sentence of the error; of torch's advice, only what its unpickler met."""
+    text = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]
+    return re.split(r"\.? Check the documentation|[.;] ", text)[0] or type(error).__name__
 
 
 def _load_torch(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`framefit delete` against a service behind a real socket."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,4 +42,10 @@ def test_jobs_are_deleted_after_a_question_and_what_is_refused_is_said(
             f"framefit: 410 job_deleted: job {ids[0]} was deleted: its image, prompt and video are gone, "
             "or go when it ends\n",
         )
+        another = store.add(make_spec(), b"image").id
+        command = ["delete", "nonesuch", another, "--yes", "--json", "--url", f"http://{host}:{port}"]
+        told = json.loads(CliRunner().invoke(app, command).stdout)
+        assert told["deleted"] == [another]
+        assert told["refused"] == ["404 no_such_job: there is no job 'nonesuch'"]
+        ids.append(another)
         assert all(store.get(job_id).delete_requested for job_id in ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -241,3 +242,25 @@ def test_chunks_that_would_hold_the_whole_clip_are_refused(framefit: Framefit, t
     done = framefit("decode", out, "-o", tmp_path / "out.mp4", *forced)
     assert done.exit_code == 1
     assert "chunks of 99" in done.output
+
+
+def test_encode_and_decode_print_what_they_did_as_json(framefit: Framefit, tmp_path: Path) -> None:
+    clip, latents, out = (tmp_path / name for name in ("clip.mkv", "out.safetensors", "out.mp4"))
+    write_clip(clip, 9)
+    done = framefit("encode", clip, "--model", "ltx", "-o", latents, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["failed"], told["skipped"]) == ([], 0)
+    (encoded,) = told["encoded"]
+    assert (encoded["clip"], encoded["out"], encoded["frames"]) == (str(clip), str(latents), 9)
+    again = json.loads(framefit("encode", tmp_path, "--model", "ltx", "-o", tmp_path, "--json").stdout)
+    assert again == {
+        "encoded": [encoded | {"out": str(tmp_path / "clip.safetensors")}],
+        "failed": [],
+        "skipped": 0,
+    }
+    done = framefit("decode", latents, "-o", out, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["out"] == str(out)
+    assert (told["decode"]["strategy"], told["decode"]["exact"]) == ("batched", True)

@@ -206,18 +206,54 @@ def _save_list(path: Path) -> None:
     torch.save([torch.zeros(1)], path)
 
 
-@pytest.mark.parametrize(
-    "write", [_save_bomb, _save_pickle, _save_noise, _save_nothing, _save_numbers, _save_list]
-)
+def _save_numbered(path: Path) -> None:
+    torch.save({1: torch.zeros(1)}, path)
+
+
+def _save_wrapped_list(path: Path) -> None:
+    torch.save({"state_dict": [torch.zeros(1)]}, path)
+
+
+def _save_wrapped_number(path: Path) -> None:
+    torch.save({"module": 1}, path)
+
+
+def _save_text(path: Path) -> None:
+    path.write_text("no checkpoint at all\n")
+
+
+def _save_part(path: Path) -> None:
+    torch.save({"a": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:900])
+
+
+FOREIGN = [
+    _save_bomb,
+    _save_pickle,
+    _save_noise,
+    _save_nothing,
+    _save_numbers,
+    _save_list,
+    _save_numbered,
+    _save_wrapped_list,
+    _save_wrapped_number,
+    _save_text,
+    _save_part,
+]
+
+
+@pytest.mark.parametrize("write", FOREIGN)
 @pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
 def test_anything_but_tensors_is_refused_and_never_executed(
     write: Callable[[Path], None], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / name)
-    with pytest.raises(UnreadableCheckpoint, match=name):
+    with pytest.raises(UnreadableCheckpoint, match=name) as raised:
         read_tensors(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 300
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
