@@ -102,14 +102,17 @@ class WaitingTimes:
     alive_workers: Callable[[], Sequence[WorkerRow]]
 
     def seconds_for_job(self, job: Job) -> float | None:
-        """Seconds until `job` is expected to be done; None if it has ended or no job has finished yet."""
+        """Seconds until `job` is expected to be done.
+
+        None if it has ended, if no job has finished yet, or if it waits and every worker is paused.
+        """
         return self.seconds_for_jobs([job])[0]
 
     def seconds_for_jobs(self, jobs: Sequence[Job]) -> list[float | None]:
         """As `seconds_for_job` of each; workers are looked at once."""
         waiting = [job for job in jobs if not job.status.is_terminal]
         expected = {model: self.run_times.expected(model) for model in {job.spec.model for job in waiting}}
-        free_in: list[float] = []
+        free_in: list[float] | None = None
         if any(job.status is JobStatus.QUEUED and expected[job.spec.model] for job in waiting):
             free_in = self._seconds_until_free()
 
@@ -119,19 +122,25 @@ class WaitingTimes:
                 return None
             if job.status is JobStatus.RUNNING:
                 return round(_remaining_seconds(job, usual), 1)
+            if free_in is None:
+                return None
             turn = seconds_until_turn(job.queue_position or 1, free_in, usual.seconds)
             return round(turn + _total_seconds(job, usual), 1)
 
         return [seconds(job) for job in jobs]
 
     def seconds_for_new_job(self, model: str, plan: Json) -> float | None:
-        """Seconds until a job with `plan`, submitted now, would be done; None if no job has finished yet."""
+        """Seconds until a job with `plan`, submitted now, would be done.
+
+        None if no job has finished yet, or if every worker is paused.
+        """
         expected = self.run_times.expected(model)
-        if expected is None:
+        free_in = None if expected is None else self._seconds_until_free()
+        if expected is None or free_in is None:
             return None
         own = expected.with_plan(plan)
         position = self.store.counts()[JobStatus.QUEUED] + 1
-        return round(seconds_until_turn(position, self._seconds_until_free(), expected.seconds) + own, 1)
+        return round(seconds_until_turn(position, free_in, expected.seconds) + own, 1)
 
     def seconds_of_run(self, model: str, plan: Json) -> float:
         """Seconds that a job with `plan` is expected to run once it has started; a guess before the first
@@ -154,7 +163,8 @@ class WaitingTimes:
         return min(MAX_RETRY_SECONDS, max(1, math.ceil(seconds)))
 
     def _seconds_until_room(self, owner: str | None) -> float | None:
-        expected, workers = self.run_times.expected(), len(self.alive_workers())
+        expected = self.run_times.expected()
+        workers = sum(worker.state == "active" for worker in self.alive_workers())
         if expected is None or not workers:
             return None
         if owner is None:
@@ -163,10 +173,16 @@ class WaitingTimes:
         position = (own[0].queue_position if own else None) or 1
         return expected.seconds * -(-position // workers)
 
-    def _seconds_until_free(self) -> list[float]:
-        """For each worker, the remaining seconds of its running job; one idle worker if none is known."""
-        left = {worker.id: 0.0 for worker in self.alive_workers()}
-        for job in self.store.page(status=JobStatus.RUNNING, limit=2 * len(left)) if left else []:
+    def _seconds_until_free(self) -> list[float] | None:
+        """For each worker that takes jobs, the remaining seconds of its running job.
+
+        One idle worker if none is known; None if all of them are paused.
+        """
+        alive = self.alive_workers()
+        left = {worker.id: 0.0 for worker in alive if worker.state == "active"}
+        if alive and not left:
+            return None
+        for job in self.store.page(status=JobStatus.RUNNING, limit=2 * len(alive)) if left else []:
             expected = self.run_times.expected(job.spec.model)
             if job.worker_id in left and expected is not None:
                 left[job.worker_id] = _remaining_seconds(job, expected)

@@ -10,6 +10,7 @@ const MIB = 2 ** 20;
 const REPLAN_MS = 10_000;
 const form = byId("form");
 const errorBox = byId("form-error");
+const showField = byId("show-field");
 let models = [];
 let model = null;
 
@@ -22,6 +23,8 @@ export async function start(onSubmitted) {
   form.elements.model.addEventListener("change", () => { applyModel(); replan(); });
   form.elements.exact_only.addEventListener("change", allowApproximate);
   form.addEventListener("input", debounced(replan, 300));
+  form.addEventListener("input", () => fail(""));
+  keepFieldsInView();
   form.addEventListener("submit", (event) => { event.preventDefault(); submit(onSubmitted); });
   replan();
   setInterval(() => { if (!document.hidden) { replan(); refresh(); } }, REPLAN_MS);
@@ -123,7 +126,27 @@ async function submit(onSubmitted) {
   }
 }
 
+// Says why nothing was sent, beside the button: the field may be far away, so that a button leads to it.
 function fail(message, field) {
   say(errorBox, message);
-  field?.focus();
+  plan.saidBeside(message);
+  showField.hidden = !field;
+  showField.onclick = () => {
+    const folded = field.closest("details");
+    if (folded) folded.open = true;
+    field.focus();
+  };
+  if (message) errorBox.focus({ preventScroll: true }); // it is in view, as the button is
+}
+
+// A field that takes the focus does not come to lie behind the button and what is said beside it.
+function keepFieldsInView() {
+  const send = document.querySelector(".send");
+  new ResizeObserver(() => {
+    for (const scrolled of [document.documentElement, document.querySelector(".new")]) {
+      scrolled.style.scrollPaddingBottom = `${send.offsetHeight + 12}px`;
+    }
+  }).observe(send);
+  // A browser brings the line with the cursor into view, but not the whole field.
+  for (const area of form.querySelectorAll("textarea")) area.addEventListener("focus", () => area.scrollIntoView({ block: "nearest" }));
 }

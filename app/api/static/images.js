@@ -12,6 +12,14 @@ export const chosen = (name) => files[name];
 export const size = (name) => sizes[name];
 export const measured = (name, { width, height }) => { sizes[name] = `${width}x${height}`; };
 
+// Shows why the service does not take the chosen file; only for one that the browser cannot show either.
+export function refused(name, reason) {
+  if (!files[name] || sizes[name] !== undefined) return;
+  const said = form.elements[name].closest(".drop").querySelector(".unseen");
+  said.classList.add("error");
+  said.textContent = `${files[name].name}: ${reason}`;
+}
+
 export function start(theForm, changed) {
   form = theForm;
   onChange = changed;
@@ -43,7 +51,8 @@ function accept(name) {
 const removeButton = (name) => form.elements[name].closest(".picture").querySelector(".remove");
 // A browser may have no type for HEIC and TIFF.
 const isPicture = (file) => file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?)$/i.test(file.name);
-const pictureIn = (list) => [...list].find(isPicture);
+// Another file is taken, too, so that it can be said what is wrong with it.
+const pictureIn = (list) => [...list].find(isPicture) ?? list[0];
 
 // undefined changes nothing; null removes the image.
 function set(name, file) {
@@ -55,7 +64,9 @@ function set(name, file) {
   files[name] = file ?? undefined;
   sizes[name] = file ? null : undefined;
   preview.hidden = !file;
-  drop.querySelector(".unseen").textContent = "";
+  const unseen = drop.querySelector(".unseen");
+  unseen.textContent = "";
+  unseen.classList.remove("error");
   drop.classList.toggle("filled", Boolean(file));
   const remove = removeButton(name);
   if (remove) remove.hidden = !file;
@@ -65,7 +76,7 @@ function set(name, file) {
     preview.onerror = () => {
       sizes[name] = undefined;
       preview.hidden = true;
-      drop.querySelector(".unseen").textContent = `${file.name}: this browser cannot show it. The service can read it if it is a picture.`;
+      unseen.textContent = `${file.name}: this browser cannot show it. The service can read it if it is a picture.`;
       onChange();
     };
     preview.src = URL.createObjectURL(file);

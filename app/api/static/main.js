@@ -23,7 +23,9 @@ async function showState() {
   try {
     const now = await call("GET", "/readyz");
     const workers = now.workers === 1 ? "1 worker" : `${now.workers} workers`;
-    say(byId("service-state"), now.ready ? `${workers} · ${now.running} running · ${now.queued} queued` : "Waiting for a worker…");
+    const paused = now.devices.length > 0 && now.devices.every((device) => device.state !== "active") ? " (paused)" : "";
+    const busy = `${workers}${paused} · ${now.running} running · ${now.queued} queued`;
+    say(byId("service-state"), now.ready ? busy : "Waiting for a worker…");
   } catch {
     say(byId("service-state"), "The service does not answer. Retrying…");
   }

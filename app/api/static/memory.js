@@ -12,6 +12,10 @@ const STATES = { paused: "Paused", draining: "Finishing its job, then paused" };
 const history = new Map();
 const charts = new Map();
 let predicted = null;
+let states = [];
+
+// Whether jobs wait although there are devices. A device that finishes its job first takes no other one.
+export const allPaused = () => states.length > 0 && states.every((state) => state !== "active");
 
 export function showPrediction(plan) {
   predicted = plan?.predicted_peak_bytes ? { device: plan.device, bytes: plan.predicted_peak_bytes } : null;
@@ -29,6 +33,7 @@ export async function start(root, { admin }) {
 
 function update(root, report, admin) {
   const alive = report.devices.filter((device) => device.worker_state !== "lost" && device.total_bytes);
+  states = alive.map((device) => device.worker_state);
   const hosts = new Set(alive.map((device) => device.host)).size;
   for (const device of alive) {
     const gpu = report.gpus.find((one) => one.uuid === device.uuid && one.state === "ok");
@@ -46,6 +51,7 @@ function update(root, report, admin) {
   const broken = report.gpus.filter((gpu) => gpu.state !== "ok" && !told.has(gpu.uuid));
   say(none, [
     ...(alive.length ? [] : ["No worker is running."]),
+    ...(allPaused() ? ["Every device is paused: jobs wait until one is resumed."] : []),
     ...broken.map((gpu) => `${gpu.name || gpu.uuid}: ${gpu.state}.`),
     ...unused.map((gpu) => `${gpu.name || gpu.uuid || "A GPU"} is not used: ${gpu.detail || gpu.reason}. ${gpu.advice}`),
   ].join(" "));

@@ -2,16 +2,28 @@
 
 import { Problem, call } from "./api.js";
 import { button, byId, make, say } from "./dom.js";
-import { measured } from "./images.js";
-import { showPrediction } from "./memory.js";
+import { measured, refused } from "./images.js";
+import { allPaused, showPrediction } from "./memory.js";
 import { bytes, exactness, framing, inUnits, placed, planned, rounded, seconds, short } from "./words.js";
 
 const SHOWN = 5;
+const IMAGE_CODES = /image/; // not_an_image, broken_image and others: of the picture, not of a field
 const form = byId("form");
 const lead = byId("plan-lead");
 const rungList = byId("rungs");
 const every = byId("all-rungs");
 let asking = null;
+let beside = ""; // what the form says of its own beside the plan: it is not said twice
+
+export function saidBeside(sentence) {
+  beside = sentence;
+  leadWith(lead.textContent);
+}
+
+function leadWith(sentence) {
+  say(lead, sentence);
+  if (sentence === beside) lead.hidden = true;
+}
 
 // Plans the fields, as an object or as a form with the photo.
 export async function show(fields, use) {
@@ -36,8 +48,9 @@ function showAnswer({ plan, rungs, largest, eta_seconds: eta, request, pictures 
   const framed = [image && framing("photo", image), last && framing("last photo", last)].filter(Boolean).join(" ");
   say(byId("size"), framed && `The video is ${request.width} × ${request.height}. ${framed}`);
   lead.classList.remove("error");
-  say(lead, planned(plan, "Would decode"));
+  leadWith(planned(plan, "Would decode"));
   const sentences = [];
+  if (allPaused()) sentences.push("Every device is paused: the video is made when one is resumed.");
   if (eta) sentences.push(`Done in about ${seconds(Math.ceil(eta))}, including the queue.`);
   if (plan.strategy) {
     const time = plan.predicted_seconds == null ? "" : ` and about ${seconds(plan.predicted_seconds)}`;
@@ -51,7 +64,7 @@ function showAnswer({ plan, rungs, largest, eta_seconds: eta, request, pictures 
   byId("plan-facts").textContent = sentences.join(" ");
   byId("plan-fixes").replaceChildren();
   const most = Math.max(...rungs.map((rung) => rung.predicted_peak_bytes));
-  rungList.replaceChildren(...shortened(rungs).map((rung) => row(rung, most)));
+  rungList.replaceChildren(...shortened(rungs.filter(isUseful)).map((rung) => row(rung, most)));
   every.querySelector("ul").replaceChildren(...rungs.map(reasoned));
   every.hidden = rungs.length === 0;
 }
@@ -66,10 +79,16 @@ function row(rung, most) {
   return item;
 }
 
-function reasoned(rung) {
+// Whether no faster option needs less memory. Chunks keep the state of the layers between them, so that large chunks
+// may need more than all frames in one call; a bar of them would only confuse. The full list has them, with this reason.
+const isUseful = (rung, index, rungs) =>
+  rung.chosen || !rungs.slice(0, index).some((faster) => !faster.dropped_bytes && faster.predicted_peak_bytes <= rung.predicted_peak_bytes);
+
+function reasoned(rung, index, rungs) {
   const item = make("li", null, rung.chosen ? "chosen" : "");
   const time = rung.predicted_seconds == null ? "" : `, ${seconds(rung.predicted_seconds)}`;
   item.append(make("strong", short(rung)), ` ${bytes(rung.predicted_peak_bytes)}${time}: ${rung.why}`);
+  if (!isUseful(rung, index, rungs)) item.append("; a faster option needs no more memory: the state kept between chunks counts, too");
   if (!rung.exact) item.append(" ", make("span", "approximate", "chip approximate"));
   return item;
 }
@@ -91,8 +110,9 @@ function bar(share) {
 function showProblem(error, use) {
   const pending = error.code === "profile_pending";
   lead.classList.toggle("error", !pending);
-  say(lead, inUnits(error.message));
+  leadWith(inUnits(error.message));
   mark(fieldOf(error));
+  if (IMAGE_CODES.test(error.code)) refused(fieldOf(error).name, inUnits(error.message));
   byId("plan-facts").textContent = "";
   byId("plan-fixes").replaceChildren(...fixes(error).map(([label, values]) => button(label, () => use(values))));
   rungList.replaceChildren();
@@ -116,6 +136,7 @@ function fixes(error) {
 
 // The form's field that a problem document names, or null.
 export function fieldOf(error) {
+  if (IMAGE_CODES.test(error.code)) return form.elements[error.message.startsWith("last_image:") ? "last_image" : "image"];
   const name = error instanceof Problem ? error.body.field ?? error.body.errors?.[0]?.field : null;
   return form.elements[name?.split(" ")[0]] ?? null;
 }
@@ -125,7 +146,7 @@ function mark(field) {
     one.removeAttribute("aria-invalid");
     one.removeAttribute("aria-describedby");
   }
-  if (!field || field.id === "model") return;
+  if (!field || field.id === "model" || field.type === "file") return;
   field.setAttribute("aria-invalid", "true");
   field.setAttribute("aria-describedby", "plan-lead");
   const folded = field.closest("details");

@@ -28,7 +28,7 @@ export function rate(fps) {
 const times = (count) => (count === 1 ? "once" : `${count} times`);
 
 const STRATEGY = {
-  batched: "Batched", chunked: "Chunked", per_frame: "Per frame", tiled: "Strips",
+  batched: "Batched", chunked: "Chunked", per_frame: "Per frame", tiled: "Tiled",
   approximate_chunked: "Independent chunks", approximate_tiled: "Blended tiles",
 };
 

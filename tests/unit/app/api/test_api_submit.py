@@ -452,6 +452,26 @@ def test_the_expected_end_counts_the_jobs_before_and_the_predicted_decode(
     assert third == pytest.approx(left + 10.0 + 4.9, abs=0.1), "of the job that runs, what is left counts"
 
 
+@pytest.mark.usefixtures("tight")
+def test_no_time_is_promised_while_every_device_is_paused(
+    client: TestClient, app_store: JobStore, submit: Post
+) -> None:
+    submit(**SMALL)
+    claim = app_store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
+    assert claim is not None
+    done = {"status": JobStatus.SUCCEEDED, "durations": {"denoising": 10.0, "decoding": 2.0}}
+    app_store.finish(claim.job.id, claim.token, **done)
+    run_times = client.app.state.service.waiting_times.run_times  # type: ignore[attr-defined]
+    run_times.apply(app_store.events_after(seq=0, limit=100))
+    queued = submit(**SMALL)
+    (worker,) = client.get("/devices").json()["devices"]
+    for action, promised in (("pause", False), ("resume", True)):
+        client.post(f"/devices/{worker['worker_id']}/{action}").raise_for_status()
+        planned = client.post("/plan", json=SMALL).json()["eta_seconds"]
+        shown = client.get(f"/jobs/{queued['id']}").json()["eta_seconds"]
+        assert [planned is not None, shown is not None] == [promised, promised]
+
+
 @pytest.mark.parametrize("free_in", [[0.0], [7.0, 0.0], [3.0, 50.0, 0.5], [0.0, 0.0, 4.0, 4.0]])
 @pytest.mark.parametrize("position", [1, 2, 5, 17, 1000])
 def test_the_turn_in_a_long_queue_is_that_of_going_through_it(position: int, free_in: list[float]) -> None:
