@@ -67,6 +67,17 @@ class Stage(StrEnum):
     FINISHED = "finished"
 
 
+# The job's progress (0..1) at the start and at the end of each stage that a worker is in.
+STAGE_PROGRESS = {
+    Stage.DOWNLOADING: (0.0, 0.01),
+    Stage.LOADING: (0.01, 0.02),
+    Stage.DENOISING: (0.02, 0.8),
+    Stage.WAITING_FOR_MEMORY: (0.8, 0.8),
+    Stage.DECODING: (0.8, 0.97),
+    Stage.ENCODING: (0.97, 1.0),
+}
+
+
 class DecodeStrategy(StrEnum):
     """The strategies a client may request; `auto` lets the planner choose by the memory that is free."""
 

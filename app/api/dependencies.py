@@ -21,6 +21,7 @@ from app.models.downloads.access import AskHub, HubAccess
 from app.models.entries import ModelEntry, load_models
 from app.scheduling.admission import Admission, LoadRequirements
 from app.scheduling.eta import RunTimes, WaitingTimes
+from app.scheduling.eta_ranges import WaitingRanges
 from app.scheduling.fits_here import ModelCards
 from app.scheduling.unschedulable import UnschedulableJobs
 from app.scheduling.usable_profile import LoadProfile
@@ -59,6 +60,7 @@ class Service:
     waiting_times: WaitingTimes
     cards: ModelCards
     hub: HubAccess
+    waiting_ranges: WaitingRanges
     nvml: Nvml
     image_limits: ImageLimits
     shares: ClientShares
@@ -174,6 +176,7 @@ def build_service(
         hub=HubAccess(settings, ask_hub),
         cards=ModelCards(settings, models, alive_workers, load_profile, load_requirements),
         waiting_times=WaitingTimes(run_times, store, alive_workers),
+        waiting_ranges=WaitingRanges(run_times, store, alive_workers),
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
         shares=ClientShares(settings),

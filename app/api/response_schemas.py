@@ -43,6 +43,9 @@ PICTURE = _object(
     }
 )
 PICTURES = _object({"image": _or_null(PICTURE), "last_image": _or_null(PICTURE)})
+ETA_RANGE = _object(
+    {"low_seconds": {"type": "number", "minimum": 0}, "high_seconds": {"type": "number", "minimum": 0}}
+)
 JOB = _object(
     {
         "id": TEXT,
@@ -53,6 +56,7 @@ JOB = _object(
             {"type": "integer", "minimum": 1, "maximum": 10000, "description": "10000 means that or later."}
         ),
         "eta_seconds": _or_null({"type": "number", "minimum": 0}),
+        "eta_range": _or_null(ETA_RANGE),
         "cancel_requested": YES_OR_NO,
         "model": TEXT,
         "seed": {"type": "string", "pattern": "^[0-9]+$"},
@@ -93,6 +97,7 @@ PLAN = _object(
         "rungs": _list(RUNG),
         "largest": _or_null(_SHAPE),
         "eta_seconds": _or_null({"type": "number", "minimum": 0}),
+        "eta_range": _or_null(ETA_RANGE),
         "request": ANY_OBJECT,
         "pictures": PICTURES,
     }

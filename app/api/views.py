@@ -6,6 +6,7 @@ from app.attempts import Setbacks, description
 from app.jobs import Event, Job, JobSpec, JobStatus, Json, WorkerRow, sides_of
 from app.media.fit import frame
 from app.models.entries import ModelEntry
+from app.scheduling.stage_times import Seconds
 
 
 def timestamp(seconds: float | None) -> str | None:
@@ -16,7 +17,12 @@ def timestamp(seconds: float | None) -> str | None:
 
 
 def job_view(
-    job: Job, entry: ModelEntry | None, *, eta_seconds: float | None = None, prefix: str = ""
+    job: Job,
+    entry: ModelEntry | None,
+    *,
+    eta_seconds: float | None = None,
+    eta_range: Seconds | None = None,
+    prefix: str = "",
 ) -> Json:
     """Return the JSON of a job; `entry` is its model, None if the model was removed.
 
@@ -43,6 +49,7 @@ def job_view(
         "progress": round(job.progress, 4),
         "queue_position": job.queue_position,
         "eta_seconds": eta_seconds,
+        "eta_range": range_view(eta_range),
         "cancel_requested": job.cancel_requested,
         "model": job.spec.model,
         # As text: JavaScript and others round numbers beyond 2**53, such as the one in `request`.
@@ -89,6 +96,13 @@ def webhook_view(job: Job) -> Json | None:
         "last_error": told.get("last_error"),
         "next_attempt_at": timestamp(told.get("next_attempt_at")),
     }
+
+
+def range_view(seconds: Seconds | None) -> Json | None:
+    """Return the JSON of a range of seconds."""
+    if seconds is None:
+        return None
+    return {"low_seconds": round(seconds.low, 1), "high_seconds": round(seconds.high, 1)}
 
 
 def has_video(job: Job) -> bool:

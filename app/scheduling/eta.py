@@ -9,10 +9,11 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import median
 
 from app.jobs import Event, Job, JobStatus, Json, Stage, WorkerRow
+from app.scheduling.stage_times import Taken, shape_of_event
 from app.store import JobStore, QueueFull, StoreError
 
 REMEMBERED = 50  # jobs a model
@@ -45,7 +46,7 @@ class RunTimes:
     """Seconds of work that recent jobs took, by model. Thread-safe; fed from the events table."""
 
     def __init__(self) -> None:
-        self._taken: dict[str, deque[Expected]] = {}
+        self._taken: dict[str, deque[Taken]] = {}
         self._lock = threading.Lock()
 
     def apply(self, events: Sequence[Event]) -> None:
@@ -55,17 +56,16 @@ class RunTimes:
                 durations = event.data.get("durations")
                 if event.kind == "finished" and event.data["outcome"] == JobStatus.SUCCEEDED and durations:
                     recent = self._taken.setdefault(event.data["model"], deque(maxlen=REMEMBERED))
-                    stages = (durations.get(stage, 0.0) for stage in (Stage.DECODING, Stage.DENOISING))
+                    stages = (Stage.DECODING, Stage.DENOISING, Stage.LOADING)
+                    decode, denoise, loading = (durations.get(stage, 0.0) for stage in stages)
+                    shape = shape_of_event(event.data.get("video"))
                     once = durations.get(Stage.DOWNLOADING, 0.0)  # the next job finds the model there
-                    recent.append(Expected(sum(durations.values()) - once, *stages))
+                    recent.append(Taken(sum(durations.values()) - once, decode, denoise, loading, shape))
 
     def state(self) -> Json:
         """Return what was learned, as JSON."""
         with self._lock:
-            return {
-                model: [[one.seconds, one.decode_seconds, one.denoise_seconds] for one in recent]
-                for model, recent in self._taken.items()
-            }
+            return {model: [list(astuple(one)) for one in recent] for model, recent in self._taken.items()}
 
     def restore(self, state: Json | None) -> None:
         """Go on from a state, from nothing if it is None. Raises `ValueError` if it is none."""
@@ -73,7 +73,7 @@ class RunTimes:
             self._taken = {}
             try:
                 taken = {
-                    model: deque((Expected(*map(float, one)) for one in recent), maxlen=REMEMBERED)
+                    model: deque((_restored(one) for one in recent), maxlen=REMEMBERED)
                     for model, recent in (state or {}).items()
                 }
             except (AttributeError, TypeError, ValueError) as error:
@@ -91,6 +91,18 @@ class RunTimes:
                 median(one.decode_seconds for one in recent),
                 median(one.denoise_seconds for one in recent),
             )
+
+    def taken(self, model: str) -> list[Taken]:
+        """What the model's recent jobs took, the newest last."""
+        with self._lock:
+            return list(self._taken.get(model, ()))
+
+
+def _restored(stored: Sequence[float | str]) -> Taken:
+    """A stored entry; earlier versions kept neither the loading nor the shape."""
+    seconds, decode, denoise, *more = stored
+    loading, shape = (float(more[0]), str(more[1])) if more else (0.0, "")
+    return Taken(float(seconds), float(decode), float(denoise), loading, shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,7 @@ def test_an_option_that_needs_more_than_a_faster_one_is_explained_and_has_no_bar
         body = answer.json()
         batched, chunked = body["rungs"][:2]
         chunked["predicted_peak_bytes"] = batched["predicted_peak_bytes"] + 2**20
+        body["eta_range"] = {"low_seconds": 22.4, "high_seconds": 40.1}
         route.fulfill(response=answer, json=body)
 
     assert page.locator(".rung").first.inner_text().startswith("Batched")
@@ -170,6 +171,7 @@ def test_an_option_that_needs_more_than_a_faster_one_is_explained_and_has_no_bar
     page.locator(".rung:has-text('Chunked')").wait_for(state="detached")
     listed = page.locator(".ways li:has-text('Chunked × 2')").text_content()
     assert "a faster option needs no more memory: the state kept between chunks counts, too" in listed
+    assert "Done in 22 to 41 s, including the queue." in page.inner_text("#plan-facts")
 
 
 def test_the_page_uses_the_api_s_words_for_strategies() -> None:

@@ -18,10 +18,11 @@ from app.api.requests.job_spec import asks_for_random_seed, job_spec
 from app.api.requests.pictures import UploadedPictures
 from app.api.requests.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
 from app.api.response_schemas import JOB, PLAN, answer
-from app.api.views import hide_other_owners, job_view, pictures_view
+from app.api.views import hide_other_owners, job_view, pictures_view, range_view
 from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job, JobSpec, Json, Stage
 from app.scheduling.plan_view import rungs_json
+from app.scheduling.stage_times import Seconds
 from app.service.webhooks import check_url
 from app.store import Submission
 
@@ -51,11 +52,20 @@ def view(service: Service, job: Job, owner: str | None, prefix: str) -> Json:
 def views(service: Service, jobs: Sequence[Job], owner: str | None, prefix: str) -> list[Json]:
     """As `view` of each job; what they have in common is read once."""
     etas = service.waiting_times.seconds_for_jobs(jobs)
-    return [_view(service, *each, owner, prefix) for each in zip(jobs, etas, strict=True)]
+    ranges = service.waiting_ranges.for_jobs(jobs)
+    return [_view(service, *each, owner, prefix) for each in zip(jobs, etas, ranges, strict=True)]
 
 
-def _view(service: Service, job: Job, eta_seconds: float | None, owner: str | None, prefix: str) -> Json:
-    shown = job_view(job, service.models.get(job.spec.model), eta_seconds=eta_seconds, prefix=prefix)
+def _view(
+    service: Service,
+    job: Job,
+    eta_seconds: float | None,
+    eta_range: Seconds | None,
+    owner: str | None,
+    prefix: str,
+) -> Json:
+    entry = service.models.get(job.spec.model)
+    shown = job_view(job, entry, eta_seconds=eta_seconds, eta_range=eta_range, prefix=prefix)
     if job.stage in STAGES_WITH_PREVIEWS and not job.expired:
         previews = job_artifacts(service.settings.jobs_dir, job.id).previews()
         shown["links"]["previews"] = [
@@ -196,6 +206,11 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
         "rungs": rungs_json(verdict.rungs, verdict.plan),
         "largest": None if largest is None else asdict(largest),
         "eta_seconds": service.waiting_times.seconds_for_new_job(spec.model, verdict.plan),
+        "eta_range": range_view(
+            service.waiting_ranges.for_new_job(
+                spec.model, spec.width, spec.height, spec.num_frames - spec.loop
+            )
+        ),
         "request": spec.model_dump(mode="json", exclude={"prompt", "seed"}),
         "pictures": pictures_view(spec),
     }

@@ -4,7 +4,7 @@ import { Problem, call } from "./api.js";
 import { button, byId, make, say } from "./dom.js";
 import { measured, refused } from "./images.js";
 import { allPaused, showPrediction } from "./memory.js";
-import { bytes, exactness, framing, inUnits, placed, planned, rounded, seconds, short } from "./words.js";
+import { bytes, exactness, framing, inUnits, placed, planned, range, rounded, seconds, short } from "./words.js";
 
 const SHOWN = 5;
 const IMAGE_CODES = /image/; // not_an_image, broken_image and others: of the picture, not of a field
@@ -42,7 +42,7 @@ export async function show(fields, use) {
   }
 }
 
-function showAnswer({ plan, rungs, largest, eta_seconds: eta, request, pictures }) {
+function showAnswer({ plan, rungs, largest, eta_range: eta, request, pictures }) {
   mark(null);
   const { image, last_image: last } = pictures;
   const framed = [image && framing("photo", image), last && framing("last photo", last)].filter(Boolean).join(" ");
@@ -51,7 +51,7 @@ function showAnswer({ plan, rungs, largest, eta_seconds: eta, request, pictures 
   leadWith(planned(plan, "Would decode"));
   const sentences = [];
   if (allPaused()) sentences.push("Every device is paused: the video is made when one is resumed.");
-  if (eta) sentences.push(`Done in about ${seconds(Math.ceil(eta))}, including the queue.`);
+  if (eta) sentences.push(`Done in ${range(eta)}, including the queue.`);
   if (plan.strategy) {
     const time = plan.predicted_seconds == null ? "" : ` and about ${seconds(plan.predicted_seconds)}`;
     sentences.push(`The decode takes at most ${bytes(plan.predicted_peak_bytes)}${time}, ${exactness(plan)}.`);

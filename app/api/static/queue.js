@@ -50,7 +50,7 @@ export function onEvent(kind, data) {
   const job = jobs.get(data.job_id);
   if (job && (kind === "progress" || kind === "stage")) {
     const download = data.download ?? job.download;
-    show({ ...job, status: "running", stage: data.stage, progress: data.progress, download, eta_seconds: left(job, data.progress) });
+    show({ ...job, status: "running", stage: data.stage, progress: data.progress, download, eta_range: left(job, data) });
   }
   if (!QUIET.has(kind) && (kind !== "progress" || !job)) refresh(data.job_id);
   if (kind === "claimed" || kind === "finished" || kind === "canceled") {
@@ -58,7 +58,12 @@ export function onEvent(kind, data) {
   }
 }
 
-const left = (job, progress) => (job.eta_seconds && job.progress < 1 ? job.eta_seconds * (1 - progress) / (1 - job.progress) : null);
+// Until the service is asked again, at the next stage, the range shrinks with the progress.
+function left({ eta_range: range, stage, progress }, now) {
+  if (!range || progress >= 1 || now.stage !== stage) return null;
+  const share = (1 - now.progress) / (1 - progress);
+  return { low_seconds: range.low_seconds * share, high_seconds: range.high_seconds * share };
+}
 
 function refresh(id, milliseconds = 150) {
   if (due.has(id)) return;

@@ -16,6 +16,14 @@ export function seconds(count) {
   return `${(count / 3600).toFixed(1)} h`;
 }
 
+// A range of seconds, in one unit: "20 to 40 s". Ends that look the same are one number of a known shape.
+export function range({ low_seconds: low, high_seconds: high }) {
+  const [from, to] = [seconds(Math.floor(low)), seconds(Math.ceil(high))];
+  if (from === to) return to;
+  const unit = to.slice(to.lastIndexOf(" "));
+  return `${from.endsWith(unit) ? from.slice(0, -unit.length) : from} to ${to}`;
+}
+
 // What becomes of a photo in the video.
 export const framing = (name, { detail }) => `The ${name} of ${detail.replaceAll(/(\d)x(?=\d)/g, "$1 × ")}.`;
 
@@ -159,7 +167,7 @@ export function doing(job) {
   if (job.status === "queued") {
     const far = job.queue_position === FAR ? " or later" : "";
     const place = job.queue_position ? `Number ${job.queue_position.toLocaleString("en")}${far} in the queue` : "In the queue";
-    const queued = job.eta_seconds ? `${place}, done in about ${seconds(Math.ceil(job.eta_seconds))}` : place;
+    const queued = job.eta_range ? `${place}, done in ${range(job.eta_range)}` : place;
     return job.gave_way ? `${job.gave_way[0].toUpperCase()}${job.gave_way.slice(1)}. ${queued}` : queued;
   }
   if (job.status === "running") return running(job);
@@ -173,7 +181,7 @@ function running(job) {
   if (job.stage === "waiting_for_memory" && job.waiting) return waits(job.waiting);
   if (job.stage === "downloading" && job.download) return downloads(job.download);
   const parts = [STAGES[job.stage] || job.stage, `${Math.round(job.progress * 100)} %`];
-  if (job.eta_seconds) parts.push(`about ${seconds(Math.ceil(job.eta_seconds))} left`);
+  if (job.eta_range) parts.push(`${range(job.eta_range)} left`);
   return parts.join(" · ");
 }
 

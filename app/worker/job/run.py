@@ -20,7 +20,7 @@ from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.attempts import Setbacks
 from app.config import Settings
 from app.frame_rate import rate_as_json
-from app.jobs import Claim, Json, Stage
+from app.jobs import STAGE_PROGRESS, Claim, Json, Stage
 from app.loops import one_line
 from app.media.video import VideoWriter
 from app.models.downloads.download import needs_download
@@ -55,15 +55,6 @@ from app.worker.loaded_model import LoadedModel
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-# The job's progress (0..1) at the start and at the end of each stage.
-_STAGE_PROGRESS = {
-    Stage.DOWNLOADING: (0.0, 0.01),
-    Stage.LOADING: (0.01, 0.02),
-    Stage.DENOISING: (0.02, 0.8),
-    Stage.WAITING_FOR_MEMORY: (0.8, 0.8),
-    Stage.DECODING: (0.8, 0.97),
-    Stage.ENCODING: (0.97, 1.0),
-}
 _PROGRESS_EVERY_SECONDS = 0.25
 
 
@@ -349,7 +340,7 @@ class JobRun:
     def _report_memory_wait(self, refusal: DoesNotFit) -> None:
         data = {"needed_bytes": refusal.needed_bytes, **self._engine.memory_report()}
         stage = Stage.WAITING_FOR_MEMORY
-        begin, end = _STAGE_PROGRESS[self._stage]
+        begin, end = STAGE_PROGRESS[self._stage]
         done = begin + self._share * (end - begin)
         self._require_lease(
             self._store.progress(
@@ -404,7 +395,7 @@ class JobRun:
             return
         self._reported_at = now
         stage = stage or self._stage
-        begin, end = _STAGE_PROGRESS[stage]
+        begin, end = STAGE_PROGRESS[stage]
         progress = begin + share * (end - begin)
         self._require_lease(
             self._store.progress(

@@ -1,0 +1,99 @@
+"""Ranges in which jobs are expected to be done, from the stages of earlier jobs of their shapes.
+
+Reads the job table; must not know HTTP.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from app.jobs import Job, JobStatus, WorkerRow
+from app.scheduling.eta import RunTimes, seconds_until_turn
+from app.scheduling.stage_times import (
+    Seconds,
+    loading_range,
+    remaining_range,
+    shape_of,
+    shape_text,
+    stage_ranges,
+    widened,
+)
+from app.store import JobStore
+
+
+@dataclass(frozen=True, slots=True)
+class _Devices:
+    """For each worker that takes jobs: when it is free, and the model that it has loaded."""
+
+    free_in: list[Seconds]
+    loaded: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRanges:
+    """Ranges of the seconds until jobs are done."""
+
+    run_times: RunTimes
+    store: JobStore
+    alive_workers: Callable[[], Sequence[WorkerRow]]
+
+    def for_jobs(self, jobs: Sequence[Job]) -> list[Seconds | None]:
+        """The range in which each job is expected to be done.
+
+        None where no job of its shape, or of one that runs before it, has finished; and for a job that waits
+        while every worker is paused.
+        """
+        waits = any(job.status is JobStatus.QUEUED for job in jobs)
+        devices = self._devices() if waits else None
+        return [self._range(job, devices) for job in jobs]
+
+    def for_new_job(self, model: str, width: int, height: int, frames: int) -> Seconds | None:
+        """As `for_jobs`, of a job that would be submitted now."""
+        position = self.store.counts()[JobStatus.QUEUED] + 1
+        return self._waiting_range(model, shape_text(width, height, frames), position, self._devices())
+
+    def _range(self, job: Job, devices: _Devices | None) -> Seconds | None:
+        if job.status is JobStatus.RUNNING:
+            return self._running_range(job)
+        if job.status is not JobStatus.QUEUED:
+            return None
+        position, denoised = job.queue_position or 1, job.latents_path is not None
+        return self._waiting_range(job.spec.model, shape_of(job), position, devices, denoised=denoised)
+
+    def _running_range(self, job: Job) -> Seconds | None:
+        taken = self.run_times.taken(job.spec.model)
+        ranges = stage_ranges(taken, shape_of(job))
+        return None if ranges is None else remaining_range(job, ranges, loading_range(taken))
+
+    def _waiting_range(
+        self, model: str, shape: str, position: int, devices: _Devices | None, *, denoised: bool = False
+    ) -> Seconds | None:
+        taken = self.run_times.taken(model)
+        ranges = stage_ranges(taken, shape)
+        if ranges is None or devices is None:
+            return None
+        ahead = widened([one.seconds for one in taken])
+        turn = Seconds(
+            seconds_until_turn(position, [each.low for each in devices.free_in], ahead.low),
+            seconds_until_turn(position, [each.high for each in devices.free_in], ahead.high),
+        )
+        loading = loading_range(taken)
+        loads = Seconds(
+            0.0 if model in devices.loaded else loading.low,
+            0.0 if devices.loaded == (model,) * len(devices.loaded) else loading.high,
+        )
+        denoise, decode, rest = ranges
+        return turn + loads + (Seconds(0.0, 0.0) if denoised else denoise) + decode + rest
+
+    def _devices(self) -> _Devices | None:
+        """None if no worker takes jobs, or if a running job's shape is not known."""
+        alive = self.alive_workers()
+        active = {worker.id: worker for worker in alive if worker.state == "active"}
+        left = dict.fromkeys(active, Seconds(0.0, 0.0))
+        for job in self.store.page(status=JobStatus.RUNNING, limit=2 * len(alive)) if left else []:
+            if job.worker_id in left:
+                running = self._running_range(job)
+                if running is None:
+                    return None
+                left[job.worker_id] = running
+        loaded = tuple(worker.device.get("loaded_model") for worker in active.values())
+        return _Devices(list(left.values()), loaded) if left else None

@@ -1,0 +1,146 @@
+"""The range in which a job is expected to be done: learned by stage from jobs of its shape."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.jobs import Event, JobStatus, Stage
+from app.scheduling.eta import RunTimes
+from app.scheduling.stage_times import Seconds, loading_range, stage_ranges, widened
+from app.store import JobStore
+
+SMALL = {"model": "tiny", "width": 256, "height": 256, "num_frames": 17}
+LARGE = {**SMALL, "num_frames": 25}
+DURATIONS = {"loading": 0.1, "denoising": 10.0, "decoding": 2.0, "encoding": 0.5}
+Work = Callable[..., None]
+
+
+@pytest.fixture
+def work(client: TestClient, app_store: JobStore, submit: Any) -> Work:
+    """Does a job of these fields, in these seconds by stage, on the one device."""
+    app_store.register_worker("w", {"name": "cpu", "kind": "cpu", "loaded_model": "tiny"})
+
+    def run(fields: dict[str, Any], **durations: float) -> None:
+        submit(**fields)
+        claim = app_store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
+        assert claim is not None
+        sizes = {"frames": fields["num_frames"], "width": fields["width"], "height": fields["height"]}
+        done = {"durations": {**DURATIONS, **durations}, "result": sizes}
+        app_store.finish(claim.job.id, claim.token, status=JobStatus.SUCCEEDED, **done)
+        run_times = client.app.state.service.waiting_times.run_times  # type: ignore[attr-defined]
+        run_times.restore(None)
+        run_times.apply(app_store.events_after(seq=0, limit=1000))
+
+    return run
+
+
+def planned(client: TestClient, fields: dict[str, Any]) -> Any:
+    return client.post("/plan", json=fields).json()["eta_range"]
+
+
+def test_no_range_is_told_before_the_first_job_of_a_shape(
+    client: TestClient, work: Work, submit: Any
+) -> None:
+    assert planned(client, SMALL) is None
+    work(SMALL)
+    assert planned(client, LARGE) is None, "of another shape nothing is known"
+    once = planned(client, SMALL)
+    assert once["low_seconds"] < 12.5 < once["high_seconds"]
+    work(SMALL, denoising=11.0)
+    work(SMALL, denoising=10.5)
+    work(LARGE, denoising=40.0, decoding=9.0)
+    often = planned(client, SMALL)
+    assert once["low_seconds"] < often["low_seconds"] < 12.5 < 13.5 < often["high_seconds"] < 20
+    assert planned(client, LARGE)["low_seconds"] > often["high_seconds"], "shapes do not mix"
+    waiting = submit(**SMALL)
+    assert waiting["eta_range"] == often
+
+
+def test_a_running_job_counts_the_stages_that_are_left(
+    client: TestClient, app_store: JobStore, work: Work, submit: Any
+) -> None:
+    work(SMALL)
+    job_id = submit(**SMALL)["id"]
+    claim = app_store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
+    assert claim is not None
+
+    def left(stage: Stage, progress: float) -> tuple[float, float]:
+        app_store.progress(job_id, claim.token, stage=stage, progress=progress)
+        told = client.get(f"/jobs/{job_id}").json()["eta_range"]
+        return told["low_seconds"], told["high_seconds"]
+
+    low, high = left(Stage.DENOISING, 0.02)
+    assert low < 12.5 < high
+    low, high = left(Stage.DENOISING, 0.41)  # half of its steps
+    assert low < 5.0 + 2.5 < high < 11
+    low, high = left(Stage.DECODING, 0.8)
+    assert low < 2.5 < high < 4, "the steps are done"
+    low, high = left(Stage.ENCODING, 0.97)
+    assert low < 0.5 < high < 1
+    behind = submit(**SMALL)["eta_range"]
+    assert behind["low_seconds"] < 13.0 < behind["high_seconds"]
+    app_store.progress(job_id, claim.token, stage=Stage.DENOISING, progress=0.02)
+    unknown = submit(**LARGE)
+    assert unknown["eta_range"] is None
+
+
+def test_loading_the_model_counts_only_where_it_is_not_loaded(
+    client: TestClient, app_store: JobStore, work: Work
+) -> None:
+    work(SMALL, loading=30.0)
+    assert planned(client, SMALL)["high_seconds"] < 20
+    app_store.register_worker("w", {"name": "cpu", "kind": "cpu", "loaded_model": None})
+    assert planned(client, SMALL)["low_seconds"] > 20
+
+
+def test_a_kept_state_of_an_earlier_version_is_read_and_tells_no_range() -> None:
+    old, new = RunTimes(), RunTimes()
+    old.restore({"tiny": [[12.0, 2.0, 10.0]]})
+    assert stage_ranges(old.taken("tiny"), "256x256x17") is None
+    assert old.expected("tiny") is not None
+    old.apply([finished(random.Random(1), "256x256x17", 10.0, 1)])
+    new.restore(old.state())
+    assert new.taken("tiny") == old.taken("tiny")
+
+
+def finished(chance: random.Random, shape: str, seconds: float, seq: int) -> Event:
+    """The end of a job of that shape, whose stages take up to a third more or less than usual."""
+    width, height, frames = map(int, shape.split("x"))
+    spread = [chance.lognormvariate(0.0, 0.12) for _ in range(3)]
+    durations = {
+        "loading": 20.0 if seq % 20 == 1 else 0.05,
+        "denoising": 0.8 * seconds * spread[0],
+        "decoding": 0.15 * seconds * spread[1],
+        "encoding": 0.05 * seconds * spread[2],
+    }
+    video = {"width": width, "height": height, "frames": frames}
+    data = {"outcome": "succeeded", "model": "tiny", "durations": durations, "video": video}
+    return Event(seq, f"job-{seq}", "finished", 0.0, data)
+
+
+def test_most_of_sixty_jobs_of_three_shapes_end_in_their_range() -> None:
+    shapes = {"256x256x17": 4.0, "512x320x33": 22.0, "768x512x97": 90.0}
+    for seed in range(20):
+        chance, run_times, hits, told = random.Random(seed), RunTimes(), 0, 0
+        for seq in range(1, 61):
+            shape = chance.choice(list(shapes))
+            taken = run_times.taken("tiny")
+            ranges = stage_ranges(taken, shape)
+            event = finished(chance, shape, shapes[shape], seq)
+            if ranges is not None:
+                loads = event.data["durations"]["loading"] > 1
+                loading = loading_range(taken) if loads else Seconds(0.0, 0.0)
+                whole = loading + ranges[0] + ranges[1] + ranges[2]
+                told += 1
+                hits += whole.low <= sum(event.data["durations"].values()) <= whole.high
+            run_times.apply([event])
+        assert told == 57, "all but the first of each shape"
+        assert hits >= 0.8 * told
+
+
+def test_a_range_of_more_jobs_is_narrower_and_holds_them_all() -> None:
+    one, four = widened([10.0]), widened([10.0, 10.0, 10.0, 10.0])
+    assert one.low < four.low < 10 < four.high < one.high
