@@ -27,6 +27,8 @@ LINKS = _object(
     previews=_list(TEXT),
     video=TEXT,
     thumbnail=TEXT,
+    first_frame=TEXT,
+    last_frame=TEXT,
     redecode=TEXT,
     retry=TEXT,
 )

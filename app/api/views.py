@@ -38,6 +38,9 @@ def job_view(
         links["video"] = f"{base}/video"
         if job.result and job.result.get("thumbnail"):
             links["thumbnail"] = f"{base}/thumbnail"
+        for which in ("first", "last"):
+            if job.result and job.result.get(f"{which}_frame"):
+                links[f"{which}_frame"] = f"{base}/frames/{which}.png"
     if job.status.is_terminal and not job.expired:
         links["redecode"] = f"{base}/redecode"
     if job.status in (JobStatus.FAILED, JobStatus.CANCELED) and not job.expired:
@@ -125,13 +128,17 @@ def _gave_way(job: Job) -> str | None:
     return "gave way to a job of higher priority; {step} of {steps} steps are kept".format(**job.preempted)
 
 
+# What only says that a picture is there, and shows in the links.
+_LINKED = ("thumbnail", "first_frame", "last_frame")
+
+
 def _result(job: Job) -> Json | None:
     if job.result is None:
         return None
     return {
         name: value
         for name, value in job.result.items()
-        if not name.endswith("_path") and name != "thumbnail"
+        if not name.endswith("_path") and name not in _LINKED
     }
 
 

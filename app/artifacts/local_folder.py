@@ -42,6 +42,10 @@ class JobArtifacts:
         """A picture of the finished video."""
         return self.folder / "thumbnail.jpg"
 
+    def frame(self, which: str) -> Path:
+        """The video's "first" or "last" frame as the VAE decoded it, without the loss of a video's coding."""
+        return self.folder / f"frame-{which}.png"
+
     @property
     def spritesheet(self) -> Path:
         """A sheet of small pictures of the finished video, made when it is asked for."""

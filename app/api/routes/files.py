@@ -1,7 +1,7 @@
 """Routes for a job's files: video, images, thumbnail and previews."""
 
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query
 from fastapi.responses import FileResponse, Response
@@ -176,12 +176,24 @@ def get_preview(
     return picture_response(job, job_artifacts(service.settings.jobs_dir, job.id).preview(number))
 
 
-def picture_response(job: Job, path: FilePath) -> FileResponse:
-    """Return a JPEG of the job. Raises `Problem` if there is none."""
+@router.get(
+    "/jobs/{job_id}/frames/{which}.png",
+    summary="The first or the last frame of the finished video",
+    response_class=FileResponse,
+    responses={200: {"content": {"image/png": {}}}, **documented(401, 404, 410, 422)},
+    dependencies=MADE_AGAIN,
+)
+def get_frame(job_id: str, which: Literal["first", "last"], service: TheService, owner: Caller) -> Response:
+    """Return the frame as a PNG of the pixels that the VAE decoded, without the loss of a video's coding."""
+    job = visible(service, job_id, owner)
+    path = job_artifacts(service.settings.jobs_dir, job.id).frame(which)
+    return picture_response(job, path, "image/png")
+
+
+def picture_response(job: Job, path: FilePath, media_type: str = "image/jpeg") -> FileResponse:
+    """Return a picture of the job. Raises `Problem` if there is none."""
     if job.expired:
-        raise Problem(
-            410, "result_expired", "the video has expired, and its previews and thumbnail were deleted"
-        )
+        raise Problem(410, "result_expired", "the video has expired, and its pictures were deleted")
     if not path.is_file():
-        raise Problem(404, "no_picture", f"job {job.id} has no such preview or thumbnail")
-    return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": "private, no-cache"})
+        raise Problem(404, "no_picture", f"job {job.id} has no such preview, thumbnail or frame")
+    return FileResponse(path, media_type=media_type, headers={"Cache-Control": "private, no-cache"})

@@ -1,4 +1,4 @@
-"""Writes the pictures of a job: previews before its decode, and the thumbnail.
+"""Writes the pictures of a job: previews before its decode, the thumbnail, the first and the last frame.
 
 They are no part of the video. Where the device has no memory for one, it is left out. Must not know the job
 table.
@@ -7,12 +7,14 @@ table.
 import logging
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptive.device.out_of_memory import is_out_of_memory
 from app.artifacts.local_folder import JobArtifacts
 from app.jobs import Json
-from app.media.thumbnails import write_jpeg
+from app.media.thumbnails import write_jpeg, write_png
 from app.worker.decoding import Decoding
 from app.worker.device_errors import OutOfMemory
 from app.worker.frame_transfer import to_pixels
@@ -41,13 +43,34 @@ def write_previews(
 
 
 def write_thumbnail(frames: Tensor, artifacts: JobArtifacts) -> bool:
-    """Write the first of `frames` (`[1, 3, f, H, W]` in -1..1) as a picture; returns whether it could."""
+    """Write the first of `frames` (`[1, 3, f, H, W]` in -1..1) small, and whole as the video's first frame.
+
+    Returns whether it could.
+    """
+    pixels = _pixels_of(frames[0, :, :1])
+    if pixels is None:
+        return False
+    write_jpeg(artifacts.thumbnail, pixels)
+    write_png(artifacts.frame("first"), pixels)
+    return True
+
+
+def write_last_frame(frames: Tensor, artifacts: JobArtifacts) -> bool:
+    """Write the last of `frames` as the video's last frame; returns whether it could."""
+    pixels = _pixels_of(frames[0, :, -1:])
+    if pixels is None:
+        return False
+    write_png(artifacts.frame("last"), pixels)
+    return True
+
+
+def _pixels_of(frame: Tensor) -> NDArray[np.uint8] | None:
+    """RGB of one frame `[3, 1, H, W]`; None where the device has no memory for it."""
     try:
-        pixels = to_pixels(frames[0, :, :1])[0].cpu().numpy()
+        pixels: NDArray[np.uint8] = to_pixels(frame)[0].cpu().numpy()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        log.warning("thumbnail_skipped reason=%s", error)
-        return False
-    write_jpeg(artifacts.thumbnail, pixels)
-    return True
+        log.warning("picture_skipped reason=%s", error)
+        return None
+    return pixels

@@ -48,7 +48,7 @@ from app.worker.job.failures import as_job_failures, is_unexpected
 from app.worker.job.fetch import fetch_model
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.job.giving_way import GivingWay
-from app.worker.job.pictures import write_previews, write_thumbnail
+from app.worker.job.pictures import write_last_frame, write_previews, write_thumbnail
 from app.worker.job.steps import StepsOfJob
 from app.worker.loaded_model import LoadedModel
 
@@ -242,7 +242,7 @@ class JobRun:
         spec = self._job.spec
         shape = model.video_shape(recorded)
         reports: list[Json] = []
-        done, thumbnail = 0, False
+        done, thumbnail, last_frame = 0, False, False
         with (
             self._in_stage(Stage.DECODING),
             VideoWriter(artifacts.video, shape, spec.fps, samples_of(recorded.sound)) as writer,
@@ -258,6 +258,8 @@ class JobRun:
                         thumbnail = write_thumbnail(frames, artifacts)
                     transfer.send(frames)
                     done += frames.shape[2]
+                    if done == shape.frames:
+                        last_frame = write_last_frame(frames, artifacts)
                     self._waited_seconds = 0.0
                     self._control.check()
                     self._report(done / shape.frames)
@@ -275,6 +277,8 @@ class JobRun:
             "seed": spec.seed,
             "audio": None if recorded.sound is None else recorded.sound.as_json(),
             "thumbnail": thumbnail,
+            "first_frame": thumbnail,
+            "last_frame": last_frame,
             "bytes": artifacts.video.stat().st_size,
             "video_path": str(artifacts.video.relative_to(self._settings.data_dir)),
         }

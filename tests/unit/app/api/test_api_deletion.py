@@ -32,6 +32,7 @@ ROUTES = [
     ("DELETE", "/video"),
     ("GET", "/thumbnail"),
     ("GET", "/previews/0.jpg"),
+    ("GET", "/frames/first.png"),
     ("POST", "/redecode"),
     ("POST", "/retry"),
     ("POST", "/delete"),

@@ -22,14 +22,14 @@ def job_id(submit: Submit, app_store: JobStore, settings: Settings) -> str:
     assert claim is not None
     job_id = claim.job.id
     artifacts = job_artifacts(settings.jobs_dir, job_id).make()
-    for path in (artifacts.preview(0), artifacts.preview(1), artifacts.thumbnail):
+    for path in (artifacts.preview(0), artifacts.preview(1), artifacts.thumbnail, artifacts.frame("first")):
         write_whole(path, PICTURE)
     app_store.progress(job_id, claim.token, stage=Stage.DECODING, progress=0.9)
     app_store.finish(
         job_id,
         claim.token,
         status=JobStatus.SUCCEEDED,
-        result={"frames": 25, "thumbnail": True, "video_path": "x"},
+        result={"frames": 25, "thumbnail": True, "first_frame": True, "last_frame": False, "video_path": "x"},
     )
     return job_id
 
@@ -41,6 +41,13 @@ def test_a_jobs_pictures_are_linked_and_served(client: TestClient, job_id: str) 
         answer = client.get(link)
         assert (answer.status_code, answer.content) == (200, PICTURE)
         assert answer.headers["content-type"] == "image/jpeg"
+    assert links["first_frame"] == f"/jobs/{job_id}/frames/first.png"
+    assert "last_frame" not in links, "the device had no memory for it"
+    answer = client.get(links["first_frame"])
+    assert (answer.content, answer.headers["content-type"]) == (PICTURE, "image/png")
+    assert client.get(f"/jobs/{job_id}/frames/last.png").json()["code"] == "no_picture"
+    assert client.get(f"/jobs/{job_id}/frames/7.png").status_code == 422
+    assert "first_frame" not in client.get(f"/jobs/{job_id}").json()["result"]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +64,7 @@ def test_a_picture_that_is_not_there_is_said_so(
 def test_pictures_end_with_the_result(client: TestClient, job_id: str, app_store: JobStore) -> None:
     app_store.discard(job_id)
     assert "previews" not in client.get(f"/jobs/{job_id}").json()["links"]
-    for name in ("thumbnail", "previews/0.jpg"):
+    for name in ("thumbnail", "previews/0.jpg", "frames/first.png"):
         answer = client.get(f"/jobs/{job_id}/{name}")
         assert (answer.status_code, answer.json()["code"]) == (410, "result_expired")
 

@@ -139,7 +139,7 @@ def test_no_route_of_a_job_shows_it_to_another_key(client: TestClient, picture: 
     seen = 0
     for method, path in routes(client):
         if "{job_id}" in path or "{video_id}" in path:
-            filled = path.format(job_id=job["id"], video_id=job["id"], number=0)
+            filled = path.format(job_id=job["id"], video_id=job["id"], number=0, which="first")
             answer = client.request(method, filled, headers=bearer(EVE))
             assert answer.status_code == 404, (method, path)
             seen += 1
@@ -152,7 +152,7 @@ def test_no_route_of_a_job_shows_it_to_another_key(client: TestClient, picture: 
 def test_every_other_route_asks_for_a_key(client: TestClient) -> None:
     for method, path in routes(client):
         if (method, path) not in OPEN_TO_ALL:
-            filled = path.format(job_id="x", video_id="x", name="x", number=0)
+            filled = path.format(job_id="x", video_id="x", name="x", number=0, which="first")
             assert client.request(method, filled).status_code == 401, (method, path)
 
 
