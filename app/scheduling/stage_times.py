@@ -81,9 +81,7 @@ def stage_ranges(taken: Sequence[Taken], shape: str) -> tuple[Seconds, Seconds, 
     return denoise, widened([one.decode_seconds for one in same]), widened(rest)
 
 
-def remaining_range(
-    job: Job, ranges: tuple[Seconds, Seconds, Seconds], loading: Seconds
-) -> Seconds | None:
+def remaining_range(job: Job, ranges: tuple[Seconds, Seconds, Seconds], loading: Seconds) -> Seconds | None:
     """Seconds that are left of a running job.
 
     None while it waits for memory of other programs, and while the rate of its download is not known.

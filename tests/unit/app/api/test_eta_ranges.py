@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from starlette.testclient import TestClient
 
 from app.jobs import Event, JobStatus, Stage
 from app.scheduling.eta import RunTimes
-from app.scheduling.stage_times import Seconds, loading_range, stage_ranges, widened
+from app.scheduling.stage_times import Seconds, loading_range, remaining_range, stage_ranges, widened
 from app.store import JobStore
 
 SMALL = {"model": "tiny", "width": 256, "height": 256, "num_frames": 17}
@@ -85,6 +86,25 @@ def test_a_running_job_counts_the_stages_that_are_left(
     app_store.progress(job_id, claim.token, stage=Stage.DENOISING, progress=0.02)
     unknown = submit(**LARGE)
     assert unknown["eta_range"] is None
+    app_store.progress(job_id, claim.token, stage=Stage.WAITING_FOR_MEMORY, progress=0.5)
+    assert client.get(f"/jobs/{job_id}").json()["eta_range"] is None, "nobody knows when memory is free"
+    assert planned(client, SMALL) is None
+
+
+@pytest.mark.parametrize("seconds_left", [None, 100.0])
+def test_a_download_counts_with_the_time_that_it_still_takes(
+    seconds_left: float | None, app_store: JobStore, submit: Any
+) -> None:
+    ranges = (Seconds(9, 11), Seconds(1, 3), Seconds(0, 1))
+    job = replace(
+        app_store.get(submit(**SMALL)["id"]), stage=Stage.DOWNLOADING, download={"seconds_left": seconds_left}
+    )
+    left = remaining_range(job, ranges, Seconds(4, 6))
+    if seconds_left is None:
+        assert left is None
+    else:
+        assert left is not None
+        assert left.low < 114 < 121 < left.high
 
 
 def test_loading_the_model_counts_only_where_it_is_not_loaded(

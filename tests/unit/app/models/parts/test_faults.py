@@ -222,7 +222,10 @@ def test_an_entry_takes_what_it_leaves_out_from_the_one_that_is_its_base(named: 
             'base = "ltx-video"\ntransformer = "t.gguf"\nquantize = "int8"',
             r"models\.mine\.quantize: a transformer from a file of its own stays as it is",
         ),
-        ('base = "dynamicrafter-256"\nvae = "v"', r"models\.mine\.vae: DynamiCrafterPipeline is loaded whole"),
+        (
+            'base = "dynamicrafter-256"\nvae = "v"',
+            r"models\.mine\.vae: DynamiCrafterPipeline is loaded whole",
+        ),
     ],
 )
 def test_an_entry_that_contradicts_itself_stops_the_start(lines: str, reason: str, tmp_path: Path) -> None:
