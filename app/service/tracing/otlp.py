@@ -7,6 +7,7 @@ The standard variables hold, too: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES
 import logging
 import os
 import socket
+import threading
 from collections.abc import Sequence
 
 from opentelemetry import trace
@@ -24,6 +25,7 @@ from app.service.tracing.spans import Span, span_id_of, trace_id_of
 
 TRACES_PATH = "/v1/traces"
 NANOSECONDS = 1_000_000_000
+CLOSE_SECONDS = 2.0
 # It would log each request that failed, several times a second; `sender` says once what is wrong.
 logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 
@@ -70,8 +72,9 @@ class Collector:
         provider = TracerProvider(
             sampler=ParentBased(ALWAYS_ON), resource=self._resource, shutdown_on_exit=False
         )
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=self._url)))
-        return RequestSpans(provider)
+        exporter = OTLPSpanExporter(endpoint=self._url)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        return RequestSpans(provider, exporter)
 
     def close(self) -> None:
         """Send nothing more."""
@@ -81,8 +84,9 @@ class Collector:
 class RequestSpans:
     """One span for each HTTP request, in the trace that the request's `traceparent` header names."""
 
-    def __init__(self, provider: TracerProvider) -> None:
+    def __init__(self, provider: TracerProvider, exporter: OTLPSpanExporter) -> None:
         self._provider = provider
+        self._exporter = exporter
         self._tracer = provider.get_tracer("framefit.http", __version__)
 
     def add(
@@ -122,8 +126,11 @@ class RequestSpans:
         span.end(end_time=_ns(end))
 
     def close(self) -> None:
-        """Send what is left and end the thread."""
-        self._provider.shutdown()
+        """Send what is left, in the time that a collector which answers needs."""
+        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(CLOSE_SECONDS)
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
 class _GivenIds(IdGenerator):

@@ -1,9 +1,11 @@
 """Traces as a collector receives them: OpenTelemetry's own messages over HTTP, decoded by its own classes."""
 
 import http.server
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from waiting import wait_for
 from app.config import Settings
 from app.jobs import JobStatus
 from app.service.tracing import sender
+from app.service.tracing.otlp import Collector
 from app.service.tracing.spans import trace_id_of
 from app.store import JobStore
 
@@ -30,7 +33,7 @@ class FakeCollector:
 
     def __init__(self) -> None:
         self.sick = False
-        self.refused = 0
+        self.refuses = 0  # the id of a trace
         self.spans: list[Span] = []
         self.resources: list[dict[str, str]] = []
         collector = self
@@ -51,8 +54,7 @@ class FakeCollector:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def take(self, body: bytes) -> int:
-        if self.sick:
-            self.refused += 1
+        if self.sick or (self.refuses and self.refuses.to_bytes(16) in body):
             return 400  # final: the library itself repeats what is answered with 503, for some seconds
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             self.resources.append({one.key: one.value.string_value for one in resource.resource.attributes})
@@ -171,6 +173,42 @@ def test_the_oldest_of_too_many_waiting_jobs_go_and_are_counted(
     collector.sick = False
     wait_for(lambda: len(collector.named("job")) == 2, WAIT_SECONDS)
     assert {int.from_bytes(job.trace_id) for job in collector.named("job")} == set(map(trace_id_of, ids[1:]))
+
+
+def test_a_trace_that_is_refused_for_good_holds_back_no_other(
+    client: TestClient, picture: bytes, collector: FakeCollector, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = submit(client, picture)
+    collector.refuses = trace_id_of(refused)
+    end(client, refused)
+    for _ in range(sender.MOST_REFUSALS + 1):
+        before = len(collector.named("job"))
+        end(client, submit(client, picture))
+        wait_for(lambda before=before: len(collector.named("job")) > before, WAIT_SECONDS)
+    wait_for(lambda: "traces_dropped jobs=1" in caplog.text, WAIT_SECONDS)
+
+
+def test_a_job_with_very_many_events_is_told_from_its_last_ones(
+    client: TestClient, picture: bytes, collector: FakeCollector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "MOST_EVENTS", 2)
+    monkeypatch.setattr(sender, "PAGE", 1)
+    job_id = submit(client, picture)
+    end(client, job_id)
+    wait_for(lambda: collector.named("job"), WAIT_SECONDS)
+    assert not collector.named("queued"), "its first event is left out"
+
+
+def test_a_collector_that_never_answers_does_not_delay_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "120")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        collector = Collector(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        requests = collector.requests()
+        requests.add("/jobs", "GET", 200, start=1.0, end=2.0, headers={}, job_id=None)
+        started = time.monotonic()
+        requests.close()
+        collector.close()
+    assert time.monotonic() - started < 60.0
 
 
 def test_without_an_endpoint_opentelemetrys_sdk_is_not_imported() -> None:
