@@ -57,9 +57,9 @@ format: $(VENV)/.dev ## fix and format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Two test files at a time, one thread each: real decodes use a core, and tests of the whole service mostly wait.
+# Three test files at a time on two cores, one thread each: real decodes use a core, and tests of the whole service mostly wait.
 test: $(VENV)/.dev ## run every test that needs neither a GPU nor a container engine
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-docker: $(VENV)/.dev ## build the image and test it in a container engine
 	$(BIN)/python -m pytest tests/docker $(ARGS)
