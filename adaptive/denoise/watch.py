@@ -85,6 +85,11 @@ def schedulers_of(pipe: Any) -> dict[str, Any]:
     }
 
 
+def scheduler_name(pipe: Any, scheduler: Any) -> str:
+    """The name of a scheduler among the pipeline's; "copy" for one that a pipeline made from them."""
+    return next((name for name, each in schedulers_of(pipe).items() if each is scheduler), "copy")
+
+
 @contextmanager
 def around_module(module: nn.Module, around: Around) -> Iterator[None]:
     """Run `around(call_next, args, kwargs)` in place of each call of the module within the block.

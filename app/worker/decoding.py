@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adaptive.decoding.decoder import AdaptiveDecoder, DecodeEvent
 from adaptive.decoding.previews import make_previews, plan_previews
+from adaptive.denoise.preview.pixel_map import PixelMap
 from adaptive.device.probe import MemoryProbe, build_name, device_name
 from adaptive.families import family_of
 from adaptive.memory.learned_costs import LearnedCosts
@@ -49,6 +50,7 @@ class DecodeContext:
     learned_costs: LearnedCosts
     idle: IdleWeights | None = None  # weights that may leave the device while decoding
     retry: Json | None = None  # the decode that this one repeats in float32, and what it found
+    pixel_map: PixelMap | None = None  # shows latents without a decode
 
 
 class Decoding:
@@ -72,6 +74,7 @@ class Decoding:
         self._on_event = on_event
         self._idle = context.idle
         self._retry = context.retry
+        self._pixel_map = context.pixel_map
         self._speeds = context.learned_costs.speeds
         idle_bytes = 0 if context.idle is None else context.idle.droppable_bytes
         self._decoder = AdaptiveDecoder(
@@ -98,19 +101,27 @@ class Decoding:
     def previews(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of a frame and its preview `[3, H, W]` in the VAE's range, for some frames.
 
-        Previews differ from the decoded frames and are bounded in time; see `adaptive.decoding.previews`. One
-        with values that are not finite is left out. Raises `DeviceFault`.
+        A map from latents to pixels makes them at once. Without one they are decoded, bounded in time; see
+        `adaptive.decoding.previews`. Values that are not finite are left out. Raises `DeviceFault`.
         """
+        first, _ = self._recorded.keep or (0, None)
+        made = self._decoded_previews() if self._pixel_map is None else self._mapped_previews(self._pixel_map)
+        for frame, picture in made:
+            if is_finite(picture):  # the decode says so, and by how many values
+                yield max(0, frame - first), picture
+
+    def _mapped_previews(self, pixel_map: PixelMap) -> Iterator[tuple[int, Tensor]]:
+        with torch.no_grad(), translated_device_errors("decoding"):
+            yield from pixel_map.video(self._decoder.profile.traits, self._latents[0])
+
+    def _decoded_previews(self) -> Iterator[tuple[int, Tensor]]:
         profile = self._decoder.profile
         speed = self._speeds.model(profile)
         shape = LatentShape(*self._latents.shape)
         plan = plan_previews(profile.traits, shape, speed, self.plan.frames_per_chunk)
         if plan is not None:
             with torch.no_grad(), translated_device_errors("decoding"):
-                first, _ = self._recorded.keep or (0, None)
-                for frame, picture in make_previews(self._vae, self._latents, plan, self._kwargs):
-                    if is_finite(picture):  # the decode says so, and by how many values
-                        yield max(0, frame - first), picture
+                yield from make_previews(self._vae, self._latents, plan, self._kwargs)
 
     def frames(self) -> Iterator[Tensor]:
         """Yield decoded frames `[1, 3, f, H, W]` in the VAE's range, in order.

@@ -25,6 +25,7 @@ from app.models import profiles
 from app.models.entries import ModelEntry
 from app.models.loading import PlacedJob, load_pipeline
 from app.worker.decoding import DecodeContext, OnEvent, load_learned_costs, save_learned_costs
+from app.worker.denoise.pixel_maps import prepare_pixel_map
 from app.worker.denoise.resumes import check_denoise_resumes
 from app.worker.loaded_model import LoadedModel
 
@@ -140,6 +141,7 @@ class Engine:
         freeze_garbage_collection()
         model.check_streaming(on_event)
         check_denoise_resumes(model, on_event)
+        prepare_pixel_map(model, self._settings)
         on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
         self._load_seconds[entry.name] = time.monotonic() - started
         self._model = model  # before the calibration, which decides nothing

@@ -17,6 +17,8 @@ from accelerate.hooks import remove_hook_from_module
 
 from adaptive.decoding.calibrate import Measurement, calibrate
 from adaptive.decoding.encoder import AdaptiveEncoder
+from adaptive.denoise.preview.latent_layout import LatentLayout
+from adaptive.denoise.preview.pixel_map import PixelMap
 from adaptive.denoise.self_test import Recording
 from adaptive.denoise.watch import DenoiseHandler, watch
 from adaptive.device.out_of_memory import is_out_of_memory, release_frames
@@ -96,6 +98,7 @@ class LoadedModel:
         self._context = context
         self._streams = True
         self.not_resumable: str | None = "it was not tested"  # why the denoise has no checkpoints
+        self.latent_layout: LatentLayout | None = None  # of its denoise; None: not found out
         policy = Policy(reserve_bytes=settings.reserve_bytes)
         vae = placed.pipe.vae
         self._encode = AdaptiveEncodeCall(vae, AdaptiveEncoder(vae, probe=context.probe, policy=policy))
@@ -125,6 +128,19 @@ class LoadedModel:
     def exact(self) -> bool:
         """Whether the weights are those published, none quantized."""
         return not self._quantized
+
+    @property
+    def pixel_map(self) -> PixelMap | None:
+        """What shows latents as pictures; None without one that is good enough."""
+        return self._context.pixel_map
+
+    @pixel_map.setter
+    def pixel_map(self, fitted: PixelMap) -> None:
+        self._context = replace(self._context, pixel_map=fitted)
+
+    def rest(self) -> None:
+        """Let parts that are offloaded leave the device."""
+        self._placed.return_to_host()
 
     @property
     def weights(self) -> Json:
@@ -429,7 +445,9 @@ class LoadedModel:
         host = torch.device("cpu")
         if self.host_learned_costs is None:
             self.host_learned_costs = load_learned_costs(self._settings, host)
-        context = DecodeContext(open_probe("cpu"), None, self.host_learned_costs, retry=retry)
+        context = DecodeContext(
+            open_probe("cpu"), None, self.host_learned_costs, retry=retry, pixel_map=self.pixel_map
+        )
         vae = load_vae(self.entry, self._settings).to(torch.float32)
         return Decoding(vae, recorded.to(host, torch.float32), self._policy(spec), context, on_event)
 

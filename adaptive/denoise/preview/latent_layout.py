@@ -7,7 +7,7 @@ comparing each scheduler's last result with the latents that were decoded. Must 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +20,13 @@ _LEAST_EXPLAINED = 0.95  # of the decoded latents' variance; noise added before 
 
 @dataclass(frozen=True, slots=True)
 class LatentLayout:
-    """The scheduler that steps the video's latents, by the order of first steps; the form of its tensors.
+    """The scheduler that steps the video's latents, by name, and the form of its tensors.
 
     Decoded latents are `scale * latents + shift` for each channel. `leading_frames`: so many of the decoded
     latent frames are none of the scheduler's, or are replaced after its last step.
     """
 
-    scheduler: int
+    scheduler: str
     form: str
     leading_frames: int
     scale: tuple[float, ...]
@@ -44,9 +44,8 @@ class LatentLayout:
         viewed = _FORMS[self.form](tensor, shape)
         if viewed is None:
             raise ValueError(f"{tuple(tensor.shape)} are no latents {self.form} of a video {shape}")
-        first = viewed.shape[1] - shape.frames  # of the tensor's last frames
-        index = torch.tensor([first + frame for frame in frames], device=tensor.device)
-        return viewed.index_select(1, index).transpose(0, 1)
+        first = viewed.shape[0] - shape.frames  # of the tensor's last frames
+        return torch.cat([viewed[first + frame : first + frame + 1] for frame in frames])
 
     def normalised(self, latents: Tensor) -> Tensor:
         """Latents `[n, C, h, w]` as the VAE takes them, in float32."""
@@ -54,27 +53,28 @@ class LatentLayout:
         return latents.float() * scale[:, None, None] + shift[:, None, None]
 
 
-def find_layout(results: Sequence[Tensor], decoded: Tensor) -> LatentLayout | None:
-    """The layout of a run: the last result of each scheduler and what was decoded, `[1, C, T, h, w]`.
+def find_layout(results: Mapping[str, Tensor], decoded: Tensor) -> LatentLayout | None:
+    """The layout of a run: each scheduler's last result by its name, and what was decoded, `[1, C, T, h, w]`.
 
     None if no scheduler's result explains the decoded latents.
     """
     shape = LatentShape(*decoded.shape)
     target = decoded[0].detach().float().cpu()
     best: tuple[float, LatentLayout] | None = None
-    for number, result in enumerate(results):
+    for scheduler, result in results.items():
         for form, view in _FORMS.items():
             viewed = view(result.detach().float().cpu(), shape)
             if viewed is None:
                 continue
-            explained, layout = _fitted(number, form, viewed, target)
+            explained, layout = _fitted(scheduler, form, viewed, target)
             if explained >= _LEAST_EXPLAINED and (best is None or explained > best[0]):
                 best = explained, layout
     return None if best is None else best[1]
 
 
-def _fitted(number: int, form: str, viewed: Tensor, target: Tensor) -> tuple[float, LatentLayout]:
+def _fitted(scheduler: str, form: str, viewed: Tensor, target: Tensor) -> tuple[float, LatentLayout]:
     """The layout and the share of the variance of frames after the first that it explains."""
+    viewed = viewed.transpose(0, 1)
     count = min(viewed.shape[1], target.shape[1])
     given, wanted = viewed[:, -count:], target[:, -count:]
     first = count > 1 and count == target.shape[1]  # the first frame may be replaced after the last step
@@ -85,7 +85,7 @@ def _fitted(number: int, form: str, viewed: Tensor, target: Tensor) -> tuple[flo
     leading = target.shape[1] - count
     if first and _explained(given[:, 0].flatten(1), wanted[:, 0].flatten(1), scale, shift) < _LEAST_EXPLAINED:
         leading = 1
-    layout = LatentLayout(number, form, leading, tuple(scale.tolist()), tuple(shift.tolist()))
+    layout = LatentLayout(scheduler, form, leading, tuple(scale.tolist()), tuple(shift.tolist()))
     return _explained(x, y, scale, shift), layout
 
 
@@ -99,7 +99,7 @@ def _channels_first(tensor: Tensor, shape: LatentShape) -> Tensor | None:
     """`[1, C, T, h, w]`."""
     if tensor.ndim != 5 or tensor.shape[:2] != (1, shape.channels):
         return None
-    return tensor[0] if tensor.shape[3:] == (shape.height, shape.width) else None
+    return tensor[0].transpose(0, 1) if tensor.shape[3:] == (shape.height, shape.width) else None
 
 
 def _frames_first(tensor: Tensor, shape: LatentShape) -> Tensor | None:
@@ -107,13 +107,13 @@ def _frames_first(tensor: Tensor, shape: LatentShape) -> Tensor | None:
     if tensor.ndim != 5 or tensor.shape[0] != 1:
         return None
     picture = (shape.channels, shape.height, shape.width)
-    return tensor[0].transpose(0, 1) if tensor.shape[2:] == picture else None
+    return tensor[0] if tensor.shape[2:] == picture else None
 
 
 def _folded(tensor: Tensor, shape: LatentShape) -> Tensor | None:
     """`[T, C, h, w]`."""
     picture = (shape.channels, shape.height, shape.width)
-    return tensor.transpose(0, 1) if tensor.ndim == 4 and tensor.shape[1:] == picture else None
+    return tensor if tensor.ndim == 4 and tensor.shape[1:] == picture else None
 
 
 def _tokens(tensor: Tensor, shape: LatentShape) -> Tensor | None:
@@ -125,9 +125,10 @@ def _tokens(tensor: Tensor, shape: LatentShape) -> Tensor | None:
     if not frames:
         return None
     kept = tensor[0, tensor.shape[1] - frames * positions :]
-    return kept.T.reshape(shape.channels, frames, shape.height, shape.width)
+    return kept.reshape(frames, shape.height, shape.width, shape.channels).permute(0, 3, 1, 2)
 
 
+# Views `[T, C, h, w]` of a tensor, None where it is not of that form.
 _FORMS: dict[str, Callable[[Tensor, LatentShape], Tensor | None]] = {
     "channels first": _channels_first,
     "frames first": _frames_first,

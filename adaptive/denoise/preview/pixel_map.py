@@ -8,7 +8,7 @@ fit did not see says how good the map is; a poor one is not used. Must not know 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from adaptive.types import VaeTraits
 
+MOST_PICTURES = 5
 LEAST_CORRELATION = 0.7  # of the map's pictures with what the fit did not see
 # Of the video for each pixel of a picture; a latent position becomes at most so many pixels a side.
 _PIXELS_A_SIDE, _MOST_SUB = 4, 4
@@ -47,6 +48,12 @@ class PixelMap:
         flat = latents.movedim(1, -1) @ self.weights[:-1] + self.weights[-1]
         return functional.pixel_shuffle(flat.movedim(-1, 1), self.sub).clamp(-1, 1)
 
+    def video(self, traits: VaeTraits, latents: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Some frames of a video `[C, T, h, w]`: the number of the first that is shown, and its picture."""
+        frames = spread(range(latents.shape[1]))
+        for frame, picture in zip(frames, self.pictures(latents[:, frames].transpose(0, 1)), strict=True):
+            yield traits.video_frames(frame) if frame else 0, picture
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {"weights": self.weights.tolist(), "sub": self.sub, "correlation": self.correlation}
@@ -58,6 +65,13 @@ class PixelMap:
         if weights.ndim != 2 or weights.shape[1] != 3 * content["sub"] ** 2:
             raise ValueError(f"no map: weights {tuple(weights.shape)}, sub {content['sub']}")
         return cls(weights, int(content["sub"]), float(content["correlation"]))
+
+
+def spread(frames: Sequence[int]) -> list[int]:
+    """The latent frames to show of these: the first, the last, then some between."""
+    count = min(MOST_PICTURES, len(frames))
+    chosen = [frames[round(index * (len(frames) - 1) / max(1, count - 1))] for index in range(count)]
+    return list(dict.fromkeys((chosen[0], chosen[-1], *chosen)))
 
 
 def fit_pixel_map(traits: VaeTraits, photograph: Tensor, encode: Callable[[Tensor], Tensor]) -> PixelMap:

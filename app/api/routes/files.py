@@ -163,7 +163,7 @@ def get_thumbnail(job_id: str, service: TheService, owner: Caller) -> Response:
 
 @router.get(
     "/jobs/{job_id}/previews/{number}.jpg",
-    summary="A preview of one frame, made before the video is decoded",
+    summary="A preview of one frame, made before the video is ready",
     response_class=FileResponse,
     responses={**JPEG, **documented(401, 404, 410, 422)},
     dependencies=MADE_AGAIN,
@@ -171,7 +171,7 @@ def get_thumbnail(job_id: str, service: TheService, owner: Caller) -> Response:
 def get_preview(
     job_id: str, number: Annotated[int, Path(ge=0, le=99)], service: TheService, owner: Caller
 ) -> Response:
-    """Return a preview of one frame, decoded alone and scaled down. The video's frame may differ."""
+    """Return a small preview of one frame. While the job is denoised it is replaced as the video forms."""
     job = visible(service, job_id, owner)
     return picture_response(job, job_artifacts(service.settings.jobs_dir, job.id).preview(number))
 

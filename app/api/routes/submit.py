@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 router = APIRouter()
 IDEMPOTENCY_KEY_LENGTH = 200
 HISTORY_LIMIT = 10_000
-STAGES_WITH_PREVIEWS = frozenset({Stage.DECODING, Stage.ENCODING, Stage.FINISHED})
+STAGES_WITH_PREVIEWS = frozenset({Stage.DENOISING, Stage.DECODING, Stage.ENCODING, Stage.FINISHED})
 
 
 async def _body(request: Request, service: TheService) -> AsyncIterator[bytes]:

@@ -92,11 +92,13 @@ function meta(job) {
 // Replaces the video only when a new one was made, so that later events do not interrupt playback.
 function fillMedia(media, job) {
   const previews = job.status === "running" ? job.links.previews || [] : [];
-  const wanted = previews.length ? `previews ${previews.length}` : job.links.video ? `video ${job.finished_at}` : "image";
+  const forming = job.stage === "denoising" ? job.forming : null; // the step that the previews show
+  const wanted = previews.length ? `previews ${previews.length} ${job.attempts} ${job.stage === "denoising" ? forming?.step ?? "" : "decoding"}`
+    : job.links.video ? `video ${job.finished_at}` : "image";
   if (media.dataset.shows === wanted || (wanted.startsWith("video") && !job.finished_at)) return;
   media.dataset.shows = wanted;
   media.style.aspectRatio = `${job.request.width} / ${job.request.height}`;
-  if (previews.length) media.replaceChildren(strip(job, previews));
+  if (previews.length) showStrip(media, job, previews, forming);
   else media.replaceChildren(job.links.video ? video(job) : picture(job));
 }
 
@@ -121,23 +123,34 @@ function picture(job) {
   return element;
 }
 
-// The previews shown during decoding: frames decoded alone and scaled down. One is large, all are in a row below it.
-function strip(job, previews) {
+// The previews of a video that forms, and those before its decode. One is large, all are in a row below it. Later ones
+// take the place of earlier ones in the same elements, so that nothing flickers.
+function showStrip(media, job, previews, forming) {
+  const [first, last, ...between] = previews;
+  const links = [first, ...between, last].filter(Boolean);
+  const made = job.stage === "denoising" ? `step-${forming?.step ?? 0}` : "decoding";
+  const sources = [links[Math.floor(links.length / 2)], ...links].map((link) => `${address(link)}?attempt=${job.attempts}&made=${made}`);
+  let element = media.querySelector(".previews");
+  if (element?.querySelectorAll("img").length !== sources.length) {
+    element = emptyStrip(job, sources.length);
+    media.replaceChildren(element);
+  }
+  element.querySelectorAll("img").forEach((frame, index) => { frame.src = sources[index]; });
+  say(element.querySelector(".forming"), forming ? `Step ${forming.step} of ${forming.steps}` : "");
+}
+
+function emptyStrip(job, count) {
   const element = make("div", null, "previews");
   element.setAttribute("role", "img");
   element.setAttribute("aria-label", `Previews of: ${job.request.prompt}`);
-  const [first, last, ...between] = previews;
-  const links = [first, ...between, last].filter(Boolean);
+  const frames = Array.from({ length: count }, () => {
+    const frame = make("img");
+    frame.alt = "";
+    frame.addEventListener("error", () => frame.remove());
+    return frame;
+  });
   const row = make("div");
-  row.append(...links.map((link) => preview(link, job)));
-  element.append(preview(links[Math.floor(links.length / 2)], job), row);
+  row.append(...frames.slice(1));
+  element.append(frames[0], make("span", "", "forming"), row);
   return element;
-}
-
-function preview(link, job) {
-  const frame = make("img");
-  frame.alt = "";
-  frame.src = `${address(link)}?attempt=${job.attempts}`;
-  frame.addEventListener("error", () => frame.remove());
-  return frame;
 }

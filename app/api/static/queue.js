@@ -13,6 +13,7 @@ const more = byId("more");
 const announce = byId("announce");
 const cards = new Map();
 const jobs = new Map();
+const forming = new Map(); // the step that a job's previews show
 const due = new Map();
 const shown = new Map(); // the request whose answer a card shows, by job: a slower answer to an earlier one is outdated
 const dropped = new Set(); // deleted: a late answer does not bring a card back
@@ -51,6 +52,10 @@ export function onEvent(kind, data) {
   if (job && (kind === "progress" || kind === "stage")) {
     const download = data.download ?? job.download;
     show({ ...job, status: "running", stage: data.stage, progress: data.progress, download, eta_range: left(job, data) });
+  }
+  if (kind === "preview" && data.step) {
+    forming.set(data.job_id, { step: data.step, steps: data.steps });
+    if (job?.links.previews?.length) return show({ ...job, stage: data.stage });
   }
   if (!QUIET.has(kind) && (kind !== "progress" || !job)) refresh(data.job_id);
   if (kind === "claimed" || kind === "finished" || kind === "canceled") {
@@ -107,7 +112,7 @@ function show(job) {
     empty.hidden = true;
   }
   jobs.set(job.id, job);
-  fill(card, job);
+  fill(card, { ...job, forming: forming.get(job.id) });
 }
 
 async function act(id, method, path, json) {
@@ -153,7 +158,7 @@ function confirmed(prompt) {
 function drop(id) {
   dropped.add(id);
   cards.get(id)?.remove();
-  for (const known of [cards, jobs, shown]) known.delete(id);
+  for (const known of [cards, jobs, shown, forming]) known.delete(id);
   clearTimeout(due.get(id));
   due.delete(id);
   empty.hidden = cards.size > 0;

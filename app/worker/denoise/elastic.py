@@ -19,6 +19,7 @@ from app.jobs import JobSpec, Json
 from app.worker.decoding import OnEvent
 from app.worker.denoise.measure import MeasuredSteps
 from app.worker.denoise.room import DenoiseRoom, Limits
+from app.worker.denoise.strips import Strips
 from app.worker.device_errors import OutOfMemory
 from app.worker.loaded_model import LoadedModel
 from app.worker.pipeline_call import OnStep
@@ -29,7 +30,7 @@ T = TypeVar("T")
 class ElasticDenoise:
     """One job's denoise on a loaded model. `report` tells what it took, `recorded` is its present run.
 
-    `keep_steps` puts the finished steps in safety before something that may lose them.
+    `keep_steps` puts the finished steps in safety before something that may lose them. `strips` show it.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class ElasticDenoise:
         limits: Limits,
         on_event: OnEvent,
         keep_steps: Callable[[], None] = lambda: None,
+        strips: Strips | None = None,
     ) -> None:
         self._model = model
         self._spec = spec
         self.recorded: Resumable | None = None
         self._measured = MeasuredSteps(model.probe)
         self._keep_steps = keep_steps
+        self._strips = strips
         least_bytes = model.least_step_bytes(spec)
         self._room = DenoiseRoom(model, limits, on_event, self._put_in_safety, least_bytes=least_bytes)
 
@@ -71,6 +74,8 @@ class ElasticDenoise:
                 return
             if done > room.step or loop.finished > finished:  # else it was reported before
                 room.step, finished = done, loop.finished
+                if self._strips is not None:
+                    self._strips.step_done(done, total)
                 on_step(done, total)
 
         @contextmanager
@@ -90,7 +95,7 @@ class ElasticDenoise:
                 image,
                 last_image=last_image,
                 on_step=counted,
-                handlers=(room.retries, self._measured),
+                handlers=(*(() if self._strips is None else (self._strips,)), room.retries, self._measured),
                 recording=recording,
             )
 
@@ -98,6 +103,8 @@ class ElasticDenoise:
             clip = self._until_it_fits(attempt)
         finally:
             room.close()
+            if self._strips is not None:
+                self._strips.close()
         if not room.fallbacks:
             self._model.learn_denoise(self._spec, self._measured.peak(), self._measured.step_seconds)
         return clip

@@ -2,14 +2,21 @@
 
 import io
 import logging
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
+from adaptive.denoise.preview.latent_layout import LatentLayout, find_layout
 from adaptive.denoise.self_test import STEPS, NotResumable, Recording, check_resumes
-from adaptive.denoise.watch import denoisers_of, schedulers_of
+from adaptive.denoise.watch import CallNext, DenoiseHandler, denoisers_of, scheduler_name, schedulers_of
 from adaptive.device.out_of_memory import is_out_of_memory
 from adaptive.errors import DoesNotFit
+from adaptive.families import family_of
+from adaptive.pipelines.recorded_call import RecordedClip
+from adaptive.pipelines.vae_method import recorded_arguments
 from app.jobs import JobSpec, Json
 from app.loops import one_line
 from app.models.entries import ModelEntry
@@ -22,19 +29,20 @@ _SIDE = 64
 _LATENT_FRAMES = 4
 
 # What the self-test found, by all that decides it: a model that is loaded again need not be tested again.
-_found: dict[str, str | None] = {}
+_found: dict[str, tuple[str | None, LatentLayout | None]] = {}
 
 
 def check_denoise_resumes(model: LoadedModel, on_event: OnEvent) -> None:
     """Find out whether the model's denoise can be resumed; if not, it runs without checkpoints.
 
-    Sets `LoadedModel.not_resumable`. Where memory is missing now, nothing is found out, and the denoise runs
-    without checkpoints until the model is loaded again.
+    Sets `LoadedModel.not_resumable`, and the layout of latents that the test has seen. Where memory is
+    missing now, nothing is found out, and the denoise runs without checkpoints until the model is loaded
+    again.
     """
     key = _key(model.pipe, model.entry)
     if key not in _found:
         try:
-            _found[key] = _why_not(model)
+            _found[key] = _why_not(model), model.latent_layout
         except Exception as error:
             if isinstance(error, DeviceFault) or not (
                 isinstance(error, OutOfMemory | DoesNotFit) or is_out_of_memory(error)
@@ -43,7 +51,7 @@ def check_denoise_resumes(model: LoadedModel, on_event: OnEvent) -> None:
             model.not_resumable = "memory was missing for its self-test"
             log.warning("resume_self_test_skipped model=%s reason=%s", model.entry.name, one_line(error))
             return
-    model.not_resumable = _found[key]
+    model.not_resumable, model.latent_layout = _found[key]
     if model.not_resumable is not None:
         log.warning("not_resumable model=%s reason=%s", model.entry.name, model.not_resumable)
         on_event("not_resumable", {"model": model.entry.name, "reason": model.not_resumable})
@@ -78,7 +86,10 @@ def _why_not(model: LoadedModel) -> str | None:
     spec, image = small_request(model.entry), _picture()
 
     def call(recording: Recording) -> None:
-        model.denoise(spec, image, on_step=lambda *_: None, recording=recording)
+        last = LastResults(model.pipe)
+        clip = model.denoise(spec, image, on_step=lambda *_: None, handlers=(last,), recording=recording)
+        if model.latent_layout is None:
+            model.latent_layout = _layout(model, last, clip)
 
     try:
         check_resumes(call)
@@ -89,6 +100,35 @@ def _why_not(model: LoadedModel) -> str | None:
             raise
         return f"its self-test failed: {one_line(error)}"
     return None
+
+
+class LastResults(DenoiseHandler):
+    """The last result of each scheduler, by name."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.results: dict[str, Tensor] = {}
+        self._pipe = pipe
+
+    def around_step(
+        self, call_next: CallNext, scheduler: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        result = call_next(*args, **kwargs)
+        latents = result[0]  # of a tuple, and of an output of diffusers
+        if isinstance(latents, Tensor):
+            self.results[scheduler_name(self._pipe, scheduler)] = latents
+        return result
+
+
+def _layout(model: LoadedModel, last: LastResults, clip: RecordedClip) -> LatentLayout | None:
+    vae = model.pipe.vae
+    try:
+        videos = [
+            family_of(vae).as_video(call.latents, recorded_arguments(type(vae), call)) for call in clip.calls
+        ]
+        return find_layout(last.results, torch.cat(videos, dim=2))
+    except (RuntimeError, ValueError) as error:  # calls of several shapes
+        log.warning("latent_layout_unknown model=%s reason=%s", model.entry.name, one_line(error))
+        return None
 
 
 def _key(pipe: Any, entry: ModelEntry) -> str:

@@ -30,6 +30,7 @@ from app.worker.decoding import Decoding, combined_report
 from app.worker.denoise.checkpoints import Checkpoints
 from app.worker.denoise.elastic import ElasticDenoise
 from app.worker.denoise.room import Limits
+from app.worker.denoise.strips import Strips, shown_latents
 from app.worker.device_errors import OutOfMemory, translated_device_errors
 from app.worker.engine import Engine
 from app.worker.finite import check_clip, found_json
@@ -189,7 +190,8 @@ class JobRun:
             checkpoints = self._checkpoints(model, artifacts)
             wait = partial(self._memory_returns, at_poll=checkpoints.give_back_if_asked)
             limits = Limits(self._engine.host_capacity_bytes is not None, wait)
-            denoise = ElasticDenoise(model, spec, limits, self._event, checkpoints.save_steps)
+            strips = Strips(model.pipe, artifacts, shown_latents(model, spec), self._event)
+            denoise = ElasticDenoise(model, spec, limits, self._event, checkpoints.save_steps, strips)
             recorded = checkpoints.denoise(denoise, spec, image, last_image, self._step)
             save_calls(recorded.calls, artifacts.latents, recorded.sound)
         path = str(artifacts.latents.relative_to(self._settings.data_dir))

@@ -9,7 +9,7 @@ import torch
 
 from adaptive.denoise.preview.clean_estimate import NoEstimate, clean_estimate
 from adaptive.denoise.preview.latent_layout import find_layout
-from adaptive.denoise.watch import CallNext, DenoiseHandler, watch
+from adaptive.denoise.watch import CallNext, DenoiseHandler, scheduler_name, watch
 from adaptive.families import family_of
 from adaptive.pipelines.capture import capture
 from adaptive.pipelines.vae_method import recorded_arguments
@@ -20,31 +20,28 @@ STEPS = 3
 
 
 class Steps(DenoiseHandler):
-    """The whole estimate after each step, and each scheduler's last result."""
+    """The whole estimates after each step, and the last result, by scheduler."""
 
-    def __init__(self) -> None:
-        self.schedulers: list[Any] = []
-        self.estimates: list[list[torch.Tensor]] = []
-        self.results: list[torch.Tensor] = []
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.estimates: dict[str, list[torch.Tensor]] = {}
+        self.results: dict[str, torch.Tensor] = {}
 
     def around_step(
         self, call_next: CallNext, scheduler: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         result = call_next(*args, **kwargs)
-        if not any(scheduler is each for each in self.schedulers):
-            self.schedulers.append(scheduler)
-            self.estimates.append([])
-            self.results.append(torch.empty(0))
-        number = next(index for index, each in enumerate(self.schedulers) if each is scheduler)
+        name = scheduler_name(self.pipe, scheduler)
         estimate = clean_estimate(scheduler, args, kwargs, result)
-        self.estimates[number].append(estimate.part(torch.clone))
-        self.results[number] = (result[0] if isinstance(result, tuple) else result.prev_sample).clone()
+        self.estimates.setdefault(name, []).append(estimate.part(torch.clone))
+        self.results[name] = (result[0] if isinstance(result, tuple) else result.prev_sample).clone()
         return result
 
 
 def run(name: str) -> tuple[Steps, torch.Tensor]:
     """The steps of the case, and the latents that its pipeline gives to its VAE, `[1, C, T, h, w]`."""
-    pipe, steps = denoise_cases.built(name), Steps()
+    pipe = denoise_cases.built(name)
+    steps = Steps(pipe)
     generator = torch.Generator().manual_seed(denoise_cases.SEED)
     with capture(pipe) as calls, watch(pipe, [steps]):
         denoise_cases.called(pipe, name, generator, STEPS, lambda: None)
@@ -64,7 +61,8 @@ NOT_TO_ZERO = {"i2vgen-xl": 0.1, "dynamicrafter": 0.1}
 @pytest.mark.parametrize("name", NAMES)
 def test_the_estimate_of_the_last_step_is_its_result_as_the_vae_gets_it(name: str) -> None:
     steps, decoded = run(name)
-    for estimates, result in zip(steps.estimates, steps.results, strict=True):
+    for scheduler, result in steps.results.items():
+        estimates = steps.estimates[scheduler]
         assert len(estimates) >= STEPS
         off = (estimates[-1] - result).abs().max() / result.abs().max()
         assert off < NOT_TO_ZERO.get(name, 1e-5), name
