@@ -71,6 +71,10 @@ class Client:
         """Request the job's cancellation."""
         self._checked(self._http.delete(f"/jobs/{job_id}"))
 
+    def finish_early(self, job_id: str) -> None:
+        """Ask for the video as far as it is denoised: the next step is the last one."""
+        self._checked(self._http.post(f"/jobs/{job_id}/finish-early"))
+
     def delete(self, job_id: str) -> None:
         """Delete the job, with its images, prompt and video; a job that has not ended is canceled."""
         self._checked(self._http.post(f"/jobs/{job_id}/delete"))

@@ -74,6 +74,7 @@ DENOISE = object_of(
     resumed_from_step={**WHOLE, "description": "Steps that an earlier attempt computed; 0 for none."},
     steps_computed={**WHOLE, "description": "Steps that the last attempt computed."},
     steps_since_checkpoint={**WHOLE, "description": "Of these, steps after its last checkpoint."},
+    stopped_at_step={**WHOLE, "description": "The last step, of a job that was finished early."},
     seconds=SECONDS,
     exact={**YES_OR_NO, "description": "False with rounded weights."},
     placement={**_KIND, "description": "Where the weights were at the end."},

@@ -31,6 +31,7 @@ LINKS = _object(
     last_frame=TEXT,
     redecode=TEXT,
     retry=TEXT,
+    finish_early=TEXT,
 )
 PER_SIDE = _object({"left": WHOLE, "top": WHOLE, "right": WHOLE, "bottom": WHOLE})
 PICTURE = _object(

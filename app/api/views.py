@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from app.attempts import Setbacks, description
-from app.jobs import Event, Job, JobSpec, JobStatus, Json, WorkerRow, sides_of
+from app.jobs import Event, Job, JobSpec, JobStatus, Json, Stage, WorkerRow, sides_of
 from app.media.fit import frame
 from app.models.entries import ModelEntry
 from app.scheduling.stage_times import Seconds
@@ -34,6 +34,8 @@ def job_view(
         links["image"] = f"{base}/image"
     if job.has_last_image and not job.expired:
         links["last_image"] = f"{base}/last_image"
+    if job.status is JobStatus.RUNNING and job.stage is Stage.DENOISING:
+        links["finish_early"] = f"{base}/finish-early"
     if has_video(job):
         links["video"] = f"{base}/video"
         if job.result and job.result.get("thumbnail"):

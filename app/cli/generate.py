@@ -142,7 +142,8 @@ def _generate(
             _download(client, job["id"], out, console)
     except httpx.HTTPError as error:
         raise ClientError(f"cannot reach the service: {error}") from error
-    say(decode_summary(job["decode"]) + _weights_summary(job.get("denoise") or {}))
+    denoise = job.get("denoise") or {}
+    say(decode_summary(job["decode"]) + _weights_summary(denoise) + _stopped_summary(denoise))
     return job
 
 
@@ -241,6 +242,12 @@ def framing_sentences(job: dict[str, Any]) -> list[str]:
     names = {"image": "Image", "last_image": "Last image"}
     pictures = job.get("pictures") or {}
     return [f"{names[name]}: {each['detail']}." for name, each in pictures.items() if each]
+
+
+def _stopped_summary(denoise: dict[str, Any]) -> str:
+    if "stopped_at_step" not in denoise:
+        return ""
+    return f" Stopped early, after step {denoise['stopped_at_step']} of {denoise['steps']}."
 
 
 def _weights_summary(denoise: dict[str, Any]) -> str:

@@ -237,6 +237,19 @@ def cancel(tx: Transaction, job_id: str) -> Job:
     return job
 
 
+def finish_early(tx: Transaction, job_id: str) -> Job:
+    """Ask the worker of a job that is denoised to end with the next step and decode what is there.
+
+    Raises `WrongState` for any other job.
+    """
+    lock_job(tx, job_id)
+    job = fetch_job(tx.connection, job_id)
+    if job.status is not JobStatus.RUNNING or job.stage is not Stage.DENOISING:
+        raise WrongState(job, "finished early: that needs a job that is being denoised")
+    append_event(tx, job_id, "finish_early_requested", {})
+    return job
+
+
 def fail_queued(tx: Transaction, job_id: str, error: Json) -> bool:
     """Fail a queued job that no device can run; return False if it is no longer queued."""
     row = {"id": job_id, "now": tx.now, "expires_at": tx.expires_at, "error": dump(error)}

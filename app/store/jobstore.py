@@ -157,6 +157,7 @@ class JobStore:
 
     # Changes that clients request.
     cancel = _writes(intake.cancel)
+    finish_early = _writes(intake.finish_early)
     fail_queued = _writes(intake.fail_queued)
     queue_again = _stores(intake.queue_again)
     discard = _writes(retention.discard)
@@ -201,6 +202,7 @@ class JobStore:
     urgent = _reads(backfill.urgent)
     running = _reads(backfill.running)
     events_after = _reads_events(fetch_events)
+    is_finish_early_requested = _reads_events(queries.is_finish_early_requested)
     last_event = _reads_events(queries.last_event)
 
     def image(self, job_id: str) -> bytes:

@@ -57,6 +57,19 @@ QUEUED_BEYOND = text("""
 """)
 
 
+# A job that is queued again afterwards runs in full.
+FINISH_EARLY = text("""
+    select coalesce(max(case when kind = 'finish_early_requested' then seq end), 0)
+        > coalesce(max(case when kind = 'queued_again' then seq end), 0) as requested
+    from events where job_id = :id and kind in ('finish_early_requested', 'queued_again')
+""")
+
+
+def is_finish_early_requested(connection: Connection, job_id: str) -> bool:
+    """Whether a client wants the running job to end its denoise with the next step."""
+    return bool(connection.execute(FINISH_EARLY, {"id": job_id}).scalar())
+
+
 def pictures(connection: Connection, job_id: str) -> dict[str, StoredPicture]:
     """Return what is known of the job's pictures, by the field of the request that they came in."""
     rows = connection.execute(PICTURES, {"id": job_id})

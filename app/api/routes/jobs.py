@@ -73,6 +73,21 @@ def cancel_job(job_id: str, service: TheService, owner: Caller, prefix: Prefix) 
 
 
 @router.post(
+    "/jobs/{job_id}/finish-early",
+    summary="End a job's denoise early and keep the video",
+    responses={**answer(JOB), **documented(401, 404, 409, 410)},
+)
+def finish_early(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Json:
+    """Let the next step be the last one, and decode what it aims at. The job succeeds with that video.
+
+    The job's `denoise` then has `stopped_at_step`. A job that is not being denoised gives 409. A request that
+    comes before the last step changes nothing.
+    """
+    visible(service, job_id, owner)
+    return view(service, service.store.finish_early(job_id), owner, prefix)
+
+
+@router.post(
     "/jobs/{job_id}/delete",
     status_code=202,
     summary="Delete a job",

@@ -9,6 +9,11 @@ export function build(job, act, remove) {
   card.dataset.id = job.id;
   const on = (name, kind, action) => card.querySelector(`.${name}`).addEventListener(kind, action);
   on("cancel", "click", () => act(job.id, "DELETE", `/jobs/${job.id}`));
+  on("finish", "click", ({ target }) => {
+    target.dataset.asked = "yes";
+    target.disabled = true;
+    act(job.id, "POST", `/jobs/${job.id}/finish-early`);
+  });
   on("retry", "click", () => act(job.id, "POST", `/jobs/${job.id}/retry`));
   on("delete", "click", () => remove(job.id));
   on("again", "change", ({ target }) => {
@@ -16,7 +21,7 @@ export function build(job, act, remove) {
     target.value = "";
     act(job.id, "POST", `/jobs/${job.id}/redecode`, { decode_strategy: strategy, exact_only: !strategy.startsWith("approximate") });
   });
-  for (const [name, what] of [["cancel", "Cancel"], ["retry", "Try again"], ["download", "Download"], ["delete", "Delete"]]) {
+  for (const [name, what] of [["cancel", "Cancel"], ["finish", "Stop early: keep"], ["retry", "Try again"], ["download", "Download"], ["delete", "Delete"]]) {
     card.querySelector(`.${name}`).setAttribute("aria-label", `${what}: ${job.request.prompt}`);
   }
   return card;
@@ -37,6 +42,9 @@ export function fill(card, job) {
   progress.value = share(job);
   progress.setAttribute("aria-label", `Progress of: ${job.request.prompt}`);
   part("cancel").hidden = !active || job.cancel_requested;
+  part("finish").hidden = !job.links.finish_early || job.cancel_requested;
+  part("finish").disabled = Boolean(job.links.finish_early && part("finish").dataset.asked);
+  if (!active) delete part("finish").dataset.asked;
   part("retry").hidden = !job.links.retry;
   part("download").hidden = !job.links.video;
   if (job.links.video) part("download").href = address(job.links.video);
@@ -83,6 +91,7 @@ function meta(job) {
   if (bars && Object.values(bars).some(Boolean)) parts.push("photo between bars");
   if (stretch && stretch !== 1) parts.push("photo stretched");
   parts.push(`seed ${job.seed}`); // text: the number in `request` is rounded beyond 2**53
+  if (job.denoise?.stopped_at_step) parts.push(`stopped early after step ${job.denoise.stopped_at_step} of ${job.denoise.steps}`);
   if (request.priority) parts.push(`priority ${request.priority}`);
   if (job.started_at && job.finished_at) parts.push(`took ${seconds((new Date(job.finished_at) - new Date(job.started_at)) / 1000)}`);
   if (job.attempts > 1) parts.push(`attempt ${job.attempts}`);

@@ -43,6 +43,11 @@ class Denoise(Protocol):
         """The present run; None before the first one."""
         ...
 
+    @property
+    def stopped_at_step(self) -> int | None:
+        """The step that the denoise ended with early; what it gave is no state to continue from."""
+        ...
+
     def run(
         self, image: bytes, last_image: bytes | None, on_step: OnStep, resume: Record | None = None
     ) -> RecordedClip:
@@ -209,6 +214,9 @@ class Checkpoints:
             return
         self._computed += 1
         self._total = total
+        if self._denoise is not None and self._denoise.stopped_at_step is not None:
+            on_step(done, total)
+            return
         self._tell(self._writer.written())
         around = self._around
         goes_back = self._fault is None and (around.goes_back() or around.gives_way(done, total))

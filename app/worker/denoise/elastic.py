@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from adaptive.denoise.early_end import EarlyEnd
 from adaptive.denoise.resumable import Resumable
 from adaptive.denoise.retries import MissingMemory, missing_memory
 from adaptive.denoise.self_test import Record
@@ -31,6 +32,7 @@ class ElasticDenoise:
     """One job's denoise on a loaded model. `report` tells what it took, `recorded` is its present run.
 
     `keep_steps` puts the finished steps in safety before something that may lose them. `strips` show it.
+    `finishes_early()` is asked after each step whether the next one is to be the last.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ElasticDenoise:
         on_event: OnEvent,
         keep_steps: Callable[[], None] = lambda: None,
         strips: Strips | None = None,
+        finishes_early: Callable[[], bool] = lambda: False,
     ) -> None:
         self._model = model
         self._spec = spec
@@ -48,6 +51,8 @@ class ElasticDenoise:
         self._measured = MeasuredSteps(model.probe)
         self._keep_steps = keep_steps
         self._strips = strips
+        self._finishes_early = finishes_early
+        self._early_end = EarlyEnd()
         least_bytes = model.least_step_bytes(spec)
         self._room = DenoiseRoom(model, limits, on_event, self._put_in_safety, least_bytes=least_bytes)
 
@@ -66,12 +71,16 @@ class ElasticDenoise:
         room, model = self._room, self._model
         self.recorded = recorded = Resumable(model.pipe, model.device, resume)
         loop = recorded.loop
+        strips = () if self._strips is None else (self._strips,)
         finished = 0  # scheduler steps at the last report
 
         def counted(done: int, total: int) -> None:
             nonlocal finished
-            if loop.is_replaying:
+            if loop.is_replaying or self._early_end.step is not None:
                 return
+            self._early_end.step_done(done)
+            if done + 1 < total and self._finishes_early():
+                self._early_end.end_next()
             if done > room.step or loop.finished > finished:  # else it was reported before
                 room.step, finished = done, loop.finished
                 if self._strips is not None:
@@ -95,7 +104,7 @@ class ElasticDenoise:
                 image,
                 last_image=last_image,
                 on_step=counted,
-                handlers=(*(() if self._strips is None else (self._strips,)), room.retries, self._measured),
+                handlers=(self._early_end, *strips, room.retries, self._measured),
                 recording=recording,
             )
 
@@ -143,6 +152,14 @@ class ElasticDenoise:
         """The steps down so far, as JSON; those of earlier attempts may be put in front."""
         return self._room.fallbacks
 
+    @property
+    def stopped_at_step(self) -> int | None:
+        """The step that the denoise ended with before its last one, as a client asked."""
+        return self._early_end.step
+
     def report(self) -> Json:
-        """For the job's `denoise`: fallbacks, and whether the arithmetic is that of an undisturbed run."""
-        return self._room.report()
+        """For the job's `denoise`: fallbacks, whether the arithmetic is that of an undisturbed run, and the
+        step that it was stopped at.
+        """
+        stopped = {} if self.stopped_at_step is None else {"stopped_at_step": self.stopped_at_step}
+        return {**self._room.report(), **stopped}

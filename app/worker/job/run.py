@@ -47,6 +47,7 @@ from app.worker.job.control import (
 )
 from app.worker.job.failures import as_job_failures, is_unexpected
 from app.worker.job.fetch import fetch_model
+from app.worker.job.finishing_early import FinishingEarly
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.job.giving_way import GivingWay
 from app.worker.job.pictures import write_last_frame, write_previews, write_thumbnail
@@ -191,7 +192,10 @@ class JobRun:
             wait = partial(self._memory_returns, at_poll=checkpoints.give_back_if_asked)
             limits = Limits(self._engine.host_capacity_bytes is not None, wait)
             strips = Strips(model.pipe, artifacts, shown_latents(model, spec), self._event)
-            denoise = ElasticDenoise(model, spec, limits, self._event, checkpoints.save_steps, strips)
+            early = FinishingEarly(self._store, self._claim)
+            denoise = ElasticDenoise(
+                model, spec, limits, self._event, checkpoints.save_steps, strips, early.is_wanted
+            )
             recorded = checkpoints.denoise(denoise, spec, image, last_image, self._step)
             save_calls(recorded.calls, artifacts.latents, recorded.sound)
         path = str(artifacts.latents.relative_to(self._settings.data_dir))

@@ -35,6 +35,7 @@ ROUTES = [
     ("GET", "/frames/first.png"),
     ("POST", "/redecode"),
     ("POST", "/retry"),
+    ("POST", "/finish-early"),
     ("POST", "/delete"),
 ]
 OPENAI_ROUTES = [

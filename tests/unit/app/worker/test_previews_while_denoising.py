@@ -18,6 +18,7 @@ from app.store import open_store
 from app.worker.denoise import pixel_maps
 from app.worker.denoise.strips import SIDE, Strips
 from app.worker.job import run as job_run
+from app.worker.job.finishing_early import FinishingEarly
 from app.worker.loop import Worker
 
 PHOTO = pixel_maps.PHOTOGRAPH
@@ -32,7 +33,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedMo
         yield running
 
 
-def submitted(served: ServedModel) -> str:
+def submitted(served: ServedModel, **more: Any) -> str:
     fields = {
         "width": 128,
         "height": 128,
@@ -41,7 +42,9 @@ def submitted(served: ServedModel) -> str:
         "prompt": "pan left",
     }
     answer = served.http.post(
-        "/generate", data={"model": "photo-pan", **fields}, files={"image": ("cat.jpg", PHOTO.read_bytes())}
+        "/generate",
+        data={"model": "photo-pan", **fields, **more},
+        files={"image": ("cat.jpg", PHOTO.read_bytes())},
     )
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
@@ -139,3 +142,33 @@ def test_a_scheduler_that_is_not_known_is_told_once_and_shows_nothing(
     (told,) = served.events("previews_unavailable")
     assert "FlowMatchEulerDiscreteScheduler" in told["reason"]
     assert not [event for event in served.events("preview") if event["stage"] == "denoising"]
+
+
+def test_a_job_that_is_finished_early_keeps_the_video_as_far_as_it_is(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_run, "FinishingEarly", partial(FinishingEarly, ask_seconds=0.0))
+    job_id = submitted(served, num_inference_steps=6)
+    early = served.http.post(f"/jobs/{job_id}/finish-early")
+    assert (early.status_code, early.json()["code"]) == (409, "wrong_state")
+    step_done = Strips.step_done
+
+    def asked(strips: Strips, step: int, total: int) -> None:
+        step_done(strips, step, total)
+        if step == 1:
+            link = served.job(job_id)["links"]["finish_early"]
+            assert served.http.post(link).status_code == 200
+
+    monkeypatch.setattr(Strips, "step_done", asked)
+    run_next(served)
+    job = served.job(job_id)
+    assert job["status"] == "succeeded", job["error"]
+    stopped = job["denoise"]["stopped_at_step"]
+    assert stopped in (2, 3), "the step after the one in which it was seen"
+    assert job["denoise"]["steps_computed"] == stopped
+    assert job["denoise"]["steps"] == 6
+    assert job["result"]["frames"] == 9
+    assert "finish_early" not in job["links"]
+    frames = frames_of(served, job_id, range(5, 9))
+    shown = Image.open(io.BytesIO(served.http.get(job["links"]["previews"][1]).content))
+    assert correlation(shown, frames) > 0.9, "a clean video, not one full of noise"
