@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adaptive.denoise.preview.clean_estimate import NoEstimate, clean_estimate
 from adaptive.denoise.record import mapped
-from adaptive.denoise.watch import CallNext, DenoiseHandler
+from adaptive.denoise.watch import CallNext, DenoiseHandler, scheduler_name
 
 
 class EarlyEnd(DenoiseHandler):
@@ -24,12 +24,13 @@ class EarlyEnd(DenoiseHandler):
     `step` is that step once it is done, None before. Call `step_done` after each step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
         self.step: int | None = None
         self._is_wanted = False
         self._given: dict[type[nn.Module], list[Any]] = {}  # results of the last step, as empty tensors
         self._calls = 0
-        self._answers: dict[int, Any] = {}  # by scheduler, in the order of their steps
+        self._answers: dict[str, Any] = {}  # by scheduler
 
     def end_next(self) -> None:
         """Let the next step be the last that is computed. It must not be the loop's own last one."""
@@ -57,12 +58,13 @@ class EarlyEnd(DenoiseHandler):
         self, call_next: CallNext, scheduler: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """Take the step; the last one gives its clean estimate, and so does every one after it."""
-        if self.step is not None and id(scheduler) in self._answers:
-            return mapped(self._answers[id(scheduler)], torch.clone)
+        name = scheduler_name(self._pipe, scheduler)
+        if self.step is not None and name in self._answers:
+            return mapped(self._answers[name], torch.clone)
         result = call_next(*args, **kwargs)
         if self._is_wanted:
             result = _with_estimate(scheduler, args, kwargs, result)
-            self._answers[id(scheduler)] = mapped(result, lambda tensor: tensor.detach().clone())
+            self._answers[name] = mapped(result, lambda tensor: tensor.detach().clone())
         return result
 
 

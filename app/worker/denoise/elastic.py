@@ -52,7 +52,7 @@ class ElasticDenoise:
         self._keep_steps = keep_steps
         self._strips = strips
         self._finishes_early = finishes_early
-        self._early_end = EarlyEnd()
+        self._early_end = EarlyEnd(model.pipe)
         least_bytes = model.least_step_bytes(spec)
         self._room = DenoiseRoom(model, limits, on_event, self._put_in_safety, least_bytes=least_bytes)
 

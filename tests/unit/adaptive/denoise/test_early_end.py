@@ -58,7 +58,8 @@ class Given(DenoiseHandler):
     "name", ["cogvideox-dpm", "hunyuanvideo", "i2vgen-xl", "ltx-2", "ltx-condition", "svd", "wan22"]
 )
 def test_a_loop_that_ends_early_gives_its_clean_estimate(name: str) -> None:
-    pipe, early, counted, given = denoise_cases.built(name), EarlyEnd(), Counted(), Given()
+    pipe, counted, given = denoise_cases.built(name), Counted(), Given()
+    early = EarlyEnd(pipe)
     computed: list[int] = []
 
     def after_step() -> None:
