@@ -59,6 +59,11 @@ class Settings(BaseSettings):
     )
     model: str | None = Field(None, description="Default model. Default: the first of the list.")
     models_file: Path | None = None
+    loras_dir: Path | None = Field(
+        None,
+        description="Folder of LoRA files, which jobs name without .safetensors. Default: loras in the data "
+        "folder.",
+    )
     devices: str = Field("auto", description='"auto", "cpu", or a list such as "cuda:0,cuda:1" or GPU UUIDs.')
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), repr=False, description="API keys or their hashes (framefit key new), comma-separated."
@@ -265,6 +270,11 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Folder of built-in and converted models, with one folder for each model."""
         return self.data_dir / "models"
+
+    @property
+    def lora_folder(self) -> Path:
+        """Folder of the LoRA files that jobs may name."""
+        return self.data_dir / "loras" if self.loras_dir is None else self.loras_dir
 
     @property
     def profiles_dir(self) -> Path:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pydantic_core import PydanticCustomError
 
 from app.frame_rate import FrameRate
+from app.loras import Loras
 
 PROMPT_MAX_CHARACTERS = 4000
 PRIORITY_LIMIT = 10
@@ -152,6 +153,11 @@ class JobSpec(BaseModel):
         lt=SEEDS,
         description="-1, or none, draws one. The job's `seed` tells it as text, so that no reader rounds it. "
         "On a CPU, torch uses the lower 32 bits.",
+    )
+    loras: Loras = Field(
+        (),
+        description="LoRAs to apply, from GET /loras; a form sends them as JSON text.",
+        examples=[[{"name": "my-style", "scale": 0.8}]],
     )
     fs: int | None = Field(
         None,

@@ -22,7 +22,7 @@ from app.api.middleware.guard import Guard
 from app.api.middleware.hosts import OwnHosts
 from app.api.middleware.http_metrics import HttpMetrics, Measured
 from app.api.middleware.http_rules import HttpRules
-from app.api.routes import batch, events, files, jobs, openai, openai_models, session, submit, system
+from app.api.routes import batch, events, files, jobs, loras, openai, openai_models, session, submit, system
 from app.config import Settings
 from app.models import profiles
 from app.models.downloads.access import AskHub
@@ -83,7 +83,7 @@ def create_app(
     app.state.service = service
     problems.install(app)
     app.add_exception_handler(events.StreamEnded, events.no_more_events)
-    modules = (submit, batch, jobs, files, events, openai, openai_models, system, session, reference)
+    modules = (submit, batch, jobs, files, events, openai, openai_models, system, loras, session, reference)
     routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)

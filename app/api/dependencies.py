@@ -19,6 +19,7 @@ from app.media.spritesheet import SheetMaker
 from app.models.checks.faults import ModelFaults
 from app.models.downloads.access import AskHub, HubAccess
 from app.models.entries import ModelEntry, load_models
+from app.models.loras.folder import LoraFolder
 from app.scheduling.admission import Admission, LoadRequirements
 from app.scheduling.eta import RunTimes, WaitingTimes
 from app.scheduling.eta_ranges import WaitingRanges
@@ -68,6 +69,7 @@ class Service:
     webhooks: Webhooks | None
     traces: Traces | None
     request_spans: "RequestSpans | None"
+    loras: LoraFolder
     sheets: SheetMaker = field(default_factory=SheetMaker)
     failed_keys: FailedKeys = field(default_factory=FailedKeys)
 
@@ -184,6 +186,7 @@ def build_service(
         webhooks=_webhooks(settings, models, keys, store),
         traces=traces,
         request_spans=request_spans,
+        loras=LoraFolder(settings.lora_folder),
     )
     metrics.registry.register(LoopGauges(service.loop_states, lambda: service.background.storage_fault))
     return service

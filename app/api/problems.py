@@ -20,6 +20,7 @@ from starlette.types import Scope
 from adaptive.errors import UnsupportedVae
 from app.media.images import ImageRejected
 from app.models.components import ModelUnavailable
+from app.models.loras.choice import LoraRefused
 from app.scheduling.admission import FitsNowhere
 from app.scheduling.usable_profile import ProfilePending
 from app.service.webhooks import WebhookRefused
@@ -134,6 +135,8 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(503, "profile_pending", detail, headers=retry)
         case ModelUnavailable():
             return Problem(422, "model_unavailable", str(error))
+        case LoraRefused():
+            return Problem(422, error.code, str(error), data=error.data)
         case UnsupportedVae():
             return Problem(422, "strategy_not_possible", str(error))
         case FitsNowhere():
@@ -173,7 +176,7 @@ def problem_of_validation(error: ValidationError) -> Problem:
 
 def _fault_code(kind: str, location: tuple[int | str, ...]) -> str:
     field = str(location[0]) if location else "request"
-    if kind == "approximate_not_allowed":
+    if kind in ("approximate_not_allowed", "too_many_loras", "lora_scale_out_of_range"):
         return kind
     if kind == "extra_forbidden":
         return "unknown_field"
@@ -243,6 +246,7 @@ def install(app: FastAPI) -> None:
         WebhookRefused,
         ProfilePending,
         ModelUnavailable,
+        LoraRefused,
         UnsupportedVae,
         FitsNowhere,
         ValidationError,

@@ -164,6 +164,19 @@ _MODEL = _object(
     }
 )
 MODELS = _object({"models": _list(_MODEL)})
+_LORA = _object(
+    {
+        "name": TEXT,
+        "size_bytes": _or_null(WHOLE),
+        "ranks": _list(WHOLE),
+        "layers": _or_null(WHOLE),
+        "left_out": _or_null(WHOLE),
+        "architectures": _list(TEXT),
+        "models": _list(TEXT),
+        "unusable_because": _or_null(TEXT),
+    }
+)
+LORAS = _object({"loras": _list(_LORA)})
 LOG_LEVEL = _object({"level": {"type": "string", "enum": ["debug", "info", "warning", "error"]}})
 _LOOPS = _list(_object({"name": TEXT, "last_turn_seconds": NUMBER, "silent": YES_OR_NO, "failures": WHOLE}))
 HEALTH = _object(

@@ -1,5 +1,6 @@
 """`framefit generate`: makes a video from an image and a prompt, and prints the decode decision."""
 
+import json
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -45,6 +46,10 @@ def generate(
     ] = False,
     fs: Annotated[
         int | None, typer.Option("--fs", help="Amount of motion, for models that support it.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", help="A LoRA as NAME or NAME:SCALE, from GET /loras; may be repeated."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The mp4 file to write.")] = Path("out.mp4"),
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
@@ -100,6 +105,7 @@ def generate(
         "seed": seed,
         "fs": fs,
         "loop": loop or None,
+        "loras": _loras(lora or []),
         "decode_strategy": decode_strategy,
         "exact_only": "false" if approximate else None,
         "frames_per_chunk": frames_per_chunk,
@@ -112,6 +118,18 @@ def generate(
         print_json({"out": str(out), "job": job})
     else:
         typer.echo(str(out))
+
+
+def _loras(given: list[str]) -> str | None:
+    """Return the field of the request as JSON text; None without LoRAs."""
+    loras = []
+    for text in given:
+        name, colon, scale = text.rpartition(":")
+        try:
+            loras.append({"name": name, "scale": float(scale)} if colon else {"name": text})
+        except ValueError:
+            raise typer.BadParameter(f"{text!r}: write NAME or NAME:SCALE, such as my-style:0.8") from None
+    return json.dumps(loras) if loras else None
 
 
 def _generate(

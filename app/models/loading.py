@@ -24,6 +24,7 @@ from adaptive.planning.planner import Placement
 from adaptive.types import MemoryReading, VideoShape
 from app.config import Settings
 from app.jobs import JobSpec, Json
+from app.loras import LoraChoice
 from app.models import profiles
 from app.models.checks.model_folder import check_model
 from app.models.components import OWN_PIPELINES, ModelUnavailable, components_of, local_files, required_files
@@ -46,6 +47,7 @@ class PlacedJob:
     """What a placement depends on: the video, the guidance, and what was learned on the device.
 
     `host_bytes`: host memory that the model's weights take already. `cautious`: see `choose_placement`.
+    `loras`: those that the job applies.
     """
 
     video: VideoShape
@@ -53,11 +55,13 @@ class PlacedJob:
     costs: LearnedCosts | None = None
     host_bytes: int = 0
     cautious: bool = True
+    loras: tuple[LoraChoice, ...] = ()
 
     @classmethod
     def of(cls, spec: JobSpec, costs: LearnedCosts | None = None) -> "PlacedJob":
         """The job of a request."""
-        return cls(VideoShape(spec.num_frames, spec.height, spec.width), spec.guidance_scale > 1, costs)
+        video = VideoShape(spec.num_frames, spec.height, spec.width)
+        return cls(video, spec.guidance_scale > 1, costs, loras=spec.loras)
 
     @classmethod
     def of_entry(cls, entry: ModelEntry) -> "PlacedJob":
@@ -218,7 +222,7 @@ def placement_for(
     job = job or PlacedJob.of_entry(entry)
     try:
         return choose_placement(
-            _requirements(settings, entry, profile.traits.latent_channels),
+            _requirements(settings, entry, profile.traits.latent_channels).with_loras(job.loras),
             entry,
             profile,
             job.video,

@@ -5,7 +5,7 @@ API uses them to refuse jobs that no placement can make fit, and to forecast the
 stored numbers, without torch; must not know how they are traced, devices or HTTP.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -15,10 +15,12 @@ from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.weight_placement import ComponentSize, Placement, Stage, plan_weights, smallest_bytes
 from adaptive.types import LatentShape, VideoShape
+from app.loras import LoraChoice
 from app.models.entries import ModelEntry
 
 FORMAT = 2
 MIB = 2**20
+TRANSFORMERS = ("transformer", "transformer_2")  # the components that LoRAs change
 # A prompt of some hundred tokens; the text encoder's activations are small beside its weights.
 PROMPT_ACTIVATION_BYTES = 256 * MIB
 # Latent frames a chunk at which chunked decoding is as fast as batched (tests/bench/decode.py).
@@ -84,6 +86,24 @@ class ModelRequirements:
             Stage.DENOISE: max(live, default=self._working_bytes(Stage.DENOISE)),
             Stage.DECODE: decode_bytes,
         }
+
+    def with_loras(self, loras: Sequence[LoraChoice]) -> Self:
+        """The requirements with the bytes of a job's LoRAs added to each transformer that they may change."""
+        added = {
+            name: sum(each.size_bytes or 0 for each in loras if each.component in (None, name))
+            for name in TRANSFORMERS
+        }
+        if not any(added.values()):
+            return self
+        components = tuple(
+            replace(
+                each,
+                weight_bytes=each.weight_bytes + added.get(each.name, 0),
+                quantized_bytes=each.quantized_bytes and each.quantized_bytes + added.get(each.name, 0),
+            )
+            for each in self.components
+        )
+        return replace(self, components=components)
 
     def _working_bytes(self, stage: Stage) -> int:
         """What dequantizing one layer takes in the stage. The curves of denoisers count it themselves."""

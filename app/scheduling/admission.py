@@ -212,7 +212,9 @@ class Admission:
         if requirements is None or not totals or None in totals:
             return
         capacity = max(int(total or 0) for total in totals) - self._reserve_bytes
-        short = requirements.short_of(question.shape, capacity, guided=spec.guidance_scale > 1)
+        short = requirements.with_loras(spec.loras).short_of(
+            question.shape, capacity, guided=spec.guidance_scale > 1
+        )
         if short is not None:
             stage, needed_bytes = short
             limit = "the most any device can give"

@@ -76,7 +76,7 @@ def _placement(
     held = int(device.get("own_bytes") or 0) if device.get("loaded_model") else 0
     try:
         return choose_placement(
-            requirements,
+            requirements.with_loras(spec.loras),
             entry,
             profile,
             VideoShape(spec.num_frames, spec.height, spec.width),

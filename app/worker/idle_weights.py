@@ -47,6 +47,11 @@ class IdleWeights:
         """Predicted seconds to drop the weights and restore them, at the speed of the last move."""
         return 2 * self.size_bytes / self._bytes_a_second
 
+    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Forget tensors that are no weights of the modules any more."""
+        gone = {id(tensor) for tensor in tensors}
+        self._tensors = [tensor for tensor in self._tensors if id(tensor) not in gone]
+
     def drop(self) -> None:
         """Move the weights to the host, which frees their device memory."""
         if self.on_device:

@@ -6,6 +6,7 @@ Longer than 300 lines: every decode, in its dtype and on its device, needs the s
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -52,8 +53,10 @@ from app.worker.device_errors import device_fault, translated_device_errors
 from app.worker.finite import check_clip
 from app.worker.float32_vae import Float32Vae, load_in_float32
 from app.worker.idle_weights import IdleWeights
+from app.worker.loras.switch import AppliedLoras
 from app.worker.pipeline_call import OnStep, check_call, run_pipeline, sound_of
 from app.worker.placement import (
+    groupable,
     is_divided,
     is_placed,
     lean_plan,
@@ -103,6 +106,7 @@ class LoadedModel:
         vae = placed.pipe.vae
         self._encode = AdaptiveEncodeCall(vae, AdaptiveEncoder(vae, probe=context.probe, policy=policy))
         self.host_learned_costs: LearnedCosts | None = None  # set once a decode ran on the CPU in its place
+        self._loras = AppliedLoras(placed.pipe, settings.lora_folder)
         self._note_idle_weights()
 
     def _note_idle_weights(self) -> None:
@@ -232,15 +236,20 @@ class LoadedModel:
     def fit_denoise(self, spec: JobSpec, on_event: OnEvent, *, cautious: bool = True) -> Json:
         """Place the weights for the job and let its pipeline plan its denoising; returns the plan's JSON.
 
-        The plan is {} for a pipeline that does not plan. Raises `DoesNotFit` as `place_for` does, or if no
-        option fits.
+        The plan is {} for a pipeline that does not plan. The job's LoRAs are applied in place of those of an
+        earlier one. Raises `DoesNotFit` as `place_for` does, or if no option fits, and `LoraNotApplied`.
         """
         plans_itself = hasattr(self._pipe, "fit_denoise")
+        switches = self._loras.differ_from(spec.loras)
+        if switches:
+            self._remove_loras()  # before the placement, which may use their memory
         try:
             self.place_for(spec, on_event, cautious=cautious)
         except DoesNotFit:
             if not plans_itself:
                 raise  # such a pipeline has smaller options than the placement counts with
+        if switches and spec.loras:
+            self._apply_loras(spec)
         if not plans_itself:
             return {}
         reading = self._context.probe.read()
@@ -254,6 +263,36 @@ class LoadedModel:
         data: Json = plan.as_json()
         on_event("denoise_plan", data)
         return data
+
+    def _remove_loras(self) -> None:
+        """Take the LoRAs of an earlier job away."""
+        if not self._loras.applied:
+            return
+        if self._context.idle is not None:
+            self._context.idle.leave_out(self._loras.tensors())
+        self._loras.remove()
+        self._place_groups_anew()
+
+    def _apply_loras(self, spec: JobSpec) -> None:
+        """Apply the job's LoRAs to the placed weights. Raises `LoraNotApplied`."""
+        started = time.monotonic()
+        with translated_device_errors("loading"):
+            self._loras.apply(spec.loras)
+        self._place_groups_anew()
+        self._note_idle_weights()
+        names, seconds = ",".join(each.name for each in spec.loras), time.monotonic() - started
+        log.info("loras_applied model=%s loras=%s seconds=%.3f", self.entry.name, names, seconds)
+
+    def _place_groups_anew(self) -> None:
+        """Hook layers again that LoRAs have replaced, where layers pass through the device in groups."""
+        if self._placed.kind != PlacementKind.GROUP_OFFLOAD or self.device.type == "cpu":
+            return
+        before = self._placed
+        plan = before.plan or replace(lean_plan(before), group_offloaded=groupable(self._pipe))
+        refusal = self.move(plan)
+        if refusal is not None:
+            raise refusal
+        self._placed = replace(self._placed, plan=before.plan)
 
     @property
     def probe(self) -> MemoryProbe:

@@ -14,8 +14,11 @@ __all__ = ["documented", "used", "used_statuses"]
 
 ROOT = Path(__file__).parents[2]
 # The class, and which of its positional arguments is the code.
-HTTP_ERRORS = {"Problem": 1, "ImageRejected": 0, "WebhookRefused": 0, "PydanticCustomError": 0}
-JOB_ERRORS = {"JobFailure": 0, "JobError": 0}
+HTTP_ERRORS = {
+    "Problem": 1,
+    **dict.fromkeys(("ImageRejected", "LoraRefused", "PydanticCustomError", "WebhookRefused"), 0),
+}
+JOB_ERRORS = {"JobFailure": 0, "JobError": 0, "LoraNotApplied": 0}
 
 
 def used(kind: str) -> set[str]:

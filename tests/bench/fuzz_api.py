@@ -51,7 +51,17 @@ STREAM_SECONDS = 0.1  # a stream that has no more news just then is cut there
 SPEC = {"prompt": "x", "model": "tiny", "width": 64, "height": 64, "num_frames": 9, "fps": 8, "seed": 1}
 # Fields whose values depend on each other and on the model: left out of some requests, so that those get far.
 DEPENDENT = frozenset(
-    {"model", "width", "height", "num_frames", "frames_per_chunk", "memory_budget_bytes", "fs", "loop"}
+    {
+        "model",
+        "width",
+        "height",
+        "num_frames",
+        "frames_per_chunk",
+        "memory_budget_bytes",
+        "fs",
+        "loop",
+        "loras",
+    }
     | {"webhook_url", "last_image", "decode_strategy", "size", "seconds"}
 )
 

@@ -34,6 +34,7 @@ NAMED: dict[str, Json] = {
     "Sides": response_schemas.PER_SIDE,
     "Devices": response_schemas.DEVICES,
     "Models": response_schemas.MODELS,
+    "Loras": response_schemas.LORAS,
     "LogLevel": response_schemas.LOG_LEVEL,
     "Health": response_schemas.HEALTH,
     "Readiness": response_schemas.READINESS,

@@ -3,6 +3,7 @@
 Knows nothing of encodings or headers.
 """
 
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,6 +27,7 @@ _BLANK_MEANS_ABSENT = frozenset(
         "fps",
         "fs",
         "loop",
+        "loras",
     }
     | {
         "width",
@@ -63,6 +65,8 @@ def job_spec(
     }
     if asks_for_random_seed(fields):
         given["seed"] = secrets.randbelow(2**31)
+    if isinstance(given.get("loras"), str):
+        given["loras"] = _from_text(given["loras"])
     entry = entry_of(given, models)
     try:
         return _spec_for(entry, given, has_last_image, measure)
@@ -71,6 +75,16 @@ def job_spec(
         if larger is None or problem.code != "over_model_limit":
             raise
         return _spec_for(larger, given, has_last_image, measure)
+
+
+def _from_text(loras: str) -> object:
+    """Return the value of a form's field, which is JSON. Raises `Problem`."""
+    try:
+        value: object = json.loads(loras)
+    except (ValueError, RecursionError) as error:
+        message = f'loras must be JSON such as [{{"name": "my-style", "scale": 0.8}}]: {error}'
+        raise Problem(422, "invalid_loras", message, data={"field": "loras"}) from None
+    return value
 
 
 def asks_for_random_seed(fields: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ schemas. They are built from `JobSpec`; fields with a default of the model are o
 from typing import Any
 
 from app.jobs import MEASURED, JobSpec, Json
+from app.loras import MOST_LORAS
 
 EXAMPLE: Json = {
     "prompt": "the camera pans slowly to the left",
@@ -25,12 +26,16 @@ FILE: Json = {
 def _spec_schema() -> Json:
     schema = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
     # Inlined, so that the document needs no further components.
-    strategies = schema.pop("$defs", {}).get("DecodeStrategy", {})
+    inner = schema.pop("$defs", {})
+    strategies, lora = inner.get("DecodeStrategy", {}), inner.get("LoraChoice", {})
     schema["properties"]["decode_strategy"] = {
         "type": "string",
         "enum": strategies.get("enum", []),
         "default": "auto",
     }
+    for name in ("title", "description"):
+        lora.pop(name, None)
+    schema["properties"]["loras"] |= {"items": lora, "maxItems": MOST_LORAS}
     schema["properties"]["seed"]["minimum"] = -1  # a request for a random one; a job's own begins at 0
     schema["required"] = ["prompt"]
     for name in ("title", "description"):

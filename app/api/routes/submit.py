@@ -21,6 +21,7 @@ from app.api.response_schemas import JOB, PLAN, answer
 from app.api.views import hide_other_owners, job_view, pictures_view, range_view
 from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job, JobSpec, Json, Stage
+from app.models.loras.choice import chosen_files, require_unchanged
 from app.scheduling.plan_view import rungs_json
 from app.scheduling.stage_times import Seconds
 from app.service.webhooks import check_url
@@ -145,7 +146,7 @@ def build_submission(
         _check_webhook(service, spec.webhook_url)
     if image is None:
         raise Problem(422, "missing_image", "the request has no image: send it in the file field 'image'")
-    spec = spec.model_copy(update=pictures.measured())
+    spec = spec.model_copy(update={**pictures.measured(), **_lora_files(service, spec)})
     admitted = admit(service, owner, spec)
     return Submission(
         spec=spec,
@@ -161,6 +162,14 @@ def build_submission(
         if service.keys.are_shared
         else None,
     )
+
+
+def _lora_files(service: Service, spec: JobSpec) -> dict[str, Any]:
+    """Return the field with the files of the job's LoRAs, {} if it has none. Raises `LoraRefused`."""
+    if not spec.loras:
+        return {}
+    entry = service.models[spec.model]
+    return {"loras": chosen_files(spec.loras, entry, service.loras, service.models, service.settings)}
 
 
 def _check_webhook(service: Service, url: str) -> None:
@@ -196,7 +205,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
         parts.fields, service.models, has_last_image="last_image" in parts.images, measure=pictures.size
     )
     check_key_limits(service, owner, spec)
-    spec = spec.model_copy(update=pictures.measured())
+    spec = spec.model_copy(update={**pictures.measured(), **_lora_files(service, spec)})
     verdict = service.admission.admit(spec)
     largest = verdict.largest
     return {
@@ -260,6 +269,8 @@ def retry(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Js
 
 def _queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: str) -> Job:
     spec = JobSpec.model_validate({**job.spec.model_dump(), **changes})
+    if job.latents_path is None:
+        require_unchanged(spec.loras, service.loras)
     admitted = admit(service, job.owner, spec)
     changed = {name: getattr(spec, name) for name in changes}
     return service.store.queue_again(

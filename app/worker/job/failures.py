@@ -17,6 +17,7 @@ from app.store import ImageMissing, ImageUnreadable, StoreError
 from app.worker.device_errors import DeviceFault, OutOfMemory, device_fault
 from app.worker.finite import found_json
 from app.worker.job.control import Interrupted
+from app.worker.loras.not_applied import LoraNotApplied
 from app.worker.pipeline_call import UnsuitablePipeline
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ def as_job_failures() -> Iterator[None]:
         raise JobFailure("disk_full" if error.disk_full else "encoding_failed", str(error)) from error
     except DownloadFailed as error:
         raise JobFailure(error.code, str(error), dict(error.data)) from error
+    except LoraNotApplied as error:
+        raise JobFailure(error.code, str(error), error.data) from error
     except (ModelUnavailable, UnsuitablePipeline, AdaptiveError) as error:
         code = "model_unavailable" if isinstance(error, ModelUnavailable) else "unsupported"
         raise JobFailure(code, str(error)) from error
@@ -88,7 +91,7 @@ def as_job_failures() -> Iterator[None]:
 # What `as_job_failures` has a code for, or lets through.
 _EXPECTED = (
     *(Interrupted, JobFailure, StoreError, DeviceFault, OutOfMemory),
-    *(VideoWriteError, ModelUnavailable, UnsuitablePipeline, AdaptiveError, OSError),
+    *(VideoWriteError, ModelUnavailable, UnsuitablePipeline, AdaptiveError, OSError, LoraNotApplied),
 )
 
 

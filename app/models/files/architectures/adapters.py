@@ -12,7 +12,7 @@ from app.models.files.stored import WeightsHeader
 # Name of the layer, and which of the two matrices this is, as peft, kohya's scripts and diffusers write them.
 _MATRIX = re.compile(r"^(.+?)\.(?:lora_)(A|B|down|up)(?:\.default)?(?:\.weight)?$")
 _OTHER_KINDS = re.compile(r"\.(hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|oft_diag)$")
-_PREFIXES = (
+PREFIXES = (
     "base_model.model.",
     "model.diffusion_model.",
     "diffusion_model.",
@@ -38,26 +38,12 @@ class Adapter:
 
 def recognise_adapter(header: WeightsHeader) -> Adapter | None:
     """The LoRA in the file; None if it holds none."""
-    sides: dict[str, dict[str, int]] = {}
-    ranks = set()
-    for name, tensor in header.tensors.items():
-        match = _MATRIX.match(name)
-        if match is None or not tensor.shape:
-            continue
-        down = match[2] in ("A", "down")
-        layer = sides.setdefault(_layer(match[1]), {})
-        if down:
-            ranks.add(tensor.shape[0])
-            layer["in"] = tensor.shape[1] if len(tensor.shape) > 1 else 0
-        else:
-            layer["out"] = tensor.shape[0]
+    sides, ranks = adapted_layers(header)
     if not sides:
         return None
     found = []
     for architecture, layout, layers in _layers():
-        same = sum(
-            layers.get(_flat(name)) == (side.get("out"), side.get("in")) for name, side in sides.items()
-        )
+        same = sum(layers.get(flat(name)) == side for name, side in sides.items())
         if same >= _LEAST_SHARE * len(sides):
             found.append((architecture, layout))
     return Adapter(
@@ -66,6 +52,30 @@ def recognise_adapter(header: WeightsHeader) -> Adapter | None:
         tuple(dict.fromkeys(architecture for architecture, _ in found)),
         tuple(dict.fromkeys(layout for _, layout in found)),
     )
+
+
+def adapted_layers(header: WeightsHeader) -> tuple[dict[str, tuple[int | None, int | None]], set[int]]:
+    """The layers that a LoRA changes, without prefixes, with their shapes (out, in); and its ranks."""
+    sides: dict[str, tuple[int | None, int | None]] = {}
+    ranks = set()
+    for name, tensor in header.tensors.items():
+        match = _MATRIX.match(name)
+        if match is None or not tensor.shape:
+            continue
+        layer = _layer(match[1])
+        rows, columns = sides.get(layer, (None, None))
+        if match[2] in ("A", "down"):
+            ranks.add(tensor.shape[0])
+            columns = tensor.shape[1] if len(tensor.shape) > 1 else 0
+        else:
+            rows = tensor.shape[0]
+        sides[layer] = rows, columns
+    return sides, ranks
+
+
+def flat(name: str) -> str:
+    """kohya's scripts write underscores in place of dots."""
+    return name.replace(".", "_")
 
 
 def other_adapter(header: WeightsHeader) -> str | None:
@@ -78,14 +88,9 @@ def other_adapter(header: WeightsHeader) -> str | None:
 
 
 def _layer(name: str) -> str:
-    for prefix in _PREFIXES:
+    for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     return name
-
-
-def _flat(name: str) -> str:
-    """kohya's scripts write underscores in place of dots."""
-    return name.replace(".", "_")
 
 
 @cache
@@ -96,7 +101,7 @@ def _layers() -> tuple[tuple[Architecture, str, Mapping[str, tuple[int, int]]], 
             architecture,
             layout,
             {
-                _flat(name.removesuffix(".weight")): (shape[0], shape[1])
+                flat(name.removesuffix(".weight")): (shape[0], shape[1])
                 for name, shape in shapes.items()
                 if len(shape) == 2 and name.endswith(".weight")
             },
