@@ -156,6 +156,8 @@ _MODEL = _object(
         "inputs": _list(TEXT),
         "defaults": ANY_OBJECT,
         "limits": ANY_OBJECT,
+        "loras": _list(ANY_OBJECT),
+        "fixed": ANY_OBJECT,
         "is_default": YES_OR_NO,
         "available": YES_OR_NO,
         "unavailable_because": _or_null(TEXT),

@@ -216,6 +216,8 @@ def model_view(
         "inputs": sorted(entry.inputs),
         "defaults": entry.defaults.model_dump(exclude_none=True),
         "limits": entry.limits.model_dump(),
+        "loras": entry.loras_json,
+        "fixed": entry.fixed,
         "is_default": is_default,
         "available": unavailable_because is None,
         "unavailable_because": unavailable_because,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.config import PREFIX, ConfigError, Settings
 from app.frame_rate import FrameRate
+from app.recipes import Recipe
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 BUILT_IN_MODELS = Path(__file__).with_name("models.toml")
@@ -98,6 +99,9 @@ class ModelEntry(_Entry):
     call: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="Arguments of every call of the pipeline."
     )
+    recipe: Recipe = Field(
+        default_factory=Recipe, description="How it is sampled, and what a job may not change of that."
+    )
     description: str = ""
     notice: str | None = None
 
@@ -124,6 +128,17 @@ class ModelEntry(_Entry):
         if component.startswith("text_encoder"):
             return self.text_encoder_dtype or self.dtype
         return self.dtype
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The request fields that a job cannot set, with the values that it gets, as JSON."""
+        given = {**self.defaults.model_dump(), "negative_prompt": "", "loras": self.loras_json}
+        return {name: given[name] for name in self.recipe.fixed}
+
+    @property
+    def loras_json(self) -> list[dict[str, Any]]:
+        """The recipe's LoRAs as a request gives them."""
+        return [each.model_dump(exclude_none=True) for each in self.recipe.loras]
 
     @property
     def frames_step(self) -> int:
@@ -220,6 +235,8 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _entry(name: str, table: Mapping[str, Any]) -> ModelEntry:
     try:
         entry = ModelEntry(name=name, **table)
+        sampled = {**entry.defaults.model_dump(), **entry.recipe.values}
+        entry = entry.model_copy(update={"defaults": ModelDefaults.model_validate(sampled)})
     except ValidationError as error:
         raise ConfigError("; ".join(_told(name, each) for each in error.errors())) from None
     except TypeError as error:
@@ -236,6 +253,8 @@ def _told(name: str, fault: Mapping[str, Any]) -> str:
 
 def _contradictions(entry: ModelEntry) -> Iterator[str]:
     """What no field shows alone: each as the key's name in the entry and a sentence."""
+    if entry.defaults.num_inference_steps > entry.limits.max_steps:
+        yield f"defaults: {entry.defaults.num_inference_steps} steps are more than its limits.max_steps"
     given = entry.defaults
     if given.width % entry.size_multiple or given.height % entry.size_multiple:
         yield (

@@ -38,6 +38,7 @@ from app.models.prompt_cache import PromptCache, encode_prompt_in
 from app.models.requirements import ModelRequirements, choose_placement, placement_json
 from app.models.weight_sizes import stored_requirements
 from app.pipelines.calls import call_form
+from app.pipelines.schedules import check_schedule, use_scheduler
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ def load_pipeline(
     pipe = _pretrained(_pipeline_class(entry.pipeline), entry, settings, **options, **parts)
     pipe.set_progress_bar_config(disable=True)
     call_form(pipe).prepare(pipe)
+    _follow_recipe(pipe, entry)
     if entry.text_encoder_dtype not in (None, entry.dtype):
         encode_prompt_in(pipe, _dtype(entry.dtype))
     PromptCache().attach(pipe)
@@ -141,6 +143,17 @@ def load_pipeline(
     grouped = _grouped(entry, pipe, placement)
     log.info("model_loaded model=%s device=%s placement=%s", entry.name, device, kind)
     return PlacedPipeline(pipe, kind, placement, place(pipe, kind, device, grouped))
+
+
+def _follow_recipe(pipe: Any, entry: ModelEntry) -> None:
+    """Give the pipeline the scheduler of the entry's recipe. Raises `ModelUnavailable`."""
+    recipe = entry.recipe
+    try:
+        use_scheduler(pipe, recipe.scheduler, recipe.shift)
+        if recipe.schedule:
+            check_schedule(pipe, "sigmas" if recipe.sigmas else "timesteps")
+    except ValueError as error:
+        raise ModelUnavailable(f"the recipe of model {entry.name} does not fit: {error}") from error
 
 
 def load_parts(entry: ModelEntry, settings: Settings, *names: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from app.media.fit import framed
 from app.media.images import open_image
 from app.models.entries import ModelEntry
 from app.pipelines.calls import call_form
+from app.pipelines.schedules import fixed_schedule
 
 OnStep = Callable[[int, int], None]
 
@@ -58,7 +59,11 @@ def run_pipeline(
     """
     pictures = {name: _picture(data, spec) for name, data in images.items()}
     arguments = {**_arguments(pipe, spec, pictures, generator), **entry.call}
-    with call_form(pipe).configured(pipe, spec), _steps_reported(pipe, spec, on_step) as callback:
+    with (
+        call_form(pipe).configured(pipe, spec),
+        fixed_schedule(pipe, sigmas=entry.recipe.sigmas, timesteps=entry.recipe.timesteps),
+        _steps_reported(pipe, spec, on_step) as callback,
+    ):
         return pipe(**arguments, **callback)
 
 

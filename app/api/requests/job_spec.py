@@ -96,11 +96,25 @@ def asks_for_random_seed(fields: Mapping[str, Any]) -> bool:
 def _spec_for(
     entry: ModelEntry, given: Mapping[str, Any], has_last_image: bool, measure: Callable[[], Size | None]
 ) -> JobSpec:
-    spec = JobSpec.model_validate({**entry.defaults.model_dump(), **given, "model": entry.name})
+    defaults = {**entry.defaults.model_dump(), "loras": entry.loras_json}
+    spec = JobSpec.model_validate({**defaults, **given, "model": entry.name})
+    _check_fixed(spec, entry)
     spec = _following_image(spec, entry, given, measure)
     check_against_model(spec, entry)
     _check_inputs(spec, entry, has_last_image)
     return spec
+
+
+def _check_fixed(spec: JobSpec, entry: ModelEntry) -> None:
+    """Raise `Problem` for a field that the model's recipe does not leave to a job."""
+    given = spec.model_dump(mode="json")
+    for name, value in entry.fixed.items():
+        same = given[name] == value
+        if name == "loras":
+            same = [each.asked for each in spec.loras] == [each.asked for each in entry.recipe.loras]
+        if not same:
+            message = f"{name} is fixed for model {entry.name}: leave it out, or send {json.dumps(value)}"
+            raise Problem(422, "fixed_by_model", message, data={"field": name, "value": value})
 
 
 def _following_image(

@@ -51,6 +51,12 @@ function applyModel() {
   model = models.find((one) => one.name === form.elements.model.value);
   const { limits, size_multiple: multiple } = model;
   for (const [name, value] of Object.entries(model.defaults)) form.elements[name].value = value;
+  // What the model's recipe fixes is shown and cannot be changed. A field that is off is not sent.
+  for (const name of ["num_inference_steps", "guidance_scale", "negative_prompt"]) {
+    form.elements[name].disabled = name in model.fixed;
+    form.elements[name].title = name in model.fixed ? "Fixed by the model" : "";
+    if (name in model.fixed) form.elements[name].value = model.fixed[name];
+  }
   for (const name of ["width", "height"]) Object.assign(form.elements[name], { step: multiple, min: multiple, value: "" });
   const least = model.first_frame_alone ? 1 : model.frames_step;
   Object.assign(form.elements.num_frames, { step: model.frames_step, min: least, max: limits.max_frames });

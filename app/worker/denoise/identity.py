@@ -42,6 +42,8 @@ def checkpoint_identity(
     request = spec.model_dump(mode="json", exclude=set(_OF_THE_DECODE))
     model = entry.model_dump(mode="json", include={"pipeline", "dtype", "vae_dtype", "call", "resolution"})
     model |= entry.parts
+    sampling = {"sigmas", "timesteps", "shift", "scheduler"}
+    model |= entry.recipe.model_dump(mode="json", include=sampling, exclude_defaults=True)
     if entry.text_encoder_dtype is not None:
         model["text_encoder_dtype"] = entry.text_encoder_dtype
     return {

@@ -134,7 +134,7 @@ def _layout(model: LoadedModel, last: LastResults, clip: RecordedClip) -> Latent
 def _key(pipe: Any, entry: ModelEntry) -> str:
     schedulers = [(type(each).__name__, sorted(each.config.items())) for each in schedulers_of(pipe).values()]
     denoisers = [type(each).__name__ for each in denoisers_of(pipe).values()]
-    call = sorted(entry.call.items())
+    call = (sorted(entry.call.items()), entry.recipe.schedule)
     return repr((type(pipe).__qualname__, schedulers, denoisers, call, entry.defaults.guidance_scale > 1))
 
 
