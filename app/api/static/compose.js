@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import { byId, debounced, say } from "./dom.js";
 import * as images from "./images.js";
+import * as loras from "./loras.js";
 import * as plan from "./plan.js";
 import { fitting, inUnits, stored } from "./words.js";
 
@@ -16,6 +17,7 @@ let model = null;
 
 export async function start(onSubmitted) {
   models = (await call("GET", "/models")).models;
+  await loras.start();
   form.elements.model.replaceChildren(...models.map(choice));
   applyModel();
   const replan = () => plan.show(asked(), use);
@@ -57,6 +59,7 @@ function applyModel() {
     form.elements[name].title = name in model.fixed ? "Fixed by the model" : "";
     if (name in model.fixed) form.elements[name].value = model.fixed[name];
   }
+  loras.apply(model, form.elements.loras);
   for (const name of ["width", "height"]) Object.assign(form.elements[name], { step: multiple, min: multiple, value: "" });
   const least = model.first_frame_alone ? 1 : model.frames_step;
   Object.assign(form.elements.num_frames, { step: model.frames_step, min: least, max: limits.max_frames });
