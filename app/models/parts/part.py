@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from app.models.files.architectures.number_format import COMPANION
 from app.models.files.header import read_header
 from app.models.files.stored import DamagedFile, StoredTensor, WeightsHeader
 from app.models.unavailable import ModelUnavailable
@@ -116,8 +117,15 @@ def _safetensors_fault(header: WeightsHeader) -> str | None:
         why = _scale_fault(weight, header.tensors[weight], header.tensors[scale])
         if why is not None:
             return why
+    for name in header.tensors:
+        if is_weight(name) and COMPANION.search(name):
+            return (
+                f"has {name}, which quantizes a weight in a way that cannot be loaded: use fp8 with one "
+                "scale for each tensor (scale_weight or weight_scale), GGUF or bf16"
+            )
     for name, tensor in header.tensors.items():
-        packed = tensor.dtype in ("F4", "F8_E8M0") or (tensor.dtype == "U8" and name.endswith(".weight"))
+        small = tensor.dtype in ("U8", "I8") and name.endswith(".weight")
+        packed = small or tensor.dtype in ("F4", "F8_E8M0")
         if packed and is_weight(name):
             return (
                 f"has {name} in {tensor.dtype}, packed in a way that cannot be loaded: use fp8, GGUF or bf16"

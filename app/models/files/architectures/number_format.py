@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from app.models.files.stored import StoredTensor, WeightsHeader
 
 _MARKS = frozenset({"scaled_fp8", "spiece_model", "tekken_model"})
-_COMPANION = re.compile(
+COMPANION = re.compile(
     r"\.(scale_weight|scale_input|weight_scale(_2|_inv)?|input_scale|comfy_quant|SCB|weight_format"
     r"|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)"
     r"|_weight_(scale|zero_point)(_and_zero_point)?)$"
@@ -64,7 +64,7 @@ def weights_of(header: WeightsHeader) -> dict[str, StoredWeight]:
     }
     found = {}
     for name, tensor in header.tensors.items():
-        if name in _MARKS or _COMPANION.search(name):
+        if name in _MARKS or COMPANION.search(name):
             continue
         torchao = _TORCHAO.match(name)
         own = torchao[1] + torchao[2] if torchao else name
