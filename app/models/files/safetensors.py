@@ -36,12 +36,23 @@ def read(source: ByteSource) -> WeightsHeader:
     if _LENGTH_BYTES + length > size:
         raise CutShort(size, _LENGTH_BYTES + length, f"more than {_LENGTH_BYTES + length:,}")
     tensors, metadata = _parsed(source.read(_LENGTH_BYTES, length), _LENGTH_BYTES + length)
-    wanted = max((each.start + each.size_bytes for each in tensors.values()), default=_LENGTH_BYTES + length)
+    wanted = _end(tensors, _LENGTH_BYTES + length)
     if size < wanted:
         raise CutShort(size, wanted, f"{wanted:,}")
     if size > wanted:
         raise DamagedFile(f"has {size:,} bytes, but its header describes {wanted:,}: get it again")
     return WeightsHeader(NAME, tensors, metadata)
+
+
+def _end(tensors: Mapping[str, StoredTensor], data_starts: int) -> int:
+    """The byte after the last tensor. Raises `DamagedFile` if tensors overlap or leave gaps."""
+    end = data_starts
+    for name, each in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size_bytes)):
+        if each.start != end:
+            what = "overlaps another tensor" if each.start < end else "leaves a gap before it"
+            raise DamagedFile(f"has a damaged header: {name} {what}: get it again")
+        end += each.size_bytes
+    return end
 
 
 def header_bytes(source: ByteSource) -> int:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from adaptive.device.out_of_memory import is_out_of_memory
 from app.models.parts.checkpoint import (
     Tensors,
     check_text_encoder,
@@ -26,6 +28,8 @@ from app.models.parts.part import Part
 from app.models.parts.scaled import Fp8Linear, dequantized, plain, scale_of
 from app.models.unavailable import ModelUnavailable
 
+# What the libraries' loaders raise over files that they cannot read, or whose form needs a missing library.
+_ERRORS = (OSError, ValueError, RuntimeError, ImportError, AttributeError, SafetensorError)
 _FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -36,27 +40,38 @@ def load_part(library: str, class_name: str, config: Mapping[str, Any], part: Pa
     """
     loaded_class = _class(library, class_name)
     dtype = _torch_dtype(part)
-    try:
+    with _explained(part):
         if part.header is None:
             return loaded_class.from_pretrained(str(part.path), dtype=dtype, local_files_only=True).eval()
         if part.is_gguf and library == "transformers":
             return _dequantized_text_encoder(loaded_class, config, part, dtype)
         return _assembled(library, class_name, config, part, read_tensors(part))
-    except (OSError, ValueError) as error:
-        raise ModelUnavailable(f"its {part.name} {part.path} cannot be loaded: {error}") from error
 
 
 def described(library: str, class_name: str, config: Mapping[str, Any], part: Part) -> Any:
     """The component as `load_part` makes it, on the meta device: layers, dtypes and bytes without data."""
-    if part.is_gguf and library == "transformers":
-        with torch.device("meta"):
-            bare = _bare(library, class_name, config)
-        check_text_encoder(part, bare)
-        return torch.nn.Module.to(bare, _torch_dtype(part))
-    tensors = read_tensors(part, described=True)
-    with torch.device("cpu"):  # whatever default the caller has set
-        module = _assembled(library, class_name, config, part, tensors)
-    return torch.nn.Module.to(module, "meta")
+    with _explained(part):
+        if part.is_gguf and library == "transformers":
+            with torch.device("meta"):
+                bare = _bare(library, class_name, config)
+            check_text_encoder(part, bare)
+            return torch.nn.Module.to(bare, _torch_dtype(part))
+        tensors = read_tensors(part, described=True)
+        with torch.device("cpu"):  # whatever default the caller has set
+            module = _assembled(library, class_name, config, part, tensors)
+        return torch.nn.Module.to(module, "meta")
+
+
+@contextmanager
+def _explained(part: Part) -> Iterator[None]:
+    """Turn what the libraries' loaders raise over a file into `ModelUnavailable`; not out-of-memory."""
+    try:
+        yield
+    except _ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        why = str(error) or type(error).__name__
+        raise ModelUnavailable(f"its {part.name} {part.path} cannot be loaded: {why}") from error
 
 
 def _assembled(

@@ -4,20 +4,19 @@ Files have diffusers' own names, those of the model's authors, or either below a
 converters of single files rename and cut; they do so to tensors on the meta device as well.
 """
 
-import logging
 from collections.abc import Container, Mapping, Set
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from app.models.files.architectures.table import ARCHITECTURES
 from app.models.files.gguf import TYPES
 from app.models.files.stored import StoredTensor
 from app.models.parts.part import Part, is_weight, scales_of
 from app.models.parts.scaled import ScaledTensor
 from app.models.unavailable import ModelUnavailable
-
-log = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
 Shape = tuple[int, ...]
@@ -26,6 +25,16 @@ _PREFIXES = {
     "transformer": ("model.diffusion_model.", "diffusion_model."),
     "transformer_2": ("model.diffusion_model.", "diffusion_model."),
     "vae": ("first_stage_model.", "vae."),
+}
+# Parts of names of what files of encoders hold beside them: decoders, the model's other half, tokenizers, and
+# buffers that older versions of transformers saved.
+_BUFFERS = ("position_ids", "inv_freq", "logit_scale", "spiece_model", "tekken_model")
+_BESIDE = {
+    "text_encoder": frozenset(
+        {"decoder", "lm_head", "text_projection", "multi_modal_projector", *_BUFFERS}
+        | {"visual", "visual_projection", "vision_model", "vision_tower"}
+    ),
+    "image_encoder": frozenset({"text_model", "text_projection", "head", "post_layernorm", *_BUFFERS}),
 }
 # The names of a model's parts in transformers, which versions of the library keep or leave out.
 _OWNERS = ("vision_model.", "text_model.", "language_model.", "model.", "transformer.")
@@ -91,9 +100,13 @@ def under_own_names(
         tensors = _without_owner(tensors, needed)
     given = {name: _shape(each) for name, each in tensors.items() if name in wanted}
     _check_shapes(part, class_name, {name: tuple(each.shape) for name, each in wanted.items()}, given, tied)
-    extra = tensors.keys() - wanted.keys()
-    if extra:
-        log.info("tensors_not_used file=%s count=%d such_as=%s", part.path.name, len(extra), min(extra))
+    _check_extra(part, class_name, tensors.keys() - wanted.keys())
+    for name, tensor in tensors.items():
+        if name in wanted and wanted[name].is_floating_point() and not _has_floats(tensor):
+            raise ModelUnavailable(
+                f"its {part.name} {part.path} has {name} in {tensor.dtype}, and {class_name} computes with "
+                "floating-point numbers: use fp8, GGUF or bf16"
+            )
     return {name: tensors[name] for name in wanted if name in tensors}
 
 
@@ -131,6 +144,34 @@ def _check_shapes(
                 f"its {part.name} {part.path} belongs to another size of {class_name} than its base: "
                 f"{name} has shape {shape}, the base {wanted[name]}"
             )
+
+
+def _check_extra(part: Part, class_name: str, extra: Set[str]) -> None:
+    """Raise `ModelUnavailable` for tensors that the class does not have, other than a known model's.
+
+    A model with more layers, or with inputs of its own, would otherwise be loaded without them.
+    """
+    known = [
+        pattern
+        for each in ARCHITECTURES
+        if each.component == part.name.removesuffix("_2") and each.class_name == class_name
+        for pattern in each.optional
+    ]
+    beside = _BESIDE.get(part.name, frozenset())
+    unknown = sorted(
+        name
+        for name in extra
+        if not beside & set(name.split(".")) and not any(fnmatchcase(name, pattern) for pattern in known)
+    )
+    if unknown:
+        raise ModelUnavailable(
+            f"its {part.name} {part.path} belongs to another model than its base: {class_name} as its base "
+            f"is has no place for {len(unknown)} of its tensors, such as {', '.join(unknown[:_SHOWN])}"
+        )
+
+
+def _has_floats(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or is_quantized(tensor)
 
 
 def is_quantized(tensor: torch.Tensor) -> bool:

@@ -38,6 +38,13 @@ def folder_config(part: Part, class_name: str) -> dict[str, Any]:
         found = config.get("_class_name") or (config.get("architectures") or [class_name])[0]
     except (OSError, ValueError, AttributeError, LookupError) as error:
         raise ModelUnavailable(f"its {part.name} {path}: {error}") from None
+    quantized = config.get("quantization_config")
+    if quantized is not None:
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
+        raise ModelUnavailable(
+            f"its {part.name} {part.path} is quantized ({method}), which is not loaded from a folder: "
+            "use fp8 or GGUF, or a folder in bf16"
+        )
     if found != class_name:
         raise ModelUnavailable(f"its {part.name} {part.path} holds a {found}; its base needs a {class_name}")
     return config

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from app.models.checks.faults import find_fault
 from app.models.components import ModelUnavailable, components_of
 from app.models.entries import ModelEntry, load_models
 from app.models.loading import load_parts
-from app.models.parts.checkpoint import gguf_library
+from app.models.parts.checkpoint import gguf_library, read_tensors
 from app.models.parts.part import GGUF_TYPES
 from app.models.profile_tracer import trace_missing
 from app.models.weight_sizes import component_sizes
@@ -63,6 +65,32 @@ def scaled_int8(path: Path, _base: Base) -> None:
     save_file({"a.weight": torch.zeros(4, 4, dtype=torch.int8), "a.weight_scale": torch.ones(1)}, path)
 
 
+def blocks_scaled(path: Path, _base: Base) -> None:
+    weight = torch.randn(4, 4).to(torch.float8_e4m3fn)
+    save_file({"a.weight": weight, "a.weight_scale_inv": torch.ones(1, 1)}, path)
+
+
+def int8_of_bitsandbytes(path: Path, _base: Base) -> None:
+    save_file({"a.weight": torch.zeros(4, 4, dtype=torch.int8), "a.SCB": torch.ones(4)}, path)
+
+
+def int8(path: Path, _base: Base) -> None:
+    save_file({"a.weight": torch.zeros(4, 4, dtype=torch.int8)}, path)
+
+
+def overlapping(path: Path, _base: Base) -> None:
+    form = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"a.weight": form, "b.weight": form}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
+def quantized_folder(path: Path, base: Base) -> None:
+    base.transformer.save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (path / "config.json").write_text(json.dumps(config))
+
+
 def gguf_file(path: Path, base: Base) -> None:
     write_gguf(path, base.transformer.state_dict(), kind=Kind.Q8_0, named=as_is)
 
@@ -87,6 +115,15 @@ FAULTS: list[tuple[str, Callable[[Path, Base], None], str]] = [
     ),
     ("transformer", packed, r"has a\.weight in U8, packed in a way that cannot be loaded"),
     ("transformer", scaled_int8, r"has a scale for a\.weight, which is I8"),
+    ("transformer", blocks_scaled, r"has a\.weight_scale_inv, which quantizes a weight in a way that cannot"),
+    ("transformer", int8_of_bitsandbytes, r"has a\.SCB, which quantizes a weight in a way that cannot"),
+    ("transformer", int8, r"has a\.weight in I8, packed in a way that cannot be loaded"),
+    ("transformer", overlapping, r"has a damaged header: b\.weight overlaps another tensor: get it again"),
+    (
+        "transformer",
+        quantized_folder,
+        r"its transformer \S+ is quantized \(bitsandbytes\), which is not loaded from a folder",
+    ),
     ("vae", gguf_file, r"its vae \S+ is GGUF, which is loaded for transformers and text encoders"),
     (
         "transformer_2",
@@ -142,7 +179,38 @@ def misshaped(path: Path, base: Base) -> None:
     write_safetensors(path, weights, names_for("LTXVideoTransformer3DModel", "comfyui"))
 
 
+def deeper(path: Path, base: Base) -> None:
+    shape = base.transformer
+    config = {**shape.config, "num_layers": shape.config.num_layers + 2}
+    write_safetensors(path, type(shape).from_config(config).state_dict(), as_is)
+
+
+def deeper_gguf(path: Path, base: Base) -> None:
+    shape = base.transformer
+    config = {**shape.config, "num_layers": shape.config.num_layers + 2}
+    named = names_for("LTXVideoTransformer3DModel", "original")
+    write_gguf(path, type(shape).from_config(config).state_dict(), kind=Kind.Q8_0, named=named)
+
+
+def with_more_inputs(path: Path, base: Base) -> None:
+    weights = {**base.transformer.state_dict(), "img_emb.emb_pos": torch.zeros(1, 4, 4)}
+    write_safetensors(path, weights, names_for("LTXVideoTransformer3DModel", "comfyui"))
+
+
+def of_integers(path: Path, base: Base) -> None:
+    weights = base.transformer.state_dict()
+    weights["scale_shift_table"] = weights["scale_shift_table"].to(torch.int32)
+    save_file(weights, path)
+
+
 MISFITS = [
+    (
+        deeper,
+        r"LTXVideoTransformer3DModel as its base is has no place for \d+ of its .*transformer_blocks\.1\.",
+    ),
+    (deeper_gguf, r"as its base is has no place for \d+ of its .*transformer_blocks\.1\."),
+    (with_more_inputs, r"has no place for 1 of its tensors, such as img_emb\.emb_pos"),
+    (of_integers, r"has scale_shift_table in torch\.int32, and LTXVideoTransformer3DModel computes with"),
     (
         misnamed,
         r"is no LTXVideoTransformer3DModel as its base is: 1 of \d+ tensors are missing, such as proj_in",
@@ -165,6 +233,40 @@ def test_a_file_that_does_not_fit_its_base_is_found_from_its_header(
         component_sizes(components_of(entry, settings), entry.dtype)
     with pytest.raises(ModelUnavailable, match=f"model small cannot be loaded: its transformer .*{reason}"):
         load_parts(entry, settings)
+
+
+def test_a_file_that_is_cut_while_it_is_loaded_makes_its_model_unavailable(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "part"
+    whole(path, base)
+    settings, entry = base.entry(tmp_path, {"transformer": path})
+
+    def read_cut(*given: Any, **options: Any) -> Any:
+        path.write_bytes(path.read_bytes()[:-10])
+        return read_tensors(*given, **options)
+
+    monkeypatch.setattr("app.models.parts.assembly.read_tensors", read_cut)
+    with pytest.raises(
+        ModelUnavailable, match=r"model small cannot be loaded: its transformer \S+ cannot be"
+    ):
+        load_parts(entry, settings)
+
+
+def test_what_files_of_text_encoders_hold_beside_them_is_no_fault(base: Base, tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    weights = base.component("text_encoder").state_dict()
+    weights = {name: each for name, each in weights.items() if name != "encoder.embed_tokens.weight"}
+    beside = {
+        "decoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(2),
+        "lm_head.weight": torch.zeros(2),
+    }
+    save_file({**weights, **beside, "spiece_model": torch.zeros(9, dtype=torch.uint8)}, path)
+    settings, entry = base.entry(tmp_path, {"text_encoder": path})
+    component_sizes(components_of(entry, settings), entry.dtype)
+    save_file({**weights, "encoder.block.9.layer.0.SelfAttention.q.weight": torch.zeros(2)}, path)
+    with pytest.raises(ModelUnavailable, match=r"no place for 1 of its tensors, such as encoder\.block\.9"):
+        component_sizes(components_of(entry, settings), entry.dtype)
 
 
 def test_a_model_whose_file_does_not_fit_is_not_offered_until_the_file_changes(
