@@ -17,7 +17,7 @@ from adaptive.memory.published import library_versions
 from app.artifacts.whole_file import replace_text
 from app.config import Settings
 from app.models.entries import ModelEntry
-from app.models.parts.entry_parts import part_paths
+from app.models.parts.entry_parts import part_paths, part_signatures
 from app.models.requirements import ModelRequirements
 
 _SHIPPED = Path(__file__).parents[1] / "pipelines" / "published" / "profiles"
@@ -37,7 +37,7 @@ def profile_path(settings: Settings, entry: ModelEntry) -> Path:
         parts.append(entry.decode_dtype)
     own_vae = part_paths(entry).get("vae")
     if own_vae is not None and own_vae.is_dir():
-        parts.append(f"vae {_signature(own_vae)}")
+        parts.append(f"vae {part_signatures(entry)['vae']}")
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return settings.profiles_dir / f"{entry.name}-{digest}.json"
 
@@ -110,22 +110,9 @@ def _is_as_shipped(entry: ModelEntry) -> bool:
     return entry.revision is None and not _mixed(entry) and not own_vae
 
 
-def _signature(path: Path) -> str:
-    """A text that changes when the file or the folder's files do."""
-    try:
-        if path.is_dir():
-            return json.dumps(
-                [(each.name, _signature(each)) for each in sorted(path.iterdir()) if each.is_file()]
-            )
-        stat = path.stat()
-    except OSError as error:
-        return str(error)
-    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
-
-
 def _requirements_path(settings: Settings, entry: ModelEntry) -> Path:
     path = profile_path(settings, entry)
-    others = [f"{name} {_signature(part)}" for name, part in part_paths(entry).items()]
+    others = [f"{name} {signature}" for name, signature in part_signatures(entry).items()]
     if entry.text_encoder_dtype not in (None, entry.dtype):
         others.append(f"text {entry.text_encoder_dtype}")
     if others:  # they change the sizes, and not the VAE's profile

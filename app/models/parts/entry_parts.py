@@ -15,6 +15,23 @@ def part_paths(entry: ModelEntry) -> dict[str, Path]:
     return {name: Path(given).expanduser() for name, given in entry.parts.items()}
 
 
+def part_signatures(entry: ModelEntry) -> dict[str, str]:
+    """For each component that the entry names, a text that changes when its file or files do."""
+    return {name: _signature(path) for name, path in part_paths(entry).items()}
+
+
+def _signature(path: Path) -> str:
+    try:
+        if path.is_dir():
+            return json.dumps(
+                [(each.name, _signature(each)) for each in sorted(path.iterdir()) if each.is_file()]
+            )
+        stat = path.stat()
+    except OSError as error:
+        return str(error)
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}"
+
+
 def parts_of(entry: ModelEntry) -> dict[str, Part]:
     """The entry's parts by component, headers read. Raises `ModelUnavailable` for the first that is wrong."""
     return {name: open_part(name, path, entry.dtype_of(name)) for name, path in part_paths(entry).items()}

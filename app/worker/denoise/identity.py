@@ -17,6 +17,8 @@ from adaptive.device.probe import device_name
 from adaptive.version import __version__
 from app.jobs import JobSpec
 from app.models.entries import ModelEntry
+from app.models.parts.entry_parts import part_signatures
+from app.models.parts.scaled import Fp8Linear
 
 # Fields of a request that say nothing about the latents.
 _OF_THE_DECODE = frozenset(
@@ -41,7 +43,7 @@ def checkpoint_identity(
     """Names of what must be equal, with digests or values."""
     request = spec.model_dump(mode="json", exclude=set(_OF_THE_DECODE))
     model = entry.model_dump(mode="json", include={"pipeline", "dtype", "vae_dtype", "call", "resolution"})
-    model |= entry.parts
+    model |= part_signatures(entry)
     sampling = {"sigmas", "timesteps", "shift", "scheduler"}
     model |= entry.recipe.model_dump(mode="json", include=sampling, exclude_defaults=True)
     if entry.text_encoder_dtype is not None:
@@ -75,6 +77,9 @@ def _samples(pipe: Any) -> Iterator[str]:
         for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
             form = f"{name}.{key} {tuple(tensor.shape)} {tensor.dtype}"
             yield f"{form} {_first_values(tensor)}"
+        for key, layer in module.named_modules():
+            if isinstance(layer, Fp8Linear):
+                yield f"{name}.{key} {layer.scale}"
 
 
 def _first_values(tensor: torch.Tensor) -> str:
