@@ -36,6 +36,7 @@ _BESIDE = {
     ),
     "image_encoder": frozenset({"text_model", "text_projection", "head", "post_layernorm", *_BUFFERS}),
 }
+_BESIDE_GGUF = ("dec.", "output.", "rope_freqs.")
 # The names of a model's parts in transformers, which versions of the library keep or leave out.
 _OWNERS = ("vision_model.", "text_model.", "language_model.", "model.", "transformer.")
 _SHOWN = 3
@@ -113,20 +114,26 @@ def under_own_names(
 def check_text_encoder(part: Part, module: Any) -> None:
     """Raise `ModelUnavailable` if a GGUF file has not the tensors of `module`, a class of transformers.
 
-    llama.cpp has names of its own; what transformers does not map is found when the file is loaded.
+    llama.cpp has names of its own, which transformers maps for some classes.
     """
     from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 
     assert part.header is not None
+    class_name = type(module).__name__
     try:
         names = get_gguf_hf_weights_map(module, TensorProcessor())
     except (NotImplementedError, AttributeError):
-        return
+        raise ModelUnavailable(
+            f"its {part.name} {part.path} is GGUF, which transformers does not load as a {class_name}: GGUF "
+            f"is loaded for T5 and UMT5; get the {part.name} as safetensors"
+        ) from None
     wanted = {name: tuple(each.shape) for name, each in module.state_dict().items()}
     wanted = {name: shape for name, shape in wanted.items() if name in names.values()}
     stored = part.header.tensors
     given = {name: stored[theirs].shape for theirs, name in names.items() if theirs in stored}
-    _check_shapes(part, type(module).__name__, wanted, given, getattr(module, "all_tied_weights_keys", {}))
+    _check_shapes(part, class_name, wanted, given, getattr(module, "all_tied_weights_keys", {}))
+    extra = {name for name in stored.keys() - names.keys() if not name.startswith(_BESIDE_GGUF)}
+    _check_extra(part, class_name, extra)
 
 
 def _check_shapes(

@@ -13,14 +13,18 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from model_parts import Base, frames_of, loaded, make_base
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from weight_files import write_fp8, write_gguf, write_safetensors
 
+from app.jobs import JobSpec
 from app.models.checks.model_folder import check_model
 from app.models.components import ModelUnavailable, components_of
 from app.models.loading import load_vae
+from app.models.parts.assembly import described
+from app.models.parts.part import open_part
 from app.models.weight_sizes import component_sizes
+from app.worker.denoise.identity import checkpoint_identity
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated", "ignore:__array__ implementation")
 
@@ -104,6 +108,77 @@ def test_a_text_encoder_of_another_size_is_found_from_its_header(base: Base, tmp
     write_t5(tmp_path / "t5.gguf", weights)
     with pytest.raises(ModelUnavailable, match=r"1 of \d+ tensors are missing, such as encoder\.final_layer"):
         sizes(settings, entry)
+
+
+def test_a_gguf_text_encoder_of_more_layers_is_found_from_its_header(base: Base, tmp_path: Path) -> None:
+    weights = {"encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(2, 2), **t5_weights(base)}
+
+    def with_another(name: str) -> str:
+        return "enc.blk.9.attn_q.weight" if name == "another" else in_gguf(name)
+
+    path = tmp_path / "t5.gguf"
+    settings, entry = base.entry(tmp_path, {"text_encoder": path})
+    another = {**weights, "another": torch.zeros(32, 32)}
+    write_gguf(path, another, named=with_another, kind=Kind.Q8_0, architecture="t5encoder")
+    with pytest.raises(ModelUnavailable, match=r"no place for 1 of its tensors, such as enc\.blk\.9\.attn_q"):
+        sizes(settings, entry)
+
+
+LANGUAGE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 128}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
+VISION = {"hidden_size": 16, "intermediate_size": 32}
+CLIP = {**VISION, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+WITHOUT_GGUF: dict[str, dict[str, Any]] = {
+    "LlavaForConditionalGeneration": {
+        "text_config": {"model_type": "llama", **LANGUAGE, **HEADS},
+        "vision_config": {"model_type": "clip_vision_model", **CLIP},
+    },
+    "Gemma3ForConditionalGeneration": {
+        "text_config": {"head_dim": 16, **LANGUAGE, **HEADS},
+        "vision_config": CLIP,
+    },
+    "Qwen2_5_VLTextModel": {**LANGUAGE, **HEADS},
+}
+
+
+@pytest.mark.parametrize("class_name", WITHOUT_GGUF)
+def test_a_gguf_text_encoder_that_transformers_cannot_load_is_found_from_its_header(
+    class_name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "llm.gguf"
+    write_gguf(path, {"token_embd.weight": torch.zeros(128, 32)}, kind=Kind.Q8_0, named=as_is)
+    with pytest.raises(ModelUnavailable, match=f"not load as a {class_name}: GGUF is loaded for T5 and UMT5"):
+        described(
+            "transformers", class_name, WITHOUT_GGUF[class_name], open_part("text_encoder", path, "float32")
+        )
+
+
+def test_a_checkpoint_is_not_used_with_other_scales_or_another_file(base: Base, tmp_path: Path) -> None:
+    path, text = tmp_path / "t.safetensors", tmp_path / "t5.safetensors"
+    write_fp8(path, base.transformer.state_dict(), as_is, scale_name="scale_weight")
+    write_safetensors(text, t5_weights(base), as_is)
+    settings, entry = base.entry(tmp_path, {"transformer": path, "text_encoder": text})
+    spec = JobSpec(
+        **{"prompt": "a bear", "model": "small", "width": 64, "height": 64, "num_frames": 9, "fps": 8},
+        **{"num_inference_steps": 2, "guidance_scale": 2.0, "seed": 5},
+    )
+
+    def identity() -> dict[str, str]:
+        return checkpoint_identity(loaded(settings, entry).pipe, entry, torch.device("cpu"), spec, b"")
+
+    before = identity()
+    assert identity() == before
+    scaled = {
+        name: each.clone() * (2 if name.endswith("scale_weight") else 1)
+        if each.dtype == torch.float32
+        else each
+        for name, each in load_file(path).items()
+    }
+    save_file(scaled, path)
+    doubled = identity()
+    assert doubled["weights"] != before["weights"]
+    write_safetensors(text, {name: each * 2 for name, each in t5_weights(base).items()}, as_is)
+    assert identity()["model"] != doubled["model"]
 
 
 def test_a_text_encoder_computes_in_a_dtype_of_its_own(base: Base, tmp_path: Path) -> None:
