@@ -1,6 +1,11 @@
 """The error of a model that cannot be used. Imports nothing: every part of `app.models` may raise it."""
 
 
+def printable(text: str) -> str:
+    """The text on one line: names in files may hold anything, also line ends and codes of terminals."""
+    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+
+
 class ModelUnavailable(Exception):
     """The model or a library it needs is missing or damaged; the message says what to do.
 
@@ -9,4 +14,4 @@ class ModelUnavailable(Exception):
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
         self.transient = transient
-        super().__init__(message)
+        super().__init__(printable(message))

@@ -154,11 +154,11 @@ def _show(document: dict[str, Any]) -> None:
     if "needs" in document:
         _show_needs(document["needs"])
     for note in document["notes"]:
-        typer.echo(f"\nnote: {note}")
+        typer.echo(f"\nnote: {_line(note)}")
     if document["entry"]:
         typer.echo(f"\nentry of the models file:\n\n{document['entry']}", nl=False)
     elif "no_entry" in document:
-        typer.echo(f"\nno entry: {document['no_entry']}")
+        typer.echo(f"\nno entry: {_line(document['no_entry'])}")
 
 
 def _show_file(file: dict[str, Any]) -> None:

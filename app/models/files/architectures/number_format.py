@@ -107,7 +107,8 @@ def declared_formats(header: WeightsHeader) -> dict[str, int]:
 def _quantized(tensors: Mapping[str, StoredTensor], *, scaled_mark: bool, main: str) -> str:
     endings = {name.rpartition(".")[2] for name in tensors}
     if any(ending.startswith("bitsandbytes__") for ending in endings):
-        return f"bitsandbytes {next(e for e in endings if e.startswith('bitsandbytes__'))[14:].upper()}"
+        named = min(ending for ending in endings if ending.startswith("bitsandbytes__"))
+        return f"bitsandbytes {re.sub(r'[^a-z0-9]', '?', named[14:22]).upper()}"
     if "SCB" in endings:
         return "bitsandbytes int8"
     if "weight_scale_2" in endings and main == "U8":
