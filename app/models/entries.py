@@ -221,7 +221,10 @@ def _with_base(
     known = base if base in tables else next(of_source, None)
     if known is None:
         return {**table, "source": base}
-    return _merged(_with_base(tables, known, (*inner, name)), table)
+    inherited = _with_base(tables, known, (*inner, name))
+    if "transformer" in table or "transformer_2" in table:
+        inherited.pop("quantize", None)  # of the base's own transformer
+    return _merged(inherited, table)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from adaptive.memory.published import library_versions
 from app.artifacts.whole_file import replace_text
 from app.config import Settings
 from app.models.entries import ModelEntry
-from app.models.parts.entry_parts import part_paths, part_signatures
+from app.models.parts.entry_parts import has_vae_folder, part_signatures
 from app.models.requirements import ModelRequirements
 
 _SHIPPED = Path(__file__).parents[1] / "pipelines" / "published" / "profiles"
@@ -35,8 +35,7 @@ def profile_path(settings: Settings, entry: ModelEntry) -> Path:
     ]
     if _mixed(entry):
         parts.append(entry.decode_dtype)
-    own_vae = part_paths(entry).get("vae")
-    if own_vae is not None and own_vae.is_dir():
+    if has_vae_folder(entry):
         parts.append(f"vae {part_signatures(entry)['vae']}")
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
     return settings.profiles_dir / f"{entry.name}-{digest}.json"
@@ -106,8 +105,7 @@ def _mixed(entry: ModelEntry) -> bool:
 
 def _is_as_shipped(entry: ModelEntry) -> bool:
     """Whether the VAE is that of the shipped profile. A VAE in a file has the base's configuration."""
-    own_vae = entry.vae is not None and part_paths(entry)["vae"].is_dir()
-    return entry.revision is None and not _mixed(entry) and not own_vae
+    return entry.revision is None and not _mixed(entry) and not has_vae_folder(entry)
 
 
 def _requirements_path(settings: Settings, entry: ModelEntry) -> Path:

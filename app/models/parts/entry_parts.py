@@ -15,6 +15,14 @@ def part_paths(entry: ModelEntry) -> dict[str, Path]:
     return {name: Path(given).expanduser() for name, given in entry.parts.items()}
 
 
+def has_vae_folder(entry: ModelEntry) -> bool:
+    """Whether the entry's own VAE is a folder, which has a configuration of its own."""
+    try:
+        return entry.vae is not None and part_paths(entry)["vae"].is_dir()
+    except OSError:  # its fault is found when it is opened
+        return False
+
+
 def part_signatures(entry: ModelEntry) -> dict[str, str]:
     """For each component that the entry names, a text that changes when its file or files do."""
     return {name: _signature(path) for name, path in part_paths(entry).items()}

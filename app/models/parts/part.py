@@ -61,15 +61,21 @@ class Part:
 
 def open_part(name: str, path: Path, dtype: str) -> Part:
     """The component `name` from `path`. Raises `ModelUnavailable` if it can be seen not to load."""
-    if path.is_dir():
-        return Part(name, path, None, dtype)
-    if not path.is_file():
-        raise ModelUnavailable(f"its {name} {path} does not exist: correct the entry, or put the file there")
     try:
+        if path.is_dir():
+            return Part(name, path, None, dtype)
+        if not path.is_file():
+            raise ModelUnavailable(
+                f"its {name} {path} does not exist: correct the entry, or put the file there"
+            )
         stat = path.stat()
         header = _read(path, stat.st_size, stat.st_mtime_ns)
     except DamagedFile as error:
         raise ModelUnavailable(f"its {name} {path} {error}") from None
+    except OSError as error:
+        may_pass = not isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError)
+        why = error.strerror or error
+        raise ModelUnavailable(f"its {name} {path} cannot be read: {why}", transient=may_pass) from None
     part = Part(name, path, header, dtype)
     why = _gguf_fault(name, header) if part.is_gguf else _safetensors_fault(header)
     if why is not None:

@@ -13,8 +13,10 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from model_parts import Base, keep_profile, make_base
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 from weight_files import names_for, write_fp8, write_gguf, write_safetensors
 
+from app.cli import app as command
 from app.config import ConfigError, Settings
 from app.models.checks.faults import find_fault
 from app.models.components import ModelUnavailable, components_of
@@ -152,6 +154,31 @@ def test_a_part_that_cannot_be_loaded_is_a_fault_of_its_model(
     assert fault is not None
     assert not fault.transient
     assert re.search(reason, fault.reason), fault.reason
+
+
+@pytest.mark.parametrize("name", ["/proc/self/mem", "/tmp/" + 300 * "a"])
+def test_a_part_that_the_system_does_not_read_is_a_fault_and_planning_says_so(
+    base: Base, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for component in ("transformer", "vae"):
+        settings, entry = base.entry(tmp_path, {component: name})
+        fault = find_fault(entry, settings)
+        assert fault is not None
+        assert re.search(rf"its {component} \S+ cannot be read: ", fault.reason), fault.reason
+    monkeypatch.setenv("FRAMEFIT_MODELS_FILE", str(settings.models_file))
+    told = CliRunner().invoke(command, ["plan", "--model", "small", "--data-dir", str(settings.data_dir)])
+    assert told.exit_code == 1
+    assert told.output.startswith("small cannot be planned: its vae ")
+
+
+def test_a_name_in_a_file_cannot_forge_a_line_of_the_log(base: Base, tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    save_file({"a\nERROR forged\x1b[2J.weight": torch.zeros(4, 4, dtype=torch.uint8)}, path)
+    settings, entry = base.entry(tmp_path, {"transformer": path})
+    fault = find_fault(entry, settings)
+    assert fault is not None
+    assert fault.reason.isprintable()
+    assert "has a ERROR forged?[2J.weight in U8" in fault.reason
 
 
 def test_a_missing_library_is_named_by_its_extra(
@@ -312,6 +339,14 @@ def test_an_entry_takes_what_it_leaves_out_from_the_one_that_is_its_base(named: 
     assert (mine.defaults.width, mine.defaults.height) == (480, published.defaults.height)
     assert mine.parts == {"transformer": "/t.gguf"}
     assert published.parts == {}
+
+
+def test_an_entry_with_a_transformer_of_its_own_does_not_inherit_how_the_base_quantizes(
+    tmp_path: Path,
+) -> None:
+    text = '[models.a]\nbase = "wan22-ti2v-5b"\nquantize = "int8"\n[models.b]\nbase = "a"\n'
+    found = models(tmp_path, f'{text}transformer = "/t.gguf"\n[models.c]\nbase = "a"\nvae = "/v"\n')
+    assert [found[name].quantize for name in "abc"] == ["int8", None, "int8"]
 
 
 @pytest.mark.parametrize(
