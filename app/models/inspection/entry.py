@@ -56,7 +56,7 @@ def entry_of(files: Sequence[Inspected], *, taken: Sequence[str] = ()) -> EntryT
     parts = _placed(found, model, notes)
     if any(file.name.startswith(("http://", "https://")) for file in files):
         notes.append("The entry names files of this folder: download those of addresses into it first.")
-    notes += _refusals(parts, [part for _, part in found])
+    notes += _refusals(parts, [part for _, part in found], model)
     name = _name(model, first, taken)
     return EntryText(name, _toml(name, model, first, parts), tuple(notes))
 
@@ -95,7 +95,7 @@ def _placed(found: Sequence[tuple[str, Part]], model: Published, notes: list[str
     return {component: files[component][0] for component in PARTS if component in files}
 
 
-def _refusals(parts: Mapping[str, str], found: Sequence[Part]) -> list[str]:
+def _refusals(parts: Mapping[str, str], found: Sequence[Part], model: Published) -> list[str]:
     """Why the loader will refuse files that are recognised, as far as their headers tell."""
     refused = []
     for component, name in parts.items():
@@ -104,10 +104,11 @@ def _refusals(parts: Mapping[str, str], found: Sequence[Part]) -> list[str]:
                 open_part(component, Path(name), "bfloat16")
             except ModelUnavailable as error:
                 refused.append(f"This entry cannot be loaded yet: {error}.")
-    if any(part.layout == "comfyui" for part in found):
-        refused.append(
-            "This entry cannot be loaded yet: diffusers has no converter for names that only ComfyUI uses."
-        )
+    for part in found:
+        known = part.architecture
+        why = known and known.component in PARTS and known.refusal(part.layout, model.base or "")
+        if known and why:
+            refused.append(f"This entry cannot be loaded yet: {known.component} {known.title}: {why}.")
     return refused
 
 

@@ -71,6 +71,8 @@ def _of_folder(folder: Path) -> WeightsHeader:
     if (folder / "model_index.json").is_file():
         raise Unusable("is the folder of a whole model, which an entry names as its source or base")
     files = sorted(folder.glob("*.safetensors"))
+    if not files and (shard := next(folder.glob("*-00001-of-*.gguf"), None)) is not None:
+        raise Unusable(_in_shards(shard.name))
     shards = [path for path in files if _SHARD.search(path.name)]
     if not files or (len(files) > 1 and len(shards) < len(files)):
         raise Unusable(f"is a folder with {len(files)} safetensors files, of which none is the component's")
@@ -84,6 +86,8 @@ def _of_folder(folder: Path) -> WeightsHeader:
 
 
 def _unusable(header: WeightsHeader, parts: Sequence[Part], shard: re.Match[str] | None) -> Unusable:
+    if shard is not None and int(shard[2]) > 1 and shard[3] == "gguf":
+        return Unusable(_in_shards(shard.string))
     if shard is not None and int(shard[2]) > 1:
         return Unusable(
             f"is part {int(shard[1])} of {int(shard[2])} of a file: name the folder that has all of them"
@@ -100,6 +104,14 @@ def _unusable(header: WeightsHeader, parts: Sequence[Part], shard: re.Match[str]
     if kind is not None and near.differences.extra:
         return Unusable(f"is {kind}", near)
     return Unusable(f"fits no component that is known; nearest is {title}, but {text}", near)
+
+
+def _in_shards(name: str) -> str:
+    """What to do with a GGUF file in parts, of which no loader here takes more than one."""
+    first = _SHARD.sub(r"-00001-of-\2.\3", name)
+    return (
+        f"is one of several parts of a GGUF file: join them with llama-gguf-split --merge {first} whole.gguf"
+    )
 
 
 def differences_text(differences: Differences) -> str:

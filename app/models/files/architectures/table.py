@@ -33,6 +33,8 @@ class Architecture:
     `models` is empty for components that several models share. Several models mean: the same keys and shapes.
     `optional` are patterns of tensors that a file may have or leave out. `doubts` says, for a layout or for
     all (""), which facts were taken from neither diffusers' converters nor a published configuration.
+    `unloadable` says of a layout why no loader reads it. `bases` are the hub ids whose component has these
+    shapes, if they are not those of all `likes`.
     """
 
     keys: str
@@ -43,10 +45,18 @@ class Architecture:
     models: tuple[Published, ...] = ()
     optional: tuple[str, ...] = ()
     doubts: tuple[tuple[str, str], ...] = ()
+    unloadable: tuple[tuple[str, str], ...] = ()
+    bases: tuple[str, ...] = ()
 
     def unverified(self, layout: str) -> str:
         """What could not be checked of the list in this layout."""
         return "; ".join((UNVERIFIED, *(text for where, text in self.doubts if where in ("", layout))))
+
+    def refusal(self, layout: str, base: str) -> str | None:
+        """Why a file in this layout cannot be loaded into a model of that base, a hub id; None if it can."""
+        if self.bases and base not in self.bases:
+            return f"the {self.component} of {base} has other shapes, and {self.title} fits {self.bases[0]}"
+        return next((text for where, text in self.unloadable if where == layout), None)
 
 
 LTX_2B = Published("LTX-Video 2B", "Lightricks/LTX-Video", "ltx-video")
@@ -80,6 +90,10 @@ _LTX_STATISTICS = ("per_channel_statistics.*", "latents_mean", "latents_std")
 _CONFIGURATION = (("", "its configuration is not shipped with Framefit"),)
 _NO_CONVERTER = "diffusers' single-file converter does not know these names, which other programs use"
 _COMFYUI = (("comfyui", _NO_CONVERTER),)
+_ORIGINAL = (("original", _NO_CONVERTER),)
+_NO_GGUF = ("llama.cpp", "GGUF text encoders are loaded for T5 and UMT5: get it as safetensors")
+_HALF = ("diffusers", "it is a language model alone, and its base needs the vision model in the same file")
+_NO_EMB_POS = (("original", "diffusers' single-file converter does not know img_emb.emb_pos"),)
 _LTX_CLASS = "LTXVideoTransformer3DModel"
 _WAN_CLASS, _HUNYUAN_CLASS = "WanTransformer3DModel", "HunyuanVideoTransformer3DModel"
 
@@ -148,8 +162,9 @@ ARCHITECTURES = (
         (WAN_FLF,),
         doubts=(
             *_CONFIGURATION,
-            ("original", "diffusers' single-file converter does not know img_emb.emb_pos"),
+            *_NO_EMB_POS,
         ),
+        unloadable=_NO_EMB_POS,
     ),
     Architecture("wan-5b", "transformer", _WAN_CLASS, "Wan 2.2 5B", ("wan22-ti2v-5b",), (WAN_5B,)),
     Architecture(
@@ -160,6 +175,7 @@ ARCHITECTURES = (
         ("hunyuanvideo-i2v",),
         (HUNYUAN_I2V, Published("HunyuanVideo T2V")),
         doubts=_COMFYUI,
+        unloadable=_COMFYUI,
     ),
     Architecture(
         "hunyuanvideo-33ch",
@@ -169,6 +185,7 @@ ARCHITECTURES = (
         ("hunyuanvideo-i2v",),
         (HUNYUAN_33,),
         doubts=(*_CONFIGURATION, *_COMFYUI),
+        unloadable=_COMFYUI,
     ),
     Architecture(
         "hunyuanvideo15",
@@ -177,7 +194,8 @@ ARCHITECTURES = (
         "HunyuanVideo 1.5",
         ("hunyuanvideo15-i2v-480p",),
         (HUNYUAN_15,),
-        doubts=(("original", _NO_CONVERTER),),
+        doubts=_ORIGINAL,
+        unloadable=_ORIGINAL,
     ),
     Architecture(
         "cogvideox-5b-i2v",
@@ -203,7 +221,8 @@ ARCHITECTURES = (
         "UMT5-XXL",
         _WAN,
         optional=_T5,
-        doubts=(("original", _NO_CONVERTER),),
+        doubts=_ORIGINAL,
+        unloadable=_ORIGINAL,
     ),
     Architecture(
         "clip-l",
@@ -220,6 +239,7 @@ ARCHITECTURES = (
         "Llama 3 8B of LLaVA",
         ("hunyuanvideo-i2v",),
         optional=_LLM,
+        unloadable=(_HALF, _NO_GGUF),
     ),
     Architecture(
         "qwen-7b",
@@ -228,6 +248,7 @@ ARCHITECTURES = (
         "Qwen2.5-VL 7B",
         ("hunyuanvideo15-i2v-480p",),
         optional=_LLM,
+        unloadable=(_NO_GGUF,),
     ),
     Architecture(
         "gemma-12b",
@@ -236,6 +257,7 @@ ARCHITECTURES = (
         "Gemma 3 12B",
         ("ltx-2",),
         optional=_LLM,
+        unloadable=(_HALF, _NO_GGUF),
     ),
     Architecture(
         "clip-h",
@@ -260,6 +282,7 @@ ARCHITECTURES = (
         "LTX-Video 0.9",
         ("ltx-video",),
         optional=_LTX_STATISTICS,
+        bases=("Lightricks/LTX-Video",),
     ),
     Architecture(
         "ltx-vae-0.9.1",
@@ -268,6 +291,7 @@ ARCHITECTURES = (
         "LTX-Video 0.9.1",
         ("ltx-video",),
         optional=_LTX_STATISTICS,
+        bases=("Lightricks/LTX-Video-0.9.1",),
         doubts=_CONFIGURATION,
     ),
     Architecture(
@@ -277,6 +301,7 @@ ARCHITECTURES = (
         "LTX-Video 0.9.5 and later",
         ("ltx-video",),
         optional=_LTX_STATISTICS,
+        bases=("Lightricks/LTX-Video-0.9.7-dev", "Lightricks/LTX-Video-0.9.5"),
         doubts=_CONFIGURATION,
     ),
     Architecture("ltx2-vae", "vae", "AutoencoderKLLTX2Video", "LTX-2", ("ltx-2",), optional=_LTX_STATISTICS),
@@ -295,7 +320,8 @@ ARCHITECTURES = (
         "AutoencoderKLWan",
         "Wan 2.2 5B",
         ("wan22-ti2v-5b",),
-        doubts=(("original", _NO_CONVERTER),),
+        doubts=_ORIGINAL,
+        unloadable=_ORIGINAL,
     ),
     Architecture(
         "hunyuanvideo-vae", "vae", "AutoencoderKLHunyuanVideo", "HunyuanVideo", ("hunyuanvideo-i2v",)

@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 from adaptive.device.nvml import Nvml
 from app.cli import app
 from app.models.files.sources import LocalFile
+from app.models.inspection.entry import entry_of
 from app.models.inspection.inspected import inspect_file
 
 ROOT = Path(__file__).parents[4]
@@ -331,6 +332,70 @@ def test_without_a_card_the_bytes_are_shown_alone(tmp_path: Path, monkeypatch: p
     text = inspect(write_safetensors(tmp_path / "ltx.safetensors", tensors_of("ltx-2b"))).stdout
     assert "without a GPU on this machine; --gpu 12GB compares with one" in text
     assert "3.6 GiB as stored,   3.6 GiB in bf16\n" in text
+
+
+LTX, HUNYUAN = ("ltx-2b", "original"), ("hunyuanvideo", "original")
+UNLOADABLE = [
+    ([("hunyuanvideo15", "original")], "transformer HunyuanVideo 1.5: diffusers' single-file converter does"),
+    ([("hunyuanvideo", "comfyui")], "transformer HunyuanVideo: diffusers' single-file converter does not"),
+    ([("wan-14b-flf", "original")], "diffusers' single-file converter does not know img_emb.emb_pos"),
+    ([("wan-14b-i2v", "diffusers"), ("umt5-xxl", "original")], "UMT5-XXL: diffusers' single-file converter"),
+    (
+        [("wan-5b", "diffusers"), ("wan22-vae", "original")],
+        "vae Wan 2.2 5B: diffusers' single-file converter",
+    ),
+    (
+        [HUNYUAN, ("llama-8b", "diffusers")],
+        "LLaVA: it is a language model alone, and its base needs the vision",
+    ),
+    ([HUNYUAN, ("llama-8b", "llama.cpp")], "LLaVA: GGUF text encoders are loaded for T5 and UMT5"),
+    ([("ltx-2", "original"), ("gemma-12b", "diffusers")], "Gemma 3 12B: it is a language model alone"),
+    (
+        [("ltx-2", "original"), ("gemma-12b", "llama.cpp")],
+        "Gemma 3 12B: GGUF text encoders are loaded for T5",
+    ),
+    ([("hunyuanvideo15", "diffusers"), ("qwen-7b", "llama.cpp")], "Qwen2.5-VL 7B: GGUF text encoders are"),
+    ([LTX, ("ltx-vae-0.9.1", "original")], "the vae of Lightricks/LTX-Video has other shapes"),
+    ([LTX, ("ltx-vae-0.9.5", "diffusers")], "the vae of Lightricks/LTX-Video has other shapes"),
+    ([("ltx-13b", "original"), ("ltx-vae-0.9", "original")], "the vae of Lightricks/LTX-Video-0.9.7-dev has"),
+    ([("ltx-13b", "original"), ("ltx-vae-0.9.5", "original")], None),
+    ([LTX, ("ltx-vae-0.9", "original"), ("t5-xxl", "llama.cpp")], None),
+]
+
+
+@pytest.mark.parametrize(("files", "reason"), UNLOADABLE)
+def test_a_layout_or_a_base_that_no_loader_brings_together_is_told(
+    files: list[tuple[str, str]], reason: str | None, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{keys}.weights" for keys, _ in files]
+    for path, (keys, layout) in zip(paths, files, strict=True):
+        if layout == "llama.cpp":
+            write_gguf(path, tensors_of(keys, layout), "llm", "Q8_0")
+        else:
+            write_safetensors(path, tensors_of(keys, layout))
+    entry = entry_of([inspect_file(str(path), path) for path in paths])
+    refusals = [note for note in entry.notes if note.startswith("This entry cannot be loaded yet")]
+    assert len(refusals) == (0 if reason is None else 1), refusals
+    assert reason is None or reason in refusals[0]
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_a_gguf_file_in_parts_is_to_be_joined(form: str, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    some = dict(list(tensors_of("ltx-2b").items())[:50])
+    path = write_gguf(folder / "ltx-00001-of-00002.gguf", some, "ltxv", "Q8_0")
+    told = inspect(folder if form == "folder" else path).stderr
+    assert "join them with llama-gguf-split --merge ltx-00001-of-00002.gguf" in told
+
+
+def test_codes_in_the_names_of_a_file_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    hostile = {"vae.\x1b]0;owned\x07\n.weight": ("U8", (4,)), "vae.\x9b2J.bitsandbytes__\x9b2J": ("U8", (4,))}
+    shown = inspect(write_safetensors(tmp_path / "ltx.safetensors", tensors_of("ltx-2b") | hostile))
+    assert "cannot be loaded yet: its transformer" in shown.stdout
+    assert all(each.isprintable() or each == "\n" for each in shown.stdout + shown.stderr)
+    assert "owned" in shown.stdout
+    assert ";owned?" in shown.stdout
 
 
 def test_an_entry_that_the_loader_will_refuse_is_told_to_be_so(tmp_path: Path) -> None:
