@@ -1,6 +1,7 @@
 """Traces the memory profile of each configured model, so that the API can plan requests.
 
-Runs in a process that ends once every model has its profile: a trace needs torch, but neither weights nor a
+Runs in a process that ends once every model has its profile, unless entries name files for components, which
+may be replaced: a trace needs torch, but neither weights nor a
 device. While a model cannot be traced, the process waits and looks again; it does not end and start anew. It
 also builds the built-in models.
 """
@@ -30,7 +31,8 @@ class Tracing:
     """Traces every missing profile of the models; `step` goes on with those that cannot be traced yet.
 
     What cannot be traced is recorded for the other processes (`app.models.checks.faults`). It is tried again
-    when a file of the model changes, and after a growing time if it may pass or lies at the hub.
+    when a file of the model changes, and after a growing time if it may pass or lies at the hub. With
+    `watch`, it is never done with a model whose entry names files for components, which may be replaced.
     """
 
     def __init__(
@@ -38,7 +40,10 @@ class Tracing:
         settings: Settings,
         models: Mapping[str, ModelEntry],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        watch: bool = False,
     ) -> None:
+        self._watch = watch
         self._settings = settings
         self._clock = clock
         self._waiting = {name: _Waiting(entry) for name, entry in models.items()}
@@ -57,7 +62,10 @@ class Tracing:
                 continue
             fault = _trace_one(self._settings, waiting.entry)
             if fault is None:
-                del self._waiting[name]
+                if self._watch and waiting.entry.parts:
+                    waiting.traced(signature)
+                else:
+                    del self._waiting[name]
                 record_fault(waiting.entry, self._settings, None)
                 continue
             waiting.failed(fault, signature, self._clock())
@@ -73,6 +81,11 @@ class _Waiting:
         self.due_at = 0.0
         self._fault: Fault | None = None
         self._failures = 0
+
+    def traced(self, signature: str) -> None:
+        """Note a success: only another file is traced anew."""
+        self.signature, self.due_at = signature, math.inf
+        self._fault, self._failures = None, 0
 
     def failed(self, fault: Fault, signature: str, now: float) -> None:
         """Note a failure; it is logged once for each reason."""
@@ -97,9 +110,14 @@ def trace_missing(settings: Settings, models: Mapping[str, ModelEntry]) -> bool:
     return tracing.done
 
 
-def keep_tracing(settings: Settings, models: Mapping[str, ModelEntry], pause: Callable[[], None]) -> None:
-    """Trace until every model has its profile. Between two looks at what is left, calls `pause`."""
-    tracing = Tracing(settings, models)
+def keep_tracing(
+    settings: Settings, models: Mapping[str, ModelEntry], pause: Callable[[], None], *, watch: bool = False
+) -> None:
+    """Trace until every model has its profile. Between two looks at what is left, calls `pause`.
+
+    `watch` as of `Tracing`.
+    """
+    tracing = Tracing(settings, models, watch=watch)
     while True:
         try:
             tracing.step()

@@ -24,6 +24,7 @@ from app.jobs import JobSpec
 from app.models import profiles
 from app.models.entries import ModelEntry
 from app.models.loading import PlacedJob, load_pipeline
+from app.models.parts.entry_parts import part_signatures
 from app.worker.decoding import DecodeContext, OnEvent, load_learned_costs, save_learned_costs
 from app.worker.denoise.pixel_maps import prepare_pixel_map
 from app.worker.denoise.resumes import check_denoise_resumes
@@ -47,6 +48,7 @@ class Engine:
         self._uuid = device_uuid(self.device.index or 0, self._nvml) if is_cuda else None
         self._learned_costs = load_learned_costs(settings, self.device)
         self._model: LoadedModel | None = None
+        self._parts: dict[str, str] = {}  # of the model: a signature of each file that its entry names
         self._load_seconds: dict[str, float] = {}  # the last measurement, by model
 
     @property
@@ -95,14 +97,18 @@ class Engine:
         """Load a model onto the device in place of the current one; returns the current one if it serves.
 
         Its weights are placed for the job `spec`, by default for the entry's defaults. With `exact_only` the
-        weights are those published: a model that was loaded in int8 is loaded again. Raises `DoesNotFit` if
-        no placement fits the memory that is free now, or if the memory is taken while the model loads, and
-        `ModelUnavailable` if its files or a library are missing.
+        weights are those published: a model that was loaded in int8 is loaded again, as is one whose entry's
+        files for components were replaced. Raises `DoesNotFit` if no placement fits the memory that is free
+        now, or if the memory is taken while the model loads, and `ModelUnavailable` if its files or a library
+        are missing.
         """
         held = self._model
-        if held is not None and held.entry == entry and (held.exact or not exact_only):
+        parts = part_signatures(entry)
+        as_held = held is not None and held.entry == entry and self._parts == parts
+        if held is not None and as_held and (held.exact or not exact_only):
             return held
         self._model = held = None
+        self._parts = parts
         self._release_model()
         reading = self._probe.read()
         try:

@@ -144,7 +144,8 @@ def profile(
     if ship:
         write_shipped(settings, load_models(settings))
     else:
-        keep_tracing(settings, load_models(settings), lambda: time.sleep(RECHECK_SECONDS))
+        watch = supervisor_pid is not None
+        keep_tracing(settings, load_models(settings), lambda: time.sleep(RECHECK_SECONDS), watch=watch)
 
 
 @contextmanager

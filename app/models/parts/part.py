@@ -74,8 +74,8 @@ def open_part(name: str, path: Path, dtype: str) -> Part:
         raise ModelUnavailable(f"its {name} {path} {error}") from None
     except OSError as error:
         may_pass = not isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError)
-        why = error.strerror or error
-        raise ModelUnavailable(f"its {name} {path} cannot be read: {why}", transient=may_pass) from None
+        reason = error.strerror or str(error)
+        raise ModelUnavailable(f"its {name} {path} cannot be read: {reason}", transient=may_pass) from None
     part = Part(name, path, header, dtype)
     why = _gguf_fault(name, header) if part.is_gguf else _safetensors_fault(header)
     if why is not None:
