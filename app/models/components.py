@@ -8,7 +8,7 @@ tensors. Importing this module imports neither torch nor diffusers.
 import importlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -48,15 +48,19 @@ class Component:
     part: Part | None = None
 
 
-def components_of(entry: ModelEntry, settings: Settings) -> dict[str, Component]:
+def components_of(
+    entry: ModelEntry, settings: Settings, *, parts: Collection[str] | None = None
+) -> dict[str, Component]:
     """The model's components with weights, by their names in the pipeline. Raises `ModelUnavailable`.
 
     Shipped configurations take precedence over the hub, so that planning works without a download. The
     components that the entry names itself have the base's class and configuration; a folder has its own.
+    `parts`: those of them whose files are opened, by default all.
     """
     components = _of_base(entry, settings)
     check_names(entry, components)
-    return components | {name: _with_part(components[name], part) for name, part in parts_of(entry).items()}
+    found = parts_of(entry, parts)
+    return components | {name: _with_part(components[name], part) for name, part in found.items()}
 
 
 def _with_part(component: Component, part: Part) -> Component:

@@ -166,7 +166,7 @@ def load_parts(entry: ModelEntry, settings: Settings, *names: str) -> dict[str, 
         return {}
     from app.models.parts.assembly import load_part
 
-    components = components_of(entry, settings)
+    components = components_of(entry, settings, parts=wanted)
     loaded = {}
     for name in wanted:
         found = components[name]

@@ -17,6 +17,7 @@ from adaptive.planning.weight_placement import ComponentSize, Placement, Stage, 
 from adaptive.types import LatentShape, VideoShape
 from app.loras import LoraChoice
 from app.models.entries import ModelEntry
+from app.models.parts.entry_parts import denoiser_labels
 
 FORMAT = 2
 MIB = 2**20
@@ -206,8 +207,12 @@ def choose_placement(
 
 
 def denoise_key(entry: ModelEntry, placement: str | None = None) -> str:
-    """The name under which the model's denoise is learned: its memory, and for a `placement` its seconds."""
-    return "/".join([entry.name, entry.dtype, *([] if placement is None else [placement])])
+    """The name under which the model's denoise is learned: its memory, and for a `placement` its seconds.
+
+    Transformers of other formats, in files that the entry names, are learned apart.
+    """
+    placed = [] if placement is None else [placement]
+    return "/".join([entry.name, entry.dtype, *denoiser_labels(entry), *placed])
 
 
 def denoise_positions(profile: MemoryProfile, video: VideoShape, *, guided: bool) -> int:

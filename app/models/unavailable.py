@@ -1,9 +1,13 @@
 """The error of a model that cannot be used. Imports nothing: every part of `app.models` may raise it."""
 
+_LONGEST = 2000
+
 
 def printable(text: str) -> str:
     """The text on one line: names in files may hold anything, also line ends and codes of terminals."""
-    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+    line = " ".join(text.split())
+    shown = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
+    return "".join(each if each.isprintable() else "?" for each in shown)
 
 
 class ModelUnavailable(Exception):

@@ -10,7 +10,7 @@ import struct
 from typing import Any, Final
 
 from app.models.files.sources import ByteSource
-from app.models.files.stored import CutShort, DamagedFile, StoredTensor, WeightsHeader
+from app.models.files.stored import CutShort, DamagedFile, StoredTensor, WeightsHeader, check_count
 
 NAME = "gguf"
 MAGIC = b"GGUF"
@@ -80,6 +80,8 @@ def read(source: ByteSource) -> WeightsHeader:
     if version not in _VERSIONS:
         raise DamagedFile(f"has version {version} of GGUF; versions 2 and 3 can be read")
     tensor_count, metadata_count = cursor.number("<Q"), cursor.number("<Q")
+    check_count(tensor_count)
+    check_count(metadata_count)
     metadata: dict[str, Any] = {}
     for _ in range(metadata_count):
         name = cursor.string()

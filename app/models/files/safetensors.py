@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.models.files.sources import ByteSource
-from app.models.files.stored import CutShort, DamagedFile, StoredTensor, WeightsHeader
+from app.models.files.stored import CutShort, DamagedFile, StoredTensor, WeightsHeader, check_count
 
 NAME = "safetensors"
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # as the library's own limit
 _MOST_DIMENSIONS = 16
+_LONGEST_SHOWN = 100
 _BITS = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
@@ -63,6 +64,7 @@ def header_bytes(source: ByteSource) -> int:
 def _parsed(text: bytes, data_starts: int) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     try:
         document = json.loads(text)
+        check_count(len(document))
         metadata = document.pop("__metadata__", None) or {}
         tensors = {name: _tensor(name, value, data_starts) for name, value in document.items()}
         return tensors, {str(key): str(value) for key, value in metadata.items()}
@@ -83,8 +85,10 @@ def _tensor(name: str, value: Mapping[str, Any], data_starts: int) -> StoredTens
     shape = tuple(value["shape"])
     begin, end = value["data_offsets"]
     numbers = (*shape, begin, end)
-    if len(shape) > _MOST_DIMENSIONS or not all(type(each) is int and 0 <= each < 2**63 for each in numbers):
-        raise ValueError(f"{name} has shape {shape} at {begin} to {end}")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{name} has {len(shape):,} dimensions")
+    if not all(type(each) is int and 0 <= each < 2**63 for each in numbers):
+        raise ValueError(f"{name} has a shape or a place that is no count: {str(numbers)[:_LONGEST_SHOWN]}")
     wanted = math.prod(shape) * bits // 8
     if end - begin != wanted:
         raise DamagedFile(

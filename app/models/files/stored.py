@@ -5,9 +5,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Of a header: far above any model's, and read in a second or two.
+MOST_TENSORS = 100_000
+
 
 class DamagedFile(Exception):
     """The file cannot be loaded; the message says why, without the file's name."""
+
+
+def check_count(tensors: int) -> None:
+    """Raise `DamagedFile` if a header has more tensors, or values, than any model."""
+    if tensors > MOST_TENSORS:
+        raise DamagedFile(
+            f"has a damaged header: it names {tensors:,} tensors or values, the most that are read are "
+            f"{MOST_TENSORS:,}: get it again"
+        )
 
 
 class CutShort(DamagedFile):

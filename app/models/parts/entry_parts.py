@@ -1,7 +1,7 @@
 """The parts of an entry: opened, and checked against the components that its base has. Without torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,24 @@ def _signature(path: Path) -> str:
     return f"{path} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def parts_of(entry: ModelEntry) -> dict[str, Part]:
-    """The entry's parts by component, headers read. Raises `ModelUnavailable` for the first that is wrong."""
-    return {name: open_part(name, path, entry.dtype_of(name)) for name, path in part_paths(entry).items()}
+def parts_of(entry: ModelEntry, names: Collection[str] | None = None) -> dict[str, Part]:
+    """The entry's parts by component, headers read; only `names` if given.
+
+    Raises `ModelUnavailable` for the first that is wrong.
+    """
+    return {
+        name: open_part(name, path, entry.dtype_of(name))
+        for name, path in part_paths(entry).items()
+        if names is None or name in names
+    }
+
+
+def denoiser_labels(entry: ModelEntry) -> list[str]:
+    """The formats of the entry's own transformers; none for a file that cannot be read."""
+    try:
+        return [part.label for part in parts_of(entry, ("transformer", "transformer_2")).values()]
+    except ModelUnavailable:
+        return []
 
 
 def check_names(entry: ModelEntry, components: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Headers of weight files say what the formats' own libraries say; a damaged file is refused."""
 
+import json
+import struct
 from pathlib import Path
 
 import gguf
@@ -128,3 +130,28 @@ def test_a_file_with_wrong_bytes_is_read_or_refused(
 def test_what_is_no_file_of_weights_is_named(content: bytes, reason: str) -> None:
     with pytest.raises(DamagedFile, match=reason):
         read_header(Bytes(content))
+
+
+def safetensors_header(forms: dict[str, object]) -> Bytes:
+    text = json.dumps(forms).encode()
+    return Bytes(len(text).to_bytes(8, "little") + text)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Bytes(b"GGUF" + struct.pack("<IQQ", 3, 10**6, 0) + bytes(2**20)),
+        Bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 10**6) + bytes(2**20)),
+        safetensors_header(dict.fromkeys(map(str, range(100_001)), 0)),
+    ],
+)
+def test_a_header_of_more_tensors_than_any_model_has_is_refused_before_they_are_read(content: Bytes) -> None:
+    with pytest.raises(DamagedFile, match="tensors or values, the most that are read are 100,000"):
+        read_header(content)
+
+
+@pytest.mark.parametrize("shape", [[1] * 10_000, [-1, *[1] * 15], ["x" * 10_000]])
+def test_a_shape_that_is_none_is_refused_in_a_short_message(shape: list[object]) -> None:
+    with pytest.raises(DamagedFile, match="damaged header") as refusal:
+        read_header(safetensors_header({"a": {"dtype": "U8", "shape": shape, "data_offsets": [0, 1]}}))
+    assert len(str(refusal.value)) < 250

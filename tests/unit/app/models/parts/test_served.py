@@ -31,6 +31,7 @@ from app.models import profiles
 from app.models.components import components_of
 from app.models.entries import ModelEntry
 from app.models.profile_tracer import Tracing
+from app.models.requirements import denoise_key
 from app.models.weight_sizes import stored_requirements
 from app.service.processes import open_store
 from app.worker.engine import Engine
@@ -136,6 +137,20 @@ def test_the_command_plans_from_headers_and_lists_what_each_component_takes(
     assert "transformer: " in shown.output
     assert "(GGUF Q4_K" in shown.output
     assert profiles.load_requirements(settings, entry) is not None
+
+
+def test_what_was_learned_of_a_transformer_in_another_format_is_not_used(base: Base, tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    weights = base.transformer.state_dict()
+    _, entry = base.entry(tmp_path, {"transformer": path})
+    write_safetensors(path, weights, names_for(base.transformer_class, "diffusers"))
+    assert denoise_key(entry) == "small/float32/safetensors F32"
+    path.unlink()
+    write_gguf(path, weights, kind=Kind.Q8_0, named=names_for(base.transformer_class, "original"))
+    assert denoise_key(entry, "resident") == "small/float32/GGUF Q8_0/resident"
+    path.unlink()
+    assert denoise_key(entry) == "small/float32"
+    assert denoise_key(base.entry(tmp_path, {})[1], "resident") == "small/float32/resident"
 
 
 def test_a_file_that_is_replaced_is_planned_and_loaded_anew(base: Base, tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ def test_a_vae_from_a_file_or_a_folder_is_the_one_that_decodes(base: Base, form:
     pipe = loaded(settings, entry).pipe
     with base.with_weights("vae", weights) as reference:
         assert torch.equal(frames_of(pipe), frames_of(reference))
+    _, entry = base.entry(tmp_path, {"vae": path, "transformer": tmp_path / "not_needed_to_decode.gguf"})
     alone = load_vae(entry, settings).state_dict()
     assert torch.equal(alone["decoder.conv_out.conv.weight"], weights["decoder.conv_out.conv.weight"])
 
