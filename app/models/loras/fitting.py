@@ -5,6 +5,7 @@ neither tells, the worker finds out when it applies the LoRA. Must not know jobs
 """
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from app.config import Settings
@@ -28,15 +29,16 @@ def takes(lora: LoraFile, entry: ModelEntry, settings: Settings) -> bool | None:
     """Whether the model takes the LoRA; None if only the worker can tell."""
     wanted = {architecture.keys for architecture in lora.adapter.targets}
     known: set[str] = {architecture.keys for architecture in ARCHITECTURES if _is_source(entry, architecture)}
-    headers = list(_headers(entry, settings))
-    for header in headers:
-        if _share(lora, header) >= _LEAST_SHARE:
+    own = list(_transformers(entry, settings))
+    for layers, architectures in own:
+        if sum(layers.get(name) == shape for name, shape in lora.layers.items()) >= _LEAST_SHARE * len(
+            lora.layers
+        ):
             return True
-        parts = (part.architecture for part in recognise(header) if part.fits)
-        known |= {architecture.keys for architecture in parts if architecture is not None}
+        known |= architectures
     if known & wanted:
         return True
-    return False if wanted and (known or headers) else None
+    return False if wanted and (known or own) else None
 
 
 def models_that_take(lora: LoraFile, models: Mapping[str, ModelEntry], settings: Settings) -> list[str]:
@@ -57,29 +59,31 @@ def _is_source(entry: ModelEntry, architecture: object) -> bool:
     return entry.transformer is None and any(model.base == entry.source for model in models)
 
 
-def _share(lora: LoraFile, header: WeightsHeader) -> float:
-    """The share of the LoRA's layers that the file has under the same names, with the same shapes."""
-    own = {}
-    for name, weight in weights_of(header).items():
-        prefix = next((each for each in PREFIXES if name.startswith(each)), "")
-        for short in {name, name.removeprefix(prefix)}:
-            own[flat(short.removesuffix(".weight"))] = tuple(weight.shape)
-    same = sum(own.get(name) == shape for name, shape in lora.layers.items())
-    return same / len(lora.layers)
-
-
-def _headers(entry: ModelEntry, settings: Settings) -> Iterator[WeightsHeader]:
-    """The headers of the model's transformers, from files that are on this machine."""
+def _transformers(entry: ModelEntry, settings: Settings) -> Iterator[tuple[Layers, frozenset[str]]]:
+    """What `_described` says of each of the model's transformers whose files are on this machine."""
     for name in TRANSFORMERS:
         named = getattr(entry, name)
         path = Path(named).expanduser() if named else _folder(entry, settings) / name
         try:
-            if path.is_file():
-                yield read_header(path)
-            elif path.is_dir():
-                yield _joined(sorted(path.glob("*.safetensors")))
+            files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+            stamps = [(file, file.stat()) for file in files]
+            if stamps:
+                yield _described(tuple((file, each.st_size, each.st_mtime_ns) for file, each in stamps))
         except (OSError, DamagedFile):  # told where the model is checked
             continue
+
+
+@lru_cache(maxsize=64)
+def _described(files: tuple[tuple[Path, int, int], ...]) -> tuple[Layers, frozenset[str]]:
+    """The shapes of a transformer's weights by flat name, and the published architectures that it is."""
+    header = read_header(files[0][0]) if len(files) == 1 else _joined([file for file, _, _ in files])
+    shapes = {}
+    for name, weight in weights_of(header).items():
+        prefix = next((each for each in PREFIXES if name.startswith(each)), "")
+        for short in {name, name.removeprefix(prefix)}:
+            shapes[flat(short.removesuffix(".weight"))] = tuple(weight.shape)
+    parts = (part.architecture for part in recognise(header) if part.fits)
+    return shapes, frozenset(each.keys for each in parts if each is not None)
 
 
 def _joined(files: list[Path]) -> WeightsHeader:
