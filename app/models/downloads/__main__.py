@@ -27,7 +27,7 @@ LOOK_SECONDS = 0.2
 
 def main(request: dict[str, Any]) -> None:
     """Do what the request asks and print how it goes."""
-    wanted = Wanted(request["source"], request["revision"], request["variant"])
+    wanted = Wanted(**request["wanted"])
     try:
         plan = plan_download(wanted)
         _tell("plan", {**plan_as_json(plan)})

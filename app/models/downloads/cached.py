@@ -1,13 +1,14 @@
 """What of a model lies in the hub client's cache: whole, in part, or not at all; and its removal.
 
 Reads names and sizes of files only, and asks no hub. A download that Framefit finished has left a list of its
-files, `.framefit/COMMIT.json`, in the repository's folder. Of what other programs have downloaded, the folder
-itself tells whether it is whole. Imports the hub's client for the cache's place only.
+files, `.framefit/COMMIT.json`, in the repository's folder: one for each variant, and for each choice of
+components that come from elsewhere. Of what other programs have downloaded, the folder itself tells whether
+it is whole. Imports the hub's client for the cache's place only.
 """
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,20 +53,22 @@ def stored_snapshot(entry: ModelEntry) -> Snapshot | None:
     if commit is None:
         return None
     folder = repository / "snapshots" / commit
-    names = _listed(repository, commit, entry.variant)
+    names = _listed(repository, commit, entry.variant, entry.parts)
     if names is None:
-        names = _complete(folder, entry.variant)
+        names = _complete(folder, entry.variant, entry.parts)
     try:
         return None if names is None else Snapshot(folder, {name: _size(folder / name) for name in names})
     except OSError:  # a file is missing
         return None
 
 
-def list_files(repository: Path, commit: str, variant: str | None, names: Iterable[str]) -> None:
-    """Note which files the model has, once all of them are there."""
+def list_files(
+    repository: Path, commit: str, variant: str | None, names: Iterable[str], parts: Collection[str] = ()
+) -> None:
+    """Note which files the model has, once all of them are there, those of `parts` left out."""
     folder = repository / ".framefit"
     folder.mkdir(exist_ok=True)
-    replace_text(_list_path(repository, commit, variant), json.dumps(sorted(names)))
+    replace_text(_list_path(repository, commit, variant, parts), json.dumps(sorted(names)))
 
 
 def point_to(repository: Path, revision: str, commit: str) -> None:
@@ -75,11 +78,6 @@ def point_to(repository: Path, revision: str, commit: str) -> None:
     path = repository / "refs" / revision
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, commit)
-
-
-def partial_bytes(source: str) -> int:
-    """Bytes in the cache of a repository, of whatever revision; links count nothing."""
-    return _tree_bytes(repository_folder(source) / "blobs")
 
 
 def remove_revision(source: str, revision: str | None) -> int:
@@ -111,8 +109,9 @@ def remove_revision(source: str, revision: str | None) -> int:
     return before - _tree_bytes(repository)
 
 
-def _list_path(repository: Path, commit: str, variant: str | None) -> Path:
-    return repository / ".framefit" / f"{commit}{f'.{variant}' if variant else ''}.json"
+def _list_path(repository: Path, commit: str, variant: str | None, parts: Collection[str]) -> Path:
+    without = "".join(f"-{part}" for part in sorted(parts))
+    return repository / ".framefit" / f"{commit}{without}{f'.{variant}' if variant else ''}.json"
 
 
 def _commit_of(repository: Path, revision: str) -> str | None:
@@ -125,20 +124,20 @@ def _commit_of(repository: Path, revision: str) -> str | None:
     return commit or None
 
 
-def _listed(repository: Path, commit: str, variant: str | None) -> list[str] | None:
+def _listed(repository: Path, commit: str, variant: str | None, parts: Collection[str]) -> list[str] | None:
     try:
-        names = json.loads(_list_path(repository, commit, variant).read_text(encoding="utf-8"))
+        names = json.loads(_list_path(repository, commit, variant, parts).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _complete(folder: Path, variant: str | None) -> list[str] | None:
+def _complete(folder: Path, variant: str | None, parts: Collection[str]) -> list[str] | None:
     """The names of a model's files in a folder; None if one is missing, as far as the folder itself tells."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         there = [path.relative_to(folder).as_posix() for path in _files(folder)]
-        names = select_files(there, index, variant)
+        names = select_files(there, index, variant, parts)
         for name in names:
             if name.endswith(".json") and ".index." in name:
                 shards = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()
@@ -146,16 +145,17 @@ def _complete(folder: Path, variant: str | None) -> list[str] | None:
                     return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, NoSuchVariant):
         return None
-    return None if _lacks_weights(index, names) else sorted(names)
+    return None if _lacks_weights(index, names, parts) else sorted(names)
 
 
-def _lacks_weights(index: Mapping[str, Any], names: frozenset[str]) -> bool:
+def _lacks_weights(index: Mapping[str, Any], names: frozenset[str], parts: Collection[str]) -> bool:
     from app.models.components import has_weights
 
     for part, value in index.items():
         if isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value):
             own = [name for name in names if name.startswith(f"{part}/")]
-            if has_weights(*value) and not any(name.endswith((".safetensors", ".bin")) for name in own):
+            loads = part not in parts and has_weights(*value)
+            if loads and not any(name.endswith((".safetensors", ".bin")) for name in own):
                 return True
             if not own:
                 return True

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from app.config import Settings
 from app.models.components import local_files
 from app.models.downloads import known
 from app.models.downloads.cached import Snapshot, stored_snapshot
-from app.models.downloads.planning import DownloadFailed
+from app.models.downloads.planning import DownloadFailed, Wanted
 from app.models.downloads.progress import DownloadProgress, Rate
 from app.models.entries import ModelEntry
 
@@ -65,7 +66,7 @@ def download(
         if plan := message.get("plan"):
             total_bytes = plan["total_bytes"]
             began_bytes = total_bytes - plan["missing_bytes"]
-            known.record_size(settings, entry, total_bytes)
+            known.record_size(settings, entry, total_bytes, plan["blobs"])
             log.info(
                 "download_started model=%s bytes=%d of=%d", entry.name, plan["missing_bytes"], total_bytes
             )
@@ -91,13 +92,13 @@ def download(
 
 def ask_size(entry: ModelEntry, settings: Settings, is_canceled: Callable[[], bool]) -> tuple[int, int]:
     """Ask the hub how many bytes the model has, and how many are missing. Raises as `download`."""
-    plan: dict[str, int] | None = None
+    plan: dict[str, Any] | None = None
     for message in _told(entry, is_canceled, plan_only=True, pause_seconds=1.0):
         plan = message.get("plan", plan)
         if failed := message.get("failed"):
             raise _failure(settings, entry, failed)
     assert plan is not None
-    known.record_size(settings, entry, plan["total_bytes"])
+    known.record_size(settings, entry, plan["total_bytes"], plan["blobs"])
     return plan["total_bytes"], plan["missing_bytes"]
 
 
@@ -119,9 +120,7 @@ def _told(
 ) -> Iterator[dict[str, Any]]:
     """The messages of the child process as they come; it is killed when the iteration ends."""
     request = {
-        "source": entry.source,
-        "revision": entry.revision or "main",
-        "variant": entry.variant,
+        "wanted": asdict(Wanted.by(entry)),
         "plan_only": plan_only,
         "pause_seconds": pause_seconds,
         "parent_pid": os.getpid(),

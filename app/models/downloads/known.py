@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,16 @@ from app.models.entries import ModelEntry
 REFUSED_SECONDS = 60.0
 _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
 
+# The files of a model: for each its name in the cache, which files of one content share, and its bytes.
+Blobs = Sequence[tuple[str, int]]
 
-def record_size(settings: Settings, entry: ModelEntry, total_bytes: int) -> None:
-    """Keep the model's size at the hub; a refusal before that counts no longer."""
-    _write(settings, entry, {"total_bytes": total_bytes})
+
+def record_size(settings: Settings, entry: ModelEntry, total_bytes: int, blobs: Blobs) -> None:
+    """Keep the model's size at the hub; a refusal before that counts no longer.
+
+    `blobs`: its files, see `Blobs`.
+    """
+    _write(settings, entry, {"total_bytes": total_bytes, "blobs": list(blobs)})
 
 
 def record_refusal(settings: Settings, entry: ModelEntry, reason: str) -> None:
@@ -35,6 +42,12 @@ def known_size(settings: Settings, entry: ModelEntry) -> int | None:
     """Bytes of the model's files at the hub; None if it was never asked."""
     found = _read(settings, entry).get("total_bytes")
     return found if isinstance(found, int) else None
+
+
+def known_blobs(settings: Settings, entry: ModelEntry) -> Blobs:
+    """The model's files at the hub; empty if it was never asked."""
+    found = _read(settings, entry).get("blobs")
+    return [(blob, size) for blob, size in found] if isinstance(found, list) else []
 
 
 def known_refusal(settings: Settings, entry: ModelEntry) -> str | None:
@@ -58,7 +71,8 @@ def _access() -> str:
 
 
 def _path(settings: Settings, entry: ModelEntry) -> Path:
-    name = hashlib.sha256(json.dumps([entry.source, entry.revision, entry.variant]).encode()).hexdigest()[:12]
+    key = [entry.source, entry.revision, entry.variant, *sorted(entry.parts)]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     return settings.profiles_dir / f"{entry.name}-{name}.hub.json"
 
 

@@ -5,13 +5,14 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.jobs import Json
 from app.models.components import ModelUnavailable
 from app.models.downloads.cached import INDEX, cache_folder, repository_folder
 from app.models.downloads.selection import NoSuchVariant, select_files
+from app.models.entries import ModelEntry
 from app.models.hub import explain_hub_error, may_pass
 from app.units import format_bytes
 
@@ -31,11 +32,20 @@ class DownloadFailed(ModelUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What of the hub a model needs: its repository, a revision and a variant."""
+    """What of the hub a model needs: its repository, a revision and a variant.
+
+    `parts`: the components whose weights it takes from elsewhere.
+    """
 
     source: str
     revision: str = "main"
     variant: str | None = None
+    parts: tuple[str, ...] = ()
+
+    @classmethod
+    def by(cls, entry: ModelEntry) -> "Wanted":
+        """What the entry needs."""
+        return cls(entry.source, entry.revision or "main", entry.variant, tuple(sorted(entry.parts)))
 
     @property
     def repository(self) -> Path:
@@ -102,7 +112,7 @@ def plan_download(wanted: Wanted) -> DownloadPlan:
             raise DownloadFailed(f"{wanted.source} is no model in diffusers' format: it has no {INDEX}")
         index_path = hf_hub_download(wanted.source, INDEX, revision=commit)
         index = json.loads(Path(index_path).read_text(encoding="utf-8"))
-        names = select_files(files, index, wanted.variant)
+        names = select_files(files, index, wanted.variant, wanted.parts)
     except NoSuchVariant as error:
         raise DownloadFailed(f"{wanted.source}: {error}") from None
     except DownloadFailed:
@@ -153,6 +163,11 @@ def _size(path: Path) -> int:
         return 0
 
 
-def plan_as_json(plan: DownloadPlan) -> Mapping[str, object]:
+def plan_as_json(plan: DownloadPlan) -> Json:
     """What a process that has not asked the hub wants to know of the plan."""
-    return {"commit": plan.commit, "total_bytes": plan.total_bytes, "missing_bytes": plan.missing_bytes}
+    return {
+        "commit": plan.commit,
+        "total_bytes": plan.total_bytes,
+        "missing_bytes": plan.missing_bytes,
+        "blobs": [(file.blob, file.size_bytes) for file in plan.files],
+    }

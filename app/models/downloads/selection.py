@@ -3,12 +3,12 @@
 Follows `DiffusionPipeline.download` of diffusers 0.42: safetensors before bin if every component has them,
 the variant's files where a component has some, and nothing beside the components that `model_index.json`
 lists. So the single-file checkpoints that many repositories also hold are not downloaded. A test compares
-both.
+both. Of components that come from other files, only the configuration is loaded.
 """
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -31,11 +31,20 @@ class NoSuchVariant(ValueError):
     """No component has files of the variant."""
 
 
-def select_files(names: Iterable[str], index: Mapping[str, Any], variant: str | None) -> frozenset[str]:
+def select_files(
+    names: Iterable[str], index: Mapping[str, Any], variant: str | None, parts: Collection[str] = ()
+) -> frozenset[str]:
     """The files of `names`, paths in a repository, that its pipeline loads.
 
-    `index` is the content of `model_index.json`. Raises `NoSuchVariant`.
+    `index` is the content of `model_index.json`. `parts`: components whose weights come from elsewhere.
+    Raises `NoSuchVariant`.
     """
+    chosen = _of_pipeline(names, index, variant)
+    elsewhere = {name for name in chosen if _folder(name).split("/")[0] in parts}
+    return chosen - {name for name in elsewhere if not name.endswith("/config.json")}
+
+
+def _of_pipeline(names: Iterable[str], index: Mapping[str, Any], variant: str | None) -> frozenset[str]:
     files = frozenset(names) - frozenset(index.get("_ignore_files") or ())
     folders = {key for key, value in index.items() if isinstance(value, list) and key != "_class_name"}
     weights = [name for name in files if name.endswith(_WEIGHTS)]

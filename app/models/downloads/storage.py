@@ -4,16 +4,20 @@ Asks no hub: what is not on this machine has the size that the hub last told, or
 from its configuration.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from app.config import Settings
 from app.jobs import Json
 from app.models import profiles
 from app.models.components import ModelUnavailable, local_files
-from app.models.downloads.cached import partial_bytes, stored_snapshot
-from app.models.downloads.known import known_size
+from app.models.downloads.cached import repository_folder, stored_snapshot
+from app.models.downloads.known import known_blobs, known_size
+from app.models.downloads.planning import HubFile
 from app.models.entries import ModelEntry
+from app.models.parts.entry_parts import part_paths
 
 
 class Place(StrEnum):
@@ -30,8 +34,9 @@ class Place(StrEnum):
 class Storage:
     """A model's weights on this machine. `size_bytes` is None if nothing tells it.
 
-    `size_from`: disk, hub (as it last told) or configuration (weights alone, in the entry's dtype).
-    `download_bytes`: what a download would bring now; 0 if all is here, None if unknown.
+    Files that the entry names for components count as well. `size_from`: disk, hub (as it last told) or
+    configuration (weights alone, in the entry's dtype). `download_bytes`: what a download would bring now,
+    without those files; 0 if all is here, None if unknown.
     """
 
     place: Place
@@ -66,6 +71,7 @@ class Storage:
 
 def storage_of(entry: ModelEntry, settings: Settings) -> Storage:
     """Look at the disk; reads names and sizes only."""
+    own_bytes = _own_bytes(entry)
     computed = _computed_bytes(entry, settings)
     source = None if computed is None else "configuration"
     if entry.is_builtin:
@@ -73,22 +79,41 @@ def storage_of(entry: ModelEntry, settings: Settings) -> Storage:
     try:
         files = local_files(entry, settings)
         if files is not None:
-            parts = [files] if files.is_file() else [each for each in files.rglob("*") if each.is_file()]
-            stored_bytes = sum(each.stat().st_size for each in parts)
-            return Storage(Place.FOLDER, stored_bytes, "disk", 0, str(files))
+            return Storage(Place.FOLDER, _bytes_of(files) + own_bytes, "disk", 0, str(files))
     except (OSError, ModelUnavailable):  # the model's fault is told elsewhere
         return Storage(Place.NOWHERE, computed, source, None)
     if entry.resolution is not None:
         return Storage(Place.NOWHERE, computed, source, None)
     stored = stored_snapshot(entry)
     if stored is not None:
-        return Storage(Place.HUB_CACHE, stored.total_bytes, "disk", 0, str(stored.folder))
+        return Storage(Place.HUB_CACHE, stored.total_bytes + own_bytes, "disk", 0, str(stored.folder))
     told = known_size(settings, entry)
-    size, source = (computed, source) if told is None else (told, "hub")
-    missing = None if size is None else max(0, size - partial_bytes(entry.source))
-    return Storage(Place.HUB, size, source, missing)
+    if told is None:
+        return Storage(Place.HUB, computed, source, _computed_bytes(entry, settings, without=entry.parts))
+    return Storage(Place.HUB, told + own_bytes, "hub", told - _stored_bytes(entry, settings))
 
 
-def _computed_bytes(entry: ModelEntry, settings: Settings) -> int | None:
+def _computed_bytes(entry: ModelEntry, settings: Settings, without: Collection[str] = ()) -> int | None:
     requirements = profiles.load_requirements(settings, entry)
-    return None if requirements is None else sum(each.weight_bytes for each in requirements.components)
+    if requirements is None:
+        return None
+    return sum(each.weight_bytes for each in requirements.components if each.name not in without)
+
+
+def _stored_bytes(entry: ModelEntry, settings: Settings) -> int:
+    """Bytes in the cache of the files that the hub last named for the model, whatever brought them."""
+    repository = repository_folder(entry.source)
+    blobs = known_blobs(settings, entry)
+    return sum(HubFile(blob, size, blob).stored_bytes(repository) for blob, size in blobs)
+
+
+def _own_bytes(entry: ModelEntry) -> int:
+    try:
+        return sum(map(_bytes_of, part_paths(entry).values()))
+    except OSError:  # a file is missing, which is told elsewhere
+        return 0
+
+
+def _bytes_of(path: Path) -> int:
+    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    return sum(each.stat().st_size for each in files)
