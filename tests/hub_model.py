@@ -30,7 +30,7 @@ FILES = {
     "the-original-checkpoint.safetensors": os.urandom(2 * MIB),
 }
 LOADED = {name for name in FILES if not name.endswith((".bin", ".md")) and "original" not in name}
-BYTES = sum(len(FILES[name]) for name in LOADED)
+BYTES = sum(map(len, {FILES[name] for name in LOADED}))  # a content under several paths counts once
 
 
 def publish(hub: FakeHub) -> Repository:

@@ -42,8 +42,8 @@ class Snapshot:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of the files that the pipeline loads."""
-        return sum(self.files.values())
+        """Bytes of the files that the pipeline loads; paths that link to one content count once."""
+        return sum({(self.folder / name).resolve(): size for name, size in self.files.items()}.values())
 
 
 def stored_snapshot(entry: ModelEntry) -> Snapshot | None:

@@ -57,7 +57,7 @@ class Wanted:
 class HubFile:
     """A file of a repository: its bytes, and the name of its blob in the cache.
 
-    `sha256` is known for files in large file storage; the blob has that name then.
+    `sha256` is known for files in large file storage; the blob has that name then, and git's id otherwise.
     """
 
     path: str
@@ -83,14 +83,19 @@ class DownloadPlan:
     files: tuple[HubFile, ...]
 
     @property
+    def contents(self) -> tuple[HubFile, ...]:
+        """The files, one of those that share a blob: repositories hold a content under several paths."""
+        return tuple({file.blob: file for file in self.files}.values())
+
+    @property
     def total_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size_bytes for file in self.files)
+        """Bytes of all contents."""
+        return sum(file.size_bytes for file in self.contents)
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of them that are on the disk now."""
-        return sum(file.stored_bytes(self.wanted.repository) for file in self.files)
+        return sum(file.stored_bytes(self.wanted.repository) for file in self.contents)
 
     @property
     def missing_bytes(self) -> int:
@@ -169,5 +174,5 @@ def plan_as_json(plan: DownloadPlan) -> Json:
         "commit": plan.commit,
         "total_bytes": plan.total_bytes,
         "missing_bytes": plan.missing_bytes,
-        "blobs": [(file.blob, file.size_bytes) for file in plan.files],
+        "blobs": [(file.blob, file.size_bytes) for file in plan.contents],
     }

@@ -56,7 +56,7 @@ class Transfer:
         self._plan = plan
         self._pause_seconds = pause_seconds
         self._pool = ThreadPoolExecutor(CONNECTIONS)
-        self._large = [file for file in plan.files if LARGE_BYTES <= file.size_bytes <= MOST_BYTES]
+        self._large = [file for file in plan.contents if LARGE_BYTES <= file.size_bytes <= MOST_BYTES]
         self._futures: list[Future[None]] = []
 
     def start(self) -> None:
@@ -154,12 +154,14 @@ def _check(file: HubFile, part: Path) -> None:
     found = _size(part)
     if found != file.size_bytes:
         raise BrokenFile(f"{file.path} should have {file.size_bytes:,} bytes and has {found:,}")
-    if file.sha256 is None:
-        return
     with part.open("rb") as data:
-        digest = hashlib.file_digest(data, "sha256").hexdigest()
-    if digest != file.sha256:
-        raise BrokenFile(f"{file.path} has come damaged: its SHA-256 is not the one that the hub names")
+        if file.sha256 is None:
+            what, begun = "git id", hashlib.sha1(b"blob %d\0" % found, usedforsecurity=False)
+        else:
+            what, begun = "SHA-256", hashlib.sha256()
+        digest = hashlib.file_digest(data, lambda: begun).hexdigest()
+    if digest != (file.sha256 or file.blob):
+        raise BrokenFile(f"{file.path} has come damaged: its {what} is not the one that the hub names")
 
 
 def _size(path: Path) -> int:

@@ -1,15 +1,18 @@
 """How files come from a hub on this machine: whole, whatever happens to connections, disk and bytes."""
 
 import hashlib
+import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub, running_hub, use_here
-from hub_model import BYTES, FILES, LOADED, MIB, SOURCE, TRANSFORMER, VAE, publish
+from fake_hub import FakeHub, Repository, commit_of, running_hub, use_here
+from hub_model import BYTES, FILES, INDEX, LOADED, MIB, SOURCE, TRANSFORMER, VAE, entry_of, publish
 
-from app.models.downloads.cached import repository_folder
+from app.config import Settings
+from app.models.downloads.cached import repository_folder, stored_snapshot
 from app.models.downloads.planning import (
     DownloadFailed,
     DownloadPlan,
@@ -66,6 +69,38 @@ def test_a_file_that_always_comes_damaged_is_refused(hub: FakeHub) -> None:
     hub.repositories[SOURCE].files[VAE] = b"x" * len(FILES[VAE])
     with pytest.raises(BrokenFile, match="has come damaged"):
         transferred(plan)
+
+
+def test_a_large_file_outside_large_file_storage_is_checked_by_its_content(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fake_hub.LFS_BYTES", 4 * MIB)
+    plan = plan_download(WANTED)
+    assert next(file.sha256 for file in plan.files if file.path == VAE) is None
+    hub.repositories[SOURCE].files[VAE] = b"x" * len(FILES[VAE])
+    with pytest.raises(BrokenFile, match="has come damaged: its git id"):
+        transferred(plan)
+    hub.repositories[SOURCE].files[VAE] = FILES[VAE]
+    assert is_whole(transferred(plan))
+
+
+def test_a_content_under_two_paths_comes_once_and_counts_once(hub: FakeHub) -> None:
+    both = {name: ["transformers", "T5TokenizerFast"] for name in ("tokenizer", "tokenizer_2")}
+    same = os.urandom(3 * MIB)
+    files = {f"{name}/tokenizer.json": same for name in both} | FILES
+    files["model_index.json"] = json.dumps(INDEX | both).encode()
+    hub.repositories[SOURCE] = Repository(files, commit_of(files))
+    hub.bytes_per_second = 8 * MIB  # so that the paths would come at the same time
+    plan = plan_download(WANTED)
+    plan_bytes = BYTES + len(files["model_index.json"]) - len(FILES["model_index.json"]) + len(same)
+    assert plan.total_bytes == plan_bytes
+    folder = transferred(plan)
+    assert all((folder / name / "tokenizer.json").read_bytes() == same for name in both)
+    assert hub.sent_bytes < plan_bytes + MIB
+    assert plan.missing_bytes == 0
+    stored = stored_snapshot(entry_of(Settings()))
+    assert stored is not None
+    assert stored.total_bytes == plan_bytes
 
 
 def test_a_connection_that_always_breaks_off_is_given_up_and_goes_on_later(hub: FakeHub) -> None:
