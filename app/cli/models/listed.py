@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -130,11 +130,12 @@ def remove(
 ) -> None:
     """Remove a model's files from the hub's cache: its revision, and what a download of it left behind.
 
-    Files that an entry names by a path are not Framefit's and stay. Refuses while another model of the list
-    uses the same revision, or while a service on this machine has the model loaded.
+    Files that an entry names by a path are not Framefit's and stay, and so do files that another model of the
+    list loads, if it is on this machine as a whole. Refuses if that leaves nothing to remove, or while a
+    service on this machine has the model loaded.
     """
     from app.cli.options import chosen_model
-    from app.models.downloads.cached import remove_revision
+    from app.models.downloads.cached import remove_revision, stored_snapshot
     from app.models.downloads.download import is_from_hub
     from app.models.downloads.planning import Wanted
     from app.models.downloads.transfer import repository_lock
@@ -145,23 +146,41 @@ def remove(
     entry = chosen_model(entries, name)
     if not is_from_hub(entry, settings):
         _fail(f"{name} is not from the hub: its source {entry.source} is not Framefit's to remove")
-    sharing = [
-        each.name
-        for each in entries.values()
-        if each.name != name and (each.source, each.revision) == (entry.source, entry.revision)
-    ]
-    if sharing:
-        _fail(f"{name} shares its files with {', '.join(sharing)}: remove those entries first")
-    if _is_loaded(settings, name):
-        _fail(f"a worker has {name} loaded or is running a job of it: stop the service first")
     with repository_lock(Wanted(entry.source)) as locked:
         if not locked:
             _fail(f"{entry.source} is being downloaded: stop that first")
-        freed = remove_revision(entry.source, entry.revision)
+        needed = _needed_by_others(entry, entries.values())
+        keep = frozenset().union(*needed.values())
+        own = stored_snapshot(entry)
+        is_same = any(Wanted.by(entries[each]) == Wanted.by(entry) for each in needed)
+        if is_same or (own is not None and keep >= own.files.keys()):
+            _fail(f"{name} shares its files with {', '.join(needed)}: remove those entries first")
+        if _is_loaded(settings, name):
+            _fail(f"a worker has {name} loaded or is running a job of it: stop the service first")
+        freed = remove_revision(entry.source, entry.revision, keep)
     if freed:
-        typer.echo(f"removed {entry.source}: {format_bytes(freed)} ({freed:,} bytes) are free")
+        rest = f"; the rest stays for {', '.join(needed)}" if keep else ""
+        typer.echo(f"removed {entry.source}: {format_bytes(freed)} ({freed:,} bytes) are free{rest}")
     else:
         typer.echo(f"{entry.source} is not on this machine: nothing to remove")
+
+
+def _needed_by_others(entry: "ModelEntry", others: "Iterable[ModelEntry]") -> dict[str, frozenset[str]]:
+    """The files of the entry's revision that other models load, by their names.
+
+    A model that is not whole on this machine loads none; one that wants the entry's files is listed anyway.
+    """
+    from app.models.downloads.cached import stored_commit, stored_snapshot
+    from app.models.downloads.planning import Wanted
+
+    needed = {}
+    for each in others:
+        if each.name == entry.name or each.source != entry.source or each.is_builtin:
+            continue
+        stored = stored_snapshot(each) if stored_commit(each) == stored_commit(entry) else None
+        if stored is not None or Wanted.by(each) == Wanted.by(entry):
+            needed[each.name] = frozenset(() if stored is None else stored.files)
+    return needed
 
 
 def _is_loaded(settings: "Settings", name: str) -> bool:

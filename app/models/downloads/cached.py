@@ -49,7 +49,7 @@ class Snapshot:
 def stored_snapshot(entry: ModelEntry) -> Snapshot | None:
     """The model's files in the cache, if all of them are there."""
     repository = repository_folder(entry.source)
-    commit = _commit_of(repository, entry.revision or "main")
+    commit = stored_commit(entry)
     if commit is None:
         return None
     folder = repository / "snapshots" / commit
@@ -60,6 +60,11 @@ def stored_snapshot(entry: ModelEntry) -> Snapshot | None:
         return None if names is None else Snapshot(folder, {name: _size(folder / name) for name in names})
     except OSError:  # a file is missing
         return None
+
+
+def stored_commit(entry: ModelEntry) -> str | None:
+    """The commit that the cache has for the entry's revision, whole or in part; None if it has none."""
+    return _commit_of(repository_folder(entry.source), entry.revision or "main")
 
 
 def list_files(
@@ -80,15 +85,17 @@ def point_to(repository: Path, revision: str, commit: str) -> None:
     replace_text(path, commit)
 
 
-def remove_revision(source: str, revision: str | None) -> int:
+def remove_revision(source: str, revision: str | None, keep: Collection[str] = ()) -> int:
     """Remove a revision of a repository and what only it used; returns the bytes that came free.
 
-    Files of a download that broke off go, too.
+    Its files `keep` stay. Files of a download that broke off go, too.
     """
     repository = repository_folder(source)
     before = _tree_bytes(repository)
     commit = _commit_of(repository, revision or "main")
-    if commit is not None:
+    if commit is not None and keep:
+        _remove_files(repository, commit, keep)
+    elif commit is not None:
         shutil.rmtree(repository / "snapshots" / commit, ignore_errors=True)
         for path in _files(repository / "refs"):
             if path.read_text(encoding="utf-8").strip() == commit:
@@ -107,6 +114,17 @@ def remove_revision(source: str, revision: str | None) -> int:
         shutil.rmtree(repository, ignore_errors=True)
         shutil.rmtree(cache_folder() / ".locks" / repository.name, ignore_errors=True)
     return before - _tree_bytes(repository)
+
+
+def _remove_files(repository: Path, commit: str, keep: Collection[str]) -> None:
+    """Remove a revision's files but those of `keep`, and the lists of models that are no longer whole."""
+    folder = repository / "snapshots" / commit
+    for path in list(_files(folder)):
+        if path.relative_to(folder).as_posix() not in keep:
+            path.unlink()
+    for path in (repository / ".framefit").glob(f"{commit}*.json"):
+        if not set(json.loads(path.read_text(encoding="utf-8"))) <= set(keep):
+            path.unlink()
 
 
 def _list_path(repository: Path, commit: str, variant: str | None, parts: Collection[str]) -> Path:

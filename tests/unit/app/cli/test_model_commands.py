@@ -16,8 +16,8 @@ from app.cli import app
 from app.cli.generate import _doing, _share
 from app.config import load_settings
 from app.models.downloads.cached import repository_folder
-from app.models.downloads.planning import Wanted
-from app.models.downloads.transfer import repository_lock
+from app.models.downloads.planning import Wanted, plan_download
+from app.models.downloads.transfer import Transfer, repository_lock
 from app.store import open_store
 
 MODELS = """
@@ -113,6 +113,26 @@ def test_what_is_in_use_or_not_from_the_hub_is_not_removed(tmp_path: Path) -> No
     both = MODELS.format(source=SOURCE)
     (tmp_path / "models.toml").write_text(both + both.replace("mine", "other"))
     assert "mine shares its files with other" in framefit("models", "rm", "mine").output
+
+
+def test_removing_a_model_spares_what_another_entry_loads(tmp_path: Path) -> None:
+    own = 'transformer = "/no/file.gguf"\nrevision = "main"\nsource ='  # the revision that others leave out
+    entries = MODELS.format(source=SOURCE)
+    quantized = entries.replace("mine", "quantized").replace("source =", own)
+    (tmp_path / "models.toml").write_text(entries + quantized)
+    repository = repository_folder(SOURCE)
+    Transfer(plan_download(Wanted(SOURCE))).finish()  # as `pull` does, without its process
+    refused = framefit("models", "rm", "quantized")
+    assert refused.exit_code == 1
+    assert "quantized shares its files with mine" in refused.output
+    removed = framefit("models", "rm", "mine")
+    assert removed.exit_code == 0, removed.output
+    assert "5.0 MiB" in removed.output
+    assert "the rest stays for quantized" in removed.output
+    assert listed("quantized")["storage"]["on_disk"]
+    assert "nothing to remove" in framefit("models", "rm", "mine").output
+    assert framefit("models", "rm", "quantized").exit_code == 0
+    assert not repository.exists()
 
 
 def test_a_pull_that_the_hub_refuses_says_what_to_do(hub: FakeHub) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 from fake_hub import Repository, commit_of, running_hub, use_here
 
@@ -94,6 +95,24 @@ def test_what_is_chosen_is_what_diffusers_downloads(
         folder = DiffusionPipeline.download("some/body", variant=variant, cache_dir=tmp_path)
     downloaded = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
     assert select_files(files, INDEX, variant) == downloaded
+
+
+@pytest.mark.parametrize("parts", [("unet",), ("unet", "image_encoder"), ("vae", "image_encoder", "unet")])
+def test_of_components_from_other_files_only_the_configuration_comes_in_addition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[str, ...]
+) -> None:
+    names, variant = CASES["shards of a variant beside whole files"]
+    files = dict.fromkeys((*FEW, *names), b"{}")
+    files["model_index.json"] = json.dumps(INDEX).encode()
+    with running_hub() as hub:
+        hub.repositories["some/body"] = Repository(files, commit_of(files))
+        use_here(hub, tmp_path, monkeypatch)
+        given = dict.fromkeys(parts, torch.nn.Identity())
+        folder = DiffusionPipeline.download("some/body", variant=variant, cache_dir=tmp_path, **given)
+    downloaded = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
+    configurations = {f"{part}/config.json" for part in parts}
+    assert not downloaded & configurations
+    assert select_files(files, INDEX, variant, parts) == downloaded | configurations
 
 
 def test_a_variant_that_no_component_has_is_refused_as_diffusers_does() -> None:
