@@ -32,6 +32,8 @@ _PUBLISHED = Path(__file__).parents[1] / "pipelines" / "published" / "configurat
 _PIPELINE_MODULES = {"ltx2": "diffusers.pipelines.ltx2"}
 _WITHOUT_WEIGHTS = ("Tokenizer", "Scheduler", "Processor", "Extractor", "Guidance")
 
+ANSWER_SECONDS = 5.0  # in which a hub answers that can be reached
+
 ReadJson = Callable[[str], dict[str, Any]]
 
 
@@ -226,13 +228,16 @@ def _folder_reader(folder: Path) -> ReadJson:
 
 
 def _hub_reader(entry: ModelEntry) -> ReadJson:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     def read(name: str) -> dict[str, Any]:
         try:
-            path = hf_hub_download(entry.source, name, revision=entry.revision)
-        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
+            path = try_to_load_from_cache(entry.source, name, revision=entry.revision)
+            if not isinstance(path, str):  # what a download has brought is not asked for again
+                # `hf_hub_download` alone waits half a minute for a hub that does not answer.
+                HfApi().model_info(entry.source, revision=entry.revision, timeout=ANSWER_SECONDS)
+                path = hf_hub_download(entry.source, name, revision=entry.revision)
+        except Exception as error:  # of the client, of its transport, or of the disk
             reason = explain_hub_error(error, entry.source, entry.revision)
             raise ModelUnavailable(reason, transient=may_pass(error)) from None
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))

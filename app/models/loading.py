@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -319,7 +320,7 @@ def _pretrained(
             entry.source if files is None else str(files),
             dtype=dtype,
             revision=entry.revision,
-            variant=entry.variant,
+            variant=_variant_in(files, entry, options.get("subfolder")),
             local_files_only=files is not None,
             **options,
         )
@@ -330,6 +331,16 @@ def _pretrained(
             else f"{entry.source}: {error}"
         )
         raise ModelUnavailable(f"model {entry.name} cannot be loaded: {why}") from error
+
+
+def _variant_in(folder: Path | None, entry: ModelEntry, component: str | None) -> str | None:
+    """The entry's variant, unless none of the files to be loaded is of it, which diffusers refuses.
+
+    A component may have none, and the only ones may be of components that come from elsewhere.
+    """
+    if folder is None or (component is None and not entry.parts):
+        return entry.variant
+    return entry.variant if any(folder.glob(f"{component or '*'}/*.{entry.variant}*")) else None
 
 
 def _silence_progress_bars() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.jobs import Json
-from app.models.components import ModelUnavailable
+from app.models.components import ANSWER_SECONDS, ModelUnavailable
 from app.models.downloads.cached import INDEX, cache_folder, repository_folder
 from app.models.downloads.selection import NoSuchVariant, select_files
 from app.models.entries import ModelEntry
@@ -110,7 +110,7 @@ def plan_download(wanted: Wanted) -> DownloadPlan:
 
     api = HfApi(library_name="framefit")
     try:
-        commit = str(api.model_info(wanted.source, revision=wanted.revision).sha)
+        commit = str(api.model_info(wanted.source, revision=wanted.revision, timeout=ANSWER_SECONDS).sha)
         listed = api.list_repo_tree(wanted.source, recursive=True, revision=commit)
         files = {each.path: _hub_file(each) for each in listed if isinstance(each, RepoFile)}
         if INDEX not in files:
