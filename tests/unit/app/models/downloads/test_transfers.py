@@ -12,6 +12,7 @@ from fake_hub import FakeHub, Repository, commit_of, running_hub, use_here
 from hub_model import BYTES, FILES, INDEX, LOADED, MIB, SOURCE, TRANSFORMER, VAE, entry_of, publish
 
 from app.config import Settings
+from app.models.components import components_of
 from app.models.downloads.cached import repository_folder, stored_snapshot
 from app.models.downloads.planning import (
     DownloadFailed,
@@ -101,6 +102,24 @@ def test_a_content_under_two_paths_comes_once_and_counts_once(hub: FakeHub) -> N
     stored = stored_snapshot(entry_of(Settings()))
     assert stored is not None
     assert stored.total_bytes == plan_bytes
+
+
+def test_looking_at_a_models_configuration_leaves_the_stored_revision_in_use(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+    whole = entry_of(settings)
+    other = whole.model_copy(update={"variant": "fp16"})  # of the same repository, and not on this machine
+    transferred()
+    found = stored_snapshot(whole)
+    assert found is not None
+    files = FILES | {"README.md": b"# A model, described better", "vae/config.json": b'{"new": true}'}
+    hub.repositories[SOURCE] = Repository(files, commit_of(files))
+    for each in (whole, other):
+        asked = len(hub.file_requests())
+        assert components_of(each, settings)["vae"].config == {}
+        assert len(hub.file_requests()) == asked
+        assert stored_snapshot(whole) == found
 
 
 def test_a_connection_that_always_breaks_off_is_given_up_and_goes_on_later(hub: FakeHub) -> None:
