@@ -20,7 +20,7 @@ from app.jobs import Claim, Job, JobSpec, Json, WorkerRow
 from app.loops import Loop
 from app.store import backfill, claims, deliveries, intake, leases, queries
 from app.store import workers as workforce
-from app.store.database import open_database
+from app.store.database import open_database, revision_of
 from app.store.errors import DataFolderUnusable, QueueFull
 from app.store.pictures.foresight import Foresight
 from app.store.pictures.job_pictures import JobPictures
@@ -131,6 +131,11 @@ class JobStore:
         """
         self._database.migrate(must_write=must_write)
         move_blobs(self._database, self._place)
+
+    def has_schema(self) -> bool:
+        """Whether a service has ever used the database. Raises `StoreUnavailable`."""
+        with self._database.reading() as connection:
+            return revision_of(connection) is not None
 
     def check(self) -> None:
         """Raise `StoreUnavailable` unless a job could be stored now."""

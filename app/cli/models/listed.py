@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -194,14 +194,16 @@ def _is_loaded(settings: "Settings", name: str) -> bool:
         return False
     try:
         with closing(open_store(settings)) as store:
+            if not store.has_schema():
+                return False
             workers = store.workers(within_seconds=3 * settings.heartbeat_seconds)
             running = [store.get(each.job_id) for each in workers if each.job_id]
-    except StoreError:  # no service has run here
-        return False
+    except StoreError as error:
+        _fail(f"cannot tell whether a worker has {name} loaded, so its files stay: {error}")
     loaded = any(each.device.get("loaded_model") == name for each in workers)
     return loaded or any(job.status is JobStatus.RUNNING and job.spec.model == name for job in running)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     typer.secho(f"framefit: {message}", err=True, fg=typer.colors.RED)
     sys.exit(1)

@@ -9,6 +9,7 @@ it is whole. Imports the hub's client for the cache's place only.
 import json
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,5 +190,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _tree_bytes(folder: Path) -> int:
-    """Bytes of a repository's folder; links count nothing."""
-    return sum(path.lstat().st_size for path in _files(folder) if not path.is_symlink())
+    """Bytes of a repository's folder; links count nothing, nor does what goes meanwhile."""
+    found = 0
+    for path in _files(folder):
+        with suppress(FileNotFoundError):
+            found += 0 if path.is_symlink() else path.lstat().st_size
+    return found

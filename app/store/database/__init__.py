@@ -11,12 +11,12 @@ from collections.abc import Callable
 from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 
-from app.store.database.base import HEAD_REVISION, Database
+from app.store.database.base import HEAD_REVISION, Database, revision_of
 from app.store.database.postgresql import PostgresqlDatabase
 from app.store.database.sqlite import SqliteDatabase
 from app.store.transaction import Rules
 
-__all__ = ["HEAD_REVISION", "Database", "open_database"]
+__all__ = ["HEAD_REVISION", "Database", "open_database", "revision_of"]
 
 
 def open_database(url: URL | str, rules: Rules, clock: Callable[[], float] | None = None) -> Database:

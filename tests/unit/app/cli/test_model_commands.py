@@ -135,6 +135,22 @@ def test_removing_a_model_spares_what_another_entry_loads(tmp_path: Path) -> Non
     assert not repository.exists()
 
 
+def test_a_database_that_does_not_answer_keeps_a_models_files_and_an_empty_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Transfer(plan_download(Wanted(SOURCE))).finish()
+    monkeypatch.setenv("FRAMEFIT_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    refused = framefit("models", "rm", "mine")
+    assert refused.exit_code == 1
+    assert "cannot tell whether a worker has mine loaded" in refused.output
+    assert "Connection refused" in refused.output
+    assert listed("mine")["storage"]["on_disk"]
+    monkeypatch.delenv("FRAMEFIT_DATABASE_URL")
+    (load_settings().data_dir / "framefit.sqlite3").touch()  # no service has run here
+    assert framefit("models", "rm", "mine").exit_code == 0
+    assert not listed("mine")["storage"]["on_disk"]
+
+
 def test_a_pull_that_the_hub_refuses_says_what_to_do(hub: FakeHub) -> None:
     hub.repositories[SOURCE].gated = True
     refused = framefit("pull", "mine")

@@ -13,6 +13,7 @@ from hub_model import BYTES, FILES, INDEX, LOADED, MIB, SOURCE, TRANSFORMER, VAE
 
 from app.config import Settings
 from app.models.components import components_of
+from app.models.downloads import cached
 from app.models.downloads.cached import repository_folder, stored_snapshot
 from app.models.downloads.planning import (
     DownloadFailed,
@@ -120,6 +121,15 @@ def test_looking_at_a_models_configuration_leaves_the_stored_revision_in_use(
         assert components_of(each, settings)["vae"].config == {}
         assert len(hub.file_requests()) == asked
         assert stored_snapshot(whole) == found
+
+
+def test_a_file_that_goes_while_a_folder_is_counted_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays, goes = tmp_path / "blob", tmp_path / "blob.incomplete"
+    stays.write_bytes(b"x" * 10)
+    monkeypatch.setattr(cached, "_files", lambda _: iter((goes, stays)))  # listed, then completed
+    assert cached._tree_bytes(tmp_path) == 10
 
 
 def test_a_connection_that_always_breaks_off_is_given_up_and_goes_on_later(hub: FakeHub) -> None:
