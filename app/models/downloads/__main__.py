@@ -1,7 +1,7 @@
 """The process of one download: `python -m app.models.downloads`, started and ended by `download`.
 
-Its argument is JSON: what to download, or only to plan. It prints a JSON object a line: `plan`, then
-`progress` several times a second, then `done` or `failed`. Lives no longer than its parent.
+Its argument is JSON: what to download, or only to plan. It prints a JSON object a line: `started`, `plan`,
+then `progress` several times a second, then `done` or `failed`. Lives no longer than its parent.
 """
 
 import json
@@ -29,6 +29,9 @@ def main(request: dict[str, Any]) -> None:
     """Do what the request asks and print how it goes."""
     wanted = Wanted(**request["wanted"])
     try:
+        import huggingface_hub.hf_api  # noqa: F401  # which takes most of the start
+
+        _tell("started", {})
         plan = plan_download(wanted)
         _tell("plan", {**plan_as_json(plan)})
         check_disk(plan)

@@ -90,15 +90,26 @@ def download(
     return found
 
 
-def ask_size(entry: ModelEntry, settings: Settings, is_canceled: Callable[[], bool]) -> tuple[int, int]:
-    """Ask the hub how many bytes the model has, and how many are missing. Raises as `download`."""
+def ask_size(
+    entry: ModelEntry,
+    settings: Settings,
+    is_canceled: Callable[[], bool],
+    on_started: Callable[[], None] = lambda: None,
+) -> tuple[int, int]:
+    """Ask the hub how many bytes the model has, and how many are missing. Raises as `download`.
+
+    `on_started` is called when the hub is about to be asked.
+    """
     plan: dict[str, Any] | None = None
     for message in _told(entry, is_canceled, plan_only=True, pause_seconds=1.0):
-        plan = message.get("plan", plan)
-        if failed := message.get("failed"):
+        if "started" in message:
+            on_started()
+        elif "plan" in message:
+            plan = message["plan"]
+            known.record_size(settings, entry, plan["total_bytes"], plan["blobs"])
+        elif failed := message.get("failed"):
             raise _failure(settings, entry, failed)
     assert plan is not None
-    known.record_size(settings, entry, plan["total_bytes"], plan["blobs"])
     return plan["total_bytes"], plan["missing_bytes"]
 
 

@@ -129,11 +129,16 @@ def plan_download(wanted: Wanted) -> DownloadPlan:
 
 def check_disk(plan: DownloadPlan) -> None:
     """Raise `DownloadFailed` if the disk has less free than the download needs."""
+    require_disk(plan.wanted.source, plan.missing_bytes)
+
+
+def require_disk(source: str, needed: int) -> None:
+    """As `check_disk`, for a download of `needed` bytes."""
     folder = cache_folder()
     there = next(each for each in (folder, *folder.parents) if each.is_dir())
-    needed, free = plan.missing_bytes, shutil.disk_usage(there).free
+    free = shutil.disk_usage(there).free
     if needed and needed + MARGIN_BYTES > free:
-        what = f"the download of {plan.wanted.source} needs {format_bytes(needed)} ({needed:,} bytes)"
+        what = f"the download of {source} needs {format_bytes(needed)} ({needed:,} bytes)"
         has = f"the disk of {folder} has {format_bytes(free)} free ({free:,} bytes)"
         message = f"{what}, and {has}: free space, or set HF_HOME to a folder on another disk"
         raise DownloadFailed(message, code="disk_full", needed_bytes=needed, free_bytes=free)

@@ -90,7 +90,13 @@ def storage_of(entry: ModelEntry, settings: Settings) -> Storage:
     told = known_size(settings, entry)
     if told is None:
         return Storage(Place.HUB, computed, source, _computed_bytes(entry, settings, without=entry.parts))
-    return Storage(Place.HUB, told + own_bytes, "hub", told - _stored_bytes(entry, settings))
+    return Storage(Place.HUB, told + own_bytes, "hub", missing_bytes(entry, settings))
+
+
+def missing_bytes(entry: ModelEntry, settings: Settings) -> int | None:
+    """Bytes that a download would bring now; None if the hub was never asked."""
+    told = known_size(settings, entry)
+    return None if told is None else told - _stored_bytes(entry, settings)
 
 
 def _computed_bytes(entry: ModelEntry, settings: Settings, without: Collection[str] = ()) -> int | None:

@@ -1,14 +1,20 @@
 """A job whose model the hub does not give is refused before it is queued; with a hub on this machine."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from fake_hub import FakeHub, running_hub, use_here
-from hub_model import BYTES, SOURCE, TRANSFORMER, publish
+from hub_model import BYTES, FILES, MIB, SOURCE, TRANSFORMER, entry_of, publish
 from served_model import ServedModel, served_model
 
-from app.models.downloads.download import ask_size
+from app.config import Settings
+from app.models.downloads import access, planning
+from app.models.downloads.access import HubAccess
+from app.models.downloads.download import DownloadCanceled, ask_size
+from app.models.entries import ModelEntry
 
 PHOTO = (Path(__file__).parents[4] / "app" / "assets" / "demo.jpg").read_bytes()
 
@@ -24,9 +30,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 @pytest.fixture
-def served(hub: FakeHub, tmp_path: Path) -> Iterator[ServedModel]:
+def served(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedModel]:
     assert hub.url
-    with served_model(tmp_path / "data", Path(SOURCE), ask_hub=ask_size) as served:
+    monkeypatch.setattr(access, "ANSWER_SECONDS", 60.0)  # this machine may be slow
+    monkeypatch.setattr(access, "REFUSED_AGAIN_SECONDS", 600.0)
+    with served_model(tmp_path / "data", Path(SOURCE), ask_hub=ask_size, min_free_disk_bytes=0) as served:
         yield served
 
 
@@ -60,6 +68,51 @@ def test_a_disk_that_is_too_small_is_told_with_both_numbers(hub: FakeHub, served
     status, body = refused(served)
     assert (status, body["code"]) == (507, "disk_full")
     assert int(str(body["needed_bytes"])) > 2**60 > int(str(body["free_bytes"]))
+    asked = len(hub.requests)
+    assert refused(served) == (status, {**body, "free_bytes": ANY, "detail": ANY})
+    assert len(hub.requests) == asked  # the size is known: the disk is looked at, not the hub
+    assert served.http.get("/jobs").json()["jobs"] == []
+
+
+def test_a_disk_that_filled_up_after_the_hub_was_asked_refuses_the_next_job(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refused(served)[0] == 202
+    usage, free = shutil.disk_usage("/"), BYTES + MIB
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda _: usage._replace(free=free))
+    status, body = refused(served)
+    assert (status, body["code"]) == (507, "disk_full")
+    assert body["needed_bytes"] == BYTES - len(FILES["model_index.json"])
+    free = 1024 * MIB
+    assert refused(served)[0] == 202
+
+
+def test_the_time_for_an_answer_begins_when_the_process_that_asks_has_started(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    assert hub.url
+    settings = Settings(data_dir=tmp_path)
+    now, late = 0.0, []
+
+    def ask(_: ModelEntry, __: Settings, is_late: Callable[[], bool], on_started: Callable[[], None]) -> None:
+        nonlocal now
+        for seconds, begin in ((50, on_started), (4, None), (2, None)):
+            now += seconds
+            late.append(is_late())
+            if begin:
+                begin()
+        if late[-1]:
+            raise DownloadCanceled
+
+    assert HubAccess(settings, ask, lambda: now).check(entry_of(settings))
+    assert late == [False, False, True]
+
+
+def test_asking_tells_that_it_has_started_before_the_hub_answers(hub: FakeHub, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    asked: list[int] = []
+    ask_size(entry_of(settings), settings, lambda: False, lambda: asked.append(len(hub.requests)))
+    assert len(asked) == 1
 
 
 def test_a_hub_that_cannot_be_reached_keeps_no_job_out(hub: FakeHub, served: ServedModel) -> None:
