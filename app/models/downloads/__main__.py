@@ -7,6 +7,8 @@ then `progress` several times a second, then `done` or `failed`. Lives no longer
 import json
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from app.jobs import Json
@@ -57,10 +59,17 @@ def _download(plan: DownloadPlan, pause_seconds: float) -> None:
 def _transfer(plan: DownloadPlan, pause_seconds: float) -> None:
     transfer = Transfer(plan, pause_seconds=pause_seconds)
     transfer.start()
-    while not transfer.done:
+    _tell_until(plan, lambda: transfer.done)
+    with ThreadPoolExecutor(1) as pool:  # the hub's client fetches the rest, which may be large
+        finished = pool.submit(transfer.finish)
+        _tell_until(plan, finished.done)
+        finished.result()
+
+
+def _tell_until(plan: DownloadPlan, is_over: Callable[[], bool]) -> None:
+    while not is_over():
         _tell("progress", {"done_bytes": plan.stored_bytes, "waits": False})
         time.sleep(LOOK_SECONDS)
-    transfer.finish()
 
 
 def _tell(what: str, data: Json) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hub_model import BYTES, FILES, INDEX, LOADED, MIB, SOURCE, TRANSFORMER, VAE
 
 from app.config import Settings
 from app.models.components import components_of
+from app.models.downloads import __main__ as process
 from app.models.downloads import cached
 from app.models.downloads.cached import repository_folder, stored_snapshot
 from app.models.downloads.planning import (
@@ -141,6 +143,23 @@ def test_a_connection_that_always_breaks_off_is_given_up_and_goes_on_later(hub: 
     assert failed.transient
     hub.breaks = 0
     assert is_whole(transferred())
+
+
+def test_files_that_are_left_to_the_hubs_client_are_told_as_they_come(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, int]] = []
+    monkeypatch.setattr(process, "_tell", lambda _, data: told.append(data))
+    monkeypatch.setattr("app.models.downloads.transfer.MOST_BYTES", MIB)  # all files are too large
+    hub.bytes_per_second = 8 * MIB
+    plan = plan_download(WANTED)
+    process._transfer(plan, 0.001)
+    assert is_whole(plan.wanted.repository / "snapshots" / plan.commit)
+    assert told[0]["done_bytes"] < BYTES
+    assert {each["waits"] for each in told} == {False}
+    hub.repositories.clear()
+    with pytest.raises(Exception, match="404"):
+        process._transfer(replace(plan, wanted=Wanted("some/body")), 0.001)
 
 
 def test_a_hub_with_a_fault_of_its_own_is_asked_again(hub: FakeHub) -> None:
