@@ -111,9 +111,14 @@ def local_files(entry: ModelEntry, settings: Settings) -> Path | None:
     return next((folder / name for name in CHECKPOINTS if (folder / name).is_file()), None)
 
 
+def has_hub_id(entry: ModelEntry) -> bool:
+    """Whether the entry's source, if it is no path that exists, can be a repository's id at the hub."""
+    return _HUB_ID.fullmatch(entry.source) is not None
+
+
 def require_hub_id(entry: ModelEntry) -> None:
     """Raise `ModelUnavailable` if the entry's source, which is no path that exists, is no hub id either."""
-    if not _HUB_ID.fullmatch(entry.source):
+    if not has_hub_id(entry):
         raise ModelUnavailable(
             f"the source of model {entry.name}, {entry.source}, does not exist on this machine: correct it "
             "in the models file"
@@ -137,6 +142,8 @@ def required_files(entry: ModelEntry, settings: Settings) -> Path | None:
             f"it, and run: framefit convert model.ckpt --resolution {entry.resolution} "
             f"-o {settings.models_dir / entry.name}"
         )
+    if files is None:
+        require_hub_id(entry)
     return files
 
 

@@ -96,6 +96,7 @@ export function stored(storage) {
   if (storage.place === "built_in") return `Comes with Framefit: ${what}.`;
   if (storage.on_disk) return `On this machine: ${what}.`;
   if (storage.place === "nowhere") return `Not on this machine: ${what}, to be converted first.`;
+  if (storage.place === "missing") return "Not on this machine: its models file names a path that does not exist.";
   const download = storage.download_bytes;
   const rest = download != null && download < storage.size_bytes ? ` (${bytes(download)} are missing)` : "";
   return `Not on this machine: ${what}${rest}. The first job downloads it.`;

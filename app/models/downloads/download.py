@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from app.config import Settings
-from app.models.components import local_files
+from app.models.components import has_hub_id, local_files
 from app.models.downloads import known
 from app.models.downloads.cached import Snapshot, stored_snapshot
 from app.models.downloads.planning import DownloadFailed, Wanted
@@ -39,7 +39,7 @@ def is_from_hub(entry: ModelEntry, settings: Settings) -> bool:
     """Whether the model is loaded from the hub's repository, on this machine or not."""
     if entry.is_builtin or entry.resolution is not None:
         return False
-    return local_files(entry, settings) is None
+    return local_files(entry, settings) is None and has_hub_id(entry)
 
 
 def needs_download(entry: ModelEntry, settings: Settings) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from app.config import Settings
 from app.jobs import Json
 from app.models import profiles
-from app.models.components import ModelUnavailable, local_files
+from app.models.components import ModelUnavailable, has_hub_id, local_files
 from app.models.downloads.cached import repository_folder, stored_snapshot
 from app.models.downloads.known import known_blobs, known_size
 from app.models.downloads.planning import HubFile
@@ -28,6 +28,7 @@ class Place(StrEnum):
     HUB_CACHE = "hub_cache"
     HUB = "hub"  # not on this machine, or only in part
     NOWHERE = "nowhere"  # to be brought by hand
+    MISSING = "missing"  # the entry names a path that does not exist
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Storage:
     @property
     def on_disk(self) -> bool:
         """Whether the model can be loaded without a download."""
-        return self.place not in (Place.HUB, Place.NOWHERE)
+        return self.place not in (Place.HUB, Place.NOWHERE, Place.MISSING)
 
     @property
     def form(self) -> str:
@@ -84,6 +85,8 @@ def storage_of(entry: ModelEntry, settings: Settings) -> Storage:
         return Storage(Place.NOWHERE, computed, source, None)
     if entry.resolution is not None:
         return Storage(Place.NOWHERE, computed, source, None)
+    if not has_hub_id(entry):
+        return Storage(Place.MISSING, computed, source, None)
     stored = stored_snapshot(entry)
     if stored is not None:
         return Storage(Place.HUB_CACHE, stored.total_bytes + own_bytes, "disk", 0, str(stored.folder))

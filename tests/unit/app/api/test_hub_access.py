@@ -13,7 +13,7 @@ from served_model import ServedModel, served_model
 from app.config import Settings
 from app.models.downloads import access, planning
 from app.models.downloads.access import HubAccess
-from app.models.downloads.download import DownloadCanceled, ask_size
+from app.models.downloads.download import DownloadCanceled, ask_size, needs_download
 from app.models.entries import ModelEntry
 
 PHOTO = (Path(__file__).parents[4] / "app" / "assets" / "demo.jpg").read_bytes()
@@ -72,6 +72,19 @@ def test_a_disk_that_is_too_small_is_told_with_both_numbers(hub: FakeHub, served
     assert refused(served) == (status, {**body, "free_bytes": ANY, "detail": ANY})
     assert len(hub.requests) == asked  # the size is known: the disk is looked at, not the hub
     assert served.http.get("/jobs").json()["jobs"] == []
+
+
+def test_a_path_that_does_not_exist_is_no_question_for_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    gone = tmp_path / "gone" / "model"
+    with served_model(tmp_path / "data", gone, ask_hub=ask_size) as served:
+        status, body = refused(served)
+        assert (status, body["code"]) == (422, "model_unavailable")
+        assert f"the source of model mine, {gone}, does not exist on this machine" in str(body["detail"])
+        one = next(each for each in served.http.get("/models").json()["models"] if each["name"] == "mine")
+        assert (one["storage"]["place"], one["storage"]["on_disk"]) == ("missing", False)
+        assert one["storage"]["download_bytes"] is None
+        assert not needs_download(served.models["mine"], served.settings)
+    assert hub.requests == []
 
 
 def test_a_disk_that_filled_up_after_the_hub_was_asked_refuses_the_next_job(

@@ -161,6 +161,14 @@ def test_a_pull_that_the_hub_refuses_says_what_to_do(hub: FakeHub) -> None:
     assert "built in" in framefit("pull", "tiny").output
 
 
+def test_a_pull_of_a_path_that_does_not_exist_says_so(hub: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text(MODELS.format(source="/gone/model"))
+    refused = framefit("pull", "mine")
+    assert refused.exit_code == 1
+    assert "the source of model mine, /gone/model, does not exist on this machine" in refused.output
+    assert hub.requests == []
+
+
 def test_generate_shows_bytes_rate_and_time_left_of_a_download() -> None:
     download = {"done_bytes": 3 * MIB, "total_bytes": 8 * MIB, "bytes_per_second": MIB, "seconds_left": 5.0}
     job = {"stage": "downloading", "status": "running", "progress": 0.004, "download": download}
