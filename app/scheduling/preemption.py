@@ -57,11 +57,15 @@ def own_left_seconds(step_seconds: float, step: int, steps: int, decode_seconds:
 def others_free_in(
     urgent: Urgent, own_id: str, workers: Iterable[WorkerRow], running: Iterable[Running]
 ) -> list[float]:
-    """Seconds until each other live device is free that could run the urgent job; 0 for an idle one."""
+    """Seconds until each other live device is free that could run the urgent job; 0 for an idle one.
+
+    Infinite for one that downloads a model, as long as nobody knows how long that takes.
+    """
     left: dict[str, float] = {}
     for job in running:
         expected = UNKNOWN_SECONDS if job.expected_seconds is None else job.expected_seconds
-        left[job.worker_id] = remaining_seconds(expected, job.progress)
+        before = float("inf") if job.download_seconds is None else job.download_seconds
+        left[job.worker_id] = before + remaining_seconds(expected, job.progress)
     return [
         left.get(worker.id, 0.0)
         for worker in workers

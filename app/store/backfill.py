@@ -12,10 +12,11 @@ Preemption: a job whose steps are saved gives way to one of higher priority, at 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
 
-from app.jobs import Claim
+from app.jobs import Claim, Stage
 from app.store import claims, leases
 from app.store.rows import append_event, dump, load
 from app.store.transaction import Locking, Transaction
@@ -46,7 +47,8 @@ URGENT = text(f"""
     order by rank, id limit 1
 """).bindparams(bindparam("models", expanding=True))
 RUNNING = text("""
-    select worker_id, progress, expected_seconds from jobs where status = 'running' and worker_id is not null
+    select worker_id, progress, expected_seconds, stage, download from jobs
+    where status = 'running' and worker_id is not null
 """)
 GIVING_WAY = Locking.of("""
     select priority, preempted from jobs
@@ -75,11 +77,15 @@ class Urgent:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """How far a running job is (0 to 1), and the seconds that it was expected to take; None if unknown."""
+    """How far a running job is (0 to 1), and the seconds that it was expected to take; None if unknown.
+
+    `download_seconds` is how long it still downloads its model before that; None if unknown.
+    """
 
     worker_id: str
     progress: float
     expected_seconds: float | None
+    download_seconds: float | None = 0.0
 
 
 def yield_to_smaller(
@@ -127,7 +133,17 @@ def urgent(
 
 def running(connection: Connection) -> list[Running]:
     """Return how far the running jobs are."""
-    return [Running(row.worker_id, row.progress, row.expected_seconds) for row in connection.execute(RUNNING)]
+    return [
+        Running(row.worker_id, row.progress, row.expected_seconds, _download_seconds(row))
+        for row in connection.execute(RUNNING)
+    ]
+
+
+def _download_seconds(row: Any) -> float | None:
+    if row.stage != Stage.DOWNLOADING:
+        return 0.0
+    left: float | None = (load(row.download) or {}).get("seconds_left")
+    return left
 
 
 def preempt(

@@ -151,7 +151,7 @@ class Worker:
         """
         job = claim.job
         entry = self._models[job.spec.model]
-        run = JobRun(self._settings, self._store, self._engine, entry, claim, control, tuple(self._models))
+        run = JobRun(self._settings, self._store, self._engine, entry, claim, control, self._models)
         try:
             result = run.run()
         except JobLost:

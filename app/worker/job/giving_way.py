@@ -5,10 +5,12 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from app.config import Settings
 from app.jobs import Claim
+from app.models.downloads.download import needs_download
+from app.models.entries import ModelEntry
 from app.scheduling.preemption import Switch, gives_way, others_free_in, own_left_seconds
 from app.store import JobStore, StoreUnavailable
 from app.store.backfill import MOST_PREEMPTIONS, Urgent, preemptions
@@ -23,7 +25,12 @@ class GivingWay:
     """The preemption of one claimed job by jobs of `models`."""
 
     def __init__(
-        self, settings: Settings, store: JobStore, engine: Engine, claim: Claim, models: Sequence[str]
+        self,
+        settings: Settings,
+        store: JobStore,
+        engine: Engine,
+        claim: Claim,
+        models: Mapping[str, ModelEntry],
     ) -> None:
         self._models = models
         self._settings = settings
@@ -75,11 +82,7 @@ class GivingWay:
     def _wanted_by(self, step_seconds: float) -> Urgent | None:
         """The job that should have the device now."""
         try:
-            urgent = self._store.urgent(
-                self._job.spec.priority,
-                models=self._models,
-                capacity_bytes=self._engine.claimable_bytes,
-            )
+            urgent = self._urgent_here()
             if urgent is None:
                 return None
             workers = self._store.workers(within_seconds=3 * self._settings.heartbeat_seconds)
@@ -97,6 +100,20 @@ class GivingWay:
             preemptions=self._times,
         )
         return urgent if gives_way(switch, self._settings.preempt_after_seconds) else None
+
+    def _urgent_here(self) -> Urgent | None:
+        """The first job of higher priority whose model need not be downloaded first."""
+        models = dict(self._models)
+        while models:
+            urgent = self._store.urgent(
+                self._job.spec.priority, models=list(models), capacity_bytes=self._engine.claimable_bytes
+            )
+            if urgent is None or urgent.model == self._job.spec.model:  # which is loaded
+                return urgent
+            if not needs_download(models[urgent.model], self._settings):
+                return urgent
+            del models[urgent.model]
+        return None
 
     def _load_seconds(self, model: str) -> float:
         own = self._job.spec.model

@@ -9,7 +9,7 @@ Longer than 300 lines: every stage reads and reports the state of one attempt.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -71,7 +71,7 @@ class JobRun:
         entry: ModelEntry,
         claim: Claim,
         control: JobControl,
-        models: Sequence[str] = (),
+        models: Mapping[str, ModelEntry] | None = None,
     ) -> None:
         """`models` are those that the worker runs; without them the job gives way to its own model's only."""
         self.durations: dict[str, float] = {}
@@ -82,7 +82,7 @@ class JobRun:
         self._entry = entry
         self._claim, self._job, self._token = claim, claim.job, claim.token
         self._control = control
-        self._models = models or (entry.name,)
+        self._models = models or {entry.name: entry}
         self._stage = Stage.LOADING
         self._reported_at = self._share = 0.0
         self._waited_seconds = 0.0  # in the denoise, or in mid-decode since the last chunk

@@ -9,6 +9,7 @@ from app.scheduling.preemption import Switch, gives_way, others_free_in, own_lef
 from app.store.backfill import Running, Urgent
 
 AFTER = 30.0
+INF = float("inf")
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,10 @@ def worker(worker_id: str, state: Any = "active", **device: Any) -> WorkerRow:
         pytest.param(worker("b"), [], [0.0], id="idle"),
         pytest.param(worker("b"), [Running("b", 0.75, 40.0)], [10.0], id="a quarter is left"),
         pytest.param(worker("b"), [Running("b", 0.5, None)], [30.0], id="nothing is known of it"),
+        pytest.param(worker("b"), [Running("b", 0.0, 40.0, 600.0)], [640.0], id="a download is before it"),
+        pytest.param(
+            worker("b"), [Running("b", 0.0, 40.0, None)], [INF], id="nobody knows how long it downloads"
+        ),
         pytest.param(worker("b", "paused"), [], [], id="paused"),
         pytest.param(worker("b", models=["another"]), [], [], id="does not serve the model"),
         pytest.param(worker("b", models=None), [], [0.0], id="serves all models"),

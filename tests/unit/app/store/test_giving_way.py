@@ -7,7 +7,7 @@ import pytest
 
 from app.jobs import Claim, JobSpec, JobStatus, Stage
 from app.store import JobStore
-from app.store.backfill import MOST_PREEMPTIONS
+from app.store.backfill import MOST_PREEMPTIONS, Running
 
 IMAGE = b"\xff\xd8 a picture"
 MakeSpec = Callable[..., JobSpec]
@@ -109,5 +109,20 @@ def test_running_jobs_tell_how_far_they_are(store: JobStore, make_spec: MakeSpec
     added(store, make_spec, 0)
     claim = claimed(store)
     store.progress(claim.job.id, claim.token, stage=Stage.DENOISING, progress=0.5)
-    (running,) = store.running()
-    assert (running.worker_id, running.progress, running.expected_seconds) == ("w", 0.5, None)
+    assert store.running() == [Running("w", 0.5, None)]
+    assert store.running()[0].download_seconds == 0.0
+
+
+@pytest.mark.parametrize("seconds_left", [600.0, None])
+def test_a_running_job_tells_how_long_it_still_downloads(
+    store: JobStore, make_spec: MakeSpec, seconds_left: float | None
+) -> None:
+    added(store, make_spec, 0)
+    claim = claimed(store)
+    store.progress(claim.job.id, claim.token, stage=Stage.DOWNLOADING, progress=0.0)
+    assert store.running()[0].download_seconds is None
+    told = {"download": {"seconds_left": seconds_left}}
+    store.progress(claim.job.id, claim.token, stage=Stage.DOWNLOADING, progress=0.0, data=told)
+    assert store.running()[0].download_seconds == seconds_left
+    store.progress(claim.job.id, claim.token, stage=Stage.LOADING, progress=0.01)
+    assert store.running()[0].download_seconds == 0.0

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import tiny_pipelines
 import torch
+from huggingface_hub import constants
 from scraped import total
 from served_model import ServedModel, served_model
 
 from adaptive.pipelines.recorded_call import load_clip
 from app.artifacts.local_folder import job_artifacts
+from app.models.downloads.cached import list_files, point_to, repository_folder
 from app.store import open_store
 from app.store.backfill import MOST_PREEMPTIONS
 from app.worker.job import giving_way
@@ -21,6 +23,7 @@ from app.worker.loop import Worker
 
 LTX = "LTXImageToVideoPipeline"
 STEPS = 10
+COMMIT = "c" * 40
 OnLook = Callable[[str, int], None]
 
 
@@ -168,3 +171,39 @@ def test_a_job_goes_on_if_the_urgent_one_is_canceled_meanwhile(
     assert work(served) == [low]
     assert served.job(low)["denoise"]["steps_computed"] == STEPS
     assert served.job(low)["preemptions"] == 0
+
+
+@pytest.mark.parametrize("place", ["at the hub", "on this machine"])
+def test_a_job_keeps_its_device_from_one_whose_model_must_be_downloaded_first(
+    served: ServedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(GivingWay, "_load_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    other = served.models["ltx-video"]
+    if place == "on this machine":
+        repository = repository_folder(other.source)
+        (repository / "snapshots" / COMMIT).mkdir(parents=True)
+        (repository / "snapshots" / COMMIT / "model_index.json").write_text("{}")
+        list_files(repository, COMMIT, other.variant, ["model_index.json"])
+        point_to(repository, other.revision or "main", COMMIT)
+    low, high = served.submit(num_inference_steps=STEPS), []
+
+    def arrives(_job_id: str, step: int) -> None:
+        if step == 2:
+            with closing(open_store(served.settings)) as store:
+                spec = store.get(low).spec.model_copy(update={"model": other.name, "priority": 5})
+                high.append(store.add(spec, b"a picture").id)
+
+    at_each_look(monkeypatch, arrives)
+    with closing(open_store(served.settings)) as store:
+        worker = Worker(served.settings, served.models, store, served.engine, "here")
+        claim = worker._claim()
+        assert claim is not None
+        following = worker._run_job(claim)
+    if place == "at the hub":
+        assert following is None
+        assert served.job(low)["status"] == "succeeded"
+    else:
+        assert following is not None
+        assert [following.job.id] == high
+    assert served.job(low)["preemptions"] == (0 if place == "at the hub" else 1)
