@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from statistics import median
 
 from app.jobs import Event, Job, JobStatus, Json, Stage, WorkerRow
-from app.scheduling.stage_times import Taken, shape_of_event
+from app.scheduling.stage_times import Taken, shape_of_event, steps_of_event, whole_jobs
 from app.store import JobStore, QueueFull, StoreError
 
 REMEMBERED = 50  # jobs a model
@@ -59,8 +59,10 @@ class RunTimes:
                     stages = (Stage.DECODING, Stage.DENOISING, Stage.LOADING)
                     decode, denoise, loading = (durations.get(stage, 0.0) for stage in stages)
                     shape = shape_of_event(event.data.get("video"))
+                    steps, computed = steps_of_event(event.data.get("denoise"))
                     once = durations.get(Stage.DOWNLOADING, 0.0)  # the next job finds the model there
-                    recent.append(Taken(sum(durations.values()) - once, decode, denoise, loading, shape))
+                    seconds = sum(durations.values()) - once
+                    recent.append(Taken(seconds, decode, denoise, loading, shape, steps, computed))
 
     def state(self) -> Json:
         """Return what was learned, as JSON."""
@@ -86,10 +88,11 @@ class RunTimes:
             recent = self._taken.get(model or "") or [one for many in self._taken.values() for one in many]
             if not recent:
                 return None
+            whole = whole_jobs(list(recent))
             return Expected(
-                median(one.seconds for one in recent),
-                median(one.decode_seconds for one in recent),
-                median(one.denoise_seconds for one in recent),
+                median(one.seconds for one in whole),
+                median(one.decode_seconds for one in whole),
+                median(one.denoise_seconds for one in whole),
             )
 
     def taken(self, model: str) -> list[Taken]:
@@ -99,10 +102,11 @@ class RunTimes:
 
 
 def _restored(stored: Sequence[float | str]) -> Taken:
-    """A stored entry; earlier versions kept neither the loading nor the shape."""
+    """A stored entry; earlier versions kept neither the loading nor the shape and the steps."""
     seconds, decode, denoise, *more = stored
     loading, shape = (float(more[0]), str(more[1])) if more else (0.0, "")
-    return Taken(float(seconds), float(decode), float(denoise), loading, shape)
+    steps, computed = (int(each) for each in more[2:] or (0, 0))
+    return Taken(float(seconds), float(decode), float(denoise), loading, shape, steps, computed)
 
 
 @dataclass(frozen=True, slots=True)

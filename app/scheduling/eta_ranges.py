@@ -15,6 +15,8 @@ from app.scheduling.stage_times import (
     shape_of,
     shape_text,
     stage_ranges,
+    steps_left,
+    whole_jobs,
     widened,
 )
 from app.store import JobStore
@@ -46,32 +48,33 @@ class WaitingRanges:
         devices = self._devices() if waits else None
         return [self._range(job, devices) for job in jobs]
 
-    def for_new_job(self, model: str, width: int, height: int, frames: int) -> Seconds | None:
+    def for_new_job(self, model: str, width: int, height: int, frames: int, steps: int) -> Seconds | None:
         """As `for_jobs`, of a job that would be submitted now."""
         position = self.store.counts()[JobStatus.QUEUED] + 1
-        return self._waiting_range(model, shape_text(width, height, frames), position, self._devices())
+        shape = shape_text(width, height, frames)
+        return self._waiting_range(model, shape, steps, position, self._devices())
 
     def _range(self, job: Job, devices: _Devices | None) -> Seconds | None:
         if job.status is JobStatus.RUNNING:
             return self._running_range(job)
         if job.status is not JobStatus.QUEUED:
             return None
-        position, denoised = job.queue_position or 1, job.latents_path is not None
-        return self._waiting_range(job.spec.model, shape_of(job), position, devices, denoised=denoised)
+        position = job.queue_position or 1
+        return self._waiting_range(job.spec.model, shape_of(job), steps_left(job), position, devices)
 
     def _running_range(self, job: Job) -> Seconds | None:
         taken = self.run_times.taken(job.spec.model)
-        ranges = stage_ranges(taken, shape_of(job))
+        ranges = stage_ranges(taken, shape_of(job), steps_left(job))
         return None if ranges is None else remaining_range(job, ranges, loading_range(taken))
 
     def _waiting_range(
-        self, model: str, shape: str, position: int, devices: _Devices | None, *, denoised: bool = False
+        self, model: str, shape: str, steps: int, position: int, devices: _Devices | None
     ) -> Seconds | None:
         taken = self.run_times.taken(model)
-        ranges = stage_ranges(taken, shape)
+        ranges = stage_ranges(taken, shape, steps)
         if ranges is None or devices is None:
             return None
-        ahead = widened([one.seconds for one in taken])
+        ahead = widened([one.seconds for one in whole_jobs(taken)])
         turn = Seconds(
             seconds_until_turn(position, [each.low for each in devices.free_in], ahead.low),
             seconds_until_turn(position, [each.high for each in devices.free_in], ahead.high),
@@ -82,7 +85,7 @@ class WaitingRanges:
             0.0 if devices.loaded == (model,) * len(devices.loaded) else loading.high,
         )
         denoise, decode, rest = ranges
-        return turn + loads + (Seconds(0.0, 0.0) if denoised else denoise) + decode + rest
+        return turn + loads + denoise + decode + rest
 
     def _devices(self) -> _Devices | None:
         """None if no worker takes jobs, or if a running job's shape is not known."""

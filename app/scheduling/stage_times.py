@@ -5,7 +5,7 @@ Pure arithmetic; it does not know the job table.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.jobs import STAGE_PROGRESS, Job, Json, Stage
 
@@ -32,13 +32,36 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Seconds that one job took, in all and in its stages; `shape` is empty where it is not known."""
+    """Seconds that one attempt at a job took, in all and in its stages.
+
+    `shape` is empty where it is not known. The attempt computed `steps_computed` of the job's `steps`: fewer
+    if it went on after a checkpoint. Both are 0 where that is not known, and if the latents were there.
+    """
 
     seconds: float
     decode_seconds: float
     denoise_seconds: float
     loading_seconds: float = 0.0
     shape: str = ""
+    steps: int = 0
+    steps_computed: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the attempt did all of its job."""
+        return self.denoise_seconds > 0 and self.steps_computed == self.steps
+
+    def denoise_seconds_of(self, steps: int) -> float:
+        """Seconds of that many steps at this attempt's speed."""
+        return self.denoise_seconds * steps / self.steps_computed
+
+    def completed(self) -> "Taken":
+        """As if the attempt had computed all steps of its job."""
+        if self.is_whole or not self.steps_computed:
+            return self
+        denoise_seconds = self.denoise_seconds_of(self.steps)
+        seconds = self.seconds + denoise_seconds - self.denoise_seconds
+        return replace(self, seconds=seconds, denoise_seconds=denoise_seconds, steps_computed=self.steps)
 
 
 def shape_of(job: Job) -> str:
@@ -50,6 +73,35 @@ def shape_of(job: Job) -> str:
 def shape_text(width: int, height: int, frames: int) -> str:
     """A shape as text."""
     return f"{width}x{height}x{frames}"
+
+
+def whole_jobs(taken: Sequence[Taken]) -> list[Taken]:
+    """The whole jobs among `taken`. Without any: the others, completed as far as their steps are known."""
+    whole = [one for one in taken if one.is_whole]
+    return whole or [one.completed() for one in taken if one.steps_computed] or list(taken)
+
+
+def steps_left(job: Job) -> int:
+    """Steps that the denoise of a job still takes in whole: all of them while it runs, none after it.
+
+    Those that a waiting job keeps are done.
+    """
+    steps = job.spec.num_inference_steps
+    if job.stage is Stage.DENOISING:
+        return steps
+    if job.latents_path is not None:
+        return 0
+    kept: int = (job.preempted or {}).get("step", 0)
+    return max(0, steps - kept)
+
+
+def steps_of_event(denoise: Json | None) -> tuple[int, int]:
+    """Steps of the job, and how many of them the attempt computed, in the event of a job's end."""
+    told = denoise or {}
+    steps, computed = told.get("steps") or 0, told.get("steps_computed") or 0
+    # A pipeline's loop may have another number of steps than was asked for.
+    looped = computed + (told.get("resumed_from_step") or 0)
+    return (steps, round(steps * computed / looped)) if looped else (0, 0)
 
 
 def shape_of_event(video: Json | None) -> str:
@@ -64,20 +116,24 @@ def loading_range(taken: Sequence[Taken]) -> Seconds:
     return widened(loads) if loads else Seconds(0.0, 0.0)
 
 
-def stage_ranges(taken: Sequence[Taken], shape: str) -> tuple[Seconds, Seconds, Seconds] | None:
+def stage_ranges(taken: Sequence[Taken], shape: str, steps: int) -> tuple[Seconds, Seconds, Seconds] | None:
     """Seconds of the denoise, of the decode and of the rest of a job whose model is loaded.
 
-    None before the first job of that shape.
+    `steps` is how many it computes. None before the first job of that shape.
     """
     same = [one for one in taken if one.shape == shape]
-    # A job whose latents were kept did not denoise: it tells nothing of one that does.
-    same = ([one for one in same if one.denoise_seconds > 0] or same)[-RECENT:]
+    if steps:
+        # An attempt that computed no step tells nothing of one that does. The denoise encodes the prompt
+        # and the image, too, so whole jobs of as many steps tell more than the time of a step.
+        same = [one for one in same if one.steps_computed]
+        same = [one for one in same if one.is_whole and one.steps == steps] or same
+    same = same[-RECENT:]
     if not same or not shape:
         return None
     rest = [
         max(0.0, one.seconds - one.decode_seconds - one.denoise_seconds - one.loading_seconds) for one in same
     ]
-    denoise = widened([one.denoise_seconds for one in same])
+    denoise = widened([one.denoise_seconds_of(steps) for one in same]) if steps else Seconds(0.0, 0.0)
     return denoise, widened([one.decode_seconds for one in same]), widened(rest)
 
 

@@ -58,6 +58,7 @@ LAST_RANK = text("""
 """)
 BEHIND_SECONDS = 1e-3
 VIDEO_SIZE = ("frames", "width", "height")  # of a job's result, told in the event of its end
+STEPS_OF_DENOISE = ("steps", "steps_computed", "resumed_from_step")  # of a job's `denoise`, likewise
 LOCK_WAIT_SECONDS = 2.0  # of a transaction that acts on what was seen before it
 ANY_EXPIRED = text("select 1 from jobs where status = 'running' and lease_until < :now limit 1")
 EXPIRED = Locking.of(
@@ -203,11 +204,19 @@ def finish(
         "durations": dict(durations or {}),
         "decode": decode,
         "error": error_json,
+        "denoise": _denoise_of_attempt(job, durations or {}),
         "video": None if result is None else {name: result.get(name) for name in VIDEO_SIZE},
     }
     append_event(tx, job_id, "finished", data)
     deliveries.enqueue(tx, job_id, job.spec, status)
     return True
+
+
+def _denoise_of_attempt(job: Job, durations: Mapping[str, float]) -> Json | None:
+    """How many steps this attempt computed; None if it denoised nothing or did not come to its end."""
+    if job.denoise is None or not durations.get(Stage.DENOISING):
+        return None
+    return {name: job.denoise.get(name) for name in STEPS_OF_DENOISE}
 
 
 def release(

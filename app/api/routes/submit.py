@@ -217,7 +217,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
         "eta_seconds": service.waiting_times.seconds_for_new_job(spec.model, verdict.plan),
         "eta_range": range_view(
             service.waiting_ranges.for_new_job(
-                spec.model, spec.width, spec.height, spec.num_frames - spec.loop
+                spec.model, spec.width, spec.height, spec.num_frames - spec.loop, spec.num_inference_steps
             )
         ),
         "request": spec.model_dump(mode="json", exclude={"prompt", "seed"}),

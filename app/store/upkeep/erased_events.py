@@ -34,7 +34,17 @@ COUNTED: Mapping[str, frozenset[str]] = {
     "webhook": frozenset({"state"}),
     "spill": frozenset({"sign"}),
     "finished": frozenset(
-        {"outcome", "model", "queued_only", "duration_seconds", "durations", "decode", "error", "video"}
+        {
+            "outcome",
+            "model",
+            "queued_only",
+            "duration_seconds",
+            "durations",
+            "decode",
+            "denoise",
+            "error",
+            "video",
+        }
     ),
 }
 DECODE = frozenset(

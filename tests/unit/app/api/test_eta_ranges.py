@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from waiting import wait_for
 
 from app.jobs import Event, JobStatus, Stage
 from app.scheduling.eta import RunTimes
@@ -23,17 +24,21 @@ Work = Callable[..., None]
 def work(client: TestClient, app_store: JobStore, submit: Any) -> Work:
     """Does a job of these fields, in these seconds by stage, on the one device."""
     app_store.register_worker("w", {"name": "cpu", "kind": "cpu", "loaded_model": "tiny"})
+    run_times: RunTimes = client.app.state.service.waiting_times.run_times  # type: ignore[attr-defined]
 
-    def run(fields: dict[str, Any], **durations: float) -> None:
+    def run(fields: dict[str, Any], resumed_from: int = 0, **durations: float) -> None:
         submit(**fields)
         claim = app_store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
         assert claim is not None
         sizes = {"frames": fields["num_frames"], "width": fields["width"], "height": fields["height"]}
-        done = {"durations": {**DURATIONS, **durations}, "result": sizes}
+        steps = claim.job.spec.num_inference_steps
+        denoise = {"steps": steps, "steps_computed": steps - resumed_from, "resumed_from_step": resumed_from}
+        app_store.checkpoint(claim.job.id, claim.token, "latents", denoise)
+        taken = {name: seconds for name, seconds in {**DURATIONS, **durations}.items() if seconds}
+        done = {"durations": taken, "result": sizes}
+        learned = len(run_times.taken("tiny"))
         app_store.finish(claim.job.id, claim.token, status=JobStatus.SUCCEEDED, **done)
-        run_times = client.app.state.service.waiting_times.run_times  # type: ignore[attr-defined]
-        run_times.restore(None)
-        run_times.apply(app_store.events_after(seq=0, limit=1000))
+        wait_for(lambda: len(run_times.taken("tiny")) > learned, 60.0)
 
     return run
 
@@ -116,10 +121,69 @@ def test_loading_the_model_counts_only_where_it_is_not_loaded(
     assert planned(client, SMALL)["low_seconds"] > 20
 
 
+def test_a_range_follows_the_number_of_steps(client: TestClient, work: Work) -> None:
+    work({**SMALL, "num_inference_steps": 2}, denoising=2.0)
+    few = planned(client, {**SMALL, "num_inference_steps": 2})
+    many = planned(client, {**SMALL, "num_inference_steps": 8})
+    assert few["low_seconds"] < 2.0 + 2.5 < few["high_seconds"]
+    assert many["low_seconds"] < 8.0 + 2.5 < many["high_seconds"]
+    assert many["low_seconds"] > few["high_seconds"]
+    work({**SMALL, "num_inference_steps": 8}, denoising=5.0)
+    assert planned(client, {**SMALL, "num_inference_steps": 8})["high_seconds"] < 12, "of 8 steps it is known"
+
+
+def test_an_attempt_that_resumed_or_only_decoded_is_not_learned_as_a_whole_job(
+    client: TestClient, work: Work, submit: Any
+) -> None:
+    fields = {**SMALL, "num_inference_steps": 8}
+    work(fields, resumed_from=6, denoising=2.5)
+    first = planned(client, fields)
+    assert first["low_seconds"] < 10.0 + 2.5 < first["high_seconds"], "as many steps as it computed"
+    assert submit(**fields)["eta_seconds"] == pytest.approx(12.6)
+    client.delete("/jobs/" + client.get("/jobs").json()["jobs"][0]["id"])
+    work(fields)
+    whole = planned(client, fields)
+    for _ in range(3):
+        work(fields, resumed_from=8, denoising=0.1)
+        work(fields, resumed_from=7, denoising=0.2)
+        work(fields, denoising=0.0)
+    assert planned(client, fields) == whole
+    assert submit(**fields)["eta_seconds"] == pytest.approx(12.6)
+
+
+def test_a_job_that_gave_way_counts_the_steps_that_are_left(
+    client: TestClient, app_store: JobStore, work: Work, submit: Any
+) -> None:
+    fields = {**SMALL, "num_inference_steps": 8}
+    work(fields)
+    low = submit(**fields)["id"]
+    claim = app_store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
+    assert claim is not None
+    urgent = submit(**fields, priority=5)["id"]
+    taking = app_store.preempt(low, claim.token, "w", by=urgent, step=6, steps=8)
+    assert taking is not None
+    app_store.finish(urgent, taking.token, status=JobStatus.CANCELED)
+    left = client.get(f"/jobs/{low}").json()["eta_range"]
+    assert left["low_seconds"] < 2.5 + 2.5 < left["high_seconds"] < 12.5
+
+
+@pytest.mark.parametrize("stored", [[12.0, 2.0, 9.0], [12.0, 2.0, 9.0, 0.1, "256x256x17"]])
+def test_a_kept_state_without_steps_is_read(stored: list[Any]) -> None:
+    times = RunTimes()
+    times.restore({"tiny": [stored]})
+    expected = times.expected("tiny")
+    assert expected is not None
+    assert (expected.seconds, expected.decode_seconds, expected.denoise_seconds) == (12.0, 2.0, 9.0)
+    assert stage_ranges(times.taken("tiny"), "256x256x17", 8) is None, "of how many steps is not known"
+    again = RunTimes()
+    again.restore(times.state())
+    assert again.taken("tiny") == times.taken("tiny")
+
+
 def test_a_kept_state_of_an_earlier_version_is_read_and_tells_no_range() -> None:
     old, new = RunTimes(), RunTimes()
     old.restore({"tiny": [[12.0, 2.0, 10.0]]})
-    assert stage_ranges(old.taken("tiny"), "256x256x17") is None
+    assert stage_ranges(old.taken("tiny"), "256x256x17", 1) is None
     assert old.expected("tiny") is not None
     old.apply([finished(random.Random(1), "256x256x17", 10.0, 1)])
     new.restore(old.state())
@@ -137,7 +201,14 @@ def finished(chance: random.Random, shape: str, seconds: float, seq: int) -> Eve
         "encoding": 0.05 * seconds * spread[2],
     }
     video = {"width": width, "height": height, "frames": frames}
-    data = {"outcome": "succeeded", "model": "tiny", "durations": durations, "video": video}
+    denoise = {"steps": 8, "steps_computed": 8, "resumed_from_step": 0}
+    data = {
+        "outcome": "succeeded",
+        "model": "tiny",
+        "durations": durations,
+        "video": video,
+        "denoise": denoise,
+    }
     return Event(seq, f"job-{seq}", "finished", 0.0, data)
 
 
@@ -148,7 +219,7 @@ def test_most_of_sixty_jobs_of_three_shapes_end_in_their_range() -> None:
         for seq in range(1, 61):
             shape = chance.choice(list(shapes))
             taken = run_times.taken("tiny")
-            ranges = stage_ranges(taken, shape)
+            ranges = stage_ranges(taken, shape, 8)
             event = finished(chance, shape, shapes[shape], seq)
             if ranges is not None:
                 loads = event.data["durations"]["loading"] > 1

@@ -113,6 +113,8 @@ def test_the_job_tells_what_it_keeps_while_it_waits(
     assert (waiting["status"], waiting["preemptions"]) == ("queued", 1)
     assert waiting["gave_way"] == "gave way to a job of higher priority; 4 of 10 steps are kept"
     assert (served.job(low)["denoise"]["resumed_from_step"], served.job(low)["status"]) == (4, "succeeded")
+    ended = {"steps": STEPS, "steps_computed": STEPS - 4, "resumed_from_step": 4}
+    assert served.events("finished")[-1]["denoise"] == ended, "its seconds are those of the steps computed"
 
 
 @pytest.mark.parametrize("case", ["not resumable", "last step", "loading"])
