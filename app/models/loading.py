@@ -30,7 +30,7 @@ from app.models import profiles
 from app.models.checks.model_folder import check_model
 from app.models.components import OWN_PIPELINES, ModelUnavailable, components_of, local_files, required_files
 from app.models.downloads.cached import stored_snapshot
-from app.models.downloads.download import download, needs_download
+from app.models.downloads.download import OnProgress, download, needs_download
 from app.models.entries import ModelEntry
 from app.models.hub import explain_hub_error
 from app.models.parts.entry_parts import part_paths
@@ -271,13 +271,18 @@ def _grouped(entry: ModelEntry, pipe: Any, placement: Placement | None) -> tuple
     )
 
 
-def load_vae(entry: ModelEntry, settings: Settings) -> Any:
-    """The model's VAE with its weights, on the CPU. Raises `ModelUnavailable`."""
+def load_vae(entry: ModelEntry, settings: Settings, on_progress: OnProgress = lambda _progress: None) -> Any:
+    """The model's VAE with its weights, on the CPU; downloads it alone if it is not here, and tells how far.
+
+    Raises `ModelUnavailable`.
+    """
     files = required_files(entry, settings)
     if files is not None and files.is_file():
         return _pretrained(_pipeline_class(entry.pipeline), entry, settings).vae
     if entry.vae is not None:
         return load_parts(entry, settings, "vae")["vae"]
+    if needs_download(entry, settings, "vae"):
+        download(entry, settings, on_progress, lambda: False, only="vae")
     vae_class = getattr(importlib.import_module("diffusers"), entry.vae_class)
     return _pretrained(vae_class, entry, settings, dtype=_dtype(entry.decode_dtype), subfolder="vae")
 
@@ -310,7 +315,7 @@ def _pretrained(
 ) -> Any:
     """A pipeline, or with `dtype` a component, with its weights."""
     files = required_files(entry, settings)
-    if files is None and (stored := stored_snapshot(entry)) is not None:
+    if files is None and (stored := stored_snapshot(entry, options.get("subfolder"))) is not None:
         files = stored.folder  # whole: nothing of it is asked of the hub again
     dtype = _dtypes(entry) if dtype is None else dtype
     try:

@@ -123,6 +123,7 @@ def _decode(
 
     from adaptive.device.probe import open_probe
     from adaptive.errors import NonFiniteValues
+    from app.cli.download_bar import download_bar
     from app.models import profiles
     from app.models.loading import load_vae
     from app.service.data_folder import prepare_data_folder
@@ -135,7 +136,8 @@ def _decode(
     context = DecodeContext(
         open_probe(device), profiles.load(settings, entry), load_learned_costs(settings, torch.device(device))
     )
-    vae = load_vae(entry, settings).to(device)
+    with download_bar("downloading the VAE: ") as seen:
+        vae = load_vae(entry, settings, seen).to(device)
     clip, said = source.load(vae)
     if said is not None:
         typer.echo(said, err=True)

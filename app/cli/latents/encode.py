@@ -132,6 +132,7 @@ def _work(clip: Path, out: Path, overwrite: bool) -> tuple[list[tuple[Path, Path
 def _encoder(settings: Any, model: str | None, device: str, budget: int | None) -> Any:
     from adaptive.device.probe import open_probe
     from adaptive.planning.planner import Policy
+    from app.cli.download_bar import download_bar
     from app.latents.clip_encoder import ClipEncoder
     from app.models.entries import load_models
     from app.models.loading import load_vae
@@ -142,7 +143,9 @@ def _encoder(settings: Any, model: str | None, device: str, budget: int | None) 
     if entry.is_builtin:  # it is made there
         prepare_data_folder(settings.data_dir)
     policy = Policy(budget_bytes=budget, reserve_bytes=settings.reserve_bytes)
-    return ClipEncoder(load_vae(entry, settings).to(device), entry, policy)
+    with download_bar("downloading the VAE: ") as seen:
+        vae = load_vae(entry, settings, seen).to(device)
+    return ClipEncoder(vae, entry, policy)
 
 
 def _one(encoder: Any, source: Path, target: Path, options: Any, *, as_json: bool) -> dict[str, Any]:

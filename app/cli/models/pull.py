@@ -71,20 +71,8 @@ def _check(entry: "ModelEntry", settings: "Settings") -> None:
 
 
 def _pulled(entry: "ModelEntry", settings: "Settings") -> "Snapshot":
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    from app.cli.generate import download_text
+    from app.cli.download_bar import download_bar
     from app.models.downloads.download import download
-    from app.models.downloads.progress import DownloadProgress
 
-    columns = (TextColumn("{task.description:48}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("asking the hub", total=1.0)
-
-        def seen(progress: DownloadProgress) -> None:
-            text = download_text(progress.as_json())
-            waits = "another process downloads: " if progress.waits else ""
-            bar.update(task, completed=progress.share, description=f"{waits}{text}")
-
+    with download_bar(first="asking the hub") as seen:
         return download(entry, settings, seen, lambda: False)

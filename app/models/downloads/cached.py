@@ -47,16 +47,16 @@ class Snapshot:
         return sum({(self.folder / name).resolve(): size for name, size in self.files.items()}.values())
 
 
-def stored_snapshot(entry: ModelEntry) -> Snapshot | None:
-    """The model's files in the cache, if all of them are there."""
+def stored_snapshot(entry: ModelEntry, only: str | None = None) -> Snapshot | None:
+    """The model's files in the cache, if all of them are there; those of a component if `only` names one."""
     repository = repository_folder(entry.source)
     commit = stored_commit(entry)
     if commit is None:
         return None
     folder = repository / "snapshots" / commit
-    names = _listed(repository, commit, entry.variant, entry.parts)
+    names = _listed(repository, commit, entry.variant, entry.parts, only)
     if names is None:
-        names = _complete(folder, entry.variant, entry.parts)
+        names = _complete(folder, entry.variant, entry.parts, only)
     try:
         return None if names is None else Snapshot(folder, {name: _size(folder / name) for name in names})
     except OSError:  # a file is missing
@@ -69,12 +69,17 @@ def stored_commit(entry: ModelEntry) -> str | None:
 
 
 def list_files(
-    repository: Path, commit: str, variant: str | None, names: Iterable[str], parts: Collection[str] = ()
+    repository: Path,
+    commit: str,
+    variant: str | None,
+    names: Iterable[str],
+    parts: Collection[str] = (),
+    only: str | None = None,
 ) -> None:
-    """Note which files the model has, once all of them are there, those of `parts` left out."""
+    """Note which files the model has, once all are there: without weights of `parts`, or `only` of one."""
     folder = repository / ".framefit"
     folder.mkdir(exist_ok=True)
-    replace_text(_list_path(repository, commit, variant, parts), json.dumps(sorted(names)))
+    replace_text(_list_path(repository, commit, variant, parts, only), json.dumps(sorted(names)))
 
 
 def point_to(repository: Path, revision: str, commit: str) -> None:
@@ -128,8 +133,10 @@ def _remove_files(repository: Path, commit: str, keep: Collection[str]) -> None:
             path.unlink()
 
 
-def _list_path(repository: Path, commit: str, variant: str | None, parts: Collection[str]) -> Path:
-    without = "".join(f"-{part}" for part in sorted(parts))
+def _list_path(
+    repository: Path, commit: str, variant: str | None, parts: Collection[str], only: str | None
+) -> Path:
+    without = "".join(f"-{part}" for part in sorted(parts)) + (f"={only}" if only else "")
     return repository / ".framefit" / f"{commit}{without}{f'.{variant}' if variant else ''}.json"
 
 
@@ -143,20 +150,29 @@ def _commit_of(repository: Path, revision: str) -> str | None:
     return commit or None
 
 
-def _listed(repository: Path, commit: str, variant: str | None, parts: Collection[str]) -> list[str] | None:
+def _listed(
+    repository: Path, commit: str, variant: str | None, parts: Collection[str], only: str | None
+) -> list[str] | None:
     try:
-        names = json.loads(_list_path(repository, commit, variant, parts).read_text(encoding="utf-8"))
+        names = json.loads(_list_path(repository, commit, variant, parts, only).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _complete(folder: Path, variant: str | None, parts: Collection[str]) -> list[str] | None:
+def _complete(
+    folder: Path, variant: str | None, parts: Collection[str], only: str | None
+) -> list[str] | None:
     """The names of a model's files in a folder; None if one is missing, as far as the folder itself tells."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if only is not None and not (folder / INDEX).exists():  # as diffusers loads one component
+            index = {only: ["diffusers", only]}
+        else:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         there = [path.relative_to(folder).as_posix() for path in _files(folder)]
-        names = select_files(there, index, variant, parts)
+        names = select_files(there, index, variant, parts, only)
+        if only is not None:
+            index = {only: index[only]}
         for name in names:
             if name.endswith(".json") and ".index." in name:
                 shards = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()

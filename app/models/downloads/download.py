@@ -42,9 +42,12 @@ def is_from_hub(entry: ModelEntry, settings: Settings) -> bool:
     return local_files(entry, settings) is None and has_hub_id(entry)
 
 
-def needs_download(entry: ModelEntry, settings: Settings) -> bool:
-    """Whether the model comes from the hub and is not on this machine as a whole. Asks no hub."""
-    return is_from_hub(entry, settings) and stored_snapshot(entry) is None
+def needs_download(entry: ModelEntry, settings: Settings, only: str | None = None) -> bool:
+    """Whether the model, or `only` that component, comes from the hub and is not here as a whole.
+
+    Asks no hub.
+    """
+    return is_from_hub(entry, settings) and stored_snapshot(entry, only) is None
 
 
 def download(
@@ -54,19 +57,21 @@ def download(
     is_canceled: Callable[[], bool],
     *,
     pause_seconds: float = 1.0,
+    only: str | None = None,
 ) -> Snapshot:
-    """Download the files of the model that are missing; returns where all of them are.
+    """Download the files of the model, or of the component `only`, that are missing; returns where all are.
 
     Calls `on_progress` a few times a second. `pause_seconds`: the first of the growing pauses after a broken
     connection. Raises `DownloadFailed`, and `DownloadCanceled` once `is_canceled` says so.
     """
     rate, total_bytes, began_bytes, logged_at = Rate(), 0, 0, time.monotonic()
-    for message in _told(entry, is_canceled, plan_only=False, pause_seconds=pause_seconds):
+    for message in _told(Wanted.by(entry, only), is_canceled, plan_only=False, pause_seconds=pause_seconds):
         now = time.monotonic()
         if plan := message.get("plan"):
             total_bytes = plan["total_bytes"]
             began_bytes = total_bytes - plan["missing_bytes"]
-            known.record_size(settings, entry, total_bytes, plan["blobs"])
+            if only is None:
+                known.record_size(settings, entry, total_bytes, plan["blobs"])
             log.info(
                 "download_started model=%s bytes=%d of=%d", entry.name, plan["missing_bytes"], total_bytes
             )
@@ -83,7 +88,7 @@ def download(
             raise _failure(settings, entry, failed)
         elif "done" in message:
             on_progress(DownloadProgress(total_bytes, total_bytes, max(0, total_bytes - began_bytes)))
-    found = stored_snapshot(entry)
+    found = stored_snapshot(entry, only)
     if found is None:
         raise DownloadFailed(f"model {entry.name}: its files are not where the download put them")
     log.info("download_finished model=%s bytes=%d", entry.name, total_bytes - began_bytes)
@@ -101,7 +106,7 @@ def ask_size(
     `on_started` is called when the hub is about to be asked.
     """
     plan: dict[str, Any] | None = None
-    for message in _told(entry, is_canceled, plan_only=True, pause_seconds=1.0):
+    for message in _told(Wanted.by(entry), is_canceled, plan_only=True, pause_seconds=1.0):
         if "started" in message:
             on_started()
         elif "plan" in message:
@@ -127,11 +132,11 @@ def _fields(told: DownloadProgress) -> str:
 
 
 def _told(
-    entry: ModelEntry, is_canceled: Callable[[], bool], *, plan_only: bool, pause_seconds: float
+    wanted: Wanted, is_canceled: Callable[[], bool], *, plan_only: bool, pause_seconds: float
 ) -> Iterator[dict[str, Any]]:
     """The messages of the child process as they come; it is killed when the iteration ends."""
     request = {
-        "wanted": asdict(Wanted.by(entry)),
+        "wanted": asdict(wanted),
         "plan_only": plan_only,
         "pause_seconds": pause_seconds,
         "parent_pid": os.getpid(),

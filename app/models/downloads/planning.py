@@ -34,18 +34,19 @@ class DownloadFailed(ModelUnavailable):
 class Wanted:
     """What of the hub a model needs: its repository, a revision and a variant.
 
-    `parts`: the components whose weights it takes from elsewhere.
+    `parts`: the components whose weights it takes from elsewhere. `only`: the one component that is wanted.
     """
 
     source: str
     revision: str = "main"
     variant: str | None = None
     parts: tuple[str, ...] = ()
+    only: str | None = None
 
     @classmethod
-    def by(cls, entry: ModelEntry) -> "Wanted":
-        """What the entry needs."""
-        return cls(entry.source, entry.revision or "main", entry.variant, tuple(sorted(entry.parts)))
+    def by(cls, entry: ModelEntry, only: str | None = None) -> "Wanted":
+        """What the entry needs, of a component if `only` names one."""
+        return cls(entry.source, entry.revision or "main", entry.variant, tuple(sorted(entry.parts)), only)
 
     @property
     def repository(self) -> Path:
@@ -117,7 +118,7 @@ def plan_download(wanted: Wanted) -> DownloadPlan:
             raise DownloadFailed(f"{wanted.source} is no model in diffusers' format: it has no {INDEX}")
         index_path = hf_hub_download(wanted.source, INDEX, revision=commit)
         index = json.loads(Path(index_path).read_text(encoding="utf-8"))
-        names = select_files(files, index, wanted.variant, wanted.parts)
+        names = select_files(files, index, wanted.variant, wanted.parts, wanted.only)
     except NoSuchVariant as error:
         raise DownloadFailed(f"{wanted.source}: {error}") from None
     except DownloadFailed:

@@ -32,14 +32,20 @@ class NoSuchVariant(ValueError):
 
 
 def select_files(
-    names: Iterable[str], index: Mapping[str, Any], variant: str | None, parts: Collection[str] = ()
+    names: Iterable[str],
+    index: Mapping[str, Any],
+    variant: str | None,
+    parts: Collection[str] = (),
+    only: str | None = None,
 ) -> frozenset[str]:
     """The files of `names`, paths in a repository, that its pipeline loads.
 
     `index` is the content of `model_index.json`. `parts`: components whose weights come from elsewhere.
-    Raises `NoSuchVariant`.
+    `only`: the one component that is loaded. Raises `NoSuchVariant`.
     """
     chosen = _of_pipeline(names, index, variant)
+    if only is not None:
+        chosen = frozenset(name for name in chosen if _folder(name) == only or name == "model_index.json")
     elsewhere = {name for name in chosen if _folder(name).split("/")[0] in parts}
     return chosen - {name for name in elsewhere if not name.endswith("/config.json")}
 

@@ -78,7 +78,7 @@ class Transfer:
         folder = self._linked()
         wanted = self._plan.wanted
         names = [file.path for file in self._plan.files]
-        list_files(wanted.repository, self._plan.commit, wanted.variant, names, wanted.parts)
+        list_files(wanted.repository, self._plan.commit, wanted.variant, names, wanted.parts, wanted.only)
         point_to(wanted.repository, wanted.revision, self._plan.commit)
         return folder
 
