@@ -65,7 +65,7 @@ def plan(
         typer.secho(f"{entry.name} on {gpu}: {in_units(str(error))}", fg=typer.colors.RED)
         raise typer.Exit(1) from None
     except ModelUnavailable as error:
-        typer.secho(f"{entry.name} cannot be planned: {error}", fg=typer.colors.RED)
+        typer.secho(f"framefit: {entry.name} cannot be planned: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(1) from None
     if as_json:
         print_json(found)

@@ -168,7 +168,7 @@ def test_a_part_that_the_system_does_not_read_is_a_fault_and_planning_says_so(
     monkeypatch.setenv("FRAMEFIT_MODELS_FILE", str(settings.models_file))
     told = CliRunner().invoke(command, ["plan", "--model", "small", "--data-dir", str(settings.data_dir)])
     assert told.exit_code == 1
-    assert told.output.startswith("small cannot be planned: its vae ")
+    assert told.stderr.startswith("framefit: small cannot be planned: its vae ")
 
 
 def test_a_name_in_a_file_cannot_forge_a_line_of_the_log(base: Base, tmp_path: Path) -> None:

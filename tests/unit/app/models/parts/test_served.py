@@ -192,7 +192,7 @@ def test_the_command_tells_what_is_wrong_with_a_file(
     monkeypatch.setenv("FRAMEFIT_MODELS_FILE", str(settings.models_file))
     told = CliRunner().invoke(command, ["plan", "--model", "small", "--data-dir", str(settings.data_dir)])
     assert told.exit_code == 1
-    assert told.output.startswith("small cannot be planned: its transformer ")
+    assert told.stderr.startswith("framefit: small cannot be planned: its transformer ")
 
 
 def test_a_request_is_planned_with_the_bytes_of_the_file(base: Base, tmp_path: Path) -> None:
