@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from gguf import GGMLQuantizationType as Kind
 from weight_files import names_for, write_gguf_hole, write_hole
 
 from app.config import Settings
-from app.models.components import build_component, components_of
+from app.models.components import ModelUnavailable, build_component, components_of
 from app.models.entries import load_models
+from app.models.files.architectures.key_lists import key_lists
+from app.models.files.architectures.table import ARCHITECTURES
 from app.models.weight_sizes import component_sizes
 
 Shapes = dict[str, tuple[int, ...]]
@@ -130,3 +133,31 @@ def test_a_published_transformer_is_sized_without_weights_and_network(
     assert size.working_bytes >= 2 * max(s[0] * s[1] for name, s in shapes.items() if is_matrix(name, s))
     assert size.group_bytes is not None
     assert size.group_bytes < size.weight_bytes / 20
+
+
+LAYOUTS = [
+    ("ltx-vae-0.9", "original"),
+    ("ltx-vae-0.9.1", "original"),
+    ("ltx-vae-0.9.5", "diffusers"),
+    ("wan22-vae", "original"),
+    ("wan22-vae", "diffusers"),
+    ("umt5-xxl", "original"),
+]
+
+
+@pytest.mark.parametrize(("keys", "layout"), LAYOUTS)
+def test_the_loader_refuses_what_the_table_says_to_be_refused(keys: str, layout: str, tmp_path: Path) -> None:
+    known = next(each for each in ARCHITECTURES if each.keys == keys)
+    path = tmp_path / "file.safetensors"
+    write_hole(path, {name: ("BF16", shape) for name, shape in key_lists()[keys][layout].items()})
+    (tmp_path / "models.toml").write_text(
+        f'[models.mine]\nbase = "{known.likes[-1]}"\n{known.component} = "{path}"\n'
+    )
+    settings = Settings(data_dir=tmp_path / "data", models_file=tmp_path / "models.toml")
+    entry = load_models(settings)["mine"]
+    component = components_of(entry, settings)[known.component]
+    refused: AbstractContextManager[object] = nullcontext()
+    if known.refusal(layout, entry.source) is not None:
+        refused = pytest.raises(ModelUnavailable, match="as its base is")
+    with refused, torch.device("meta"):
+        build_component(component)
