@@ -16,6 +16,7 @@ MIB = 2**20
 # Group offload keeps two blocks of layers on the card: one computes while the other is copied on another CUDA
 # stream.
 GROUPS_ON_DEVICE = 2
+HOST_IS_SHORT = "keeping the weights in host memory"  # what does not fit, if it is not the device's memory
 
 
 class Stage(StrEnum):
@@ -132,7 +133,7 @@ def plan_weights(
             f"placing the weights{hint}", needed_bytes=last.device_bytes, budget_bytes=device_budget_bytes
         )
     raise DoesNotFit(
-        f"keeping the weights in host memory{hint}",
+        f"{HOST_IS_SHORT}{hint}",
         needed_bytes=min(each.host_bytes for each in candidates if each.device_bytes <= device_budget_bytes),
         budget_bytes=host_budget_bytes,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from adaptive.errors import AdaptiveError, DoesNotFit
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.planner import Policy, plan_decode
-from adaptive.planning.weight_placement import PlacementKind
+from adaptive.planning.weight_placement import HOST_IS_SHORT, PlacementKind
 from adaptive.types import MemoryReading, VideoShape
 from app.config import Settings
 from app.jobs import Json, WorkerRow
@@ -65,8 +65,11 @@ def fits_here(
 def _refusal(refusal: AdaptiveError, device: DeviceMemory) -> str:
     if not isinstance(refusal, DoesNotFit):
         return str(refusal)
+    giver = "this machine's memory" if refusal.what.startswith(HOST_IS_SHORT) else device.name
     needed, budget = format_bytes(refusal.needed_bytes), format_bytes(refusal.budget_bytes)
-    return f"{refusal.what} needs {needed}, {device.name} gives {budget}"
+    if needed == budget:
+        needed, budget = f"{refusal.needed_bytes:,} bytes", f"{refusal.budget_bytes:,} bytes"
+    return f"{refusal.what} needs {needed}, {giver} gives {budget}"
 
 
 def _fitted(

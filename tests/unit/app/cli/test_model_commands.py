@@ -1,6 +1,7 @@
 """`framefit pull`, `framefit models` and `framefit models rm`, with a hub on this machine."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,9 +16,12 @@ from typer.testing import CliRunner
 from app.cli import app
 from app.cli.generate import _doing, _share
 from app.config import load_settings
+from app.models import profiles
 from app.models.downloads.cached import repository_folder
 from app.models.downloads.planning import Wanted, plan_download
 from app.models.downloads.transfer import Transfer, repository_lock
+from app.models.entries import load_models
+from app.scheduling.fits_here import DeviceMemory, fits_here
 from app.store import open_store
 
 MODELS = """
@@ -181,7 +185,6 @@ def test_generate_shows_bytes_rate_and_time_left_of_a_download() -> None:
 
 def test_what_a_card_of_this_machine_holds_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     from app.cli.models import listed as command
-    from app.scheduling.fits_here import DeviceMemory
 
     gib = 2**30
     for total, kind, fits in ((24, "resident", True), (12, "drop_text_encoder", True), (2, None, False)):
@@ -190,3 +193,18 @@ def test_what_a_card_of_this_machine_holds_is_told(monkeypatch: pytest.MonkeyPat
         fit = listed("ltx-video")["fits_here"]
         assert (fit["fits"], fit["placement"]) == (fits, kind)
         assert "GiB" in fit["detail"] or "bytes" in fit["detail"]
+
+
+def test_memory_that_is_short_is_named_with_numbers_that_differ() -> None:
+    gib, settings = 2**30, load_settings()
+    entry = load_models(settings)["ltx-video"]
+    profile, requirements = profiles.load(settings, entry), profiles.load_requirements(settings, entry)
+
+    def fit(host_bytes: int) -> dict[str, Any]:
+        card = DeviceMemory("cuda:0", "cuda", 12 * gib, host_bytes)
+        return fits_here(entry, profile, requirements, [card], settings.reserve_bytes) or {}
+
+    assert fit(gib)["detail"].endswith(" GiB, this machine's memory gives 1.0 GiB")
+    enough = bisect_left(range(64 * gib), True, key=lambda host_bytes: bool(fit(host_bytes)["fits"]))
+    told = fit(enough - 1)["detail"]
+    assert told.endswith(f" needs {enough:,} bytes, this machine's memory gives {enough - 1:,} bytes")
