@@ -121,13 +121,6 @@ def test_the_time_for_an_answer_begins_when_the_process_that_asks_has_started(
     assert late == [False, False, True]
 
 
-def test_asking_tells_that_it_has_started_before_the_hub_answers(hub: FakeHub, tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path)
-    asked: list[int] = []
-    ask_size(entry_of(settings), settings, lambda: False, lambda: asked.append(len(hub.requests)))
-    assert len(asked) == 1
-
-
 def test_a_hub_that_cannot_be_reached_keeps_no_job_out(hub: FakeHub, served: ServedModel) -> None:
     hub.status, hub.failures = 503, -1
     assert refused(served)[0] == 202

@@ -52,7 +52,10 @@ def test_only_what_the_pipeline_loads_comes_and_nothing_comes_twice(
     settings: Settings, entry: ModelEntry
 ) -> None:
     assert needs_download(entry, settings)
-    assert ask_size(entry, settings, never) == (BYTES, BYTES - len(FILES["model_index.json"]))
+    started: list[bool] = []
+    told = ask_size(entry, settings, never, lambda: started.append(known.known_size(settings, entry) is None))
+    assert told == (BYTES, BYTES - len(FILES["model_index.json"]))
+    assert started == [True]
     assert known.known_size(settings, entry) == BYTES
     seen: list[DownloadProgress] = []
     found = downloaded(entry, settings, seen)
