@@ -21,6 +21,7 @@ from app.models.downloads.access import AskHub, HubAccess
 from app.models.entries import ModelEntry, load_models
 from app.models.loras.folder import LoraFolder
 from app.scheduling.admission import Admission, LoadRequirements
+from app.scheduling.awaited_models import AwaitedModels
 from app.scheduling.eta import RunTimes, WaitingTimes
 from app.scheduling.eta_ranges import WaitingRanges
 from app.scheduling.fits_here import ModelCards
@@ -165,6 +166,7 @@ def build_service(
         find_fault=faults.of,
     )
     unschedulable = UnschedulableJobs(store, models, alive_workers, grace_seconds=settings.fit_grace_seconds)
+    is_awaited = AwaitedModels(settings, models)
     service = Service(
         settings=settings,
         models=models,
@@ -177,8 +179,8 @@ def build_service(
         feed=EventFeed(store, consumers, exporter, poll_seconds=settings.poll_seconds),
         hub=HubAccess(settings, ask_hub),
         cards=ModelCards(settings, models, alive_workers, load_profile, load_requirements),
-        waiting_times=WaitingTimes(run_times, store, alive_workers),
-        waiting_ranges=WaitingRanges(run_times, store, alive_workers),
+        waiting_times=WaitingTimes(run_times, store, alive_workers, is_awaited),
+        waiting_ranges=WaitingRanges(run_times, store, alive_workers, is_awaited),
         nvml=nvml,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
         shares=ClientShares(settings),

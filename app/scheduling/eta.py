@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from statistics import median
 
 from app.jobs import Event, Job, JobStatus, Json, Stage, WorkerRow
-from app.scheduling.stage_times import Taken, shape_of_event, steps_of_event, whole_jobs
+from app.scheduling.stage_times import Taken, download_seconds, shape_of_event, steps_of_event, whole_jobs
 from app.store import JobStore, QueueFull, StoreError
 
 REMEMBERED = 50  # jobs a model
@@ -116,11 +116,13 @@ class WaitingTimes:
     run_times: RunTimes
     store: JobStore
     alive_workers: Callable[[], Sequence[WorkerRow]]
+    is_awaited: Callable[[str], bool]  # whether the model must be downloaded first
 
     def seconds_for_job(self, job: Job) -> float | None:
         """Seconds until `job` is expected to be done.
 
-        None if it has ended, if no job has finished yet, or if it waits and every worker is paused.
+        None if it has ended, if no job has finished yet, while nobody knows how long its model still
+        downloads, or if it waits and every worker is paused.
         """
         return self.seconds_for_jobs([job])[0]
 
@@ -137,8 +139,9 @@ class WaitingTimes:
             if usual is None:
                 return None
             if job.status is JobStatus.RUNNING:
-                return round(_remaining_seconds(job, usual), 1)
-            if free_in is None:
+                left = _remaining_seconds(job, usual)
+                return None if left is None else round(left, 1)
+            if free_in is None or self.is_awaited(job.spec.model):
                 return None
             turn = seconds_until_turn(job.queue_position or 1, free_in, usual.seconds)
             return round(turn + _total_seconds(job, usual), 1)
@@ -148,8 +151,10 @@ class WaitingTimes:
     def seconds_for_new_job(self, model: str, plan: Json) -> float | None:
         """Seconds until a job with `plan`, submitted now, would be done.
 
-        None if no job has finished yet, or if every worker is paused.
+        None if no job has finished yet, if its model must be downloaded first, or if every worker is paused.
         """
+        if self.is_awaited(model):
+            return None
         expected = self.run_times.expected(model)
         free_in = None if expected is None else self._seconds_until_free()
         if expected is None or free_in is None:
@@ -192,17 +197,24 @@ class WaitingTimes:
     def _seconds_until_free(self) -> list[float] | None:
         """For each worker that takes jobs, the remaining seconds of its running job.
 
-        One idle worker if none is known; None if all of them are paused.
+        One idle worker if none is known; None if all of them are paused. A worker does not count while
+        nobody knows how long it downloads a model; None if there is no other.
         """
         alive = self.alive_workers()
         left = {worker.id: 0.0 for worker in alive if worker.state == "active"}
         if alive and not left:
             return None
-        for job in self.store.page(status=JobStatus.RUNNING, limit=2 * len(alive)) if left else []:
+        if not left:
+            return [0.0]
+        for job in self.store.page(status=JobStatus.RUNNING, limit=2 * len(alive)):
             expected = self.run_times.expected(job.spec.model)
             if job.worker_id in left and expected is not None:
-                left[job.worker_id] = _remaining_seconds(job, expected)
-        return list(left.values()) or [0.0]
+                seconds = _remaining_seconds(job, expected)
+                if seconds is None:
+                    del left[job.worker_id]
+                else:
+                    left[job.worker_id] = seconds
+        return list(left.values()) or None
 
 
 def seconds_until_turn(position: int, free_in: Sequence[float], seconds: float) -> float:
@@ -229,8 +241,11 @@ def remaining_seconds(total_seconds: float, progress: float) -> float:
     return total_seconds * (1 - progress)
 
 
-def _remaining_seconds(job: Job, expected: Expected) -> float:
-    return remaining_seconds(_total_seconds(job, expected), job.progress)
+def _remaining_seconds(job: Job, expected: Expected) -> float | None:
+    before = download_seconds(job)
+    if before is None:
+        return None
+    return before + remaining_seconds(_total_seconds(job, expected), job.progress)
 
 
 def _total_seconds(job: Job, expected: Expected) -> float:

@@ -37,12 +37,13 @@ class WaitingRanges:
     run_times: RunTimes
     store: JobStore
     alive_workers: Callable[[], Sequence[WorkerRow]]
+    is_awaited: Callable[[str], bool]  # whether the model must be downloaded first
 
     def for_jobs(self, jobs: Sequence[Job]) -> list[Seconds | None]:
         """The range in which each job is expected to be done.
 
         None where no job of its shape, or of one that runs before it, has finished; and for a job that waits
-        while every worker is paused.
+        while every worker is paused, or until its model is on this machine.
         """
         waits = any(job.status is JobStatus.QUEUED for job in jobs)
         devices = self._devices() if waits else None
@@ -72,7 +73,7 @@ class WaitingRanges:
     ) -> Seconds | None:
         taken = self.run_times.taken(model)
         ranges = stage_ranges(taken, shape, steps)
-        if ranges is None or devices is None:
+        if ranges is None or devices is None or self.is_awaited(model):
             return None
         ahead = widened([one.seconds for one in whole_jobs(taken)])
         turn = Seconds(

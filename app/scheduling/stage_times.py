@@ -81,6 +81,14 @@ def whole_jobs(taken: Sequence[Taken]) -> list[Taken]:
     return whole or [one.completed() for one in taken if one.steps_computed] or list(taken)
 
 
+def download_seconds(job: Job) -> float | None:
+    """Seconds that a running job still downloads its model; None while the rate is not known."""
+    if job.stage is not Stage.DOWNLOADING:
+        return 0.0
+    left: float | None = (job.download or {}).get("seconds_left")
+    return left
+
+
 def steps_left(job: Job) -> int:
     """Steps that the denoise of a job still takes in whole: all of them while it runs, none after it.
 
@@ -146,7 +154,7 @@ def remaining_range(job: Job, ranges: tuple[Seconds, Seconds, Seconds], loading:
     if job.stage is Stage.WAITING_FOR_MEMORY:
         return None
     if job.stage is Stage.DOWNLOADING:
-        left_seconds = (job.download or {}).get("seconds_left")
+        left_seconds = download_seconds(job)
         return None if left_seconds is None else widened([left_seconds]) + loading + denoise + decode + rest
     if job.stage is Stage.LOADING:
         return loading + denoise + decode + rest

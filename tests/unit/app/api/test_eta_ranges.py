@@ -112,6 +112,31 @@ def test_a_download_counts_with_the_time_that_it_still_takes(
         assert left.low < 114 < 121 < left.high
 
 
+@pytest.mark.parametrize("seconds_left", [None, 100.0])
+def test_no_time_forgets_the_download_of_a_running_job(
+    client: TestClient, app_store: JobStore, work: Work, submit: Any, seconds_left: float | None
+) -> None:
+    work(SMALL)
+    job_id = submit(**SMALL)["id"]
+    claim = app_store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
+    assert claim is not None
+    told = {"done_bytes": 1, "total_bytes": 10, "bytes_per_second": None, "seconds_left": seconds_left}
+    app_store.progress(job_id, claim.token, stage=Stage.DOWNLOADING, progress=0.0, data={"download": told})
+    running, behind = client.get(f"/jobs/{job_id}").json(), submit(**SMALL)
+    if seconds_left is None:
+        found = [job[name] for job in (running, behind) for name in ("eta_seconds", "eta_range")]
+        assert found == [None] * 4, "nobody knows how long it downloads"
+    else:
+        assert running["eta_seconds"] == pytest.approx(112.6)
+        assert behind["eta_seconds"] == pytest.approx(125.2)
+        assert running["eta_range"]["low_seconds"] < 112.6 < running["eta_range"]["high_seconds"]
+        assert behind["eta_range"]["low_seconds"] < 125.2 < behind["eta_range"]["high_seconds"]
+    app_store.register_worker("idle", {"name": "cpu", "kind": "cpu", "loaded_model": "tiny"})
+    assert submit(**SMALL)["eta_seconds"] == pytest.approx(25.2), "another device takes it"
+    app_store.finish(job_id, claim.token, status=JobStatus.CANCELED)
+    assert client.post(f"/jobs/{job_id}/retry").json()["download"] is None, "that download is over"
+
+
 def test_loading_the_model_counts_only_where_it_is_not_loaded(
     client: TestClient, app_store: JobStore, work: Work
 ) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import tiny_pipelines
 from fake_hub import FakeHub, Repository, running_hub, use_here
-from hub_model import MIB, SOURCE
+from hub_model import MIB, SOURCE, put_here
 from scraped import total
 from served_model import ServedModel, served_model
 from waiting import wait_for
 
 from app.models.downloads.download import download
 from app.models.downloads.progress import DownloadProgress
+from app.scheduling import awaited_models
 from app.store import open_store
 from app.worker.job.control import JobCanceled, JobControl, WorkerStopping
 from app.worker.job.fetch import _Reports
@@ -202,4 +203,36 @@ def test_the_card_of_a_model_tells_its_size_and_where_it_is_and_asks_nothing(
     published = found["ltx-video"]["storage"]
     assert published["size_from"] == "configuration"
     assert published["download_bytes"] > 10 * 2**30
+    assert hub.requests == []
+
+
+def test_no_time_is_told_until_the_model_is_on_this_machine(
+    hub: FakeHub, served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(awaited_models, "LOOK_SECONDS", 0.0)
+    service = served.http.app.state.service
+    service.store.register_worker("w", {"name": "cpu", "kind": "cpu", "total_bytes": 8 * 2**30})
+    service.waiting_times.run_times.restore({"mine": [[12.0, 2.0, 9.0, 0.1, "64x64x9", 1, 1]]})
+    queued = served.submit()
+    fields = {"model": "mine", "image_size": "64x64"}
+
+    def told() -> list[Any]:
+        found = [served.job(queued), served.http.post("/plan", json=fields).json()]
+        return [one[name] for one in found for name in ("eta_seconds", "eta_range")]
+
+    assert told() == [None] * 4
+    put_here(served.models["mine"])
+    assert None not in told()
+    assert hub.requests == []
+
+
+def test_a_look_whether_a_model_is_here_is_kept_for_a_while(hub: FakeHub, served: ServedModel) -> None:
+    now = 0.0
+    is_awaited = awaited_models.AwaitedModels(served.settings, served.models, clock=lambda: now)
+    assert is_awaited("mine")
+    put_here(served.models["mine"])
+    assert is_awaited("mine")
+    now = awaited_models.LOOK_SECONDS
+    assert not is_awaited("mine")
+    assert not is_awaited("a model of another configuration")
     assert hub.requests == []

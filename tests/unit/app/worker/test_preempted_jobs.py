@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import tiny_pipelines
 import torch
+from hub_model import put_here
 from huggingface_hub import constants
 from scraped import total
 from served_model import ServedModel, served_model
 
 from adaptive.pipelines.recorded_call import load_clip
 from app.artifacts.local_folder import job_artifacts
-from app.models.downloads.cached import list_files, point_to, repository_folder
 from app.store import open_store
 from app.store.backfill import MOST_PREEMPTIONS
 from app.worker.job import giving_way
@@ -23,7 +23,6 @@ from app.worker.loop import Worker
 
 LTX = "LTXImageToVideoPipeline"
 STEPS = 10
-COMMIT = "c" * 40
 OnLook = Callable[[str, int], None]
 
 
@@ -183,11 +182,7 @@ def test_a_job_keeps_its_device_from_one_whose_model_must_be_downloaded_first(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     other = served.models["ltx-video"]
     if place == "on this machine":
-        repository = repository_folder(other.source)
-        (repository / "snapshots" / COMMIT).mkdir(parents=True)
-        (repository / "snapshots" / COMMIT / "model_index.json").write_text("{}")
-        list_files(repository, COMMIT, other.variant, ["model_index.json"])
-        point_to(repository, other.revision or "main", COMMIT)
+        put_here(other)
     low, high = served.submit(num_inference_steps=STEPS), []
 
     def arrives(_job_id: str, step: int) -> None:
