@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from app.fields.loras import Loras
 from app.frame_rate import FrameRate
-from app.loras import Loras
 
 PROMPT_MAX_CHARACTERS = 4000
 PRIORITY_LIMIT = 10

@@ -166,7 +166,7 @@ def build_service(
         find_fault=faults.of,
     )
     unschedulable = UnschedulableJobs(store, models, alive_workers, grace_seconds=settings.fit_grace_seconds)
-    is_awaited = AwaitedModels(settings, models)
+    is_awaited = AwaitedModels(settings, models, alive_workers)
     service = Service(
         settings=settings,
         models=models,

@@ -8,6 +8,7 @@ bench      bench compare
 models     models, pull, plan, calibrate, convert, inspect
 latents    encode, decode
 operation  serve, api, worker, profile, doctor, backup, restore, key
+summaries  what became of a job, in sentences
 options    options and parsers that several commands share
 outputs    the files that commands write, looked at before the work begins, and results as JSON
 faults     which errors end a command in one line

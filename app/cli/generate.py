@@ -10,6 +10,7 @@ import typer
 
 from app.cli.options import STRATEGIES, AsJson, DataDir, Fit, Gravity, byte_count, settings_with
 from app.cli.outputs import check_output_file, print_json
+from app.cli.summaries import decode_summary, framing_sentences, stopped_summary, weights_summary
 from app.units import format_bytes
 
 _STAGES = {
@@ -161,7 +162,7 @@ def _generate(
     except httpx.HTTPError as error:
         raise ClientError(f"cannot reach the service: {error}") from error
     denoise = job.get("denoise") or {}
-    say(decode_summary(job["decode"]) + _weights_summary(denoise) + _stopped_summary(denoise))
+    say(decode_summary(job["decode"]) + weights_summary(denoise) + stopped_summary(denoise))
     return job
 
 
@@ -253,52 +254,3 @@ def _download(client: Any, job_id: str, out: Path, console: Any) -> None:
 def _end_interrupted(console: Any, sentence: str) -> NoReturn:
     console.print(sentence, highlight=False, soft_wrap=True)
     sys.exit(INTERRUPTED)
-
-
-def framing_sentences(job: dict[str, Any]) -> list[str]:
-    """Return a sentence for each image of the job: the video's size, and what is cut from the image."""
-    names = {"image": "Image", "last_image": "Last image"}
-    pictures = job.get("pictures") or {}
-    return [f"{names[name]}: {each['detail']}." for name, each in pictures.items() if each]
-
-
-def _stopped_summary(denoise: dict[str, Any]) -> str:
-    if "stopped_at_step" not in denoise:
-        return ""
-    return f" Stopped early, after step {denoise['stopped_at_step']} of {denoise['steps']}."
-
-
-def _weights_summary(denoise: dict[str, Any]) -> str:
-    if denoise.get("exact", True):
-        return ""
-    parts = " and ".join(denoise["quantized"])
-    return (
-        f" Denoised with {parts} in {denoise['weights']} (approximate), because the full weights did not fit."
-    )
-
-
-def decode_summary(decode: dict[str, Any]) -> str:
-    """Return sentences about a job's decode: the chosen option, its reason and the measurements."""
-    how = {
-        "batched": "all latent frames in one call",
-        "chunked": f"{decode['frames_per_chunk']} latent frames at a time",
-        "per_frame": "one latent frame at a time",
-        "tiled": f"one latent frame at a time, in {decode['tiles']['rows']} strips",
-        "approximate_chunked": f"{decode['frames_per_chunk']} latent frames at a time, in independent chunks",
-        "approximate_tiled": "in {rows} x {columns} blended tiles".format(**decode["tiles"]),
-    }[decode["strategy"]]
-    exactness = "exact" if decode["exact"] else "approximate"
-    text = f"Decoded {how} ({exactness}) in {decode['seconds']:.1f} s: {decode['detail']}."
-    if retry := decode.get("retry"):
-        numbers = f"{retry['values']:,} of {retry['of']:,} values"
-        text += (
-            f" Decoded in {retry['to_dtype']}, because in {retry['from_dtype']} {numbers} were not finite."
-        )
-    if decode.get("seam_score") is not None:
-        text += f" Seam score {decode['seam_score']:.2f} (0: no visible seam)."
-    measured = decode.get("measured_peak_bytes")
-    if measured is not None:
-        text += f" Measured peak {format_bytes(measured)}."
-    if decode["retries"]:
-        text += f" Ran out of memory {decode['retries']} times and continued with smaller chunks."
-    return text

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.config import PREFIX, ConfigError, Settings
+from app.fields.recipes import Recipe
 from app.frame_rate import FrameRate
-from app.recipes import Recipe
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 BUILT_IN_MODELS = Path(__file__).with_name("models.toml")

@@ -24,8 +24,8 @@ from adaptive.pipelines.capture import check_capturable
 from adaptive.planning.planner import Placement
 from adaptive.types import MemoryReading, VideoShape
 from app.config import Settings
+from app.fields.loras import LoraChoice
 from app.jobs import JobSpec, Json
-from app.loras import LoraChoice
 from app.models import profiles
 from app.models.checks.model_folder import check_model
 from app.models.components import OWN_PIPELINES, ModelUnavailable, components_of, local_files, required_files

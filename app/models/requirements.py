@@ -15,7 +15,7 @@ from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.weight_placement import ComponentSize, Placement, Stage, plan_weights, smallest_bytes
 from adaptive.types import LatentShape, VideoShape
-from app.loras import LoraChoice
+from app.fields.loras import LoraChoice
 from app.models.entries import ModelEntry
 from app.models.parts.entry_parts import denoiser_labels
 

@@ -1,15 +1,20 @@
 """Which models must be downloaded before a job of theirs can run, for a process that is asked often.
 
-Looks at names and sizes of files on this machine; asks no hub. Must not know torch or HTTP.
+Looks at names and sizes of files on this machine, and at what the workers have loaded; asks no hub. Must not
+know torch or HTTP.
 """
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from app.config import Settings
+from app.jobs import WorkerRow
 from app.models.downloads.download import needs_download
 from app.models.entries import ModelEntry
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0  # for which an answer is kept
 
@@ -21,10 +26,12 @@ class AwaitedModels:
         self,
         settings: Settings,
         models: Mapping[str, ModelEntry],
+        workers: Callable[[], Iterable[WorkerRow]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._models = models
+        self._workers = workers
         self._clock = clock
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[float, bool]] = {}  # when, and what was seen
@@ -43,6 +50,9 @@ class AwaitedModels:
 
     def _look(self, entry: ModelEntry) -> bool:
         try:
-            return needs_download(entry, self._settings)
-        except OSError:  # a folder that cannot be read: nobody knows when a job could run
-            return True
+            if not needs_download(entry, self._settings):
+                return False
+        except OSError as error:  # a folder that this process cannot read
+            log.warning("model_not_looked_up model=%s reason=%s", entry.name, error)
+        # A worker may have another disk.
+        return not any(worker.device.get("loaded_model") == entry.name for worker in self._workers())

@@ -99,8 +99,9 @@ def steps_left(job: Job) -> int:
         return steps
     if job.latents_path is not None:
         return 0
-    kept: int = (job.preempted or {}).get("step", 0)
-    return max(0, steps - kept)
+    kept = job.preempted or {"step": 0, "steps": 1}
+    left_share: float = 1 - kept["step"] / kept["steps"]
+    return round(steps * left_share)
 
 
 def steps_of_event(denoise: Json | None) -> tuple[int, int]:

@@ -19,12 +19,10 @@ FEW = 1000
 
 INSERT_JOB = text("""
     insert into jobs (id, status, stage, progress, spec, model, priority, rank, skips, needed_bytes, plan,
-    owner,
-        idempotency_key, fingerprint, created_at, queued_at, expired, attempts, token,
+        owner, idempotency_key, fingerprint, created_at, queued_at, expired, attempts, token,
         cancel_requested, remixed_from, expected_seconds)
     values (:id, 'queued', 'queued', 0, :spec, :model, :priority, :rank, 0, :needed_bytes, :plan, :owner,
-        :idempotency_key, :fingerprint, :now, :now, false, 0, 0, false, :remixed_from,
-        :expected_seconds)
+        :idempotency_key, :fingerprint, :now, :now, false, 0, 0, false, :remixed_from, :expected_seconds)
 """)
 INSERT_PICTURE = text(
     "insert into job_pictures (key, job_id, field, bytes) values (:key, :job_id, :field, :bytes)"
@@ -55,8 +53,7 @@ QUEUE_AGAIN = text("""
         needed_bytes = :needed_bytes, plan = :plan, rank = :rank, skips = 0,
         queued_at = :now, started_at = null, finished_at = null,
         expires_at = null, expired = false, attempts = 0, worker_id = null, lease_until = null,
-        cancel_requested = false, error = null, decode = null, setbacks = null,
-        preempted = null, download = null
+        cancel_requested = false, error = null, decode = null, setbacks = null, preempted = null, download = null
     where id = :id and status in ('succeeded', 'failed', 'canceled')
 """)
 EXPECTED = text("select expected_seconds from jobs where id = :id")

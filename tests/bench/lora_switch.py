@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from app.loras import LoraChoice  # noqa: E402
+from app.fields.loras import LoraChoice  # noqa: E402
 from app.worker.loras.switch import AppliedLoras  # noqa: E402
 
 RANK = 32

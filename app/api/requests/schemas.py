@@ -6,8 +6,8 @@ schemas. They are built from `JobSpec`; fields with a default of the model are o
 
 from typing import Any
 
+from app.fields.loras import MOST_LORAS
 from app.jobs import MEASURED, JobSpec, Json
-from app.loras import MOST_LORAS
 
 EXAMPLE: Json = {
     "prompt": "the camera pans slowly to the left",

@@ -110,7 +110,7 @@ def decode(
     if as_json:
         print_json({"out": str(out), "decode": report})
         return
-    from app.cli.generate import decode_summary
+    from app.cli.summaries import decode_summary
 
     typer.echo(decode_summary(report), err=True)
     typer.echo(str(out))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from app.config import Settings
-from app.loras import LoraChoice
+from app.fields.loras import LoraChoice
 from app.models.entries import ModelEntry
 from app.models.loras.fitting import models_that_take, takes, transformers_of
 from app.models.loras.folder import LoraFile, LoraFolder, UnusableLora

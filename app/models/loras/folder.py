@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from app.loras import NAME_PATTERN
+from app.fields.loras import NAME_PATTERN
 from app.models.files.architectures.adapters import (
     Adapter,
     adapted_layers,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load
 
-from app.loras import LoraChoice
+from app.fields.loras import LoraChoice
 from app.models.files.architectures.adapters import PREFIXES, flat
 from app.models.files.architectures.key_lists import key_lists
 from app.models.files.architectures.table import ARCHITECTURES

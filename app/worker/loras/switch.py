@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from app.loras import LoraChoice
+from app.fields.loras import LoraChoice
 from app.models.place_weights import TRANSFORMERS
 from app.worker.loras.matrices import Matrices, matrices_for, read_lora
 from app.worker.loras.not_applied import LoraNotApplied

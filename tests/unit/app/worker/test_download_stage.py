@@ -211,7 +211,8 @@ def test_no_time_is_told_until_the_model_is_on_this_machine(
 ) -> None:
     monkeypatch.setattr(awaited_models, "LOOK_SECONDS", 0.0)
     service = served.http.app.state.service
-    service.store.register_worker("w", {"name": "cpu", "kind": "cpu", "total_bytes": 8 * 2**30})
+    cpu = {"name": "cpu", "kind": "cpu", "total_bytes": 8 * 2**30}
+    service.store.register_worker("w", cpu)
     service.waiting_times.run_times.restore({"mine": [[12.0, 2.0, 9.0, 0.1, "64x64x9", 1, 1]]})
     queued = served.submit()
     fields = {"model": "mine", "image_size": "64x64"}
@@ -221,6 +222,10 @@ def test_no_time_is_told_until_the_model_is_on_this_machine(
         return [one[name] for one in found for name in ("eta_seconds", "eta_range")]
 
     assert told() == [None] * 4
+    service.store.register_worker("w", {**cpu, "loaded_model": "mine"})
+    assert None not in told(), "the worker may have another disk"
+    service.store.register_worker("w", cpu)
+    assert told() == [None] * 4
     put_here(served.models["mine"])
     assert None not in told()
     assert hub.requests == []
@@ -228,7 +233,7 @@ def test_no_time_is_told_until_the_model_is_on_this_machine(
 
 def test_a_look_whether_a_model_is_here_is_kept_for_a_while(hub: FakeHub, served: ServedModel) -> None:
     now = 0.0
-    is_awaited = awaited_models.AwaitedModels(served.settings, served.models, clock=lambda: now)
+    is_awaited = awaited_models.AwaitedModels(served.settings, served.models, list, clock=lambda: now)
     assert is_awaited("mine")
     put_here(served.models["mine"])
     assert is_awaited("mine")

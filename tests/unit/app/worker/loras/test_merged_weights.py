@@ -19,7 +19,7 @@ from model_parts import Base, frames_of, loaded, make_base
 from torch import Tensor
 from weight_files import write_fp8, write_gguf
 
-from app.loras import LoraChoice
+from app.fields.loras import LoraChoice
 from app.worker.loras.not_applied import LoraNotApplied
 from app.worker.loras.switch import AppliedLoras, lora_modules
 

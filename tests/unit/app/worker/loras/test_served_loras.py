@@ -133,7 +133,7 @@ def test_steps_of_other_loras_are_never_resumed(served: ServedModel) -> None:
 
 def test_the_placement_counts_the_bytes_of_the_loras() -> None:
     from adaptive.planning.weight_placement import ComponentSize, Stage
-    from app.loras import LoraChoice
+    from app.fields.loras import LoraChoice
     from app.models.requirements import ModelRequirements
 
     names = ("text_encoder", "transformer", "transformer_2")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.loras import Loras
+from app.fields.loras import Loras
 
 # The request fields that a recipe governs.
 GOVERNED = ("num_inference_steps", "guidance_scale", "negative_prompt", "loras")
