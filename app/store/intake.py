@@ -50,10 +50,10 @@ REQUEST_CANCEL = text("""
 """)
 QUEUE_AGAIN = text("""
     update jobs set status = 'queued', stage = 'queued', progress = 0, spec = :spec,
-        needed_bytes = :needed_bytes, plan = :plan, rank = :rank, skips = 0,
-        queued_at = :now, started_at = null, finished_at = null,
-        expires_at = null, expired = false, attempts = 0, worker_id = null, lease_until = null,
-        cancel_requested = false, error = null, decode = null, setbacks = null, preempted = null, download = null
+        needed_bytes = :needed_bytes, plan = :plan, rank = :rank, skips = 0, queued_at = :now,
+        started_at = null, finished_at = null, expires_at = null, expired = false, attempts = 0,
+        worker_id = null, lease_until = null, cancel_requested = false, error = null, decode = null,
+        setbacks = null, preempted = null, download = null
     where id = :id and status in ('succeeded', 'failed', 'canceled')
 """)
 EXPECTED = text("select expected_seconds from jobs where id = :id")
