@@ -50,7 +50,7 @@ def test_the_example_is_what_the_command_prints(tmp_path: Path, monkeypatch: pyt
     encoder = tensors_of("umt5-xxl", "diffusers", dtype="F8_E4M3")
     write_safetensors(umt5, scaled_fp8(encoder, "scale_weight"))
     write_safetensors(vae, tensors_of("wan21-vae"))
-    printed = CliRunner().invoke(app, ["inspect", *FILES, "--gpu", "12GB"]).stdout
+    printed = CliRunner().invoke(app, ["inspect", *FILES, "--gpu", "12GiB"]).stdout
     shown = printed.replace(str(tmp_path.resolve()), "/models").replace(str(tmp_path), "/models")
     example = re.search(r"^```text\n(wan2\.2_i2v.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
     assert example is not None, shown

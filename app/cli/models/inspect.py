@@ -191,7 +191,7 @@ def _show_needs(needs: dict[str, Any]) -> None:
     if known:
         typer.echo(f"\non {needs['card']}, {format_bytes(needs['free_bytes'])} beside CUDA's own")
     else:
-        typer.echo("\nwithout a GPU on this machine; --gpu 12GB compares with one")
+        typer.echo("\nwithout a GPU on this machine; --gpu 12GiB compares with one")
     for row in needs["components"]:
         _show_need(row["component"], row, row["verdict"])
     if len(needs["components"]) > 1:

@@ -330,7 +330,7 @@ def test_the_card_is_the_largest_of_this_machine_if_none_is_named(nvml_library: 
 def test_without_a_card_the_bytes_are_shown_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Nvml, "devices", lambda _self: [])
     text = inspect(write_safetensors(tmp_path / "ltx.safetensors", tensors_of("ltx-2b"))).stdout
-    assert "without a GPU on this machine; --gpu 12GB compares with one" in text
+    assert "without a GPU on this machine; --gpu 12GiB compares with one" in text
     assert "3.6 GiB as stored,   3.6 GiB in bf16\n" in text
 
 
