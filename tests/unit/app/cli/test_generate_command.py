@@ -62,6 +62,8 @@ def test_ctrl_c_cancels_the_job_and_says_so_with_its_id(
         env={**os.environ, "COLUMNS": "200"},
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in the background of a script passes on that the signal is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         first = process.stderr.readline()
