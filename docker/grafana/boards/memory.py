@@ -32,10 +32,11 @@ BATCHED = f'{JOB},strategy="batched"'
 def each_decode(histogram: str) -> str:
     """Return PromQL for the mean over the seconds around the end of a decode, on each host.
 
-    With one worker this is the value of that decode.
+    With one worker this is the value of that decode: sum and count grow over the same samples. `rate` would
+    extrapolate each of them its own way where a counter begins at zero.
     """
     spans = (
-        f"sum by (host) (rate({histogram}_{part}{{{JOB}}}[$__rate_interval]))" for part in ("sum", "count")
+        f"sum by (host) (delta({histogram}_{part}{{{JOB}}}[$__rate_interval]))" for part in ("sum", "count")
     )
     return "{} / ({} > 0)".format(*spans)
 
