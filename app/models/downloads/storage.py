@@ -81,7 +81,7 @@ def storage_of(entry: ModelEntry, settings: Settings) -> Storage:
         files = local_files(entry, settings)
         if files is not None:
             return Storage(Place.FOLDER, _bytes_of(files) + own_bytes, "disk", 0, str(files))
-    except (OSError, ModelUnavailable):  # the model's fault is told elsewhere
+    except (OSError, ModelUnavailable):  # `checks` reports the fault
         return Storage(Place.NOWHERE, computed, source, None)
     if entry.resolution is not None:
         return Storage(Place.NOWHERE, computed, source, None)
@@ -119,7 +119,7 @@ def _stored_bytes(entry: ModelEntry, settings: Settings) -> int:
 def _own_bytes(entry: ModelEntry) -> int:
     try:
         return sum(map(_bytes_of, part_paths(entry).values()))
-    except OSError:  # a file is missing, which is told elsewhere
+    except OSError:  # `checks` reports the missing file
         return 0
 
 

@@ -49,7 +49,8 @@ def span_id_of(job_id: str, span: Span) -> int:
 def spans_of(events: Sequence[Event]) -> list[Span]:
     """The spans of a job's last run: from when it was queued to the last `finished` event, parents first.
 
-    Returns none if there is no such event. Of a run whose first events were deleted, what is left is told.
+    Returns an empty list without such an event. If the run's first events were deleted, the spans cover the
+    rest.
     """
     ends = [place for place, event in enumerate(events) if event.kind == "finished"]
     if not ends:
