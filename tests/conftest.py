@@ -5,14 +5,16 @@ In CI (the environment variable `CI` is set) a skipped test fails the run unless
 """
 
 import gc
+import logging
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import nvml_stub
 import pytest
 
 from adaptive.device.host import freeze_garbage_collection
+from app.service.logs import OWN_LOGGERS
 
 # The tests start hundreds of processes. With this variable, each would compile 190 files of the project.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -69,3 +71,17 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of the stub NVIDIA driver, `libnvidia-ml.so.1`, freshly compiled."""
     return nvml_stub.build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that runs in the test's own process sets up logging for all tests after it."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, OWN_LOGGERS)]
+    levels = [logger.level for logger in loggers]
+    handlers = list(loggers[0].handlers)
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    for handler in list(loggers[0].handlers):
+        if type(handler) is logging.StreamHandler and handler not in handlers:
+            loggers[0].removeHandler(handler)
