@@ -1,4 +1,4 @@
-"""How a model is sampled, where that is part of the model. Knows no files, HTTP or torch."""
+"""A model's own way of sampling, such as a distilled model's schedule. Knows no files, HTTP or torch."""
 
 from typing import Annotated, Any, Literal
 
