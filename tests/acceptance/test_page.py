@@ -329,7 +329,8 @@ def test_a_card_shows_the_end_when_answers_are_late_or_fail(browser: Any, tmp_pa
             elif len(asked) > 2:
                 route.fulfill(response=asked[-1][1])
 
-        page.goto(url)
+        with page.expect_response("**/events"):  # until it is open, only the list tells of the claim
+            page.goto(url)
         page.wait_for_selector(".job[data-status=queued]")
         page.route(f"**/jobs/{job_id}", answer)
         claim = store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
