@@ -20,9 +20,9 @@ from av.stream import Disposition
 
 from app.frame_rate import nearest_standard
 from app.media.clip_structure import damage
+from app.media.colorimetry.video_colour import UnknownColour
 from app.media.fit import GRAVITIES, offset, scaled_size, side_like
 from app.media.frame_filters import progressive
-from app.media.video_colour import UnknownColour
 from app.media.video_pixels import Picture, PictureReader, UnknownPixels
 
 SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from adaptive.types import VideoShape
 from app.artifacts.local_folder import part_of, publish
 from app.media.audio import AudioSamples, AudioTrack
-from app.media.video_colour import BT709, LIMITED
+from app.media.colorimetry.video_colour import BT709, LIMITED
 from app.media.video_pixels import PictureWriter
 
 # x264's constant quality: 18 is near transparent.

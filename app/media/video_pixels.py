@@ -1,7 +1,7 @@
 """Converts decoded video frames to RGB pictures of SDR, and RGB pictures to what an encoder takes.
 
-`app.media.video_colour` says what the tags mean. FFmpeg's scaler upsamples chroma, applies the matrix and
-scales, to 16 bits a channel; tables and small matrix products do the rest. Must not know files.
+`app.media.colorimetry.video_colour` says what the tags mean. FFmpeg's scaler upsamples chroma, applies the
+matrix and scales, to 16 bits a channel; tables and small matrix products do the rest. Must not know files.
 """
 
 from fractions import Fraction
@@ -14,8 +14,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from app.media.frame_filters import FrameFilter
-from app.media.video_colour import (
+from app.media.colorimetry.video_colour import (
     BT709,
     FULL,
     LIMITED,
@@ -30,6 +29,7 @@ from app.media.video_colour import (
     to_light,
     tone_mapped,
 )
+from app.media.frame_filters import FrameFilter
 
 Picture = NDArray[np.uint8]
 Plane = NDArray[np.uint16]

@@ -5,10 +5,10 @@ from typing import Final
 
 import numpy as np
 
+from app.media.colorimetry.xyz import adaptation, rgb_to_xyz, white_of
 from app.media.pictures.containers.colour_space import ColourSpace
 
 # An ICC profile, version 4 (ICC.1:2010): a header of 128 bytes, a table of tags, and the tags.
-_BRADFORD: Final = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _D50: Final = (0.9642, 1.0, 0.8249)
 # sRGB's curve as parameters g, a, b, c, d of the ICC's function of type 3.
 _SRGB_CURVE: Final = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
@@ -16,14 +16,8 @@ _SRGB_CURVE: Final = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
 def rgb_profile(space: ColourSpace) -> bytes:
     """A display profile with these primaries, adapted to D50 as the ICC asks for."""
-    white, *primaries = (
-        np.array([x / y, 1.0, (1 - x - y) / y])
-        for x, y in (space.chromaticities[n : n + 2] for n in range(0, 8, 2))
-    )
-    columns = np.stack(primaries, axis=1)
-    columns = columns * np.linalg.solve(columns, white)
-    cones = _BRADFORD @ np.array(_D50) / (_BRADFORD @ white)
-    adapted = np.linalg.inv(_BRADFORD) @ np.diag(cones) @ _BRADFORD @ columns
+    chromaticities = space.chromaticities
+    adapted = adaptation(white_of(chromaticities), np.array(_D50)) @ rgb_to_xyz(chromaticities)
     points = {name: _point(adapted[:, n]) for n, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))}
     curve = _curve(space.gamma)
     return _written(b"RGB ", {**points, **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)})

@@ -6,24 +6,9 @@ The numbers are gamma and primaries (PNG), or the codes of ISO/IEC 23091-2 (PNG,
 from dataclasses import dataclass
 from typing import Final
 
+from app.media.colorimetry.primaries import PRIMARIES, SRGB, Chromaticities
 from app.media.pictures.rejection import unsupported
 
-Chromaticities = tuple[float, float, float, float, float, float, float, float]
-
-# x and y of white, red, green and blue.
-_D65: Final = (0.3127, 0.3290)
-SRGB: Final[Chromaticities] = (*_D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
-_PRIMARIES: Final[dict[int, Chromaticities]] = {
-    4: (0.310, 0.316, 0.67, 0.33, 0.21, 0.71, 0.14, 0.08),
-    5: (*_D65, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
-    6: (*_D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
-    7: (*_D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
-    8: (0.310, 0.316, 0.681, 0.319, 0.243, 0.692, 0.145, 0.049),
-    9: (*_D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
-    11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
-    12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
-    22: (*_D65, 0.630, 0.340, 0.295, 0.605, 0.155, 0.077),
-}
 # BT.709 and its like are shown as sRGB, as browsers and players do; so is what is not known.
 _GAMMAS: Final = {4: 2.2, 5: 2.8, 8: 1.0, 17: 2.6}
 _HDR: Final = {16: "PQ", 18: "HLG"}
@@ -44,7 +29,7 @@ def from_codes(primaries: int, transfer: int) -> ColourSpace | None:
     """The space with these codes; None for sRGB and what is not specified. Refuses PQ and HLG."""
     if transfer in _HDR:
         raise unsupported(f"is HDR ({_HDR[transfer]})")
-    return _unless_srgb(_PRIMARIES.get(primaries, SRGB), _GAMMAS.get(transfer))
+    return _unless_srgb(PRIMARIES.get(primaries, SRGB), _GAMMAS.get(transfer))
 
 
 def from_gamma(exponent: float | None, chromaticities: Chromaticities | None) -> ColourSpace | None:

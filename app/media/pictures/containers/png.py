@@ -9,8 +9,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
+from app.media.colorimetry.primaries import Chromaticities
 from app.media.pictures.containers import colour_space, exif
-from app.media.pictures.containers.colour_space import Chromaticities, ColourSpace
+from app.media.pictures.containers.colour_space import ColourSpace
 from app.media.pictures.containers.contents import Contents
 from app.media.pictures.image_structure import MAX_PARTS
 from app.media.pictures.rejection import damaged, too_complex, unsupported

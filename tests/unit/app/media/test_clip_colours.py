@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from adaptive.types import VideoShape
 from app.media.clips import open_clip
-from app.media.video import VideoWriter
-from app.media.video_colour import (
+from app.media.colorimetry.video_colour import (
     BT709,
     BT2020,
     Transfer,
@@ -28,6 +27,7 @@ from app.media.video_colour import (
     to_light,
     tone_mapped,
 )
+from app.media.video import VideoWriter
 from app.media.video_pixels import PictureReader, PictureWriter
 
 needs_ffmpeg = pytest.mark.skipif(reference_clip.FFMPEG is None, reason=reference_clip.REASON)

@@ -9,9 +9,9 @@ from enum import Enum
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Values = NDArray[np.float64]
+from app.media.colorimetry.primaries import PRIMARIES, SRGB
+from app.media.colorimetry.xyz import Values, adaptation, rgb_to_xyz, white_of
 
 UNSPECIFIED: Final = 2
 BT709, BT470BG, SMPTE170M, BT2020 = 1, 5, 6, 9
@@ -38,22 +38,6 @@ REFERENCE_WHITE_NITS: Final = 203.0
 # The peak of most mastering displays, and the nominal peak of HLG: assumed where a PQ video declares none.
 NOMINAL_PEAK_NITS: Final = 1000.0
 PQ_PEAK_NITS: Final = 10_000.0
-
-_D65, _C, _DCI = (0.3127, 0.3290), (0.310, 0.316), (0.314, 0.351)
-# Red, green, blue and white, as CIE 1931 x and y.
-_PRIMARIES: Final = {
-    1: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65),
-    4: ((0.670, 0.330), (0.210, 0.710), (0.140, 0.080), _C),
-    5: ((0.640, 0.330), (0.290, 0.600), (0.150, 0.060), _D65),
-    6: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65),
-    7: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65),
-    8: ((0.681, 0.319), (0.243, 0.692), (0.145, 0.049), _C),
-    9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), _D65),
-    11: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _DCI),
-    12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65),
-    22: ((0.630, 0.340), (0.295, 0.605), (0.155, 0.077), _D65),
-}
-_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
 
 class UnknownColour(ValueError):
@@ -121,7 +105,7 @@ def colour_of(
         raise UnknownColour(f"its transfer function is {name}")
     if primaries in (0, UNSPECIFIED, 3):
         primaries = BT2020 if curve.is_hdr or matrix == BT2020 else BT709
-    elif primaries not in _PRIMARIES:
+    elif primaries not in PRIMARIES:
         raise UnknownColour(f"its primaries are number {primaries}")
     if matrix in (0, UNSPECIFIED, 3):
         width, height = size
@@ -211,32 +195,17 @@ def tone_mapped(light: Values, peak_nits: float) -> Values:
 
 
 def to_bt709(primaries: int) -> Values:
-    """The matrix from linear RGB of these primaries to linear RGB of BT.709.
+    """The matrix from linear RGB of these primaries to linear RGB of BT.709, shape [3, 3].
 
     White stays white: Bradford adaptation where the white points differ. Method: SMPTE RP 177.
     """
-    result: Values = np.linalg.inv(_to_xyz(BT709)) @ _adaptation(primaries) @ _to_xyz(primaries)
+    space = PRIMARIES[primaries]
+    adapted = adaptation(white_of(space), white_of(SRGB)) @ rgb_to_xyz(space)
+    result: Values = np.linalg.inv(rgb_to_xyz(SRGB)) @ adapted
     return result
 
 
 def luminance_of(primaries: int) -> Values:
     """The weights of linear R, G and B in the luminance."""
-    weights: Values = _to_xyz(primaries)[1]
+    weights: Values = rgb_to_xyz(PRIMARIES[primaries])[1]
     return weights
-
-
-def _to_xyz(primaries: int) -> Values:
-    *corners, white = (_xyz(x, y) for x, y in _PRIMARIES[primaries])
-    colours = np.stack(corners, -1)
-    result: Values = colours * np.linalg.solve(colours, white)
-    return result
-
-
-def _adaptation(primaries: int) -> Values:
-    source, target = (_BRADFORD @ _xyz(*_PRIMARIES[number][3]) for number in (primaries, BT709))
-    result: Values = np.linalg.inv(_BRADFORD) @ np.diag(target / source) @ _BRADFORD
-    return result
-
-
-def _xyz(x: float, y: float) -> Values:
-    return np.array([x / y, 1.0, (1 - x - y) / y])
