@@ -67,6 +67,19 @@ class Client:
                 return
             time.sleep(_POLL_SECONDS)
 
+    def jobs(self, limit: int, **filters: str | None) -> list[dict[str, Any]]:
+        """Return up to `limit` jobs, the newest first; `filters` are the query parameters of GET /jobs."""
+        found: list[dict[str, Any]] = []
+        query = {name: value for name, value in filters.items() if value is not None}
+        while len(found) < limit:
+            parameters = {**query, "limit": str(min(200, limit - len(found)))}
+            page = self._checked(self._http.get("/jobs", params=parameters))
+            found += page["jobs"]
+            if page["next_cursor"] is None:
+                break
+            query["cursor"] = page["next_cursor"]
+        return found
+
     def cancel(self, job_id: str) -> None:
         """Request the job's cancellation."""
         self._checked(self._http.delete(f"/jobs/{job_id}"))

@@ -22,7 +22,20 @@ from app.api.middleware.guard import Guard
 from app.api.middleware.hosts import OwnHosts
 from app.api.middleware.http_metrics import HttpMetrics, Measured
 from app.api.middleware.http_rules import HttpRules
-from app.api.routes import batch, events, files, jobs, loras, openai, openai_models, session, submit, system
+from app.api.routes import (
+    archive,
+    batch,
+    device_memory,
+    events,
+    files,
+    jobs,
+    loras,
+    openai,
+    openai_models,
+    session,
+    submit,
+    system,
+)
 from app.config import Settings
 from app.models import profiles
 from app.models.downloads.access import AskHub
@@ -83,7 +96,22 @@ def create_app(
     app.state.service = service
     problems.install(app)
     app.add_exception_handler(events.StreamEnded, events.no_more_events)
-    modules = (submit, batch, jobs, files, events, openai, openai_models, system, loras, session, reference)
+    # In this order: /jobs/videos.zip is no job.
+    modules = (
+        submit,
+        batch,
+        archive,
+        jobs,
+        files,
+        events,
+        openai,
+        openai_models,
+        device_memory,
+        system,
+        loras,
+        session,
+        reference,
+    )
     routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)

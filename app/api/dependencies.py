@@ -37,13 +37,17 @@ from app.service.exposition.metrics import ServiceMetrics
 from app.service.exposition.model_gauges import ModelGauges
 from app.service.exposition.worker_ends import WorkerEnds
 from app.service.failed_keys import FailedKeys
+from app.service.gpus.memory_history import MemoryHistory
 from app.service.keys import LiveKeys
 from app.service.tracing.sender import Traces
 from app.service.webhooks import SigningKeys, Webhooks
-from app.store import JobDeleted, JobStore, NoSuchJob, open_store
+from app.store import JobDeleted, JobStore, NoSuchJob, StoreError, open_store
 
 if TYPE_CHECKING:
     from app.service.tracing.otlp import RequestSpans
+
+
+STOP_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Service:
     hub: HubAccess
     waiting_ranges: WaitingRanges
     nvml: Nvml
+    memory_history: MemoryHistory
     image_limits: ImageLimits
     shares: ClientShares
     background: Background
@@ -93,10 +98,13 @@ class Service:
         if self.traces is not None:
             self.traces.loop.start()
         self.background.start()
+        self.memory_history.loop.start()
 
     def stop(self) -> None:
         """Stop the threads; close the store and the driver."""
+        self.memory_history.loop.stop()
         self.background.stop()
+        self.memory_history.loop.join(STOP_SECONDS)
         self.keys.stop()
         self.feed.stop()
         if self.webhooks is not None:
@@ -113,7 +121,7 @@ class Service:
         """Return the states of all loops of this process."""
         sent = () if self.webhooks is None else self.webhooks.loops
         traced = () if self.traces is None else (self.traces.loop,)
-        own = (self.feed.loop, *self.background.loops, *self.keys.loops)
+        own = (self.feed.loop, self.memory_history.loop, *self.background.loops, *self.keys.loops)
         loops = (*own, *sent, *traced, *self.store.loops)
         return [loop.state for loop in loops]
 
@@ -149,8 +157,14 @@ def build_service(
             starting=lambda: exporter.starting,
         )
     )
+    memory_history = MemoryHistory(alive_workers, nvml.devices, store.time, known=(StoreError,))
     traces, request_spans = _traces(settings, store, exporter)
-    consumers = [metrics.apply, run_times.apply, *(() if traces is None else (traces.apply,))]
+    consumers = [
+        metrics.apply,
+        run_times.apply,
+        memory_history.apply,
+        *(() if traces is None else (traces.apply,)),
+    ]
     metrics.registry.register(WorkerEnds(settings.data_dir))
     metrics.registry.register(HubCacheGauges(hub_cache()))
     faults = ModelFaults(settings, models)
@@ -182,6 +196,7 @@ def build_service(
         waiting_times=WaitingTimes(run_times, store, alive_workers, is_awaited),
         waiting_ranges=WaitingRanges(run_times, store, alive_workers, is_awaited),
         nvml=nvml,
+        memory_history=memory_history,
         image_limits=ImageLimits(settings.max_image_pixels, settings.max_image_side),
         shares=ClientShares(settings),
         background=Background(store, unschedulable, Disposal(settings, store), exporter),

@@ -126,6 +126,27 @@ DEVICES = _object(
         "reserve_bytes": WHOLE,
     }
 )
+_BYTES = _list(WHOLE)
+_MEMORY = _object(
+    {
+        "worker_id": TEXT,
+        "times": _list(TIME),
+        "total_bytes": _BYTES,
+        "free_bytes": _BYTES,
+        "own_bytes": {**_BYTES, "description": "What the worker holds; other programs hold the rest."},
+    }
+)
+_DECODE = _object(
+    {
+        "job_id": _or_null(TEXT),
+        "worker_id": TEXT,
+        "started_at": TIME,
+        "ended_at": {**_or_null(TIME), "description": "Null while it runs."},
+        "predicted_peak_bytes": _or_null(WHOLE),
+        "measured_peak_bytes": _or_null(WHOLE),
+    }
+)
+DEVICE_MEMORY = _object({"now": TIME, "devices": _list(_MEMORY), "decodes": _list(_DECODE)})
 _STORAGE = _object(
     {
         "place": {"type": "string", "enum": list(Place)},

@@ -3,6 +3,7 @@
 Each command imports the heavy packages that it needs itself, so that `--help` is fast.
 
 generate   client: makes a video from an image and a prompt
+history    client: lists and searches jobs
 delete     client: deletes jobs with their images, prompts and videos
 bench      bench compare
 models     models, pull, plan, calibrate, convert, inspect
@@ -20,7 +21,7 @@ import typer
 
 from adaptive.device.huge_pages import enable_huge_pages
 from adaptive.version import __version__
-from app.cli import bench, delete, generate
+from app.cli import bench, delete, generate, history
 from app.cli.faults import Commands
 from app.cli.latents import decode, encode
 from app.cli.models import calibrate, convert, inspect, listed, plan, pull
@@ -38,6 +39,7 @@ app = typer.Typer(
 for group in (
     processes,
     generate,
+    history,
     delete,
     backup,
     plan,

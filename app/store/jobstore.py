@@ -201,6 +201,8 @@ class JobStore:
     # Read-only queries.
     get = _reads(fetch_job)
     page = _reads(queries.page)
+    search = _reads(queries.search)
+    owners = _reads(queries.owners)
     counts = _reads(queries.counts)
     queued_models = _reads(queries.queued_models)
     queued_beyond = _reads(queries.queued_beyond)

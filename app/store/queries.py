@@ -1,7 +1,9 @@
 """Read-only queries of the job table."""
 
+import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
 
@@ -12,6 +14,13 @@ PICTURES = text("select key, field, bytes from job_pictures where job_id = :id")
 PICTURES_USED = text("select key from job_pictures where key in :keys").bindparams(
     bindparam("keys", expanding=True)
 )
+JOBS = text(f"select {JOB_COLUMNS}, j.rank from jobs j where j.id in :ids order by j.id desc").bindparams(
+    bindparam("ids", expanding=True)
+)
+OWNERS = text("select id, owner from jobs where id in :ids and deleted_at is null").bindparams(
+    bindparam("ids", expanding=True)
+)
+LOOKED_AT = 2000  # jobs that one search reads at most, about 40 ms
 # `job_counts` counts queued and running jobs together, as `open`: a claim changes no count. Of running jobs
 # there are as many as workers.
 _RUNNING = "(select count(*) from jobs where status = 'running')"
@@ -88,34 +97,121 @@ def page(
     model: str | None = None,
     owner: str | None = None,
     since: float | None = None,
+    before: float | None = None,
     after: str | None = None,
     limit: int = 50,
     newest_first: bool = True,
     with_deleted: bool = True,
+    ended: bool = False,
 ) -> list[Job]:
     """Return one page of jobs sorted by age.
 
-    `since` selects jobs created at or after that time (seconds since the epoch); `after` is the last id
-    of the previous page.
+    `since` and `before` select jobs created at or after, and before, these times (seconds since the epoch);
+    `after` is the last id of the previous page. `ended` selects jobs that have ended in whichever way.
     """
+    where, row = _conditions(
+        status=status,
+        model=model,
+        owner=owner,
+        since=since,
+        before=before,
+        after=after,
+        newest_first=newest_first,
+        with_deleted=with_deleted,
+        ended=ended,
+    )
+    order = "desc" if newest_first else "asc"
+    query = text(f"select {JOB_COLUMNS}, j.rank from jobs j{where} order by j.id {order} limit :limit")
+    return _jobs(
+        connection, [dict(one) for one in connection.execute(query, {**row, "limit": limit}).mappings()]
+    )
+
+
+def owners(connection: Connection, ids: Sequence[str], /) -> dict[str, str | None]:
+    """Return the owner of each of these jobs that is not deleted, by id."""
+    rows = connection.execute(OWNERS, {"ids": list(ids)}) if ids else ()
+    return {str(row.id): row.owner for row in rows}
+
+
+def search(
+    connection: Connection,
+    /,
+    *,
+    words: Sequence[str] = (),
+    model: str | None = None,
+    owner: str | None = None,
+    limit: int = 50,
+    **wanted: Any,
+) -> tuple[list[Job], str | None]:
+    """Return a page of the jobs that are not deleted, newest first, and the `after` of the next one.
+
+    The latter is None at the end.
+
+    Every word is in a found job's prompt, model or id, in whichever case. `wanted` are further
+    arguments of `page`. What no index finds is looked for in `LOOKED_AT` jobs at a time, so that a page may
+    have fewer jobs than `limit`, or none, although another one follows.
+    """
+    if not words and (owner is None or model is None):
+        found = page(connection, model=model, owner=owner, limit=limit + 1, with_deleted=False, **wanted)
+        return found[:limit], found[limit - 1].id if len(found) > limit else None
+    folded = [word.casefold() for word in words]
+    # No index is of keys and models: a key's jobs are looked at for the model.
+    indexed = model if owner is None else None
+    where, row = _conditions(model=indexed, owner=owner, with_deleted=False, **wanted)
+    look = text(f"select j.id, j.model, j.spec from jobs j{where} order by j.id desc limit :looked_at")
+    looked_at = connection.execute(look, {**row, "looked_at": LOOKED_AT}).all()
+    ids = [one.id for one in looked_at if model in (None, one.model) and _has(folded, one)]
+    last = looked_at[-1].id if len(looked_at) == LOOKED_AT else None
+    if len(ids) > limit:
+        last = ids[limit - 1]
+    if not ids:
+        return [], last
+    rows = connection.execute(JOBS, {"ids": ids[:limit]}).mappings()
+    return _jobs(connection, [dict(one) for one in rows]), last
+
+
+def _has(folded: Sequence[str], row: Any) -> bool:
+    if not folded:
+        return True
+    text_of_job = f"{json.loads(row.spec).get('prompt', '')}\n{row.model}\n{row.id}".casefold()
+    return all(word in text_of_job for word in folded)
+
+
+def _conditions(
+    *,
+    status: JobStatus | None = None,
+    model: str | None = None,
+    owner: str | None = None,
+    since: float | None = None,
+    before: float | None = None,
+    after: str | None = None,
+    newest_first: bool = True,
+    with_deleted: bool = True,
+    ended: bool = False,
+) -> tuple[str, dict[str, Any]]:
+    """Return the `where` clause of these filters, "" without any, and its parameters."""
     equal = {"status": status, "model": model, "owner": owner}
     conditions = [f"j.{name} = :{name}" for name, value in equal.items() if value is not None]
+    row: dict[str, Any] = {**equal, "after": after}
     if not with_deleted:
         conditions.append("j.deleted_at is null")
-    first_id = None
+    if ended or (status is not None and status.is_terminal):
+        conditions.append("j.finished_at is not null")  # a condition of the indexes of ended jobs
     if since is not None:
         # Ids begin with a time that is never before the job's creation: the index of ids ends the search.
         conditions += ["j.created_at >= :since", "j.id >= :first_id"]
-        first_id = first_id_of(since)
+        row |= {"since": since, "first_id": first_id_of(since)}
+    if before is not None:
+        # By the ids, which begin the search. Only after a jump of the clock they begin with another time.
+        conditions.append("j.id < :before_id")
+        row["before_id"] = first_id_of(before)
     if after is not None:
         conditions.append(f"j.id {'<' if newest_first else '>'} :after")
-    order = "desc" if newest_first else "asc"
-    where = f" where {' and '.join(conditions)}" if conditions else ""
-    query = text(f"select {JOB_COLUMNS}, j.rank from jobs j{where} order by j.id {order} limit :limit")
-    rows = connection.execute(
-        query, {**equal, "since": since, "first_id": first_id, "after": after, "limit": limit}
-    ).mappings()
-    found = [dict(row) for row in rows]
+    return f" where {' and '.join(conditions)}" if conditions else "", row
+
+
+def _jobs(connection: Connection, found: list[dict[str, Any]]) -> list[Job]:
+    """Return the jobs of rows with `JOB_COLUMNS` and `rank`, with their places in the queue."""
     places = _places(connection, [row["rank"] for row in found if row["status"] == JobStatus.QUEUED])
     for row in found:
         place = places.get(row.pop("rank"))

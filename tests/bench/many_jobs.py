@@ -234,6 +234,11 @@ def calls(store: JobStore) -> dict[str, Callable[[], Any]]:
         "first page of a key": lambda: store.page(owner="studio"),
         "first page of a key, not deleted": lambda: store.page(owner="studio", with_deleted=False),
         "first page since now (none)": lambda: store.page(since=NOW + 60),
+        "search, status and model (none)": lambda: store.search(status=JobStatus.FAILED, model="tiny"),
+        "search, words that are nowhere": lambda: store.search(words=["nowhere"]),
+        "search, ended jobs of a key and model": lambda: store.search(
+            ended=True, owner="studio", model="rare"
+        ),
         "oldest first": lambda: store.page(newest_first=False),
         "counts": store.counts,
     }

@@ -1,6 +1,7 @@
 """Routes for existing jobs: list, get, cancel, delete."""
 
 import logging
+from enum import StrEnum
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -21,6 +22,17 @@ router = APIRouter(tags=["jobs"])
 NO_NUL = r"^[^\x00]*$"
 
 
+class ListedStatus(StrEnum):
+    """The jobs of a list by their status. `ended` stands for succeeded, failed and canceled."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    ENDED = "ended"
+
+
 @router.get(
     "/jobs", summary="List jobs, newest first", responses={**answer(PAGE_OF_JOBS), **documented(401, 422)}
 )
@@ -28,31 +40,45 @@ def list_jobs(
     service: TheService,
     owner: Caller,
     prefix: Prefix,
-    status: JobStatus | None = None,
+    q: Annotated[
+        str | None,
+        Query(
+            max_length=200,
+            pattern=NO_NUL,
+            description="Only jobs with each of these words in their prompt, model or id.",
+        ),
+    ] = None,
+    status: ListedStatus | None = None,
     model: Annotated[str | None, Query(max_length=100, pattern=NO_NUL)] = None,
     since: Annotated[
         AwareDatetime | None, Query(description="Only jobs created at or after this time (RFC 3339).")
+    ] = None,
+    before: Annotated[
+        AwareDatetime | None, Query(description="Only jobs created before this time (RFC 3339).")
     ] = None,
     cursor: Annotated[
         str | None, Query(max_length=64, pattern=NO_NUL, description="The next_cursor of the previous page.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
-    """Return one page of jobs; `next_cursor` is null on the last page."""
-    jobs = service.store.page(
-        status=status,
+    """Return one page of jobs; `next_cursor` is null on the last page.
+
+    A page of a search (`q`, or `model` with an API key) may have fewer jobs than `limit`, or none, although
+    `next_cursor` is not null: one request looks at 2,000 jobs at most.
+    """
+    ended = status is ListedStatus.ENDED
+    jobs, next_cursor = service.store.search(
+        words=(q or "").split(),
+        status=None if status is None or ended else JobStatus(status),
+        ended=ended,
         model=model,
         owner=service.keys.scope(owner),
         since=None if since is None else since.timestamp(),
+        before=None if before is None else before.timestamp(),
         after=cursor,
-        limit=limit + 1,
-        with_deleted=False,
+        limit=limit,
     )
-    page = jobs[:limit]
-    document = {
-        "jobs": views(service, page, owner, prefix),
-        "next_cursor": page[-1].id if len(jobs) > limit else None,
-    }
+    document = {"jobs": views(service, jobs, owner, prefix), "next_cursor": next_cursor}
     # Built here, because FastAPI would convert each value again.
     return JSONResponse(document)
 
