@@ -7,6 +7,7 @@ import { BADGE, decided, doing, exactness, facts, planned, rate, seconds, share 
 export function build(job, act, remove) {
   const card = fromTemplate("job-template");
   card.dataset.id = job.id;
+  card.id = `job-${job.id}`;
   const on = (name, kind, action) => card.querySelector(`.${name}`).addEventListener(kind, action);
   on("cancel", "click", () => act(job.id, "DELETE", `/jobs/${job.id}`));
   on("finish", "click", ({ target }) => {
@@ -21,7 +22,7 @@ export function build(job, act, remove) {
     target.value = "";
     act(job.id, "POST", `/jobs/${job.id}/redecode`, { decode_strategy: strategy, exact_only: !strategy.startsWith("approximate") });
   });
-  for (const [name, what] of [["cancel", "Cancel"], ["finish", "Stop early: keep"], ["retry", "Try again"], ["download", "Download"], ["delete", "Delete"]]) {
+  for (const [name, what] of [["cancel", "Cancel"], ["finish", "Stop early: keep"], ["retry", "Try again"], ["download", "Download"], ["delete", "Delete"], ["reuse", "Reuse"], ["code", "Code"], ["pick", "Select"]]) {
     card.querySelector(`.${name}`).setAttribute("aria-label", `${what}: ${job.request.prompt}`);
   }
   return card;
@@ -49,6 +50,8 @@ export function fill(card, job) {
   part("download").hidden = !job.links.video;
   if (job.links.video) part("download").href = address(job.links.video);
   part("delete").hidden = active;
+  part("choose").hidden = active;
+  if (active) part("pick").checked = false;
   part("again-label").hidden = !job.links.redecode;
   showAgain(part("again"), job);
   fillMedia(part("media"), job);

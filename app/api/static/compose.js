@@ -1,7 +1,9 @@
 // The form for a new video: images, prompt, model rules, and the request that is sent.
 
 import { call } from "./api.js";
+import * as batch from "./batch.js";
 import { byId, debounced, say } from "./dom.js";
+import * as find from "./find.js";
 import * as images from "./images.js";
 import * as loras from "./loras.js";
 import * as plan from "./plan.js";
@@ -17,11 +19,12 @@ let model = null;
 
 export async function start(onSubmitted) {
   models = (await call("GET", "/models")).models;
+  find.offer(models);
   await loras.start();
   form.elements.model.replaceChildren(...models.map(choice));
   applyModel();
   const replan = () => plan.show(asked(), use);
-  images.start(form, () => { fail(""); if (images.size("image") !== null) replan(); });
+  images.start(form, (isNew) => { if (isNew) fail(""); if (images.size("image") !== null) replan(); });
   form.elements.model.addEventListener("change", () => { applyModel(); replan(); });
   form.elements.exact_only.addEventListener("change", allowApproximate);
   form.addEventListener("input", debounced(replan, 300));
@@ -85,6 +88,24 @@ function allowApproximate() {
   if (exact && strategy.value.startsWith("approximate")) strategy.value = "auto";
 }
 
+// Takes over the request and the pictures of a job. Returns why that cannot be, or "".
+export function take({ request, seed }, photos) {
+  if (!models.some((one) => one.name === request.model)) return `This service has no model ${request.model} any more.`;
+  form.elements.model.value = request.model;
+  applyModel();
+  const budget = request.memory_budget_bytes == null ? "" : request.memory_budget_bytes / MIB;
+  for (const [name, value] of Object.entries({ ...request, seed, memory_budget_mib: budget })) {
+    const field = form.elements[name];
+    if (!field || field.disabled || ["loras", "model"].includes(name)) continue;
+    if (name === "loop") field.value = value ? "true" : "";
+    else field.value = value ?? "";
+  }
+  loras.choose(model, form.elements.loras, request.loras);
+  for (const name of ["image", "last_image"]) if (photos[name] || name === "last_image") images.put(name, photos[name] ?? null);
+  use({});
+  return "";
+}
+
 // Set values in the form as if the user had typed them.
 function use(values) {
   for (const [name, value] of Object.entries(values)) form.elements[name].value = value;
@@ -119,20 +140,32 @@ async function submit(onSubmitted) {
   const prompt = form.elements.prompt;
   if (!images.chosen("image")) return fail("Choose an image first.", form.elements.image);
   if (model.uses_prompt && !prompt.value.trim()) return fail("Write a prompt first.", prompt);
-  const body = new FormData();
-  for (const name of ["image", "last_image"]) {
-    if (images.chosen(name) && !form.elements[name].disabled) body.append(name, images.chosen(name));
-  }
-  for (const [name, value] of Object.entries(fields())) body.append(name, value);
   byId("submit").disabled = true;
+  say(byId("batch-progress"), "");
   try {
-    onSubmitted(await call("POST", "/generate", { form: body }));
-    fail("");
+    const photos = images.all();
+    if (photos.length > 1) {
+      const left = await batch.send(photos, bodyWith, onSubmitted);
+      images.put("image", left[0] ?? photos[0], left.slice(1));
+      fail(left.length ? `${left.length} of ${photos.length} photos were refused: see why beside each.` : "");
+    } else {
+      onSubmitted(await call("POST", "/generate", { form: bodyWith(photos[0]) }));
+      fail("");
+    }
   } catch (error) {
     fail(inUnits(error.message), plan.fieldOf(error));
   } finally {
     byId("submit").disabled = false;
   }
+}
+
+// The request of one video: the fields with this photo.
+function bodyWith(photo) {
+  const body = new FormData();
+  body.append("image", photo);
+  if (images.chosen("last_image") && !form.elements.last_image.disabled) body.append("last_image", images.chosen("last_image"));
+  for (const [name, value] of Object.entries(fields())) body.append(name, value);
+  return body;
 }
 
 // Says why nothing was sent, beside the button: the field may be far away, so that a button leads to it.

@@ -24,6 +24,12 @@ export function apply(model, field) {
   field.value = "";
 }
 
+// Ticks the rows of a request's LoRAs.
+export function choose(model, field, wanted) {
+  for (const line of rows.children) line.take(wanted.find((one) => one.name === line.dataset.name && (one.component ?? "") === line.component));
+  write(model, field);
+}
+
 function row(lora, fixed, onChange) {
   const line = make("div", null, "row");
   const choice = make("label", null, "field");
@@ -36,6 +42,13 @@ function row(lora, fixed, onChange) {
   scale.append(number);
   line.append(choice, scale);
   line.lora = () => box.checked && { name: lora.name, scale: number.valueAsNumber, ...(lora.component && { component: lora.component }) };
+  line.take = (one) => {
+    if (fixed) return;
+    box.checked = Boolean(one);
+    number.value = one?.scale ?? lora.scale ?? 1;
+  };
+  Object.assign(line, { component: lora.component ?? "" });
+  line.dataset.name = lora.name;
   line.addEventListener("input", onChange);
   return line;
 }

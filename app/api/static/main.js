@@ -1,10 +1,13 @@
 // Starts the page: theme, session, queue, memory chart and form.
 
 import { call, follow, session } from "./api.js";
+import * as code from "./code.js";
 import * as compose from "./compose.js";
 import { byId, say } from "./dom.js";
 import * as memory from "./memory.js";
 import * as queue from "./queue.js";
+import { reuse } from "./reuse.js";
+import * as select from "./select.js";
 
 const STATE_MS = 3000;
 
@@ -43,8 +46,22 @@ showState();
 setInterval(showState, STATE_MS);
 const who = await session();
 offerSignOut(who);
+code.start(who);
+select.start(queue);
+byId("jobs").addEventListener("click", ({ target }) => {
+  const job = queue.job(target.closest(".job")?.dataset.id);
+  if (target.closest(".reuse")) reuse(job);
+  if (target.closest(".code")) code.open(job);
+});
+// The decodes of the memory charts lead to the cards of their jobs.
+byId("memory").addEventListener("click", (event) => {
+  const link = event.target.closest("a[href^='#job-']");
+  if (!link) return;
+  event.preventDefault();
+  queue.reveal(link.hash.slice("#job-".length));
+});
 await queue.start();
 // Also after the first connection: what happened between loading the list and opening the stream is in neither.
-follow(queue.onEvent, (connected) => { if (connected) queue.refreshAll(); });
+follow((kind, data) => { queue.onEvent(kind, data); memory.onEvent(kind, data); }, (connected) => { if (connected) queue.refreshAll(); });
 memory.start(byId("memory"), who);
 await compose.start(queue.add);

@@ -1,15 +1,15 @@
-// The live memory chart of each device: own, other and free memory of the last minutes, with the predicted peak of the
+// The memory chart of each device, live and over the last hour, with the decodes in it and the predicted peak of the
 // current plan. Also the button that pauses a device.
 
 import { call } from "./api.js";
-import { fromTemplate, say } from "./dom.js";
-import { bytes, heldByOthers } from "./words.js";
+import * as chart from "./chart.js";
+import { fromTemplate, make, say } from "./dom.js";
+import * as timeline from "./timeline.js";
+import { bytes, heldByOthers, seconds } from "./words.js";
+import * as zoom from "./zoom.js";
 
 const EVERY_MS = 2000;
-const KEPT = 90;
-const SVG = "http://www.w3.org/2000/svg";
 const STATES = { paused: "Paused", draining: "Finishing its job, then paused" };
-const history = new Map();
 const charts = new Map();
 let predicted = null;
 let states = [];
@@ -19,10 +19,19 @@ export const allPaused = () => states.length > 0 && states.every((state) => stat
 
 export function showPrediction(plan) {
   predicted = plan?.predicted_peak_bytes ? { device: plan.device, bytes: plan.predicted_peak_bytes } : null;
-  for (const id of charts.keys()) draw(id);
+  drawAll();
+}
+
+export function onEvent(kind, data) {
+  if ((kind === "stage" && (data.stage === "decoding" || data.stage === "encoding")) || kind === "finished") {
+    timeline.refreshDecodes(drawAll);
+  }
 }
 
 export async function start(root, { admin }) {
+  zoom.start(drawAll);
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) timeline.load().then(drawAll); });
+  await timeline.load();
   for (;;) {
     if (!document.hidden) {
       try { update(root, await call("GET", "/devices"), admin); } catch { /* the connection state shows it */ }
@@ -37,14 +46,16 @@ function update(root, report, admin) {
   const hosts = new Set(alive.map((device) => device.host)).size;
   for (const device of alive) {
     const gpu = report.gpus.find((one) => one.uuid === device.uuid && one.state === "ok");
-    remember(device, gpu);
+    const free = gpu ? gpu.free_bytes : device.free_bytes;
+    timeline.add(device.worker_id, timeline.reading(Date.now(), device.total_bytes, free, device.own_bytes));
     if (!charts.has(device.worker_id)) charts.set(device.worker_id, build(root, device, admin));
-    draw(device.worker_id);
     describe(charts.get(device.worker_id).root, device, gpu, hosts > 1);
   }
-  for (const [id, chart] of charts) {
-    if (!alive.some((device) => device.worker_id === id)) { chart.root.remove(); charts.delete(id); }
+  for (const [id, one] of charts) {
+    if (!alive.some((device) => device.worker_id === id)) { one.root.remove(); charts.delete(id); }
   }
+  zoom.known(Math.min(Date.now(), ...[...charts.keys()].map((id) => timeline.of(id)[0].at)));
+  drawAll();
   const none = root.querySelector(":scope > p");
   const unused = worthAWarning(report.unused_gpus, alive);
   const told = new Set([...alive, ...unused].map((one) => one.uuid));
@@ -64,25 +75,11 @@ function worthAWarning(gpus, alive) {
   return gpus.filter((gpu) => gpu.reason !== "not_selected" && (onCpu || gpu.reason !== "hidden"));
 }
 
-function remember(device, gpu) {
-  const total = device.total_bytes;
-  const free = gpu ? gpu.free_bytes : device.free_bytes;
-  const own = Math.min(device.own_bytes || 0, total);
-  const samples = [...(history.get(device.worker_id) || []), { total, own, free, other: Math.max(0, total - free - own) }];
-  history.set(device.worker_id, samples.slice(-KEPT));
-}
-
 function build(root, device, admin) {
   const card = fromTemplate("device-template");
-  const svg = card.querySelector("svg");
-  const parts = {};
-  for (const [name, kind] of [["base", "rect"], ["other", "path"], ["own", "path"], ["peak", "path"]]) {
-    parts[name] = document.createElementNS(SVG, kind);
-    parts[name].setAttribute("class", name);
-    svg.append(parts[name]);
-  }
-  parts.base.setAttribute("width", "100");
-  parts.base.setAttribute("height", "100");
+  const plot = card.querySelector(".plot");
+  const parts = chart.build(card.querySelector("svg"));
+  zoom.follow(plot, parts.span);
   const pause = card.querySelector(".pause");
   pause.hidden = !admin;
   pause.addEventListener("click", async () => {
@@ -95,7 +92,7 @@ function build(root, device, admin) {
     }
   });
   root.append(card);
-  return { root: card, svg, parts, name: device.name };
+  return { root: card, parts, name: device.name };
 }
 
 function title(device, severalHosts) {
@@ -117,26 +114,47 @@ function describe(card, device, gpu, severalHosts) {
   say(card.querySelector(".holders"), others && `Other programs hold: ${others}.`);
 }
 
-function area(samples, lower, upper) {
-  const x = (index) => 100 - (samples.length - 1 - index) * (100 / (KEPT - 1));
-  const y = (sample, value) => (100 - (100 * value) / sample.total).toFixed(2);
-  const top = samples.map((sample, index) => `${x(index).toFixed(2)},${y(sample, upper(sample))}`);
-  const bottom = samples.map((sample, index) => `${x(index).toFixed(2)},${y(sample, lower(sample))}`).reverse();
-  return `M${[...top, ...bottom].join("L")}Z`;
+function drawAll() {
+  for (const id of charts.keys()) draw(id);
 }
 
 function draw(id) {
-  const samples = history.get(id);
-  const { root, svg, parts, name } = charts.get(id);
-  const now = samples[samples.length - 1];
-  const shown = samples.length > 1 ? samples : [now, now];
-  parts.own.setAttribute("d", area(shown, () => 0, (sample) => sample.own));
-  parts.other.setAttribute("d", area(shown, (sample) => sample.own, (sample) => sample.own + sample.other));
+  const { root, parts, name } = charts.get(id);
+  const all = timeline.of(id);
+  const now = all[all.length - 1];
   const peak = predicted && (!predicted.device || predicted.device === name) ? predicted.bytes : null;
-  const level = peak == null ? null : Math.max(0, 100 - (100 * (now.own + now.other + peak)) / now.total);
-  parts.peak.setAttribute("d", level == null ? "" : `M0,${level.toFixed(2)}H100`);
+  const decodes = chart.draw(parts, id, peak);
   const texts = { own: `own ${bytes(now.own)}`, other: `other ${bytes(now.other)}`, free: `free ${bytes(now.free)}` };
   for (const part of ["own", "other", "free"]) root.querySelector(`.k-${part}`).textContent = texts[part];
   say(root.querySelector(".k-peak"), peak == null ? "" : `peak of the planned decode, at most +${bytes(peak)}`);
-  svg.setAttribute("aria-label", `Memory of ${name}: ${texts.own}, ${texts.other}, ${texts.free}, of ${bytes(now.total)}.`);
+  root.querySelector(".k-decode").hidden = !decodes.length;
+  const { from, to } = zoom.view();
+  root.querySelectorAll(".axis span").forEach((one, index) => { one.textContent = zoom.clock(from + ((to - from) * index) / 2); });
+  root.querySelector("svg").setAttribute("aria-label", `Memory of ${name}: ${texts.own}, ${texts.other}, ${texts.free}, of ${bytes(now.total)}.`);
+  root.querySelector(".plot").setAttribute("aria-label", `Chart of ${name}. Plus, minus and the arrow keys zoom and move it, Home shows all.`);
+  listDecodes(root.querySelector(".decodes"), decodes);
+}
+
+// The newest decodes in view, each with a link to the card of its job.
+const LISTED = 8;
+
+function listDecodes(box, decodes) {
+  const rows = decodes.slice(-LISTED).reverse().map((one) => [one.job, decodeText(one)]);
+  box.hidden = !rows.length;
+  if (box.dataset.shown === JSON.stringify(rows)) return;
+  box.dataset.shown = JSON.stringify(rows);
+  say(box.querySelector("summary"), decodes.length === 1 ? "1 decode in view" : `${decodes.length} decodes in view`);
+  box.querySelector("ul").replaceChildren(...rows.map(([job, sentence]) => {
+    const item = make("li");
+    const link = job ? make("a", `job ${job.slice(-6)}`) : make("span", "another key's job");
+    if (job) link.href = `#job-${job}`;
+    item.append(link, ` ${sentence}`);
+    return item;
+  }));
+}
+
+function decodeText({ from, to, predicted: guess, measured }) {
+  const took = to ? `took ${seconds((to - from) / 1000)}` : "runs";
+  const peaks = [guess != null && `${bytes(guess)} predicted`, measured != null && `${bytes(measured)} measured`].filter(Boolean);
+  return `${zoom.clock(from)}, ${took}${peaks.length ? `, peak ${peaks.join(", ")}` : ""}`;
 }

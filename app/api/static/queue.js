@@ -2,10 +2,13 @@
 
 import { call } from "./api.js";
 import { build, fill } from "./card.js";
-import { byId, say } from "./dom.js";
+import { confirmed } from "./confirm.js";
+import { byId } from "./dom.js";
+import * as find from "./find.js";
 import { BADGE } from "./words.js";
 
 const PAGE = 20;
+const LOOKS = 25; // a search asks so often until it has found something: each time the service looks at many jobs
 const AGAIN_MS = 3000;
 const list = byId("jobs");
 const empty = byId("empty");
@@ -21,26 +24,80 @@ const QUIET = new Set(["chunk", "downloaded"]); // they change nothing that a ca
 const GONE = new Set([404, 410]);
 let requests = 0;
 let cursor = null;
+let filter = {}; // what is looked for: with words, a status or a model the list has only what was found
+let searches = 0;
+let fresh = true; // the next page is the first one
+
+export const job = (id) => jobs.get(id);
+const filtered = () => Object.values(filter).some(Boolean);
 
 export async function start() {
-  more.addEventListener("click", () => load(cursor));
+  more.addEventListener("click", () => (filtered() ? look(searches) : load(cursor)));
+  find.start(search);
   await load(null);
 }
 
-async function load(after) {
-  const request = ++requests;
-  const page = await call("GET", `/jobs?limit=${PAGE}${after ? `&cursor=${after}` : ""}`);
-  if (after || cards.size === 0) cursor = page.next_cursor;
-  for (const job of page.jobs) showAnswer(request, job);
-  more.hidden = !cursor;
-  empty.hidden = cards.size > 0;
-  return new Set(page.jobs.map((job) => job.id));
+// Shows what the filter selects instead of what is shown now.
+async function search(wanted) {
+  const own = ++searches;
+  filter = wanted;
+  cursor = null;
+  fresh = true;
+  for (const id of [...cards.keys()]) forget(id);
+  find.tell(0, true, true);
+  if (filtered()) return look(own);
+  await load(null);
+  find.tell(0, false);
 }
 
-export function add(job) {
-  show(job);
+async function look(own) {
+  try {
+    let found = 0;
+    for (let asked = 0; asked < LOOKS && !found; asked += 1) {
+      found = (await load(cursor, own)).size;
+      if (own !== searches) return;
+      if (!cursor) break;
+    }
+    find.tell(cards.size, Boolean(cursor));
+  } catch (error) {
+    if (own === searches) find.failed(error);
+  }
+}
+
+async function load(after, own = searches) {
+  const request = ++requests;
+  const given = Object.entries({ ...filter, cursor: after }).filter(([, value]) => value);
+  const page = await call("GET", `/jobs?limit=${PAGE}&${new URLSearchParams(given)}`);
+  if (own !== searches) return new Set();
+  if (after || fresh || cards.size === 0) cursor = page.next_cursor;
+  fresh = false;
+  for (const one of page.jobs) showAnswer(request, one, true);
+  more.hidden = !cursor;
+  more.textContent = filtered() ? "Search older" : "Show older";
+  changed();
+  return new Set(page.jobs.map((one) => one.id));
+}
+
+function changed() {
+  empty.hidden = cards.size > 0 || filtered();
+  list.dispatchEvent(new Event("listed"));
+}
+
+// Brings the card of a job into view, by a search if it is not in the list.
+export async function reveal(id) {
+  if (!cards.has(id)) await find.fill(id);
+  const card = cards.get(id);
+  card?.scrollIntoView({ block: "center" });
+  card?.focus({ preventScroll: true });
+}
+
+// `isOneOfMany`: the form tells of it.
+export function add(added, isOneOfMany = false) {
+  if (filtered()) find.fill("");
+  show(added);
+  if (isOneOfMany) return;
   announce.textContent = "The video is queued.";
-  const card = cards.get(job.id);
+  const card = cards.get(added.id);
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   card.scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });
 }
@@ -71,15 +128,15 @@ function left({ eta_range: range, stage, progress }, now) {
 }
 
 function refresh(id, milliseconds = 150) {
-  if (due.has(id)) return;
+  if (due.has(id) || (filtered() && !cards.has(id))) return;
   due.set(id, setTimeout(async () => {
     due.delete(id);
     const before = jobs.get(id);
     const request = ++requests;
     try {
-      const job = await call("GET", `/jobs/${id}`);
-      showAnswer(request, job);
-      if (before && before.status !== job.status) announce.textContent = `${job.request.prompt}: ${BADGE[job.status]}`;
+      const now = await call("GET", `/jobs/${id}`);
+      showAnswer(request, now);
+      if (before && before.status !== now.status) announce.textContent = `${now.request.prompt}: ${BADGE[now.status]}`;
     } catch (problem) {
       if (GONE.has(problem.status)) drop(id);
       else refresh(id, AGAIN_MS); // there may be no later event to reload it
@@ -90,12 +147,14 @@ function refresh(id, milliseconds = 150) {
 // After a gap in the stream: cards may be outdated, and new jobs are missing.
 export async function refreshAll() {
   const known = [...jobs.keys()];
-  const fresh = await load(null).catch(() => new Set());
+  const fresh = filtered() ? new Set() : await load(null).catch(() => new Set());
   for (const id of known) if (!fresh.has(id)) refresh(id, 300);
 }
 
-function showAnswer(request, job) {
+// With a filter, only what was found becomes a card.
+function showAnswer(request, job, found = false) {
   if (dropped.has(job.id) || request < (shown.get(job.id) ?? 0)) return;
+  if (filtered() && !found && !cards.has(job.id)) return;
   shown.set(job.id, request);
   show(job);
 }
@@ -113,6 +172,7 @@ function show(job) {
   }
   jobs.set(job.id, job);
   fill(card, { ...job, forming: forming.get(job.id) });
+  list.dispatchEvent(new Event("listed"));
 }
 
 async function act(id, method, path, json) {
@@ -133,33 +193,35 @@ function fail(id, error) {
 }
 
 async function remove(id) {
-  const { prompt } = jobs.get(id).request;
-  if (!(await confirmed(prompt || "(no prompt)"))) return;
-  try {
-    await call("POST", `/jobs/${id}/delete`);
-  } catch (problem) {
-    if (!GONE.has(problem.status)) return fail(id, problem);
-  }
-  drop(id);
+  if (!(await confirmed([jobs.get(id).request.prompt]))) return;
+  if (await erase(id)) return;
   announce.textContent = "The video was deleted.";
   list.focus();
 }
 
-function confirmed(prompt) {
-  const dialog = byId("delete-dialog");
-  say(byId("delete-what"), prompt);
-  dialog.returnValue = "keep"; // what the escape key leaves
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "delete"), { once: true });
-  });
+// Deletes a job. Returns the problem if the service refuses, which its card says, too.
+export async function erase(id) {
+  try {
+    await call("POST", `/jobs/${id}/delete`);
+  } catch (problem) {
+    if (!GONE.has(problem.status)) {
+      fail(id, problem);
+      return problem;
+    }
+  }
+  drop(id);
+  return null;
 }
 
 function drop(id) {
   dropped.add(id);
+  forget(id);
+  changed();
+}
+
+function forget(id) {
   cards.get(id)?.remove();
   for (const known of [cards, jobs, shown, forming]) known.delete(id);
   clearTimeout(due.get(id));
   due.delete(id);
-  empty.hidden = cards.size > 0;
 }
