@@ -82,7 +82,7 @@ function areas(pieces, x, y, lower, upper) {
 function band(decode, all, x, y) {
   const left = x(decode.from);
   const width = Math.max(LEAST_WIDTH, x(decode.to ?? Date.now()) - left);
-  const before = all.filter((one) => one.at <= decode.from).pop() ?? all[0];
+  const before = all.findLast((one) => one.at <= decode.from) ?? all[0];
   const made = [element("rect", { class: "band", x: left, width, y: 0, height: 100 })];
   for (const name of ["predicted", "measured"]) {
     if (decode[name] == null || !before) continue;

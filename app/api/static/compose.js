@@ -141,7 +141,7 @@ async function submit(onSubmitted) {
   if (!images.chosen("image")) return fail("Choose an image first.", form.elements.image);
   if (model.uses_prompt && !prompt.value.trim()) return fail("Write a prompt first.", prompt);
   byId("submit").disabled = true;
-  say(byId("batch-progress"), "");
+  for (const said of ["batch-progress", "reused"]) say(byId(said), "");
   try {
     const photos = images.all();
     if (photos.length > 1) {

@@ -140,10 +140,12 @@ const LISTED = 8;
 
 function listDecodes(box, decodes) {
   const rows = decodes.slice(-LISTED).reverse().map((one) => [one.job, decodeText(one)]);
+  const shown = JSON.stringify([decodes.length, rows]);
   box.hidden = !rows.length;
-  if (box.dataset.shown === JSON.stringify(rows)) return;
-  box.dataset.shown = JSON.stringify(rows);
-  say(box.querySelector("summary"), decodes.length === 1 ? "1 decode in view" : `${decodes.length} decodes in view`);
+  if (box.dataset.shown === shown) return;
+  box.dataset.shown = shown;
+  const count = decodes.length === 1 ? "1 decode in view" : `${decodes.length} decodes in view`;
+  say(box.querySelector("summary"), decodes.length > LISTED ? `${count}, the newest ${LISTED} here` : count);
   box.querySelector("ul").replaceChildren(...rows.map(([job, sentence]) => {
     const item = make("li");
     const link = job ? make("a", `job ${job.slice(-6)}`) : make("span", "another key's job");

@@ -45,15 +45,13 @@ async function search(wanted) {
   fresh = true;
   for (const id of [...cards.keys()]) forget(id);
   find.tell(0, true, true);
-  if (filtered()) return look(own);
-  await load(null);
-  find.tell(0, false);
+  return look(own);
 }
 
 async function look(own) {
   try {
     let found = 0;
-    for (let asked = 0; asked < LOOKS && !found; asked += 1) {
+    for (let asked = 0; asked < (filtered() ? LOOKS : 1) && !found; asked += 1) {
       found = (await load(cursor, own)).size;
       if (own !== searches) return;
       if (!cursor) break;
