@@ -365,8 +365,12 @@ def test_several_photos_make_a_video_each_and_a_refusal_is_said_beside_its_photo
     assert "is not an image" in page.inner_text("#batch li:has-text('broken.jpg') .error")
     made = [job for job in service.store.page(limit=200) if job.id not in known]
     assert [(job.spec.prompt, job.spec.num_frames) for job in made] == [("one of a batch", 9)] * 2
+    page.set_input_files("#image", [broken] * 101)
+    page.wait_for_selector("#batch-progress:has-text('Only the first 100 of 101 photos are taken.')")
+    assert page.locator("#batch li").count() == 100
     page.set_input_files("#image", other)
     page.locator("#batch").wait_for(state="hidden")
+    assert page.is_hidden("#batch-progress")
     assert page.inner_text("#submit") == "Make the video"
 
 

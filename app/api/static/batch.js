@@ -11,8 +11,9 @@ const plain = byId("submit").textContent;
 const errors = new Map();
 let shown = [];
 
-// Shows the photos if there are several. `remove` takes one out.
-export function show(files, remove) {
+// Shows the photos if there are several. `remove` takes one out. `left` is how many were too many.
+export function show(files, remove, left) {
+  say(progress, left > 0 ? `Only the first ${MOST} of ${files.length + left} photos are taken.` : "");
   for (const url of shown) URL.revokeObjectURL(url);
   shown = [];
   for (const file of errors.keys()) if (!files.includes(file)) errors.delete(file);
@@ -49,7 +50,7 @@ export async function send(files, bodyOf, onSubmitted) {
       errors.set(file, error instanceof Problem ? inUnits(error.message) : "It could not be sent: the service does not answer.");
     }
   }
-  const made = files.length - left.length;
-  say(progress, `${made} of ${files.length} videos are queued.`);
   return left;
 }
+
+export const tell = (made, of) => say(progress, `${made} of ${of} videos are queued.`);

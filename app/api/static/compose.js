@@ -147,6 +147,7 @@ async function submit(onSubmitted) {
     if (photos.length > 1) {
       const left = await batch.send(photos, bodyWith, onSubmitted);
       images.put("image", left[0] ?? photos[0], left.slice(1));
+      batch.tell(photos.length - left.length, photos.length);
       fail(left.length ? `${left.length} of ${photos.length} photos were refused: see why beside each.` : "");
     } else {
       onSubmitted(await call("POST", "/generate", { form: bodyWith(photos[0]) }));

@@ -66,7 +66,7 @@ export function put(name, file, others = []) {
   if (file === undefined) return;
   if (name === "image") {
     more = others.slice(0, batch.MOST - 1);
-    batch.show([file, ...more].filter(Boolean), takeOut);
+    batch.show([file, ...more].filter(Boolean), takeOut, others.length - more.length);
   }
   set(name, file);
 }

@@ -103,12 +103,15 @@ class MemoryHistory:
         if event.kind == "claimed" and "worker_id" in data:
             _put(self._claimed, job_id, str(data["worker_id"]))
         elif event.kind == "plan" and data.get("predicted_peak_bytes") is not None:
-            _put(self._predicted, job_id, int(data["predicted_peak_bytes"]))
+            predicted = int(data["predicted_peak_bytes"])
+            _put(self._predicted, job_id, predicted)
+            if (decode := self._running.get(job_id)) and decode.predicted_peak_bytes is None:
+                self._running[job_id] = replace(decode, predicted_peak_bytes=predicted)
         elif event.kind == "stage" and job_id in self._claimed:
             if data.get("stage") == Stage.DECODING and job_id not in self._running:
-                predicted = self._predicted.get(job_id)
-                decode = Decode(job_id, self._claimed[job_id], event.at, predicted_peak_bytes=predicted)
-                _put(self._running, job_id, decode)
+                peak = self._predicted.get(job_id)
+                begun = Decode(job_id, self._claimed[job_id], event.at, predicted_peak_bytes=peak)
+                _put(self._running, job_id, begun)
             elif data.get("stage") == Stage.ENCODING:
                 self._end(event, job_id)
         elif event.kind in _LET_GO:

@@ -70,10 +70,11 @@ def test_a_decode_begins_with_its_stage_and_ends_with_the_writing_of_the_video()
     machine = Machine()
     machine.event("claimed", worker_id="host/cpu/1", attempt=1)
     machine.event("stage", stage="denoising")
-    machine.event("plan", predicted_peak_bytes=5)
     assert machine.history.decodes(0) == []
     machine.now = 1010.0
     machine.event("stage", stage="decoding")
+    machine.event("plan", predicted_peak_bytes=5)
+    machine.event("plan", predicted_peak_bytes=4)  # a smaller chunk, after an out-of-memory
     machine.event("stage", stage="decoding")  # the next of a clip's calls
     running = Decode("a", "host/cpu/1", 1010.0, None, 5, None)
     assert machine.history.decodes(2000.0) == [running]
