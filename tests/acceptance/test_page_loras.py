@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,32 @@ def test_a_job_gets_the_loras_that_are_ticked_with_their_scales(page: Any, url: 
     page.get_by_label("Scale of ink").fill("0.25")
     told = submitted(page, url)["loras"]
     assert [(each["name"], each["scale"]) for each in told] == [("ink", 0.25)]
+
+
+@pytest.mark.skipif(
+    not (shutil.which("curl") and shutil.which("bash")), reason="curl and bash are not installed"
+)
+def test_loras_are_among_what_is_used_again_and_copied(page: Any, url: str, tmp_path: Path) -> None:
+    for model in ("tiny", "fixed"):
+        page.select_option("[name=model]", model)
+        if model == "tiny":
+            page.get_by_label("ink", exact=True).check()
+            page.get_by_label("Scale of ink").fill("0.25")
+        earlier = submitted(page, url)
+        card = f".job:has-text('seed {earlier['seed']}') >> nth=0"
+        page.select_option("[name=model]", "tiny")
+        page.get_by_label("oil", exact=True).check()
+        page.click(f"{card} >> .reuse")
+        page.wait_for_selector("#reused:has-text('and photo of an earlier video.')")
+        with page.expect_response(lambda each: each.url.endswith("/generate")) as told:
+            page.click("#submit")
+        assert told.value.json()["request"] == earlier
+        page.click(f"{card} >> .code")
+        command = page.input_value("#code-text")
+        page.click("#code-close")
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["request"] == earlier
 
 
 def test_what_a_model_fixes_is_shown_and_cannot_be_changed(page: Any, url: str) -> None:
