@@ -11,6 +11,7 @@ from app.api.schema_terms import list_of as _list
 from app.api.schema_terms import object_of as _object
 from app.api.schema_terms import or_null as _or_null
 from app.jobs import JobStatus, Json, Stage
+from app.media.formats.table import FORMATS
 from app.models.downloads.storage import Place
 
 
@@ -26,6 +27,7 @@ LINKS = _object(
     last_image=TEXT,
     previews=_list(TEXT),
     video=TEXT,
+    formats=_object({}, **dict.fromkeys(FORMATS, TEXT)),
     thumbnail=TEXT,
     first_frame=TEXT,
     last_frame=TEXT,

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from app.attempts import Setbacks, description
 from app.jobs import Event, Job, JobSpec, JobStatus, Json, Stage, WorkerRow, sides_of
 from app.media.fit import frame
+from app.media.formats.table import FORMATS
 from app.models.entries import ModelEntry
 from app.scheduling.stage_times import Seconds
 
@@ -29,7 +30,7 @@ def job_view(
     Links begin with `prefix`, the path under which a proxy serves the service.
     """
     base = f"{prefix}/jobs/{job.id}"
-    links = {"self": base, "events": f"{base}/events", "delete": f"{base}/delete"}
+    links: Json = {"self": base, "events": f"{base}/events", "delete": f"{base}/delete"}
     if not job.expired:
         links["image"] = f"{base}/image"
     if job.has_last_image and not job.expired:
@@ -38,6 +39,7 @@ def job_view(
         links["finish_early"] = f"{base}/finish-early"
     if has_video(job):
         links["video"] = f"{base}/video"
+        links["formats"] = {name: f"{base}/video?format={name}" for name in FORMATS}
         if job.result and job.result.get("thumbnail"):
             links["thumbnail"] = f"{base}/thumbnail"
         for which in ("first", "last"):

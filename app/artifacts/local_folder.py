@@ -37,6 +37,10 @@ class JobArtifacts:
         """The finished video."""
         return self.folder / "video.mp4"
 
+    def converted(self, form: str) -> Path:
+        """The video in another format, such as webm, made of the mp4 when it is asked for."""
+        return self.folder / f"video.{form}"
+
     @property
     def thumbnail(self) -> Path:
         """A picture of the finished video."""
@@ -64,14 +68,17 @@ class JobArtifacts:
         return sum(name.startswith("preview-") and name.endswith(".jpg") for name in names)
 
     def make(self) -> "JobArtifacts":
-        """Create the folder durably. Removes partial files and the previews of an earlier decode.
+        """Create the folder durably. Removes partial files, and what was made of an earlier decode beside its
+        video: previews, and the video in other formats.
 
         Raises `OSError` where the data folder is gone: a job must not make it anew.
         """
         for folder in (self.folder.parent, self.folder):
             folder.mkdir(exist_ok=True)
-        for leftover in (*self.folder.glob("*.part"), *self.folder.glob("preview-*.jpg")):
-            leftover.unlink(missing_ok=True)
+        for pattern in ("*.part", "preview-*.jpg", "video.*"):
+            for leftover in self.folder.glob(pattern):
+                if leftover != self.video:
+                    leftover.unlink(missing_ok=True)
         sync(self.folder.parent)
         return self
 

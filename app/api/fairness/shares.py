@@ -15,6 +15,7 @@ from app.service.exposition.formats import Exposition
 BODIES_AT_ONCE = 8  # bodies of the largest size; thousands of typical ones fit into the same memory
 # Each event is written to every stream, by one event loop.
 EVENT_STREAMS = 256
+FRAMES_AT_ONCE = 2  # each decodes from a key frame on, in one thread
 
 
 class ClientShares:
@@ -28,6 +29,8 @@ class ClientShares:
         self.body_memory = BodyMemory(body_bytes, max(settings.max_body_bytes, share_of(body_bytes, share)))
         self.event_streams = Shares("event streams", EVENT_STREAMS, share_of(EVENT_STREAMS, share))
         self.large_pictures = Places("large pictures", LARGE_AT_ONCE, usage, share)
+        self.conversions = Places("videos in other formats", 1, usage, share)
+        self.frames = Places("single frames", FRAMES_AT_ONCE, usage, share)
         self.sheets = Places("sheets of pictures", 1, usage, share)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="probe")
         self.readiness = SharedAnswer[tuple[bool, Json]](self._threads)

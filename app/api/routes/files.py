@@ -1,7 +1,7 @@
-"""Routes for a job's files: video, images, thumbnail and previews."""
+"""Routes for a job's files: video, images, thumbnail and previews. Its frames: `app.api.routes.frames`."""
 
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query
 from fastapi.responses import FileResponse, Response
@@ -9,6 +9,7 @@ from fastapi.responses import FileResponse, Response
 from app.api.access import Caller
 from app.api.dependencies import Service, TheService, visible
 from app.api.problems import Problem, documented
+from app.api.routes.converted import MEDIA, converted_response, known_format
 from app.api.views import has_video
 from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job
@@ -17,6 +18,10 @@ from app.store import ResultExpired
 
 router = APIRouter(tags=["jobs"])
 Original = Annotated[bool, Query(description="The uploaded file, whatever its format.")]
+Format = Annotated[
+    str,
+    Query(alias="format", description="mp4, webm (VP9, Opus), gif, webp or png.zip. Default: mp4."),
+]
 # Documented for clients; `app.api.middleware.http_rules` answers it, for every route.
 IfNoneMatch = Annotated[str | None, Header(alias="if-none-match")]
 
@@ -36,11 +41,11 @@ MADE_AGAIN = [Depends(_of_the_page)]
     summary="The finished video",
     response_class=FileResponse,
     responses={
-        200: {"content": {"video/mp4": {}}, "description": "The video. Range requests are supported."},
-        206: {"content": {"video/mp4": {}}, "description": "Part of the video."},
+        200: {"content": MEDIA, "description": "The video. Range requests are supported."},
+        206: {"content": MEDIA, "description": "Part of the video."},
         304: {"description": "Unchanged: the given ETag still matches."},
         416: {"description": "The range is outside the file."},
-        **documented(401, 404, 409, 410),
+        **documented(401, 404, 409, 410, 507),
     },
     dependencies=MADE_AGAIN,
 )
@@ -48,10 +53,20 @@ def get_video(
     job_id: str,
     service: TheService,
     owner: Caller,
+    wanted: Format = "mp4",
     _if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Return the job's video as mp4."""
-    return _video_response(service, visible(service, job_id, owner))
+    """Return the job's video as mp4, or in another format.
+
+    WebM, GIF, WebP and an archive of PNG files are made of the mp4 when they are asked for the first time, so
+    they have lost what its coding has: the header `Framefit-Pixels` is `lossy`.
+    """
+    job = visible(service, job_id, owner)
+    if wanted == "mp4":
+        return _video_response(service, job)
+    other = known_format(wanted)
+    require_video(job)
+    return converted_response(service, job, other)
 
 
 def require_video(job: Job) -> None:
@@ -174,20 +189,6 @@ def get_preview(
     """Return a small preview of one frame. While the job is denoised it is replaced as the video forms."""
     job = visible(service, job_id, owner)
     return picture_response(job, job_artifacts(service.settings.jobs_dir, job.id).preview(number))
-
-
-@router.get(
-    "/jobs/{job_id}/frames/{which}.png",
-    summary="The first or the last frame of the finished video",
-    response_class=FileResponse,
-    responses={200: {"content": {"image/png": {}}}, **documented(401, 404, 410, 422)},
-    dependencies=MADE_AGAIN,
-)
-def get_frame(job_id: str, which: Literal["first", "last"], service: TheService, owner: Caller) -> Response:
-    """Return the frame as a PNG of the pixels that the VAE decoded, without the loss of a video's coding."""
-    job = visible(service, job_id, owner)
-    path = job_artifacts(service.settings.jobs_dir, job.id).frame(which)
-    return picture_response(job, path, "image/png")
 
 
 def picture_response(job: Job, path: FilePath, media_type: str = "image/jpeg") -> FileResponse:

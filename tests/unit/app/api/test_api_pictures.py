@@ -46,7 +46,7 @@ def test_a_jobs_pictures_are_linked_and_served(client: TestClient, job_id: str) 
     answer = client.get(links["first_frame"])
     assert (answer.content, answer.headers["content-type"]) == (PICTURE, "image/png")
     assert client.get(f"/jobs/{job_id}/frames/last.png").json()["code"] == "no_picture"
-    assert client.get(f"/jobs/{job_id}/frames/7.png").status_code == 422
+    assert client.get(f"/jobs/{job_id}/frames/middle.png").status_code == 422
     assert "first_frame" not in client.get(f"/jobs/{job_id}").json()["result"]
 
 

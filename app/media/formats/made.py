@@ -1,0 +1,33 @@
+"""Keeps the files that were made of a video beside it: each is made once, and again for another video."""
+
+import os
+import secrets
+from pathlib import Path
+
+from app.artifacts.local_folder import part_of
+from app.media.formats.apart import ConversionFailed, convert_apart
+
+
+def is_made(video: Path, out: Path) -> bool:
+    """Whether `out` was made of this very video: another decode replaces the video. Raises `OSError`."""
+    try:
+        return out.stat().st_mtime_ns == video.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+
+
+def make(name: str, video: Path, out: Path, *, file_bytes: int) -> None:
+    """Make `out`, of format `name`, unless it is made. Raises `ConversionFailed`."""
+    if is_made(video, out):
+        return
+    # Named apart: another process of the same data folder may make the same file.
+    part = part_of(out.with_name(f"{out.name}.{secrets.token_hex(4)}"))
+    try:
+        made_ns = video.stat().st_mtime_ns
+        convert_apart(name, video, part, file_bytes=file_bytes)
+        os.utime(part, ns=(made_ns, made_ns))
+        part.replace(out)
+    except OSError as error:
+        raise ConversionFailed(f"{error.filename}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""A finished video in other formats, and single frames of it, over HTTP."""
+
+import io
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from adaptive.types import VideoShape
+from app.api.fairness.usage import over_share
+from app.artifacts.local_folder import JobArtifacts, job_artifacts
+from app.config import Settings
+from app.jobs import JobStatus
+from app.media.formats import apart
+from app.media.formats import made as made_formats
+from app.media.formats.table import FORMATS, VideoFormat
+from app.media.video import VideoWriter
+from app.store import JobStore
+
+Submit = Callable[..., dict[str, Any]]
+FRAMES = 5
+
+
+class Done(NamedTuple):
+    """A finished job with a video of five greys."""
+
+    url: str
+    files: JobArtifacts
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "video.mp4"
+    with VideoWriter(path, VideoShape(FRAMES, 32, 48), Fraction(8)) as writer:
+        for number in range(FRAMES):
+            writer.write(np.full((1, 32, 48, 3), 40 * number + 40, np.uint8))
+        writer.finish()
+    return path
+
+
+@pytest.fixture
+def done(submit: Submit, app_store: JobStore, settings: Settings, video: Path) -> Done:
+    submit()
+    claim = app_store.claim("w")
+    assert claim is not None
+    files = job_artifacts(settings.jobs_dir, claim.job.id).make()
+    shutil.copy(video, files.video)
+    result = {"frames": FRAMES, "width": 48, "height": 32, "fps": 8}
+    app_store.finish(claim.job.id, claim.token, status=JobStatus.SUCCEEDED, result=result)
+    return Done(f"/jobs/{claim.job.id}", files)
+
+
+def grey_of(content: bytes) -> int:
+    return round(float(np.asarray(Image.open(io.BytesIO(content)).convert("L")).mean()))
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type", "begin"),
+    [
+        ("webm", "video/webm", b"\x1aE\xdf\xa3"),
+        ("gif", "image/gif", b"GIF89a"),
+        ("webp", "image/webp", b"RIFF"),
+        ("png.zip", "application/zip", b"PK"),
+    ],
+)
+def test_each_format_is_linked_made_once_and_served_with_its_name_in_ranges(
+    client: TestClient, done: Done, name: str, media_type: str, begin: bytes
+) -> None:
+    link = client.get(done.url).json()["links"]["formats"][name]
+    answer = client.get(link)
+    assert answer.status_code == 200, answer.text
+    headers = answer.headers
+    assert (headers["content-type"], headers["framefit-pixels"]) == (media_type, "lossy")
+    assert f'filename="{done.files.folder.name}.{name}"' in headers["content-disposition"]
+    assert answer.content.startswith(begin)
+    out = done.files.converted(name)
+    made = out.stat().st_ino
+    part = client.get(link, headers={"Range": "bytes=2-5"})
+    assert (part.status_code, part.content) == (206, answer.content[2:6])
+    assert part.headers["etag"] == headers["etag"]
+    assert client.get(link, headers={"If-None-Match": headers["etag"]}).status_code == 304
+    assert out.stat().st_ino == made
+    head = client.head(link)
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(answer.content)))
+
+
+def test_the_files_go_with_the_job_and_a_new_video_has_new_ones(
+    client: TestClient, done: Done, app_store: JobStore
+) -> None:
+    link = f"{done.url}/video?format=png.zip"
+    first = client.get(link)
+    later = done.files.video.stat().st_mtime_ns + 10**9
+    os.utime(done.files.video, ns=(later, later))
+    again = client.get(link)
+    assert again.headers["etag"] != first.headers["etag"]
+    with zipfile.ZipFile(io.BytesIO(again.content)) as archive:
+        assert len(archive.namelist()) == FRAMES + 1
+    done.files.make()
+    assert done.files.video.exists()
+    assert not done.files.converted("png.zip").exists(), "another decode begins"
+    done.files.remove()
+    assert client.get(link).json()["code"] == "result_missing"
+    app_store.discard(done.files.folder.name)
+    assert client.get(link).json()["code"] == "result_expired"
+    assert "formats" not in client.get(done.url).json()["links"]
+
+
+def test_what_cannot_be_served_is_refused_with_a_code(
+    client: TestClient, done: Done, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: str) -> tuple[int, str]:
+        answer = client.get(path)
+        return answer.status_code, answer.json()["code"]
+
+    unknown = client.get(f"{done.url}/video?format=avi").json()
+    assert (unknown["code"], unknown["available"]) == ("unknown_format", ["mp4", *FORMATS])
+    assert refused(f"/jobs/{submit()['id']}/video?format=gif") == (409, "no_video")
+    monkeypatch.setattr("app.api.routes.converted.FORMATS", {"gif": VideoFormat("gif", "image/gif", ("no",))})
+    missing = client.get(f"{done.url}/video?format=gif")
+    assert (missing.status_code, missing.json()["missing"]) == (422, "encoder no")
+    monkeypatch.undo()
+    monkeypatch.setattr(apart, "MEMORY_BYTES", 2**20)
+    assert refused(f"{done.url}/video?format=webm") == (422, "conversion_too_large")
+    monkeypatch.undo()
+
+    def fill(*_given: object, **_named: object) -> None:
+        raise apart.ConversionDiskFull("the file would be larger than the 5 bytes that are left")
+
+    monkeypatch.setattr(made_formats, "convert_apart", fill)
+    assert refused(f"{done.url}/video?format=webp") == (507, "disk_full")
+    assert sorted(path.name for path in done.files.folder.iterdir()) == ["video.mp4"]
+
+
+def test_a_full_disk_takes_no_other_format(client_of: Any, settings: Settings, done: Done) -> None:
+    full = client_of(settings.model_copy(update={"min_free_disk_bytes": 2**62}))
+    answer = full.get(f"{done.url}/video?format=gif")
+    assert (answer.status_code, answer.json()["code"]) == (507, "disk_full")
+    assert full.get(f"{done.url}/video").status_code == 200
+
+
+def test_a_client_beyond_its_share_is_refused_before_anything_is_made(
+    client: TestClient, done: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise over_share("requests that wait for videos in other formats", 16, 16)
+
+    service: Any = client.app.state.service  # type: ignore[attr-defined]
+    monkeypatch.setattr(service.shares.conversions, "hold", full)
+    monkeypatch.setattr(service.shares.frames, "hold", full)
+    for path in ("video?format=gif", "frames/1.png"):
+        answer = client.get(f"{done.url}/{path}")
+        assert (answer.status_code, answer.json()["code"]) == (429, "client_share_reached")
+    assert not done.files.converted("gif").exists()
+
+
+@pytest.mark.parametrize(("number", "grey"), [(0, 40), (3, 160), (-1, 200), (-5, 40)])
+def test_a_frame_by_its_number_is_a_png_and_says_that_it_is_lossy(
+    client: TestClient, done: Done, number: int, grey: int
+) -> None:
+    answer = client.get(f"{done.url}/frames/{number}.png")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    assert answer.headers["framefit-pixels"] == "lossy"
+    assert abs(grey_of(answer.content) - grey) <= 2
+    etag = {"If-None-Match": answer.headers["etag"]}
+    assert client.get(f"{done.url}/frames/{number}.png", headers=etag).status_code == 304
+
+
+@pytest.mark.parametrize("number", ["5", "-6", "999999"])
+def test_a_frame_beyond_the_video_is_not_found_and_the_answer_says_how_many_there_are(
+    client: TestClient, done: Done, number: str
+) -> None:
+    answer = client.get(f"{done.url}/frames/{number}.png")
+    assert (answer.status_code, answer.json()["code"]) == (404, "no_such_frame")
+    assert answer.json()["frames"] == FRAMES
+
+
+@pytest.mark.parametrize("number", ["x", "1.5", "9999999", "--1", "first-"])
+def test_a_frame_must_be_a_number_first_or_last(client: TestClient, done: Done, number: str) -> None:
+    assert client.get(f"{done.url}/frames/{number}.png").json()["code"] == "invalid_path_parameter"
