@@ -10,6 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+# A decode writes all of them again: a second for 64 frames of 720p.
+MOST_ASKED_FRAMES = 64
+
 
 @dataclass(frozen=True, slots=True)
 class JobArtifacts:
@@ -50,6 +53,37 @@ class JobArtifacts:
         """The video's "first" or "last" frame as the VAE decoded it, without the loss of a video's coding."""
         return self.folder / f"frame-{which}.png"
 
+    def exact_frame(self, number: int) -> Path:
+        """A frame by its number from 0, as `frame`; written by a decode if `asked_frames` has it."""
+        return self.folder / f"frame-{number:06}.png"
+
+    def ask_frame(self, number: int) -> bool:
+        """Note durably that the next decodes shall write this frame; returns False if it was noted before.
+
+        Of more than `MOST_ASKED_FRAMES`, the one that was noted first is given up.
+        """
+        note = self._note_of(number)
+        if note.exists():
+            return False
+        notes = sorted(self.folder.glob("frame-*.asked"), key=lambda path: path.stat().st_mtime_ns)
+        for oldest in notes[: max(0, len(notes) - MOST_ASKED_FRAMES + 1)]:
+            self.forget_frame(_number_of(oldest))
+        note.touch()
+        sync(self.folder)
+        return True
+
+    def forget_frame(self, number: int) -> None:
+        """Take back `ask_frame`."""
+        self._note_of(number).unlink(missing_ok=True)
+        self.exact_frame(number).unlink(missing_ok=True)
+
+    def asked_frames(self) -> frozenset[int]:
+        """The frames that a decode shall write."""
+        return frozenset(map(_number_of, self.folder.glob("frame-*.asked")))
+
+    def _note_of(self, number: int) -> Path:
+        return self.folder / f"frame-{number:06}.asked"
+
     @property
     def spritesheet(self) -> Path:
         """A sheet of small pictures of the finished video, made when it is asked for."""
@@ -69,13 +103,13 @@ class JobArtifacts:
 
     def make(self) -> "JobArtifacts":
         """Create the folder durably. Removes partial files, and what was made of an earlier decode beside its
-        video: previews, and the video in other formats.
+        video: previews, single frames, and the video in other formats.
 
         Raises `OSError` where the data folder is gone: a job must not make it anew.
         """
         for folder in (self.folder.parent, self.folder):
             folder.mkdir(exist_ok=True)
-        for pattern in ("*.part", "preview-*.jpg", "video.*"):
+        for pattern in ("*.part", "preview-*.jpg", "frame-[0-9]*.png", "video.*"):
             for leftover in self.folder.glob(pattern):
                 if leftover != self.video:
                     leftover.unlink(missing_ok=True)
@@ -97,6 +131,10 @@ def job_artifacts(jobs_dir: Path, job_id: str) -> JobArtifacts:
     if not job_id or folder.parent != jobs_dir or job_id in {".", ".."}:
         raise ValueError(f"not a job id: {job_id!r}")
     return JobArtifacts(folder)
+
+
+def _number_of(path: Path) -> int:
+    return int(path.stem.removeprefix("frame-"))
 
 
 def part_of(path: Path) -> Path:

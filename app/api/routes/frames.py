@@ -2,23 +2,35 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
-from fastapi.responses import FileResponse, Response
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
 
 from app.api.access import Caller
-from app.api.dependencies import Service, TheService, visible
+from app.api.dependencies import Prefix, Service, TheService, visible
+from app.api.middleware.hosts import origin_refusal
 from app.api.problems import Problem, documented
+from app.api.response_schemas import JOB, answer
 from app.api.routes.converted import DECODED, LOSSY, PIXELS
 from app.api.routes.files import MADE_AGAIN, IfNoneMatch, picture_response, require_video
-from app.artifacts.local_folder import job_artifacts
-from app.jobs import Job
+from app.api.routes.submit import queue_again, view
+from app.artifacts.local_folder import JobArtifacts, job_artifacts
+from app.jobs import Job, JobStatus
+from app.store import WrongState
 
 router = APIRouter(tags=["jobs"])
+RETRY_SECONDS = 2
 Which = Annotated[
     str,
     Path(
         pattern=r"^(first|last|-?[0-9]{1,6})$",
         description="`first`, `last`, or a number from 0; a negative one counts from the end.",
+    ),
+]
+Exact = Annotated[
+    bool,
+    Query(
+        description="The pixels that the VAE decodes, not those of the mp4. If they are not stored, the "
+        "job's latents are decoded again: 202 until the frame is there."
     ),
 ]
 
@@ -27,25 +39,87 @@ Which = Annotated[
     "/jobs/{job_id}/frames/{which}.png",
     summary="A frame of the finished video",
     response_class=FileResponse,
-    responses={200: {"content": {"image/png": {}}}, **documented(401, 404, 409, 410, 422)},
+    responses={
+        200: {"content": {"image/png": {}}},
+        **answer(JOB, 202),
+        **documented(401, 403, 404, 409, 410, 422, 507),
+    },
     dependencies=MADE_AGAIN,
 )
 def get_frame(
-    job_id: str, which: Which, service: TheService, owner: Caller, _if_none_match: IfNoneMatch = None
+    job_id: str,
+    which: Which,
+    request: Request,
+    service: TheService,
+    owner: Caller,
+    prefix: Prefix,
+    exact: Exact = False,
+    _if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Return a frame as PNG.
 
     `first` and `last` are the pixels that the VAE decoded, without the loss of a video's coding: the header
-    `Framefit-Pixels` is `decoded`. A frame by its number is read back from the mp4: `lossy`.
+    `Framefit-Pixels` is `decoded`. A frame by its number is read back from the mp4: `lossy`. With `exact=1`
+    it is `decoded`, too: the answer is 202 and the job while its latents are decoded again for it, then the
+    frame.
     """
     job = visible(service, job_id, owner)
     files = job_artifacts(service.settings.jobs_dir, job.id)
     if which in ("first", "last"):
-        answer = picture_response(job, files.frame(which), "image/png")
-        answer.headers[PIXELS] = DECODED
-        return answer
+        return _stored(picture_response(job, files.frame(which), "image/png"))
     require_video(job)
-    return _lossy(service, job, int(which))
+    if not exact:
+        return _lossy(service, job, int(which))
+    refusal = origin_refusal({**request.scope, "method": "POST"})  # it may queue work
+    if refusal is not None:
+        raise refusal
+    return _exact(service, job, files, int(which), prefix)
+
+
+def _stored(found: Response) -> Response:
+    found.headers[PIXELS] = DECODED
+    return found
+
+
+def _exact(service: Service, job: Job, files: JobArtifacts, number: int, prefix: str) -> Response:
+    """Return the frame as the VAE decodes it, or the job that is queued again for it."""
+    frames = int((job.result or {})["frames"])
+    wanted = number + frames if number < 0 else number
+    if not 0 <= wanted < frames:
+        raise _no_such_frame(number, frames)
+    if job.status.is_terminal:
+        ends = {0: files.frame("first"), frames - 1: files.frame("last")}
+        for path in (files.exact_frame(wanted), ends.get(wanted)):
+            if path is not None and path.is_file():
+                return _stored(picture_response(job, path, "image/png"))
+    job = _asked(service, job, files, wanted)
+    return JSONResponse(view(service, job, job.owner, prefix), 202, {"Retry-After": str(RETRY_SECONDS)})
+
+
+def _asked(service: Service, job: Job, files: JobArtifacts, number: int) -> Job:
+    """Note that the frame is wanted, and queue the job again if it has ended; return it as it is then."""
+    if job.latents_path is None or not files.latents.is_file():
+        message = f"job {job.id} has no stored latents: only the frame of the mp4 can be had, without exact"
+        raise Problem(409, "no_latents", message)
+    try:
+        is_new = files.ask_frame(number)
+    except OSError as error:
+        raise Problem(410, "result_missing", "the job's folder is missing from the data folder") from error
+    if not job.status.is_terminal:
+        return job
+    if not is_new and job.status is not JobStatus.SUCCEEDED:
+        message = (
+            f"the decode that was to write the frame is {job.status}: see the job's error, then retry it"
+        )
+        raise Problem(409, "exact_frame_failed", message, data={"job_error": job.error})
+    try:
+        return queue_again(service, job, {}, "exact_frame")
+    except WrongState:  # another request has queued it meanwhile
+        return service.store.get(job.id)
+    except BaseException:
+        if is_new:
+            files.forget_frame(number)
+        raise
 
 
 def _lossy(service: Service, job: Job, number: int) -> Response:
@@ -59,7 +133,7 @@ def _lossy(service: Service, job: Job, number: int) -> Response:
         with service.shares.frames.hold():
             content = png_of(read_frame(video, number))
     except NoSuchFrame as error:
-        raise Problem(404, "no_such_frame", str(error), data={"frames": error.frames}) from error
+        raise _no_such_frame(number, error.frames) from error
     except (OSError, ValueError) as error:  # PyAV's errors derive from these
         message = "the video's file is missing from the data folder or damaged"
         raise Problem(410, "result_missing", message) from error
@@ -73,3 +147,8 @@ def _lossy(service: Service, job: Job, number: int) -> Response:
             PIXELS: LOSSY,
         },
     )
+
+
+def _no_such_frame(number: int, frames: int) -> Problem:
+    message = f"there is no frame {number}: the video has {frames} frames, 0 to {frames - 1}"
+    return Problem(404, "no_such_frame", message, data={"frames": frames})

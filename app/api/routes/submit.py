@@ -247,7 +247,7 @@ def redecode(job_id: str, service: TheService, owner: Caller, prefix: Prefix, bo
             f"{name[:100]!r} cannot be changed; only {', '.join(sorted(DECODE_FIELDS))} can",
         )
     given = {"frames_per_chunk": None, **changes} if "decode_strategy" in changes else changes
-    return view(service, _queue_again(service, job, given, "redecode"), job.owner, prefix)
+    return view(service, queue_again(service, job, given, "redecode"), job.owner, prefix)
 
 
 @router.post(
@@ -264,10 +264,11 @@ def retry(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Js
     POST /jobs/{id}/redecode for it.
     """
     job = visible(service, job_id, owner)
-    return view(service, _queue_again(service, job, {}, "retry"), job.owner, prefix)
+    return view(service, queue_again(service, job, {}, "retry"), job.owner, prefix)
 
 
-def _queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: str) -> Job:
+def queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: str) -> Job:
+    """Queue an ended job again with changed fields; it passes the limits that new work passes."""
     spec = JobSpec.model_validate({**job.spec.model_dump(), **changes})
     if job.latents_path is None:
         require_unchanged(spec.loras, service.loras)

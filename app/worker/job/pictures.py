@@ -5,7 +5,7 @@ table.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,20 @@ def write_last_frame(frames: Tensor, artifacts: JobArtifacts) -> bool:
         return False
     write_png(artifacts.frame("last"), pixels)
     return True
+
+
+def write_asked_frames(frames: Tensor, first: int, asked: Collection[int], artifacts: JobArtifacts) -> None:
+    """Write those of `frames` whose numbers were asked for, as the pixels that the VAE decoded.
+
+    `first` is the number of the first one. Where the device has no memory, the host converts it.
+    """
+    for number in sorted(asked):
+        if first <= number < first + frames.shape[2]:
+            frame = frames[0, :, number - first : number - first + 1]
+            pixels = _pixels_of(frame)
+            if pixels is None:
+                pixels = to_pixels(frame.cpu())[0].numpy()
+            write_png(artifacts.exact_frame(number), pixels)
 
 
 def _pixels_of(frame: Tensor) -> NDArray[np.uint8] | None:

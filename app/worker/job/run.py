@@ -50,7 +50,7 @@ from app.worker.job.fetch import fetch_model
 from app.worker.job.finishing_early import FinishingEarly
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.job.giving_way import GivingWay
-from app.worker.job.pictures import write_last_frame, write_previews, write_thumbnail
+from app.worker.job.pictures import write_asked_frames, write_last_frame, write_previews, write_thumbnail
 from app.worker.job.steps import StepsOfJob
 from app.worker.loaded_model import LoadedModel
 
@@ -249,6 +249,7 @@ class JobRun:
         shape = model.video_shape(recorded)
         reports: list[Json] = []
         done, thumbnail, last_frame = 0, False, False
+        asked = artifacts.asked_frames()
         with (
             self._in_stage(Stage.DECODING),
             VideoWriter(artifacts.video, shape, spec.fps, samples_of(recorded.sound)) as writer,
@@ -263,6 +264,7 @@ class JobRun:
                     if not done:
                         thumbnail = write_thumbnail(frames, artifacts)
                     transfer.send(frames)
+                    write_asked_frames(frames, done, asked, artifacts)
                     done += frames.shape[2]
                     if done == shape.frames:
                         last_frame = write_last_frame(frames, artifacts)

@@ -1,0 +1,141 @@
+"""Any frame as the VAE decodes it: the stored latents are decoded again, by the limits of all work."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from served_model import ServedModel, served_model
+
+import adaptive
+from adaptive.pipelines.recorded_call import load_clip
+from app.artifacts import local_folder
+from app.artifacts.local_folder import JobArtifacts, job_artifacts
+from app.worker.frame_transfer import to_pixels
+
+LTX = "LTXImageToVideoPipeline"
+FRAMES = 9
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipelines.save(LTX, tmp_path_factory.mktemp("ltx") / "model")
+
+
+def finished(served: ServedModel, **fields: Any) -> tuple[str, JobArtifacts]:
+    job_id = served.submit(decode_strategy="batched", **fields)
+    served.run_next()
+    assert served.job(job_id)["status"] == "succeeded"
+    return job_id, job_artifacts(served.settings.jobs_dir, job_id)
+
+
+def decoded(served: ServedModel, files: JobArtifacts) -> NDArray[np.uint8]:
+    """The frames of the decode itself, as bytes."""
+    (call,) = load_clip(files.latents).calls
+    vae = served.engine.load(served.models["mine"], lambda *_: None).pipe.vae
+    with torch.no_grad():
+        frames = adaptive.decode(vae, call.latents, strategy="batched", **call.kwargs)
+    pixels: NDArray[np.uint8] = to_pixels(frames[0]).numpy()
+    return pixels
+
+
+def shown(content: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_an_exact_frame_is_the_decodes_own_bit_for_bit(tmp_path: Path, folder: Path) -> None:
+    with served_model(tmp_path, folder) as served:
+        job_id, files = finished(served)
+        expected, url = decoded(served, files), f"/jobs/{job_id}/frames"
+        for number, name in ((0, "first"), (FRAMES - 1, "last"), (-1, "last"), (-FRAMES, "first")):
+            at_once = served.http.get(f"{url}/{number}.png?exact=1")
+            assert at_once.status_code == 200
+            assert at_once.content == served.http.get(f"{url}/{name}.png").content
+        for number in (3, -2):
+            queued = served.http.get(f"{url}/{number}.png?exact=1")
+            assert (queued.status_code, queued.json()["status"]) == (202, "queued")
+            assert queued.headers["retry-after"]
+            assert served.http.get(f"{url}/{number}.png?exact=1").status_code == 202, "it waits still"
+            served.run_next()
+        for number in (3, -2):
+            answer = served.http.get(f"{url}/{number}.png?exact=1")
+            assert (answer.status_code, answer.headers["framefit-pixels"]) == (200, "decoded")
+            assert (shown(answer.content) == expected[number]).all()
+            lossy = served.http.get(f"{url}/{number}.png")
+            assert lossy.headers["framefit-pixels"] == "lossy"
+            assert (shown(lossy.content) != expected[number]).any()
+        assert served.job(job_id)["status"] == "succeeded"
+        assert len(served.events("resumed_from_latents")) == 2
+        assert served.http.get(f"{url}/{FRAMES}.png?exact=1").json()["frames"] == FRAMES
+
+
+def test_frames_asked_for_while_the_job_waits_come_of_the_same_decode(tmp_path: Path, folder: Path) -> None:
+    with served_model(tmp_path, folder) as served:
+        job_id, files = finished(served)
+        url = f"/jobs/{job_id}/frames"
+        for number in (2, 5, 6):
+            assert served.http.get(f"{url}/{number}.png?exact=1").status_code == 202
+        served.run_next()
+        expected = decoded(served, files)
+        for number in (2, 5, 6):
+            assert (shown(served.http.get(f"{url}/{number}.png?exact=1").content) == expected[number]).all()
+        assert len(served.events("queued_again")) == 1
+        served.http.post(f"/jobs/{job_id}/redecode", json={"decode_strategy": "per_frame"}).raise_for_status()
+        assert served.http.get(f"{url}/5.png?exact=1").status_code == 202, "it is of the decode that ends"
+        served.run_next()
+        assert served.http.get(f"{url}/5.png?exact=1").status_code == 200
+
+
+def test_without_latents_nothing_is_queued(tmp_path: Path, folder: Path) -> None:
+    with served_model(tmp_path, folder) as served:
+        job_id, files = finished(served)
+        files.latents.unlink()
+        refused = served.http.get(f"/jobs/{job_id}/frames/3.png?exact=1")
+        assert (refused.status_code, refused.json()["code"]) == (409, "no_latents")
+        assert served.http.get(f"/jobs/{job_id}/frames/3.png").status_code == 200
+        assert (served.job(job_id)["status"], files.asked_frames()) == ("succeeded", frozenset())
+
+
+def test_an_exact_frame_passes_the_limits_of_all_work_and_other_sites_cannot_ask(
+    tmp_path: Path, folder: Path
+) -> None:
+    with served_model(tmp_path, folder, max_queued=1) as served:
+        job_id, files = finished(served)
+        url = f"/jobs/{job_id}/frames/3.png?exact=1"
+        foreign = served.http.get(url, headers={"Sec-Fetch-Site": "cross-site"})
+        assert (foreign.status_code, foreign.json()["code"]) == (403, "cross_site")
+        served.submit()
+        full = served.http.get(url)
+        assert (full.status_code, full.json()["code"]) == (429, "queue_full")
+        assert (served.job(job_id)["status"], files.asked_frames()) == ("succeeded", frozenset())
+
+
+def test_a_decode_that_failed_for_a_frame_is_told_and_not_begun_again_at_each_look(
+    tmp_path: Path, folder: Path
+) -> None:
+    with served_model(tmp_path, folder) as served:
+        job_id, files = finished(served)
+        url = f"/jobs/{job_id}/frames/3.png?exact=1"
+        assert served.http.get(url).status_code == 202
+        served.http.delete(f"/jobs/{job_id}").raise_for_status()
+        refused = served.http.get(url)
+        assert (refused.status_code, refused.json()["code"]) == (409, "exact_frame_failed")
+        served.http.post(f"/jobs/{job_id}/retry").raise_for_status()
+        served.run_next()
+        assert (shown(served.http.get(url).content) == decoded(served, files)[3]).all()
+
+
+def test_the_frames_that_are_kept_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_folder, "MOST_ASKED_FRAMES", 3)
+    files = JobArtifacts(tmp_path)
+    for number in range(5):
+        assert files.ask_frame(number)
+        files.exact_frame(number).write_bytes(b"x")
+    assert not files.ask_frame(4)
+    assert files.asked_frames() == {2, 3, 4}
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"frame-00000{n}.png" for n in (2, 3, 4)}
