@@ -150,6 +150,11 @@ class Settings(BaseSettings):
         gt=0,
         description="How long the events of a job are kept after its end; counters keep what they counted.",
     )
+    embed_metadata: bool = Field(
+        True,
+        description="Say in each video and frame how it was made: prompt, seed, model, decode. A request may "
+        "switch it off for its own files.",
+    )
     webhook_secret: str | None = Field(None, repr=False)
     webhook_allow_private: bool = False
     traces_endpoint: str | None = Field(

@@ -185,6 +185,11 @@ class JobSpec(BaseModel):
         "transformer does not fit.",
     )
     memory_budget_bytes: int | None = Field(None, ge=1, lt=2**63)
+    embed_metadata: bool = Field(
+        True,
+        description="Say in the video and its frames how they were made: prompt, seed, model, decode. False "
+        "leaves it out; true adds nothing where the operator has switched it off.",
+    )
     webhook_url: str | None = Field(None, max_length=2000)
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ host memory; must not know tensors, devices or jobs.
 """
 
 import errno
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -22,7 +23,11 @@ from adaptive.types import VideoShape
 from app.artifacts.local_folder import part_of, publish
 from app.media.audio import AudioSamples, AudioTrack
 from app.media.colorimetry.video_colour import BT709, LIMITED
+from app.media.metadata.mp4_comment import fill_room, room_for
+from app.media.metadata.note import Note
 from app.media.video_pixels import PictureWriter
+
+log = logging.getLogger(__name__)
 
 # x264's constant quality: 18 is near transparent.
 CRF = 18
@@ -53,10 +58,10 @@ class _Chunk:
 class VideoWriter:
     """Writes exactly `shape.frames` frames to `path` as faststart mp4; a context manager.
 
-    `sound` is cut or padded with silence to the length of the video. `write` returns once the queue has room,
-    so at most `queue_chunks` chunks wait between decoder and encoder. The next `write` or `finish` raises an
-    error of the encoder's thread. Leaving the block without `finish` deletes the unfinished file. Raises
-    `ValueError` for odd sizes.
+    `sound` is cut or padded with silence to the length of the video. `note` goes into the file's tags;
+    `finish` may replace its comment. `write` returns once the queue has room, so at most `queue_chunks`
+    chunks wait between decoder and encoder. The next `write` or `finish` raises an error of the encoder's
+    thread. Leaving the block without `finish` deletes the unfinished file. Raises `ValueError` for odd sizes.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class VideoWriter:
         fps: int | Fraction,
         sound: AudioSamples | None = None,
         *,
+        note: Note | None = None,
         queue_chunks: int = 2,
     ) -> None:
         if shape.height % 2 or shape.width % 2:
@@ -75,7 +81,10 @@ class VideoWriter:
         self._shape = shape
         self._fps = Fraction(fps)
         self._sound = sound
+        self._note = note
+        self._room = None if note is None else room_for(note.comment)
         self._queue: queue.Queue[_Chunk | None] = queue.Queue(queue_chunks)
+        self._final: Note | None = None
         self._error: BaseException | None = None
         self._discard = threading.Event()
         self._thread = threading.Thread(target=self._run, name="video-encoder", daemon=True)
@@ -100,8 +109,12 @@ class VideoWriter:
         what = "the disk is full" if full else str(self._error)
         raise VideoWriteError(f"writing {self._path.name} failed: {what}", disk_full=full) from self._error
 
-    def finish(self) -> None:
-        """Wait for the encoder; afterwards the file is complete and durable. Raises `VideoWriteError`."""
+    def finish(self, note: Note | None = None) -> None:
+        """Wait for the encoder; afterwards the file is complete and durable. Raises `VideoWriteError`.
+
+        The comment of `note` replaces that of the constructor's.
+        """
+        self._final = note
         self._put(None)
         self._thread.join()
         self.check()
@@ -139,11 +152,21 @@ class VideoWriter:
             if not self._discard.is_set():
                 if self.frames_written != self._shape.frames:
                     raise ValueError(f"{self._shape.frames} frames expected, got {self.frames_written}")
+                self._write_comment()
                 publish(self._path)
         except BaseException as error:
             self._error = error
 
+    def _write_comment(self) -> None:
+        for note in (self._final, self._note):  # the first may be too long
+            if note is not None and self._room is not None:
+                if fill_room(part_of(self._path), self._room, note.comment):
+                    return
+                log.warning("comment_not_written file=%s bytes=%d", self._path.name, len(note.comment))
+
     def _encode(self, file: "av.container.OutputContainer") -> None:
+        if self._note is not None and self._room is not None:
+            file.metadata.update({**self._note.tags(), "comment": self._room})
         stream = file.add_stream("libx264", rate=self._fps, options=OPTIONS)
         stream.width, stream.height = self._shape.width, self._shape.height
         stream.pix_fmt = "yuv420p"

@@ -36,6 +36,7 @@ _BLANK_MEANS_ABSENT = frozenset(
         "num_inference_steps",
         "guidance_scale",
         "decode_strategy",
+        "embed_metadata",
         "exact_only",
         "fit",
         "gravity",

@@ -14,6 +14,13 @@ EXAMPLE: Json = {
     "num_frames": 25,
 }
 MAX_JOBS = 32
+REDECODE_FIELDS = (
+    "decode_strategy",
+    "frames_per_chunk",
+    "exact_only",
+    "memory_budget_bytes",
+    "embed_metadata",
+)
 EXAMPLE_URL = "data:image/jpeg;base64,..."
 DATA_URL: Json = {"type": "string", "format": "data-url", "description": "A data URL."}
 FILE: Json = {
@@ -76,12 +83,11 @@ def _last(image: Json) -> Json:
 
 
 def _redecode_schema() -> Json:
-    names = ("decode_strategy", "frames_per_chunk", "exact_only", "memory_budget_bytes")
     properties = _spec_schema()["properties"]
     return {
         "type": "object",
         "additionalProperties": False,
-        "properties": {name: properties[name] for name in names},
+        "properties": {name: properties[name] for name in REDECODE_FIELDS},
     }
 
 

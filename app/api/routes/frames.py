@@ -124,14 +124,14 @@ def _asked(service: Service, job: Job, files: JobArtifacts, number: int) -> Job:
 
 def _lossy(service: Service, job: Job, number: int) -> Response:
     # They import PyAV, which the process starts without.
-    from app.media.formats.reading import NoSuchFrame, read_frame
-    from app.media.formats.writers import png_of
+    from app.media.formats.reading import NoSuchFrame
+    from app.media.formats.writers import write_frame
 
     video = job_artifacts(service.settings.jobs_dir, job.id).video
     try:
         found = video.stat()
         with service.shares.frames.hold():
-            content = png_of(read_frame(video, number))
+            content = write_frame(video, number)
     except NoSuchFrame as error:
         raise _no_such_frame(number, error.frames) from error
     except (OSError, ValueError) as error:  # PyAV's errors derive from these

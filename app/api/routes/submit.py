@@ -16,7 +16,7 @@ from app.api.problems import Problem, documented
 from app.api.requests.bodies import Parts, from_json, parse_body, read_body
 from app.api.requests.job_spec import asks_for_random_seed, job_spec
 from app.api.requests.pictures import UploadedPictures
-from app.api.requests.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY
+from app.api.requests.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY, REDECODE_FIELDS
 from app.api.response_schemas import JOB, PLAN, answer
 from app.api.views import hide_other_owners, job_view, pictures_view, range_view
 from app.artifacts.local_folder import job_artifacts
@@ -42,7 +42,7 @@ async def _body(request: Request, service: TheService) -> AsyncIterator[bytes]:
 
 Body = Annotated[bytes, Depends(_body)]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=IDEMPOTENCY_KEY_LENGTH, pattern=r"\S")]
-DECODE_FIELDS = frozenset({"decode_strategy", "frames_per_chunk", "exact_only", "memory_budget_bytes"})
+DECODE_FIELDS = frozenset(REDECODE_FIELDS)
 
 
 def view(service: Service, job: Job, owner: str | None, prefix: str) -> Json:

@@ -1,4 +1,7 @@
-"""`framefit inspect`: says what files of weights are and which entry runs them, from their headers."""
+"""`framefit inspect`: says what files of weights are and which entry runs them, from their headers.
+
+Of a video or a picture it says how it was made (`app.cli.models.media_files`).
+"""
 
 import json
 from collections.abc import Sequence
@@ -7,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.models.media_files import is_media_file, media_documents, show_media
+from app.cli.models.media_files import shown_line as _line
 from app.cli.options import byte_count, settings_with
 from app.units import format_bytes
 
 if TYPE_CHECKING:
     from app.models.inspection.inspected import Inspected
-
-_LONGEST_REASON = 1500
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +26,10 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     files: Annotated[
-        list[str], typer.Argument(help="Safetensors or GGUF files on this machine, or https addresses.")
+        list[str],
+        typer.Argument(
+            help="Safetensors or GGUF files on this machine, or https addresses; or mp4, WebM and PNG files."
+        ),
     ],
     gpu: Annotated[
         str | None, typer.Option(help="Memory of the GPU, such as 12GB. Default: this machine's largest.")
@@ -39,16 +45,24 @@ def inspect(
 ) -> None:
     """Say what files of weights are, what they need, and which entry of the models file runs them.
 
-    Reads headers only, of an address by ranges. Several files make one entry.
+    Reads headers only, of an address by ranges. Several files make one entry. Of a video or a frame that
+    Framefit has made it says prompt, seed, model and decode.
     """
+    videos, damaged = media_documents([name for name in files if is_media_file(name)])
+    weights = [name for name in files if not is_media_file(name)]
+    if not weights:
+        _tell({"videos": videos, "faults": damaged}, as_json=as_json, failed=bool(damaged))
+        return
     from app.models.inspection.entry import NoEntry, entry_of
     from app.models.inspection.inspected import as_document
     from app.models.inspection.needs import needs_document, needs_of
 
     card, card_bytes = _card(gpu)
-    found, faults = _inspected(files, allow_private=allow_private)
+    found, faults = _inspected(weights, allow_private=allow_private)
     settings = settings_with()
-    document: dict[str, Any] = {"files": [as_document(each) for each in found], "faults": faults}
+    document: dict[str, Any] = {"files": [as_document(each) for each in found], "faults": [*damaged, *faults]}
+    if videos:
+        document["videos"] = videos
     needs = needs_of(found)
     if needs:
         document["needs"] = needs_document(needs, card, card_bytes)
@@ -58,11 +72,17 @@ def inspect(
     except NoEntry as error:
         entry = None
         document |= {"entry": None, "no_entry": str(error), "notes": []}
+    _tell(document, as_json=as_json)
+    failed = bool(document["faults"]) or (write and not _written(entry, settings.models_file))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _tell(document: dict[str, Any], *, as_json: bool, failed: bool = False) -> None:
     if as_json:
         typer.echo(json.dumps(document, indent=2))
     else:
         _show(document)
-    failed = bool(faults) or (write and not _written(entry, settings.models_file))
     if failed:
         raise typer.Exit(1)
 
@@ -90,12 +110,6 @@ def _inspected(
             reason = _line(f"{name}: {error.strerror or error}")
             faults.append({"file": name, "reason": reason, "nearest": None})
     return found, faults
-
-
-def _line(text: str) -> str:
-    """The text on one line: names in a file may hold anything, also codes that a terminal obeys."""
-    shown = "".join(each if each.isprintable() else "?" for each in text)
-    return shown if len(shown) <= _LONGEST_REASON else f"{shown[:_LONGEST_REASON]} ..."
 
 
 def _card(gpu: str | None) -> tuple[str, int | None]:
@@ -147,15 +161,17 @@ def _complain(message: str) -> None:
 
 
 def _show(document: dict[str, Any]) -> None:
-    for file in document["files"]:
+    for video in document.get("videos", ()):
+        show_media(video)
+    for file in document.get("files", ()):
         _show_file(file)
     for fault in document["faults"]:
         _complain(fault["reason"])
     if "needs" in document:
         _show_needs(document["needs"])
-    for note in document["notes"]:
+    for note in document.get("notes", ()):
         typer.echo(f"\nnote: {_line(note)}")
-    if document["entry"]:
+    if document.get("entry"):
         typer.echo(f"\nentry of the models file:\n\n{document['entry']}", nl=False)
     elif "no_entry" in document:
         typer.echo(f"\nno entry: {_line(document['no_entry'])}")

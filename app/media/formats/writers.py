@@ -17,7 +17,9 @@ from av.filter import Graph
 from PIL import Image
 
 from app.frame_rate import rate_as_json
-from app.media.formats.reading import clip_of, opened
+from app.media.formats.reading import clip_of, opened, read_frame
+from app.media.metadata.note import Note, note_in
+from app.media.metadata.png_text import with_note
 from app.media.video_colour import BT709, LIMITED
 from app.media.video_pixels import Picture
 
@@ -31,16 +33,13 @@ WEBP: Final = {"quality": "90", "compression_level": "3"}
 GIF_TICKS: Final = 100
 GIF_FASTEST: Final = Fraction(50)
 PNG_LEVEL: Final = 1
-TAGS: Final = ("title", "comment")
 
 
 def write_webm(video: Path, out: Path) -> int:
     """VP9 with the frames' own numbers, and Opus if there is sound. Returns the number of frames."""
     with opened(video) as source, av.open(str(out), "w", format="webm") as made:
         clip = clip_of(source)
-        for name in TAGS:
-            if name in source.metadata:
-                made.metadata[name] = source.metadata[name]
+        made.metadata.update(note_in(source.metadata).tags())
         stream = made.add_stream("libvpx-vp9", rate=clip.fps, options=VP9)
         (stream.width, stream.height), stream.pix_fmt = clip.size, "yuv420p"
         context = stream.codec_context
@@ -189,10 +188,10 @@ def write_webp(video: Path, out: Path) -> int:
 def write_archive(video: Path, out: Path) -> int:
     """A ZIP file of PNG files, and `video.json` with their rate. Returns the number of frames."""
     with opened(video) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as made:
-        clip = clip_of(source)
+        clip, note = clip_of(source), note_in(source.metadata)
         count = 0
         for count, picture in enumerate(clip.pictures(), 1):
-            made.writestr(f"frame-{count - 1:05}.png", png_of(picture))
+            made.writestr(f"frame-{count - 1:05}.png", png_of(picture, note))
         width, height = clip.size
         told: dict[str, Any] = {
             "frames": count,
@@ -201,17 +200,24 @@ def write_archive(video: Path, out: Path) -> int:
             "fps": rate_as_json(clip.fps),
             "source": "mp4",
             "pixels": "lossy",
-            **{name: source.metadata[name] for name in TAGS if name in source.metadata},
+            **note.tags(),
         }
         made.writestr("video.json", json.dumps(told, indent=2, ensure_ascii=False))
     return count
 
 
-def png_of(picture: Picture) -> bytes:
-    """The picture as a PNG file."""
+def png_of(picture: Picture, note: Note) -> bytes:
+    """The picture as a PNG file with the note in it."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", compress_level=PNG_LEVEL)
-    return file.getvalue()
+    return with_note(file.getvalue(), note)
+
+
+def write_frame(video: Path, number: int) -> bytes:
+    """One frame as a PNG file; see `read_frame`."""
+    with opened(video) as source:
+        note = note_in(source.metadata)
+    return png_of(read_frame(video, number), note)
 
 
 WRITERS: Final[Mapping[str, Callable[[Path, Path], int]]] = {

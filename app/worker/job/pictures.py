@@ -14,6 +14,8 @@ from torch import Tensor
 from adaptive.device.out_of_memory import is_out_of_memory
 from app.artifacts.local_folder import JobArtifacts
 from app.jobs import Json
+from app.media.metadata.note import Note
+from app.media.metadata.png_text import add_note
 from app.media.thumbnails import write_jpeg, write_png
 from app.worker.decoding import Decoding
 from app.worker.device_errors import OutOfMemory
@@ -76,6 +78,15 @@ def write_asked_frames(frames: Tensor, first: int, asked: Collection[int], artif
             if pixels is None:
                 pixels = to_pixels(frame.cpu())[0].numpy()
             write_png(artifacts.exact_frame(number), pixels)
+
+
+def add_notes(note: Note | None, asked: Collection[int], artifacts: JobArtifacts) -> None:
+    """Say in the frames that this decode has written how they were made."""
+    if note is None:
+        return
+    for path in (*map(artifacts.frame, ("first", "last")), *map(artifacts.exact_frame, asked)):
+        if path.is_file():
+            add_note(path, note)
 
 
 def _pixels_of(frame: Tensor) -> NDArray[np.uint8] | None:

@@ -22,6 +22,7 @@ from app.config import Settings
 from app.frame_rate import rate_as_json
 from app.jobs import STAGE_PROGRESS, Claim, Json, Stage
 from app.loops import one_line
+from app.media.metadata.note import Note
 from app.media.video import VideoWriter
 from app.models.downloads.download import needs_download
 from app.models.entries import ModelEntry
@@ -50,7 +51,14 @@ from app.worker.job.fetch import fetch_model
 from app.worker.job.finishing_early import FinishingEarly
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.job.giving_way import GivingWay
-from app.worker.job.pictures import write_asked_frames, write_last_frame, write_previews, write_thumbnail
+from app.worker.job.pictures import (
+    add_notes,
+    write_asked_frames,
+    write_last_frame,
+    write_previews,
+    write_thumbnail,
+)
+from app.worker.job.provenance import note_for
 from app.worker.job.steps import StepsOfJob
 from app.worker.loaded_model import LoadedModel
 
@@ -252,7 +260,13 @@ class JobRun:
         asked = artifacts.asked_frames()
         with (
             self._in_stage(Stage.DECODING),
-            VideoWriter(artifacts.video, shape, spec.fps, samples_of(recorded.sound)) as writer,
+            VideoWriter(
+                artifacts.video,
+                shape,
+                spec.fps,
+                samples_of(recorded.sound),
+                note=note_for(self._settings, spec, shape),
+            ) as writer,
         ):
             transfer = FrameTransfer(writer, model.device)
             for call in recorded.calls:
@@ -276,7 +290,9 @@ class JobRun:
             if report["device"] != "cpu":
                 report["device"] = self._engine.name
             self.decode = {**report, "vae": self._entry.vae_class}
-            self._encode_rest(writer)
+            note = note_for(self._settings, spec, shape, self.decode)
+            self._encode_rest(writer, note)
+            add_notes(note, asked, artifacts)
         return {
             "frames": shape.frames,
             "width": shape.width,
@@ -338,9 +354,9 @@ class JobRun:
             self._report(self._share, kind="stage", stage=stage)
         return back
 
-    def _encode_rest(self, writer: VideoWriter) -> None:
+    def _encode_rest(self, writer: VideoWriter, note: Note | None) -> None:
         with self._in_stage(Stage.ENCODING):
-            writer.finish()
+            writer.finish(note)
 
     def _goes_on_after(self, step: int, total: int) -> None:
         self._report(step / total, kind="resumed", data={"step": step, "steps": total})

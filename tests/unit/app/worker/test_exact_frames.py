@@ -1,6 +1,7 @@
 """Any frame as the VAE decodes it: the stored latents are decoded again, by the limits of all work."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_pipelines.save(LTX, tmp_path_factory.mktemp("ltx") / "model")
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[ServedModel]:
+    with served_model(tmp_path_factory.mktemp("data"), folder, max_queued=1) as service:
+        yield service
+
+
 def finished(served: ServedModel, **fields: Any) -> tuple[str, JobArtifacts]:
     job_id = served.submit(decode_strategy="batched", **fields)
     served.run_next()
@@ -48,86 +55,83 @@ def shown(content: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def test_an_exact_frame_is_the_decodes_own_bit_for_bit(tmp_path: Path, folder: Path) -> None:
-    with served_model(tmp_path, folder) as served:
-        job_id, files = finished(served)
-        expected, url = decoded(served, files), f"/jobs/{job_id}/frames"
-        for number, name in ((0, "first"), (FRAMES - 1, "last"), (-1, "last"), (-FRAMES, "first")):
-            at_once = served.http.get(f"{url}/{number}.png?exact=1")
-            assert at_once.status_code == 200
-            assert at_once.content == served.http.get(f"{url}/{name}.png").content
-        for number in (3, -2):
-            queued = served.http.get(f"{url}/{number}.png?exact=1")
-            assert (queued.status_code, queued.json()["status"]) == (202, "queued")
-            assert queued.headers["retry-after"]
-            assert served.http.get(f"{url}/{number}.png?exact=1").status_code == 202, "it waits still"
-            served.run_next()
-        for number in (3, -2):
-            answer = served.http.get(f"{url}/{number}.png?exact=1")
-            assert (answer.status_code, answer.headers["framefit-pixels"]) == (200, "decoded")
-            assert (shown(answer.content) == expected[number]).all()
-            lossy = served.http.get(f"{url}/{number}.png")
-            assert lossy.headers["framefit-pixels"] == "lossy"
-            assert (shown(lossy.content) != expected[number]).any()
-        assert served.job(job_id)["status"] == "succeeded"
-        assert len(served.events("resumed_from_latents")) == 2
-        assert served.http.get(f"{url}/{FRAMES}.png?exact=1").json()["frames"] == FRAMES
-
-
-def test_frames_asked_for_while_the_job_waits_come_of_the_same_decode(tmp_path: Path, folder: Path) -> None:
-    with served_model(tmp_path, folder) as served:
-        job_id, files = finished(served)
-        url = f"/jobs/{job_id}/frames"
-        for number in (2, 5, 6):
-            assert served.http.get(f"{url}/{number}.png?exact=1").status_code == 202
+def test_an_exact_frame_is_the_decodes_own_bit_for_bit(served: ServedModel) -> None:
+    job_id, files = finished(served)
+    expected, url = decoded(served, files), f"/jobs/{job_id}/frames"
+    for number, name in ((0, "first"), (FRAMES - 1, "last"), (-1, "last"), (-FRAMES, "first")):
+        at_once = served.http.get(f"{url}/{number}.png?exact=1")
+        assert at_once.status_code == 200
+        assert at_once.content == served.http.get(f"{url}/{name}.png").content
+    for number in (3, -2):
+        queued = served.http.get(f"{url}/{number}.png?exact=1")
+        assert (queued.status_code, queued.json()["status"]) == (202, "queued")
+        assert queued.headers["retry-after"]
+        assert served.http.get(f"{url}/{number}.png?exact=1").status_code == 202, "it waits still"
         served.run_next()
-        expected = decoded(served, files)
-        for number in (2, 5, 6):
-            assert (shown(served.http.get(f"{url}/{number}.png?exact=1").content) == expected[number]).all()
-        assert len(served.events("queued_again")) == 1
-        served.http.post(f"/jobs/{job_id}/redecode", json={"decode_strategy": "per_frame"}).raise_for_status()
-        assert served.http.get(f"{url}/5.png?exact=1").status_code == 202, "it is of the decode that ends"
-        served.run_next()
-        assert served.http.get(f"{url}/5.png?exact=1").status_code == 200
+    for number in (3, -2):
+        answer = served.http.get(f"{url}/{number}.png?exact=1")
+        assert (answer.status_code, answer.headers["framefit-pixels"]) == (200, "decoded")
+        assert (shown(answer.content) == expected[number]).all()
+        lossy = served.http.get(f"{url}/{number}.png")
+        assert lossy.headers["framefit-pixels"] == "lossy"
+        assert (shown(lossy.content) != expected[number]).any()
+    assert served.job(job_id)["status"] == "succeeded"
+    resumed = [event for event in served.events("resumed_from_latents") if job_id in event["path"]]
+    assert len(resumed) == 2, "it was not denoised again"
+    assert served.http.get(f"{url}/{FRAMES}.png?exact=1").json()["frames"] == FRAMES
 
 
-def test_without_latents_nothing_is_queued(tmp_path: Path, folder: Path) -> None:
-    with served_model(tmp_path, folder) as served:
-        job_id, files = finished(served)
-        files.latents.unlink()
-        refused = served.http.get(f"/jobs/{job_id}/frames/3.png?exact=1")
-        assert (refused.status_code, refused.json()["code"]) == (409, "no_latents")
-        assert served.http.get(f"/jobs/{job_id}/frames/3.png").status_code == 200
-        assert (served.job(job_id)["status"], files.asked_frames()) == ("succeeded", frozenset())
+def test_frames_asked_for_while_the_job_waits_come_of_the_same_decode(served: ServedModel) -> None:
+    job_id, files = finished(served)
+    url = f"/jobs/{job_id}/frames"
+    for number in (2, 5, 6):
+        assert served.http.get(f"{url}/{number}.png?exact=1").status_code == 202
+    served.run_next()
+    expected = decoded(served, files)
+    for number in (2, 5, 6):
+        assert (shown(served.http.get(f"{url}/{number}.png?exact=1").content) == expected[number]).all()
+    assert served.job(job_id)["attempts"] == 1
+    served.http.post(f"/jobs/{job_id}/redecode", json={"decode_strategy": "per_frame"}).raise_for_status()
+    assert served.http.get(f"{url}/5.png?exact=1").status_code == 202, "it is of the decode that ends"
+    served.run_next()
+    assert served.http.get(f"{url}/5.png?exact=1").status_code == 200
+
+
+def test_without_latents_nothing_is_queued(served: ServedModel) -> None:
+    job_id, files = finished(served)
+    files.latents.unlink()
+    refused = served.http.get(f"/jobs/{job_id}/frames/3.png?exact=1")
+    assert (refused.status_code, refused.json()["code"]) == (409, "no_latents")
+    assert served.http.get(f"/jobs/{job_id}/frames/3.png").status_code == 200
+    assert (served.job(job_id)["status"], files.asked_frames()) == ("succeeded", frozenset())
 
 
 def test_an_exact_frame_passes_the_limits_of_all_work_and_other_sites_cannot_ask(
-    tmp_path: Path, folder: Path
+    served: ServedModel,
 ) -> None:
-    with served_model(tmp_path, folder, max_queued=1) as served:
-        job_id, files = finished(served)
-        url = f"/jobs/{job_id}/frames/3.png?exact=1"
-        foreign = served.http.get(url, headers={"Sec-Fetch-Site": "cross-site"})
-        assert (foreign.status_code, foreign.json()["code"]) == (403, "cross_site")
-        served.submit()
-        full = served.http.get(url)
-        assert (full.status_code, full.json()["code"]) == (429, "queue_full")
-        assert (served.job(job_id)["status"], files.asked_frames()) == ("succeeded", frozenset())
+    job_id, files = finished(served)
+    url = f"/jobs/{job_id}/frames/3.png?exact=1"
+    foreign = served.http.get(url, headers={"Sec-Fetch-Site": "cross-site"})
+    assert (foreign.status_code, foreign.json()["code"]) == (403, "cross_site")
+    other = served.submit()
+    full = served.http.get(url)
+    assert (full.status_code, full.json()["code"]) == (429, "queue_full")
+    assert (served.job(job_id)["status"], files.asked_frames()) == ("succeeded", frozenset())
+    served.http.delete(f"/jobs/{other}").raise_for_status()
 
 
 def test_a_decode_that_failed_for_a_frame_is_told_and_not_begun_again_at_each_look(
-    tmp_path: Path, folder: Path
+    served: ServedModel,
 ) -> None:
-    with served_model(tmp_path, folder) as served:
-        job_id, files = finished(served)
-        url = f"/jobs/{job_id}/frames/3.png?exact=1"
-        assert served.http.get(url).status_code == 202
-        served.http.delete(f"/jobs/{job_id}").raise_for_status()
-        refused = served.http.get(url)
-        assert (refused.status_code, refused.json()["code"]) == (409, "exact_frame_failed")
-        served.http.post(f"/jobs/{job_id}/retry").raise_for_status()
-        served.run_next()
-        assert (shown(served.http.get(url).content) == decoded(served, files)[3]).all()
+    job_id, files = finished(served)
+    url = f"/jobs/{job_id}/frames/3.png?exact=1"
+    assert served.http.get(url).status_code == 202
+    served.http.delete(f"/jobs/{job_id}").raise_for_status()
+    refused = served.http.get(url)
+    assert (refused.status_code, refused.json()["code"]) == (409, "exact_frame_failed")
+    served.http.post(f"/jobs/{job_id}/retry").raise_for_status()
+    served.run_next()
+    assert (shown(served.http.get(url).content) == decoded(served, files)[3]).all()
 
 
 def test_the_frames_that_are_kept_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
