@@ -20,6 +20,8 @@ from app.service.data_folder import prepare_data_folder
 _POLL_SECONDS = 0.2
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
+_CONVERSION_SECONDS = 700.0  # more than the service spends on one file
+_BUSY_RETRIES = 60
 
 
 class ClientError(Exception):
@@ -92,16 +94,50 @@ class Client:
         """Delete the job, with its images, prompt and video; a job that has not ended is canceled."""
         self._checked(self._http.post(f"/jobs/{job_id}/delete"))
 
-    def download(self, job_id: str, out: Path) -> None:
-        """Save the job's video as `out`, which is complete whenever it exists."""
+    def download(self, job_id: str, out: Path, form: str = "mp4") -> None:
+        """Save the job's video as `out`, which is complete whenever it exists.
+
+        `form` is mp4 or another format, which the service may have to make first; retries while it is busy.
+        """
+        address = f"/jobs/{job_id}/video" + ("" if form == "mp4" else f"?format={form}")
+        for _ in range(_BUSY_RETRIES):
+            with self._http.stream("GET", address, timeout=_CONVERSION_SECONDS) as answer:
+                if answer.status_code != 503 or "Retry-After" not in answer.headers:
+                    self._save(answer, out)
+                    return
+            time.sleep(float(answer.headers["Retry-After"]))
+        raise ClientError(f"the service is too busy to make a {form}: try later")
+
+    def save_frames(
+        self, job_id: str, files: Mapping[str, Path], *, exact: bool, on_wait: Callable[[], None]
+    ) -> dict[str, str]:
+        """Save frames of the job's video, each in its file; return what their pixels are: `decoded`, `lossy`.
+
+        `exact` may make the service decode the job's latents again, once for all; then `on_wait` is called.
+        """
+        pixels: dict[str, str] = {}
+        while True:
+            for which in files.keys() - pixels.keys():
+                # The two ends are exact anyway.
+                query = "?exact=1" if exact and which not in ("first", "last") else ""
+                with self._http.stream("GET", f"/jobs/{job_id}/frames/{which}.png{query}") as answer:
+                    if answer.status_code != 202:
+                        self._save(answer, files[which])
+                        pixels[which] = answer.headers.get("Framefit-Pixels", "")
+            if len(pixels) == len(files):
+                return pixels
+            on_wait()
+            on_wait = lambda: None  # noqa: E731
+            time.sleep(_POLL_SECONDS)
+
+    def _save(self, answer: httpx.Response, out: Path) -> None:
+        if answer.is_error:
+            answer.read()
+            self._checked(answer)
         part = out.with_name(out.name + ".part")
-        with self._http.stream("GET", f"/jobs/{job_id}/video") as answer:
-            if answer.is_error:
-                answer.read()
-                self._checked(answer)
-            with part.open("wb") as file:
-                for block in answer.iter_bytes():
-                    file.write(block)
+        with part.open("wb") as file:
+            for block in answer.iter_bytes():
+                file.write(block)
         part.replace(out)
 
     @staticmethod

@@ -4,6 +4,7 @@ Each command imports the heavy packages that it needs itself, so that `--help` i
 
 generate   client: makes a video from an image and a prompt
 history    client: lists and searches jobs
+frames     client: saves single frames of a finished video
 delete     client: deletes jobs with their images, prompts and videos
 bench      bench compare
 models     models, pull, plan, calibrate, convert, inspect
@@ -21,7 +22,7 @@ import typer
 
 from adaptive.device.huge_pages import enable_huge_pages
 from adaptive.version import __version__
-from app.cli import bench, delete, generate, history
+from app.cli import bench, delete, frames, generate, history
 from app.cli.faults import Commands
 from app.cli.latents import decode, encode
 from app.cli.models import calibrate, convert, inspect, listed, plan, pull
@@ -40,6 +41,7 @@ for group in (
     processes,
     generate,
     history,
+    frames,
     delete,
     backup,
     plan,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from app.cli.options import STRATEGIES, AsJson, DataDir, Fit, Gravity, byte_count, settings_with
-from app.cli.outputs import check_output_file, print_json
+from app.cli.outputs import check_output_file, print_json, video_format
 from app.cli.summaries import decode_summary, framing_sentences, stopped_summary, weights_summary
 from app.units import format_bytes
 
@@ -52,7 +52,9 @@ def generate(
         list[str] | None,
         typer.Option("--lora", help="A LoRA as NAME or NAME:SCALE, from GET /loras; may be repeated."),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The mp4 file to write.")] = Path("out.mp4"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The file to write: .mp4, .webm, .gif, .webp or .png.zip.")
+    ] = Path("out.mp4"),
     negative_prompt: Annotated[str | None, typer.Option(help="What the video should not show.")] = None,
     model: Annotated[str | None, typer.Option(help="A name from `framefit models`.")] = None,
     width: Annotated[
@@ -112,9 +114,10 @@ def generate(
         "frames_per_chunk": frames_per_chunk,
         "memory_budget_bytes": None if memory_budget is None else byte_count(memory_budget),
     }
+    form = video_format(out)
     check_output_file(out)
     images = {"image": image} if last_image is None else {"image": image, "last_image": last_image}
-    job = _generate(images, fields, out, url, settings_with(data_dir=data_dir))
+    job = _generate(images, fields, out, form, url, settings_with(data_dir=data_dir))
     if as_json:
         print_json({"out": str(out), "job": job})
     else:
@@ -134,7 +137,7 @@ def _loras(given: list[str]) -> str | None:
 
 
 def _generate(
-    images: dict[str, Path], fields: dict[str, Any], out: Path, url: str | None, settings: Any
+    images: dict[str, Path], fields: dict[str, Any], out: Path, form: str, url: str | None, settings: Any
 ) -> dict[str, Any]:
     """Make the video and write it to `out`; return the job."""
     import httpx
@@ -158,7 +161,7 @@ def _generate(
             if job["status"] != "succeeded":
                 message = (job.get("error") or {}).get("message", "no reason given")
                 raise ClientError(f"job {job['id']} is {job['status']}: {message}")
-            _download(client, job["id"], out, console)
+            _download(client, job["id"], out, console, form)
     except httpx.HTTPError as error:
         raise ClientError(f"cannot reach the service: {error}") from error
     denoise = job.get("denoise") or {}
@@ -239,12 +242,14 @@ def _canceled(client: Any, job_id: str) -> str:
     return f"Job {job_id} is canceled: it stops at its next step and makes no video."
 
 
-def _download(client: Any, job_id: str, out: Path, console: Any) -> None:
+def _download(client: Any, job_id: str, out: Path, console: Any, form: str = "mp4") -> None:
     from app.client import ClientError
 
     kept = f"the video of job {job_id} stays in the service"
     try:
-        client.download(job_id, out)
+        if form != "mp4":
+            console.print(f"Making {out.name} of the mp4 …", highlight=False, soft_wrap=True)
+        client.download(job_id, out, form)
     except KeyboardInterrupt:
         _end_interrupted(console, f"Interrupted: {kept}.")
     except OSError as error:

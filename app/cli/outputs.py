@@ -8,6 +8,23 @@ from typing import Any
 
 import typer
 
+from app.media.formats.table import FORMATS
+
+
+def video_format(path: Path) -> str:
+    """Return the format that the file's name asks for; mp4 if it has no ending.
+
+    Raises `typer.BadParameter` for an ending of another format.
+    """
+    name = path.name.lower()
+    for form in ("mp4", *FORMATS):
+        if name.endswith(f".{form}"):
+            return form
+    if not path.suffix:
+        return "mp4"
+    known = ", ".join(f".{form}" for form in ("mp4", *FORMATS))
+    raise _refused(f"{path.name} ends like no format that can be written: use one of {known}")
+
 
 def check_output_file(path: Path) -> None:
     """Raise `typer.BadParameter` if a file at `path` cannot be written."""

@@ -2,6 +2,7 @@
 
 import { address } from "./api.js";
 import { fromTemplate, make, say } from "./dom.js";
+import { downloadAs, offer } from "./formats.js";
 import { BADGE, decided, doing, exactness, facts, planned, rate, seconds, share } from "./words.js";
 
 export function build(job, act, remove) {
@@ -17,6 +18,11 @@ export function build(job, act, remove) {
   });
   on("retry", "click", () => act(job.id, "POST", `/jobs/${job.id}/retry`));
   on("delete", "click", () => remove(job.id));
+  on("as", "change", ({ target }) => {
+    const name = target.value;
+    target.value = "";
+    downloadAs(card, name);
+  });
   on("again", "change", ({ target }) => {
     const strategy = target.value;
     target.value = "";
@@ -49,6 +55,7 @@ export function fill(card, job) {
   part("retry").hidden = !job.links.retry;
   part("download").hidden = !job.links.video;
   if (job.links.video) part("download").href = address(job.links.video);
+  offer(card, job);
   part("delete").hidden = active;
   part("choose").hidden = active;
   if (active) part("pick").checked = false;
