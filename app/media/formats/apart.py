@@ -2,7 +2,7 @@
 
 A long video takes minutes of one processor; the process that answers requests must stay responsive, and
 survive whatever an encoder does. `python -m app.media.formats.apart FORMAT VIDEO OUT MEMORY_BYTES CPU_SECONDS
-FILE_BYTES` writes one line of JSON.
+FILE_BYTES` writes one line of JSON. It ends when its standard input does, which is when its parent ends.
 """
 
 import errno
@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,16 +46,20 @@ def convert_apart(
     """
     limits = (MEMORY_BYTES, cpu_seconds, file_bytes)
     command = [sys.executable, "-m", "app.media.formats.apart", name, str(video), str(out)]
+    held, holds = os.pipe()
     try:
         done = subprocess.run(
             [*command, *map(str, limits)],
-            stdin=subprocess.DEVNULL,
+            stdin=held,
             capture_output=True,
             timeout=WALL_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise ConversionTooLarge(f"it takes longer than {WALL_SECONDS:.0f} seconds") from None
+    finally:
+        os.close(held)
+        os.close(holds)
     told = _told(done.stdout)
     if "frames" in told:
         return int(told["frames"])
@@ -79,6 +84,7 @@ def _told(output: bytes) -> dict[str, Any]:
 
 def main(name: str, video: Path, out: Path, *limits: int) -> None:
     """Make one file, and tell what became of it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.nice(NICENESS)
     from app.media.formats.writers import WRITERS
 
@@ -88,6 +94,11 @@ def main(name: str, video: Path, out: Path, *limits: int) -> None:
     except Exception as error:
         told = {"fault": _fault(error), "reason": str(error)}
     print(json.dumps(told))  # noqa: T201  (the answer to the process that asked)
+
+
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nobody writes
+    os._exit(1)
 
 
 def _fault(error: Exception) -> str:

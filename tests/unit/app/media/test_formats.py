@@ -2,17 +2,21 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
+import sys
 import zipfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from waiting import wait_for
 
 from adaptive.types import VideoShape
 from app.media.audio import AudioSamples
@@ -220,6 +224,18 @@ def test_what_cannot_be_made_says_why_and_leaves_nothing(tmp_path: Path, monkeyp
         convert_apart("webm", video, tmp_path / "part", file_bytes=10**8)
     (tmp_path / "part").unlink(missing_ok=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.mp4", "video.mp4"]
+
+
+def test_the_process_that_makes_a_file_ends_with_the_one_that_asked(tmp_path: Path) -> None:
+    os.mkfifo(video := tmp_path / "video.mp4")  # no end, and no beginning either
+    call = f"convert_apart('webm', Path({str(video)!r}), Path({str(tmp_path / 'out')!r}), file_bytes=10**8)"
+    script = f"from pathlib import Path; from app.media.formats.apart import convert_apart; {call}"
+    with subprocess.Popen([sys.executable, "-c", script]) as parent:
+        (child,) = wait_for(lambda: psutil.Process(parent.pid).children(), 120)
+        # It has the threads that wait: for the video, and for its parent.
+        wait_for(lambda: child.num_threads() > 1, 120)
+        parent.kill()
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 120)
 
 
 def test_a_format_that_this_build_cannot_write_names_what_is_missing() -> None:
