@@ -17,10 +17,10 @@ from av.filter import Graph
 from PIL import Image
 
 from app.frame_rate import rate_as_json
+from app.media.colorimetry.video_colour import BT709, LIMITED
 from app.media.formats.reading import clip_of, opened, read_frame
 from app.media.metadata.note import Note, note_in
 from app.media.metadata.png_text import with_note
-from app.media.colorimetry.video_colour import BT709, LIMITED
 from app.media.video_pixels import Picture
 
 # Near transparent, and about three times as fast as libvpx's default.
