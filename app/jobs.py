@@ -8,7 +8,7 @@ Longer than 300 lines: every field of a request is declared and described here.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from app.fields.keyframes import Keyframes
 from app.fields.loras import Loras
 from app.frame_rate import FrameRate
 
@@ -93,7 +94,7 @@ class DecodeStrategy(StrEnum):
 
 ImageSize = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}x[1-9][0-9]{0,5}$")]
 # Measured by the service, not asked for by the client.
-MEASURED = frozenset({"image_size", "last_image_size"})
+MEASURED = frozenset({"image_size", "last_image_size", "keyframe_sizes"})
 Prompt = Annotated[str, StringConstraints(max_length=PROMPT_MAX_CHARACTERS)]
 
 
@@ -145,6 +146,7 @@ class JobSpec(BaseModel):
         examples=["1080x1920"],
     )
     last_image_size: ImageSize | None = Field(None, description="The same of the last image.")
+    keyframe_sizes: tuple[ImageSize, ...] = Field((), description="The same of the key frames' pictures.")
     fps: FrameRate
     num_inference_steps: int = Field(ge=1, le=1000)
     guidance_scale: float = Field(ge=0, le=100)
@@ -158,6 +160,19 @@ class JobSpec(BaseModel):
         (),
         description="LoRAs to apply, from GET /loras; a form sends them as JSON text.",
         examples=[[{"name": "my-style", "scale": 0.8}]],
+    )
+    keyframes: Keyframes = Field(
+        (),
+        description="Frames that pictures give, for models whose inputs list it. In JSON each has its "
+        "picture as `image`; a form sends the list as JSON text and the pictures as files keyframe_0, "
+        "keyframe_1 and so on.",
+        examples=[[{"frame": 24, "strength": 0.8}]],
+    )
+    continue_from: str | None = Field(
+        None,
+        max_length=64,
+        description="A job's id: its last frame is the first image of this one, in place of `image`. Model, "
+        "size and rate are that job's unless they are given.",
     )
     fs: int | None = Field(
         None,
@@ -216,7 +231,9 @@ class JobSpec(BaseModel):
         """Frames of the finished video. A loop does not repeat its first frame at the end."""
         return self.num_frames - self.loop
 
-    def fingerprint(self, image: bytes, last_image: bytes | None = None) -> str:
+    def fingerprint(
+        self, image: bytes, last_image: bytes | None = None, keyframes: Sequence[bytes] = ()
+    ) -> str:
         """Return a SHA-256 digest of the request; requests with equal digests ask for the same work.
 
         Fields at their default are left out, so the digest of an old request stays the same when fields are
@@ -224,7 +241,8 @@ class JobSpec(BaseModel):
         """
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude=set(MEASURED))
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        images = b"".join(hashlib.sha256(data).digest() for data in (image, last_image) if data is not None)
+        given = (image, last_image, *keyframes)
+        images = b"".join(hashlib.sha256(data).digest() for data in given if data is not None)
         return hashlib.sha256(images + canonical.encode()).hexdigest()
 
 

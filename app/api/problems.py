@@ -174,9 +174,14 @@ def problem_of_validation(error: ValidationError) -> Problem:
     return Problem(422, str(first["code"]), detail, data={"errors": faults})
 
 
+_OWN_CODES = frozenset(
+    {"approximate_not_allowed", "too_many_loras", "lora_scale_out_of_range", "too_many_keyframes"}
+)
+
+
 def _fault_code(kind: str, location: tuple[int | str, ...]) -> str:
     field = str(location[0]) if location else "request"
-    if kind in ("approximate_not_allowed", "too_many_loras", "lora_scale_out_of_range"):
+    if kind in _OWN_CODES:
         return kind
     if kind == "extra_forbidden":
         return "unknown_field"

@@ -25,6 +25,7 @@ LINKS = _object(
     {"self": TEXT, "events": TEXT},
     image=TEXT,
     last_image=TEXT,
+    keyframes=_list(TEXT),
     previews=_list(TEXT),
     video=TEXT,
     formats=_object({}, **dict.fromkeys(FORMATS, TEXT)),
@@ -47,7 +48,9 @@ PICTURE = _object(
         "detail": TEXT,
     }
 )
-PICTURES = _object({"image": _or_null(PICTURE), "last_image": _or_null(PICTURE)})
+PICTURES = _object(
+    {"image": _or_null(PICTURE), "last_image": _or_null(PICTURE)}, keyframes=_list(_or_null(PICTURE))
+)
 ETA_RANGE = _object(
     {"low_seconds": {"type": "number", "minimum": 0}, "high_seconds": {"type": "number", "minimum": 0}}
 )
@@ -68,6 +71,7 @@ JOB = _object(
         "notice": _or_null(TEXT),
         "request": ANY_OBJECT,
         "pictures": PICTURES,
+        "continued_from": _or_null(TEXT),
         "plan": _or_null(DECODE_PLAN),
         "download": _or_null(DOWNLOAD),
         "denoise": _or_null(DENOISE),
@@ -177,6 +181,8 @@ _MODEL = _object(
         "frame_rule": TEXT,
         "shapes": _list(TEXT),
         "inputs": _list(TEXT),
+        "requires": _list(TEXT),
+        "keyframes": _or_null(_object({"most": WHOLE, "apart": WHOLE, "rule": TEXT})),
         "defaults": ANY_OBJECT,
         "limits": ANY_OBJECT,
         "loras": _list(ANY_OBJECT),

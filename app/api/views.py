@@ -3,10 +3,12 @@
 from datetime import UTC, datetime
 
 from app.attempts import Setbacks, description
+from app.fields.keyframes import MOST_KEYFRAMES
 from app.jobs import Event, Job, JobSpec, JobStatus, Json, Stage, WorkerRow, sides_of
 from app.media.fit import frame
 from app.media.formats.table import FORMATS
 from app.models.entries import ModelEntry
+from app.pipelines.frames import FORMS
 from app.scheduling.stage_times import Seconds
 
 
@@ -35,6 +37,8 @@ def job_view(
         links["image"] = f"{base}/image"
     if job.has_last_image and not job.expired:
         links["last_image"] = f"{base}/last_image"
+    if job.spec.keyframes and not job.expired:
+        links["keyframes"] = [f"{base}/keyframes/{number}" for number in range(len(job.spec.keyframes))]
     if job.status is JobStatus.RUNNING and job.stage is Stage.DENOISING:
         links["finish_early"] = f"{base}/finish-early"
     if has_video(job):
@@ -64,6 +68,7 @@ def job_view(
         "notice": entry.notice if entry else None,
         "request": job.spec.model_dump(mode="json"),
         "pictures": pictures_view(job.spec),
+        "continued_from": job.spec.continue_from,
         "plan": job.plan,
         "download": job.download,
         "denoise": job.denoise,
@@ -85,11 +90,20 @@ def job_view(
 
 
 def pictures_view(spec: JobSpec) -> Json:
-    """Return how each image fills the video and what is cut off; None for one whose size is unknown."""
-    return {
-        name: size and frame(sides_of(size), (spec.width, spec.height), spec.fit, spec.gravity).as_json()
-        for name, size in (("image", spec.image_size), ("last_image", spec.last_image_size))
-    }
+    """Return how each image fills the video and what is cut off; None for one whose size is unknown.
+
+    `keyframes` is there if there are any and their sizes are known.
+    """
+
+    def view(size: str | None) -> Json | None:
+        if size is None:
+            return None
+        return frame(sides_of(size), (spec.width, spec.height), spec.fit, spec.gravity).as_json()
+
+    views: Json = {"image": view(spec.image_size), "last_image": view(spec.last_image_size)}
+    if spec.keyframe_sizes:
+        views["keyframes"] = [view(size) for size in spec.keyframe_sizes]
+    return views
 
 
 def webhook_view(job: Job) -> Json | None:
@@ -216,6 +230,8 @@ def model_view(
         "first_frame_alone": entry.first_frame_alone,
         "uses_prompt": entry.uses_prompt,
         "inputs": sorted(entry.inputs),
+        "requires": sorted(entry.requires),
+        "keyframes": _keyframes_view(entry),
         "defaults": entry.defaults.model_dump(exclude_none=True),
         "limits": entry.limits.model_dump(),
         "loras": entry.loras_json,
@@ -226,3 +242,15 @@ def model_view(
         "storage": storage,
         "fits_here": fits_here,
     }
+
+
+def _keyframes_view(entry: ModelEntry) -> Json | None:
+    """Return how many key frames a job of the model may have, and where; None if it takes none.
+
+    They stand at the first frame, at the last one, and where the frame's number less one is a multiple of
+    `apart`.
+    """
+    if "keyframes" not in entry.inputs:
+        return None
+    form = FORMS[entry.pipeline]
+    return {"most": MOST_KEYFRAMES, "apart": form.apart, "rule": form.rule}

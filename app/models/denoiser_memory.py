@@ -209,8 +209,9 @@ def _dynamicrafter(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[
 
 def _wan(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
     picture = {}
-    if config.get("image_dim"):  # CLIP's tokens of a 224 x 224 image
-        size = (shape.batch, 257, config["image_dim"])
+    if config.get("image_dim"):  # CLIP's tokens of a 224 x 224 image; of two where weights are for two
+        of_two = config.get("pos_embed_seq_len")
+        size = (shape.batch * (2 if of_two else 1), of_two // 2 if of_two else 257, config["image_dim"])
         picture = {"encoder_hidden_states_image": torch.empty(size, dtype=dtype)}
     times: tuple[int, ...] = (shape.batch,)
     if config["in_channels"] == config["out_channels"]:  # the image is a latent frame with its own time step

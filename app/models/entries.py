@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.config import PREFIX, ConfigError, Settings
 from app.fields.recipes import Recipe
 from app.frame_rate import FrameRate
+from app.pipelines.frames import FORMS, inputs_of_class
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 BUILT_IN_MODELS = Path(__file__).with_name("models.toml")
@@ -93,8 +94,13 @@ class ModelEntry(_Entry):
     uses_prompt: bool = True
     defaults: ModelDefaults
     limits: ModelLimits
-    inputs: frozenset[Literal["last_image", "loop", "fs"]] = Field(
-        frozenset(), description="Inputs that a request may give in addition to an image and a prompt."
+    inputs: frozenset[Literal["last_image", "keyframes", "loop", "fs"]] = Field(
+        frozenset(),
+        description="Inputs that a request may give in addition to an image and a prompt. Default: those of "
+        "every model of the pipeline.",
+    )
+    requires: frozenset[Literal["last_image"]] = Field(
+        frozenset(), description="Those of its inputs that a request must give."
     )
     call: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="Arguments of every call of the pipeline."
@@ -237,7 +243,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entry(name: str, table: Mapping[str, Any]) -> ModelEntry:
     try:
-        entry = ModelEntry(name=name, **table)
+        entry = ModelEntry(name=name, **{"inputs": inputs_of_class(str(table.get("pipeline"))), **table})
         sampled = {**entry.defaults.model_dump(), **entry.recipe.values}
         entry = entry.model_copy(update={"defaults": ModelDefaults.model_validate(sampled)})
     except ValidationError as error:
@@ -268,6 +274,10 @@ def _contradictions(entry: ModelEntry) -> Iterator[str]:
         yield f"defaults.num_frames: must be {entry.frame_rule}, got {given.num_frames}"
     if entry.parts and entry.resolution is not None:
         yield f"{min(entry.parts)}: {entry.pipeline} is loaded whole, from its source alone"
+    if "keyframes" in entry.inputs and entry.pipeline not in FORMS:
+        yield f"inputs: {entry.pipeline} takes no keyframes"
+    if entry.requires - entry.inputs:
+        yield f"requires: {', '.join(sorted(entry.requires - entry.inputs))} is not among its inputs"
     if entry.quantize and (entry.transformer or entry.transformer_2):
         yield "quantize: a transformer from a file of its own stays as it is"
     if entry.quantize and entry.dtype != "bfloat16":

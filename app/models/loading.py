@@ -39,6 +39,7 @@ from app.models.prompt_cache import PromptCache, encode_prompt_in
 from app.models.requirements import ModelRequirements, choose_placement, placement_json
 from app.models.weight_sizes import stored_requirements
 from app.pipelines.calls import call_form
+from app.pipelines.frames import FORMS, more_pictures
 from app.pipelines.schedules import check_schedule, use_scheduler
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class PlacedJob:
     """What a placement depends on: the video, the guidance, and what was learned on the device.
 
     `host_bytes`: host memory that the model's weights take already. `cautious`: see `choose_placement`.
-    `loras`: those that the job applies.
+    `loras`: those that the job applies. `more_pictures`: how many it has beside that of the first frame.
     """
 
     video: VideoShape
@@ -58,12 +59,14 @@ class PlacedJob:
     host_bytes: int = 0
     cautious: bool = True
     loras: tuple[LoraChoice, ...] = ()
+    more_pictures: int = 0
 
     @classmethod
     def of(cls, spec: JobSpec, costs: LearnedCosts | None = None) -> "PlacedJob":
         """The job of a request."""
         video = VideoShape(spec.num_frames, spec.height, spec.width)
-        return cls(video, spec.guidance_scale > 1, costs, loras=spec.loras)
+        more = more_pictures(spec)
+        return cls(video, spec.guidance_scale > 1, costs, loras=spec.loras, more_pictures=more)
 
     @classmethod
     def of_entry(cls, entry: ModelEntry) -> "PlacedJob":
@@ -234,9 +237,11 @@ def placement_for(
     if entry.placement != "auto" or profile is None or (on_host and exact_only):
         return None
     job = job or PlacedJob.of_entry(entry)
+    added_frames = job.more_pictures if entry.pipeline in FORMS else 0
+    requirements = _requirements(settings, entry, profile.traits.latent_channels)
     try:
         return choose_placement(
-            _requirements(settings, entry, profile.traits.latent_channels).with_loras(job.loras),
+            requirements.with_loras(job.loras).with_frames(added_frames),
             entry,
             profile,
             job.video,

@@ -51,10 +51,14 @@ class DenoiseCurve:
 
 @dataclass(frozen=True, slots=True)
 class ModelRequirements:
-    """The sizes of a model's components, and the curve of each denoiser (None if unknown)."""
+    """The sizes of a model's components, and the curve of each denoiser (None if unknown).
+
+    `added_frames`: latent frames that a job's pictures add to those of the video in each denoising step.
+    """
 
     components: tuple[ComponentSize, ...]
     denoise: tuple[DenoiseCurve | None, ...]
+    added_frames: int = 0
 
     def denoise_bytes(
         self, latent: LatentShape, *, guided: bool, costs: DenoiseCosts | None = None, key: str = ""
@@ -81,12 +85,17 @@ class ModelRequirements:
 
     def least_bytes(self, latent: LatentShape, decode_bytes: int, *, guided: bool) -> dict[Stage, int]:
         """As `activation_bytes`, without margins; what is not known counts as 0 bytes."""
-        live = [curve.live_bytes(latent, guided=guided) for curve in self.denoise if curve is not None]
+        stepped = replace(latent, frames=latent.frames + self.added_frames)
+        live = [curve.live_bytes(stepped, guided=guided) for curve in self.denoise if curve is not None]
         return {
             Stage.PROMPT: self._working_bytes(Stage.PROMPT),
             Stage.DENOISE: max(live, default=self._working_bytes(Stage.DENOISE)),
             Stage.DECODE: decode_bytes,
         }
+
+    def with_frames(self, added_frames: int) -> Self:
+        """The requirements of a job whose pictures add latent frames."""
+        return replace(self, added_frames=added_frames)
 
     def with_loras(self, loras: Sequence[LoraChoice]) -> Self:
         """The requirements with the bytes of a job's LoRAs added to each transformer that they may change."""
@@ -124,7 +133,9 @@ class ModelRequirements:
 
     def to_json(self) -> dict[str, Any]:
         """The requirements as JSON values; `from_json` is the inverse."""
-        return {"format": FORMAT, **asdict(self)}
+        stored = asdict(self)
+        del stored["added_frames"]  # of a job
+        return {"format": FORMAT, **stored}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -215,10 +226,12 @@ def denoise_key(entry: ModelEntry, placement: str | None = None) -> str:
     return "/".join([entry.name, entry.dtype, *denoiser_labels(entry), *placed])
 
 
-def denoise_positions(profile: MemoryProfile, video: VideoShape, *, guided: bool) -> int:
+def denoise_positions(
+    profile: MemoryProfile, video: VideoShape, *, guided: bool, added_frames: int = 0
+) -> int:
     """Latent positions that a step computes for the video, both branches of guidance counted."""
     latent = profile.traits.latent_shape(video)
-    return latent.frames * latent.area * (2 if guided else 1)
+    return (latent.frames + added_frames) * latent.area * (2 if guided else 1)
 
 
 def placement_json(placement: Placement) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from adaptive.types import LatentShape, MemoryReading, VideoShape
 from app.jobs import JobSpec, Json, WorkerRow
 from app.models.entries import ModelEntry
 from app.models.requirements import ModelRequirements
+from app.pipelines.frames import added_latent_frames
 from app.scheduling.device_reports import (
     DecodeRoom,
     decode_rooms,
@@ -212,8 +213,11 @@ class Admission:
         if requirements is None or not totals or None in totals:
             return
         capacity = max(int(total or 0) for total in totals) - self._reserve_bytes
-        short = requirements.with_loras(spec.loras).short_of(
-            question.shape, capacity, guided=spec.guidance_scale > 1
+        added_frames = added_latent_frames(self._models[spec.model].pipeline, spec)
+        short = (
+            requirements.with_loras(spec.loras)
+            .with_frames(added_frames)
+            .short_of(question.shape, capacity, guided=spec.guidance_scale > 1)
         )
         if short is not None:
             stage, needed_bytes = short

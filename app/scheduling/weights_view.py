@@ -16,6 +16,7 @@ from app.models.requirements import (
     denoise_positions,
     placement_json,
 )
+from app.pipelines.frames import added_latent_frames
 from app.scheduling.device_reports import learned_costs
 
 _UNKNOWN_HOST_BYTES = 2**62  # only the worker knows how much memory its host has
@@ -55,7 +56,8 @@ def _denoise_seconds(
     """Predicted seconds of all steps; None before the device has denoised with the model so placed."""
     guided = spec.guidance_scale > 1
     video = VideoShape(spec.num_frames, spec.height, spec.width)
-    positions = denoise_positions(profile, video, guided=guided)
+    added = added_latent_frames(entry.pipeline, spec)
+    positions = denoise_positions(profile, video, guided=guided, added_frames=added)
     known = learned_costs(device).denoise
     seconds = known.step_seconds(denoise_key(entry, placement), positions)
     return None if seconds is None else seconds * spec.num_inference_steps
@@ -76,7 +78,7 @@ def _placement(
     held = int(device.get("own_bytes") or 0) if device.get("loaded_model") else 0
     try:
         return choose_placement(
-            requirements.with_loras(spec.loras),
+            requirements.with_loras(spec.loras).with_frames(added_latent_frames(entry.pipeline, spec)),
             entry,
             profile,
             VideoShape(spec.num_frames, spec.height, spec.width),

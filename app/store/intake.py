@@ -68,16 +68,16 @@ FAIL_QUEUED = text("""
 class Submission:
     """A validated request, ready to be stored.
 
-    `fingerprint` identifies the payload and `owner` the API key. `max_queued_of_owner` is the key's own limit
-    and replaces the store's. `remixed_from` is the id of the job whose remix this is. With
-    `expected_seconds`, the time that the job will probably run, its key gets a fair share of the queue; None:
-    the order of arrival.
+    `fingerprint` identifies the payload, `owner` the API key; `max_queued_of_owner` is the key's own limit in
+    place of the store's. `remixed_from` is the id of the job whose remix this is. With `expected_seconds`,
+    the time that the job will probably run, its key gets a fair share of the queue; None: order of arrival.
     """
 
     spec: JobSpec
     image: bytes
     fingerprint: str
     last_image: bytes | None = None
+    keyframes: tuple[bytes, ...] = ()
     plan: Json | None = None
     needed_bytes: int | None = None
     idempotency_key: str | None = None

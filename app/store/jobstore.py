@@ -220,6 +220,14 @@ class JobStore:
         """As `JobPictures.last_image`."""
         return self._pictures.last_image(job_id)
 
+    def keyframes(self, job_id: str) -> list[bytes]:
+        """As `JobPictures.keyframes`."""
+        return self._pictures.keyframes(job_id)
+
+    def keyframe(self, job_id: str, number: int) -> bytes | None:
+        """As `JobPictures.keyframe`."""
+        return self._pictures.keyframe(job_id, number)
+
     def workers(self, *, within_seconds: float = 60.0) -> list[WorkerRow]:
         """Return workers whose last heartbeat is at most `within_seconds` old."""
         since = self.time() - within_seconds

@@ -34,12 +34,14 @@ from adaptive.planning.weight_placement import PlacementKind, Stage
 from adaptive.stream import self_test
 from adaptive.types import MeasuredPeak, MemoryReading, VideoShape
 from app.config import Settings
+from app.fields.keyframes import PICTURES
 from app.jobs import JobSpec, Json
 from app.models import profiles
 from app.models.entries import ModelEntry
 from app.models.loading import PlacedJob, PlacedPipeline, load_vae
 from app.models.place_weights import DENOISERS, is_grouped
 from app.models.requirements import denoise_key, denoise_positions
+from app.pipelines.frames import added_latent_frames
 from app.worker.decoding import (
     DecodeContext,
     Decoding,
@@ -54,7 +56,7 @@ from app.worker.finite import check_clip
 from app.worker.float32_vae import Float32Vae, load_in_float32
 from app.worker.idle_weights import IdleWeights
 from app.worker.loras.switch import AppliedLoras
-from app.worker.pipeline_call import OnStep, check_call, run_pipeline, sound_of
+from app.worker.pipeline_call import OnStep, check_call, check_last_image, run_pipeline, sound_of
 from app.worker.placement import (
     groupable,
     is_divided,
@@ -92,6 +94,7 @@ class LoadedModel:
         self.entry = entry
         self.device = device
         check_call(placed.pipe, entry)
+        check_last_image(placed.pipe, entry)
         self._pipe = placed.pipe
         self._placed = placed
         self._placed_before: PlacedPipeline | None = None  # before a job that ran out of memory
@@ -307,7 +310,8 @@ class LoadedModel:
         guided = spec.guidance_scale > 1
         if step_seconds is not None:
             video = VideoShape(spec.num_frames, spec.height, spec.width)
-            positions = denoise_positions(profile, video, guided=guided)
+            added = added_latent_frames(self.entry.pipeline, spec)
+            positions = denoise_positions(profile, video, guided=guided, added_frames=added)
             costs.observe_step(denoise_key(self.entry, self._placed.kind), positions, step_seconds)
         live_bytes = self.least_step_bytes(spec)
         # With group offload, layers that pass through the device would count.
@@ -344,6 +348,7 @@ class LoadedModel:
             return 0
         video = VideoShape(spec.num_frames, spec.height, spec.width)
         latent = self._context.profile.traits.latent_shape(video)
+        requirements = requirements.with_frames(added_latent_frames(self.entry.pipeline, spec))
         return requirements.least_bytes(latent, 0, guided=spec.guidance_scale > 1)[Stage.DENOISE]
 
     @property
@@ -407,12 +412,14 @@ class LoadedModel:
         *,
         on_step: OnStep,
         last_image: bytes | None = None,
+        keyframes: Sequence[bytes] = (),
         handlers: Sequence[DenoiseHandler] = (),
         recording: Recording = unrecorded,
     ) -> RecordedClip:
         """Run the pipeline up to its decode calls; returns these calls and the sound.
 
-        `image` and `last_image` are encoded image files; the video ends with the latter.
+        `image`, `last_image` and `keyframes`, in the request's order, are encoded image files; the video ends
+        with `last_image`.
         `on_step(done, total)` may raise to stop. `handlers` run around the denoiser's calls and the
         scheduler's steps; see `adaptive.denoise.watch`. The pipeline runs within `recording`, which gets its
         generators, too, and sees calls before the handlers do. Raises `OutOfMemory`, `DeviceFault`,
@@ -423,6 +430,7 @@ class LoadedModel:
         if self._denoises_on_host:
             self._unhook_denoisers()  # the end of a call before has hooked them again
         images = {"image": image} | ({} if last_image is None else {"last_image": last_image})
+        images |= dict(zip(PICTURES, keyframes, strict=False))
         torch.manual_seed(spec.seed)
         self._encode.plan = None
         encode = EncodeInVaeDtype(pipe.vae, self._encode)

@@ -20,9 +20,12 @@ from app.media.fit import framed
 from app.media.images import open_image
 from app.models.entries import ModelEntry
 from app.pipelines.calls import call_form
+from app.pipelines.frames import FORMS, frame_pictures
 from app.pipelines.schedules import fixed_schedule
 
 OnStep = Callable[[int, int], None]
+# Their denoiser may see the images through CLIP, too: one of them, or always two.
+IMAGE_EMBEDDINGS = frozenset({"SkyReelsV2ImageToVideoPipeline", "WanImageToVideoPipeline"})
 
 
 class UnsuitablePipeline(Exception):
@@ -32,8 +35,10 @@ class UnsuitablePipeline(Exception):
 def check_call(pipe: Any, entry: ModelEntry) -> None:
     """Raise `UnsuitablePipeline` if the pipeline does not accept the arguments of the model's requests."""
     names, accepted = call_form(pipe).names, _parameters(pipe)
+    taken = accepted | ({"image", "last_image", "keyframes"} if _takes_conditions(pipe) else set())
     needed = {"image", "num_frames"} | ({"prompt"} if entry.uses_prompt else set())
-    missing = sorted(name for name in needed if names.get(name, name) not in accepted)
+    needed |= entry.inputs & {"last_image", "keyframes"}
+    missing = sorted(name for name in needed if names.get(name, name) not in taken)
     if missing:
         raise UnsuitablePipeline(f"{type(pipe).__name__} takes no {', '.join(missing)}")
     if not entry.uses_prompt and "prompt" in accepted:
@@ -53,9 +58,9 @@ def run_pipeline(
 ) -> Any:
     """Call the pipeline for the request and return its output.
 
-    `images` holds the encoded files `image` and, if the request has one, `last_image`. `generator` draws the
-    noise. `on_step(done, total)` may raise to stop. Raises `UnsuitablePipeline` if the pipeline does not
-    accept one of the inputs.
+    `images` holds the encoded files `image` and, if the request has them, `last_image` and `keyframe_0` and
+    so on. `generator` draws the noise. `on_step(done, total)` may raise to stop. Raises `UnsuitablePipeline`
+    if the pipeline does not accept one of the inputs.
     """
     pictures = {name: _picture(data, spec) for name, data in images.items()}
     arguments = {**_arguments(pipe, spec, pictures, generator), **entry.call}
@@ -80,13 +85,17 @@ def _arguments(
 ) -> dict[str, Any]:
     names, accepted = call_form(pipe).names, _parameters(pipe)
     # A pipeline must not ignore these inputs: without one of them the video would be another.
-    inputs = {"last_image": pictures.get("last_image"), "loop": spec.loop or None, "fs": spec.fs}
+    inputs: Json = {"loop": spec.loop or None, "fs": spec.fs}
+    if _takes_conditions(pipe):
+        inputs |= FORMS[type(pipe).__name__].arguments(pipe, frame_pictures(spec, pictures))
+    else:
+        inputs |= {"last_image": pictures.get("last_image"), "keyframes": spec.keyframes or None}
     required = {name: value for name, value in inputs.items() if value is not None}
     missing = required.keys() - accepted
     if missing:
         raise UnsuitablePipeline(f"{type(pipe).__name__} takes no {', '.join(sorted(missing))}")
     optional: Json = {
-        "image": pictures["image"],
+        "image": None if _takes_conditions(pipe) else pictures["image"],
         "prompt": spec.prompt,
         "negative_prompt": spec.negative_prompt or None,
         "width": spec.width,
@@ -102,6 +111,33 @@ def _arguments(
     }
     named = {names.get(name, name): value for name, value in optional.items() if value is not None}
     return {name: value for name, value in named.items() if name in accepted} | required
+
+
+def _takes_conditions(pipe: Any) -> bool:
+    """Whether the pipeline takes its pictures as a list of conditions."""
+    return type(pipe).__name__ in FORMS
+
+
+def check_last_image(pipe: Any, entry: ModelEntry) -> None:
+    """Raise `UnsuitablePipeline` if the entry and the weights differ about a last image."""
+    takes, needs = "last_image" in entry.inputs, "last_image" in entry.requires
+    if takes and getattr(pipe.config, "expand_timesteps", False):
+        raise UnsuitablePipeline(
+            f"model {entry.name} ignores a last image: take last_image out of its entry's inputs"
+        )
+    transformer = getattr(pipe, "transformer", None)
+    config = {} if transformer is None else transformer.config
+    if config.get("image_dim") is None or type(pipe).__name__ not in IMAGE_EMBEDDINGS:
+        return
+    if config.get("pos_embed_seq_len") is not None and not needs:
+        raise UnsuitablePipeline(
+            f"the weights of model {entry.name} are for a first and a last image: set inputs and requires of "
+            'its entry to ["last_image"]'
+        )
+    if config.get("pos_embed_seq_len") is None and takes:
+        raise UnsuitablePipeline(
+            f"the weights of model {entry.name} are for one image: take last_image out of its entry's inputs"
+        )
 
 
 @contextmanager

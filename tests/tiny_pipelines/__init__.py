@@ -27,13 +27,19 @@ _BUILDERS: dict[str, Callable[[], Any]] = {
     "StableVideoDiffusionPipeline": svd.build,
     "WanImageToVideoPipeline": wan.build,
 }
+# Other weights or classes of these families, for the tests that name them.
+_VARIANTS: dict[str, Callable[[], Any]] = {
+    "LTX2ConditionPipeline": partial(ltx2.build, "LTX2ConditionPipeline"),
+    "Wan first and last": partial(wan.build, pos_embed_seq_len=2 * 5),
+    "Wan without CLIP": partial(wan.build, image_dim=None),
+}
 
 
 def build(name: str) -> Any:
-    """The pipeline class `name`, on the CPU in float32; every parameter is random."""
+    """The pipeline class `name`, or a variant, on the CPU in float32; every parameter is random."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
-        pipe = _BUILDERS[name]()
+        pipe = (_BUILDERS | _VARIANTS)[name]()
         for component in pipe.components.values():
             if isinstance(component, nn.Module):
                 component.eval().requires_grad_(False)

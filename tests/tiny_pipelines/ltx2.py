@@ -7,12 +7,12 @@ from typing import Any
 from tiny_pipelines.shared import LETTERS, TEXT_WIDTH
 
 
-def build() -> Any:
+def build(pipeline: str = "LTX2ImageToVideoPipeline") -> Any:
+    import diffusers
     from diffusers import (
         AutoencoderKLLTX2Audio,
         AutoencoderKLLTX2Video,
         FlowMatchEulerDiscreteScheduler,
-        LTX2ImageToVideoPipeline,
         LTX2VideoTransformer3DModel,
     )
     from diffusers.pipelines.ltx2 import LTX2TextConnectors
@@ -84,7 +84,7 @@ def build() -> Any:
         spatial_compression_ratio=32,
         temporal_compression_ratio=8,
     )
-    return LTX2ImageToVideoPipeline(
+    return getattr(diffusers, pipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=vae,
         audio_vae=audio_vae,

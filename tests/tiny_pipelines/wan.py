@@ -7,7 +7,7 @@ from typing import Any
 from tiny_pipelines.shared import TEXT_WIDTH, clip_images, clip_vision, t5_config, t5_tokenizer
 
 
-def build() -> Any:
+def build(**transformer_config: Any) -> Any:
     from diffusers import (
         AutoencoderKLWan,
         FlowMatchEulerDiscreteScheduler,
@@ -33,7 +33,7 @@ def build() -> Any:
         freq_dim=32,
         ffn_dim=32,
         num_layers=1,
-        image_dim=16,
+        **{"image_dim": 16, **transformer_config},
     )
     return WanImageToVideoPipeline(
         tokenizer=t5_tokenizer(),

@@ -14,6 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from app.api.problems import Problem
+from app.fields.keyframes import PICTURES
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -26,6 +27,8 @@ READ_SECONDS = 60.0
 # A client that is still sending does not read the response, so bytes over the limit are discarded before it
 # is sent, up to this multiple of the limit.
 DRAIN_FACTOR = 4
+# File fields of a form. In JSON the pictures of key frames lie in their list.
+IMAGE_FIELDS = ("image", "last_image", *PICTURES)
 
 
 @dataclass(slots=True)
@@ -88,9 +91,7 @@ def _too_large(max_bytes: int) -> Problem:
     )
 
 
-def parse_body(
-    content_type: str, body: bytes, image_fields: Collection[str] = ("image", "last_image")
-) -> Parts:
+def parse_body(content_type: str, body: bytes, image_fields: Collection[str] = IMAGE_FIELDS) -> Parts:
     """Return the fields and images of a multipart or JSON body. Raises `Problem`."""
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
@@ -101,7 +102,7 @@ def parse_body(
 
 
 def parse_batch_body(
-    content_type: str, body: bytes, image_fields: Collection[str] = ("image", "last_image")
+    content_type: str, body: bytes, image_fields: Collection[str] = IMAGE_FIELDS
 ) -> list[Parts]:
     """Return the parts of each job in one body. Raises `Problem`.
 
@@ -126,7 +127,12 @@ def _unsupported() -> Problem:
 
 
 def _from_object(fields: dict[str, Any], image_fields: Collection[str]) -> Parts:
-    given = {name: fields.pop(name) for name in image_fields if name in fields}
+    given = {name: fields.pop(name) for name in image_fields if name in fields and name not in PICTURES}
+    if isinstance(fields.get("keyframes"), list) and set(PICTURES) & set(image_fields):
+        fields["keyframes"] = [dict(each) if isinstance(each, dict) else each for each in fields["keyframes"]]
+        for name, each in zip(PICTURES, fields["keyframes"], strict=False):
+            if isinstance(each, dict) and "image" in each:
+                given[name] = each.pop("image")
     return Parts(fields, {name: _from_data_url(name, url) for name, url in given.items() if url is not None})
 
 

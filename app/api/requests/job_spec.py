@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.api.problems import Problem
+from app.api.requests.frames import keyframes_from_text, not_taken, with_frames_checked
 from app.api.requests.shapes import shape_for
 from app.jobs import JobSpec, sides_of
 from app.media.fit import Size
@@ -28,6 +29,8 @@ _BLANK_MEANS_ABSENT = frozenset(
         "fs",
         "loop",
         "loras",
+        "keyframes",
+        "continue_from",
     }
     | {
         "width",
@@ -68,14 +71,16 @@ def job_spec(
         given["seed"] = secrets.randbelow(2**31)
     if isinstance(given.get("loras"), str):
         given["loras"] = _from_text(given["loras"])
+    if isinstance(given.get("keyframes"), str):
+        given["keyframes"] = keyframes_from_text(given["keyframes"])
     entry = entry_of(given, models)
     try:
-        return _spec_for(entry, given, has_last_image, measure)
+        return _spec_for(entry, models, given, has_last_image, measure)
     except Problem as problem:
         larger = None if given.get("model") else _other_builtin(entry, models)
         if larger is None or problem.code != "over_model_limit":
             raise
-        return _spec_for(larger, given, has_last_image, measure)
+        return _spec_for(larger, models, given, has_last_image, measure)
 
 
 def _from_text(loras: str) -> object:
@@ -95,15 +100,19 @@ def asks_for_random_seed(fields: Mapping[str, Any]) -> bool:
 
 
 def _spec_for(
-    entry: ModelEntry, given: Mapping[str, Any], has_last_image: bool, measure: Callable[[], Size | None]
+    entry: ModelEntry,
+    models: Mapping[str, ModelEntry],
+    given: Mapping[str, Any],
+    has_last_image: bool,
+    measure: Callable[[], Size | None],
 ) -> JobSpec:
     defaults = {**entry.defaults.model_dump(), "loras": entry.loras_json}
     spec = JobSpec.model_validate({**defaults, **given, "model": entry.name})
     _check_fixed(spec, entry)
     spec = _following_image(spec, entry, given, measure)
     check_against_model(spec, entry)
-    _check_inputs(spec, entry, has_last_image)
-    return spec
+    _check_inputs(spec, entry, models, has_last_image)
+    return with_frames_checked(spec, entry, has_last_image=has_last_image)
 
 
 def _check_fixed(spec: JobSpec, entry: ModelEntry) -> None:
@@ -198,13 +207,18 @@ def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
             raise Problem(422, "beyond_model", reason)
 
 
-def _check_inputs(spec: JobSpec, entry: ModelEntry, has_last_image: bool) -> None:
+def _check_inputs(
+    spec: JobSpec, entry: ModelEntry, models: Mapping[str, ModelEntry], has_last_image: bool
+) -> None:
     """Raise `Problem` for inputs that the model does not support or that contradict each other."""
-    used = {"last_image": has_last_image, "loop": spec.loop, "fs": spec.fs is not None}
+    used = {
+        "last_image": has_last_image,
+        "keyframes": bool(spec.keyframes),
+        "loop": spec.loop,
+        "fs": spec.fs is not None,
+    }
     for name in (name for name, is_used in used.items() if is_used and name not in entry.inputs):
-        supported = sorted(entry.inputs)
-        message = f"model {entry.name} does not support {name}; it supports {', '.join(supported) or 'none'}"
-        raise Problem(422, "input_not_taken", message, data={"field": name, "inputs": supported})
+        raise not_taken(name, entry, models)
     if spec.loop and has_last_image:
         message = "a loop ends with its first image: give either loop or last_image"
         raise Problem(422, "contradicting_inputs", message, data={"field": "loop"})

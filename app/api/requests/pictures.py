@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+from app.fields.keyframes import PICTURES
 from app.media.fit import Size
 from app.media.images import ImageInfo, ImageLimits, ImageRejected, check_image
 
-FIELDS = ("image", "last_image")
+FIELDS = ("image", "last_image", *PICTURES)
 
 
 class UploadedPictures:
@@ -40,7 +42,13 @@ class UploadedPictures:
         info = self._checked[name]
         return info.width, info.height
 
-    def measured(self) -> dict[str, str]:
+    @property
+    def given(self) -> frozenset[str]:
+        """The names of the images."""
+        return frozenset(self._images)
+
+    def measured(self) -> dict[str, Any]:
         """Return the fields of a `JobSpec` that hold the sizes of the images. Raises `ImageRejected`."""
-        sizes = {name: size for name in FIELDS if (size := self.size(name)) is not None}
-        return {f"{name}_size": "{}x{}".format(*size) for name, size in sizes.items()}
+        sizes = {name: "{}x{}".format(*size) for name in FIELDS if (size := self.size(name)) is not None}
+        keyframes = tuple(sizes.pop(name) for name in PICTURES if name in sizes)
+        return {f"{name}_size": size for name, size in sizes.items()} | {"keyframe_sizes": keyframes}

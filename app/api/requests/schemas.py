@@ -6,6 +6,7 @@ schemas. They are built from `JobSpec`; fields with a default of the model are o
 
 from typing import Any
 
+from app.fields.keyframes import MOST_KEYFRAMES, PICTURES
 from app.fields.loras import MOST_LORAS
 from app.jobs import MEASURED, JobSpec, Json
 
@@ -35,6 +36,7 @@ def _spec_schema() -> Json:
     # Inlined, so that the document needs no further components.
     inner = schema.pop("$defs", {})
     strategies, lora = inner.get("DecodeStrategy", {}), inner.get("LoraChoice", {})
+    keyframe = inner.get("KeyFrame", {})
     schema["properties"]["decode_strategy"] = {
         "type": "string",
         "enum": strategies.get("enum", []),
@@ -42,7 +44,9 @@ def _spec_schema() -> Json:
     }
     for name in ("title", "description"):
         lora.pop(name, None)
+        keyframe.pop(name, None)
     schema["properties"]["loras"] |= {"items": lora, "maxItems": MOST_LORAS}
+    schema["properties"]["keyframes"] |= {"items": keyframe, "maxItems": MOST_KEYFRAMES}
     schema["properties"]["seed"]["minimum"] = -1  # a request for a random one; a job's own begins at 0
     schema["required"] = ["prompt"]
     for name in ("title", "description"):
@@ -73,8 +77,23 @@ def _without_null(schema: Json) -> Json:
 def _with_image(image: Json) -> Json:
     schema = _spec_schema()
     schema["properties"] = {"image": image, "last_image": _last(image), **schema["properties"]}
-    schema["required"] = ["image", "prompt"]
-    return schema
+    schema["required"] = ["prompt"]  # and image, or continue_from
+    return _with_keyframe_pictures(schema, image)
+
+
+def _with_keyframe_pictures(schema: Json, image: Json) -> Json:
+    """Return the schema with the pictures of key frames: in JSON with each, in a form as files."""
+    properties = dict(schema["properties"])
+    if image.get("format") == "binary":
+        properties |= {
+            name: {**image, "description": f"The picture of `keyframes[{number}]`."}
+            for number, name in enumerate(PICTURES)
+        }
+    else:
+        one = properties["keyframes"]["items"]
+        one = {**one, "properties": {"image": image, **one["properties"]}}
+        properties["keyframes"] = {**properties["keyframes"], "items": one}
+    return {**schema, "properties": properties}
 
 
 def _last(image: Json) -> Json:
@@ -94,7 +113,7 @@ def _redecode_schema() -> Json:
 def _plan_schema(image: Json) -> Json:
     schema = _with_image(image)
     measured = JobSpec.model_json_schema()["properties"]
-    schema["properties"] |= {name: measured[name] for name in sorted(MEASURED)}
+    schema["properties"] |= {name: measured[name] for name in sorted(MEASURED - {"keyframe_sizes"})}
     schema["required"] = []
     return schema
 
@@ -115,11 +134,12 @@ def _video_schema(image: Json) -> Json:
         },
     }
     own["last_image"] = _last(image)
-    return {
+    schema = {
         **schema,
         "properties": {**own, **schema["properties"]},
-        "required": ["input_reference", "prompt"],
+        "required": ["prompt"],
     }
+    return _with_keyframe_pictures(schema, image)
 
 
 def _remix_schema() -> Json:
@@ -128,7 +148,7 @@ def _remix_schema() -> Json:
     properties = {
         name: {key: value for key, value in field.items() if key != "default"}
         for name, field in schema["properties"].items()
-        if name not in ("input_reference", "last_image")
+        if name not in ("input_reference", "last_image", "continue_from", "keyframes", *PICTURES)
     }
     return {**schema, "properties": properties, "required": ["prompt"]}
 

@@ -24,7 +24,7 @@ router = APIRouter()
     status_code=202,
     tags=["jobs"],
     summary="Queue several videos at once",
-    responses={**answer(JOBS, 202), **documented(400, 401, 408, 413, 415, 422, 429, 503, 507)},
+    responses={**answer(JOBS, 202), **documented(400, 401, 404, 408, 409, 410, 413, 415, 422, 429, 503, 507)},
     openapi_extra=BATCH_BODY,
 )
 def generate_batch(

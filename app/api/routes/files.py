@@ -12,6 +12,7 @@ from app.api.problems import Problem, documented
 from app.api.routes.converted import MEDIA, converted_response, known_format
 from app.api.views import has_video
 from app.artifacts.local_folder import job_artifacts
+from app.fields.keyframes import MOST_KEYFRAMES
 from app.jobs import Job
 from app.media.shown import for_browsers, media_type
 from app.store import ResultExpired
@@ -142,6 +143,27 @@ def get_last_image(job_id: str, service: TheService, owner: Caller, original: Or
     data = service.store.last_image(job_id)
     if data is None:
         raise Problem(404, "no_last_image", f"job {job_id} has no last image")
+    return _image_response(service, data, original)
+
+
+@router.get(
+    "/jobs/{job_id}/keyframes/{number}",
+    summary="The picture of a key frame of a job",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {}}}, **documented(401, 404, 410, 422)},
+)
+def get_keyframe(
+    job_id: str,
+    number: Annotated[int, Path(ge=0, lt=MOST_KEYFRAMES)],
+    service: TheService,
+    owner: Caller,
+    original: Original = False,
+) -> Response:
+    """Return the picture of the request's `keyframes[number]`, as GET /jobs/{id}/image does the first."""
+    require_unexpired(visible(service, job_id, owner))
+    data = service.store.keyframe(job_id, number)
+    if data is None:
+        raise Problem(404, "no_keyframe", f"job {job_id} has no key frame {number}")
     return _image_response(service, data, original)
 
 

@@ -20,10 +20,12 @@ from app.api.requests.bodies import Parts, parse_body
 from app.api.requests.job_spec import entry_of
 from app.api.requests.schemas import REMIX_BODY, VIDEO_BODY
 from app.api.response_schemas import OPENAI_ERROR, VIDEO, VIDEO_DELETED, VIDEOS, answer
+from app.api.routes.continuation import model_to_continue
 from app.api.routes.files import IfNoneMatch, get_video, picture_response, require_unexpired, require_video
 from app.api.routes.jobs import NO_NUL
 from app.api.routes.submit import Body, IdempotencyKey, build_submission, submit, tell_accepted
 from app.artifacts.local_folder import job_artifacts
+from app.fields.keyframes import PICTURES
 from app.frame_rate import frame_rate
 from app.jobs import Job, JobStatus, Json
 from app.media.spritesheet import SheetError
@@ -41,6 +43,7 @@ STATUS = {
 }
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 MAX_SECONDS = 3600.0
+NOT_REMIXED = {"webhook_url", "continue_from", "keyframe_sizes"}
 VARIANTS = ("video", "thumbnail", "spritesheet")
 
 
@@ -82,15 +85,16 @@ def video_view(job: Job) -> Json:
 @router.post(
     "",
     summary="Create a video",
-    responses={**answer(VIDEO), **errors(400, 401, 408, 413, 415, 422, 429, 503, 507)},
+    responses={**answer(VIDEO), **errors(400, 401, 404, 408, 409, 410, 413, 415, 422, 429, 503, 507)},
     openapi_extra=VIDEO_BODY,
 )
 def create(
     request: Request, service: TheService, owner: Caller, body: Body, idempotency_key: IdempotencyKey = None
 ) -> Json:
     """Queue a video from `prompt` and the image in `input_reference`."""
-    parts = parse_body(request.headers.get("content-type", ""), body, ("input_reference", "last_image"))
-    parts.fields = _translated(service, parts.fields)
+    image_fields = ("input_reference", "last_image", *PICTURES)
+    parts = parse_body(request.headers.get("content-type", ""), body, image_fields)
+    parts.fields = _translated(service, model_to_continue(service, parts.fields, owner))
     if (image := parts.images.pop("input_reference", None)) is not None:
         parts.images["image"] = image
     job, _ = submit(service, parts, owner=owner, idempotency_key=idempotency_key)
@@ -120,12 +124,13 @@ def remix(
     given = parse_body(request.headers.get("content-type", ""), body, ()).fields
     if given.get("prompt") is None:
         raise Problem(422, "missing_field", "prompt: a remix needs a new prompt")
-    fields = source.spec.model_dump(mode="json", exclude_none=True, exclude={"webhook_url"})
+    fields = source.spec.model_dump(mode="json", exclude_none=True, exclude=NOT_REMIXED)
     shape = {name: fields[name] for name in ("model", "fps")}
     if given.get("size") == "auto":  # the shape follows the image, not the earlier video
         fields = {name: value for name, value in fields.items() if name not in ("width", "height")}
     fields |= _translated(service, {**shape, **given})
     images = {"image": service.store.image(source.id), "last_image": service.store.last_image(source.id)}
+    images |= dict(zip(PICTURES, service.store.keyframes(source.id), strict=False))
     parts = Parts(fields, {name: data for name, data in images.items() if data is not None})
     submission = build_submission(service, parts, owner=owner, idempotency_key=idempotency_key)
     job, created = service.store.submit(replace(submission, remixed_from=source.id))

@@ -14,12 +14,15 @@ from app.api.fairness.clients import current_client
 from app.api.limits import admit, check_key_limits
 from app.api.problems import Problem, documented
 from app.api.requests.bodies import Parts, from_json, parse_body, read_body
+from app.api.requests.frames import require_pictures
 from app.api.requests.job_spec import asks_for_random_seed, job_spec
 from app.api.requests.pictures import UploadedPictures
 from app.api.requests.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY, REDECODE_FIELDS
 from app.api.response_schemas import JOB, PLAN, answer
+from app.api.routes.continuation import continued
 from app.api.views import hide_other_owners, job_view, pictures_view, range_view
 from app.artifacts.local_folder import job_artifacts
+from app.fields.keyframes import PICTURES
 from app.jobs import Job, JobSpec, Json, Stage
 from app.models.loras.choice import chosen_files, require_unchanged
 from app.scheduling.plan_view import rungs_json
@@ -91,7 +94,10 @@ def _waiting(service: Service, job: Job, owner: str | None) -> Json | None:
     status_code=202,
     tags=["jobs"],
     summary="Queue a video",
-    responses={**answer(JOB, 202), **documented(400, 401, 408, 413, 415, 422, 429, 503, 507)},
+    responses={
+        **answer(JOB, 202),
+        **documented(400, 401, 404, 408, 409, 410, 413, 415, 422, 429, 503, 507),
+    },
     openapi_extra=GENERATE_BODY,
 )
 def generate(
@@ -137,6 +143,7 @@ def build_submission(
 
     Raises only errors that `problem_of` maps to a problem.
     """
+    parts = continued(service, parts, owner)
     image, last_image = parts.images.get("image"), parts.images.get("last_image")
     pictures = UploadedPictures(parts.images, service.image_limits, service.shares.large_pictures.hold)
     spec = job_spec(
@@ -146,13 +153,16 @@ def build_submission(
         _check_webhook(service, spec.webhook_url)
     if image is None:
         raise Problem(422, "missing_image", "the request has no image: send it in the file field 'image'")
+    require_pictures(spec, service.models[spec.model], pictures.given)
     spec = spec.model_copy(update={**pictures.measured(), **_lora_files(service, spec)})
     admitted = admit(service, owner, spec)
+    keyframes = tuple(parts.images[name] for name in PICTURES if name in parts.images)
     return Submission(
         spec=spec,
         image=image,
-        fingerprint=_fingerprint(spec, parts.fields, image, last_image),
+        fingerprint=_fingerprint(spec, parts.fields, image, last_image, keyframes),
         last_image=last_image,
+        keyframes=keyframes,
         plan=admitted.verdict.plan,
         needed_bytes=admitted.verdict.needed_bytes,
         idempotency_key=idempotency_key,
@@ -179,17 +189,23 @@ def _check_webhook(service: Service, url: str) -> None:
     check_url(url, allow_private=service.settings.webhook_allow_private)
 
 
-def _fingerprint(spec: JobSpec, fields: dict[str, Any], image: bytes, last_image: bytes | None) -> str:
+def _fingerprint(
+    spec: JobSpec,
+    fields: dict[str, Any],
+    image: bytes,
+    last_image: bytes | None,
+    keyframes: tuple[bytes, ...],
+) -> str:
     # A random seed is not part of the client's request.
     requested = spec.model_copy(update={"seed": 0}) if asks_for_random_seed(fields) else spec
-    return requested.fingerprint(image, last_image)
+    return requested.fingerprint(image, last_image, keyframes)
 
 
 @router.post(
     "/plan",
     tags=["planning"],
     summary="Plan a job without queueing it",
-    responses={**answer(PLAN), **documented(400, 401, 408, 413, 415, 422, 503)},
+    responses={**answer(PLAN), **documented(400, 401, 404, 408, 409, 410, 413, 415, 422, 503)},
     openapi_extra=PLAN_BODY,
 )
 def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Json:
@@ -200,6 +216,7 @@ def plan(request: Request, service: TheService, owner: Caller, body: Body) -> Js
     """
     parts = parse_body(request.headers.get("content-type", ""), body)
     parts.fields["prompt"] = parts.fields.get("prompt") or "plan"
+    parts = continued(service, parts, owner)
     pictures = UploadedPictures(parts.images, service.image_limits, service.shares.large_pictures.hold)
     spec = job_spec(
         parts.fields, service.models, has_last_image="last_image" in parts.images, measure=pictures.size

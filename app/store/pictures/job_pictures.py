@@ -14,6 +14,7 @@ from itertools import islice
 
 from app.artifacts.data_folder import DataFolder
 from app.artifacts.pictures import PictureMissing, Pictures, new_key
+from app.fields.keyframes import PICTURES
 from app.store import queries
 from app.store.database import Database
 from app.store.database.refusals import refusals_named, words_of
@@ -77,9 +78,7 @@ class JobPictures:
         publication = Publication([], time.clock_gettime(_CLOCK))
         for each in submissions:
             own = [
-                (StoredPicture(new_key(), field, len(data)), data)
-                for field, data in (("image", each.image), ("last_image", each.last_image))
-                if data is not None
+                (StoredPicture(new_key(), field, len(data)), data) for field, data in _by_field(each).items()
             ]
             publication.pictures.append([picture for picture, _ in own])
             contents |= {picture.key: data for picture, data in own}
@@ -128,6 +127,16 @@ class JobPictures:
         """Return the job's last image as it was uploaded, or None if it has none. Otherwise as `image`."""
         return self._read(job_id, "last_image")
 
+    def keyframes(self, job_id: str) -> list[bytes]:
+        """Return the pictures of the job's key frames as they were uploaded. Otherwise as `image`."""
+        fields = sorted(field for field in self._of(job_id) if field in PICTURES)
+        read = (self._read(job_id, field) for field in fields)
+        return [data for data in read if data is not None]
+
+    def keyframe(self, job_id: str, number: int) -> bytes | None:
+        """Return the picture of one key frame, or None if there is none. Otherwise as `image`."""
+        return self._read(job_id, PICTURES[number]) if number < len(PICTURES) else None
+
     def _read(self, job_id: str, field: str) -> bytes | None:
         picture = self._of(job_id).get(field)
         if picture is None:
@@ -171,3 +180,9 @@ class JobPictures:
     def _of(self, job_id: str) -> dict[str, StoredPicture]:
         with self._database.reading() as connection:
             return queries.pictures(connection, job_id)
+
+
+def _by_field(submission: Submission) -> dict[str, bytes]:
+    named = {"image": submission.image, "last_image": submission.last_image}
+    named |= dict(zip(PICTURES, submission.keyframes, strict=False))
+    return {name: data for name, data in named.items() if data is not None}

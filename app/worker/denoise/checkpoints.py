@@ -7,6 +7,7 @@ checkpoint never fails a job. Must not know the job table.
 
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -49,7 +50,13 @@ class Denoise(Protocol):
         ...
 
     def run(
-        self, image: bytes, last_image: bytes | None, on_step: OnStep, resume: Record | None = None
+        self,
+        image: bytes,
+        last_image: bytes | None,
+        on_step: OnStep,
+        resume: Record | None = None,
+        *,
+        keyframes: Sequence[bytes] = (),
     ) -> RecordedClip:
         """The recorded decode calls, from the record on. It may be called again."""
         ...
@@ -107,16 +114,22 @@ class Checkpoints:
         self._fallbacks: list[Json] = []
 
     def denoise(
-        self, denoise: Denoise, spec: JobSpec, image: bytes, last_image: bytes | None, on_step: OnStep
+        self,
+        denoise: Denoise,
+        spec: JobSpec,
+        image: bytes,
+        last_image: bytes | None,
+        on_step: OnStep,
+        keyframes: Sequence[bytes] = (),
     ) -> RecordedClip:
         """The clip that `denoise` makes, from the last checkpoint on if there is one that can be used."""
-        run = partial(denoise.run, image, last_image)
+        run = partial(denoise.run, image, last_image, keyframes=keyframes)
         self._fallbacks = denoise.fallbacks
         if self._model.not_resumable is not None:
             return run(partial(self._counted, on_step))
         self._denoise = denoise
         self._identity = checkpoint_identity(
-            self._model.pipe, self._model.entry, self._model.device, spec, image, last_image
+            self._model.pipe, self._model.entry, self._model.device, spec, image, last_image, *keyframes
         )
         self._resume = self._usable()
         while True:

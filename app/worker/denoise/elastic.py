@@ -66,6 +66,8 @@ class ElasticDenoise:
         last_image: bytes | None,
         on_step: OnStep,
         resume: Record | None = None,
+        *,
+        keyframes: Sequence[bytes] = (),
     ) -> RecordedClip:
         """The recorded decode calls, from the record `resume` on. Raises as `LoadedModel.denoise` does."""
         room, model = self._room, self._model
@@ -103,6 +105,7 @@ class ElasticDenoise:
                 self._spec,
                 image,
                 last_image=last_image,
+                keyframes=keyframes,
                 on_step=counted,
                 handlers=(self._early_end, *strips, room.retries, self._measured),
                 recording=recording,

@@ -26,7 +26,9 @@ _OF_THE_DECODE = frozenset(
         "decode_strategy",
         "exact_only",
         "frames_per_chunk",
+        "continue_from",
         "image_size",
+        "keyframe_sizes",
         "last_image_size",
         "memory_budget_bytes",
         "priority",
@@ -42,6 +44,8 @@ def checkpoint_identity(
 ) -> dict[str, str]:
     """Names of what must be equal, with digests or values."""
     request = spec.model_dump(mode="json", exclude=set(_OF_THE_DECODE))
+    if not spec.keyframes:  # as checkpoints of earlier versions have it
+        del request["keyframes"]
     model = entry.model_dump(mode="json", include={"pipeline", "dtype", "vae_dtype", "call", "resolution"})
     model |= part_signatures(entry)
     sampling = {"sigmas", "timesteps", "shift", "scheduler"}

@@ -84,10 +84,18 @@ def small_request(entry: ModelEntry) -> JobSpec:
 
 def _why_not(model: LoadedModel) -> str | None:
     spec, image = small_request(model.entry), _picture()
+    last_image = image if "last_image" in model.entry.requires else None
 
     def call(recording: Recording) -> None:
         last = LastResults(model.pipe)
-        clip = model.denoise(spec, image, on_step=lambda *_: None, handlers=(last,), recording=recording)
+        clip = model.denoise(
+            spec,
+            image,
+            last_image=last_image,
+            on_step=lambda *_: None,
+            handlers=(last,),
+            recording=recording,
+        )
         if model.latent_layout is None:
             model.latent_layout = _layout(model, last, clip)
 

@@ -196,6 +196,7 @@ class JobRun:
         plan = self._fit_denoise(model)
         with self._in_stage(Stage.DENOISING):
             image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
+            keyframes = self._store.keyframes(self._job.id)
             checkpoints = self._checkpoints(model, artifacts)
             wait = partial(self._memory_returns, at_poll=checkpoints.give_back_if_asked)
             limits = Limits(self._engine.host_capacity_bytes is not None, wait)
@@ -204,7 +205,7 @@ class JobRun:
             denoise = ElasticDenoise(
                 model, spec, limits, self._event, checkpoints.save_steps, strips, early.is_wanted
             )
-            recorded = checkpoints.denoise(denoise, spec, image, last_image, self._step)
+            recorded = checkpoints.denoise(denoise, spec, image, last_image, self._step, keyframes)
             save_calls(recorded.calls, artifacts.latents, recorded.sound)
         path = str(artifacts.latents.relative_to(self._settings.data_dir))
         seconds = round(time.monotonic() - started, 3)

@@ -1,0 +1,89 @@
+"""Checks the pictures of a request beyond the first: a last image, key frames, what the model must have."""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from app.api.problems import Problem
+from app.fields.keyframes import PICTURES, counted_from_start
+from app.jobs import JobSpec
+from app.models.entries import ModelEntry
+from app.pipelines.frames import FORMS
+
+
+def keyframes_from_text(text: str) -> object:
+    """Return the value of a form's field, which is JSON. Raises `Problem`."""
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        message = f'keyframes must be JSON such as [{{"frame": 24, "strength": 0.8}}]: {error}'
+        raise Problem(422, "invalid_keyframes", message, data={"field": "keyframes"}) from None
+    return value
+
+
+def not_taken(name: str, entry: ModelEntry, models: Mapping[str, ModelEntry]) -> Problem:
+    """Return the problem of an input that the model does not take; it names the models that do."""
+    supported = sorted(entry.inputs)
+    others = [other.name for other in models.values() if name in other.inputs]
+    message = (
+        f"model {entry.name} does not support {name}; it supports {', '.join(supported) or 'none'}. "
+        f"Models that support {name}: {', '.join(others) or 'none'}"
+    )
+    return Problem(
+        422, "input_not_taken", message, data={"field": name, "inputs": supported, "models": others}
+    )
+
+
+def with_frames_checked(spec: JobSpec, entry: ModelEntry, *, has_last_image: bool) -> JobSpec:
+    """Return the specification with its key frames counted from the first frame.
+
+    Raises `Problem` for a frame that the video does not have, that has two pictures, or where the model takes
+    none.
+    """
+    if not spec.keyframes:
+        return spec
+    keyframes = counted_from_start(spec.keyframes, spec.num_frames)
+    taken = {0: "image"} | ({spec.num_frames - 1: "last_image"} if has_last_image else {})
+    for number, (given, each) in enumerate(zip(spec.keyframes, keyframes, strict=True)):
+        if not 0 <= each.frame < spec.num_frames:
+            nearest = 0 if each.frame < 0 else spec.num_frames - 1
+            message = f"frame {given.frame} is not in a video of {spec.num_frames} frames"
+            raise _refusal("keyframe_out_of_range", number, message, nearest)
+        form = FORMS[entry.pipeline]
+        if not form.allows(each.frame, spec.num_frames):
+            nearest = form.nearest(each.frame, spec.num_frames)
+            message = (
+                f"model {entry.name} takes key frames at {form.rule}, not at {each.frame}; "
+                f"the nearest is {nearest}"
+            )
+            raise _refusal("keyframe_not_there", number, message, nearest)
+        if each.frame in taken:
+            message = f"frame {each.frame} has the picture of {taken[each.frame]} already"
+            raise _refusal("duplicate_keyframe", number, message)
+        taken[each.frame] = f"keyframes.{number}"
+    return spec.model_copy(update={"keyframes": keyframes})
+
+
+def _refusal(code: str, number: int, message: str, nearest: int | None = None) -> Problem:
+    data: dict[str, Any] = {"field": "keyframes", "index": number}
+    if nearest is not None:
+        data["nearest_frame"] = nearest
+    return Problem(422, code, f"keyframes.{number}: {message}", data=data)
+
+
+def require_pictures(spec: JobSpec, entry: ModelEntry, given: Collection[str]) -> None:
+    """Raise `Problem` unless the pictures that are `given`, by field name, are those that the job needs."""
+    for number, name in enumerate(PICTURES):
+        if number < len(spec.keyframes) and name not in given:
+            message = f"keyframes.{number} has no picture: send it as image in JSON, or as the file {name}"
+            raise Problem(
+                422, "missing_keyframe_image", message, data={"field": "keyframes", "index": number}
+            )
+        if number >= len(spec.keyframes) and name in given:
+            message = f"the file {name} belongs to no entry of keyframes, which has {len(spec.keyframes)}"
+            raise Problem(422, "unknown_field", message, data={"field": name})
+    if "last_image" in entry.requires and "last_image" not in given:
+        message = (
+            f"model {entry.name} makes a video between two images: send the file field 'last_image', too"
+        )
+        raise Problem(422, "missing_last_image", message, data={"field": "last_image"})
