@@ -50,8 +50,9 @@ class Client:
         files = {name: (path.name, path.read_bytes()) for name, path in images.items()}
         told = ""
         form = {name: str(value) for name, value in fields.items() if value is not None}
+        body: dict[str, Any] = {"data": form, "files": files} if files else {"json": form}
         while True:
-            answer = self._http.post("/generate", data=form, files=files)
+            answer = self._http.post("/generate", **body)
             if answer.status_code != 503 or "Retry-After" not in answer.headers:
                 return self._checked(answer)
             reason = str(answer.json().get("detail", "the service is starting"))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from app.cli.frame_options import images_of
 from app.cli.options import STRATEGIES, AsJson, DataDir, Fit, Gravity, byte_count, settings_with
 from app.cli.outputs import check_output_file, print_json, video_format
 from app.cli.summaries import decode_summary, framing_sentences, stopped_summary, weights_summary
@@ -35,12 +36,23 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     image: Annotated[
-        Path, typer.Argument(help=f"The image to start from: {FORMATS}.", exists=True, dir_okay=False)
+        Path, typer.Argument(help=f"The image to start from: {FORMATS}; - with --continue-from.")
     ],
     prompt: Annotated[str, typer.Argument(help="What should happen in the video.")],
     last_image: Annotated[
         Path | None,
         typer.Option(help="The image to end with, for models that support it.", exists=True, dir_okay=False),
+    ] = None,
+    keyframe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keyframe",
+            help="A picture that the video passes through, as FILE@FRAME or FILE@FRAME:STRENGTH, for models "
+            "that support it; -1 is the last frame. May be repeated.",
+        ),
+    ] = None,
+    continue_from: Annotated[
+        str | None, typer.Option(help="Id of a job whose last frame is the image to start from.")
     ] = None,
     loop: Annotated[
         bool, typer.Option("--loop", help="End with the first image, for models that support it.")
@@ -93,7 +105,8 @@ def generate(
     Starts a private service if none runs, and stops it afterwards. Prints the job's id; Ctrl-C cancels the
     job.
     """
-    fields = {
+    images, fields = images_of(image, last_image, keyframe or [], continue_from)
+    fields |= {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "model": model,
@@ -116,7 +129,6 @@ def generate(
     }
     form = video_format(out)
     check_output_file(out)
-    images = {"image": image} if last_image is None else {"image": image, "last_image": last_image}
     job = _generate(images, fields, out, form, url, settings_with(data_dir=data_dir))
     if as_json:
         print_json({"out": str(out), "job": job})

@@ -7,9 +7,10 @@ from app.units import format_bytes
 
 def framing_sentences(job: dict[str, Any]) -> list[str]:
     """Return a sentence for each image of the job: the video's size, and what is cut from the image."""
-    names = {"image": "Image", "last_image": "Last image"}
     pictures = job.get("pictures") or {}
-    return [f"{names[name]}: {each['detail']}." for name, each in pictures.items() if each]
+    named = [("Image", pictures.get("image")), ("Last image", pictures.get("last_image"))]
+    named += [(f"Key frame {n}", each) for n, each in enumerate(pictures.get("keyframes", []), 1)]
+    return [f"{name}: {each['detail']}." for name, each in named if each]
 
 
 def stopped_summary(denoise: dict[str, Any]) -> str:

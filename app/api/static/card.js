@@ -23,12 +23,13 @@ export function build(job, act, remove) {
     target.value = "";
     downloadAs(card, name);
   });
+  on("continue", "click", () => document.dispatchEvent(new CustomEvent("continue-video", { detail: job.id })));
   on("again", "change", ({ target }) => {
     const strategy = target.value;
     target.value = "";
     act(job.id, "POST", `/jobs/${job.id}/redecode`, { decode_strategy: strategy, exact_only: !strategy.startsWith("approximate") });
   });
-  for (const [name, what] of [["cancel", "Cancel"], ["finish", "Stop early: keep"], ["retry", "Try again"], ["download", "Download"], ["delete", "Delete"], ["reuse", "Reuse"], ["code", "Code"], ["pick", "Select"]]) {
+  for (const [name, what] of [["cancel", "Cancel"], ["finish", "Stop early: keep"], ["retry", "Try again"], ["download", "Download"], ["continue", "Continue this video"], ["delete", "Delete"], ["reuse", "Reuse"], ["code", "Code"], ["pick", "Select"]]) {
     card.querySelector(`.${name}`).setAttribute("aria-label", `${what}: ${job.request.prompt}`);
   }
   return card;
@@ -59,6 +60,7 @@ export function fill(card, job) {
   part("delete").hidden = active;
   part("choose").hidden = active;
   if (active) part("pick").checked = false;
+  part("continue").hidden = active || !job.links.last_frame;
   part("again-label").hidden = !job.links.redecode;
   showAgain(part("again"), job);
   fillMedia(part("media"), job);
@@ -102,6 +104,8 @@ function meta(job) {
   if (stretch && stretch !== 1) parts.push("photo stretched");
   parts.push(`seed ${job.seed}`); // text: the number in `request` is rounded beyond 2**53
   if (job.denoise?.stopped_at_step) parts.push(`stopped early after step ${job.denoise.stopped_at_step} of ${job.denoise.steps}`);
+  if (job.continued_from) parts.push("continues another video");
+  if (request.keyframes?.length) parts.push(`key frames at ${request.keyframes.map((one) => one.frame).join(", ")}`);
   if (request.priority) parts.push(`priority ${request.priority}`);
   if (job.started_at && job.finished_at) parts.push(`took ${seconds((new Date(job.finished_at) - new Date(job.started_at)) / 1000)}`);
   if (job.attempts > 1) parts.push(`attempt ${job.attempts}`);

@@ -4,6 +4,7 @@ import { call } from "./api.js";
 import * as batch from "./batch.js";
 import { byId, debounced, say } from "./dom.js";
 import * as find from "./find.js";
+import * as frames from "./frames.js";
 import * as images from "./images.js";
 import * as loras from "./loras.js";
 import * as plan from "./plan.js";
@@ -24,7 +25,12 @@ export async function start(onSubmitted) {
   form.elements.model.replaceChildren(...models.map(choice));
   applyModel();
   const replan = () => plan.show(asked(), use);
-  images.start(form, (isNew) => { if (isNew) fail(""); if (images.size("image") !== null) replan(); });
+  images.start(form, (isNew) => {
+    if (isNew) fail("");
+    if (isNew && images.chosen("image")) frames.stopContinuing();
+    if (images.size("image") !== null) replan();
+  });
+  frames.start(takeOver, replan);
   form.elements.model.addEventListener("change", () => { applyModel(); replan(); });
   form.elements.exact_only.addEventListener("change", allowApproximate);
   form.addEventListener("input", debounced(replan, 300));
@@ -63,6 +69,7 @@ function applyModel() {
     if (name in model.fixed) form.elements[name].value = model.fixed[name];
   }
   loras.apply(model, form.elements.loras);
+  frames.apply(model);
   for (const name of ["width", "height"]) Object.assign(form.elements[name], { step: multiple, min: multiple, value: "" });
   const least = model.first_frame_alone ? 1 : model.frames_step;
   Object.assign(form.elements.num_frames, { step: model.frames_step, min: least, max: limits.max_frames });
@@ -113,8 +120,17 @@ function use(values) {
   form.dispatchEvent(new Event("input"));
 }
 
+// Use a job's model, if it is offered, and its values.
+function takeOver(name, values) {
+  if (models.some((one) => one.name === name)) {
+    form.elements.model.value = name;
+    applyModel();
+  }
+  use(values);
+}
+
 function fields() {
-  const given = {};
+  const given = frames.fields();
   for (const element of form.elements) {
     const counts = element.name && element.type !== "file" && !element.disabled;
     if (counts && element.value !== "") given[element.name] = element.value;
@@ -138,7 +154,11 @@ function asked() {
 
 async function submit(onSubmitted) {
   const prompt = form.elements.prompt;
-  if (!images.chosen("image")) return fail("Choose an image first.", form.elements.image);
+  const goesOn = Boolean(form.elements.continue_from.value);
+  if (!images.chosen("image") && !goesOn) return fail("Choose an image first.", form.elements.image);
+  if (model.requires.includes("last_image") && !images.chosen("last_image")) {
+    return fail("Choose a last image first.", form.elements.last_image);
+  }
   if (model.uses_prompt && !prompt.value.trim()) return fail("Write a prompt first.", prompt);
   byId("submit").disabled = true;
   for (const said of ["batch-progress", "reused"]) say(byId(said), "");
@@ -163,8 +183,9 @@ async function submit(onSubmitted) {
 // The request of one video: the fields with this photo.
 function bodyWith(photo) {
   const body = new FormData();
-  body.append("image", photo);
+  if (photo) body.append("image", photo); // none if another video is continued
   if (images.chosen("last_image") && !form.elements.last_image.disabled) body.append("last_image", images.chosen("last_image"));
+  frames.appendPictures(body);
   for (const [name, value] of Object.entries(fields())) body.append(name, value);
   return body;
 }

@@ -37,6 +37,12 @@ export function start(theForm, changed) {
   });
 }
 
+// Takes the image of a field away.
+export function clear(name) {
+  put(name, null);
+  form.elements[name].value = "";
+}
+
 function accept(name) {
   const field = form.elements[name];
   const drop = field.closest(".drop");

@@ -7,7 +7,7 @@ import { allPaused, showPrediction } from "./memory.js";
 import { bytes, exactness, framing, inUnits, placed, planned, range, rounded, seconds, short } from "./words.js";
 
 const SHOWN = 5;
-const IMAGE_CODES = /image/; // not_an_image, broken_image and others: of the picture, not of a field
+const IMAGE_CODES = /^(?!missing_keyframe).*image/; // not_an_image, broken_image and others: of the picture, not of a field
 const form = byId("form");
 const lead = byId("plan-lead");
 const rungList = byId("rungs");
@@ -136,7 +136,7 @@ function fixes(error) {
 
 // The form's field that a problem document names, or null.
 export function fieldOf(error) {
-  if (IMAGE_CODES.test(error.code)) return form.elements[error.message.startsWith("last_image:") ? "last_image" : "image"];
+  if (IMAGE_CODES.test(error.code)) return form.elements[/^last_image:|'last_image'/.test(error.message) ? "last_image" : "image"];
   const name = error instanceof Problem ? error.body.field ?? error.body.errors?.[0]?.field : null;
   return form.elements[name?.split(" ")[0]] ?? null;
 }
