@@ -48,7 +48,9 @@ def with_frames_checked(spec: JobSpec, entry: ModelEntry, *, has_last_image: boo
         if not 0 <= each.frame < spec.num_frames:
             nearest = 0 if each.frame < 0 else spec.num_frames - 1
             message = f"frame {given.frame} is not in a video of {spec.num_frames} frames"
-            raise _refusal("keyframe_out_of_range", number, message, nearest)
+            raise Problem(
+                422, "keyframe_out_of_range", f"keyframes.{number}: {message}", data=_place(number, nearest)
+            )
         form = FORMS[entry.pipeline]
         if not form.allows(each.frame, spec.num_frames):
             nearest = form.nearest(each.frame, spec.num_frames)
@@ -56,19 +58,19 @@ def with_frames_checked(spec: JobSpec, entry: ModelEntry, *, has_last_image: boo
                 f"model {entry.name} takes key frames at {form.rule}, not at {each.frame}; "
                 f"the nearest is {nearest}"
             )
-            raise _refusal("keyframe_not_there", number, message, nearest)
+            raise Problem(
+                422, "keyframe_not_there", f"keyframes.{number}: {message}", data=_place(number, nearest)
+            )
         if each.frame in taken:
             message = f"frame {each.frame} has the picture of {taken[each.frame]} already"
-            raise _refusal("duplicate_keyframe", number, message)
+            raise Problem(422, "duplicate_keyframe", f"keyframes.{number}: {message}", data=_place(number))
         taken[each.frame] = f"keyframes.{number}"
     return spec.model_copy(update={"keyframes": keyframes})
 
 
-def _refusal(code: str, number: int, message: str, nearest: int | None = None) -> Problem:
-    data: dict[str, Any] = {"field": "keyframes", "index": number}
-    if nearest is not None:
-        data["nearest_frame"] = nearest
-    return Problem(422, code, f"keyframes.{number}: {message}", data=data)
+def _place(number: int, nearest_frame: int | None = None) -> dict[str, Any]:
+    nearest = {} if nearest_frame is None else {"nearest_frame": nearest_frame}
+    return {"field": "keyframes", "index": number, **nearest}
 
 
 def require_pictures(spec: JobSpec, entry: ModelEntry, given: Collection[str]) -> None:
@@ -76,9 +78,7 @@ def require_pictures(spec: JobSpec, entry: ModelEntry, given: Collection[str]) -
     for number, name in enumerate(PICTURES):
         if number < len(spec.keyframes) and name not in given:
             message = f"keyframes.{number} has no picture: send it as image in JSON, or as the file {name}"
-            raise Problem(
-                422, "missing_keyframe_image", message, data={"field": "keyframes", "index": number}
-            )
+            raise Problem(422, "missing_keyframe_image", message, data=_place(number))
         if number >= len(spec.keyframes) and name in given:
             message = f"the file {name} belongs to no entry of keyframes, which has {len(spec.keyframes)}"
             raise Problem(422, "unknown_field", message, data={"field": name})

@@ -76,7 +76,7 @@ def _without_null(schema: Json) -> Json:
 
 def _with_image(image: Json) -> Json:
     schema = _spec_schema()
-    schema["properties"] = {"image": image, "last_image": _last(image), **schema["properties"]}
+    schema["properties"] = {"image": _first(image), "last_image": _last(image), **schema["properties"]}
     schema["required"] = ["prompt"]  # and image, or continue_from
     return _with_keyframe_pictures(schema, image)
 
@@ -94,6 +94,11 @@ def _with_keyframe_pictures(schema: Json, image: Json) -> Json:
         one = {**one, "properties": {"image": image, **one["properties"]}}
         properties["keyframes"] = {**properties["keyframes"], "items": one}
     return {**schema, "properties": properties}
+
+
+def _first(image: Json) -> Json:
+    purpose = "The first image; required unless `continue_from` gives it."
+    return {**image, "description": f"{purpose} {image.get('description', '')}".strip()}
 
 
 def _last(image: Json) -> Json:
@@ -121,7 +126,7 @@ def _plan_schema(image: Json) -> Json:
 def _video_schema(image: Json) -> Json:
     schema = _spec_schema()
     own = {
-        "input_reference": image,
+        "input_reference": _first(image),
         "seconds": {
             "type": "string",
             "example": "4",
