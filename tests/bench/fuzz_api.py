@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 from app.api import create_app  # noqa: E402
 from app.artifacts.local_folder import job_artifacts  # noqa: E402
 from app.config import Settings  # noqa: E402
+from app.fields.keyframes import PICTURES  # noqa: E402
 from app.jobs import JobError, JobSpec, JobStatus  # noqa: E402
 from app.store import JobStore  # noqa: E402
 
@@ -62,8 +63,11 @@ DEPENDENT = frozenset(
         "loop",
         "loras",
     }
-    | {"webhook_url", "last_image", "decode_strategy", "size", "seconds"}
+    | {"webhook_url", "last_image", "decode_strategy", "size", "seconds", "keyframes", "continue_from"}
+    | set(PICTURES)
 )
+# The picture of a request that continues no other video.
+FIRST_IMAGE = {"/generate": "image", "/v1/videos": "input_reference"}
 
 
 @dataclass(slots=True)
@@ -86,10 +90,14 @@ def pictures() -> list[bytes]:
     return made
 
 
+def _url(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
 def _know_formats() -> None:
     """Real pictures among random bytes, for the document's formats."""
     real = pictures()
-    urls = ["data:image/png;base64," + base64.b64encode(data).decode() for data in real]
+    urls = [_url(data) for data in real]
     schemathesis.openapi.format("binary", st.sampled_from(real) | st.binary(max_size=200))
     schemathesis.openapi.format("data-url", st.sampled_from(urls) | st.text(max_size=50))
 
@@ -152,6 +160,10 @@ def _steered(case: Any, ids: list[str], data: st.DataObject) -> None:
         case.path_parameters["name"] = "cpu"
     if isinstance(case.body, dict) and data.draw(st.booleans()):
         case.body = _plain(case.body)
+        if (name := FIRST_IMAGE.get(case.path)) is not None:
+            picture = pictures()[0]
+            is_json = "json" in (case.media_type or "")
+            case.body.setdefault(name, _url(picture) if is_json else picture)
 
 
 def _words(error: BaseException) -> str:
