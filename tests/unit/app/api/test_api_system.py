@@ -93,7 +93,7 @@ def test_every_documented_path_is_in_the_openapi_document(client: TestClient) ->
     } <= set(document["paths"])
     body = document["paths"]["/generate"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "multipart/form-data"}
-    assert body["multipart/form-data"]["schema"]["required"] == ["image", "prompt"]
+    assert body["multipart/form-data"]["schema"]["required"] == ["prompt"]
 
 
 KEY, OTHER = "k" * 20, "o" * 20
