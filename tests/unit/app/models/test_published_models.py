@@ -75,6 +75,7 @@ PARAMETERS = {
     "hunyuanvideo15-i2v-480p": ("transformer", 8.3),
     "i2vgen-xl": ("unet", 1.4),
     "ltx-2": ("transformer", 18.9),
+    "wan21-flf2v-720p": ("transformer", 16.4),
     "wan22-i2v-a14b": ("transformer_2", 14.3),
     "wan22-ti2v-5b": ("transformer", 5.0),
 }
