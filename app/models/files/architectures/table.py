@@ -64,7 +64,7 @@ LTX_13B = Published("LTX-Video 13B", "Lightricks/LTX-Video-0.9.7-dev", "ltx-vide
 LTX_2 = Published("LTX-2 19B", "Lightricks/LTX-2", "ltx-2")
 WAN_I2V_480 = Published("Wan 2.1 I2V 14B 480P", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "wan21-i2v-480p")
 WAN_I2V_720 = Published("Wan 2.1 I2V 14B 720P", "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "wan21-i2v-480p")
-WAN_FLF = Published("Wan 2.1 FLF2V 14B", "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", "wan21-i2v-480p")
+WAN_FLF = Published("Wan 2.1 FLF2V 14B", "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", "wan21-flf2v-720p")
 WAN_22_HIGH = Published("Wan 2.2 I2V A14B (high noise)", "Wan-AI/Wan2.2-I2V-A14B-Diffusers", "wan22-i2v-a14b")
 WAN_22_LOW = Published("Wan 2.2 I2V A14B (low noise)", "Wan-AI/Wan2.2-I2V-A14B-Diffusers", "wan22-i2v-a14b")
 WAN_5B = Published("Wan 2.2 TI2V 5B", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "wan22-ti2v-5b")
@@ -158,12 +158,9 @@ ARCHITECTURES = (
         "transformer",
         _WAN_CLASS,
         "Wan 2.1 14B, first and last frame",
-        ("wan21-i2v-480p",),
+        ("wan21-flf2v-720p",),
         (WAN_FLF,),
-        doubts=(
-            *_CONFIGURATION,
-            *_NO_EMB_POS,
-        ),
+        doubts=_NO_EMB_POS,
         unloadable=_NO_EMB_POS,
     ),
     Architecture("wan-5b", "transformer", _WAN_CLASS, "Wan 2.2 5B", ("wan22-ti2v-5b",), (WAN_5B,)),
