@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +13,7 @@ import httpx
 import pytest
 from browser import CHROMIUM, api_alone, chromium
 from PIL import Image
+from waiting import wait_for
 
 from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
@@ -131,3 +134,44 @@ def test_a_video_is_continued_from_its_card(finished: str, page: Any, url: str) 
     page.set_input_files("#image", PHOTO)  # takes the frame's place
     page.wait_for_selector("#continuing", state="hidden")
     assert submitted(page, url)["continued_from"] is None
+
+
+def test_key_frames_are_reused_and_copied_as_code(
+    settings: Settings, url: str, page: Any, tmp_path: Path
+) -> None:
+    picture = tmp_path / "key.png"
+    Image.new("RGB", (64, 96), "orange").save(picture)
+    fields = {"prompt": "in between", "model": "keyed", "num_frames": "9", "width": "64", "height": "96"}
+    keyframes = '[{"frame": 4, "strength": 0.5}, {"frame": -1}]'
+    files = {"image": PHOTO.read_bytes(), **{f"keyframe_{n}": picture.read_bytes() for n in range(2)}}
+    posted = httpx.post(f"{url}/generate", data=fields | {"keyframes": keyframes}, files=files, timeout=120)
+    earlier = posted.raise_for_status().json()
+
+    def newest() -> dict[str, Any]:
+        job: dict[str, Any] = httpx.get(f"{url}/jobs?limit=1", timeout=120).json()["jobs"][0]
+        return job
+
+    def check(job: dict[str, Any]) -> None:
+        assert job["request"] == earlier["request"]
+        for link in job["links"]["keyframes"]:
+            assert httpx.get(f"{url}{link}?original=true").content == picture.read_bytes()
+
+    card = page.locator(f".job[data-id='{earlier['id']}']")
+    card.locator(".reuse").click()
+    page.wait_for_selector("#reused:has-text('and photo of an earlier video.')")
+    check(submitted(page, url))
+    card.locator(".code").click()
+    programs = {}
+    for language in ("curl", "python"):
+        page.select_option("#code-language", language)
+        programs[language] = page.input_value("#code-text")
+    subprocess.run(["bash", "-c", programs["curl"]], cwd=tmp_path, check=True, timeout=300)
+    by_curl = newest()
+    check(by_curl)
+    program = subprocess.Popen([sys.executable, "-c", programs["python"]], stderr=subprocess.PIPE)
+    by_python = wait_for(lambda: (job := newest())["id"] != by_curl["id"] and job, 300)
+    assert by_python
+    check(by_python)
+    with closing(open_store(settings)) as store:
+        store.cancel(by_python["id"])
+    assert b"canceled" in program.communicate(timeout=300)[1]

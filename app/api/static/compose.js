@@ -103,11 +103,13 @@ export function take({ request, seed }, photos) {
   const budget = request.memory_budget_bytes == null ? "" : request.memory_budget_bytes / MIB;
   for (const [name, value] of Object.entries({ ...request, seed, memory_budget_mib: budget })) {
     const field = form.elements[name];
-    if (!field || field.disabled || ["loras", "model"].includes(name)) continue;
+    if (!field || field.disabled || ["loras", "model", "continue_from"].includes(name)) continue;
     if (name === "loop") field.value = value ? "true" : "";
     else field.value = value ?? "";
   }
   loras.choose(model, form.elements.loras, request.loras);
+  frames.stopContinuing(); // its first frame is the job's image
+  frames.put(request.keyframes, photos.keyframes);
   for (const name of ["image", "last_image"]) if (photos[name] || name === "last_image") images.put(name, photos[name] ?? null);
   use({});
   return "";

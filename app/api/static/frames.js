@@ -35,6 +35,16 @@ function limit() {
   [...rows.children].forEach((line, index) => line.label(index + 1));
 }
 
+// Put these key frames in place of those in the form, each with its picture.
+export function put(keyframes, pictures) {
+  rows.replaceChildren(...keyframes.map(({ frame, strength }, index) => {
+    const line = row();
+    line.put(frame, strength, pictures[index]);
+    return line;
+  }));
+  limit();
+}
+
 function row() {
   const line = make("div", null, "row");
   const file = Object.assign(make("input"), { type: "file", accept: form.elements.image.accept });
@@ -53,6 +63,13 @@ function row() {
     frame.setAttribute("aria-label", `Frame of key frame ${number}`);
     strength.setAttribute("aria-label", `Strength of key frame ${number}`);
     remove.setAttribute("aria-label", `Remove key frame ${number}`);
+  };
+  line.put = (number, closely, picture) => {
+    const one = new DataTransfer(); // the way to put a file into a field
+    if (picture) one.items.add(picture);
+    Object.assign(file, { files: one.files });
+    Object.assign(frame, { value: number });
+    Object.assign(strength, { value: closely });
   };
   line.given = () => file.files[0] && { file: file.files[0], keyframe: { frame: frame.valueAsNumber, strength: strength.valueAsNumber } };
   return line;

@@ -7,13 +7,19 @@ import { byId, say } from "./dom.js";
 export async function reuse(job) {
   const said = byId("reused");
   say(said, "Fetching the photo…");
-  const photos = {};
+  const photos = { keyframes: [] };
   let lost = "";
+  const fetchOne = async (link, name) => {
+    const photo = await fetchPhoto(link, `${name}-${job.id.slice(-6)}`).catch(() => null);
+    if (!photo) lost = " Its photo could not be fetched: choose one.";
+    return photo;
+  };
   for (const name of ["image", "last_image"]) {
-    if (!job.links[name]) continue;
-    const photo = await fetchPhoto(job, name).catch(() => null);
+    const photo = job.links[name] && await fetchOne(job.links[name], name);
     if (photo) photos[name] = photo;
-    else lost = " Its photo could not be fetched: choose one.";
+  }
+  for (const [number, link] of (job.links.keyframes ?? []).entries()) {
+    photos.keyframes.push(await fetchOne(link, `keyframe-${number + 1}`));
   }
   if (!job.links.image) lost = " Its photo has expired: choose one.";
   const problem = compose.take(job, photos);
@@ -22,9 +28,9 @@ export async function reuse(job) {
   byId("prompt").focus();
 }
 
-async function fetchPhoto(job, name) {
-  const answer = await fetch(`${address(job.links[name])}?${new URLSearchParams({ original: true })}`);
+async function fetchPhoto(link, name) {
+  const answer = await fetch(`${address(link)}?${new URLSearchParams({ original: true })}`);
   if (!answer.ok) throw new Error(answer.statusText);
   const kind = answer.headers.get("content-type") ?? "";
-  return new File([await answer.blob()], `${name}-${job.id.slice(-6)}.${kind.split("/")[1]?.split(";")[0] ?? "jpg"}`, { type: kind });
+  return new File([await answer.blob()], `${name}.${kind.split("/")[1]?.split(";")[0] ?? "jpg"}`, { type: kind });
 }

@@ -3,7 +3,8 @@
 
 import { address } from "./api.js";
 
-const LEFT_OUT = new Set(["image_size", "last_image_size", "webhook_url"]);
+// A job that continues another has its own copy of that one's last frame, as its image.
+const LEFT_OUT = new Set(["image_size", "last_image_size", "keyframe_sizes", "continue_from", "webhook_url"]);
 const PHOTOS = ["image", "last_image"];
 const KEY = "FRAMEFIT_API_KEY";
 
@@ -16,6 +17,7 @@ function fieldsOf(job) {
 
 const service = () => (location.origin + address("/")).replace(/\/$/, "");
 const photosOf = (job) => PHOTOS.filter((name) => job.links[name]);
+const keyframesOf = (job) => (job.links.keyframes ?? []).map((_, number) => number);
 const missing = (job) => (photosOf(job).length ? "" : "# The photo of this job was deleted: put one at the file's place.\n");
 const hook = (job) => (job.request.webhook_url ? "# The webhook of the job is left out.\n" : "");
 
@@ -23,10 +25,12 @@ export function curl(job, needsKey) {
   const key = needsKey ? ` -H "Authorization: Bearer $${KEY}"` : "";
   const names = photosOf(job).length ? photosOf(job) : ["image"];
   const file = (name) => `${name}-${job.id}`;
-  const photos = photosOf(job).map((name) => `curl -fsS${key} -o ${file(name)} ${quoted(`${service()}/jobs/${job.id}/${name}?original=true`)}\n`);
+  const fetched = (name, path) => `curl -fsS${key} -o ${file(name)} ${quoted(`${service()}/jobs/${job.id}/${path}?original=true`)}\n`;
+  const keyframes = keyframesOf(job).map((number) => `keyframe_${number}`);
+  const photos = [...photosOf(job).map((name) => fetched(name, name)), ...keyframes.map((name, number) => fetched(name, `keyframes/${number}`))];
   const sent = Object.entries(fieldsOf(job)).map(([name, value]) =>
     `--form-string ${quoted(`${name}=${typeof value === "object" ? JSON.stringify(value) : value}`)}`);
-  const parts = [...names.map((name) => `-F ${name}=@${file(name)}`), ...sent];
+  const parts = [...[...names, ...keyframes].map((name) => `-F ${name}=@${file(name)}`), ...sent];
   return [
     "# For bash or zsh.", needsKey ? ` First: export ${KEY}=..., an API key of this service.` : "", "\n", hook(job), missing(job), ...photos,
     `curl -fsS${key} ${quoted(`${service()}/generate`)} \\\n  `, parts.join(" \\\n  "), "\n",
@@ -75,7 +79,9 @@ def photo(path):
 
 fields = {
 ${images.join("")}${fields.join("")}}
-job = json.loads(call("/generate", fields))
+${keyframesOf(job).length ? `for number, keyframe in enumerate(fields["keyframes"]):
+    keyframe["image"] = photo(f"/jobs/${job.id}/keyframes/{number}?original=true")
+` : ""}job = json.loads(call("/generate", fields))
 while job["status"] in ("queued", "running"):
     time.sleep(2)
     job = json.loads(call("/jobs/" + job["id"]))
