@@ -22,22 +22,9 @@ from torch import Tensor
 from adaptive.device.accelerator import random_states
 from adaptive.errors import UnsupportedVae
 from adaptive.families import family_of
+from adaptive.pipelines.real_frames import needs_real_frames
 from adaptive.pipelines.recorded_call import RecordedDecode
 from adaptive.pipelines.vae_method import bind
-
-# Pipelines that need decoded frames before they end, and what each does with them: the reason of its refusal.
-_NEEDS_REAL_FRAMES = {
-    "ChronoEditPipeline": "selects among decoded frames",
-    "Cosmos2VideoToWorldPipeline": "runs a safety checker on the decoded frames",
-    "Cosmos2_5_PredictBasePipeline": "runs a safety checker on the decoded frames",
-    "Cosmos2_5_TransferPipeline": "runs a safety checker on the decoded frames",
-    "CosmosVideoToWorldPipeline": "runs a safety checker on the decoded frames",
-    "HeliosPipeline": "joins and trims decoded sections",
-    "HeliosPyramidPipeline": "joins and trims decoded sections",
-    "HunyuanVideoFramepackPipeline": "joins decoded sections inside its denoising loop",
-    "LTXI2VLongMultiPromptPipeline": "blends decoded tiles itself",
-    "WanAnimatePipeline": "feeds decoded frames back into its denoising loop",
-}
 
 # A placeholder encodes frame and call numbers as steps of this size between -1 and 1. They stay exact in
 # float32 and through the pipeline's `x / 2 + 0.5`.
@@ -47,8 +34,9 @@ _TOLERANCE = 0.01
 
 def check_capturable(pipe_class: str) -> None:
     """Raise `UnsupportedVae`, naming the pipeline class, if it needs decoded frames before it ends."""
-    if pipe_class in _NEEDS_REAL_FRAMES:
-        raise UnsupportedVae(pipe_class, f"captured decoding: it {_NEEDS_REAL_FRAMES[pipe_class]}")
+    why = needs_real_frames(pipe_class)
+    if why is not None:
+        raise UnsupportedVae(pipe_class, f"captured decoding: it {why}; `enable` decodes it in place")
 
 
 @contextmanager

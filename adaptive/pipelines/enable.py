@@ -14,14 +14,14 @@ from torch import Tensor
 from adaptive.device.out_of_memory import memory_failure
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit, NoDevice, UnsupportedVae
 from adaptive.families import family_of
-from adaptive.pipelines.capture import capture, decoder_output
-from adaptive.pipelines.nested_calls import inside, is_inside
+from adaptive.pipelines.capture import capture
+from adaptive.pipelines.in_place import call_in_place, why_own_call
+from adaptive.pipelines.nested_calls import inside
 from adaptive.pipelines.progress_bar import DecodeBar
 from adaptive.pipelines.recorded_call import RecordedDecode, load_calls, save_calls
-from adaptive.pipelines.vae_method import ReplacedMethods, bind
+from adaptive.pipelines.vae_method import BoundCall, ReplacedMethods
 from adaptive.stream import join_chunks, video_frames_of
 from adaptive.stream.engines.noise import noise_kept_at_failure
-from adaptive.stream.inputs import needs_gradient
 from adaptive.stream.offload import splits_itself
 from adaptive.types import DecodePlan, DecodeReport, LatentShape
 
@@ -79,30 +79,18 @@ class Attachment:
         self._replaced.restore()
 
     def _decode(self, *args: Any, **kwargs: Any) -> Any:
-        call = bind(type(self._vae), "decode", args, kwargs)
-        # The batched rung calls `vae.decode` again. The VAE raises its own error for wrong arguments.
-        if call is not None and not is_inside(self):
-            video = self._video(call.tensor, call.named)
-            if video is not None:
-                folded = video.transpose(1, 2).flatten(0, 1) if call.tensor.ndim == 4 else video
-                return decoder_output(folded, call.return_dict)
-        return self._original(*args, **kwargs)
+        return call_in_place(self._vae, self, self._original, self._video, args, kwargs)
 
-    def _video(self, z: Tensor, named: dict[str, Any]) -> Tensor | None:
+    def _video(self, call: BoundCall) -> Tensor | None:
         """The decoded video `[B, C, F, H, W]`; None where the VAE's own method is to decode it."""
         from adaptive.decoding.one_decode import shape_of
 
-        family = family_of(self._vae)
-        if not family.is_known:
-            self._own(f"{type(self._vae).__name__} is not a VAE that the library knows")
+        why = why_own_call(self._vae, call)
+        if why is not None:
+            self._own(why)
             return None
-        if z.ndim != 5 and not family.folds_frames:
-            self._own(f"latents of shape {tuple(z.shape)} are no video")
-            return None
-        if needs_gradient(self._vae, z, named):
-            self._own("the call records gradients")
-            return None
-        latents = family.as_video(z, named)
+        named = call.named
+        latents = family_of(self._vae).as_video(call.tensor, named)
         total = video_frames_of(self._vae, latents.shape[2])
         try:
             with inside(self):

@@ -58,7 +58,13 @@ class RecordedDecode:
 
     @contextmanager
     def replaying_noise(self) -> Iterator[None]:
-        """Set the default random generators to the states of the recorded call within the block."""
+        """Set the default random generators to the states of the recorded call within the block.
+
+        A call without states, such as one that is decoded as it is made, draws from them as they are.
+        """
+        if not self.rng:
+            yield
+            return
         devices = [torch.device(name) for name in self.rng]
         with randomness_kept(*devices):
             for device in filter(is_available, devices):
