@@ -74,6 +74,7 @@ DENOISE = object_of(
     resumed_from_step={**WHOLE, "description": "Steps that an earlier attempt computed; 0 for none."},
     steps_computed={**WHOLE, "description": "Steps that the last attempt computed."},
     steps_since_checkpoint={**WHOLE, "description": "Of these, steps after its last checkpoint."},
+    resumable={**YES_OR_NO, "description": "False where the pipeline decoded within its call."},
     stopped_at_step={**WHOLE, "description": "The last step, of a job that was finished early."},
     seconds=SECONDS,
     exact={**YES_OR_NO, "description": "False with rounded weights."},
@@ -123,6 +124,7 @@ DECODE = object_of(
     retries=WHOLE,
     spills=WHOLE,
     chunks=list_of(WHOLE),
+    decodes={**WHOLE, "description": "How often the pipeline decoded, of one that decodes within its call."},
 )
 SOUND = object_of({"channels": WHOLE, "sample_rate": WHOLE})
 RESULT = object_of(

@@ -39,7 +39,8 @@ def job_view(
         links["last_image"] = f"{base}/last_image"
     if job.spec.keyframes and not job.expired:
         links["keyframes"] = [f"{base}/keyframes/{number}" for number in range(len(job.spec.keyframes))]
-    if job.status is JobStatus.RUNNING and job.stage is Stage.DENOISING:
+    in_place = None if entry is None else entry.not_resumable_because
+    if job.status is JobStatus.RUNNING and job.stage is Stage.DENOISING and in_place is None:
         links["finish_early"] = f"{base}/finish-early"
     if has_video(job):
         links["video"] = f"{base}/video"
@@ -49,7 +50,7 @@ def job_view(
         for which in ("first", "last"):
             if job.result and job.result.get(f"{which}_frame"):
                 links[f"{which}_frame"] = f"{base}/frames/{which}.png"
-    if job.status.is_terminal and not job.expired:
+    if job.status.is_terminal and not job.expired and in_place is None:
         links["redecode"] = f"{base}/redecode"
     if job.status in (JobStatus.FAILED, JobStatus.CANCELED) and not job.expired:
         links["retry"] = f"{base}/retry"
@@ -66,6 +67,8 @@ def job_view(
         # As text: JavaScript and others round numbers beyond 2**53, such as the one in `request`.
         "seed": str(job.spec.seed),
         "notice": entry.notice if entry else None,
+        "resumable": in_place is None,
+        "not_resumable_because": in_place,
         "request": job.spec.model_dump(mode="json"),
         "pictures": pictures_view(job.spec),
         "continued_from": job.spec.continue_from,
@@ -236,6 +239,8 @@ def model_view(
         "limits": entry.limits.model_dump(),
         "loras": entry.loras_json,
         "fixed": entry.fixed,
+        "resumable": entry.not_resumable_because is None,
+        "not_resumable_because": entry.not_resumable_because,
         "is_default": is_default,
         "available": unavailable_because is None,
         "unavailable_because": unavailable_because,

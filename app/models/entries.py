@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from adaptive.pipelines.real_frames import needs_real_frames
 from app.config import PREFIX, ConfigError, Settings
 from app.fields.recipes import Recipe
 from app.frame_rate import FrameRate
@@ -120,6 +121,12 @@ class ModelEntry(_Entry):
     def decode_dtype(self) -> Dtype:
         """The dtype of the VAE."""
         return self.vae_dtype or self.dtype
+
+    @property
+    def not_resumable_because(self) -> str | None:
+        """Why its jobs keep no latents: what its pipeline does with the frames; None if they keep them."""
+        why = needs_real_frames(self.pipeline)
+        return None if why is None else f"{self.pipeline} {why}, so it decodes within its call"
 
     @property
     def parts(self) -> dict[str, str]:

@@ -20,7 +20,6 @@ import torch
 from adaptive.device.host import read_host
 from adaptive.errors import DoesNotFit
 from adaptive.memory.learned_costs import LearnedCosts
-from adaptive.pipelines.capture import check_capturable
 from adaptive.planning.planner import Placement
 from adaptive.types import MemoryReading, VideoShape
 from app.config import Settings
@@ -117,10 +116,9 @@ def load_pipeline(
     """Load and place a model for the shape and guidance of `job`, by default for those of the entry.
 
     Without `exact_only`, loads transformers in int8 if they do not fit otherwise and the entry allows it.
-    Raises `UnsupportedVae` for a pipeline whose decode cannot be captured, `DoesNotFit` before reading any
-    weight, and `ModelUnavailable` for missing files or a missing library.
+    Raises `DoesNotFit` before reading any weight, and `ModelUnavailable` for missing files, a missing
+    library or a pipeline that needs more inputs than a request has.
     """
-    check_capturable(entry.pipeline)
     check_model(entry, settings)
     required_files(entry, settings)
     if needs_download(entry, settings):  # a job has downloaded it before

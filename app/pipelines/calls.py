@@ -11,10 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from app.jobs import JobSpec
+from app.pipelines import rounds, safety_checker
+from app.pipelines.rounds import CountRounds, one_round
 
 
 def _no_preparation(_pipe: Any) -> None:
     """The default of `CallForm.prepare`."""
+
+
+def _no_arguments(_spec: JobSpec, _call: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
 
 
 def _no_configuration(_pipe: Any, _spec: JobSpec) -> AbstractContextManager[object]:
@@ -26,17 +32,27 @@ class CallForm:
     """How one pipeline class is called.
 
     `names` maps a request's field to the pipeline's argument. `prepare` runs once, when the pipeline is
-    loaded. `configured` is entered around each call and sets what the call has no argument for.
+    loaded. `configured` is entered around each call and sets what the call has no argument for. `arguments`
+    are further ones, from the request and the entry's `call`. `output_type` is that of the frames: `pt` or
+    `np`. `rounds` counts the denoises and decodes of a pipeline that decodes in place.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Any], None] = _no_preparation
     configured: Callable[[Any, JobSpec], AbstractContextManager[object]] = _no_configuration
+    arguments: Callable[[JobSpec, Mapping[str, Any]], Mapping[str, Any]] = _no_arguments
+    output_type: str = "pt"
+    rounds: CountRounds = one_round
 
 
 def call_form(pipe: Any) -> CallForm:
     """The call form of this pipeline's class; the default one for a class that has no entry."""
-    return FORMS.get(type(pipe).__name__, CallForm())
+    return form_of_class(type(pipe).__name__)
+
+
+def form_of_class(pipe_class: str) -> CallForm:
+    """The call form of a pipeline class, by its name."""
+    return FORMS.get(pipe_class, CallForm())
 
 
 def _add_text_model(pipe: Any) -> None:
@@ -65,9 +81,32 @@ def _size_and_guidance_set(pipe: Any, spec: JobSpec) -> Iterator[None]:
         del processor.calculate_default_height_width
 
 
+def _steps_of_stages(spec: JobSpec, call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The request's steps for each stage of the pyramid, unless the entry gives a list."""
+    name = "pyramid_num_inference_steps_list"
+    return {} if name in call else {name: [spec.num_inference_steps] * rounds.PYRAMID_STAGES}
+
+
+_COSMOS = CallForm(configured=safety_checker.checked)
+
 FORMS: Mapping[str, CallForm] = {
+    "ChronoEditPipeline": CallForm(rounds=rounds.chronoedit),
+    "Cosmos2VideoToWorldPipeline": _COSMOS,
+    "Cosmos2_5_PredictBasePipeline": _COSMOS,
+    "CosmosVideoToWorldPipeline": _COSMOS,
+    "HeliosPipeline": CallForm(rounds=rounds.helios),
+    "HeliosPyramidPipeline": CallForm(arguments=_steps_of_stages, rounds=rounds.helios_pyramid),
     "HunyuanVideo15ImageToVideoPipeline": CallForm(configured=_size_and_guidance_set),
+    "HunyuanVideoFramepackPipeline": CallForm(rounds=rounds.framepack),
     "I2VGenXLPipeline": CallForm(names={"fps": "target_fps"}, prepare=_add_text_model),
+    # Each window draws from a generator of its own, seeded by `seed`. A callback that returned the latents
+    # would replace the window's by the whole video's. As `pt` the frames would be raw.
+    "LTXI2VLongMultiPromptPipeline": CallForm(
+        names={"image": "cond_image"},
+        arguments=lambda spec, _call: {"seed": spec.seed, "callback_on_step_end_tensor_inputs": []},
+        output_type="np",
+        rounds=rounds.ltx_long,
+    ),
     "SanaImageToVideoPipeline": CallForm(names={"num_frames": "frames"}),
     "StableVideoDiffusionPipeline": CallForm(names={"guidance_scale": "max_guidance_scale"}),
 }

@@ -3,6 +3,8 @@
 Works on stored memory profiles and device reports; must not know torch or HTTP. The plan made at submission
 is provisional: the worker plans again from the memory it then sees. A refusal is final. Admission refuses a
 job only if no known device could hold its smallest allowed chunk with everything else gone.
+
+Longer than 300 lines: a verdict, its plan and its refusal answer one question.
 """
 
 import math
@@ -27,6 +29,7 @@ from adaptive.types import LatentShape, MemoryReading, VideoShape
 from app.jobs import JobSpec, Json, WorkerRow
 from app.models.entries import ModelEntry
 from app.models.requirements import ModelRequirements
+from app.pipelines.calls import form_of_class
 from app.pipelines.frames import added_latent_frames
 from app.scheduling.device_reports import (
     DecodeRoom,
@@ -112,18 +115,28 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """One job's decode in the planner's terms, and the model's limits on shapes."""
+    """One job's decode in the planner's terms, and the model's limits on shapes.
+
+    `decoded` are the latents of one decode: `shape`, those of the video, unless the pipeline decodes in
+    place. Then it is the largest one's, and the frames that the pipeline gathers have `kept_output_bytes`.
+    """
 
     profile: MemoryProfile
     video: VideoShape
     shape: LatentShape
+    decoded: LatentShape
+    kept_output_bytes: int
     policy: Policy
     size_multiple: int
     max_pixels: int
     only_shape: bool  # the model makes no other shape of this length
 
     def rungs(self, budget_bytes: int, inputs: PlanInputs) -> tuple[Rung, ...]:
-        return rungs(self.profile, self.shape, budget_bytes, self.policy, inputs)
+        return rungs(self.profile, self.decoded, budget_bytes, self.policy, self.with_kept(inputs))
+
+    def with_kept(self, inputs: PlanInputs) -> PlanInputs:
+        """The inputs, with room for the frames that the pipeline gathers."""
+        return replace(inputs, kept_output_bytes=self.kept_output_bytes)
 
     def needed_bytes(self, residuals: LearnedMargins) -> int:
         """Upper bound of the smallest allowed rung."""
@@ -228,11 +241,18 @@ class Admission:
         entry = self._models[spec.model]
         profile = usable_profile(entry, self._load_profile, self._find_fault)
         video = VideoShape(spec.video_frames, spec.height, spec.width)
-        shape = profile.traits.latent_shape(video)
+        shape = decoded = profile.traits.latent_shape(video)
+        kept_bytes = 0
+        if entry.not_resumable_because is not None:
+            rounds = form_of_class(entry.pipeline).rounds(spec, entry.call, entry.temporal_ratio)
+            decoded = profile.traits.latent_shape(rounds.largest)
+            kept_bytes = profile.output_bytes(decoded)
         return _Question(
             profile,
             video,
             shape,
+            decoded,
+            kept_bytes,
             policy_of(spec, self._reserve_bytes),
             entry.size_multiple,
             entry.limits.max_pixels,
@@ -256,7 +276,8 @@ def _verdict(question: _Question, devices: list[Json], needed_bytes: int) -> Ver
 
 def _plan_now(question: _Question, reading: MemoryReading, inputs: PlanInputs) -> Json:
     try:
-        return plan_json(plan_decode(question.profile, question.shape, reading, question.policy, inputs))
+        inputs = question.with_kept(inputs)
+        return plan_json(plan_decode(question.profile, question.decoded, reading, question.policy, inputs))
     except DoesNotFit as refusal:
         return {
             "fits_now": False,
@@ -282,8 +303,8 @@ def _refusal(question: _Question, needed_bytes: int, room: DecodeRoom) -> FitsNo
     largest = question.largest(room.available_bytes, room.residuals)
     approximately = replace(question, policy=replace(question.policy, exact_only=False))
     fits = approximately.needed_bytes(room.residuals) <= room.available_bytes
-    inputs = PlanInputs(residuals=room.residuals)
-    unforced = smallest_unforced(question.profile, question.shape, question.policy, inputs)
+    inputs = question.with_kept(PlanInputs(residuals=room.residuals))
+    unforced = smallest_unforced(question.profile, question.decoded, question.policy, inputs)
     smaller = unforced is not None and unforced.predicted.upper_bytes < needed_bytes
     return FitsNowhere(
         needed_bytes,

@@ -116,7 +116,7 @@ def checkpoint(
     tx: Transaction,
     job_id: str,
     token: int,
-    latents_path: str,
+    latents_path: str | None,
     data: Mapping[str, Any],
     *,
     reached: float = DENOISED,
@@ -124,7 +124,8 @@ def checkpoint(
     """Record that the denoised latents are on disk, synced; return False if the caller lost the job.
 
     From here on a failure costs only the decode. `data` describes the denoising run. If no earlier attempt
-    reached as far (0 to 1), earlier setbacks no longer count.
+    reached as far (0 to 1), earlier setbacks no longer count. A pipeline that decodes in place has no
+    latents, and has reached nothing that lasts (0).
     """
     row = _after_progress(tx, job_id, token, reached)
     if row is None:

@@ -2,6 +2,8 @@
 
 Owns how a recorded call is passed to the library's decoder, and the file that keeps a device's learned costs
 between runs. Must not know jobs or where frames go.
+
+Longer than 300 lines: one decode, those of a clip and those in place share plan and report.
 """
 
 import re
@@ -25,6 +27,8 @@ from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.pipelines.vae_method import recorded_arguments
 from adaptive.planning.planner import PlanInputs, Policy
 from adaptive.planning.policy import refuse_one_chunk
+from adaptive.stream import join_chunks, video_frames_of
+from adaptive.stream.engines.noise import noise_kept_at_failure
 from adaptive.stream.finite import is_finite
 from adaptive.stream.offload import execution_device, run_offload_hook
 from adaptive.types import Cut, DecodePlan, LatentShape, SpatialTiles, Strategy, VideoShape
@@ -54,7 +58,10 @@ class DecodeContext:
 
 
 class Decoding:
-    """One planned decode. The constructor plans it and raises `DoesNotFit` if nothing fits now."""
+    """One planned decode. The constructor plans it and raises `DoesNotFit` if nothing fits now.
+
+    `keeps_output`: see `AdaptiveDecoder`.
+    """
 
     def __init__(
         self,
@@ -64,6 +71,8 @@ class Decoding:
         context: DecodeContext,
         on_event: OnEvent,
         wait_for_memory: WaitForMemory | None = None,
+        *,
+        keeps_output: bool = False,
     ) -> None:
         # Pipelines of image VAEs fold a video's frames into the batch.
         self._kwargs = recorded_arguments(type(vae), recorded)
@@ -89,6 +98,7 @@ class Decoding:
             ),
             speeds=self._speeds,
             on_event=self._forward_event,
+            keeps_output=keeps_output,
             wait_for_memory=wait_for_memory,
         )
         self.plan: DecodePlan = self._decoder.plan(self._latents, **self._kwargs)
@@ -97,6 +107,21 @@ class Decoding:
     def device(self) -> torch.device:
         """The device of the decoded frames."""
         return execution_device(self._vae)
+
+    def video(self, on_frames: Callable[[int, int], None]) -> Tensor:
+        """All frames `[1, 3, F, H, W]`; `on_frames(done, total)` is called after each chunk. See `frames`."""
+        total = video_frames_of(self._vae, self._latents.shape[2])
+
+        def counted() -> Iterator[Tensor]:
+            done = 0
+            for frames in self.frames():
+                done += frames.shape[2]
+                yield frames
+                del frames  # else they would occupy memory while the next chunk decodes
+                on_frames(done, total or done)
+
+        with noise_kept_at_failure(self.device):
+            return join_chunks(counted(), total)
 
     def previews(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of a frame and its preview `[3, H, W]` in the VAE's range, for some frames.

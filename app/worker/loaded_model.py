@@ -28,6 +28,8 @@ from adaptive.errors import DecodeOutOfMemory, DoesNotFit
 from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.pipelines.capture import capture, kept_frames
 from adaptive.pipelines.encode_call import AdaptiveEncodeCall
+from adaptive.pipelines.in_place import DecodeCall, decoding_in_place
+from adaptive.pipelines.real_frames import needs_real_frames
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.planning.planner import Placement, Policy
 from adaptive.planning.weight_placement import PlacementKind, Stage
@@ -104,6 +106,8 @@ class LoadedModel:
         self._context = context
         self._streams = True
         self.not_resumable: str | None = "it was not tested"  # why the denoise has no checkpoints
+        # What the pipeline does with decoded frames in its call, if it needs them there: it decodes in place.
+        self.in_place = needs_real_frames(type(placed.pipe).__name__)
         self.latent_layout: LatentLayout | None = None  # of its denoise; None: not found out
         policy = Policy(reserve_bytes=settings.reserve_bytes)
         vae = placed.pipe.vae
@@ -204,7 +208,7 @@ class LoadedModel:
         job = replace(PlacedJob.of(spec, context.learned_costs), cautious=cautious)
         plan = placement_now(self._placed, self.entry, self._settings, self.device, context.probe, job)
         if plan is None or (is_placed(self._placed, plan) and not self._denoises_on_host):
-            self._restore_idle_weights()
+            self.restore_idle_weights()
             return
         kind_before = self._placed.kind
         self._denoises_on_host = False
@@ -213,7 +217,7 @@ class LoadedModel:
         if refusal is not None:
             raise refusal
 
-    def _restore_idle_weights(self) -> None:
+    def restore_idle_weights(self) -> None:
         """Bring back the weights that a decode dropped. Raises `DoesNotFit`."""
         idle, probe = self._context.idle, self._context.probe
         if idle is None:
@@ -427,34 +431,65 @@ class LoadedModel:
         frames after decoding them, and `NonFiniteValues` if latents or sound have NaN or infinite values.
         """
         pipe = self._pipe
+        with translated_device_errors("denoising"), capture(pipe, self._new_encode()) as calls:
+            output = self._output(spec, image, on_step, last_image, keyframes, handlers, recording)
+        kept = kept_frames(calls, output.frames, type(pipe).__name__)
+        clip = RecordedClip(tuple(kept), sound_of(pipe, output))
+        with translated_device_errors("denoising"):
+            check_clip(clip, "denoising")
+        return clip
+
+    def make(
+        self,
+        spec: JobSpec,
+        image: bytes,
+        *,
+        decode: DecodeCall,
+        on_step: OnStep,
+        last_image: bytes | None = None,
+        keyframes: Sequence[bytes] = (),
+        handlers: Sequence[DenoiseHandler] = (),
+        recording: Recording = unrecorded,
+    ) -> Any:
+        """Run the whole pipeline; `decode` decodes each of its calls in place. Returns the pipeline's frames.
+
+        For a pipeline that needs decoded frames inside its call. Arguments and errors are those of `denoise`,
+        besides what `decode` raises, `ContentRefused` and `NotChecked`.
+        """
+        with translated_device_errors("denoising"), decoding_in_place(self._pipe, decode, self._new_encode()):
+            return self._output(spec, image, on_step, last_image, keyframes, handlers, recording).frames
+
+    def _new_encode(self) -> EncodeInVaeDtype:
+        self._encode.plan = None
+        return EncodeInVaeDtype(self._pipe.vae, self._encode)
+
+    def _output(
+        self,
+        spec: JobSpec,
+        image: bytes,
+        on_step: OnStep,
+        last_image: bytes | None,
+        keyframes: Sequence[bytes],
+        handlers: Sequence[DenoiseHandler],
+        recording: Recording,
+    ) -> Any:
+        """What the pipeline returns for the request."""
         if self._denoises_on_host:
             self._unhook_denoisers()  # the end of a call before has hooked them again
         images = {"image": image} | ({} if last_image is None else {"last_image": last_image})
         images |= dict(zip(PICTURES, keyframes, strict=False))
         torch.manual_seed(spec.seed)
-        self._encode.plan = None
-        encode = EncodeInVaeDtype(pipe.vae, self._encode)
         generator = torch.Generator(self.device).manual_seed(spec.seed)
-        with (
-            translated_device_errors("denoising"),
-            capture(pipe, encode) as calls,
-            watch(pipe, handlers),
-            recording(pipe, self.device, [generator]) as step_done,
-        ):
+        with watch(self._pipe, handlers), recording(self._pipe, self.device, [generator]) as step_done:
 
             def after_step(done: int, total: int) -> None:
                 step_done()
                 on_step(done, total)
 
             try:
-                output = run_pipeline(pipe, self.entry, spec, images, generator, after_step)
+                return run_pipeline(self._pipe, self.entry, spec, images, generator, after_step)
             finally:
                 self._placed.return_to_host()  # also after an error: offloaded parts must leave the device
-        kept = kept_frames(calls, output.frames, type(pipe).__name__)
-        clip = RecordedClip(tuple(kept), sound_of(pipe, output))
-        with translated_device_errors("denoising"):
-            check_clip(clip, "denoising")
-        return clip
 
     def check_fits(self, clip: RecordedClip, spec: JobSpec) -> None:
         """Raise `ValueError` unless this VAE decodes the clip to the video that the request asks for."""
@@ -478,7 +513,11 @@ class LoadedModel:
         vae = self._pipe.vae
         if self.entry.decode_dtype != self.entry.dtype:  # the pipeline may leave the conversion to others
             recorded = recorded.to(recorded.latents.device, vae.dtype)
-        return Decoding(vae, recorded, self._policy(spec), self._context, on_event, wait_for_memory)
+        return self._decoding(vae, recorded, self._policy(spec), self._context, on_event, wait_for_memory)
+
+    def _decoding(self, *arguments: Any) -> Decoding:
+        """A decode. One in place gathers its frames on the device, so its plan leaves room for them."""
+        return Decoding(*arguments, keeps_output=self.in_place is not None)
 
     def open_decode_on_host(
         self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent, retry: Json | None = None
@@ -496,7 +535,7 @@ class LoadedModel:
             open_probe("cpu"), None, self.host_learned_costs, retry=retry, pixel_map=self.pixel_map
         )
         vae = load_vae(self.entry, self._settings).to(torch.float32)
-        return Decoding(vae, recorded.to(host, torch.float32), self._policy(spec), context, on_event)
+        return self._decoding(vae, recorded.to(host, torch.float32), self._policy(spec), context, on_event)
 
     def open_decode_in_float32(
         self,
@@ -511,7 +550,7 @@ class LoadedModel:
         context = replace(self._context, profile=None, retry=retry)
         policy = self._policy(spec, streams=copy.streams)
         recorded = recorded.to(self.device, torch.float32)
-        return Decoding(copy.vae, recorded, policy, context, on_event, wait_for_memory)
+        return self._decoding(copy.vae, recorded, policy, context, on_event, wait_for_memory)
 
     def load_vae_in_float32(self, on_event: OnEvent) -> Float32Vae:
         """A second copy of the VAE on the device, its weights read in float32.

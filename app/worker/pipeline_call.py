@@ -63,9 +63,11 @@ def run_pipeline(
     if the pipeline does not accept one of the inputs.
     """
     pictures = {name: _picture(data, spec) for name, data in images.items()}
-    arguments = {**_arguments(pipe, spec, pictures, generator), **entry.call}
+    form = call_form(pipe)
+    own = form.arguments(spec, entry.call)
+    arguments = {**_arguments(pipe, spec, pictures, generator), **own, **entry.call}
     with (
-        call_form(pipe).configured(pipe, spec),
+        form.configured(pipe, spec),
         fixed_schedule(pipe, sigmas=entry.recipe.sigmas, timesteps=entry.recipe.timesteps),
         _steps_reported(pipe, spec, on_step) as callback,
     ):
@@ -83,7 +85,8 @@ def sound_of(pipe: Any, output: Any) -> Sound | None:
 def _arguments(
     pipe: Any, spec: JobSpec, pictures: dict[str, Image.Image], generator: torch.Generator
 ) -> dict[str, Any]:
-    names, accepted = call_form(pipe).names, _parameters(pipe)
+    form, accepted = call_form(pipe), _parameters(pipe)
+    names = form.names
     # A pipeline must not ignore these inputs: without one of them the video would be another.
     inputs: Json = {"loop": spec.loop or None, "fs": spec.fs}
     if _takes_conditions(pipe):
@@ -104,7 +107,7 @@ def _arguments(
         "num_inference_steps": spec.num_inference_steps,
         "guidance_scale": spec.guidance_scale,
         "generator": generator,
-        "output_type": "pt",
+        "output_type": form.output_type,
         "frame_rate": rate_as_number(spec.fps),
         "fps": round(spec.fps),  # an embedding of whole rates
         "decode_chunk_size": spec.num_frames,  # the pipeline must not decode in chunks: the decoder does

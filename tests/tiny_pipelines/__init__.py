@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tiny_pipelines import cogvideox, hunyuanvideo, hunyuanvideo15, i2vgen_xl, ltx, ltx2, svd, wan
+from tiny_pipelines import cogvideox, hunyuanvideo, hunyuanvideo15, i2vgen_xl, in_place, ltx, ltx2, svd, wan
 
 _BUILDERS: dict[str, Callable[[], Any]] = {
     "CogVideoXImageToVideoPipeline": cogvideox.build,
@@ -39,7 +39,7 @@ def build(name: str) -> Any:
     """The pipeline class `name`, or a variant, on the CPU in float32; every parameter is random."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
-        pipe = (_BUILDERS | _VARIANTS)[name]()
+        pipe = (_BUILDERS | _VARIANTS | in_place.BUILDERS)[name]()
         for component in pipe.components.values():
             if isinstance(component, nn.Module):
                 component.eval().requires_grad_(False)
@@ -56,7 +56,9 @@ def save(name: str, folder: Path) -> Path:
 
 
 def names() -> list[str]:
-    """Pipeline classes that can be built."""
+    """Pipeline classes that can be built and whose decode is recorded; the others are in
+    `in_place.BUILDERS`.
+    """
     return sorted(_BUILDERS)
 
 

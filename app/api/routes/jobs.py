@@ -13,7 +13,7 @@ from app.api.dependencies import Prefix, TheService, visible
 from app.api.problems import documented
 from app.api.response_schemas import DELETED, JOB, answer
 from app.api.response_schemas import PAGE as PAGE_OF_JOBS
-from app.api.routes.submit import view, views
+from app.api.routes.submit import require_resumable, view, views
 from app.jobs import JobStatus, Json
 
 log = logging.getLogger(__name__)
@@ -106,10 +106,10 @@ def cancel_job(job_id: str, service: TheService, owner: Caller, prefix: Prefix) 
 def finish_early(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Json:
     """Let the next step be the last one, and decode what it aims at. The job succeeds with that video.
 
-    The job's `denoise` then has `stopped_at_step`. A job that is not being denoised gives 409. A request that
-    comes before the last step changes nothing.
+    The job's `denoise` then has `stopped_at_step`. A job that is not being denoised, or is not `resumable`,
+    gives 409. A request that comes before the last step changes nothing.
     """
-    visible(service, job_id, owner)
+    require_resumable(service, visible(service, job_id, owner), "finished early")
     return view(service, service.store.finish_early(job_id), owner, prefix)
 
 

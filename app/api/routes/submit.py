@@ -254,8 +254,10 @@ def redecode(job_id: str, service: TheService, owner: Caller, prefix: Prefix, bo
     """Queue an ended job again, optionally with other decode fields.
 
     The job reuses its latents if they are on disk. Otherwise it is denoised again, from its last checkpoint.
+    A job that is not `resumable` keeps no latents and gives 409.
     """
     job = visible(service, job_id, owner)
+    require_resumable(service, job, "decoded again")
     changes = from_json(body) if body.strip() else {}
     for name in changes.keys() - DECODE_FIELDS:
         raise Problem(
@@ -277,11 +279,20 @@ def redecode(job_id: str, service: TheService, owner: Caller, prefix: Prefix, bo
 def retry(job_id: str, service: TheService, owner: Caller, prefix: Prefix) -> Json:
     """Queue a failed or canceled job again unchanged, with its full number of attempts.
 
-    The job resumes from its latents or its last step if they are on disk. A job that succeeded gives 409; use
-    POST /jobs/{id}/redecode for it.
+    The job resumes from its latents or its last step if they are on disk; one that is not `resumable` begins
+    at its first step. A job that succeeded gives 409; use POST /jobs/{id}/redecode for it.
     """
     job = visible(service, job_id, owner)
     return view(service, queue_again(service, job, {}, "retry"), job.owner, prefix)
+
+
+def require_resumable(service: Service, job: Job, what: str) -> None:
+    """Raise the 409 `not_resumable` for a job whose pipeline decodes within its own call."""
+    entry = service.models.get(job.spec.model)
+    why = None if entry is None else entry.not_resumable_because
+    if why is not None:
+        message = f"the job cannot be {what}: {why}, and nothing of a run is kept"
+        raise Problem(409, "not_resumable", message)
 
 
 def queue_again(service: Service, job: Job, changes: Mapping[str, Any], why: str) -> Job:

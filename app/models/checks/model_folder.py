@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from app.config import Settings
+from app.models.checks.pipelines import check_pipeline
 from app.models.components import (
     OWN_PIPELINES,
     ModelUnavailable,
@@ -36,10 +37,13 @@ _MOST_FILES = 2000
 def check_model(entry: ModelEntry, settings: Settings) -> None:
     """Raise `ModelUnavailable` if the model's files on this machine, or its entry, cannot be right.
 
+    So it does for a pipeline that needs an input or a package that is not there.
+
     A model that is still to be downloaded or converted passes. The error is `transient` if a file could not
     be read for a reason that may pass.
     """
     _require_class(entry.pipeline, "its pipeline")
+    check_pipeline(entry)
     try:
         files = source_of(entry, settings)
         if files is not None and files.is_file():

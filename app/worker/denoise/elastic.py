@@ -6,16 +6,17 @@ pipeline run again from its start, with its finished steps answered from memory.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from adaptive.denoise.early_end import EarlyEnd
 from adaptive.denoise.resumable import Resumable
 from adaptive.denoise.retries import MissingMemory, missing_memory
 from adaptive.denoise.self_test import Record
 from adaptive.errors import DoesNotFit
-from adaptive.pipelines.recorded_call import RecordedClip
+from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from app.jobs import JobSpec, Json
 from app.worker.decoding import OnEvent
 from app.worker.denoise.measure import MeasuredSteps
@@ -28,11 +29,26 @@ from app.worker.pipeline_call import OnStep
 T = TypeVar("T")
 
 
+class InPlace(Protocol):
+    """Decodes a pipeline's calls in place. `failure` is the error that ended a decode."""
+
+    failure: Exception | None
+
+    def begin(self) -> None:
+        """The pipeline starts from its beginning."""
+        ...
+
+    def decode(self, call: RecordedDecode) -> Tensor:
+        """The frames of one call."""
+        ...
+
+
 class ElasticDenoise:
     """One job's denoise on a loaded model. `report` tells what it took, `recorded` is its present run.
 
     `keep_steps` puts the finished steps in safety before something that may lose them. `strips` show it.
-    `finishes_early()` is asked after each step whether the next one is to be the last.
+    `finishes_early()` is asked after each step whether the next one is to be the last. `in_place`: the
+    decodes of a pipeline that needs real frames; see `run_in_place`.
     """
 
     def __init__(
@@ -44,6 +60,7 @@ class ElasticDenoise:
         keep_steps: Callable[[], None] = lambda: None,
         strips: Strips | None = None,
         finishes_early: Callable[[], bool] = lambda: False,
+        in_place: InPlace | None = None,
     ) -> None:
         self._model = model
         self._spec = spec
@@ -52,6 +69,7 @@ class ElasticDenoise:
         self._keep_steps = keep_steps
         self._strips = strips
         self._finishes_early = finishes_early
+        self._in_place = in_place
         self._early_end = EarlyEnd(model.pipe)
         least_bytes = model.least_step_bytes(spec)
         self._room = DenoiseRoom(model, limits, on_event, self._put_in_safety, least_bytes=least_bytes)
@@ -70,6 +88,38 @@ class ElasticDenoise:
         keyframes: Sequence[bytes] = (),
     ) -> RecordedClip:
         """The recorded decode calls, from the record `resume` on. Raises as `LoadedModel.denoise` does."""
+        return self._run(self._model.denoise, image, last_image, keyframes, on_step, resume)
+
+    def run_in_place(
+        self,
+        image: bytes,
+        last_image: bytes | None,
+        on_step: OnStep,
+        *,
+        keyframes: Sequence[bytes] = (),
+    ) -> Any:
+        """The pipeline's own frames; what ran out of memory is run again from its start.
+
+        Raises as `LoadedModel.make` does.
+        """
+        assert self._in_place is not None
+        decodes = self._in_place
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            decodes.begin()
+            return self._model.make(*args, decode=decodes.decode, **kwargs)
+
+        return self._run(make, image, last_image, keyframes, on_step, None)
+
+    def _run(
+        self,
+        make: Callable[..., T],
+        image: bytes,
+        last_image: bytes | None,
+        keyframes: Sequence[bytes],
+        on_step: OnStep,
+        resume: Record | None,
+    ) -> T:
         room, model = self._room, self._model
         self.recorded = recorded = Resumable(model.pipe, model.device, resume)
         loop = recorded.loop
@@ -100,8 +150,8 @@ class ElasticDenoise:
                     room.step = finished = 0
                 yield loop.step_done
 
-        def attempt() -> RecordedClip:
-            return model.denoise(
+        def attempt() -> T:
+            return make(
                 self._spec,
                 image,
                 last_image=last_image,
@@ -112,14 +162,14 @@ class ElasticDenoise:
             )
 
         try:
-            clip = self._until_it_fits(attempt)
+            made = self._until_it_fits(attempt)
         finally:
             room.close()
             if self._strips is not None:
                 self._strips.close()
-        if not room.fallbacks:
+        if not room.fallbacks and self._in_place is None:  # decodes between its steps would count
             self._model.learn_denoise(self._spec, self._measured.peak(), self._measured.step_seconds)
-        return clip
+        return made
 
     def _until_it_fits(self, attempt: Callable[[], T]) -> T:
         failure: Exception
@@ -127,9 +177,11 @@ class ElasticDenoise:
             try:
                 return attempt()
             except OutOfMemory as error:
+                if self._is_of_decode(error):
+                    raise
                 missing, failure = missing_memory(error), error
             except DoesNotFit as error:  # a clip is encoded before the first step
-                if self._room.step:
+                if self._room.step or self._is_of_decode(error):
                     raise
                 short_bytes = max(0, error.needed_bytes - error.budget_bytes)
                 missing, failure = MissingMemory(str(error), short_bytes, is_refusal=True), error
@@ -139,6 +191,10 @@ class ElasticDenoise:
                     failure.needed_bytes = self._room.missing_bytes
                     failure.is_reported = True
                 raise failure
+
+    def _is_of_decode(self, error: Exception) -> bool:
+        """Whether a decode in place has failed, with everything tried that helps a decode."""
+        return self._in_place is not None and self._in_place.failure is error
 
     @property
     def computed(self) -> int:

@@ -37,8 +37,11 @@ def check_denoise_resumes(model: LoadedModel, on_event: OnEvent) -> None:
 
     Sets `LoadedModel.not_resumable`, and the layout of latents that the test has seen. Where memory is
     missing now, nothing is found out, and the denoise runs without checkpoints until the model is loaded
-    again.
+    again. A pipeline that decodes in place is not tested.
     """
+    if model.in_place is not None:  # each of its jobs says so
+        model.not_resumable = f"it decodes in place: it {model.in_place}"
+        return
     key = _key(model.pipe, model.entry)
     if key not in _found:
         try:

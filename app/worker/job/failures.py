@@ -13,6 +13,7 @@ from app.jobs import JobError, Json
 from app.media.video import NO_SPACE, VideoWriteError
 from app.models.components import ModelUnavailable
 from app.models.downloads.planning import DownloadFailed
+from app.pipelines.safety_checker import ContentRefused, NotChecked
 from app.store import ImageMissing, ImageUnreadable, StoreError
 from app.worker.device_errors import DeviceFault, OutOfMemory, device_fault
 from app.worker.finite import found_json
@@ -78,7 +79,9 @@ def as_job_failures() -> Iterator[None]:
         raise JobFailure(error.code, str(error), dict(error.data)) from error
     except LoraNotApplied as error:
         raise JobFailure(error.code, str(error), error.data) from error
-    except (ModelUnavailable, UnsuitablePipeline, AdaptiveError) as error:
+    except ContentRefused as error:
+        raise JobFailure("content_refused", str(error)) from error
+    except (ModelUnavailable, UnsuitablePipeline, AdaptiveError, NotChecked) as error:
         code = "model_unavailable" if isinstance(error, ModelUnavailable) else "unsupported"
         raise JobFailure(code, str(error)) from error
     except OSError as error:
@@ -92,6 +95,7 @@ def as_job_failures() -> Iterator[None]:
 _EXPECTED = (
     *(Interrupted, JobFailure, StoreError, DeviceFault, OutOfMemory),
     *(VideoWriteError, ModelUnavailable, UnsuitablePipeline, AdaptiveError, OSError, LoraNotApplied),
+    *(ContentRefused, NotChecked),
 )
 
 

@@ -52,9 +52,14 @@ def write_thumbnail(frames: Tensor, artifacts: JobArtifacts) -> bool:
     pixels = _pixels_of(frames[0, :, :1])
     if pixels is None:
         return False
+    write_first_pixels(pixels, artifacts)
+    return True
+
+
+def write_first_pixels(pixels: NDArray[np.uint8], artifacts: JobArtifacts) -> None:
+    """As `write_thumbnail`, for the pixels `[H, W, 3]` of the first frame."""
     write_jpeg(artifacts.thumbnail, pixels)
     write_png(artifacts.frame("first"), pixels)
-    return True
 
 
 def write_last_frame(frames: Tensor, artifacts: JobArtifacts) -> bool:

@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit, NonFiniteValues
-from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, load_clip, save_calls
+from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, Sound, load_clip, save_calls
+from adaptive.types import VideoShape
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.attempts import Setbacks
 from app.config import Settings
@@ -23,6 +24,7 @@ from app.frame_rate import rate_as_json
 from app.jobs import STAGE_PROGRESS, Claim, Json, Stage
 from app.loops import one_line
 from app.media.metadata.note import Note
+from app.media.thumbnails import write_png
 from app.media.video import VideoWriter
 from app.models.downloads.download import needs_download
 from app.models.entries import ModelEntry
@@ -51,9 +53,12 @@ from app.worker.job.fetch import fetch_model
 from app.worker.job.finishing_early import FinishingEarly
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.job.giving_way import GivingWay
+from app.worker.job.in_place import InPlaceDecodes, RoundsDone
+from app.worker.job.own_frames import OwnFrames
 from app.worker.job.pictures import (
     add_notes,
     write_asked_frames,
+    write_first_pixels,
     write_last_frame,
     write_previews,
     write_thumbnail,
@@ -93,6 +98,7 @@ class JobRun:
         self._models = models or {entry.name: entry}
         self._stage = Stage.LOADING
         self._reported_at = self._share = 0.0
+        self._in_place: RoundsDone | None = None  # how far a pipeline is that decodes in place
         self._waited_seconds = 0.0  # in the denoise, or in mid-decode since the last chunk
 
     def run(self) -> Json:
@@ -112,6 +118,8 @@ class JobRun:
                 model = self._load()
                 saved = self._fitting(saved, model)
             try:
+                if self._entry.not_resumable_because is not None:
+                    return self._made_in_place(model, artifacts)
                 if saved is not None:
                     result = self._resumed(saved, model, artifacts)
                     if result is not None:
@@ -123,7 +131,7 @@ class JobRun:
                 is_short = error.free_bytes - self._settings.reserve_bytes < error.needed_bytes
                 if last or not error.needed_bytes or not is_short:
                     raise
-                raise MemoryTaken from error  # the latents are kept, so only the decode begins again
+                raise MemoryTaken from error  # only the decode begins again; in place, the whole run does
 
     def _saved_latents(self, artifacts: JobArtifacts) -> RecordedClip | None:
         """The latents that an earlier attempt saved; None if there are none or their file is damaged."""
@@ -224,6 +232,73 @@ class JobRun:
         checkpoints.remove()
         return recorded
 
+    def _made_in_place(self, model: LoadedModel, artifacts: JobArtifacts) -> Json:
+        """Run a pipeline that decodes within its own call, and write the frames that it returns."""
+        spec = self._job.spec
+        reason = self._entry.not_resumable_because
+        self._event("not_resumable", {"model": self._entry.name, "reason": reason, "resumable": False})
+        plan = self._fit_denoise(model)
+        decodes = InPlaceDecodes(
+            model,
+            spec,
+            artifacts,
+            partial(self._open_decode, first=False),
+            self._in_stage,
+            self._frames_decoded,
+            self._event,
+        )
+        self._in_place = decodes.done
+        limits = Limits(self._engine.host_capacity_bytes is not None, self._memory_returns)
+        denoise = ElasticDenoise(model, spec, limits, self._event, in_place=decodes)
+        started = time.monotonic()
+        with self._in_stage(Stage.DENOISING):
+            image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
+            keyframes = self._store.keyframes(self._job.id)
+            made = denoise.run_in_place(image, last_image, self._step_of_section, keyframes=keyframes)
+            video = OwnFrames(made)
+        data = {
+            "steps": spec.num_inference_steps,
+            "seconds": round(time.monotonic() - started - self.durations.get(Stage.DECODING, 0.0), 3),
+            "resumed_from_step": 0,
+            "steps_computed": decodes.done.steps,
+            "steps_since_checkpoint": decodes.done.steps,
+            "placement": model.placement["kind"],
+            "resumable": False,
+            **plan,
+            **model.encode_plan,
+            **model.weights,
+            **denoise.report(),
+        }
+        self._require_lease(self._store.checkpoint(self._job.id, self._token, None, data, reached=0.0))
+        self._note_decode({**combined_report(decodes.reports), "decodes": len(decodes.reports)})
+        note = note_for(self._settings, spec, video.shape, self.decode)
+        with (
+            self._in_stage(Stage.ENCODING),
+            VideoWriter(artifacts.video, video.shape, spec.fps, note=note) as writer,
+        ):
+            for pixels in video.parts():
+                writer.write(pixels)
+                self._control.check()
+            write_first_pixels(video.frame(0), artifacts)
+            write_png(artifacts.frame("last"), video.frame(-1))
+            writer.finish(note)
+        add_notes(note, (), artifacts)
+        return self._result(video.shape, artifacts, sound=None, thumbnail=True, last_frame=True)
+
+    def _frames_decoded(self, share: float) -> None:
+        """Frames of a decode in place are done: what comes next may wait for memory anew."""
+        self._waited_seconds = 0.0
+        self._report(share)
+
+    def _step_of_section(self, _done: int, _total: int) -> None:
+        """A step of a pipeline that may denoise several times: it counts within all of them."""
+        assert self._in_place is not None
+        self._control.check()
+        rounds = self._in_place.rounds
+        self._in_place.steps += 1
+        steps = max(self._in_place.steps, rounds.steps * rounds.sections)
+        self._report(self._in_place.step_share, data={"step": self._in_place.steps, "steps": steps})
+
     def _checkpoints(self, model: LoadedModel, artifacts: JobArtifacts) -> Checkpoints:
         giving_way = GivingWay(self._settings, self._store, self._engine, self._claim, self._models)
         steps = StepsOfJob(self._store, self._claim, self._control, self._require_lease, giving_way)
@@ -287,20 +362,36 @@ class JobRun:
                     self._control.check()
                     self._report(done / shape.frames)
                 reports.append(decoding.report())
-            report = combined_report(reports)
-            if report["device"] != "cpu":
-                report["device"] = self._engine.name
-            self.decode = {**report, "vae": self._entry.vae_class}
+            self._note_decode(combined_report(reports))
             note = note_for(self._settings, spec, shape, self.decode)
             self._encode_rest(writer, note)
             add_notes(note, asked, artifacts)
+        return self._result(
+            shape, artifacts, sound=recorded.sound, thumbnail=thumbnail, last_frame=last_frame
+        )
+
+    def _note_decode(self, report: Json) -> None:
+        if report["device"] != "cpu":
+            report["device"] = self._engine.name
+        self.decode = {**report, "vae": self._entry.vae_class}
+
+    def _result(
+        self,
+        shape: VideoShape,
+        artifacts: JobArtifacts,
+        *,
+        sound: Sound | None,
+        thumbnail: bool,
+        last_frame: bool,
+    ) -> Json:
+        """What the job table stores of the video."""
         return {
             "frames": shape.frames,
             "width": shape.width,
             "height": shape.height,
-            "fps": rate_as_json(spec.fps),
-            "seed": spec.seed,
-            "audio": None if recorded.sound is None else recorded.sound.as_json(),
+            "fps": rate_as_json(self._job.spec.fps),
+            "seed": self._job.spec.seed,
+            "audio": None if sound is None else sound.as_json(),
             "thumbnail": thumbnail,
             "first_frame": thumbnail,
             "last_frame": last_frame,
@@ -369,8 +460,7 @@ class JobRun:
     def _report_memory_wait(self, refusal: DoesNotFit) -> None:
         data = {"needed_bytes": refusal.needed_bytes, **self._engine.memory_report()}
         stage = Stage.WAITING_FOR_MEMORY
-        begin, end = STAGE_PROGRESS[self._stage]
-        done = begin + self._share * (end - begin)
+        done = self._progress(self._stage, self._share)
         self._require_lease(
             self._store.progress(
                 self._job.id, self._token, stage=stage, progress=done, kind="waiting_for_memory", data=data
@@ -395,7 +485,7 @@ class JobRun:
 
     @contextmanager
     def _in_stage(self, stage: Stage) -> Iterator[None]:
-        """Enter a stage, report it and time it. Encoding runs within decoding and is not counted twice."""
+        """Enter a stage, report it and time it. One within another is not counted twice."""
         outer, started = self._stage, time.monotonic()
         self._stage = stage
         self._report(0.0, kind="stage")
@@ -404,7 +494,7 @@ class JobRun:
         finally:
             seconds = time.monotonic() - started
             self.durations[stage] = round(self.durations.get(stage, 0.0) + seconds, 4)
-            if stage is Stage.ENCODING:
+            if outer in (Stage.DENOISING, Stage.DECODING):
                 self.durations[outer] = round(self.durations.get(outer, 0.0) - seconds, 4)
         self._stage = outer  # after an error the stage stays: events about the error name it
 
@@ -424,13 +514,19 @@ class JobRun:
             return
         self._reported_at = now
         stage = stage or self._stage
-        begin, end = STAGE_PROGRESS[stage]
-        progress = begin + share * (end - begin)
+        progress = self._progress(stage, share)
         self._require_lease(
             self._store.progress(
                 self._job.id, self._token, stage=stage, progress=progress, kind=kind, data=data or {}
             )
         )
+
+    def _progress(self, stage: Stage, share: float) -> float:
+        """The job's progress, 0 to 1, at this share of a stage."""
+        if self._in_place is not None:
+            return self._in_place.progress(stage, share)
+        begin, end = STAGE_PROGRESS[stage]
+        return begin + share * (end - begin)
 
     @contextmanager
     def _faults_reported(self) -> Iterator[None]:

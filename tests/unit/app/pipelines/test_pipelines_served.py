@@ -23,14 +23,14 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from adaptive import UnsupportedVae, enable
+from adaptive import enable
 from adaptive.memory.profile import MemoryProfile
 from adaptive.memory.profile_trace import profile_of
 from adaptive.pipelines.recorded_call import load_clip
 from app.api import create_app
 from app.config import Settings
 from app.jobs import JobStatus, Json
-from app.models.components import components_of
+from app.models.components import ModelUnavailable, components_of
 from app.models.entries import ModelEntry, load_models
 from app.models.weight_sizes import component_sizes
 from app.pipelines.calls import call_form
@@ -287,9 +287,9 @@ def test_several_decode_calls_become_one_video(served: Served) -> None:
 
 def test_a_pipeline_that_cannot_be_served_is_refused_by_name_when_it_is_loaded(served: Served) -> None:
     entry = served.models["WanImageToVideoPipeline"]
-    cosmos = entry.model_copy(update={"pipeline": "CosmosVideoToWorldPipeline"})
-    with pytest.raises(UnsupportedVae, match=r"CosmosVideoToWorldPipeline.*safety checker"):
-        served.engine.load(cosmos, lambda *_: None)
+    animate = entry.model_copy(update={"pipeline": "WanAnimatePipeline"})
+    with pytest.raises(ModelUnavailable, match=r"WanAnimatePipeline cannot be served.*pose_video"):
+        served.engine.load(animate, lambda *_: None)
     picture_alone = served.models["LTXImageToVideoPipeline"].model_copy(update={"uses_prompt": False})
     untouched(served, "LTXImageToVideoPipeline")
     with pytest.raises(UnsuitablePipeline, match="LTXImageToVideoPipeline takes a prompt"):
