@@ -93,6 +93,10 @@ class ModelEntry(_Entry):
         description="The only shapes it makes, as WIDTHxHEIGHTxFRAMES; empty: all that the rules allow.",
     )
     uses_prompt: bool = True
+    decode_in_place: bool = Field(
+        False,
+        description="Whether its pipeline needs decoded frames inside its call: one that changes them does.",
+    )
     defaults: ModelDefaults
     limits: ModelLimits
     inputs: frozenset[Literal["last_image", "keyframes", "loop", "fs"]] = Field(
@@ -123,9 +127,16 @@ class ModelEntry(_Entry):
         return self.vae_dtype or self.dtype
 
     @property
+    def in_place_because(self) -> str | None:
+        """What its pipeline does with decoded frames inside its call; None if it needs none there."""
+        if self.decode_in_place:
+            return needs_real_frames(self.pipeline) or "needs decoded frames, as its entry says"
+        return needs_real_frames(self.pipeline)
+
+    @property
     def not_resumable_because(self) -> str | None:
-        """Why its jobs keep no latents: what its pipeline does with the frames; None if they keep them."""
-        why = needs_real_frames(self.pipeline)
+        """Why its jobs keep no latents, as a sentence's part; None if they keep them."""
+        why = self.in_place_because
         return None if why is None else f"{self.pipeline} {why}, so it decodes within its call"
 
     @property

@@ -24,12 +24,11 @@ from adaptive.denoise.self_test import Recording
 from adaptive.denoise.watch import DenoiseHandler, watch
 from adaptive.device.out_of_memory import is_out_of_memory, release_frames
 from adaptive.device.probe import MemoryProbe, open_probe
-from adaptive.errors import DecodeOutOfMemory, DoesNotFit
+from adaptive.errors import DecodeOutOfMemory, DoesNotFit, UnsupportedVae
 from adaptive.memory.learned_costs import LearnedCosts
 from adaptive.pipelines.capture import capture, kept_frames
 from adaptive.pipelines.encode_call import AdaptiveEncodeCall
 from adaptive.pipelines.in_place import DecodeCall, decoding_in_place
-from adaptive.pipelines.real_frames import needs_real_frames
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
 from adaptive.planning.planner import Placement, Policy
 from adaptive.planning.weight_placement import PlacementKind, Stage
@@ -58,7 +57,14 @@ from app.worker.finite import check_clip
 from app.worker.float32_vae import Float32Vae, load_in_float32
 from app.worker.idle_weights import IdleWeights
 from app.worker.loras.switch import AppliedLoras
-from app.worker.pipeline_call import OnStep, check_call, check_last_image, run_pipeline, sound_of
+from app.worker.pipeline_call import (
+    OnStep,
+    UnsuitablePipeline,
+    check_call,
+    check_last_image,
+    run_pipeline,
+    sound_of,
+)
 from app.worker.placement import (
     groupable,
     is_divided,
@@ -107,7 +113,7 @@ class LoadedModel:
         self._streams = True
         self.not_resumable: str | None = "it was not tested"  # why the denoise has no checkpoints
         # What the pipeline does with decoded frames in its call, if it needs them there: it decodes in place.
-        self.in_place = needs_real_frames(type(placed.pipe).__name__)
+        self.in_place = entry.in_place_because
         self.latent_layout: LatentLayout | None = None  # of its denoise; None: not found out
         policy = Policy(reserve_bytes=settings.reserve_bytes)
         vae = placed.pipe.vae
@@ -427,13 +433,19 @@ class LoadedModel:
         `on_step(done, total)` may raise to stop. `handlers` run around the denoiser's calls and the
         scheduler's steps; see `adaptive.denoise.watch`. The pipeline runs within `recording`, which gets its
         generators, too, and sees calls before the handlers do. Raises `OutOfMemory`, `DeviceFault`,
-        `UnsuitablePipeline` for arguments that the pipeline does not accept, `UnsupportedVae` if it changes
-        frames after decoding them, and `NonFiniteValues` if latents or sound have NaN or infinite values.
+        `UnsuitablePipeline` for arguments that the pipeline does not accept or if it changes frames after
+        decoding them, and `NonFiniteValues` if latents or sound have NaN or infinite values.
         """
         pipe = self._pipe
         with translated_device_errors("denoising"), capture(pipe, self._new_encode()) as calls:
             output = self._output(spec, image, on_step, last_image, keyframes, handlers, recording)
-        kept = kept_frames(calls, output.frames, type(pipe).__name__)
+        try:
+            kept = kept_frames(calls, output.frames, type(pipe).__name__)
+        except UnsupportedVae as error:
+            raise UnsuitablePipeline(
+                f"{error}. With `decode_in_place = true` in its entry, model {self.entry.name} decodes in "
+                "the pipeline's call, and nothing of its jobs is kept"
+            ) from error
         clip = RecordedClip(tuple(kept), sound_of(pipe, output))
         with translated_device_errors("denoising"):
             check_clip(clip, "denoising")

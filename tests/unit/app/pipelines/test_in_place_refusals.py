@@ -10,10 +10,11 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import tiny_pipelines
 import torch
 from in_place_served import CASES, finished, history, served_in_place, stand_in_checker
 from PIL import Image
-from served_model import ServedModel
+from served_model import ServedModel, served_model
 from tiny_pipelines.in_place import BUILDERS
 
 from adaptive.errors import NonFiniteValues
@@ -229,6 +230,40 @@ def test_a_pipeline_that_does_not_ask_its_checker_shows_nothing(tmp_path: Path, 
         job = finished(served)
         assert job["error"]["code"] == "unsupported"
         assert "did not show its safety checker the video" in job["error"]["message"]
+
+
+def test_an_entry_lets_a_pipeline_that_changes_its_frames_decode_in_place(tmp_path: Path) -> None:
+    folder = tiny_pipelines.save("LTXImageToVideoPipeline", tmp_path / "model")
+    with served_model(tmp_path / "data", folder) as served:
+        entry = served.models["mine"]
+        video_processor = served.engine.load(entry, lambda *_: None).pipe.video_processor
+        job = _reversed(served, video_processor)
+        assert job["error"]["code"] == "unsupported"
+        assert "decode_in_place = true" in job["error"]["message"]
+        served.models["mine"] = changed = entry.model_copy(update={"decode_in_place": True})
+        video_processor = served.engine.load(changed, lambda *_: None).pipe.video_processor
+        job = _reversed(served, video_processor)
+        assert job["status"] == "succeeded", job["error"]
+        assert job["decode"]["decodes"] == 1
+        plain = served.job(served.submit())
+        served.models["mine"] = entry
+        served.run_next()
+        plain = served.job(plain["id"])
+        first, last = (
+            served.http.get(plain["links"][f"{which}_frame"]).content for which in ("first", "last")
+        )
+        assert served.http.get(job["links"]["first_frame"]).content == last
+        assert served.http.get(job["links"]["last_frame"]).content == first
+
+
+def _reversed(served: ServedModel, video_processor: Any) -> dict[str, Any]:
+    """The job of a pipeline that turns its frames round."""
+    made = video_processor.postprocess_video
+    video_processor.postprocess_video = lambda *args, **kwargs: made(*args, **kwargs).flip(1)
+    job_id = served.submit()
+    served.run_next()
+    del video_processor.postprocess_video
+    return served.job(job_id)
 
 
 @pytest.mark.parametrize("form", ["pt", "np", "pil", "one video", "a list of tensors"])
