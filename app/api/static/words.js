@@ -125,9 +125,9 @@ export const rounded = (weights) =>
   (weights?.exact === false ? `The ${weights.quantized.join(" and ")} in int8 (quantized weights)` : "");
 
 // Pairs of a name and a text about a job's decode, with predictions beside measurements.
-export function facts({ denoise, decode, pictures }) {
-  if (!decode?.strategy) return [];
-  const rows = [];
+export function facts({ denoise, decode, pictures, not_resumable_because: inPlace }) {
+  if (!decode?.strategy) return inPlace ? [["Not resumable", inPlace]] : [];
+  const rows = inPlace ? [["Not resumable", inPlace]] : [];
   if (pictures.image) rows.push(["Photo", framing("photo", pictures.image)]);
   if (pictures.last_image) rows.push(["Last photo", framing("last photo", pictures.last_image)]);
   const guess = decode.predicted_seconds == null ? "no prediction" : `${seconds(decode.predicted_seconds)} predicted`;
