@@ -38,10 +38,11 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY adaptive adaptive
 COPY app app
-# The weights of the built-in model are most of the app and hardly change: a layer of their own.
+# The weights of the built-in models are most of the app and hardly change: a layer of their own.
 RUN /opt/framefit/bin/pip install --no-deps --no-compile --target /opt/app . && /opt/framefit/bin/pip check \
-    && mkdir -p /opt/weights/app/pipelines/builtin \
-    && mv /opt/app/app/pipelines/builtin/model /opt/weights/app/pipelines/builtin/model
+    && mkdir -p /opt/weights/app/pipelines/builtin /opt/weights/app/pipelines/photo_pan \
+    && mv /opt/app/app/pipelines/builtin/model /opt/weights/app/pipelines/builtin/model \
+    && mv /opt/app/app/pipelines/photo_pan/model /opt/weights/app/pipelines/photo_pan/model
 
 FROM ${PYTHON_IMAGE}${PYTHON_DIGEST:+@${PYTHON_DIGEST}}
 # tini reaps orphaned processes and forwards signals. Group 0 may do what the user may: an engine may choose any user id.

@@ -22,7 +22,10 @@ from app.models.parts.part import Part
 from app.models.unavailable import ModelUnavailable as ModelUnavailable
 
 # Pipelines that diffusers does not have, and their modules.
-OWN_PIPELINES = {"DynamiCrafterPipeline": "app.pipelines.dynamicrafter"}
+OWN_PIPELINES = {
+    "DynamiCrafterPipeline": "app.pipelines.dynamicrafter",
+    "PhotoPanPipeline": "app.pipelines.photo_pan",
+}
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 CHECKPOINTS = ("model.ckpt", "model.safetensors")
 _PUBLISHED = Path(__file__).parents[1] / "pipelines" / "published" / "configurations"
@@ -153,7 +156,7 @@ def _built(entry: ModelEntry, settings: Settings) -> Path:
         builder = importlib.import_module(f"app.pipelines.{name}")
     except ModuleNotFoundError:
         raise ModelUnavailable(
-            f"no built-in model is called {name!r}; use builtin:builtin or builtin:tiny"
+            f"no built-in model is called {name!r}; use builtin:photo_pan or builtin:tiny"
         ) from None
     folder: Path = builder.build(settings.models_dir / name)
     return folder

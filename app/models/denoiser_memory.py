@@ -296,6 +296,10 @@ class _AllTokensValid(TorchFunctionMode):
         return result
 
 
+def _photo_pan(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
+    return {"hidden_states": _video(config, shape, dtype), "timestep": torch.empty(shape.batch)}
+
+
 def _motion(config: Any, shape: LatentShape, dtype: torch.dtype) -> dict[str, Any]:
     size = (shape.batch * shape.frames, 77, config["cross_attention_dim"])
     return {
@@ -329,6 +333,7 @@ CALLS: Mapping[str, DenoiserCall] = {
     "I2VGenXLUNet": DenoiserCall(_i2vgen),
     "LTX2VideoTransformer3DModel": DenoiserCall(_ltx2),
     "LTXVideoTransformer3DModel": DenoiserCall(_ltx),
+    "PhotoPanDenoiser": DenoiserCall(_photo_pan, guidance_in_batch=False),
     "SkyReelsV2Transformer3DModel": DenoiserCall(_wan, guidance_in_batch=False),
     "UNetMotionModel": DenoiserCall(_motion),
     "UNetSpatioTemporalConditionModel": DenoiserCall(_svd),

@@ -47,6 +47,16 @@ class ModelLimits(_Entry):
     max_steps: int = Field(ge=1)
 
 
+class FormerVersion(_Entry):
+    """A model before its VAE changed: its latents are decoded with that VAE, and it had other defaults."""
+
+    latent_channels: int = Field(ge=1)
+    source: str
+    pipeline: str
+    temporal_ratio: int = Field(ge=1)
+    defaults: ModelDefaults
+
+
 class ModelEntry(_Entry):
     """One model that the service offers: where its weights are and which requests it accepts.
 
@@ -115,6 +125,9 @@ class ModelEntry(_Entry):
     )
     description: str = ""
     notice: str | None = None
+    former: FormerVersion | None = Field(
+        None, description="The version that made latents of another number of channels."
+    )
 
     @property
     def is_builtin(self) -> bool:

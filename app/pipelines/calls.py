@@ -34,7 +34,8 @@ class CallForm:
     `names` maps a request's field to the pipeline's argument. `prepare` runs once, when the pipeline is
     loaded. `configured` is entered around each call and sets what the call has no argument for. `arguments`
     are further ones, from the request and the entry's `call`. `output_type` is that of the frames: `pt` or
-    `np`. `rounds` counts the denoises and decodes of a pipeline that decodes in place.
+    `np`. `rounds` counts the denoises and decodes of a pipeline that decodes in place. A pipeline with
+    `whole_image` crops the image to the video's aspect ratio itself, with the request's `gravity`.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class CallForm:
     arguments: Callable[[JobSpec, Mapping[str, Any]], Mapping[str, Any]] = _no_arguments
     output_type: str = "pt"
     rounds: CountRounds = one_round
+    whole_image: bool = False
 
 
 def call_form(pipe: Any) -> CallForm:
@@ -107,6 +109,7 @@ FORMS: Mapping[str, CallForm] = {
         output_type="np",
         rounds=rounds.ltx_long,
     ),
+    "PhotoPanPipeline": CallForm(whole_image=True),
     "SanaImageToVideoPipeline": CallForm(names={"num_frames": "frames"}),
     "StableVideoDiffusionPipeline": CallForm(names={"guidance_scale": "max_guidance_scale"}),
 }

@@ -16,7 +16,7 @@ from PIL import Image
 from adaptive.pipelines.recorded_call import Sound
 from app.frame_rate import rate_as_number
 from app.jobs import JobSpec, Json
-from app.media.fit import framed
+from app.media.fit import GRAVITIES, framed
 from app.media.images import open_image
 from app.models.entries import ModelEntry
 from app.pipelines.calls import call_form
@@ -62,8 +62,9 @@ def run_pipeline(
     so on. `generator` draws the noise. `on_step(done, total)` may raise to stop. Raises `UnsuitablePipeline`
     if the pipeline does not accept one of the inputs.
     """
-    pictures = {name: _picture(data, spec) for name, data in images.items()}
     form = call_form(pipe)
+    whole = form.whole_image and spec.fit == "cover"
+    pictures = {name: open_image(data) if whole else _picture(data, spec) for name, data in images.items()}
     own = form.arguments(spec, entry.call)
     arguments = {**_arguments(pipe, spec, pictures, generator), **own, **entry.call}
     with (
@@ -110,6 +111,7 @@ def _arguments(
         "output_type": form.output_type,
         "frame_rate": rate_as_number(spec.fps),
         "fps": round(spec.fps),  # an embedding of whole rates
+        "gravity": tuple(map(float, GRAVITIES[spec.gravity])),
         "decode_chunk_size": spec.num_frames,  # the pipeline must not decode in chunks: the decoder does
     }
     named = {names.get(name, name): value for name, value in optional.items() if value is not None}

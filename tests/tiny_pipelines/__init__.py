@@ -14,7 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from tiny_pipelines import cogvideox, hunyuanvideo, hunyuanvideo15, i2vgen_xl, in_place, ltx, ltx2, svd, wan
+from tiny_pipelines import (
+    cogvideox,
+    hunyuanvideo,
+    hunyuanvideo15,
+    i2vgen_xl,
+    in_place,
+    ltx,
+    ltx2,
+    photo_pan,
+    svd,
+    wan,
+)
 
 _BUILDERS: dict[str, Callable[[], Any]] = {
     "CogVideoXImageToVideoPipeline": cogvideox.build,
@@ -24,6 +35,7 @@ _BUILDERS: dict[str, Callable[[], Any]] = {
     "LTX2ImageToVideoPipeline": ltx2.build,
     "LTXConditionPipeline": partial(ltx.build, "LTXConditionPipeline"),
     "LTXImageToVideoPipeline": partial(ltx.build, "LTXImageToVideoPipeline"),
+    "PhotoPanPipeline": photo_pan.build,
     "StableVideoDiffusionPipeline": svd.build,
     "WanImageToVideoPipeline": wan.build,
 }

@@ -10,11 +10,11 @@ from typing import Any
 
 from app.api.problems import Problem
 from app.api.requests.frames import keyframes_from_text, not_taken, with_frames_checked
-from app.api.requests.shapes import shape_for
+from app.api.requests.shapes import largest_size, shape_for
 from app.jobs import JobSpec, sides_of
 from app.media.fit import Size
 from app.models.entries import ModelEntry
-from app.pipelines import builtin
+from app.pipelines.photo_pan import rules as photo_pan
 
 # Fields for which an empty value, as an HTML form sends it, means that the field is absent.
 _BLANK_MEANS_ABSENT = frozenset(
@@ -73,14 +73,7 @@ def job_spec(
         given["loras"] = _from_text(given["loras"])
     if isinstance(given.get("keyframes"), str):
         given["keyframes"] = keyframes_from_text(given["keyframes"])
-    entry = entry_of(given, models)
-    try:
-        return _spec_for(entry, models, given, has_last_image, measure)
-    except Problem as problem:
-        larger = None if given.get("model") else _other_builtin(entry, models)
-        if larger is None or problem.code != "over_model_limit":
-            raise
-        return _spec_for(larger, models, given, has_last_image, measure)
+    return _spec_for(entry_of(given, models), models, given, has_last_image, measure)
 
 
 def _from_text(loras: str) -> object:
@@ -142,19 +135,9 @@ def _following_image(
         width=spec.width if "width" in given else None,
         height=spec.height if "height" in given else None,
         num_frames=spec.num_frames if "num_frames" in given else None,
+        cropped=spec.fit == "cover",
     )
     return JobSpec.model_validate({**spec.model_dump(), **shape})
-
-
-def _other_builtin(entry: ModelEntry, models: Mapping[str, ModelEntry]) -> ModelEntry | None:
-    """Return the other built-in model if `entry` is a built-in one, else None.
-
-    It replaces the default model for requests that name no model and exceed the default's limits, so that
-    every size can be tried without a download. Its videos are noise, and its jobs carry a notice that says
-    so.
-    """
-    others = (other for other in models.values() if other.is_builtin and other != entry)
-    return next(others, None) if entry.is_builtin else None
 
 
 def entry_of(fields: Mapping[str, Any], models: Mapping[str, ModelEntry]) -> ModelEntry:
@@ -199,10 +182,8 @@ def check_against_model(spec: JobSpec, entry: ModelEntry) -> None:
             data={"field": "num_frames", "rule": entry.frame_rule, "nearest": nearest},
         )
     _check_limits(spec, entry)
-    if entry.source == builtin.SOURCE:
-        reason = builtin.refusal(
-            prompt=spec.prompt, height=spec.height, width=spec.width, frames=spec.num_frames
-        )
+    if entry.source == photo_pan.SOURCE:
+        reason = photo_pan.refusal(prompt=spec.prompt, width=spec.width, height=spec.height)
         if reason is not None:
             raise Problem(422, "beyond_model", reason)
 
@@ -236,4 +217,8 @@ def _check_limits(spec: JobSpec, entry: ModelEntry) -> None:
     ):
         if value > limit:
             message = f"{what} is {value:,}; model {entry.name} allows at most {limit:,}"
-            raise Problem(422, "over_model_limit", message, data={"field": what, "limit": limit})
+            data: dict[str, Any] = {"field": what, "limit": limit}
+            if what == "width x height" and (largest := largest_size(entry, (spec.width, spec.height))):
+                data |= {"width": largest[0], "height": largest[1]}
+                message += f", for example {largest[0]}x{largest[1]}"
+            raise Problem(422, "over_model_limit", message, data=data)

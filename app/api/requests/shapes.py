@@ -6,7 +6,7 @@ afterwards, as for a shape that the client gives.
 
 from app.media.fit import Size, nearest_shape, shape_like, side_like
 from app.models.entries import ModelEntry
-from app.pipelines import builtin
+from app.pipelines.photo_pan import rules as photo_pan
 
 # A side that is chosen is never shorter than this part of the model's own shorter default side: a panorama
 # is cropped rather than made by a model that has never seen a strip.
@@ -15,12 +15,19 @@ LONGEST_SIDE = 16_384
 
 
 def shape_for(
-    entry: ModelEntry, image: Size, *, width: int | None, height: int | None, num_frames: int | None
+    entry: ModelEntry,
+    image: Size,
+    *,
+    width: int | None,
+    height: int | None,
+    num_frames: int | None,
+    cropped: bool = True,
 ) -> dict[str, int]:
     """Return the fields that are not given, so that the video has the image's aspect ratio.
 
     With neither side, the video has at most as many pixels as the model's default one. A model that makes
-    certain shapes only gets the one nearest to the image.
+    certain shapes only gets the one nearest to the image. `photo-pan` moves over an image that is `cropped`,
+    and so has a size of its own.
     """
     if entry.shapes:
         return _listed_shape(entry, image, width, height, num_frames)
@@ -31,13 +38,28 @@ def shape_for(
     if height is not None:
         return {"width": side_like(height, image[0], image[1], multiple=multiple, least=least)}
     pixels = min(entry.defaults.width * entry.defaults.height, entry.limits.max_pixels)
+    if entry.source == photo_pan.SOURCE:
+        own, pixels = photo_pan.size_for(image)
+        if own is not None and cropped:
+            return {"width": own[0], "height": own[1]}
     wide, high = shape_like(image, pixels=pixels, multiple=multiple, least=least, most=most)
     return {"width": wide, "height": high}
 
 
+def largest_size(entry: ModelEntry, wanted: Size) -> Size | None:
+    """Return the largest size of the model with about the aspect ratio of `wanted`; None if there is none."""
+    if entry.shapes:
+        return None
+    least, most = _sides(entry)
+    found = shape_like(
+        wanted, pixels=entry.limits.max_pixels, multiple=entry.size_multiple, least=least, most=most
+    )
+    return found if found[0] * found[1] <= entry.limits.max_pixels else None
+
+
 def _sides(entry: ModelEntry) -> Size:
-    if entry.source == builtin.SOURCE:
-        return builtin.SIDE_RANGE_PX
+    if entry.source == photo_pan.SOURCE:
+        return photo_pan.SIDE_RANGE_PX
     return min(entry.defaults.width, entry.defaults.height) // LEAST_PART, LONGEST_SIDE
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -14,8 +14,9 @@ from app.api.fairness.clients import current_client
 from app.api.limits import admit, check_key_limits
 from app.api.problems import Problem, documented
 from app.api.requests.bodies import Parts, from_json, parse_body, read_body
+from app.api.requests.fingerprints import former_fingerprint, request_fingerprint
 from app.api.requests.frames import require_pictures
-from app.api.requests.job_spec import asks_for_random_seed, job_spec
+from app.api.requests.job_spec import job_spec
 from app.api.requests.pictures import UploadedPictures
 from app.api.requests.schemas import GENERATE_BODY, PLAN_BODY, REDECODE_BODY, REDECODE_FIELDS
 from app.api.response_schemas import JOB, PLAN, answer
@@ -28,7 +29,7 @@ from app.models.loras.choice import chosen_files, require_unchanged
 from app.scheduling.plan_view import rungs_json
 from app.scheduling.stage_times import Seconds
 from app.service.webhooks import check_url
-from app.store import Submission
+from app.store import IdempotencyConflict, Submission
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -122,7 +123,13 @@ def submit(
 ) -> tuple[Job, bool]:
     """Store a job from a request's parts; return it and whether it is new. Raises as `build_submission`."""
     submission = build_submission(service, parts, owner=owner, idempotency_key=idempotency_key)
-    job, created = service.store.submit(submission)
+    try:
+        job, created = service.store.submit(submission)
+    except IdempotencyConflict:
+        earlier = former_fingerprint(service.models, parts.fields, submission)
+        if earlier is None:
+            raise
+        job, created = service.store.submit(replace(submission, fingerprint=earlier))
     if created:
         tell_accepted(service, job)
     return job, created
@@ -160,7 +167,7 @@ def build_submission(
     return Submission(
         spec=spec,
         image=image,
-        fingerprint=_fingerprint(spec, parts.fields, image, last_image, keyframes),
+        fingerprint=request_fingerprint(spec, parts.fields, image, last_image, keyframes),
         last_image=last_image,
         keyframes=keyframes,
         plan=admitted.verdict.plan,
@@ -187,18 +194,6 @@ def _check_webhook(service: Service, url: str) -> None:
         message = "webhooks are off: the operator has not set FRAMEFIT_WEBHOOK_SECRET, which signs them"
         raise Problem(422, "webhooks_off", message)
     check_url(url, allow_private=service.settings.webhook_allow_private)
-
-
-def _fingerprint(
-    spec: JobSpec,
-    fields: dict[str, Any],
-    image: bytes,
-    last_image: bytes | None,
-    keyframes: tuple[bytes, ...],
-) -> str:
-    # A random seed is not part of the client's request.
-    requested = spec.model_copy(update={"seed": 0}) if asks_for_random_seed(fields) else spec
-    return requested.fingerprint(image, last_image, keyframes)
 
 
 @router.post(

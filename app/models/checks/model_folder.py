@@ -81,7 +81,7 @@ def source_of(entry: ModelEntry, settings: Settings) -> Path | None:
         name = entry.source.removeprefix("builtin:")
         if not name.isidentifier() or importlib.util.find_spec(f"app.pipelines.{name}") is None:
             raise ModelUnavailable(
-                f"no built-in model is called {name!r}; use builtin:builtin or builtin:tiny"
+                f"no built-in model is called {name!r}; use builtin:photo_pan or builtin:tiny"
             )
         return None
     files = local_files(entry, settings)

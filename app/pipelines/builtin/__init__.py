@@ -1,5 +1,6 @@
-"""The small model that ships with Framefit: its folder, its default request, the requests that it refuses.
+"""A small LTX model that ships with Framefit: its folder, its default request, the requests that it refuses.
 
+The library's examples use it, and it decodes latents that an earlier `photo-pan` made.
 Owns the statements of `MODEL_CARD.md` that code must keep. Must not import torch, because the API process
 imports this module.
 """

@@ -28,6 +28,7 @@ from app.media.thumbnails import write_png
 from app.media.video import VideoWriter
 from app.models.downloads.download import needs_download
 from app.models.entries import ModelEntry
+from app.models.former import entry_for_latents
 from app.store import JobStore
 from app.worker.decoding import Decoding, combined_report
 from app.worker.denoise.checkpoints import Checkpoints
@@ -115,8 +116,14 @@ class JobRun:
                     fetch_model(self._entry, self._settings, self._control, self._report, count)
             with self._in_stage(Stage.LOADING):
                 saved = self._saved_latents(artifacts)
+                current = self._entry
+                if saved is not None:
+                    self._entry = entry_for_latents(current, saved.calls[0].latents.shape[1])
                 model = self._load()
                 saved = self._fitting(saved, model)
+                if saved is None and self._entry is not current:
+                    self._entry = current
+                    model = self._load()
             try:
                 if self._entry.not_resumable_because is not None:
                     return self._made_in_place(model, artifacts)

@@ -195,7 +195,7 @@ def test_a_remix_has_the_same_images_and_fields_and_another_prompt(
         assert store.image(remix.id) == picture
         changes = {"size": "128x128", "seconds": "1", "seed": -1}
         other = store.get(client.videos.remix(video.id, prompt="a ship", extra_body=changes).id).spec
-        assert (other.width, other.height, other.num_frames) == (128, 128, 9)
+        assert (other.width, other.height, other.num_frames) == (128, 128, 17)
         assert (other.seed != 5, other.negative_prompt) == (True, "rain")
         auto = {"extra_body": {"size": "auto"}}
         like_image = store.get(client.videos.remix(video.id, prompt="a ship", **auto).id).spec

@@ -81,7 +81,7 @@ def test_a_side_that_is_given_stays_and_the_other_follows(client: TestClient) ->
 
 
 def test_a_followed_side_beyond_the_models_limit_is_refused_as_a_given_one(client: TestClient) -> None:
-    fields = {"prompt": "pan left", "model": "photo-pan", "width": "512"}
+    fields = {"prompt": "pan left", "model": "photo-pan", "width": "768"}
     answer = client.post("/generate", data=fields, files={"image": photo()})
     assert (answer.status_code, answer.json()["code"]) == (422, "over_model_limit")
     assert client.get("/jobs").json()["jobs"] == []
@@ -198,7 +198,7 @@ def test_a_job_of_an_earlier_version_has_no_size_to_tell_of(client: TestClient, 
 
 def test_a_plan_without_a_photo_answers_for_the_models_own_shape(client: TestClient) -> None:
     answer = client.post("/plan", json={}).json()
-    assert shape(answer) == (256, 256)
+    assert shape(answer) == (512, 320)
     assert answer["pictures"] == {"image": None, "last_image": None}
     broken = client.post("/plan", data={}, files={"image": b"no photo"})
     assert broken.json()["code"] == "not_an_image"

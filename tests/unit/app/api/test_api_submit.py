@@ -213,7 +213,7 @@ def test_what_no_device_can_hold_is_refused_with_the_numbers_and_a_shape_that_wo
 def test_a_refusal_tells_whether_approximate_decoding_would_fit_and_it_then_is_offered_so(
     client: TestClient, picture: bytes
 ) -> None:
-    form = {"width": 1024, "height": 1024, "num_frames": 9}
+    form = {"model": "tiny", "width": 1024, "height": 1024, "num_frames": 9}
     ask = {**form, "exact_only": False, "memory_budget_bytes": 2**40}
     rungs = client.post("/plan", json=ask).json()["rungs"]
     approximate = [rung["predicted_peak_bytes"] for rung in rungs if not rung["exact"]]
@@ -341,7 +341,7 @@ def test_a_plan_needs_no_image_and_queues_nothing(client: TestClient, app_store:
         "capacity_bytes": 2**36,
     }
     app_store.register_worker("w", device)
-    body = client.post("/plan", json={"width": 512, "height": 512}).json()
+    body = client.post("/plan", json={"width": 512, "height": 512, "num_frames": 17}).json()
     assert body["plan"]["strategy"] == "batched"
     assert [rung["frames_per_chunk"] for rung in body["rungs"]] == [3, 2, 1]
     assert body["rungs"][0]["predicted_peak_bytes"] > body["rungs"][-1]["predicted_peak_bytes"]

@@ -43,11 +43,9 @@ from app.worker.job.control import JobControl
 from app.worker.job.run import JobRun
 
 CPU = torch.device("cpu")
-WITH_TRANSFORMER = [
-    name
-    for name in tiny_pipelines.names()
-    if name not in ("I2VGenXLPipeline", "LTXConditionPipeline", "StableVideoDiffusionPipeline")
-]
+# PhotoPanPipeline's transformer has no matrices.
+WITHOUT = ("I2VGenXLPipeline", "LTXConditionPipeline", "PhotoPanPipeline", "StableVideoDiffusionPipeline")
+WITH_TRANSFORMER = [name for name in tiny_pipelines.names() if name not in WITHOUT]
 ENTRY = """
 [models.small]
 pipeline = "{pipeline}"
