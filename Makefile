@@ -67,9 +67,10 @@ test-docker: $(VENV)/.dev ## build the image and test it in a container engine
 bench: $(VENV)/.dev ## compare decoding with diffusers' own settings; writes tests/bench/results/
 	$(BIN)/python tests/bench/decode.py $(ARGS)
 
-acceptance: $(VENV)/.dev ## run 200 jobs under injected faults (kills, locks, a full disk) and 200 on pretended cards; writes tests/bench/results/
+acceptance: $(VENV)/.dev ## run 200 jobs under injected faults (kills, locks, a full disk) and 200 on pretended cards, and look at every state of the page; writes tests/bench/results/ and build/page-states/
 	$(BIN)/python tests/bench/faults.py $(ARGS)
 	$(BIN)/python tests/bench/service_on_cards.py
+	$(BIN)/python tests/acceptance/page_states.py
 
 clean: ## remove the environment and caches, keep data/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -38,9 +38,9 @@ export function build(job, act, remove) {
 export function fill(card, job) {
   const part = (name) => card.querySelector(`.${name}`);
   const active = job.status === "queued" || job.status === "running";
-  card.dataset.status = job.status;
+  card.dataset.status = job.expired ? "expired" : job.status;
   say(part("prompt"), job.request.prompt || "(no prompt)");
-  say(part("badge"), BADGE[job.status]);
+  say(part("badge"), job.expired ? "Expired" : BADGE[job.status]);
   say(part("what"), doing(job));
   showDecision(part("decision"), job, active);
   say(part("meta"), meta(job));
@@ -138,11 +138,12 @@ function video(job) {
 }
 
 function picture(job) {
+  if (!job.links.image) return make("span"); // it expired with its job
   const element = make("img");
   element.loading = "lazy";
   element.alt = `Image: ${job.request.prompt}`;
   element.addEventListener("error", () => element.remove());
-  if (job.links.image) element.src = address(job.links.image);
+  element.src = address(job.links.image);
   return element;
 }
 

@@ -20,7 +20,7 @@ class PhotoPanDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     condition. Here the condition is the whole clip, so the velocity is exact at every noise level.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         if in_channels != 2 * out_channels:

@@ -101,7 +101,7 @@ class PhotoPanPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = self.vae.latents_mean, self.vae.latents_std
-        return tuple(each.to(latents).view(1, -1, 1, 1, 1) for each in (mean, std))  # type: ignore[return-value]
+        return tuple(each.to(latents).view(1, -1, 1, 1, 1) for each in (mean, std))
 
 
 def _video(photo: Image.Image, way: list[tuple[float, float, float, float]], size: tuple[int, int]) -> Tensor:
