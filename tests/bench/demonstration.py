@@ -274,7 +274,10 @@ def main() -> None:
     if given.write:
         RESULTS.write_text(json.dumps([asdict(clip) for clip in clips], indent=1) + "\n")
         RESULTS.with_suffix(".md").write_text(table_of(clips, given.frames))
-        sheet_of(free).save(RESULTS.with_suffix(".jpg"), quality=70)
+        sheet = sheet_of(free)
+        sheet.resize((sheet.width * 3 // 4, sheet.height * 3 // 4)).save(
+            RESULTS.with_suffix(".jpg"), quality=72
+        )
 
 
 if __name__ == "__main__":

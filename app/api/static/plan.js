@@ -121,7 +121,7 @@ function showProblem(error, use) {
 
 // Corrections offered as buttons: a label, and the values that a click sets.
 function fixes(error) {
-  const { field, nearest, shapes = [], largest_shape_that_fits: shape, fits_with_exact_only_false: approximately } =
+  const { code, field, nearest, width, height, shapes = [], largest_shape_that_fits: shape, fits_with_exact_only_false: approximately } =
     error instanceof Problem ? error.body : {};
   const found = [];
   if (nearest) found.push([`Use ${nearest}`, { [field]: nearest }]);
@@ -129,6 +129,7 @@ function fixes(error) {
     const [width, height, num_frames] = one.split("x").map(Number);
     found.push([`Use ${width} × ${height}, ${num_frames} frames`, { width, height, num_frames }]);
   }
+  if (code === "over_model_limit" && width) found.push([`Use ${width} × ${height}`, { width, height }]);
   if (shape) found.push([`Use ${shape.width} × ${shape.height}, ${shape.num_frames} frames`, shape]);
   if (approximately) found.push(["Allow approximate decoding", { exact_only: "false" }]);
   return found;

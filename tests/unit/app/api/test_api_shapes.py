@@ -87,6 +87,45 @@ def test_a_followed_side_beyond_the_models_limit_is_refused_as_a_given_one(clien
     assert client.get("/jobs").json()["jobs"] == []
 
 
+def test_a_large_photo_gives_512x320_upright_for_an_upright_photo(client: TestClient) -> None:
+    for size, turned, expected in (
+        ((900, 600), 1, (512, 320)),
+        ((600, 600), 1, (512, 320)),
+        ((900, 600), 6, (320, 512)),
+        ((500, 400), 1, (448, 352)),
+    ):
+        job = posted(client, photo(size, turned))
+        assert (size, turned, job["model"], shape(job)) == (size, turned, "photo-pan", expected)
+        assert job["request"]["num_frames"] == 33
+    whole = posted(client, photo((900, 600)), fit="contain")
+    assert shape(whole) == (480, 320), "bars would be no part of the photo"
+
+
+@pytest.mark.parametrize("model", [{}, {"model": "photo-pan"}])
+@pytest.mark.parametrize("path", ["/generate", "/plan"])
+def test_what_photo_pan_cannot_make_is_refused_with_the_largest_and_never_made_of_noise(
+    client: TestClient, model: dict[str, str], path: str
+) -> None:
+    def refused(**fields: str) -> Job:
+        form = {"prompt": "pan left", **model, **fields}
+        answer = client.post(path, data=form, files={"image": photo((2000, 1500))})
+        assert answer.status_code == 422
+        body: Job = answer.json()
+        return body
+
+    large = refused(width="1920", height="1088")
+    assert (large["code"], large["width"], large["height"]) == ("over_model_limit", 1024, 576)
+    assert "at most 589,824, for example 1024x576" in large["detail"]
+    assert posted(client, photo(), path, **model, width="1024", height="576")
+    tall = refused(width="704", height="1024")
+    assert tall["width"] * tall["height"] <= tall["limit"] == 589_824
+    assert tall["width"] < tall["height"]
+    long = refused(num_frames="97")
+    assert (long["code"], long["limit"]) == ("over_model_limit", 65)
+    assert refused(prompt="spin around")["code"] == "beyond_model"
+    assert {job["model"] for job in client.get("/jobs").json()["jobs"]} <= {"photo-pan"}
+
+
 def test_a_model_of_certain_shapes_gets_the_one_nearest_to_the_photo(
     client_of: Callable[..., TestClient], tmp_path: Path
 ) -> None:
