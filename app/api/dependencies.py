@@ -154,7 +154,6 @@ def build_service(
             alive_seconds=alive_seconds,
             data_dir=settings.data_dir,
             duties=exporter.duties,
-            starting=lambda: exporter.starting,
         )
     )
     memory_history = MemoryHistory(alive_workers, nvml.devices, store.time, known=(StoreError,))

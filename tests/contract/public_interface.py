@@ -124,7 +124,7 @@ def metrics() -> Lines:
         service = ServiceMetrics({"tiny": "AutoencoderKLLTXVideo"})
         service.apply(_history())
         HttpMetrics(service.registry).count("/jobs", "GET", 200, 0.01)
-        families = [*service.registry.collect(), *registry.collect()]
+        families = [*service.scrape().collect(), *registry.collect()]
     lines = []
     for family in families:
         assert family.samples, f"{family.name} shows no series: add an event or a device that makes one"

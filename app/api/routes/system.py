@@ -244,6 +244,10 @@ async def metrics(request: Request, service: TheService, _allowed: Monitor) -> R
     FRAMEFIT_OPEN_MONITORING is false.
     """
     wanted = asked_for(request.headers.get("accept", ""))
-    render = partial(service.metrics.render, counters=service.exporter.exports_counters, encode=wanted.write)
+
+    def render() -> bytes:
+        counters, starting = service.exporter.shown()
+        return service.metrics.render(counters=counters, starting=starting, encode=wanted.write)
+
     text = await service.shares.exposition[wanted].get(render)
     return Response(text, headers={"Content-Type": wanted.content_type, "Vary": "Accept"})

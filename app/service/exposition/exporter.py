@@ -94,6 +94,16 @@ class Exporter:
         """Whether this process is the exporter and has counted every event of before it became that."""
         return self._caught_up and self._holds(COUNTERS)
 
+    def shown(self) -> tuple[bool, bool]:
+        """Return whether a scrape shows the counters, and whether it says that this process is starting.
+
+        Both are of one moment: no scrape says that the counters are complete and misses them. An exporter
+        that has followed another is starting, too, until it has counted what the other had.
+        """
+        starting = self.starting  # first: the thread that counts may end both in between
+        counters = self.exports_counters
+        return counters, not counters and (starting or self._holds(COUNTERS))
+
     def duties(self) -> Duties:
         """Return which gauges this process exports."""
         return Duties(self._holds(COUNTERS), self._holds(self._own_gpus), self._other_hosts)

@@ -75,12 +75,10 @@ class LiveGauges(Collector):
         alive_seconds: float,
         data_dir: Path,
         duties: Callable[[], Duties] = Duties,
-        starting: Callable[[], bool] = lambda: False,
         host: str | None = None,
     ) -> None:
         """`duties` says which gauges this process exports of those that others could, too.
 
-        `starting`: whether this process does not show counters yet, because it counts past events.
         `host` is the name of this host, the machine's own by default.
         """
         self._source = source
@@ -88,7 +86,6 @@ class LiveGauges(Collector):
         self._alive_seconds = alive_seconds
         self._data_dir = data_dir
         self._duties = duties
-        self._starting = starting
         self._host = host or socket.gethostname()
 
     def describe(self) -> Iterable[Metric]:
@@ -105,11 +102,6 @@ class LiveGauges(Collector):
             "framefit_exporter",
             "Whether this process exports the job table's metrics: 1 for one API process of a database.",
             value=int(duties.store),
-        )
-        yield GaugeMetricFamily(
-            "framefit_starting",
-            "Whether this process still counts past events, and shows no counters until it has.",
-            value=int(self._starting()),
         )
         if duties.store:
             yield from self._of_store(workers, alive, cards)

@@ -21,6 +21,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -362,21 +363,35 @@ class ServiceMetrics:
             self.ratio.labels(*at).observe(measured / predicted, job)
 
     def render(
-        self, *, counters: bool = True, encode: Callable[[Collector], bytes] = generate_latest
+        self,
+        *,
+        counters: bool = True,
+        starting: bool = False,
+        encode: Callable[[Collector], bytes] = generate_latest,
     ) -> bytes:
         """Return the metrics in Prometheus's text format, or as `encode` writes them.
 
-        Without `counters`, those of this process only.
+        Without `counters`, those of this process only. `starting` says that it still counts past events.
         """
-        return encode(self.registry if counters else _Without(self.registry, self._counted))
+        return encode(self.scrape(counters=counters, starting=starting))
+
+    def scrape(self, *, counters: bool = True, starting: bool = False) -> Collector:
+        """Return what `render` writes."""
+        return _Scrape(self.registry, () if counters else self._counted, starting)
 
 
-class _Without(Collector):
-    """The metrics of a registry without those that are named."""
+class _Scrape(Collector):
+    """The metrics of a registry without those that are named, and whether the process is starting."""
 
-    def __init__(self, registry: CollectorRegistry, names: Iterable[str]) -> None:
+    def __init__(self, registry: CollectorRegistry, names: Iterable[str], starting: bool) -> None:
         self._registry = registry
         self._names = frozenset(names)
+        self._starting = starting
 
     def collect(self) -> Iterator[Metric]:
-        return (family for family in self._registry.collect() if family.name not in self._names)
+        yield GaugeMetricFamily(
+            "framefit_starting",
+            "Whether this process still counts past events, and shows no counters until it has.",
+            value=int(self._starting),
+        )
+        yield from (family for family in self._registry.collect() if family.name not in self._names)

@@ -1,7 +1,9 @@
 """A process that still counts past events answers /metrics without counters; scrapers choose the format."""
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 from scraped import total
 from starlette.testclient import TestClient
 from waiting import wait_for
@@ -30,6 +32,27 @@ def test_a_starting_process_answers_without_counters_until_it_may_show_them(
     store.close()
     wait_for(lambda: "framefit_jobs_total" in client.get("/metrics").text, 120)
     assert total(client.get("/metrics").text, "framefit_starting") == 0
+
+
+def test_no_scrape_says_that_all_is_counted_and_misses_the_counters(
+    settings: Settings, client_of: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(settings)
+    store.migrate()
+    store.hold_exports([COUNTERS], "other", process=ELSEWHERE, seconds=60, ended=[])
+    client = client_of(settings)
+    service = client.app.state.service  # type: ignore[attr-defined]
+    workers = service.store.workers
+
+    def becomes_the_exporter_in_the_middle(**options: Any) -> Any:
+        store.give_up_exports("other")
+        wait_for(lambda: service.exporter.exports_counters, 120)
+        return workers(**options)
+
+    monkeypatch.setattr(service.store, "workers", becomes_the_exporter_in_the_middle)
+    text = client.get("/metrics").text
+    store.close()
+    assert ("framefit_jobs_total" in text) == (total(text, "framefit_starting") == 0)
 
 
 def test_a_scraper_gets_the_format_that_it_prefers(client: TestClient) -> None:
