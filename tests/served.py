@@ -24,7 +24,7 @@ def served(app: FastAPI, *, send_bytes: int | None = None, **options: Any) -> It
     server = build_server(app, **options)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not server.started:
         assert thread.is_alive(), "the server has ended"
         assert time.monotonic() < deadline, "the server does not start"

@@ -45,7 +45,7 @@ class RunningService:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=Path.cwd())
         try:
-            self.http = httpx.Client(base_url=self._url(), timeout=30.0)
+            self.http = httpx.Client(base_url=self._url(), timeout=120.0)
         except BaseException:  # nobody else could end it
             self.process.kill()
             self.process.wait()
@@ -153,7 +153,7 @@ class RunningService:
         self.process.kill()
         self.process.wait()
         self.http.close()
-        _, alive = psutil.wait_procs(everyone, timeout=20)
+        _, alive = psutil.wait_procs(everyone, timeout=120)
         assert not alive, f"orphans: {[p.cmdline() for p in alive]}"
 
     def stop(self, number: int = signal.SIGINT) -> None:
@@ -162,12 +162,12 @@ class RunningService:
             everyone = self.processes()
             self.process.send_signal(number)
             try:
-                self.process.wait(60)
+                self.process.wait(120)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
                 raise
-            _, alive = psutil.wait_procs(everyone, timeout=20)
+            _, alive = psutil.wait_procs(everyone, timeout=120)
             assert not alive, f"orphans: {[p.cmdline() for p in alive]}"
         self.http.close()
 

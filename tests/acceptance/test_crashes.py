@@ -2,7 +2,6 @@
 
 import io
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -154,11 +153,10 @@ def test_a_running_job_is_canceled_within_a_step(services: Succession) -> None:
     service = services.now
     job_id = service.submit(**LONG)["id"]
     service.wait_until(job_id, denoising)
-    asked_at = time.monotonic()
     service.http.delete(f"/jobs/{job_id}").raise_for_status()
     service.finished(job_id, "canceled")
-    # A heartbeat tells the worker, and the step at hand is finished first; all steps would take far longer.
-    assert time.monotonic() - asked_at < 30
+    # A heartbeat tells the worker, and the step at hand is finished first, not all steps.
+    assert "denoised" not in service.kinds(job_id)
     assert service.kinds(job_id)[-2:] == ["canceled", "finished"]
     assert service.finished(service.submit(num_inference_steps=1)["id"])
 

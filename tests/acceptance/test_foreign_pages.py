@@ -85,7 +85,7 @@ def prompts(settings: Settings) -> list[str]:
 
 
 def log_level(port: str) -> str:
-    level: str = httpx.get(f"http://127.0.0.1:{port}/log-level").json()["level"]
+    level: str = httpx.get(f"http://127.0.0.1:{port}/log-level", timeout=60).json()["level"]
     return level
 
 

@@ -40,7 +40,7 @@ def test_the_log_follows_a_job_by_its_ids_and_sigterm_gives_it_back_with_its_ste
     service = start_service(FRAMEFIT_LOG_FORMAT="json", FRAMEFIT_CHECKPOINT_SECONDS="0")
     service.http.headers["X-Request-Id"] = "order-17"
     # What the first job would wait for is done while nothing else is.
-    wait_for(lambda: events(service, event="pipeline_imported", process="worker"), 60)
+    wait_for(lambda: events(service, event="pipeline_imported", process="worker"), 120)
     running = service.submit(num_inference_steps=100, **LONG)["id"]
     waiting = service.submit(num_inference_steps=8, **SMALL)["id"]
     (accepted,) = events(service, event="job_accepted", job_id=running)
@@ -50,7 +50,7 @@ def test_the_log_follows_a_job_by_its_ids_and_sigterm_gives_it_back_with_its_ste
     for process in ("api", "worker", "serve"):
         wait_for(lambda p=process: events(service, event="log_level_changed", process=p), 60)
     service.http.get("/models")
-    wait_for(lambda: events(service, event="request_done", path="/models", status=200), 20)
+    wait_for(lambda: events(service, event="request_done", path="/models", status=200), 120)
     wait_for(lambda: "checkpoint" in service.kinds(running), 240, service.log)
     service.stop(signal.SIGTERM)
     (ended,) = events(service, event="job_ended", job_id=running)

@@ -90,7 +90,7 @@ def test_a_photo_becomes_a_video_that_plays_and_its_decision_is_shown(
     job.locator(".facts summary").click()
     assert {"Decode time", "Out of memory", "Regret"} <= set(job.locator("dt").all_inner_texts())
     job.locator("video").evaluate("video => video.play()")
-    page.wait_for_function("() => document.querySelector('.job video').currentTime > 0.2", timeout=20_000)
+    page.wait_for_function("() => document.querySelector('.job video').currentTime > 0.2", timeout=120_000)
     assert job.locator("video").evaluate("video => video.videoWidth") == 256
     assert job.locator(".again option >> nth=0").inner_text() == "Decode again…"
     job.locator(".again").select_option("approximate_tiled")
@@ -288,7 +288,9 @@ def test_the_page_shows_which_processes_hold_the_memory_that_a_job_waits_for(
         browser.new_context() as context,
     ):
         fields = {"prompt": "patience", "model": "tiny"}
-        httpx.post(f"{url}/generate", data=fields, files={"image": PHOTO.read_bytes()}).raise_for_status()
+        httpx.post(
+            f"{url}/generate", data=fields, files={"image": PHOTO.read_bytes()}, timeout=60
+        ).raise_for_status()
         page = context.new_page()
         opened: list[Any] = []
         # The stream opens late: what it missed must be loaded.
@@ -317,7 +319,7 @@ def test_a_card_shows_the_end_when_answers_are_late_or_fail(browser: Any, tmp_pa
         browser.new_context() as context,
     ):
         fields = {"prompt": "patience", "model": "tiny"}
-        posted = httpx.post(f"{url}/generate", data=fields, files={"image": PHOTO.read_bytes()})
+        posted = httpx.post(f"{url}/generate", data=fields, files={"image": PHOTO.read_bytes()}, timeout=60)
         job_id = posted.raise_for_status().json()["id"]
         page = context.new_page()
         asked: list[Any] = []
@@ -373,7 +375,9 @@ def test_a_video_of_quantized_weights_is_labelled_approximate(browser: Any, tmp_
     ):
         for prompt in ("rounded", "as published"):
             fields = {"prompt": prompt, "model": "tiny"}
-            httpx.post(f"{url}/generate", data=fields, files={"image": PHOTO.read_bytes()}).raise_for_status()
+            httpx.post(
+                f"{url}/generate", data=fields, files={"image": PHOTO.read_bytes()}, timeout=60
+            ).raise_for_status()
             claim = store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=60)
             assert claim is not None
             job, token = claim.job.id, claim.token

@@ -65,7 +65,7 @@ def submitted(page: Any, url: str) -> dict[str, Any]:
     with page.expect_response(lambda each: each.url.endswith("/generate"), timeout=120_000) as told:
         page.click("#submit")
     assert told.value.status == 202, told.value.text()
-    request: dict[str, Any] = httpx.get(f"{url}/jobs/{told.value.json()['id']}").json()["request"]
+    request: dict[str, Any] = httpx.get(f"{url}/jobs/{told.value.json()['id']}", timeout=60).json()["request"]
     return request
 
 

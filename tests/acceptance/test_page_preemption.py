@@ -27,7 +27,7 @@ def test_a_card_tells_at_once_that_its_job_gave_way_and_keeps_its_steps(tmp_path
         def queued(prompt: str, priority: int) -> str:
             fields = {"prompt": prompt, "model": "tiny", "priority": priority}
             files = {"image": PHOTO.read_bytes()}
-            answer = httpx.post(f"{url}/generate", data=fields, files=files).raise_for_status()
+            answer = httpx.post(f"{url}/generate", data=fields, files=files, timeout=60).raise_for_status()
             return str(answer.json()["id"])
 
         patient = queued("patience", 0)

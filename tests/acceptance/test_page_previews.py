@@ -29,6 +29,7 @@ def test_a_card_shows_each_strip_in_place_and_asks_for_an_early_end(tmp_path: Pa
             f"{url}/generate",
             data={"prompt": "forming", "model": "tiny"},
             files={"image": PHOTO.read_bytes()},
+            timeout=60,
         )
         job_id = str(answer.raise_for_status().json()["id"])
         claim = store.claim("w", models=["tiny"])
@@ -48,7 +49,8 @@ def test_a_card_shows_each_strip_in_place_and_asks_for_an_early_end(tmp_path: Pa
 
         page = context.new_page()
         page.set_default_timeout(120_000)
-        page.goto(url)
+        with page.expect_response("**/events"):  # until it is open, no event comes of the strips
+            page.goto(url)
         page.wait_for_selector(".job[data-status=running]:has-text('forming')")
         first = shows(3)
         assert [source.split("?")[0].rsplit("/")[-1] for source in first] == ["0.jpg", "2.jpg", "1.jpg"]

@@ -96,9 +96,9 @@ def test_the_service_itself_still_answers_without_the_path(
     proxied: tuple[str, str], http: httpx.Client
 ) -> None:
     job = post_job(http, "both ways")
-    own = httpx.get(f"{proxied[0]}/jobs/{job['id']}").json()
+    own = httpx.get(f"{proxied[0]}/jobs/{job['id']}", timeout=60).json()
     assert own["links"]["self"] == f"/jobs/{job['id']}"
-    assert "servers" not in httpx.get(f"{proxied[0]}/openapi.json").json()
+    assert "servers" not in httpx.get(f"{proxied[0]}/openapi.json", timeout=60).json()
 
 
 def test_errors_in_openais_form_are_so_under_a_path_too(http: httpx.Client) -> None:
@@ -198,7 +198,7 @@ def test_a_key_is_kept_in_a_cookie_of_the_path(tmp_path: Path) -> None:
         beside = httpx.Cookies({"framefit_key": "a key of another service"})
         both = f"framefit_key={KEY}; framefit_key={beside['framefit_key']}"
         given = {"Cookie": both}
-        assert httpx.get(f"{own}/jobs", headers=given).status_code == 200, (
+        assert httpx.get(f"{own}/jobs", headers=given, timeout=60).status_code == 200, (
             "the cookie of the longest path is first"
         )
         http.delete("/session")

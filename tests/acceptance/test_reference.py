@@ -83,16 +83,16 @@ def test_the_reference_works_under_a_path_and_fetches_nothing_from_elsewhere(
 
 
 def test_the_reference_has_a_strict_policy_of_its_own(own: str) -> None:
-    page = httpx.get(f"{own}/docs")
+    page = httpx.get(f"{own}/docs", timeout=60)
     policy = page.headers["content-security-policy"]
     assert "unsafe" not in policy
     assert "script-src 'self'" in policy
     assert "<script>" not in page.text
     assert '<base href="/">' in page.text
-    assert '<a href="docs">' in httpx.get(f"{own}/").text
-    assert httpx.get(f"{own}/docs/swagger-ui.css").headers["content-type"].startswith("text/css")
+    assert '<a href="docs">' in httpx.get(f"{own}/", timeout=60).text
+    assert httpx.get(f"{own}/docs/swagger-ui.css", timeout=60).headers["content-type"].startswith("text/css")
     for name in ("index.html", "oauth2-redirect.html", "..%2fpyproject.toml", "swagger-ui.js"):
-        assert httpx.get(f"{own}/docs/{name}").status_code == 404, name
+        assert httpx.get(f"{own}/docs/{name}", timeout=60).status_code == 404, name
 
 
 def spec() -> JobSpec:
@@ -105,7 +105,7 @@ def test_a_python_client_is_generated_without_a_warning_and_reads_a_real_job(
     own: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     document = tmp_path / "openapi.json"
-    document.write_bytes(httpx.get(f"{own}/openapi.json").content)
+    document.write_bytes(httpx.get(f"{own}/openapi.json", timeout=60).content)
     config = tmp_path / "config.yml"
     config.write_text("post_hooks: []\n")
     target = tmp_path / "framefit_api"
@@ -159,7 +159,9 @@ def owner() -> str:
 
 
 def test_the_document_of_the_reference_is_one_of_version_3_0(own: str) -> None:
-    newest, older = (httpx.get(f"{own}{path}").json() for path in ("/openapi.json", "/docs/openapi.json"))
+    newest, older = (
+        httpx.get(f"{own}{path}", timeout=60).json() for path in ("/openapi.json", "/docs/openapi.json")
+    )
     assert (newest["openapi"], older["openapi"]) == ("3.1.0", "3.0.3")
     assert newest["paths"].keys() == older["paths"].keys()
     text = json.dumps(older)

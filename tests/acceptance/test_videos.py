@@ -102,8 +102,8 @@ def test_an_approximate_decode_is_used_where_asked_for_and_labelled_everywhere(
     assert isinstance(decode["seam_score"], float)
     (planned,) = [event for event in service.events(job_id) if event.kind == "plan"]
     assert planned.data["exact"] is False
-    wait_for(lambda: plans() == before + 1, 20)
-    wait_for(lambda: service.metric("framefit_decode_seam_score_count"), 20)
+    wait_for(lambda: plans() == before + 1, 120)
+    wait_for(lambda: service.metric("framefit_decode_seam_score_count"), 120)
 
 
 def test_a_video_has_exactly_the_frames_size_and_speed_asked_for(shared_service: RunningService) -> None:

@@ -46,7 +46,7 @@ def prometheus_server(
 
 def _ready(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/-/ready").is_success
+        return httpx.get(f"http://127.0.0.1:{port}/-/ready", timeout=30).is_success
     except httpx.TransportError:
         return False
 

@@ -77,7 +77,7 @@ class Watched:
             samples = self.prometheus.now(time_of_last)
             return bool(samples) and float(samples[0]["value"][1]) > asked_at + SCRAPE_SECONDS
 
-        wait_for(newer, 30, lambda: str(self.prometheus.now(time_of_last)))
+        wait_for(newer, 120, lambda: str(self.prometheus.now(time_of_last)))
 
     def value(self, expr: str) -> float:
         """The one value of an expression now."""

@@ -46,7 +46,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
         app = create_app(settings, load_profile=traced)
         with (
             served(app, **(options or {})) as (host, port),
-            httpx.Client(base_url=f"http://{host}:{port}") as http,
+            httpx.Client(base_url=f"http://{host}:{port}", timeout=60) as http,
         ):
             yield http
 

@@ -199,11 +199,11 @@ def test_the_api_answers_over_a_real_socket_soon_after_its_start(tmp_path: Path,
         used = psutil.Process(process.pid).cpu_times()
         # Two seconds on an idle machine. Processor time says so on a busy one, too, if not as sharply.
         assert used.user + used.system < 4
-        body = httpx.get(f"http://127.0.0.1:{unused_port}/metrics", follow_redirects=False)
+        body = httpx.get(f"http://127.0.0.1:{unused_port}/metrics", follow_redirects=False, timeout=60)
         assert body.status_code == 200
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=120)
 
 
 def _first_answer(url: str, *, within_seconds: float) -> Any:

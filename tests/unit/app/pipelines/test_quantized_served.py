@@ -244,7 +244,7 @@ def test_a_video_is_made_in_int8_where_only_that_fits_and_says_so_everywhere(ser
         text = served.http.get("/metrics").text
         return total(text, "framefit_jobs_denoised_total", model="small", pixels=pixels)
 
-    wait_for(lambda: (runs("approximate"), runs("exact")) == (1, 2), 20)  # counted at a poll's distance
+    wait_for(lambda: (runs("approximate"), runs("exact")) == (1, 2), 120)  # counted at a poll's distance
 
 
 def test_without_the_library_it_is_refused_by_the_name_of_the_extra(

@@ -170,7 +170,7 @@ def test_the_stream_of_all_jobs_is_one_of_the_callers_jobs(
 ) -> None:
     with (
         served(create_app(settings, load_profile=load_profile)) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}", timeout=20) as client,
+        httpx.Client(base_url=f"http://{host}:{port}", timeout=120) as client,
         client.stream("GET", "/events", headers=bearer(EVE)) as stream,
     ):
         theirs = hand_in(client, ADA, picture).json()["id"]
@@ -190,7 +190,7 @@ def test_no_key_reaches_the_log(
     wrong = new_key()
     with (
         served(create_app(settings, load_profile=load_profile), access_log=True) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}", timeout=20) as client,
+        httpx.Client(base_url=f"http://{host}:{port}", timeout=120) as client,
     ):
         assert hand_in(client, ADA, picture).status_code == 202
         for key in (ADA, wrong):

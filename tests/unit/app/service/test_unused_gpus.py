@@ -73,7 +73,7 @@ def test_devices_and_metrics_tell_what_the_parent_published(client: TestClient, 
             ("GPU-2", "hidden"),
         ]
         assert "CUDA build of torch" in told[0]["advice"]
-        answer = wait_for(lambda: scraped(client), 30, lambda: client.get("/metrics").text)
+        answer = wait_for(lambda: scraped(client), 120, lambda: client.get("/metrics").text)
         families = {each.name: each for each in text_string_to_metric_families(answer.text)}
         counted = {one.labels["reason"]: one.value for one in families["framefit_gpu_unused"].samples}
         assert counted == {**dict.fromkeys(UnusedReason, 0), "no_cuda_build": 1, "hidden": 1}
