@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The tests generate a client of the HTTP API. The generator needs another typer than the command: it has its own environment.
 GENERATOR := $(VENV)/openapi-python-client
+# Options of pip when it makes an environment: make dev PIP_OPTIONS=--no-compile
+PIP_OPTIONS ?=
 # Arguments for a target that runs the program: make run ARGS="--port 9000"
 ARGS ?=
 
@@ -20,13 +22,16 @@ $(BIN)/python:
 
 # constraints.txt pins versions, but not torch's build. pip chooses that: CUDA on Linux, unless an index with CPU builds is set.
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q $(PIP_OPTIONS) -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+$(VENV)/.generator: | $(BIN)/python
 	$(BIN)/python -m venv $(GENERATOR)
-	$(GENERATOR)/bin/python -m pip install -q openapi-python-client==0.29.1
+	$(GENERATOR)/bin/python -m pip install -q $(PIP_OPTIONS) openapi-python-client==0.29.1
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python $(VENV)/.generator
+	$(BIN)/python -m pip install -q $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.run
 
 env: $(VENV)/.run ## create the virtual environment
