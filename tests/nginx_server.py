@@ -74,12 +74,12 @@ def nginx(folder: Path, upstream: str, changes: Mapping[str, str] = {}) -> Itera
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
-        wait_for(lambda: _listens(port, process), 60, lambda: log.read_text(errors="replace"))
+        wait_for(lambda: _listens(port, process), 120, lambda: log.read_text(errors="replace"))
         yield f"{'https' if ' ssl' in server else 'http'}://127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -50,7 +50,7 @@ def running() -> Iterator[str]:
         run(
             str(tools / "initdb"), "-D", str(data), "-U", "framefit", "-A", "trust", "--no-sync", "-E", "UTF8"
         )
-        control = (str(tools / "pg_ctl"), "-D", str(data), "-w")
+        control = (str(tools / "pg_ctl"), "-D", str(data), "-w", "-t", "300")
         run(*control, "-l", str(folder / "log"), "-o", f"{OPTIONS} -k {folder}", "start")
         try:
             yield f"postgresql+psycopg://framefit@/postgres?host={folder}"

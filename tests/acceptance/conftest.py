@@ -21,8 +21,11 @@ def start_service(built_model: Path, tmp_path: Path) -> Iterator[StartService]:
     yield from service_starter(built_model, tmp_path / "data")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_service(built_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """One service for all tests of a file; what one test leaves behind, the next must live with."""
+    """One service for all tests that ask for it; what one test leaves behind, the next must live with.
+
+    `tests/sharing_files.py` has their files run one after another in one process.
+    """
     for start in service_starter(built_model, tmp_path_factory.mktemp("shared") / "data"):
         yield start()

@@ -11,6 +11,7 @@ from PIL import Image
 from running_service import RunningService
 
 LISTENERS = 20
+SHORT = {"width": 64, "height": 64, "num_frames": 9, "num_inference_steps": 1}
 
 
 def frames_in(video: bytes) -> int:
@@ -29,7 +30,7 @@ def test_openais_client_makes_a_video_and_learns_of_a_failure(shared_service: Ru
     client = openai.OpenAI(base_url=f"{shared_service.http.base_url}/v1", api_key="none", max_retries=0)
     picture = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(picture, "PNG")
-    shared_service.finished(shared_service.submit(num_inference_steps=1)["id"])
+    shared_service.finished(shared_service.submit(**SHORT)["id"])
     video = client.videos.create_and_poll(
         prompt="a grey wall",
         input_reference=("photo.png", picture.getvalue()),
@@ -61,7 +62,7 @@ def test_openais_client_makes_a_video_and_learns_of_a_failure(shared_service: Ru
 
 
 def test_every_one_of_many_listeners_hears_the_end(shared_service: RunningService) -> None:
-    job_ids = [shared_service.submit(num_inference_steps=2)["id"] for _ in range(2)]
+    job_ids = [shared_service.submit(**SHORT)["id"] for _ in range(2)]
     heard: list[str] = []
 
     def listen(job_id: str) -> None:

@@ -17,6 +17,7 @@ from adaptive.pipelines.recorded_call import load_clip
 
 # Long enough to be caught in each stage on a fast machine.
 LARGE = {"width": 256, "height": 256, "num_frames": 97, "num_inference_steps": 30, "fps": 24}
+SHORT = {"width": 64, "height": 64, "num_frames": 9, "num_inference_steps": 1}
 # Denoises for several heartbeats, for what must come before its end.
 LONG = {**LARGE, "num_frames": 241, "num_inference_steps": 100}
 
@@ -125,7 +126,7 @@ def test_every_accepted_job_succeeds_after_the_whole_service_was_killed_and_no_p
 ) -> None:
     first = services.now
     running = first.submit(**LARGE, decode_strategy=strategy)["id"]
-    waiting = [first.submit(num_inference_steps=1)["id"] for _ in range(3)]
+    waiting = [first.submit(**SHORT)["id"] for _ in range(3)]
     first.wait_until(running, moment)
     first.kill()
     second = services.follow()
@@ -158,7 +159,7 @@ def test_a_running_job_is_canceled_within_a_step(services: Succession) -> None:
     # A heartbeat tells the worker, and the step at hand is finished first, not all steps.
     assert "denoised" not in service.kinds(job_id)
     assert service.kinds(job_id)[-2:] == ["canceled", "finished"]
-    assert service.finished(service.submit(num_inference_steps=1)["id"])
+    assert service.finished(service.submit(**SHORT)["id"])
 
 
 def test_a_job_that_is_deleted_while_it_runs_leaves_no_byte_on_the_disk(services: Succession) -> None:
@@ -182,7 +183,7 @@ def test_a_job_that_is_deleted_while_it_runs_leaves_no_byte_on_the_disk(services
     wait_for(lambda: not left() or None, 120, service.log, every=0.5)
     wait_for(lambda: service.http.get(f"/jobs/{job_id}").json()["erased"] or None, 120, service.log)
     assert not (service.data_dir / "jobs" / job_id).exists()
-    assert service.finished(service.submit(num_inference_steps=1)["id"]), "the worker goes on"
+    assert service.finished(service.submit(**SHORT)["id"]), "the worker goes on"
 
 
 def _content(path: Path) -> bytes:
@@ -196,8 +197,8 @@ def test_a_job_that_aborts_its_worker_every_time_is_held_tried_alone_and_given_u
     services: Succession,
 ) -> None:
     service = services.now
-    deadly = service.submit(prompt=DEADLY)["id"]
-    others = [service.submit(num_inference_steps=1)["id"] for _ in range(3)]
+    deadly = service.submit(prompt=DEADLY, **SHORT)["id"]
+    others = [service.submit(**SHORT)["id"] for _ in range(3)]
     held = service.wait_until(deadly, lambda job: bool(job["stage"] == "held"))
     assert (held["status"], held["attempts"]) == ("queued", 2)
     assert "its worker process died 2 times" in held["held_because"]

@@ -46,13 +46,13 @@ class Installed:
 
     @property
     def environ(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(self.target), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {"PYTHONPATH": str(self.target)}
 
     def python(self, code: str) -> list[str]:
         """The lines that the code prints, run with the installed packages."""
         environ = {**os.environ, **self.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=self.cwd, env=environ, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=self.cwd, env=environ, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 

@@ -95,6 +95,6 @@ def run(command: list[str], folder: Path) -> str:
         "OMP_NUM_THREADS": "1",
         "FRAMEFIT_DATA_DIR": str(folder / "data"),
     }
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

@@ -16,7 +16,7 @@ OF_THE_FRAMEWORK = {"not_found", "method_not_allowed"}
 
 def test_generating_the_pages_again_changes_nothing() -> None:
     command = [sys.executable, "docs/generate", "--check"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
 
 

@@ -54,7 +54,7 @@ class Machine:
             env={"PATH": path, **self.answers},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=500,
         )
         assert done.stderr == ""
         return done.returncode, [line for line in done.stdout.splitlines() if not line.startswith("ok ")]

@@ -37,7 +37,7 @@ def compose(*arguments: str, **variables: str) -> dict[str, Any]:
         env=kept | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -131,6 +131,6 @@ def test_prometheus_finds_nothing_to_complain_of_in_the_metrics() -> None:
     metrics = ServiceMetrics(MODELS)
     metrics.apply(history(0, 3))
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=metrics.render(), capture_output=True, timeout=60
+        ["promtool", "check", "metrics"], input=metrics.render(), capture_output=True, timeout=500
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")

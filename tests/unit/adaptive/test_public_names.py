@@ -29,5 +29,5 @@ def test_the_planning_half_imports_without_torch() -> None:
         "from adaptive.families import traits_of\n"
         "assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules), 'torch was imported'\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr

@@ -40,7 +40,7 @@ def url() -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-        thread.join(30)
+        thread.join(120)
 
 
 def test_who_waits_for_a_model_is_told_each_reason_once(url: str, tmp_path: Path) -> None:

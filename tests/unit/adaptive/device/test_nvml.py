@@ -36,7 +36,7 @@ def ask(library: Path, machine: Path, *uuids: str, **environ: str) -> dict[str, 
         env={**nvml_stub.environment(library, machine), **environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)

@@ -47,7 +47,7 @@ def test_an_address_space_limit_is_all_the_memory_there_is() -> None:
         "assert 250 * 2**20 < reading.free_bytes <= 300 * 2**20, reading\n"
         "assert reading.total_bytes == used + 300 * 2**20, reading\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
 
 

@@ -51,7 +51,7 @@ def test_traits_of_every_family_need_no_torch() -> None:
         "    assert traits_of(name, {}).vae_class == name\n"
         "assert not {'torch', 'diffusers'} & sys.modules.keys()\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=500)
 
 
 @pytest.mark.parametrize("name", ["cosmos", "hunyuanvideo-1.5", "ltx-0.9.5", "magvit", "mochi"])

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import pytest
 from scraped import total
 from sick_postgres import SickPostgres
@@ -17,12 +18,13 @@ from waiting import wait_for
 
 from app.api import background, feed
 from app.config import Settings
-from app.jobs import Claim, JobStatus
+from app.jobs import Claim, Job, JobStatus
 from app.service.webhooks import sender
 from app.store import JobStore, StoreUnavailable
 from app.store.database import answers, postgresql, sqlite
 
 WAIT_SECONDS = 120.0
+T = TypeVar("T")
 StartClient = Callable[..., TestClient]
 
 
@@ -63,31 +65,49 @@ class Running:
         """Jobs are taken, events reach streams and counters, leases end, results expire, webhooks go out."""
         wait_for(lambda: self.status() == 200, WAIT_SECONDS, lambda: str(self.loops()))
         self._round += 1
-        job_id, lost_id = self._submit(), self._submit()
+        job_id, lost_id = self._submit("finished"), self._submit("lost")
         claims = [self._claim(600), self._claim(0.01)]
         tokens = {claim.job.id: claim.token for claim in claims if claim is not None}
-        assert self.store.finish(job_id, tokens[job_id], status=JobStatus.SUCCEEDED)
-        with self.client.stream("GET", f"/jobs/{job_id}/events") as stream:
-            assert any("event: finished" in line for line in stream.iter_lines())
+        assert patiently(lambda: self.store.finish(job_id, tokens[job_id], status=JobStatus.SUCCEEDED))
+        wait_for(lambda: self._streams_the_end_of(job_id), WAIT_SECONDS)
         wait_for(lambda: self._counted() == self._round, WAIT_SECONDS)
-        wait_for(lambda: self.store.get(lost_id).status is JobStatus.QUEUED, WAIT_SECONDS)
-        wait_for(lambda: self.store.get(job_id).expired, WAIT_SECONDS)
+        wait_for(lambda: self._job(lost_id).status is JobStatus.QUEUED, WAIT_SECONDS)
+        wait_for(lambda: self._job(job_id).expired, WAIT_SECONDS)
         wait_for(lambda: f"/{self._round}" in self._delivered, WAIT_SECONDS)
-        self.store.cancel(lost_id)
+        patiently(lambda: self.store.cancel(lost_id))
+
+    def _streams_the_end_of(self, job_id: str) -> bool:
+        with self.client.stream("GET", f"/jobs/{job_id}/events") as stream:
+            return any("event: finished" in line for line in stream.iter_lines())
+
+    def _job(self, job_id: str) -> Job:
+        return patiently(lambda: self.store.get(job_id))
 
     def _counted(self) -> float:
         return total(self.client.get("/metrics").text, "framefit_jobs_total", outcome="succeeded")
 
     def _claim(self, lease_seconds: float) -> Claim | None:
-        while True:
-            with suppress(StoreUnavailable):  # a session that ended is noticed by the next to use it
-                return self.store.claim("w", models=["tiny"], lease_seconds=lease_seconds)
+        return patiently(lambda: self.store.claim("w", models=["tiny"], lease_seconds=lease_seconds))
 
-    def _submit(self) -> str:
+    def _submit(self, name: str) -> str:
         form = {"prompt": "p", "model": "tiny", "webhook_url": f"{self._hook}/{self._round}"}
-        answer = self.client.post("/generate", data=form, files={"image": ("p.jpg", self._picture)})
-        assert answer.status_code == 202, answer.text
+        key = {"Idempotency-Key": f"{name} {self._round}"}
+
+        def answered() -> httpx.Response | None:
+            files = {"image": ("p.jpg", self._picture)}
+            answer = self.client.post("/generate", data=form, files=files, headers=key)
+            return None if answer.status_code == 503 else answer
+
+        answer = wait_for(answered, WAIT_SECONDS)
+        assert answer.status_code in (200, 202), answer.text
         return str(answer.json()["id"])
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """What the store answers: a session that ended is noticed by its next user, and waits are short here."""
+    while True:
+        with suppress(StoreUnavailable):
+            return call()
 
 
 @contextmanager

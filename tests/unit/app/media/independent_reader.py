@@ -44,7 +44,7 @@ def read(data: bytes, reader: str) -> Pixels:
             srgb = Path(folder, "srgb.icc")
             srgb.write_bytes(icc("RGB ", "srgb"))
             command += ["--eprofile", str(srgb), "--intent", "perceptual"]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, check=True, capture_output=True, timeout=500)
         shown = Image.open(io.BytesIO(made.read_bytes())).convert("RGBA")
     white = Image.new("RGBA", shown.size, "white")
     return np.asarray(Image.alpha_composite(white, shown).convert("RGB"))

@@ -154,7 +154,7 @@ def test_the_defaults_are_not_refused() -> None:
 
 def test_reading_the_defaults_imports_no_torch() -> None:
     code = "import sys, app.pipelines.builtin; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=500).returncode == 0
 
 
 def test_the_model_card_names_every_photo_and_its_terms() -> None:

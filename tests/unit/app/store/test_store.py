@@ -382,18 +382,18 @@ def test_an_event_is_never_seen_before_one_with_a_lower_number(
     def hesitate(tx: Transaction) -> None:
         append_event(tx, "a job", "accepted", {})
         entered.set()
-        assert leave.wait(30)
+        assert leave.wait(120)
 
     hesitating = threading.Thread(target=slow._database.run, args=(hesitate,))
     hesitating.start()
-    assert entered.wait(30)
+    assert entered.wait(120)
     adding = threading.Thread(target=quick.add, args=(make_spec(), IMAGE))
     adding.start()
     adding.join(0.3)
     seen = [event.seq for event in quick.events_after(0)]
     leave.set()
-    hesitating.join(30)
-    adding.join(30)
+    hesitating.join(120)
+    adding.join(120)
     seen += [event.seq for event in quick.events_after(max(seen, default=0))]
     assert seen == [event.seq for event in quick.events_after(0)]
     assert len(seen) == 2
@@ -472,7 +472,7 @@ def test_processes_that_claim_at_once_never_get_the_same_job(
     workers = [context.Process(target=_claim_all, args=(database_url, f"w{n}", results)) for n in range(2)]
     for worker in workers:
         worker.start()
-    claimed = [results.get(timeout=60) for _ in ids]
+    claimed = [results.get(timeout=120) for _ in ids]
     for worker in workers:
         worker.join(timeout=60)
     assert sorted(claimed) == sorted(ids)

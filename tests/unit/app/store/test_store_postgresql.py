@@ -55,18 +55,18 @@ def test_a_transaction_that_takes_long_keeps_no_other_from_writing(
     def hesitate(tx: Transaction) -> None:
         append_event(tx, "a job", "accepted", {})
         entered.set()
-        assert leave.wait(30)
+        assert leave.wait(120)
 
     hesitating = threading.Thread(target=slow._database.run, args=(hesitate,))
     hesitating.start()
-    assert entered.wait(30)
+    assert entered.wait(120)
     job = quick.add(make_spec(), IMAGE)
     claim = quick.claim("w")
     assert claim is not None
     seen = quick.events_after(0)
     assert [event.kind for event in seen] == ["accepted", "claimed"], "an open transaction hides no event"
     leave.set()
-    hesitating.join(30)
+    hesitating.join(120)
     later = quick.events_after(seen[-1].seq)
     assert [event.job_id for event in later] == ["a job"], "what is committed later has a later number"
     assert quick.finish(job.id, claim.token, status=JobStatus.SUCCEEDED)
@@ -125,12 +125,12 @@ def test_events_of_one_job_are_numbered_in_the_order_of_its_changes(
     def late(tx: Transaction) -> None:
         tx.execute(text("create temporary table early (n int)"))  # it has a transaction id now
         begun.set()
-        assert changed.wait(30)
+        assert changed.wait(120)
         tx.execute(text("select 1 from jobs where id = :id for update"), {"id": job.id})
         append_event(tx, job.id, "second", {})
 
     def soon(tx: Transaction) -> None:
-        assert begun.wait(30)
+        assert begun.wait(120)
         tx.execute(text("select 1 from jobs where id = :id for update"), {"id": job.id})
         append_event(tx, job.id, "first", {})
 
@@ -138,7 +138,7 @@ def test_events_of_one_job_are_numbered_in_the_order_of_its_changes(
     waiting.start()
     second._database.run(soon)
     changed.set()
-    waiting.join(30)
+    waiting.join(120)
     assert [event.kind for event in reader.events_after(0)][-2:] == ["first", "second"]
 
 
@@ -185,7 +185,7 @@ def test_one_key_used_twice_at_once_makes_one_job(open_store: OpenStore, make_sp
     together = threading.Barrier(len(stores))
 
     def submit(store: JobStore) -> tuple[str, bool]:
-        together.wait(30)
+        together.wait(120)
         job, new = store.submit(same)
         return job.id, new
 
@@ -255,7 +255,7 @@ def test_transactions_that_lock_the_same_jobs_in_other_orders_all_succeed(
             tx.execute(text("update jobs set skips = skips + 1 where id = :id"), {"id": job_id})
             if number == 0 and not hasattr(met_once, "done"):
                 met_once.done = True
-                met.wait(30)
+                met.wait(120)
 
     def run(store: JobStore, order: list[str]) -> None:
         store._database.run(lambda tx: change(order, tx))
@@ -292,7 +292,7 @@ def test_a_host_that_vanishes_inside_a_transaction_stops_the_others_for_seconds_
     lost = context.Process(target=_hold_a_job, args=(database_url, job.id, holds), daemon=True)
     lost.start()
     try:
-        assert holds.wait(60)
+        assert holds.wait(120)
         assert lost.pid is not None
         os.kill(lost.pid, signal.SIGSTOP)
         before = time.monotonic()
@@ -305,7 +305,7 @@ def test_a_host_that_vanishes_inside_a_transaction_stops_the_others_for_seconds_
         waited = time.monotonic() - before
     finally:
         lost.kill()
-        lost.join(30)
+        lost.join(120)
     assert waited < postgresql.IDLE_IN_TRANSACTION_SECONDS + postgresql.LOCK_TIMEOUT_SECONDS
     assert "lost" not in [event.kind for event in store.events_after(0)]
 
@@ -313,18 +313,18 @@ def test_a_host_that_vanishes_inside_a_transaction_stops_the_others_for_seconds_
 def test_a_waiting_worker_is_woken_when_a_job_is_queued(open_store: OpenStore, make_spec: MakeSpec) -> None:
     store, woken = open_store(), threading.Semaphore(0)
     assert store.on_queued(woken.release)
-    assert woken.acquire(timeout=30), "once, when it begins to listen"
+    assert woken.acquire(timeout=120), "once, when it begins to listen"
     job = open_store().add(make_spec(), IMAGE)
-    assert woken.acquire(timeout=30)
+    assert woken.acquire(timeout=120)
     claim = store.claim("w")
     assert claim is not None
     store.release(job.id, claim.token, "test")
-    assert woken.acquire(timeout=30)
+    assert woken.acquire(timeout=120)
     claim = store.claim("w")
     assert claim is not None
     store.finish(job.id, claim.token, status=JobStatus.FAILED)
     store.queue_again(job.id)
-    assert woken.acquire(timeout=30)
+    assert woken.acquire(timeout=120)
     assert not woken.acquire(blocking=False), "nothing else wakes it"
 
 

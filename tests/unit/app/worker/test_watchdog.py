@@ -54,7 +54,7 @@ def test_a_job_stops_when_its_lease_ends_although_the_database_does_not_answer(
             control.pause(60)
         assert answers == [], "the heartbeat still waits"
         intruder.execute("rollback")
-    beating.join(30)
+    beating.join(120)
 
 
 def test_a_renewed_lease_counts_from_when_the_renewal_was_sent(

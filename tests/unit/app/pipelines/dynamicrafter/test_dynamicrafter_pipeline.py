@@ -426,4 +426,4 @@ def test_the_published_values_can_be_read_without_torch() -> None:
         "import sys; from app.pipelines.dynamicrafter import DEFAULTS; "
         "assert DEFAULTS[1024].fs == 10; assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=500)
