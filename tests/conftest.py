@@ -67,15 +67,6 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         freeze_garbage_collection()  # libraries, too, that this file's tests have imported
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    if config.getvalue("dist") != "loadfile":
-        return None
-    from sharing_files import SharingFiles
-
-    return SharingFiles(config, log)
-
-
 @pytest.fixture(scope="session")
 def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of the stub NVIDIA driver, `libnvidia-ml.so.1`, freshly compiled."""

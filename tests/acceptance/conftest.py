@@ -21,11 +21,11 @@ def start_service(built_model: Path, tmp_path: Path) -> Iterator[StartService]:
     yield from service_starter(built_model, tmp_path / "data")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_service(built_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    """One service for all tests that ask for it; what one test leaves behind, the next must live with.
+    """One service for all tests of a file; what one test leaves behind, the next must live with.
 
-    `tests/sharing_files.py` has their files run one after another in one process.
+    It does not calibrate: on a busy machine, decodes of fractions of a second say anything of what is fastest.
     """
     for start in service_starter(built_model, tmp_path_factory.mktemp("shared") / "data"):
-        yield start()
+        yield start(FRAMEFIT_CALIBRATE_SECONDS="0")
