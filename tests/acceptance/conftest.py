@@ -25,7 +25,7 @@ def start_service(built_model: Path, tmp_path: Path) -> Iterator[StartService]:
 def shared_service(built_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """One service for all tests of a file; what one test leaves behind, the next must live with.
 
-    It does not calibrate: on a busy machine, decodes of fractions of a second say anything of what is fastest.
+    It does not calibrate: on a busy machine, short decodes may say anything of what is fastest.
     """
     for start in service_starter(built_model, tmp_path_factory.mktemp("shared") / "data"):
         yield start(FRAMEFIT_CALIBRATE_SECONDS="0")

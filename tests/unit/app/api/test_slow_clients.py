@@ -5,6 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,25 +17,26 @@ from app.api.requests import bodies
 from app.config import Settings
 
 Connect = Callable[[], socket.socket]
+Start = Callable[..., Connect]
 SECONDS = 0.3
 
 
 @pytest.fixture
-def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
-    """Opens connections to a service that waits much shorter than it usually does."""
-    monkeypatch.setattr(server, "HEAD_SECONDS", SECONDS)
-    monkeypatch.setattr(bodies, "READ_SECONDS", SECONDS)
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 20)
-    opened: list[socket.socket] = []
-    with served(create_app(Settings(data_dir=tmp_path))) as address:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Starts a service that waits for so long, and gives what opens connections to it.
 
-        def one() -> socket.socket:
-            opened.append(socket.create_connection(address, timeout=120))
-            return opened[-1]
+    Only what a test is about waits for a fraction of a second: on a busy machine, that is soon over.
+    """
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 20)
+    with ExitStack() as opened:
+
+        def one(*, head_seconds: float = 60.0, read_seconds: float = 60.0) -> Connect:
+            monkeypatch.setattr(server, "HEAD_SECONDS", head_seconds)
+            monkeypatch.setattr(bodies, "READ_SECONDS", read_seconds)
+            address = opened.enter_context(served(create_app(Settings(data_dir=tmp_path))))
+            return lambda: opened.enter_context(socket.create_connection(address, timeout=120))
 
         yield one
-        for connection in opened:
-            connection.close()
 
 
 def answer_of(connection: socket.socket) -> tuple[int, dict[str, object]]:
@@ -65,13 +67,15 @@ def endless(first: bytes, then: bytes) -> Iterator[bytes]:
         yield then
 
 
-def test_a_head_that_does_not_end_is_cut_off(connect: Connect) -> None:
+def test_a_head_that_does_not_end_is_cut_off(start: Start) -> None:
+    connect = start(head_seconds=SECONDS)
     silent, slow = connect(), connect()
     dribble(slow, endless(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", b"X-A: b\r\n"))
     assert answer_of(silent)[1]["code"] == "head_too_slow"
 
 
-def test_a_body_that_does_not_end_is_cut_off(connect: Connect) -> None:
+def test_a_body_that_does_not_end_is_cut_off(start: Start) -> None:
+    connect = start(read_seconds=SECONDS)
     head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n"
     slow = connect()
     slow.sendall(head + b"{")
@@ -80,7 +84,8 @@ def test_a_body_that_does_not_end_is_cut_off(connect: Connect) -> None:
     dribble(connect(), endless(head, b" "))
 
 
-def test_a_body_for_a_route_that_takes_none_does_not_keep_the_connection(connect: Connect) -> None:
+def test_a_body_for_a_route_that_takes_none_does_not_keep_the_connection(start: Start) -> None:
+    connect = start(head_seconds=SECONDS, read_seconds=SECONDS)
     dribble(
         connect(), endless(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n", b"x")
     )
@@ -98,8 +103,8 @@ def test_a_body_for_a_route_that_takes_none_does_not_keep_the_connection(connect
     ],
     ids=["many headers", "long path", "long header", "no HTTP", "negative length", "unknown coding"],
 )
-def test_a_head_that_is_none_is_refused_with_a_document(connect: Connect, head: bytes) -> None:
-    connection = connect()
+def test_a_head_that_is_none_is_refused_with_a_document(start: Start, head: bytes) -> None:
+    connection = start()()
     with contextlib.suppress(OSError):  # refused before all of it was sent
         connection.sendall(head)
     status, body = answer_of(connection)
@@ -107,7 +112,9 @@ def test_a_head_that_is_none_is_refused_with_a_document(connect: Connect, head: 
     assert body["code"] == "bad_request"
 
 
-def test_one_that_keeps_to_the_rules_is_served_again_on_its_connection(connect: Connect) -> None:
+def test_one_that_keeps_to_the_rules_is_served_again_on_its_connection(start: Start) -> None:
+    connect = start(head_seconds=SECONDS)
+
     def answered() -> bool:
         """Whether three requests on one connection were, whose pauses together are longer than one may be."""
         connection = connect()
