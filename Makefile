@@ -30,12 +30,12 @@ $(VENV)/.generator: | $(BIN)/python
 	$(GENERATOR)/bin/python -m pip install -q $(PIP_OPTIONS) openapi-python-client==0.29.1
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python $(VENV)/.generator
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.run
 
 env: $(VENV)/.run ## create the virtual environment
-dev: $(VENV)/.dev ## create the virtual environment with the development tools
+dev: $(VENV)/.dev $(VENV)/.generator ## create the virtual environment with the development tools
 
 run: $(VENV)/.run ## start the service on 127.0.0.1:8000
 	$(BIN)/framefit serve $(ARGS)
@@ -63,7 +63,7 @@ format: $(VENV)/.dev ## fix and format the code with ruff
 	$(BIN)/ruff format .
 
 # Three test files at a time on two cores, one thread each: real decodes use a core, and tests of the whole service mostly wait.
-test: $(VENV)/.dev ## run every test that needs neither a GPU nor a container engine
+test: $(VENV)/.dev $(VENV)/.generator ## run every test that needs neither a GPU nor a container engine
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-docker: $(VENV)/.dev ## build the image and test it in a container engine

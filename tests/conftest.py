@@ -19,6 +19,7 @@ from app.service.logs import OWN_LOGGERS
 # The tests start hundreds of processes. With this variable, each would compile 190 files of the project.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+SHORT_FILES = Path(__file__).parent / "unit" / "app" / "store"  # each takes some seconds
 ALLOWED_SKIPS = Path(__file__).parents[1] / ".ci" / "allowed-skips.txt"
 
 
@@ -55,6 +56,12 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A long file at the end would leave the other cores idle.
+    items.sort(key=lambda item: item.path.is_relative_to(SHORT_FILES))
 
 
 def pytest_collection_finish() -> None:
