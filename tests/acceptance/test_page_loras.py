@@ -12,7 +12,7 @@ from typing import Any
 import diffusers
 import httpx
 import pytest
-from browser import CHROMIUM, api_alone, chromium
+from browser import CHROMIUM, Browser, api_alone, chromium
 from lora_files import write_lora
 
 from app.config import Settings
@@ -32,11 +32,12 @@ open = []
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    models = tmp_path / "models.toml"
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    place = tmp_path_factory.mktemp("loras")
+    models = place / "models.toml"
     models.write_text(FIXED)
-    settings = Settings(data_dir=tmp_path / "data", models_file=models, model="tiny")
+    settings = Settings(data_dir=place / "data", models_file=models, model="tiny")
     folder = tiny.build(settings.models_dir / "tiny")
     transformer = diffusers.LTXVideoTransformer3DModel.from_pretrained(folder / "transformer")
     for name in ("oil", "ink"):
@@ -45,11 +46,16 @@ def url(tmp_path: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
 @pytest.fixture
-def page(url: str) -> Iterator[Any]:
-    with chromium() as browser:
-        page = browser.new_page()
-        page.set_default_timeout(120_000)
+def page(browser: Browser, url: str) -> Iterator[Any]:
+    with browser.new_context() as context:
+        page = context.new_page()
         page.goto(url)
         page.wait_for_selector("#lora-rows .row", state="attached")
         page.evaluate("document.querySelectorAll('#form details').forEach(each => each.open = true)")

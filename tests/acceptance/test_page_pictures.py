@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, chromium
+from browser import CHROMIUM, Browser, chromium
 from PIL import Image
 from running_service import RunningService
 
@@ -37,12 +37,18 @@ CHOSEN_AND_REMOVED = """async () => {
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
 @pytest.fixture
-def page(shared_service: RunningService) -> Iterator[Any]:
+def page(browser: Browser, shared_service: RunningService) -> Iterator[Any]:
     """The page; an error of its scripts fails the test."""
     errors: list[str] = []
-    with chromium() as browser:
-        opened = browser.new_page()
+    with browser.new_context() as context:
+        opened = context.new_page()
         opened.on("pageerror", lambda error: errors.append(str(error)))
         opened.goto(str(shared_service.http.base_url))
         opened.wait_for_selector(".rung.chosen", timeout=60_000)
