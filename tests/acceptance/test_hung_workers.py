@@ -7,7 +7,7 @@ from running_service import START_SECONDS, StartService
 from waiting import wait_for
 
 # Denoises long enough to be caught at it on a fast machine.
-FIELDS = {"width": 512, "height": 512, "num_frames": 49, "num_inference_steps": 100, "fps": 24}
+FIELDS = {"width": 256, "height": 256, "num_frames": 49, "num_inference_steps": 60, "fps": 24}
 SHORT = {
     "FRAMEFIT_LEASE_SECONDS": "8",
     "FRAMEFIT_HEARTBEAT_SECONDS": "1",

@@ -164,7 +164,7 @@ def test_a_size_the_model_cannot_make_is_corrected_with_one_click(open_page: Any
     page.click("form summary >> nth=0")
     page.fill("[name=width]", "250")
     page.wait_for_selector("[name=width][aria-invalid=true]")
-    assert "multiple of 32" in page.inner_text("#plan-lead")
+    page.wait_for_selector("#plan-lead:has-text('multiple of 32')")
     page.click("#plan-fixes button:has-text('Use 256')")
     page.wait_for_selector(".rung.chosen")
     assert page.input_value("[name=width]") == "256"
@@ -221,8 +221,8 @@ def test_a_last_image_is_dropped_and_sent_and_a_refusal_is_shown_in_units(open_p
     assert b'name="image"' in sent[0]
     assert b'name="last_image"; filename="dropped.png"' in sent[0]
     page.click(".remove")
-    page.click("#submit")
-    page.wait_for_function("() => !document.querySelector('#submit').disabled")
+    with page.expect_response("**/generate"):
+        page.click("#submit")
     assert b'name="last_image"' not in sent[1]
 
 

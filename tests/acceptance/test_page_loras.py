@@ -110,7 +110,7 @@ def test_loras_are_among_what_is_used_again_and_copied(page: Any, url: str, tmp_
 
 def test_what_a_model_fixes_is_shown_and_cannot_be_changed(page: Any, url: str) -> None:
     page.select_option("[name=model]", "fixed")
-    assert page.input_value("[name=num_inference_steps]") == "2"
+    page.wait_for_function("document.querySelector('[name=num_inference_steps]').value === '2'")
     for name in ("num_inference_steps", "guidance_scale", "negative_prompt"):
         assert page.is_disabled(f"[name={name}]")
     assert page.get_by_label("oil", exact=True).is_checked()

@@ -81,17 +81,17 @@ def test_a_refusal_has_the_focus_beside_the_button_with_all_settings_open(
     page.click("form summary >> nth=0")
     page.click("#submit")
     page.wait_for_selector("#form-error:has-text('Choose an image first.')")
-    assert page.evaluate("document.activeElement.id") == "form-error"
-    assert page.evaluate(IN_VIEW, "#form-error")
-    assert page.evaluate(IN_VIEW, "#submit")
+    page.wait_for_function("document.activeElement.id === 'form-error'")
+    page.wait_for_function(IN_VIEW, arg="#form-error")
+    page.wait_for_function(IN_VIEW, arg="#submit")
     page.click("#show-field")
-    assert page.evaluate("document.activeElement.id") == "image"
-    assert page.evaluate(IN_VIEW, ".drop[for=image]")
+    page.wait_for_function("document.activeElement.id === 'image'")
+    page.wait_for_function(IN_VIEW, arg=".drop[for=image]")
     page.fill("[name=width]", "250")
     page.wait_for_selector("#plan-lead:has-text('multiple of 32')")
     assert not page.is_visible("#form-error"), "what is typed since may have mended it"
-    assert page.evaluate(IN_VIEW, "#plan-lead")
-    assert page.evaluate(IN_VIEW, "#plan-fixes button")
+    page.wait_for_function(IN_VIEW, arg="#plan-lead")
+    page.wait_for_function(IN_VIEW, arg="#plan-fixes button")
     page.click("#submit")  # the image is asked for first; then the service refuses in the words of the plan
     page.wait_for_selector("#form-error:has-text('Choose an image first.')")
     assert page.is_visible("#plan-lead")
@@ -121,7 +121,7 @@ def test_a_file_that_is_no_image_is_said_to_be_none_without_a_broken_picture(
     page.set_input_files("#image", wrong)
     page.wait_for_selector(".unseen.error:has-text('notes.png: The file is not an image')")
     assert not page.is_visible(".drop[for=image] img")
-    assert page.evaluate(IN_VIEW, "#plan-lead")
+    page.wait_for_function(IN_VIEW, arg="#plan-lead")
     page.fill("#prompt", "a wall")
     page.click("#submit")
     page.wait_for_selector("#form-error:has-text('The file is not an image')")
