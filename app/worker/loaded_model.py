@@ -1,8 +1,8 @@
-"""A loaded model: denoises requests to latents and opens the decodes of recorded ones.
+"""A loaded model: denoises requests to latents; `app.worker.roles.loaded_vae` decodes them.
 
 Owns the use of one diffusers pipeline. Knows a request as a `JobSpec`; must not know the job table or files.
 
-Longer than 300 lines: every decode, in its dtype and on its device, needs the same loaded parts.
+Longer than 300 lines: what moves weights, denoises and learns needs the same loaded parts.
 """
 
 import logging
@@ -10,51 +10,39 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_module
 
-from adaptive.decoding.calibrate import Measurement, calibrate
 from adaptive.decoding.encoder import AdaptiveEncoder
 from adaptive.denoise.preview.latent_layout import LatentLayout
-from adaptive.denoise.preview.pixel_map import PixelMap
 from adaptive.denoise.self_test import Recording
 from adaptive.denoise.watch import DenoiseHandler, watch
 from adaptive.device.out_of_memory import is_out_of_memory, release_frames
-from adaptive.device.probe import MemoryProbe, open_probe
-from adaptive.errors import DecodeOutOfMemory, DoesNotFit, UnsupportedVae
-from adaptive.memory.learned_costs import LearnedCosts
+from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.pipelines.capture import capture, kept_frames
 from adaptive.pipelines.encode_call import AdaptiveEncodeCall
 from adaptive.pipelines.in_place import DecodeCall, decoding_in_place
-from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
+from adaptive.pipelines.recorded_call import RecordedClip
 from adaptive.planning.planner import Placement, Policy
 from adaptive.planning.weight_placement import PlacementKind, Stage
-from adaptive.stream import self_test
-from adaptive.types import MeasuredPeak, MemoryReading, VideoShape
+from adaptive.types import MeasuredPeak, VideoShape
 from app.config import Settings
 from app.fields.keyframes import PICTURES
 from app.jobs import JobSpec, Json
 from app.models import profiles
 from app.models.entries import ModelEntry
-from app.models.loading import PlacedJob, PlacedPipeline, load_vae
+from app.models.loading import PlacedJob, PlacedPipeline
 from app.models.place_weights import DENOISERS, is_grouped
 from app.models.requirements import denoise_key, denoise_positions
 from app.pipelines.frames import added_latent_frames
 from app.worker.decoding import (
     DecodeContext,
-    Decoding,
     OnEvent,
-    WaitForMemory,
-    check_fits,
-    load_learned_costs,
-    video_shape,
 )
-from app.worker.device_errors import device_fault, translated_device_errors
+from app.worker.device_errors import translated_device_errors
 from app.worker.finite import check_clip
-from app.worker.float32_vae import Float32Vae, load_in_float32
 from app.worker.idle_weights import IdleWeights
 from app.worker.loras.switch import AppliedLoras
 from app.worker.pipeline_call import (
@@ -75,6 +63,7 @@ from app.worker.placement import (
     placement_now,
     replaced,
 )
+from app.worker.roles.loaded_vae import LoadedVae
 from app.worker.vae_precision import EncodeInVaeDtype
 
 log = logging.getLogger(__name__)
@@ -85,8 +74,8 @@ def unrecorded(*_: Any) -> AbstractContextManager[Callable[[], object]]:
     return nullcontext(lambda: None)
 
 
-class LoadedModel:
-    """A placed pipeline. Its VAE decodes in chunks unless `check_streaming` finds that they are not exact.
+class LoadedModel(LoadedVae):
+    """A placed pipeline, and the decodes of its VAE.
 
     The constructor raises `UnsuitablePipeline` for a pipeline that does not accept a request's arguments.
     """
@@ -99,8 +88,7 @@ class LoadedModel:
         device: torch.device,
         context: DecodeContext,
     ) -> None:
-        self.entry = entry
-        self.device = device
+        super().__init__(entry, placed.pipe.vae, settings, device, context)
         check_call(placed.pipe, entry)
         check_last_image(placed.pipe, entry)
         self._pipe = placed.pipe
@@ -108,9 +96,6 @@ class LoadedModel:
         self._placed_before: PlacedPipeline | None = None  # before a job that ran out of memory
         self._denoises_on_host = False  # its denoisers have lost their hooks
         self._quantized = placed.quantized
-        self._settings = settings
-        self._context = context
-        self._streams = True
         self.not_resumable: str | None = "it was not tested"  # why the denoise has no checkpoints
         # What the pipeline does with decoded frames in its call, if it needs them there: it decodes in place.
         self.in_place = entry.in_place_because
@@ -118,7 +103,6 @@ class LoadedModel:
         policy = Policy(reserve_bytes=settings.reserve_bytes)
         vae = placed.pipe.vae
         self._encode = AdaptiveEncodeCall(vae, AdaptiveEncoder(vae, probe=context.probe, policy=policy))
-        self.host_learned_costs: LearnedCosts | None = None  # set once a decode ran on the CPU in its place
         self._loras = AppliedLoras(placed.pipe, settings.lora_folder)
         self._note_idle_weights()
 
@@ -146,15 +130,6 @@ class LoadedModel:
         """Whether the weights are those published, none quantized."""
         return not self._quantized
 
-    @property
-    def pixel_map(self) -> PixelMap | None:
-        """What shows latents as pictures; None without one that is good enough."""
-        return self._context.pixel_map
-
-    @pixel_map.setter
-    def pixel_map(self, fitted: PixelMap) -> None:
-        self._context = replace(self._context, pixel_map=fitted)
-
     def rest(self) -> None:
         """Let parts that are offloaded leave the device."""
         self._placed.return_to_host()
@@ -165,36 +140,6 @@ class LoadedModel:
         if self.exact:
             return {"exact": True}
         return {"exact": False, "quantized": list(self._quantized), "weights": "int8"}
-
-    @property
-    def vae_dtype(self) -> torch.dtype:
-        """The dtype in which the VAE decodes."""
-        dtype: torch.dtype = self._pipe.vae.dtype
-        return dtype
-
-    @property
-    def vae_weight_bytes(self) -> int:
-        """Bytes of the VAE's parameters and buffers."""
-        vae = self._pipe.vae
-        return sum(t.numel() * t.element_size() for t in [*vae.parameters(), *vae.buffers()])
-
-    def check_streaming(self, on_event: OnEvent) -> None:
-        """Compare streamed with batched decoding on this VAE; if they differ, decode it in one call only.
-
-        This also loads the device's kernels, which torch loads lazily, before the first decode is planned.
-        """
-        self._streams = self._streams_exactly(self._pipe.vae, on_event)
-
-    def _streams_exactly(self, vae: Any, on_event: OnEvent) -> bool:
-        try:
-            self_test(vae)
-        except Exception as error:
-            if is_out_of_memory(error) or device_fault(error) is not None:
-                raise  # it says nothing about streaming
-            log.warning("streaming_self_test_failed model=%s reason=%s", self.entry.name, error)
-            on_event("self_test_failed", {"model": self.entry.name, "reason": str(error)})
-            return False
-        return True
 
     def place_for(self, spec: JobSpec, on_event: OnEvent, *, cautious: bool = True) -> None:
         """Move the weights to the fastest placement for the job in the memory that is free now.
@@ -307,11 +252,6 @@ class LoadedModel:
             raise refusal
         self._placed = replace(self._placed, plan=before.plan)
 
-    @property
-    def probe(self) -> MemoryProbe:
-        """Measures the device's memory."""
-        return self._context.probe
-
     def learn_denoise(self, spec: JobSpec, measured: MeasuredPeak | None, step_seconds: float | None) -> None:
         """Learn what the steps of a denoise took above the weights, and how long one took."""
         costs, profile = self._context.learned_costs.denoise, self._context.profile
@@ -337,10 +277,6 @@ class LoadedModel:
         if least_bytes > self.probe.noise_bytes:
             costs = self._context.learned_costs.denoise
             costs.out_of_memory(denoise_key(self.entry), least_bytes, self.memory().free_bytes)
-
-    def memory(self) -> MemoryReading:
-        """The device's memory now."""
-        return self._context.probe.read()
 
     def release(self) -> None:
         """Free cached memory, and bring components back to the host that a failed move left half there."""
@@ -503,123 +439,9 @@ class LoadedModel:
             finally:
                 self._placed.return_to_host()  # also after an error: offloaded parts must leave the device
 
-    def check_fits(self, clip: RecordedClip, spec: JobSpec) -> None:
-        """Raise `ValueError` unless this VAE decodes the clip to the video that the request asks for."""
-        check_fits(self._pipe.vae, clip, VideoShape(spec.num_frames, spec.height, spec.width))
-
-    def video_shape(self, clip: RecordedClip) -> VideoShape:
-        """The shape of the video that the clip's calls decode to."""
-        return video_shape(self._pipe.vae, clip)
-
-    def open_decode(
-        self,
-        recorded: RecordedDecode,
-        spec: JobSpec,
-        on_event: OnEvent,
-        wait_for_memory: WaitForMemory | None = None,
-    ) -> Decoding:
-        """Plan the decode in the memory that is free now. Raises `DoesNotFit`.
-
-        `wait_for_memory` waits where another program takes it later; see `AdaptiveDecoder`.
-        """
-        vae = self._pipe.vae
-        if self.entry.decode_dtype != self.entry.dtype:  # the pipeline may leave the conversion to others
-            recorded = recorded.to(recorded.latents.device, vae.dtype)
-        return self._decoding(vae, recorded, self._policy(spec), self._context, on_event, wait_for_memory)
-
-    def _decoding(self, *arguments: Any) -> Decoding:
-        """A decode. One in place gathers its frames on the device, so its plan leaves room for them."""
-        return Decoding(*arguments, keeps_output=self.in_place is not None)
-
-    def open_decode_on_host(
-        self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent, retry: Json | None = None
-    ) -> Decoding:
-        """Plan the decode on the CPU with a second copy of the VAE in float32.
-
-        For decodes that the device cannot hold. The arithmetic is the same with less rounding, so the result
-        is no less exact; a decoder that injects noise draws different noise here. `retry` goes into the
-        report. Raises `DoesNotFit`.
-        """
-        host = torch.device("cpu")
-        if self.host_learned_costs is None:
-            self.host_learned_costs = load_learned_costs(self._settings, host)
-        context = DecodeContext(
-            open_probe("cpu"), None, self.host_learned_costs, retry=retry, pixel_map=self.pixel_map
-        )
-        vae = load_vae(self.entry, self._settings).to(torch.float32)
-        return self._decoding(vae, recorded.to(host, torch.float32), self._policy(spec), context, on_event)
-
-    def open_decode_in_float32(
-        self,
-        recorded: RecordedDecode,
-        copy: Float32Vae,
-        spec: JobSpec,
-        on_event: OnEvent,
-        retry: Json,
-        wait_for_memory: WaitForMemory | None = None,
-    ) -> Decoding:
-        """Plan the decode with the copy of `load_vae_in_float32`. Raises `DoesNotFit`."""
-        context = replace(self._context, profile=None, retry=retry)
-        policy = self._policy(spec, streams=copy.streams)
-        recorded = recorded.to(self.device, torch.float32)
-        return self._decoding(copy.vae, recorded, policy, context, on_event, wait_for_memory)
-
-    def load_vae_in_float32(self, on_event: OnEvent) -> Float32Vae:
-        """A second copy of the VAE on the device, its weights read in float32.
-
-        It has a self-test of its own: values that are not finite fail the one in half precision. Raises as
-        `load_in_float32` does.
-        """
-        return load_in_float32(
-            self.entry,
-            self._settings,
-            self.device,
-            self._context,
-            needed_bytes=self.vae_weight_bytes * torch.float32.itemsize // self.vae_dtype.itemsize,
-            streams_exactly=partial(self._streams_exactly, on_event=on_event),
-        )
-
     def idle_report(self) -> Json:
         """The bytes that a decode may drop from the device and the seconds to restore them, as JSON."""
         idle = self._context.idle
         if idle is None:
             return {}
         return {"droppable_bytes": idle.droppable_bytes, "reload_seconds": round(idle.reload_seconds, 3)}
-
-    def calibrate(self, limit_seconds: float) -> None:
-        """Time small decodes of the VAE for at most `limit_seconds`, unless its speed is known already.
-
-        Where the memory for them is missing now, speed is learned from the first jobs.
-        """
-        context, vae = self._context, self._pipe.vae
-        if limit_seconds <= 0 or context.profile is None:
-            return
-        if context.learned_costs.speeds.model(context.profile) is not None:
-            return
-        done: list[Measurement] = []
-        try:
-            done = calibrate(
-                vae,
-                context.profile,
-                context.probe,
-                context.learned_costs,
-                limit_seconds=limit_seconds,
-                reserve_bytes=self._settings.reserve_bytes,
-            )
-        except Exception as error:
-            if not isinstance(error, DoesNotFit | DecodeOutOfMemory) and not is_out_of_memory(error):
-                raise
-            log.warning("calibration_skipped model=%s reason=%s", self.entry.name, error)
-        self._placed.return_to_host()
-        log.info("model_calibrated model=%s decodes=%d", self.entry.name, len(done))
-
-    def _policy(self, spec: JobSpec, *, streams: bool | None = None) -> Policy:
-        streams = self._streams if streams is None else streams
-        return Policy(
-            strategy=spec.decode_strategy.value if streams else "batched",
-            frames_per_chunk=spec.frames_per_chunk if streams else None,
-            exact_only=spec.exact_only,
-            budget_bytes=spec.memory_budget_bytes,
-            reserve_bytes=self._settings.reserve_bytes,
-            allow_cpu=self._settings.allow_cpu,
-        )

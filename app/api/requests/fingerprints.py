@@ -44,6 +44,4 @@ def former_fingerprint(
         return None
     measured = submission.spec.model_dump(include=set(MEASURED))
     spec = spec.model_copy(update=measured)
-    return request_fingerprint(
-        spec, fields, submission.image, submission.last_image, submission.keyframes
-    )
+    return request_fingerprint(spec, fields, submission.image, submission.last_image, submission.keyframes)

@@ -27,7 +27,7 @@ from app.config import Settings
 from app.loops import one_line
 from app.models.profiles import make_folder_of
 from app.worker.device_errors import device_fault
-from app.worker.loaded_model import LoadedModel
+from app.worker.roles.loaded_vae import LoadedVae
 
 log = logging.getLogger(__name__)
 PHOTOGRAPH = Path(__file__).parents[2] / "assets" / "demo.jpg"
@@ -37,12 +37,12 @@ _NUMBERS = 64  # of each parameter, in the digest
 _fitted: dict[str, PixelMap] = {}
 
 
-def prepare_pixel_map(model: LoadedModel, settings: Settings) -> None:
+def prepare_pixel_map(model: LoadedVae, settings: Settings) -> None:
     """Let the model show latents as pictures, if a map of its VAE is good enough.
 
     Where memory is missing for the fit now, there is none until the model is loaded again.
     """
-    vae = model.pipe.vae
+    vae = model.vae
     try:
         digest = _digest(vae)
         path = settings.profiles_dir / f"pixels-{digest}.json"

@@ -22,7 +22,7 @@ from app.worker.decoding import Decoding, OnEvent, OutOfMemory, WaitForMemory
 from app.worker.finite import HALF, found_json
 from app.worker.float32_vae import Float32Vae
 from app.worker.job.failures import JobFailure
-from app.worker.loaded_model import LoadedModel
+from app.worker.roles.loaded_vae import LoadedVae
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Float32Decoder:
     Loads a second copy of the VAE when the first decode is opened.
     """
 
-    def __init__(self, model: LoadedModel, retry: Json) -> None:
+    def __init__(self, model: LoadedVae, retry: Json) -> None:
         self._model = model
         self._retry = retry
         self._copy: Float32Vae | None = None
@@ -44,7 +44,7 @@ class Float32Decoder:
         return self._model.device
 
     def video_shape(self, clip: RecordedClip) -> VideoShape:
-        """See `LoadedModel.video_shape`."""
+        """See `LoadedVae.video_shape`."""
         return self._model.video_shape(clip)
 
     def open_decode(
@@ -54,9 +54,9 @@ class Float32Decoder:
         on_event: OnEvent,
         wait_for_memory: WaitForMemory | None = None,
     ) -> Decoding:
-        """Plan the decode in the memory that is free now; see `LoadedModel.open_decode`.
+        """Plan the decode in the memory that is free now; see `LoadedVae.open_decode`.
 
-        Raises `DoesNotFit`, and what `LoadedModel.load_vae_in_float32` raises.
+        Raises `DoesNotFit`, and what `LoadedVae.load_vae_in_float32` raises.
         """
         if self._copy is None:
             self._copy = self._model.load_vae_in_float32(on_event)
@@ -65,14 +65,14 @@ class Float32Decoder:
         )
 
     def open_decode_on_host(self, recorded: RecordedDecode, spec: JobSpec, on_event: OnEvent) -> Decoding:
-        """See `LoadedModel.open_decode_on_host`, which decodes in float32 anyway."""
+        """See `LoadedVae.open_decode_on_host`, which decodes in float32 anyway."""
         return self._model.open_decode_on_host(recorded, spec, on_event, self._retry)
 
 
-Decoder = LoadedModel | Float32Decoder
+Decoder = LoadedVae | Float32Decoder
 
 
-def decode_or_repeat(decode: Callable[[Decoder], T], model: LoadedModel, on_event: OnEvent) -> T:
+def decode_or_repeat(decode: Callable[[Decoder], T], model: LoadedVae, on_event: OnEvent) -> T:
     """`decode(model)`; once more in float32 if it gave values that are not finite in half precision.
 
     Tells so with the event `decode_retry` before the second decode begins. Raises `JobFailure` with the code

@@ -112,7 +112,7 @@ def test_a_device_that_knows_how_fast_it_is_is_not_measured_again(
         learned_costs.speeds.observe(profile, shape, 1, 1.0)
         return []
 
-    monkeypatch.setattr("app.worker.loaded_model.calibrate", measured)
+    monkeypatch.setattr("app.worker.roles.loaded_vae.calibrate", measured)
     for limit in (0, 2, 3):
         full.calibrate(limit)
     assert calls == [2], "0 turns it off, and what is known is not measured"

@@ -134,7 +134,7 @@ def test_memory_that_is_missing_for_the_copy_in_float32_is_told_beside_what_it_w
         if vae.dtype == torch.float32:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("app.worker.loaded_model.self_test", only_in_half)
+    monkeypatch.setattr("app.worker.roles.loaded_vae.self_test", only_in_half)
     with spoilt(tmp_path, too_large_for_half, "float16") as served:
         job_id = served.submit()
         served.run_next()
