@@ -48,6 +48,8 @@ BLAME: Mapping[str, Blame] = {
     "worker_stopped": Blame.NOBODY,
     "made_way_for_a_smaller_job": Blame.NOBODY,
     "preempted": Blame.NOBODY,
+    "handed_over": Blame.NOBODY,
+    "decode_given_back": Blame.NOBODY,
 }
 
 

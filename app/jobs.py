@@ -44,8 +44,9 @@ class JobStatus(StrEnum):
 
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED})
 
-# running -> queued happens when a worker is lost or drains, or when the job yields to a smaller one or to one
-# of higher priority. Only an explicit redecode or retry leaves a terminal state.
+# running -> queued happens when a worker is lost or drains, when the job yields to a smaller one or to one of
+# higher priority, or when its decode is left to another worker. Only an explicit redecode or retry leaves a
+# terminal state.
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELED, JobStatus.FAILED}),
     JobStatus.RUNNING: frozenset({JobStatus.QUEUED, *TERMINAL}),
@@ -59,6 +60,7 @@ class Stage(StrEnum):
     """The current step of a job; finer than its status."""
 
     QUEUED = "queued"
+    DENOISED = "denoised"  # queued, its latents saved: it waits for a worker that decodes
     HELD = "held"  # queued behind the others, because its attempts are used up
     DOWNLOADING = "downloading"
     LOADING = "loading"
@@ -69,11 +71,12 @@ class Stage(StrEnum):
     FINISHED = "finished"
 
 
-# The job's progress (0..1) at the start and at the end of each stage that a worker is in.
+# The job's progress (0..1) at the start and at the end of each stage of its work.
 STAGE_PROGRESS = {
     Stage.DOWNLOADING: (0.0, 0.01),
     Stage.LOADING: (0.01, 0.02),
     Stage.DENOISING: (0.02, 0.8),
+    Stage.DENOISED: (0.8, 0.8),
     Stage.WAITING_FOR_MEMORY: (0.8, 0.8),
     Stage.DECODING: (0.8, 0.97),
     Stage.ENCODING: (0.97, 1.0),
@@ -270,7 +273,9 @@ class Job:
     gone. `attempts` are those that count, this one included, and `setbacks` how earlier ones ended
     (`app.attempts`). `webhook` tells how the newest delivery of its webhook goes, `preempted` how many
     `times` it gave way to a job of higher priority, the last time after `step` of `steps`, and `download` how
-    far the download of its model came, if there was one.
+    far the download of its model came, if there was one. `handover` tells which worker denoised it and left
+    the decode to another one (`app.store.backfill`). `kept_from_decoders`: a worker that only decodes gave it
+    back, and no other such one takes it.
     """
 
     id: str
@@ -305,6 +310,8 @@ class Job:
     webhook: Json | None = None
     preempted: Json | None = None
     download: Json | None = None
+    handover: Json | None = None
+    kept_from_decoders: bool = False
 
     @property
     def delete_requested(self) -> bool:

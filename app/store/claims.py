@@ -10,6 +10,8 @@ the queue and takes the first job that no other worker is about to take.
 
 A claim is on the disk before the worker hears of it. Were it forgotten in a crash of the server, the job's
 next claim would get the same token, and both workers could finish the job.
+
+Longer than 300 lines: the two databases' queries of a claim stand beside each other.
 """
 
 import json
@@ -20,6 +22,7 @@ from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
 
 from app.attempts import HELD_SECONDS
 from app.jobs import Claim, host_of
+from app.store.roles.parts import CONDITIONS, CONDITIONS_AT_ONCE, WHOLE_QUEUE, Part, Share
 from app.store.rows import JOB_COLUMNS, append_event, fetch_job, job_of
 from app.store.transaction import NOW, Statement, Transaction
 
@@ -52,55 +55,74 @@ TAKE = text("""
 """)
 
 
-def _prepared(sql: str, *, some_models: bool) -> TextClause:
-    query = text(complete := sql.replace("{models}", _OF_MODELS if some_models else ""))
-    return query.bindparams(bindparam("models", expanding=True)) if ":models" in complete else query
+def prepared(sql: str, share: Share, *, some_models: bool) -> TextClause:
+    """Return a query of one share of the queue, whose lists of models SQLAlchemy expands."""
+    complete = sql.replace("{part}", CONDITIONS[share]).replace("{models}", _OF_MODELS if some_models else "")
+    lists = [name for name in ("models", "left_models") if f":{name}" in complete]
+    return text(complete).bindparams(*(bindparam(name, expanding=True) for name in lists))
 
 
-def _by_models(sql: str) -> dict[bool, TextClause]:
-    return {some: _prepared(sql, some_models=some) for some in (False, True)}
+_ByPart = dict[tuple[bool, Share], TextClause]
+
+
+def _by_part(sql: str) -> _ByPart:
+    return {
+        (some, share): prepared(sql, share, some_models=some) for some in (False, True) for share in Share
+    }
 
 
 # The jobs of each model that fit. Their order lets SQLite find them by the index by model and need.
-_OF_ONE = f"select id, rank from jobs where status = 'queued' and model = m.model and {_FITS}"
+_OF_ONE = f"select id, rank from jobs where status = 'queued' and model = m.model and {_FITS}{{part}}"
 _FITTING = f"select sum((select count(*) from ({_OF_ONE}{{order}} limit {FEW + 1}) fitting)) as fitting from"
-_COUNT_FITTING = text(
-    _FITTING.format(order=" order by coalesce(needed_bytes, 0)")
-    + " (select value as model from json_each(:models)) m"
-)
-_COUNT_FITTING_AT_ONCE = Statement.of(
-    _FITTING.format(order="") + " unnest(cast(:models as text[])) m (model)"
-)
+_COUNT_FITTING = {
+    share: prepared(
+        _FITTING.replace("{order}", " order by coalesce(needed_bytes, 0)")
+        + " (select value as model from json_each(:named)) m",
+        share,
+        some_models=False,
+    )
+    for share in Share
+}
+_COUNT_FITTING_AT_ONCE = {
+    share: Statement.of(
+        _FITTING.replace("{order}", "").replace("{part}", condition)
+        + " unnest(cast(:models as text[])) m (model)"
+    )
+    for share, condition in CONDITIONS_AT_ONCE.items()
+}
 # Where a job is looked for: the queue's head; jobs that the index by model and need finds; the whole queue.
 # SQLite:
 _COLUMNS = "id, model, priority, skips, queued_at"
+_HEAD_COLUMNS = "id, model, needed_bytes, rank, latents_path, kept_from_decoders"
 _BEST = f"""
     select {_COLUMNS} from jobs
     where id in ({{place}}) and status = 'queued' and {_ALONE.format(now=":now")} {_FIRST} 1
 """
 _AT_HEAD = f"""
     select id from (
-        select id, model, needed_bytes, rank from jobs where status = 'queued' {_FIRST} {HEAD}
-    ) head where {_FITS}{{models}} {_FIRST} {CANDIDATES}
+        select {_HEAD_COLUMNS} from jobs where status = 'queued' {_FIRST} {HEAD}
+    ) head where {_FITS}{{models}}{{part}} {_FIRST} {CANDIDATES}
 """
-_ANYWHERE = f"select id from jobs where status = 'queued' and {_FITS}{{models}} {_FIRST} {CANDIDATES}"
+_ANYWHERE = f"select id from jobs where status = 'queued' and {_FITS}{{models}}{{part}} {_FIRST} {CANDIDATES}"
+_DECODES = _ANYWHERE.replace("from jobs", "from jobs indexed by jobs_to_decode")
 _FIRST_OF = {
-    name: _by_models(_BEST.replace("{place}", place))
+    name: _by_part(_BEST.replace("{place}", place))
     for name, place in (("head", _AT_HEAD), ("few", _ANYWHERE), ("anywhere", _ANYWHERE))
 }
-_OF_LOADED = _by_models(f"""
+_FIRST_OF["decodes"] = _by_part(_BEST.replace("{place}", _DECODES))
+_OF_LOADED = _by_part(f"""
     select {_COLUMNS} from jobs
     where status = 'queued' and stage <> 'held'
-        and {_FITS}{{models}} and model = :loaded and priority >= :priority
+        and {_FITS}{{models}}{{part}} and model = :loaded and priority >= :priority
     {_FIRST} 1
 """)
 # PostgreSQL plans a prepared statement for parameters that it does not know; these read few rows whatever it
 # assumes.
-_WANTED = f"{_FITS} and model = any(coalesce(cast(:models as text[]), array[model]))"
+_WANTED = f"{_FITS}{{part}} and model = any(coalesce(cast(:models as text[]), array[model]))"
 _PLACES = {
     "head": f"""
         select id, rank from (
-            select id, model, needed_bytes, rank from jobs where status = 'queued' {_FIRST} {HEAD}
+            select {_HEAD_COLUMNS} from jobs where status = 'queued' {_FIRST} {HEAD}
         ) head where {_WANTED}
     """,
     "few": f"""
@@ -109,13 +131,14 @@ _PLACES = {
     """,
     "anywhere": f"select id, rank from jobs where status = 'queued' and {_WANTED}",
 }
+_PLACES["decodes"] = _PLACES["anywhere"]
 # `best` is the first job that fits; `preferred` is the first of the loaded model, if that may skip `best`.
 _CLAIM = f"""
     with chosen as (
         select best.id as best, preferred.id as preferred from (
             select one.* from ({{place}} {_FIRST} {CANDIDATES}) place cross join lateral (
                 select id, model, priority, skips from jobs
-                where id = place.id and status = 'queued' and {_ALONE.format(now=NOW)}
+                where id = place.id and status = 'queued'{{part}} and {_ALONE.format(now=NOW)}
                 for update skip locked
             ) one where not exists (
                 select 1 from workers w join paused_workers p on {PAUSES} where w.id = :worker_id
@@ -144,7 +167,11 @@ _CLAIM = f"""
     )
     select {JOB_COLUMNS}, null as queue_position from taken j
 """
-_CLAIM_AT_ONCE = {name: Statement.of(_CLAIM.replace("{place}", place)) for name, place in _PLACES.items()}
+_CLAIM_AT_ONCE = {
+    (name, share): Statement.of(_CLAIM.replace("{place}", place).replace("{part}", condition))
+    for name, place in _PLACES.items()
+    for share, condition in CONDITIONS_AT_ONCE.items()
+}
 
 
 def any_for(
@@ -154,10 +181,11 @@ def any_for(
     *,
     models: Sequence[str] | None = None,
     capacity_bytes: int | None = None,
+    part: Part = WHOLE_QUEUE,
     **_preferences: object,
 ) -> bool:
     """Return whether a job is queued that this worker could run."""
-    return _first_fitting(connection, worker_id, now, models, capacity_bytes) is not None
+    return _first_fitting(connection, worker_id, now, models, capacity_bytes, part) is not None
 
 
 def _first_fitting(
@@ -166,28 +194,32 @@ def _first_fitting(
     now: float,
     models: Sequence[str] | None,
     capacity_bytes: int | None,
+    part: Part,
 ) -> RowMapping | None:
-    wanted = {**_filters(models, capacity_bytes), "same_service": _same_service(worker_id), "now": now}
+    wanted = {**_filters(models, capacity_bytes, part), "same_service": _same_service(worker_id), "now": now}
 
     def first_of(place: str) -> RowMapping | None:
-        found = connection.execute(_FIRST_OF[place][models is not None], wanted)
+        found = connection.execute(_FIRST_OF[place][models is not None, part.share], wanted)
         return found.mappings().one_or_none()
 
     def count(models: Sequence[str]) -> int:
-        row = {"capacity": wanted["capacity"], "models": json.dumps(models)}
-        return int(connection.execute(_COUNT_FITTING, row).scalar_one())
+        row = {**part.parameters, "capacity": wanted["capacity"], "named": json.dumps(models)}
+        return int(connection.execute(_COUNT_FITTING[part.share], row).scalar_one())
 
-    return _found(models, first_of, count)
+    return _found(models, first_of, count, part)
 
 
 def _found(
     models: Sequence[str] | None,
     first_of: Callable[[str], T | None],
     count: Callable[[Sequence[str]], int],
+    part: Part,
 ) -> T | None:
     """Return the first job, from the first place that has one. `count` tells how many jobs fit."""
     if models is not None and not models:
         return None
+    if part.share is Share.DENOISED:  # which have an index
+        return first_of("decodes")
     found = first_of("head")
     if found is not None:
         return found
@@ -205,8 +237,8 @@ def _same_service(worker_id: str) -> str:
     return f"%{slash}{instance}"
 
 
-def _filters(models: Sequence[str] | None, capacity_bytes: int | None) -> dict[str, Any]:
-    named = {} if models is None else {"models": list(models)}
+def _filters(models: Sequence[str] | None, capacity_bytes: int | None, part: Part) -> dict[str, Any]:
+    named = {**part.parameters, **({} if models is None else {"models": list(models)})}
     return {"capacity": UNLIMITED if capacity_bytes is None else capacity_bytes, **named}
 
 
@@ -218,23 +250,25 @@ def claim(
     loaded_model: str | None = None,
     capacity_bytes: int | None = None,
     lease_seconds: float = 30.0,
+    part: Part = WHOLE_QUEUE,
 ) -> Claim | None:
     """Lease the best queued job to this worker; return None if there is none or its device is paused.
 
-    Only jobs that need at most `capacity_bytes` are considered. The job with the lowest rank is claimed, with
-    one exception: a job that uses the loaded model and has no lower priority goes first, until the job it
-    skips has been skipped `max_skips` times.
+    Only jobs of `part` that need at most `capacity_bytes` are considered. The job with the lowest rank is
+    claimed, with one exception: a job that uses the loaded model and has no lower priority goes first, until
+    the job it skips has been skipped `max_skips` times.
     """
     if tx.is_postgresql:
-        return _claim_at_once(tx, worker_id, models, loaded_model, capacity_bytes, lease_seconds)
+        return _claim_at_once(tx, worker_id, models, loaded_model, capacity_bytes, lease_seconds, part)
     if tx.execute(IS_PAUSED, {"id": worker_id}).one_or_none() is not None:
         return None
-    chosen = _first_fitting(tx.connection, worker_id, tx.now, models, capacity_bytes)
+    chosen = _first_fitting(tx.connection, worker_id, tx.now, models, capacity_bytes, part)
     if chosen is None:
         return None
     if loaded_model is not None and chosen["model"] != loaded_model and chosen["skips"] < tx.rules.max_skips:
-        wanted = {**_filters(models, capacity_bytes), "loaded": loaded_model, "priority": chosen["priority"]}
-        preferred = tx.execute(_OF_LOADED[models is not None], wanted).mappings().one_or_none()
+        preference = {"loaded": loaded_model, "priority": chosen["priority"]}
+        wanted = {**_filters(models, capacity_bytes, part), **preference}
+        preferred = tx.execute(_OF_LOADED[models is not None, part.share], wanted).mappings().one_or_none()
         if preferred is not None:
             tx.execute(PASS_OVER, {"id": chosen["id"]})
             chosen = preferred
@@ -248,8 +282,10 @@ def _claim_at_once(
     loaded_model: str | None,
     capacity_bytes: int | None,
     lease_seconds: float,
+    part: Part,
 ) -> Claim | None:
     row = {
+        **part.parameters,
         "models": None if models is None else list(models),
         "capacity": UNLIMITED if capacity_bytes is None else capacity_bytes,
         "worker_id": worker_id,
@@ -262,10 +298,10 @@ def _claim_at_once(
     }
 
     def count(_: Sequence[str]) -> int:
-        counted = tx.first(_COUNT_FITTING_AT_ONCE, row)
+        counted = tx.first(_COUNT_FITTING_AT_ONCE[part.share], row)
         return int(counted["fitting"]) if counted is not None else 0
 
-    found = _found(models, lambda place: tx.first(_CLAIM_AT_ONCE[place], row), count)
+    found = _found(models, lambda place: tx.first(_CLAIM_AT_ONCE[place, part.share], row), count, part)
     if found is None:
         return None
     job = job_of(found)

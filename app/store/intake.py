@@ -53,7 +53,7 @@ QUEUE_AGAIN = text("""
         needed_bytes = :needed_bytes, plan = :plan, rank = :rank, skips = 0, queued_at = :now,
         started_at = null, finished_at = null, expires_at = null, expired = false, attempts = 0,
         worker_id = null, lease_until = null, cancel_requested = false, error = null, decode = null,
-        setbacks = null, preempted = null, download = null
+        setbacks = null, preempted = null, download = null, handover = null, kept_from_decoders = false
     where id = :id and status in ('succeeded', 'failed', 'canceled')
 """)
 EXPECTED = text("select expected_seconds from jobs where id = :id")

@@ -26,6 +26,7 @@ from app.store.pictures.foresight import Foresight
 from app.store.pictures.job_pictures import JobPictures
 from app.store.pictures.move import move_blobs
 from app.store.pictures.place import place_of_pictures
+from app.store.roles.waiting import decodes_of, next_denoises
 from app.store.rows import fetch_events, fetch_job
 from app.store.transaction import Rules, Transaction
 from app.store.upkeep import counters, deletion, event_retention, retention
@@ -208,6 +209,8 @@ class JobStore:
     queued_beyond = _reads(queries.queued_beyond)
     urgent = _reads(backfill.urgent)
     running = _reads(backfill.running)
+    decodes = _reads(decodes_of)
+    next_denoises = _reads(next_denoises)
     events_after = _reads_events(fetch_events)
     is_finish_early_requested = _reads_events(queries.is_finish_early_requested)
     last_event = _reads_events(queries.last_event)
@@ -255,6 +258,8 @@ class JobStore:
     finish = _writes(leases.finish)
     release = _writes(leases.release)
     preempt = _writes(backfill.preempt)
+    hand_over = _writes(backfill.hand_over)
+    give_decode_back = _writes(backfill.give_decode_back)
     _yield_to_smaller = _writes(backfill.yield_to_smaller)
     _claim = _writes_at_once(claims.claim)
     _requeue_expired = _writes(leases.requeue_expired)

@@ -11,15 +11,14 @@ from typing import Any
 from sqlalchemy import text
 
 from app.attempts import DENOISED, HELD_SECONDS, Setbacks, Stop, Verdict, description, judge
-from app.jobs import Job, JobError, JobStatus, Json, Stage
+from app.jobs import STAGE_PROGRESS, Job, JobError, JobStatus, Json, Stage
 from app.store import deliveries
 from app.store.rows import append_event, dump, load, lock_job
 from app.store.transaction import Locking, Transaction
 
 ANY_QUEUED = text("select 1 from jobs where status = 'queued' limit 1")
-EXTEND = text(
-    "update jobs set lease_until = :lease_until where id = :id and token = :token and status = 'running'"
-)
+EXTEND = text("""
+    update jobs set lease_until = :lease_until where id = :id and token = :token and status = 'running'""")
 HELD = Locking.of(
     "select cancel_requested from jobs where id = :id and token = :token and status = 'running'"
 )
@@ -47,8 +46,9 @@ FINISH = text("""
     where id = :id and token = :token and status = 'running'
 """)
 GIVE_BACK = text("""
-    update jobs set status = 'queued', stage = :stage, progress = 0, worker_id = null, lease_until = null,
-        attempts = :attempts, setbacks = :setbacks, rank = :rank, token = token + 1, queued_at = :now
+    update jobs set status = 'queued', stage = :stage, progress = :progress, worker_id = null,
+        lease_until = null, attempts = :attempts, setbacks = :setbacks, rank = :rank, token = token + 1,
+        queued_at = :now
     where id = :id and token = :token and status = 'running'
 """)
 RANK = text("select rank from jobs where id = :id")
@@ -154,8 +154,7 @@ def _after_progress(tx: Transaction, job_id: str, token: int, reached: float) ->
     found = tx.execute(SETBACKS, key).one_or_none()
     if found is None:
         return None
-    setbacks = Setbacks.of(load(found.setbacks))
-    after = setbacks.after_progress(reached)
+    after = (setbacks := Setbacks.of(load(found.setbacks))).after_progress(reached)
     return {
         **key,
         "attempts": found.attempts if after is setbacks else 1,
@@ -198,14 +197,16 @@ def finish(
         return False
     if status is JobStatus.CANCELED:
         append_event(tx, job_id, "canceled", {"stage": job.stage})
+    earlier = (job.handover or {}).get("durations", {})
     data: Json = {
         "outcome": status,
         "model": job.spec.model,
+        **({"earlier_durations": earlier} if earlier else {}),
         "duration_seconds": max(0.0, tx.now - job.created_at),
         "durations": dict(durations or {}),
         "decode": decode,
         "error": error_json,
-        "denoise": _denoise_of_attempt(job, durations or {}),
+        "denoise": _denoise_of_attempt(job, {**earlier, **(durations or {})}),
         "video": None if result is None else {name: result.get(name) for name in VIDEO_SIZE},
     }
     append_event(tx, job_id, "finished", data)
@@ -258,10 +259,13 @@ def _requeue(tx: Transaction, job: Job, setbacks: Setbacks, verdict: Verdict, *,
     elif not stays_held:  # else it is behind the others already
         setbacks = replace(setbacks, rank=rank if setbacks.rank is None else setbacks.rank)
         rank = _rank_behind(tx, rank, verdict)
+    waits = job.handover is not None and not job.kept_from_decoders  # for a worker that decodes
+    stage = Stage.DENOISED if waits else Stage.QUEUED
     row = {
         "id": job.id,
         "token": job.token,
-        "stage": Stage.HELD if verdict is Verdict.HELD else Stage.QUEUED,
+        "stage": Stage.HELD if verdict is Verdict.HELD else stage,
+        "progress": STAGE_PROGRESS[stage][0] if waits else 0.0,
         "attempts": setbacks.attempts,
         "setbacks": dump(setbacks.as_json() or None),
         "rank": rank,

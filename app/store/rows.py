@@ -18,7 +18,8 @@ JOB_COLUMNS = """
     j.id, j.status, j.stage, j.progress, j.spec, j.plan, j.needed_bytes, j.created_at, j.started_at,
     j.finished_at, j.expires_at, j.expired, j.attempts, j.token, j.worker_id, j.lease_until,
     j.cancel_requested, j.latents_path, j.denoise, j.decode, j.result, j.error, j.owner,
-    j.deleted_at, j.erased_at, j.remixed_from, j.setbacks, j.webhook, j.preempted, j.download,
+    j.deleted_at, j.erased_at, j.remixed_from, j.setbacks, j.webhook, j.preempted, j.download, j.handover,
+    j.kept_from_decoders,
     exists (select 1 from job_pictures p where p.job_id = j.id and p.field = 'last_image') as has_last_image
 """
 # The greatest position that is reported; every later job reports this number, too. Counting a queue of a
@@ -104,13 +105,19 @@ def job_of(row: Mapping[Any, Any]) -> Job:
         "webhook",
         "preempted",
         "download",
+        "handover",
     )
     for name in documents:
         columns[name] = load(columns[name])
     columns["status"] = JobStatus(columns["status"])
     columns["stage"] = Stage(columns["stage"])
     columns["spec"] = JobSpec.model_validate_json(columns["spec"])
-    for name in ("expired", "cancel_requested", "has_last_image"):  # SQLite has no booleans
+    for name in (
+        "expired",
+        "cancel_requested",
+        "has_last_image",
+        "kept_from_decoders",
+    ):  # SQLite has no booleans
         columns[name] = bool(columns[name])
     return Job(**columns)
 

@@ -9,6 +9,7 @@ from sqlalchemy import make_url, text
 
 from app.jobs import JobSpec
 from app.store import JobStore, StoreUnavailable, Submission, claims
+from app.store.roles.parts import Share
 from app.store.transaction import Transaction
 
 IMAGE = b"\xff\xd8 a picture"
@@ -29,7 +30,8 @@ def test_a_claim_keeps_no_job_but_its_own_from_others(
 ) -> None:
     slow, quick = open_store(), open_store()
     jobs = [slow.add(make_spec(), IMAGE).id for _ in range(4)]
-    monkeypatch.setitem(claims._CLAIM_AT_ONCE, "head", claims._CLAIM_AT_ONCE[place])
+    head, at_place = (("head", Share.ALL), (place, Share.ALL))
+    monkeypatch.setitem(claims._CLAIM_AT_ONCE, head, claims._CLAIM_AT_ONCE[at_place])
     claimed, leave = threading.Event(), threading.Event()
 
     def hesitate(tx: Transaction) -> None:
@@ -132,7 +134,7 @@ def test_the_server_plans_claims_and_heartbeats_once(open_store: OpenStore, make
         return {row.statement: row.generic_plans for row in rows}
 
     found = store._database.run_statement(plans)
-    assert found[claims._CLAIM_AT_ONCE["head"].sql] == 12
+    assert found[claims._CLAIM_AT_ONCE["head", Share.ALL].sql] == 12
     assert sum("update workers" in statement for statement in found) == 1
 
 

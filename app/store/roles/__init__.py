@@ -1,0 +1,1 @@
+"""Tells queued jobs that are denoised from those that are not: who takes them, and who waits."""
