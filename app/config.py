@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.fields.roles import parse_roles
+
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
@@ -65,6 +67,10 @@ class Settings(BaseSettings):
         "folder.",
     )
     devices: str = Field("auto", description='"auto", "cpu", or a list such as "cuda:0,cuda:1" or GPU UUIDs.')
+    roles: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="What the workers of devices do, such as cuda:0=denoise,cuda:1=decode. Default: both.",
+    )
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         (), repr=False, description="API keys or their hashes (framefit key new), comma-separated."
     )
@@ -191,7 +197,7 @@ class Settings(BaseSettings):
         # Compose passes an unset variable on as an empty one. Messages signed with it would prove nothing.
         return secret if secret and secret.strip() else None
 
-    @field_validator("allowed_hosts", "api_keys", mode="before")
+    @field_validator("allowed_hosts", "api_keys", "roles", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -208,6 +214,12 @@ class Settings(BaseSettings):
                     "without scheme and port, or * to allow any name"
                 )
         return names
+
+    @field_validator("roles")
+    @classmethod
+    def _roles_of_devices(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        parse_roles(entries)
+        return entries
 
     @field_validator("api_keys")
     @classmethod

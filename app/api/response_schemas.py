@@ -93,6 +93,7 @@ JOB = _object(
         "waiting": _or_null(ANY_OBJECT),
         "held_because": _or_null(TEXT),
         "gave_way": _or_null(TEXT),
+        "handed_over": _or_null(ANY_OBJECT),
     }
 )
 JOBS = _object({"jobs": _list(JOB)})

@@ -82,6 +82,7 @@ def job_view(
         "attempts": job.attempts,
         "preemptions": (job.preempted or {}).get("times", 0),
         "gave_way": _gave_way(job),
+        "handed_over": _handed_over(job),
         "held_because": _held_because(job),
         "links": links,
         "created_at": timestamp(job.created_at),
@@ -132,6 +133,12 @@ def range_view(seconds: Seconds | None) -> Json | None:
 def has_video(job: Job) -> bool:
     """Return whether a finished video can be downloaded; one from before a redecode counts."""
     return job.result is not None and not job.expired
+
+
+def _handed_over(job: Job) -> Json | None:
+    """Return which worker left the decode to which other one, and why; None for other jobs."""
+    told = job.handover
+    return None if told is None else {name: told.get(name) for name in ("from", "to", "reason")}
 
 
 def _held_because(job: Job) -> str | None:

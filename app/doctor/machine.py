@@ -5,7 +5,7 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from app.config import ConfigError, Settings
 from app.doctor.findings import CheckResult, Finding, note, ok, wrong
 from app.models.entries import ModelEntry, load_models
 from app.service.gpus.devices import CPU, DeviceChoice, Devices, choose_devices
+from app.service.gpus.roles import roles_of
 from app.service.gpus.unused import UnusedGpu, UnusedReason
 from app.units import format_bytes
 
@@ -50,6 +51,8 @@ def devices(settings: Settings) -> Iterator[Finding]:
     yield from _left_out(found.unused, on_cpu=CPU in found.chosen)
     if fault is not None:
         yield fault
+    elif settings.roles:
+        yield _roles(found, settings.roles)
 
 
 def _no_card(state: NvmlState, *, on_cpu: bool) -> Finding:
@@ -87,6 +90,18 @@ def _left_out(unused: Iterable[UnusedGpu], *, on_cpu: bool) -> Iterator[Finding]
             yield wrong("devices", detail, gpu.reason.advice)
         elif on_cpu:
             yield note("devices", detail, gpu.reason.advice)
+
+
+def _roles(found: Devices, entries: Sequence[str]) -> Finding:
+    try:
+        roles = roles_of(found, entries)
+    except ConfigError as error:
+        return wrong("roles", str(error), "Set FRAMEFIT_ROLES for devices of FRAMEFIT_DEVICES only.")
+    told = ", ".join(f"{identity}: {role}" for identity, role in roles.items())
+    if not any(role.denoises for role in roles.values()):
+        advice = "Give one device the role denoise or both, here or on a host with the same database."
+        return note("roles", f"{told}; no worker of this service denoises", advice)
+    return ok("roles", told)
 
 
 def torch_build() -> Finding:

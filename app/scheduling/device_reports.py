@@ -4,7 +4,7 @@ Owns the keys of a device report that planning reads. A report may lack any of t
 jobs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from adaptive.memory.learned_costs import LearnedCosts
@@ -12,6 +12,7 @@ from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
 from adaptive.planning.planner import PlanInputs
 from adaptive.types import MemoryReading
+from app.fields.roles import Role, role_of
 from app.jobs import JobSpec, Json, WorkerRow
 
 UNKNOWN_CAPACITY_BYTES = 2**63
@@ -33,6 +34,19 @@ def serves_model(worker: WorkerRow, model: str) -> bool:
     """Whether the worker offers the model. A worker whose report lists no models offers all."""
     models = worker.device.get("models")
     return models is None or model in models
+
+
+def takes(worker: WorkerRow, workers: Sequence[WorkerRow], *, denoised: bool) -> bool:
+    """Whether the worker takes jobs that are denoised, or jobs that are not, beside the live `workers`."""
+    role = role_of(worker.device)
+    if not denoised:
+        return role.denoises
+    return role is not Role.DENOISE or all(role_of(each.device) is Role.DENOISE for each in workers)
+
+
+def leave_decodes(workers: Iterable[WorkerRow]) -> bool:
+    """Whether those of the workers that denoise leave decodes to others."""
+    return any(role_of(each.device) is Role.DECODE for each in workers)
 
 
 def memory_reading(device: Json) -> MemoryReading | None:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from statistics import median
 
-from app.jobs import Event, Job, JobStatus, Json, Stage, WorkerRow
+from app.jobs import STAGE_PROGRESS, Event, Job, JobStatus, Json, Stage, WorkerRow
+from app.scheduling.device_reports import leave_decodes, takes
 from app.scheduling.stage_times import Taken, download_seconds, shape_of_event, steps_of_event, whole_jobs
 from app.store import JobStore, QueueFull, StoreError
 
@@ -53,7 +54,7 @@ class RunTimes:
         """Learn from the jobs that succeeded."""
         with self._lock:
             for event in events:
-                durations = event.data.get("durations")
+                durations = _durations(event.data)
                 if event.kind == "finished" and event.data["outcome"] == JobStatus.SUCCEEDED and durations:
                     recent = self._taken.setdefault(event.data["model"], deque(maxlen=REMEMBERED))
                     stages = (Stage.DECODING, Stage.DENOISING, Stage.LOADING)
@@ -101,6 +102,15 @@ class RunTimes:
             return list(self._taken.get(model, ()))
 
 
+def _durations(data: Json) -> dict[str, float] | None:
+    """Seconds by stage in the event of a job's end, with those of the worker that left the decode to it."""
+    durations: dict[str, float] | None = data.get("durations")
+    if not durations:
+        return durations
+    earlier: dict[str, float] = data.get("earlier_durations") or {}
+    return {stage: durations.get(stage, 0.0) + earlier.get(stage, 0.0) for stage in {**earlier, **durations}}
+
+
 def _restored(stored: Sequence[float | str]) -> Taken:
     """A stored entry; earlier versions kept neither the loading nor the shape and the steps."""
     seconds, decode, denoise, *more = stored
@@ -130,9 +140,11 @@ class WaitingTimes:
         """As `seconds_for_job` of each; workers are looked at once."""
         waiting = [job for job in jobs if not job.status.is_terminal]
         expected = {model: self.run_times.expected(model) for model in {job.spec.model for job in waiting}}
-        free_in: list[float] | None = None
-        if any(job.status is JobStatus.QUEUED and expected[job.spec.model] for job in waiting):
-            free_in = self._seconds_until_free()
+        queued = [job for job in waiting if job.status is JobStatus.QUEUED and expected[job.spec.model]]
+        free_in = {
+            denoised: self._free(denoised=denoised)
+            for denoised in {job.latents_path is not None for job in queued}
+        }
 
         def seconds(job: Job) -> float | None:
             usual = None if job.status.is_terminal else expected[job.spec.model]
@@ -141,9 +153,11 @@ class WaitingTimes:
             if job.status is JobStatus.RUNNING:
                 left = _remaining_seconds(job, usual)
                 return None if left is None else round(left, 1)
-            if free_in is None or self.is_awaited(job.spec.model):
+            free = free_in[job.latents_path is not None]
+            if free is None or self.is_awaited(job.spec.model):
                 return None
-            turn = seconds_until_turn(job.queue_position or 1, free_in, usual.seconds)
+            ahead = free.seconds_of_one(usual)
+            turn = seconds_until_turn(job.queue_position or 1, free.in_seconds, ahead)
             return round(turn + _total_seconds(job, usual), 1)
 
         return [seconds(job) for job in jobs]
@@ -156,12 +170,13 @@ class WaitingTimes:
         if self.is_awaited(model):
             return None
         expected = self.run_times.expected(model)
-        free_in = None if expected is None else self._seconds_until_free()
-        if expected is None or free_in is None:
+        free = None if expected is None else self._free(denoised=False)
+        if expected is None or free is None:
             return None
         own = expected.with_plan(plan)
         position = self.store.counts()[JobStatus.QUEUED] + 1
-        return round(seconds_until_turn(position, free_in, expected.seconds) + own, 1)
+        ahead = free.seconds_of_one(expected)
+        return round(seconds_until_turn(position, free.in_seconds, ahead) + own, 1)
 
     def seconds_of_run(self, model: str, plan: Json) -> float:
         """Seconds that a job with `plan` is expected to run once it has started; a guess before the first
@@ -194,18 +209,19 @@ class WaitingTimes:
         position = (own[0].queue_position if own else None) or 1
         return expected.seconds * -(-position // workers)
 
-    def _seconds_until_free(self) -> list[float] | None:
-        """For each worker that takes jobs, the remaining seconds of its running job.
+    def _free(self, *, denoised: bool) -> "_Free | None":
+        """For each worker that takes jobs, those that are denoised or others, when its running job ends.
 
         One idle worker if none is known; None if all of them are paused. A worker does not count while
         nobody knows how long it downloads a model; None if there is no other.
         """
         alive = self.alive_workers()
-        left = {worker.id: 0.0 for worker in alive if worker.state == "active"}
+        active = [worker for worker in alive if worker.state == "active"]
+        left = {worker.id: 0.0 for worker in active if takes(worker, active, denoised=denoised)}
         if alive and not left:
             return None
         if not left:
-            return [0.0]
+            return _Free([0.0])
         for job in self.store.page(status=JobStatus.RUNNING, limit=2 * len(alive)):
             expected = self.run_times.expected(job.spec.model)
             if job.worker_id in left and expected is not None:
@@ -214,7 +230,25 @@ class WaitingTimes:
                     del left[job.worker_id]
                 else:
                     left[job.worker_id] = seconds
-        return list(left.values()) or None
+        return _Free(list(left.values()), denoised, leave_decodes(active)) if left else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Free:
+    """When each worker is free that takes jobs of one part: denoised ones, or those that are not.
+
+    `leave_decodes`: they leave the decodes of the latter to others.
+    """
+
+    in_seconds: list[float]
+    denoised: bool = False
+    leave_decodes: bool = False
+
+    def seconds_of_one(self, usual: Expected) -> float:
+        """Seconds of a job's part that one of them does."""
+        if not self.leave_decodes:
+            return usual.seconds
+        return usual.decode_seconds if self.denoised else max(0.0, usual.seconds - usual.decode_seconds)
 
 
 def seconds_until_turn(position: int, free_in: Sequence[float], seconds: float) -> float:
@@ -245,8 +279,17 @@ def _remaining_seconds(job: Job, expected: Expected) -> float | None:
     before = download_seconds(job)
     if before is None:
         return None
-    return before + remaining_seconds(_total_seconds(job, expected), job.progress)
+    done = job.progress
+    if job.handover is not None:  # only the decode is left
+        begin, end = STAGE_PROGRESS[Stage.DECODING]
+        done = min(1.0, max(0.0, (done - begin) / (end - begin)))
+    return before + remaining_seconds(_total_seconds(job, expected), done)
 
 
 def _total_seconds(job: Job, expected: Expected) -> float:
-    return expected.with_plan(job.plan or {})
+    """Seconds of the job; of its decode where it is denoised and waits, or another worker has denoised it."""
+    plan = job.plan or {}
+    if job.latents_path is None or (job.status is JobStatus.RUNNING and job.handover is None):
+        return expected.with_plan(plan)
+    planned: float | None = plan.get("predicted_seconds")
+    return expected.decode_seconds if planned is None else planned

@@ -7,6 +7,7 @@ here. Must not know torch or HTTP.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from app.fields.roles import Role, role_of
 from app.jobs import WorkerRow
 from app.scheduling.device_reports import UNKNOWN_CAPACITY_BYTES, serves_model
 from app.scheduling.eta import UNKNOWN_SECONDS, remaining_seconds
@@ -77,4 +78,7 @@ def _could_run(worker: WorkerRow, urgent: Urgent) -> bool:
     capacities = [worker.device.get(name) for name in ("capacity_bytes", "host_capacity_bytes")]
     known = [int(capacity) for capacity in capacities if capacity is not None]
     capacity_bytes = max(known, default=UNKNOWN_CAPACITY_BYTES)
+    other_part = Role.DENOISE if urgent.is_denoised else Role.DECODE
+    if role_of(worker.device) is other_part:
+        return False
     return serves_model(worker, urgent.model) and urgent.needed_bytes <= capacity_bytes

@@ -10,12 +10,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
 from app.artifacts.whole_file import replace_text
 from app.config import ConfigError, Settings
+from app.fields.roles import Role
 from app.service.data_folder import locked_data_folder, prepare_data_folder
 from app.service.ends.counts import EndCounts
 from app.service.ends.deaths import OomWatch
@@ -23,6 +24,7 @@ from app.service.ends.last_run import RunRecord
 from app.service.gpus import unused as unused_gpus
 from app.service.gpus.allocator import allocator_environ
 from app.service.gpus.devices import CPU, DeviceChoice, Devices, choose_devices
+from app.service.gpus.roles import roles_of
 from app.service.gpus.unused import UnusedGpu, UnusedReason
 from app.service.heartbeats import HeartbeatWatch
 from app.service.identity import enroll
@@ -52,9 +54,10 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
         store.migrate(must_write=True)
         write_level(settings.data_dir, None)  # a level set at run time ends with the service
         devices = choose_devices(settings.devices)
+        roles = roles_of(devices, settings.roles)
         reported = _ReportedGpus(settings.data_dir, devices)
         instance = enroll(store, settings.data_dir, heartbeat_seconds=settings.heartbeat_seconds)
-        children = child_specs(devices, listener.fileno(), instance)
+        children = child_specs(devices, listener.fileno(), instance, roles)
         oom_watch, record = OomWatch(), RunRecord(settings.data_dir)
         end = record.begin(instance, oom_watch.last)
         for spec in children:
@@ -91,19 +94,27 @@ def run_service(settings: Settings, on_ready: Callable[[str], None]) -> None:
             unused_gpus.withdraw(settings.data_dir)
 
 
-def child_specs(devices: Devices, listener_fd: int, instance: str) -> list[ChildSpec]:
-    """Return the service's processes: the API, the profiler, and one worker for each device."""
+def child_specs(
+    devices: Devices, listener_fd: int, instance: str, roles: Mapping[str, Role] | None = None
+) -> list[ChildSpec]:
+    """Return the service's processes: the API, the profiler, and one worker for each device.
+
+    `roles` are those of devices, by identity; by default a worker does both.
+    """
+    roles = roles or {}
     return [
         ChildSpec("api", ("api", "--listen-fd", str(listener_fd)), inherits_fd=listener_fd),
         ChildSpec("profiler", ("profile",), one_shot=True),
-        *(worker_spec(choice, instance) for choice in devices.chosen),
+        *(worker_spec(choice, instance, roles.get(choice.identity, Role.BOTH)) for choice in devices.chosen),
     ]
 
 
-def worker_spec(choice: DeviceChoice, instance: str) -> ChildSpec:
+def worker_spec(choice: DeviceChoice, instance: str, role: Role = Role.BOTH) -> ChildSpec:
     """Return the worker of a device in the service with that instance id."""
     worker_id = f"{socket.gethostname()}/{choice.identity}/{instance}"
-    arguments = ("worker", "--device", choice.device, "--worker-id", worker_id)
+    arguments: tuple[str, ...] = ("worker", "--device", choice.device, "--worker-id", worker_id)
+    if role is not Role.BOTH:
+        arguments += ("--role", role.value)
     fallback = worker_spec(CPU, instance) if choice.falls_back else None
     environ = choice.environ if choice == CPU else {**allocator_environ(), **choice.environ}
     return ChildSpec(_name(choice), arguments, environ, worker_id, drains=True, fallback=fallback)

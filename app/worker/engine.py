@@ -20,24 +20,30 @@ from adaptive.device.probe import device_name, device_uuid, open_probe
 from adaptive.errors import DoesNotFit, NoDevice
 from adaptive.types import MemoryReading
 from app.config import Settings
+from app.fields.roles import Role
 from app.jobs import JobSpec
 from app.models import profiles
 from app.models.entries import ModelEntry
-from app.models.loading import PlacedJob, load_pipeline
+from app.models.loading import PlacedJob, load_pipeline, load_vae
 from app.models.parts.entry_parts import part_signatures
 from app.worker.decoding import DecodeContext, OnEvent, load_learned_costs, save_learned_costs
 from app.worker.denoise.pixel_maps import prepare_pixel_map
 from app.worker.denoise.resumes import check_denoise_resumes
 from app.worker.loaded_model import LoadedModel
+from app.worker.roles.loaded_vae import LoadedVae
 
 log = logging.getLogger(__name__)
 
 
 class Engine:
-    """One device and the model on it. Raises `NoDevice` if torch cannot use the device."""
+    """One device and the model on it, of which a worker that only decodes loads the VAE alone.
 
-    def __init__(self, settings: Settings, device: str) -> None:
+    Raises `NoDevice` if torch cannot use the device.
+    """
+
+    def __init__(self, settings: Settings, device: str, role: Role = Role.BOTH) -> None:
         self.device = torch.device(device)
+        self.role = role
         if self.device.type == "cuda" and not torch.cuda.is_available():
             built = "torch was built without CUDA" if not torch.version.cuda else "CUDA cannot be initialised"
             raise NoDevice(device, built)
@@ -47,7 +53,7 @@ class Engine:
         is_cuda = self.device.type == "cuda"
         self._uuid = device_uuid(self.device.index or 0, self._nvml) if is_cuda else None
         self._learned_costs = load_learned_costs(settings, self.device)
-        self._model: LoadedModel | None = None
+        self._model: LoadedVae | None = None
         self._parts: dict[str, str] = {}  # of the model: a signature of each file that its entry names
         self._load_seconds: dict[str, float] = {}  # the last measurement, by model
 
@@ -93,8 +99,10 @@ class Engine:
 
     def load(
         self, entry: ModelEntry, on_event: OnEvent, *, exact_only: bool = True, spec: JobSpec | None = None
-    ) -> LoadedModel:
+    ) -> LoadedVae:
         """Load a model onto the device in place of the current one; returns the current one if it serves.
+
+        It is a `LoadedModel`, unless this device only decodes.
 
         Its weights are placed for the job `spec`, by default for the entry's defaults. With `exact_only` the
         weights are those published: a model that was loaded in int8 is loaded again, as is one whose entry's
@@ -138,8 +146,43 @@ class Engine:
         *,
         exact_only: bool,
         spec: JobSpec | None,
-    ) -> LoadedModel:
+    ) -> LoadedVae:
         started = time.monotonic()
+        if self.role is Role.DECODE:
+            model = self._load_vae(entry, on_event, reading)
+        else:
+            model = self._load_whole(entry, on_event, reading, exact_only=exact_only, spec=spec)
+        prepare_pixel_map(model, self._settings)
+        on_event("loaded", {"model": entry.name, "placement": model.placement})
+        self._load_seconds[entry.name] = time.monotonic() - started
+        self._model = model  # before the calibration, which decides nothing
+        model.calibrate(self._settings.calibrate_seconds)
+        return model
+
+    def _load_vae(self, entry: ModelEntry, on_event: OnEvent, reading: MemoryReading) -> LoadedVae:
+        """The model's VAE alone. Raises `DoesNotFit` before its weights come to the device."""
+        vae = load_vae(entry, self._settings)
+        needed_bytes = sum(each.nbytes for each in (*vae.parameters(), *vae.buffers()))
+        budget_bytes = max(0, reading.free_bytes - self._settings.reserve_bytes)
+        if self.device.type != "cpu" and needed_bytes > budget_bytes:
+            what = f"loading the VAE of model {entry.name}"
+            raise DoesNotFit(what, needed_bytes=needed_bytes, budget_bytes=budget_bytes)
+        context = DecodeContext(self._probe, profiles.load(self._settings, entry), self._learned_costs)
+        model = LoadedVae(entry, vae.to(self.device), self._settings, self.device, context)
+        freeze_garbage_collection()
+        model.check_streaming(on_event)
+        log.info("vae_loaded model=%s device=%s bytes=%d", entry.name, self.device, needed_bytes)
+        return model
+
+    def _load_whole(
+        self,
+        entry: ModelEntry,
+        on_event: OnEvent,
+        reading: MemoryReading,
+        *,
+        exact_only: bool,
+        spec: JobSpec | None,
+    ) -> LoadedModel:
         job = None if spec is None else PlacedJob.of(spec, self._learned_costs)
         placed = load_pipeline(entry, self._settings, self.device, reading, exact_only=exact_only, job=job)
         context = DecodeContext(self._probe, profiles.load(self._settings, entry), self._learned_costs)
@@ -147,11 +190,6 @@ class Engine:
         freeze_garbage_collection()
         model.check_streaming(on_event)
         check_denoise_resumes(model, on_event)
-        prepare_pixel_map(model, self._settings)
-        on_event("loaded", {"model": entry.name, "placement": placed.as_json()})
-        self._load_seconds[entry.name] = time.monotonic() - started
-        self._model = model  # before the calibration, which decides nothing
-        model.calibrate(self._settings.calibrate_seconds)
         return model
 
     def load_seconds(self, model: str) -> float:
@@ -197,6 +235,8 @@ class Engine:
         report: dict[str, Any] = {
             "name": str(self.device),
             "kind": self.device.type,
+            "role": self.role.value,
+            "load_seconds": {name: round(seconds, 3) for name, seconds in self._load_seconds.items()},
             "total_bytes": self._probe.read().total_bytes,
             **self.memory_report(),
             "capacity_bytes": self.capacity_bytes,

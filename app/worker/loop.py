@@ -15,21 +15,36 @@ from contextlib import suppress
 from types import FrameType
 
 from app.config import Settings
+from app.fields.roles import Role
 from app.jobs import Claim, JobStatus
 from app.loops import Loop
 from app.models.entries import ModelEntry
 from app.models.loading import import_pipeline
 from app.service.logs import bind_ids
 from app.store import JobStore, StoreUnavailable
+from app.store.roles.parts import WHOLE_QUEUE, Part
 from app.worker.engine import Engine
-from app.worker.job.control import JobCanceled, JobControl, JobLost, JobYielded, MemoryTaken, WorkerStopping
+from app.worker.job.control import (
+    CannotDecode,
+    JobCanceled,
+    JobControl,
+    JobHandedOver,
+    JobLost,
+    JobYielded,
+    MemoryTaken,
+    WorkerStopping,
+)
 from app.worker.job.failures import JobFailure
 from app.worker.job.run import JobRun
 from app.worker.job.watchdog import Current, Watchdog
+from app.worker.roles.handing_over import takes_waiting_decode
+from app.worker.roles.helpers import Helpers
 
 log = logging.getLogger(__name__)
 
 IDLE_POLL_SECONDS = 5.0  # the longest time between polls, where the database wakes the worker
+# Failures of a worker that only decodes which are its device's or its host's, not the job's.
+DECODED_ELSEWHERE = frozenset({"does_not_fit", "out_of_memory", "model_unavailable", "unsupported"})
 BUSY_HEARTBEAT_SECONDS = 1.0  # the longest time until a running job sees its cancellation
 
 
@@ -53,6 +68,7 @@ class Worker:
         self._store = store
         self._engine = engine
         self._id = worker_id
+        self._helpers = Helpers(settings, store, worker_id, engine.role)
         self._stopping = False
         self._paused = False
         self._beat_due_at = 0.0
@@ -113,17 +129,29 @@ class Worker:
 
     def _claim(self) -> Claim | None:
         self._watchdog.renewed(time.monotonic())
+        models, engine = list(self._models), self._engine
         try:
-            return self._store.claim(
-                self._id,
-                models=list(self._models),
-                loaded_model=self._engine.loaded_model,
-                capacity_bytes=self._engine.claimable_bytes,
-                lease_seconds=self._settings.lease_seconds,
-            )
+            claim = self._claim_of(self._helpers.part(models))
+            if claim is None and takes_waiting_decode(
+                self._store, self._helpers, engine.loaded_model, engine.load_seconds
+            ):
+                claim = self._claim_of(WHOLE_QUEUE)
+            return claim
         except StoreUnavailable as error:
             log.warning("claim_failed worker_id=%s reason=%s", self._id, error)
             return None
+
+    def _claim_of(self, part: Part) -> Claim | None:
+        models, own_bytes = list(self._models), self._engine.claimable_bytes
+        is_left = part is not WHOLE_QUEUE and self._engine.role.denoises
+        return self._store.claim(
+            self._id,
+            models=models,
+            loaded_model=self._engine.loaded_model,
+            capacity_bytes=self._helpers.claimable_bytes(models, own_bytes) if is_left else own_bytes,
+            lease_seconds=self._settings.lease_seconds,
+            part=part,
+        )
 
     def _run_job(self, claim: Claim) -> Claim | None:
         """Run a job to its end. Returns the claim of the job that it gave way to, if it did."""
@@ -151,7 +179,9 @@ class Worker:
         """
         job = claim.job
         entry = self._models[job.spec.model]
-        run = JobRun(self._settings, self._store, self._engine, entry, claim, control, self._models)
+        run = JobRun(
+            self._settings, self._store, self._engine, entry, claim, control, self._models, self._helpers
+        )
         try:
             result = run.run()
         except JobLost:
@@ -165,7 +195,13 @@ class Worker:
         except MemoryTaken:
             self._store.release(job.id, claim.token, "memory_taken")
             return "released"
+        except JobHandedOver:
+            return "handed_over"
+        except CannotDecode:
+            return self._give_decode_back(claim, {"reason": "latents_unreadable"}, denoise_again=True)
         except JobFailure as failure:
+            if self._engine.role is Role.DECODE and failure.error.code in DECODED_ELSEWHERE:
+                return self._give_decode_back(claim, {"reason": failure.error.code, "error": str(failure)})
             log.warning(
                 "job_failed job_id=%s code=%s message=%s", job.id, failure.error.code, failure.error.message
             )
@@ -187,6 +223,12 @@ class Worker:
             durations=run.durations,
         )
         return JobStatus.SUCCEEDED
+
+    def _give_decode_back(self, claim: Claim, data: dict[str, object], *, denoise_again: bool = False) -> str:
+        """Leave a job that this worker, which only decodes, cannot decode to one that also denoises."""
+        log.warning("decode_given_back job_id=%s reason=%s", claim.job.id, data["reason"])
+        self._store.give_decode_back(claim.job.id, claim.token, data=data, denoise_again=denoise_again)
+        return "given_back"
 
     def _device(self) -> dict[str, object]:
         return {**self._engine.device_report(), "models": list(self._models), "worker_pid": os.getpid()}

@@ -30,6 +30,7 @@ def history(first_job: int, jobs: int) -> Iterator[Event]:
         ("webhook", {"state": "given_up", "attempts": 8}),
         ("fallback", {"from": "chunked", "to": "per_frame"}),
         ("denoise_fallback", {"from": "resident", "to": "drop_text_encoder"}),
+        ("decode_kept", {"reason": "ends_earlier_here"}),
         ("downloaded", {"received_bytes": 1000}),
         (
             "finished",

@@ -77,7 +77,7 @@ function askForKey() {
 const KINDS = ["accepted", "claimed", "stage", "progress", "loaded", "placed", "denoise_plan", "denoise_fallback", "denoised",
   "resumed_from_latents", "checkpoint", "resumed", "checkpoint_unusable", "not_resumable",
   "latents_unreadable", "plan", "preview", "chunk", "replan", "oom", "spill", "fallback", "waiting_for_memory", "finished",
-  "requeued", "preempted", "held", "finish_early_requested", "canceled", "cancel_requested", "queued_again", "expired", "deleted"];
+  "requeued", "preempted", "handed_over", "decode_kept", "decode_given_back", "held", "finish_early_requested", "canceled", "cancel_requested", "queued_again", "expired", "deleted"];
 const REOPEN_MS = 3000;
 
 // One event stream for all jobs. The browser reconnects by itself and resumes after the last event it received. If the

@@ -159,12 +159,13 @@ const measured = (count) => (count == null ? "not measured" : `${bytes(count)} m
 const FAR = 10000; // the service counts no further
 
 const STAGES = {
-  queued: "Queued", held: "Held back", downloading: "Downloading the model", loading: "Loading the model", denoising: "Denoising", waiting_for_memory: "Waiting for memory",
+  queued: "Queued", denoised: "Waiting for a decode", held: "Held back", downloading: "Downloading the model", loading: "Loading the model", denoising: "Denoising", waiting_for_memory: "Waiting for memory",
   decoding: "Decoding", encoding: "Writing the video", finished: "Done",
 };
 
 export function doing(job) {
   if (job.stage === "held") return `Held back: ${job.held_because ?? "its attempts are used up"}.`;
+  if (job.status === "queued" && job.stage === "denoised") return "Denoised; waiting for a worker that decodes.";
   if (job.status === "queued") {
     const far = job.queue_position === FAR ? " or later" : "";
     const place = job.queue_position ? `Number ${job.queue_position.toLocaleString("en")}${far} in the queue` : "In the queue";

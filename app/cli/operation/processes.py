@@ -16,6 +16,7 @@ import typer
 
 from app.cli.options import DataDir, SupervisorPid, settings_with
 from app.config import Settings
+from app.fields.roles import Role
 
 
 def register(app: typer.Typer) -> None:
@@ -88,6 +89,7 @@ def worker(
     worker_id: Annotated[
         str | None, typer.Option(help="Unique name; host, device and a random number by default.")
     ] = None,
+    role: Annotated[Role, typer.Option(help="What it does of each job.")] = Role.BOTH,
     data_dir: DataDir = None,
     supervisor_pid: SupervisorPid = None,
 ) -> None:
@@ -111,7 +113,7 @@ def worker(
     gc.freeze()
     _configure_log(settings, "worker")
     try:
-        engine = Engine(settings, device)
+        engine = Engine(settings, device, role)
     except NoDevice as error:
         typer.secho(f"framefit worker: {error}", err=True, fg=typer.colors.RED)
         # Only a torch build without CUDA gives its device up; a lost card is retried.

@@ -20,7 +20,15 @@ from prometheus_client.registry import Collector
 from adaptive.device.nvml import GpuInfo
 from adaptive.version import __version__
 from app.jobs import JobStatus, WorkerRow
-from app.service.gpus.gauges import Card, by_card, cards_of, device_info, memory_gauges, unused_gpus
+from app.service.gpus.gauges import (
+    Card,
+    by_card,
+    cards_of,
+    device_info,
+    memory_gauges,
+    unused_gpus,
+    worker_roles,
+)
 
 SEEN_SECONDS = 24 * 3600.0  # a device is shown so long after its worker's last heartbeat
 LIBRARIES = ("torch", "diffusers")
@@ -137,6 +145,7 @@ class LiveGauges(Collector):
         yield by_card(
             "worker_start_time_seconds", "When a device's worker started; it changes with each.", started
         )
+        yield worker_roles(alive, cards)
         yield _margin_gauge(alive, cards)
 
 

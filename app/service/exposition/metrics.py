@@ -120,6 +120,12 @@ class ServiceMetrics:
         self.denoise_fallback = self._counter(
             "denoise_fallback", "Steps down of denoises that ran out of memory.", "from", "to", *PLACE
         )
+        self.handovers = self._counter(
+            "decode_handovers",
+            "Denoised jobs that other workers could decode: handed_over to one, kept, or given_back by one.",
+            "outcome",
+            *PLACE,
+        )
         self.held = self._counter(
             "jobs_held", "Jobs put behind all others because they ended their workers too often."
         )
@@ -204,6 +210,8 @@ class ServiceMetrics:
             self.fallback.labels(before, after, *at)
         for pixels in ("exact", "approximate"):
             self.denoised.labels(pixels, *at)
+        for end in ("handed_over", "kept", "given_back"):
+            self.handovers.labels(end, *at)
         for how in ("computed", "resumed"):
             self.denoise_steps.labels(how, *at)
         histograms = (self.job_seconds, self.chunk_frames, self.predicted, self.measured, self.ratio)
@@ -284,6 +292,10 @@ class ServiceMetrics:
                 self.requeued.labels(reason, *at).inc(exemplar=job)
             case "preempted":
                 self.preemptions.labels(*at).inc(exemplar=job)
+            case "handed_over" | "decode_kept" | "decode_given_back":  # framefit_decode_handovers_total
+                self.handovers.labels(event.kind.removeprefix("decode_"), *at).inc(exemplar=job)
+                for stage, seconds in data.get("durations", {}).items():  # those of the attempt until then
+                    self.stage_seconds.labels(stage, *at).observe(seconds, job)
             case "plan":
                 vae = data.get("vae") or self._vae_of_model.get(at.model, "unknown")
                 self.strategy.labels(vae, data["strategy"], data["reason"], *at).inc(exemplar=job)

@@ -13,6 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from adaptive.device.nvml import GpuInfo, NvmlState
+from app.fields.roles import role_of
 from app.jobs import WorkerRow
 from app.service.gpus.unused import UnusedReason, published
 
@@ -55,6 +56,15 @@ def device_info(cards: Iterable[Card], workers: Iterable[WorkerRow]) -> Metric:
     for card in dict.fromkeys(cards):
         report: Mapping[str, Any] = told.get(card[:2], {})
         family.add_metric([*card, str(report.get("kind") or ""), str(report.get("product") or "")], 1)
+    return family
+
+
+def worker_roles(alive: Iterable[WorkerRow], cards: Mapping[str, Card]) -> Metric:
+    """Return what each device's worker does: 1 for its role."""
+    text = "The role of a device's worker: both, denoise or decode."
+    family = GaugeMetricFamily("framefit_worker_role", text, labels=[*CARD, "role"])
+    for card, role in {cards[worker.id]: role_of(worker.device) for worker in alive}.items():
+        family.add_metric([*card, role], 1)
     return family
 
 

@@ -44,6 +44,14 @@ class JobYielded(Interrupted):
         super().__init__(f"yielded to job {claim.job.id}")
 
 
+class JobHandedOver(Interrupted):
+    """The job is denoised and went back to the queue: another worker decodes it."""
+
+
+class CannotDecode(Interrupted):
+    """A worker that only decodes has found the job's latents unusable; the job is denoised again."""
+
+
 class MemoryTaken(Interrupted):
     """Another program took the memory of a running decode and kept it; the job goes back to the queue."""
 

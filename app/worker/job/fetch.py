@@ -32,15 +32,16 @@ def fetch_model(
     control: JobControl,
     report: Report,
     count: Callable[[Json], object],
+    only: str | None = None,
 ) -> None:
-    """Download what is missing of the model.
+    """Download what is missing of the model, or of its component `only`.
 
     `count` writes an event for the metrics, also when the job stops. Raises `DownloadFailed`, and the reason
     to stop if there is one: what was received stays.
     """
     reports = _Reports(control, report, count)
     try:
-        download(entry, settings, reports.seen, lambda: control.stops)
+        download(entry, settings, reports.seen, lambda: control.stops, only=only)
     except DownloadCanceled:
         if control.goes_back:
             control.interrupt(WorkerStopping)

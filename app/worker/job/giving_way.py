@@ -5,7 +5,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from app.config import Settings
 from app.jobs import Claim
@@ -14,6 +14,7 @@ from app.models.entries import ModelEntry
 from app.scheduling.preemption import Switch, gives_way, others_free_in, own_left_seconds
 from app.store import JobStore, StoreUnavailable
 from app.store.backfill import MOST_PREEMPTIONS, Urgent, preemptions
+from app.store.roles.parts import WHOLE_QUEUE, Part
 from app.worker.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,10 @@ class GivingWay:
         engine: Engine,
         claim: Claim,
         models: Mapping[str, ModelEntry],
+        part: Callable[[list[str]], Part] = lambda _models: WHOLE_QUEUE,
     ) -> None:
+        """`part` tells which part of the queue the worker takes."""
+        self._part = part
         self._models = models
         self._settings = settings
         self._store = store
@@ -106,7 +110,10 @@ class GivingWay:
         models = dict(self._models)
         while models:
             urgent = self._store.urgent(
-                self._job.spec.priority, models=list(models), capacity_bytes=self._engine.claimable_bytes
+                self._job.spec.priority,
+                models=list(models),
+                capacity_bytes=self._engine.claimable_bytes,
+                part=self._part(list(models)),
             )
             if urgent is None or urgent.model == self._job.spec.model:  # which is loaded
                 return urgent

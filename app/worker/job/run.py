@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit, NonFiniteValues
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, Sound, load_clip, save_calls
@@ -20,6 +20,7 @@ from adaptive.types import VideoShape
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.attempts import Setbacks
 from app.config import Settings
+from app.fields.roles import Role
 from app.frame_rate import rate_as_json
 from app.jobs import STAGE_PROGRESS, Claim, Json, Stage
 from app.loops import one_line
@@ -40,7 +41,9 @@ from app.worker.engine import Engine
 from app.worker.finite import check_clip, found_json
 from app.worker.frame_transfer import FrameTransfer, samples_of
 from app.worker.job.control import (
+    CannotDecode,
     JobControl,
+    JobHandedOver,
     JobLost,
     JobYielded,
     MemoryTaken,
@@ -67,6 +70,9 @@ from app.worker.job.pictures import (
 from app.worker.job.provenance import note_for
 from app.worker.job.steps import StepsOfJob
 from app.worker.loaded_model import LoadedModel
+from app.worker.roles.handing_over import HandingOver, OwnDevice
+from app.worker.roles.helpers import Helpers
+from app.worker.roles.loaded_vae import LoadedVae
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -86,8 +92,12 @@ class JobRun:
         claim: Claim,
         control: JobControl,
         models: Mapping[str, ModelEntry] | None = None,
+        helpers: Helpers | None = None,
     ) -> None:
-        """`models` are those that the worker runs; without them the job gives way to its own model's only."""
+        """`models` are those that the worker runs; without them the job gives way to its own model's only.
+
+        `helpers` are the other workers that decode.
+        """
         self.durations: dict[str, float] = {}
         self.decode: Json | None = None
         self._settings = settings
@@ -97,6 +107,9 @@ class JobRun:
         self._claim, self._job, self._token = claim, claim.job, claim.token
         self._control = control
         self._models = models or {entry.name: entry}
+        self._helpers = helpers or Helpers(settings, store, claim.job.worker_id or "", engine.role)
+        own = OwnDevice(lambda: engine.device_report(), lambda: engine.claimable_bytes)
+        self._handing_over = HandingOver(settings, store, self._helpers, self._models, own)
         self._stage = Stage.LOADING
         self._reported_at = self._share = 0.0
         self._in_place: RoundsDone | None = None  # how far a pipeline is that decodes in place
@@ -110,10 +123,12 @@ class JobRun:
         """
         with as_job_failures(), self._faults_reported():
             artifacts = job_artifacts(self._settings.jobs_dir, self._job.id).make()
-            if self._engine.loaded_model != self._entry.name and needs_download(self._entry, self._settings):
+            only = "vae" if self._engine.role is Role.DECODE else None
+            is_loaded = self._engine.loaded_model == self._entry.name
+            if not is_loaded and needs_download(self._entry, self._settings, only):
                 with self._in_stage(Stage.DOWNLOADING):
                     count = partial(self._store.event, self._job.id, self._token, "downloaded")
-                    fetch_model(self._entry, self._settings, self._control, self._report, count)
+                    fetch_model(self._entry, self._settings, self._control, self._report, count, only)
             with self._in_stage(Stage.LOADING):
                 saved = self._saved_latents(artifacts)
                 current = self._entry
@@ -131,7 +146,11 @@ class JobRun:
                     result = self._resumed(saved, model, artifacts)
                     if result is not None:
                         return result
-                return self._decoded(self._denoise(model, artifacts), model, artifacts)
+                if self._engine.role is Role.DECODE:
+                    raise CannotDecode
+                recorded = self._denoise(cast(LoadedModel, model), artifacts)
+                self._hand_over_if_earlier()
+                return self._decoded(recorded, model, artifacts)
             except DecodeOutOfMemory as error:
                 taken = Setbacks.of(self._job.setbacks).memory_losses
                 last = taken + 1 >= self._settings.max_attempts
@@ -139,6 +158,18 @@ class JobRun:
                 if last or not error.needed_bytes or not is_short:
                     raise
                 raise MemoryTaken from error  # only the decode begins again; in place, the whole run does
+
+    def _hand_over_if_earlier(self) -> None:
+        """Leave the decode to another worker if that is to end earlier: then raise `JobHandedOver`."""
+        decided = self._handing_over.decided(self._job, self.durations.get(Stage.DENOISING, 0.0))
+        if decided is None:
+            return
+        goes, data = decided
+        if not goes:
+            self._event("decode_kept", {"stage": Stage.DENOISING, **data})
+            return
+        self._require_lease(self._handing_over.hand_over(self._claim, data, self.durations))
+        raise JobHandedOver
 
     def _saved_latents(self, artifacts: JobArtifacts) -> RecordedClip | None:
         """The latents that an earlier attempt saved; None if there are none or their file is damaged."""
@@ -152,7 +183,7 @@ class JobRun:
             return None
         return recorded
 
-    def _fitting(self, recorded: RecordedClip | None, model: LoadedModel) -> RecordedClip | None:
+    def _fitting(self, recorded: RecordedClip | None, model: LoadedVae) -> RecordedClip | None:
         """The saved latents, or None if they are not of this model and of the job's shape."""
         if recorded is None:
             return None
@@ -164,7 +195,7 @@ class JobRun:
         self._event("resumed_from_latents", {"path": self._job.latents_path, "attempt": self._job.attempts})
         return recorded
 
-    def _resumed(self, saved: RecordedClip, model: LoadedModel, artifacts: JobArtifacts) -> Json | None:
+    def _resumed(self, saved: RecordedClip, model: LoadedVae, artifacts: JobArtifacts) -> Json | None:
         """The result of decoding the saved latents; None if that fails as no decode of good latents does."""
         try:
             return self._decoded(saved, model, artifacts)
@@ -182,10 +213,10 @@ class JobRun:
             self._event("nonfinite", found_json(error))
         self._event("latents_unreadable", {"reason": str(error)})
 
-    def _decoded(self, recorded: RecordedClip, model: LoadedModel, artifacts: JobArtifacts) -> Json:
+    def _decoded(self, recorded: RecordedClip, model: LoadedVae, artifacts: JobArtifacts) -> Json:
         return decode_or_repeat(partial(self._decode, recorded, artifacts), model, self._event)
 
-    def _load(self) -> LoadedModel:
+    def _load(self) -> LoadedVae:
         spec = self._job.spec
         return self._once_it_fits(
             lambda: self._engine.load(self._entry, self._event, exact_only=spec.exact_only, spec=spec),
@@ -307,7 +338,8 @@ class JobRun:
         self._report(self._in_place.step_share, data={"step": self._in_place.steps, "steps": steps})
 
     def _checkpoints(self, model: LoadedModel, artifacts: JobArtifacts) -> Checkpoints:
-        giving_way = GivingWay(self._settings, self._store, self._engine, self._claim, self._models)
+        part = self._helpers.part
+        giving_way = GivingWay(self._settings, self._store, self._engine, self._claim, self._models, part)
         steps = StepsOfJob(self._store, self._claim, self._control, self._require_lease, giving_way)
         every_seconds = self._settings.checkpoint_seconds
         return Checkpoints(model, artifacts, every_seconds, steps, self._goes_on_after, self._event)
@@ -486,6 +518,7 @@ class JobRun:
             model=model,
             room_bytes=self._engine.free_bytes - self._settings.reserve_bytes,
             lease_seconds=self._settings.lease_seconds,
+            part=self._helpers.part([model]),
         )
         if smaller is not None:
             raise JobYielded(smaller)

@@ -160,6 +160,13 @@ WRONG = (
         links=JOBS_LINKS,
     ),
     series(
+        "Decodes left to other devices",
+        "Denoised jobs in the window that another worker could decode: handed over, kept, or given back.",
+        (gained("framefit_decode_handovers_total", "outcome", JOB), "{{outcome}}"),
+        draw=Draw.BARS,
+        links=JOBS_LINKS,
+    ),
+    series(
         "Out of memory",
         "Out-of-memory events in the window, by stage. In decoding they cost a retry, not a job.",
         (gained("framefit_oom_total", "stage", JOB), "{{stage}}"),

@@ -9,6 +9,7 @@ import pytest
 
 from adaptive.errors import DoesNotFit
 from app.config import Settings
+from app.fields.roles import Role
 from app.jobs import Job, JobSpec, JobStatus
 from app.models.entries import load_models
 from app.store import JobStore, Rules
@@ -23,6 +24,7 @@ class CrampedDevice:
     """Holds a loaded model; a large video's denoising does not fit what is free, a small one's fails."""
 
     device = "cuda:0"
+    role = Role.BOTH
     loaded_model = "tiny"
     claimable_bytes = 10 * BIG_BYTES
     free_bytes = FREE_BYTES
