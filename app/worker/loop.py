@@ -129,12 +129,9 @@ class Worker:
 
     def _claim(self) -> Claim | None:
         self._watchdog.renewed(time.monotonic())
-        models, engine = list(self._models), self._engine
         try:
-            claim = self._claim_of(self._helpers.part(models))
-            if claim is None and takes_waiting_decode(
-                self._store, self._helpers, engine.loaded_model, engine.load_seconds
-            ):
+            claim = self._claim_of(self._helpers.part(list(self._models)))
+            if claim is None and takes_waiting_decode(self._store, self._helpers, self._engine):
                 claim = self._claim_of(WHOLE_QUEUE)
             return claim
         except StoreUnavailable as error:

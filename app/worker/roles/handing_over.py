@@ -6,6 +6,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from app.config import Settings
 from app.fields.roles import Role
@@ -99,9 +100,18 @@ class HandingOver:
         return Here(own_seconds, after.denoise_seconds or denoise_seconds, after.count)
 
 
-def takes_waiting_decode(
-    store: JobStore, helpers: Helpers, loaded_model: str | None, load_seconds: Callable[[str], float]
-) -> bool:
+class Loads(Protocol):
+    """A device and the model that it has loaded, as the engine is."""
+
+    @property
+    def loaded_model(self) -> str | None:
+        """Name of the model on the device."""
+
+    def load_seconds(self, model: str) -> float:
+        """Seconds to load a model."""
+
+
+def takes_waiting_decode(store: JobStore, helpers: Helpers, device: Loads) -> bool:
     """Whether a worker that has nothing to denoise would be through with the first waiting decode before
     another one."""
     workers = helpers.look()
@@ -114,7 +124,7 @@ def takes_waiting_decode(
     usual_seconds = first.seconds or 1.0
     busy = {each.worker_id: each.left * (each.seconds or usual_seconds) for each in decodes}
     free_in = min(busy.get(worker.id, 0.0) for worker in workers)
-    loads = 0.0 if first.model == loaded_model else load_seconds(first.model)
+    loads = 0.0 if first.model == device.loaded_model else device.load_seconds(first.model)
     own_seconds = first.seconds_at_denoiser or usual_seconds
     return loads + own_seconds < free_in + usual_seconds
 
