@@ -26,7 +26,7 @@ from role_workers import RoleWorkers  # noqa: E402
 from tests.bench.campaigns import commit  # noqa: E402
 
 JOBS = 20
-ROUNDS = 2
+ROUNDS = 3
 DECODE_SHARE = 0.4
 SHAPE = {"width": 128, "height": 128, "num_frames": 25, "decode_strategy": "batched"}
 CASES = {
@@ -49,7 +49,7 @@ def started(folder: str, roles: list[str], **environ: str) -> RoleWorkers:
 
 def steps_of_share() -> tuple[int, float]:
     """Steps with which the decode takes its share of a job, and the share that was measured with them."""
-    steps = 80
+    steps = 29
     with tempfile.TemporaryDirectory() as folder:
         workers = started(folder, ["both"], **QUICK)
         try:
