@@ -23,12 +23,9 @@ from app.api.middleware.hosts import OwnHosts
 from app.api.middleware.http_metrics import HttpMetrics, Measured
 from app.api.middleware.http_rules import HttpRules
 from app.api.routes import (
-    archive,
     batch,
     device_memory,
     events,
-    files,
-    frames,
     jobs,
     loras,
     openai,
@@ -37,6 +34,7 @@ from app.api.routes import (
     submit,
     system,
 )
+from app.api.routes.results import archive, files, frames
 from app.config import Settings
 from app.models import profiles
 from app.models.downloads.access import AskHub

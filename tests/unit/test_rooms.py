@@ -30,7 +30,8 @@ def test_at_most_sixteen_files_lie_beside_the_rooms() -> None:
 def test_no_room_has_more_than_fourteen_files_side_by_side() -> None:
     counts: dict[Path, int] = {}
     for path in sources():
-        if path.name != "__init__.py":
+        # The database's revisions are a list: it only grows, and nobody looks for a file by its purpose.
+        if path.name != "__init__.py" and path.parent.name != "versions":
             counts[path.parent] = counts.get(path.parent, 0) + 1
     assert {room: count for room, count in counts.items() if count > FILES_OF_A_ROOM} == {}
 

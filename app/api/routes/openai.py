@@ -21,8 +21,14 @@ from app.api.requests.job_spec import entry_of
 from app.api.requests.schemas import REMIX_BODY, VIDEO_BODY
 from app.api.response_schemas import OPENAI_ERROR, VIDEO, VIDEO_DELETED, VIDEOS, answer
 from app.api.routes.continuation import model_to_continue
-from app.api.routes.files import IfNoneMatch, get_video, picture_response, require_unexpired, require_video
 from app.api.routes.jobs import NO_NUL
+from app.api.routes.results.files import (
+    IfNoneMatch,
+    get_video,
+    picture_response,
+    require_unexpired,
+    require_video,
+)
 from app.api.routes.submit import Body, IdempotencyKey, build_submission, submit, tell_accepted
 from app.artifacts.local_folder import job_artifacts
 from app.fields.keyframes import PICTURES

@@ -15,7 +15,7 @@ from app.store.transaction import Transaction
 
 T = TypeVar("T")
 Operation = Callable[[Transaction], T]
-HEAD_REVISION = "0016"
+HEAD_REVISION = "0015"
 REWRITE = text("update alembic_version set version_num = version_num")
 REVISIONS = Path(__file__).parents[1] / "migrations" / "versions"
 

@@ -140,14 +140,14 @@ class JobRun:
                     self._entry = current
                     model = self._load()
             try:
-                if self._entry.not_resumable_because is not None:
-                    return self._made_in_place(model, artifacts)
-                if saved is not None:
+                if saved is not None and self._entry.not_resumable_because is None:
                     result = self._resumed(saved, model, artifacts)
                     if result is not None:
                         return result
                 if self._engine.role is Role.DECODE:
                     raise CannotDecode
+                if self._entry.not_resumable_because is not None:
+                    return self._made_in_place(cast(LoadedModel, model), artifacts)
                 recorded = self._denoise(cast(LoadedModel, model), artifacts)
                 self._hand_over_if_earlier()
                 return self._decoded(recorded, model, artifacts)

@@ -13,7 +13,7 @@ from served import served
 from starlette.testclient import TestClient
 
 from app.api import create_app
-from app.api.routes import archive
+from app.api.routes.results import archive
 from app.artifacts.local_folder import job_artifacts
 from app.config import HASH_PREFIX, Settings
 from app.jobs import JobSpec, JobStatus

@@ -123,7 +123,9 @@ def test_what_cannot_be_served_is_refused_with_a_code(
     unknown = client.get(f"{done.url}/video?format=avi").json()
     assert (unknown["code"], unknown["available"]) == ("unknown_format", ["mp4", *FORMATS])
     assert refused(f"/jobs/{submit()['id']}/video?format=gif") == (409, "no_video")
-    monkeypatch.setattr("app.api.routes.converted.FORMATS", {"gif": VideoFormat("gif", "image/gif", ("no",))})
+    monkeypatch.setattr(
+        "app.api.routes.results.converted.FORMATS", {"gif": VideoFormat("gif", "image/gif", ("no",))}
+    )
     missing = client.get(f"{done.url}/video?format=gif")
     assert (missing.status_code, missing.json()["missing"]) == (422, "encoder no")
     monkeypatch.undo()

@@ -18,7 +18,7 @@ from fastapi.responses import StreamingResponse
 from app.api.access import Caller
 from app.api.dependencies import Service, TheService, visible
 from app.api.problems import Problem, documented
-from app.api.routes.files import require_video
+from app.api.routes.results.files import require_video
 from app.artifacts.local_folder import job_artifacts
 from app.jobs import Job
 

@@ -1,4 +1,5 @@
-"""Routes for a job's files: video, images, thumbnail and previews. Its frames: `app.api.routes.frames`."""
+"""Routes for a job's files: video, images, thumbnail and previews. Its frames:
+`app.api.routes.results.frames`."""
 
 from pathlib import Path as FilePath
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from fastapi.responses import FileResponse, Response
 from app.api.access import Caller
 from app.api.dependencies import Service, TheService, visible
 from app.api.problems import Problem, documented
-from app.api.routes.converted import MEDIA, converted_response, known_format
+from app.api.routes.results.converted import MEDIA, converted_response, known_format
 from app.api.views import has_video
 from app.artifacts.local_folder import job_artifacts
 from app.fields.keyframes import MOST_KEYFRAMES
