@@ -114,6 +114,7 @@ class FakeJob:
         yield "oom", {"stage": "decoding"}
         yield "fallback", {"from": self.strategy, "to": "tiled"}
         yield "nonfinite", {"stage": "latents"}
+        yield "decode_kept", {"reason": "ends_earlier_here"}
         yield "spill", {"sign": "slow_chunk"}
         decode = {
             "strategy": self.strategy,

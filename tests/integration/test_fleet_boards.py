@@ -352,6 +352,7 @@ OPERATIONS: dict[str, Expected] = dict(
     ),
     "Failures by code": lambda part: {"out_of_memory": len(part.jobs) - len(part.done)},
     "Jobs back in the queue": by(lambda _: "worker_lost", len),
+    "Decodes left to other devices": by(lambda _: "kept", len),
     "Out of memory": by(lambda _: "decoding", len),
     "Values that are not finite": by(lambda _: "latents", len),
     "Decodes that spill into host memory": by(lambda _: "slow_chunk", len),
