@@ -23,6 +23,7 @@ from app.api.middleware.hosts import OwnHosts
 from app.api.middleware.http_metrics import HttpMetrics, Measured
 from app.api.middleware.http_rules import HttpRules
 from app.api.routes import (
+    again,
     batch,
     device_memory,
     events,
@@ -98,6 +99,7 @@ def create_app(
     # In this order: /jobs/videos.zip is no job.
     modules = (
         submit,
+        again,
         batch,
         archive,
         jobs,

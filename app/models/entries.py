@@ -1,6 +1,8 @@
 """Reads the models that the service offers: the entries of models.toml, merged with the user's file.
 
 An invalid entry stops the start; the error names its key. Must not import torch.
+
+Longer than 300 lines: the keys of an entry, each with its check.
 """
 
 import tomllib

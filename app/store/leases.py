@@ -1,5 +1,7 @@
 """Operations of workers on the jobs they hold: report, finish, release.
 
+Longer than 300 lines: a worker's reports of one job follow one rule.
+
 A claim increments the job's fencing token, and every later report carries the token. A report with an old
 token changes nothing, so a worker that lost its lease cannot finish a job that another worker runs now.
 """

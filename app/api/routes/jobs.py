@@ -13,7 +13,8 @@ from app.api.dependencies import Prefix, TheService, visible
 from app.api.problems import documented
 from app.api.response_schemas import DELETED, JOB, answer
 from app.api.response_schemas import PAGE as PAGE_OF_JOBS
-from app.api.routes.submit import require_resumable, view, views
+from app.api.routes.again import require_resumable
+from app.api.routes.submit import view, views
 from app.jobs import JobStatus, Json
 
 log = logging.getLogger(__name__)

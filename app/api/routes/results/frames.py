@@ -10,9 +10,10 @@ from app.api.dependencies import Prefix, Service, TheService, visible
 from app.api.middleware.hosts import origin_refusal
 from app.api.problems import Problem, documented
 from app.api.response_schemas import JOB, answer
+from app.api.routes.again import queue_again
 from app.api.routes.results.converted import DECODED, LOSSY, PIXELS
 from app.api.routes.results.files import MADE_AGAIN, IfNoneMatch, picture_response, require_video
-from app.api.routes.submit import queue_again, view
+from app.api.routes.submit import view
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.jobs import Job, JobStatus
 from app.store import WrongState
