@@ -1,6 +1,6 @@
 """Runs one job from claim to video: download, load, denoise, save the latents, decode, encode.
 
-Owns the order of the stages, and reports their progress and durations to the job table. Does not decide what
+Owns the order of the stages; `app.worker.job.reports` tells the job table of them. Does not decide what
 happens to the job afterwards (`app.worker.loop`), how an error becomes a failure (`app.worker.job.failures`)
 or how the device does its part (`app.worker.engine`).
 
@@ -9,10 +9,9 @@ Longer than 300 lines: every stage reads and reports the state of one attempt.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import cast
 
 from adaptive.errors import DecodeOutOfMemory, DoesNotFit, NonFiniteValues
 from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, Sound, load_clip, save_calls
@@ -22,7 +21,7 @@ from app.attempts import Setbacks
 from app.config import Settings
 from app.fields.roles import Role
 from app.frame_rate import rate_as_json
-from app.jobs import STAGE_PROGRESS, Claim, Json, Stage
+from app.jobs import Claim, Json, Stage
 from app.loops import one_line
 from app.media.metadata.note import Note
 from app.media.thumbnails import write_png
@@ -36,7 +35,6 @@ from app.worker.denoise.checkpoints import Checkpoints
 from app.worker.denoise.elastic import ElasticDenoise
 from app.worker.denoise.room import Limits
 from app.worker.denoise.strips import Strips, shown_latents
-from app.worker.device_errors import OutOfMemory, translated_device_errors
 from app.worker.engine import Engine
 from app.worker.finite import check_clip, found_json
 from app.worker.frame_transfer import FrameTransfer, samples_of
@@ -44,20 +42,15 @@ from app.worker.job.control import (
     CannotDecode,
     JobControl,
     JobHandedOver,
-    JobLost,
-    JobYielded,
     MemoryTaken,
     WorkerStopping,
-    never_yield,
-    wait_for_bytes,
-    wait_for_memory,
 )
 from app.worker.job.failures import as_job_failures, is_unexpected
 from app.worker.job.fetch import fetch_model
 from app.worker.job.finishing_early import FinishingEarly
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.job.giving_way import GivingWay
-from app.worker.job.in_place import InPlaceDecodes, RoundsDone
+from app.worker.job.in_place import InPlaceDecodes
 from app.worker.job.own_frames import OwnFrames
 from app.worker.job.pictures import (
     add_notes,
@@ -68,19 +61,17 @@ from app.worker.job.pictures import (
     write_thumbnail,
 )
 from app.worker.job.provenance import note_for
+from app.worker.job.reports import AttemptReports
 from app.worker.job.steps import StepsOfJob
 from app.worker.loaded_model import LoadedModel
 from app.worker.roles.handing_over import HandingOver, OwnDevice
 from app.worker.roles.helpers import Helpers
 from app.worker.roles.loaded_vae import LoadedVae
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_PROGRESS_EVERY_SECONDS = 0.25
 
-
-class JobRun:
+class JobRun(AttemptReports):
     """One attempt at one job. `durations` (seconds by stage) and `decode` (its report) fill while it runs."""
 
     def __init__(
@@ -98,22 +89,13 @@ class JobRun:
 
         `helpers` are the other workers that decode.
         """
-        self.durations: dict[str, float] = {}
+        helpers = helpers or Helpers(settings, store, claim.job.worker_id or "", engine.role)
+        super().__init__(settings, store, engine, claim, control, helpers)
         self.decode: Json | None = None
-        self._settings = settings
-        self._store = store
-        self._engine = engine
         self._entry = entry
-        self._claim, self._job, self._token = claim, claim.job, claim.token
-        self._control = control
         self._models = models or {entry.name: entry}
-        self._helpers = helpers or Helpers(settings, store, claim.job.worker_id or "", engine.role)
         own = OwnDevice(lambda: engine.device_report(), lambda: engine.claimable_bytes)
-        self._handing_over = HandingOver(settings, store, self._helpers, self._models, own)
-        self._stage = Stage.LOADING
-        self._reported_at = self._share = 0.0
-        self._in_place: RoundsDone | None = None  # how far a pipeline is that decodes in place
-        self._waited_seconds = 0.0  # in the denoise, or in mid-decode since the last chunk
+        self._handing_over = HandingOver(settings, store, helpers, self._models, own)
 
     def run(self) -> Json:
         """Do the job and return its result for the job table.
@@ -221,19 +203,6 @@ class JobRun:
         return self._once_it_fits(
             lambda: self._engine.load(self._entry, self._event, exact_only=spec.exact_only, spec=spec),
             may_yield=False,
-        )
-
-    def _once_it_fits(
-        self, attempt: Callable[[], T], *, may_yield: bool, budget_bytes: int | None = None
-    ) -> T:
-        """The result of `attempt`, repeated while memory is missing; see `wait_for_memory`."""
-        return wait_for_memory(
-            attempt,
-            self._control,
-            limit_seconds=self._settings.memory_wait_seconds,
-            may_fit_later=lambda refusal: self._engine.may_fit_later(refusal, budget_bytes),
-            on_wait=self._report_memory_wait,
-            yield_to_smaller=self._yield_to_smaller if may_yield else never_yield,
         )
 
     def _denoise(self, model: LoadedModel, artifacts: JobArtifacts) -> RecordedClip:
@@ -458,33 +427,6 @@ class JobRun:
         self._event("fallback", data)
         return model.open_decode_on_host(call, spec, self._event)
 
-    def _memory_returns(self, needed_bytes: int, at_poll: Callable[[], None] = lambda: None) -> bool:
-        """Wait in a stage for memory that another program took; returns whether it is back.
-
-        `at_poll` is called at each look and may raise.
-
-        Waits of one denoise, and those between two chunks of a decode, have one limit together.
-        """
-        stage, started = self._stage, time.monotonic()
-        if needed_bytes > self._engine.most_bytes:
-            return False
-
-        def budget_bytes() -> int:
-            at_poll()
-            return self._engine.free_bytes - self._settings.reserve_bytes
-
-        back = wait_for_bytes(
-            needed_bytes,
-            budget_bytes,
-            self._control,
-            limit_seconds=max(0.0, self._settings.memory_wait_seconds - self._waited_seconds),
-            on_wait=self._report_memory_wait,
-        )
-        self._waited_seconds += time.monotonic() - started
-        if back:
-            self._report(self._share, kind="stage", stage=stage)
-        return back
-
     def _encode_rest(self, writer: VideoWriter, note: Note | None) -> None:
         with self._in_stage(Stage.ENCODING):
             writer.finish(note)
@@ -495,101 +437,3 @@ class JobRun:
     def _step(self, done: int, total: int) -> None:
         self._control.check()
         self._report(done / total, data={"step": done, "steps": total})
-
-    def _report_memory_wait(self, refusal: DoesNotFit) -> None:
-        data = {"needed_bytes": refusal.needed_bytes, **self._engine.memory_report()}
-        stage = Stage.WAITING_FOR_MEMORY
-        done = self._progress(self._stage, self._share)
-        self._require_lease(
-            self._store.progress(
-                self._job.id, self._token, stage=stage, progress=done, kind="waiting_for_memory", data=data
-            )
-        )
-
-    def _yield_to_smaller(self) -> None:
-        """If a smaller job of the loaded model is queued, requeue this one and raise `JobYielded`."""
-        model, worker_id = self._engine.loaded_model, self._job.worker_id
-        if model is None or worker_id is None:
-            return
-        smaller = self._store.yield_to_smaller(
-            self._job.id,
-            self._token,
-            worker_id,
-            model=model,
-            room_bytes=self._engine.free_bytes - self._settings.reserve_bytes,
-            lease_seconds=self._settings.lease_seconds,
-            part=self._helpers.part([model]),
-        )
-        if smaller is not None:
-            raise JobYielded(smaller)
-
-    @contextmanager
-    def _in_stage(self, stage: Stage) -> Iterator[None]:
-        """Enter a stage, report it and time it. One within another is not counted twice."""
-        outer, started = self._stage, time.monotonic()
-        self._stage = stage
-        self._report(0.0, kind="stage")
-        try:
-            yield
-        finally:
-            seconds = time.monotonic() - started
-            self.durations[stage] = round(self.durations.get(stage, 0.0) + seconds, 4)
-            if outer in (Stage.DENOISING, Stage.DECODING):
-                self.durations[outer] = round(self.durations.get(outer, 0.0) - seconds, 4)
-        self._stage = outer  # after an error the stage stays: events about the error name it
-
-    def _report(
-        self,
-        share: float,
-        *,
-        kind: str = "progress",
-        stage: Stage | None = None,
-        data: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Write the progress within the stage (`share`, 0..1), at most once per `_PROGRESS_EVERY_SECONDS`."""
-        self._control.check()
-        self._share = share
-        now = time.monotonic()
-        if kind == "progress" and share < 1.0 and now - self._reported_at < _PROGRESS_EVERY_SECONDS:
-            return
-        self._reported_at = now
-        stage = stage or self._stage
-        progress = self._progress(stage, share)
-        self._require_lease(
-            self._store.progress(
-                self._job.id, self._token, stage=stage, progress=progress, kind=kind, data=data or {}
-            )
-        )
-
-    def _progress(self, stage: Stage, share: float) -> float:
-        """The job's progress, 0 to 1, at this share of a stage."""
-        if self._in_place is not None:
-            return self._in_place.progress(stage, share)
-        begin, end = STAGE_PROGRESS[stage]
-        return begin + share * (end - begin)
-
-    @contextmanager
-    def _faults_reported(self) -> Iterator[None]:
-        """Report an out-of-memory or values that are not finite if they end the job."""
-        try:
-            with translated_device_errors(lambda: self._stage.value):
-                yield
-        except OutOfMemory as error:
-            error.free_bytes = self._engine.free_bytes
-            if not error.is_reported:
-                self._event("oom", {"stage": error.stage, **self._engine.memory_report()})
-            raise
-        except NonFiniteValues as error:
-            self._event("nonfinite", found_json(error))
-            raise
-
-    def _event(self, kind: str, data: Mapping[str, Any]) -> None:
-        self._control.check()
-        fields = {"stage": self._stage.value, **data}
-        self._require_lease(self._store.event(self._job.id, self._token, kind, fields))
-
-    def _require_lease(self, written: bool) -> None:
-        """Raise `JobLost` if the store did not write, because the job's token is no longer valid."""
-        if not written:
-            self._control.interrupt(JobLost)
-            self._control.check()

@@ -121,7 +121,7 @@ def test_a_denoise_goes_on_at_the_call_that_failed(start: StartWorker, card: Car
 def test_a_denoise_steps_down_where_a_neighbour_takes_memory_between_steps(
     start: StartWorker, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.worker.job.run._PROGRESS_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("app.worker.job.reports._PROGRESS_EVERY_SECONDS", 0.0)
     worker = start(memory_wait_seconds=0.2)
     # Large enough that no step fits into what the allocator holds for small tensors.
     larger = {**FOUR_CHUNKS, "num_inference_steps": 3, "width": 256, "height": 256, "num_frames": 17}
@@ -146,7 +146,7 @@ def test_a_denoise_steps_down_where_a_neighbour_takes_memory_between_steps(
 def test_a_denoise_that_nothing_helps_takes_every_step_down_and_says_what_was_missing(
     start: StartWorker, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.worker.job.run._PROGRESS_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("app.worker.job.reports._PROGRESS_EVERY_SECONDS", 0.0)
     worker = start(memory_wait_seconds=0.2)
 
     def act(kind: str, data: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ def test_jobs_survive_a_failure_at_any_operation_and_lose_no_step(
 def test_progress_never_goes_back_while_steps_are_repeated(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.worker.job.run._PROGRESS_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("app.worker.job.reports._PROGRESS_EVERY_SECONDS", 0.0)
     operations = FailingOperation()
     with monkeypatch.context() as patch:
         denoising(patch, operations)
