@@ -21,9 +21,10 @@ from app.models.parts.entry_parts import part_signatures
 from app.models.parts.scaled import Fp8Linear
 
 # Fields of a request that say nothing about the latents.
-_OF_THE_DECODE = frozenset(
+_OF_NO_LATENTS = frozenset(
     {
         "decode_strategy",
+        "embed_metadata",
         "exact_only",
         "frames_per_chunk",
         "continue_from",
@@ -43,9 +44,6 @@ def checkpoint_identity(
     pipe: Any, entry: ModelEntry, device: torch.device, spec: JobSpec, *images: bytes | None
 ) -> dict[str, str]:
     """Names of what must be equal, with digests or values."""
-    request = spec.model_dump(mode="json", exclude=set(_OF_THE_DECODE))
-    if not spec.keyframes:  # as checkpoints of earlier versions have it
-        del request["keyframes"]
     model = entry.model_dump(mode="json", include={"pipeline", "dtype", "vae_dtype", "call", "resolution"})
     model |= part_signatures(entry)
     sampling = {"sigmas", "timesteps", "shift", "scheduler"}
@@ -53,7 +51,7 @@ def checkpoint_identity(
     if entry.text_encoder_dtype is not None:
         model["text_encoder_dtype"] = entry.text_encoder_dtype
     return {
-        "request": _digest(json.dumps(request, sort_keys=True)),
+        "request": request_digest(spec),
         "image": _digest(*(hashlib.sha256(image or b"").hexdigest() for image in images)),
         "model": f"{entry.name} {_digest(json.dumps(model, sort_keys=True))}",
         "scheduler": _digest(*_schedulers(pipe)),
@@ -63,6 +61,14 @@ def checkpoint_identity(
             [f"framefit {__version__}", *(f"{name} {version(name)}" for name in _LIBRARIES)]
         ),
     }
+
+
+def request_digest(spec: JobSpec) -> str:
+    """The digest of the fields that the latents depend on. Defaults of newer fields do not change it."""
+    request = spec.model_dump(mode="json", exclude=set(_OF_NO_LATENTS))
+    if not spec.keyframes:  # as checkpoints of earlier versions have it
+        del request["keyframes"]
+    return _digest(json.dumps(request, sort_keys=True))
 
 
 def difference(one: Mapping[str, str], other: Mapping[str, str]) -> str | None:

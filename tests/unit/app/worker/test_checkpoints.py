@@ -166,6 +166,19 @@ def test_a_checkpoint_of_other_weights_or_of_another_library_is_not_used(
     assert served.events("resumed") == []
 
 
+def test_a_redecode_with_other_decode_fields_goes_on_at_the_last_step(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = killed_in_step(served, 3, monkeypatch)
+    assert served.http.delete(f"/jobs/{job_id}").json()["status"] == "canceled"
+    changes = {"embed_metadata": False, "exact_only": False, "memory_budget_bytes": 2**40}
+    answer = served.http.post(f"/jobs/{job_id}/redecode", json=changes)
+    assert answer.status_code == 202, answer.text
+    served.run_next()
+    assert served.events("checkpoint_unusable") == []
+    assert served.job(job_id)["denoise"]["resumed_from_step"] == 2
+
+
 def test_a_checkpoint_that_cannot_be_replayed_costs_its_steps_and_nothing_else(
     served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
