@@ -240,11 +240,12 @@ class JobSpec(BaseModel):
         """Return a SHA-256 digest of the request; requests with equal digests ask for the same work.
 
         Fields at their default are left out, so the digest of an old request stays the same when fields are
-        added. The measured sizes are left out because the images' digests cover them.
+        added. The measured sizes are left out because the images' digests cover them. The first image is left
+        out if it is the last frame of another job: the request names that job, whose frame may change.
         """
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude=set(MEASURED))
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        given = (image, last_image, *keyframes)
+        given = (None if self.continue_from else image, last_image, *keyframes)
         images = b"".join(hashlib.sha256(data).digest() for data in given if data is not None)
         return hashlib.sha256(images + canonical.encode()).hexdigest()
 

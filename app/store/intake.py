@@ -133,7 +133,7 @@ def _insert(
         "needed_bytes": submission.needed_bytes,
         "plan": dump(submission.plan),
         "owner": submission.owner,
-        "idempotency_key": _scoped_key(submission),
+        "idempotency_key": scoped_key(submission.owner, submission.idempotency_key),
         "fingerprint": submission.fingerprint,
         "remixed_from": submission.remixed_from,
         "expected_seconds": expected_seconds,
@@ -154,9 +154,9 @@ def _position(tx: Transaction, rank: float) -> int:
     return int(tx.execute(COUNT_BEFORE, {"rank": rank}).scalar_one()) + 1
 
 
-def _scoped_key(submission: Submission) -> str | None:
-    key = submission.idempotency_key
-    return None if key is None else f"{submission.owner or ''}:{key}"
+def scoped_key(owner: str | None, key: str | None) -> str | None:
+    """Return an idempotency key as the job table has it: each API key has its own."""
+    return None if key is None else f"{owner or ''}:{key}"
 
 
 def _as_added(job_id: str, submission: Submission, now: float, position: int) -> Job:
@@ -202,7 +202,7 @@ def _existing_job(tx: Transaction, submission: Submission) -> str | None:
 
 def job_of_key(connection: Connection, submission: Submission) -> Any:
     """Return the row of the job that has this idempotency key, or None. Raises `IdempotencyConflict`."""
-    key = _scoped_key(submission)
+    key = scoped_key(submission.owner, submission.idempotency_key)
     row = None if key is None else connection.execute(SELECT_KEY, {"key": key}).one_or_none()
     if row is not None and row.fingerprint != submission.fingerprint and not row.deleted:
         raise IdempotencyConflict(row.id)

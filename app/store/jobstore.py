@@ -22,7 +22,7 @@ from app.store import backfill, claims, deliveries, intake, leases, queries
 from app.store import workers as workforce
 from app.store.database import open_database, revision_of
 from app.store.errors import DataFolderUnusable, QueueFull
-from app.store.pictures.foresight import Foresight
+from app.store.pictures.foresight import Foresight, repeated_job
 from app.store.pictures.job_pictures import JobPictures
 from app.store.pictures.move import move_blobs
 from app.store.pictures.place import place_of_pictures
@@ -201,6 +201,7 @@ class JobStore:
 
     # Read-only queries.
     get = _reads(fetch_job)
+    repeated_job = _reads(repeated_job)
     page = _reads(queries.page)
     search = _reads(queries.search)
     owners = _reads(queries.owners)

@@ -20,7 +20,7 @@ from app.api.requests.bodies import Parts, parse_body
 from app.api.requests.job_spec import entry_of
 from app.api.requests.schemas import REMIX_BODY, VIDEO_BODY
 from app.api.response_schemas import OPENAI_ERROR, VIDEO, VIDEO_DELETED, VIDEOS, answer
-from app.api.routes.continuation import model_to_continue
+from app.api.routes.continuation import with_values_taken_over
 from app.api.routes.jobs import NO_NUL
 from app.api.routes.results.files import (
     IfNoneMatch,
@@ -100,7 +100,8 @@ def create(
     """Queue a video from `prompt` and the image in `input_reference`."""
     image_fields = ("input_reference", "last_image", *PICTURES)
     parts = parse_body(request.headers.get("content-type", ""), body, image_fields)
-    parts.fields = _translated(service, model_to_continue(service, parts.fields, owner))
+    fields = with_values_taken_over(service, parts.fields, owner, idempotency_key)
+    parts.fields = _translated(service, fields)
     if (image := parts.images.pop("input_reference", None)) is not None:
         parts.images["image"] = image
     job, _ = submit(service, parts, owner=owner, idempotency_key=idempotency_key)

@@ -149,7 +149,7 @@ def build_submission(
 
     Raises only errors that `problem_of` maps to a problem.
     """
-    parts = continued(service, parts, owner)
+    parts = continued(service, parts, owner, idempotency_key)
     image, last_image = parts.images.get("image"), parts.images.get("last_image")
     pictures = UploadedPictures(parts.images, service.image_limits, service.shares.large_pictures.hold)
     spec = job_spec(

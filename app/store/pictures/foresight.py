@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from app.jobs import Job
-from app.store.intake import Submission, is_free, job_of_key
+from app.store.intake import SELECT_KEY, Submission, is_free, job_of_key, scoped_key
 from app.store.queue_limits import look_for_room
 from app.store.rows import fetch_job
 from app.store.transaction import Rules
@@ -52,3 +52,10 @@ def foresee(
     first, new = submissions[0], len(submissions) - len(known)
     look_for_room(connection, rules, new, first.owner, first.max_queued_of_owner)
     return None
+
+
+def repeated_job(connection: Connection, owner: str | None, idempotency_key: str) -> Job | None:
+    """Return the job that a request under this key repeats if it asks for the same; None if it is new."""
+    key = {"key": scoped_key(owner, idempotency_key)}
+    row = connection.execute(SELECT_KEY, key).one_or_none()
+    return None if row is None or is_free(row) else fetch_job(connection, row.id)

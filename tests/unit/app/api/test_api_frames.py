@@ -250,3 +250,50 @@ def test_a_job_of_another_key_cannot_be_continued(
     assert client.post("/generate", json=body, headers=own).json()["code"] == "no_last_frame"
     answer = client.post("/generate", json=body, headers={"Authorization": "Bearer two"})
     assert (answer.status_code, answer.json()["code"]) == (404, "no_such_job")
+
+
+def continue_under_a_key(client: TestClient, path: str, body: dict[str, Any]) -> Any:
+    return client.post(path, json={"prompt": "on", **body}, headers={"Idempotency-Key": "again"})
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/videos"])
+@pytest.mark.parametrize("more", [{}, {"width": 32}, {"model": "keyed2", "seed": 4}])
+def test_a_repeated_continuation_is_answered_with_its_job_though_the_source_is_gone(
+    client: TestClient, app_store: JobStore, finished: str, path: str, more: dict[str, Any]
+) -> None:
+    body = {"continue_from": finished, **more}
+    job_id = continue_under_a_key(client, path, body).json()["id"]
+    client.post(f"/jobs/{finished}/delete")
+    assert continue_under_a_key(client, path, body).json()["id"] == job_id
+    app_store.erase_deleted(lambda _job: None)
+    assert continue_under_a_key(client, path, body).json()["id"] == job_id
+    assert "idempotency_key_reused" in continue_under_a_key(client, path, {**body, "fps": 7}).text
+
+
+def test_a_repeated_continuation_is_the_same_request_though_the_source_was_decoded_again(
+    client: TestClient, settings: Settings, finished: str
+) -> None:
+    job_id = continue_under_a_key(client, "/generate", {"continue_from": finished}).json()["id"]
+    Image.new("RGB", (64, 96), "navy").save(job_artifacts(settings.jobs_dir, finished).frame("last"))
+    assert continue_under_a_key(client, "/generate", {"continue_from": finished}).json()["id"] == job_id
+
+
+def test_a_continuation_is_new_where_its_key_is_free_or_another_requests(
+    client: TestClient, finished: str
+) -> None:
+    job_id = continue_under_a_key(client, "/generate", {"continue_from": finished}).json()["id"]
+    client.post(f"/jobs/{finished}/delete")
+    other = continue_under_a_key(client, "/generate", {"continue_from": "0" * 32})
+    assert (other.status_code, other.json()["code"]) == (404, "no_such_job")
+    client.delete(f"/jobs/{job_id}")
+    gone = continue_under_a_key(client, "/generate", {"continue_from": finished})
+    assert (gone.status_code, gone.json()["code"]) == (410, "job_deleted")
+
+
+@pytest.mark.parametrize(("more", "frames"), [({}, 17), ({"fps": 20}, 41), ({"model": "keyed2"}, 25)])
+def test_seconds_of_a_continuation_are_counted_at_the_rate_that_it_gets(
+    client: TestClient, finished: str, more: dict[str, Any], frames: int
+) -> None:
+    body = {"prompt": "on", "continue_from": finished, "seconds": "2", **more}
+    video = client.post("/v1/videos", json=body).json()
+    assert client.get(f"/jobs/{video['id']}").json()["request"]["num_frames"] == frames, video
