@@ -41,6 +41,14 @@ def few_enough(keyframes: tuple[KeyFrame, ...]) -> tuple[KeyFrame, ...]:
 Keyframes = Annotated[tuple[KeyFrame, ...], AfterValidator(few_enough)]
 
 
+def for_another_length(keyframes: Sequence[KeyFrame], num_frames: int) -> list[KeyFrame]:
+    """The key frames of a video of that many frames, as a video of another length has them: one at its end
+    stays at the end.
+    """
+    last = num_frames - 1
+    return [each.model_copy(update={"frame": -1}) if each.frame == last else each for each in keyframes]
+
+
 def counted_from_start(keyframes: Sequence[KeyFrame], num_frames: int) -> tuple[KeyFrame, ...]:
     """The key frames with frames counted from the start. A frame before the first one stays negative."""
     return tuple(

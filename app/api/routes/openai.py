@@ -31,7 +31,7 @@ from app.api.routes.results.files import (
 )
 from app.api.routes.submit import Body, IdempotencyKey, build_submission, submit, tell_accepted
 from app.artifacts.local_folder import job_artifacts
-from app.fields.keyframes import PICTURES
+from app.fields.keyframes import PICTURES, for_another_length
 from app.frame_rate import frame_rate
 from app.jobs import Job, JobStatus, Json
 from app.media.spritesheet import SheetError
@@ -133,6 +133,8 @@ def remix(
         raise Problem(422, "missing_field", "prompt: a remix needs a new prompt")
     fields = source.spec.model_dump(mode="json", exclude_none=True, exclude=NOT_REMIXED)
     shape = {name: fields[name] for name in ("model", "fps")}
+    keyframes = for_another_length(source.spec.keyframes, source.spec.num_frames)
+    fields["keyframes"] = [each.model_dump() for each in keyframes]
     if given.get("size") == "auto":  # the shape follows the image, not the earlier video
         fields = {name: value for name, value in fields.items() if name not in ("width", "height")}
     fields |= _translated(service, {**shape, **given})

@@ -109,7 +109,8 @@ export function take({ request, seed }, photos) {
   }
   loras.choose(model, form.elements.loras, request.loras);
   frames.stopContinuing(); // its first frame is the job's image
-  frames.put(request.keyframes, photos.keyframes);
+  // One at the end stays there if the length changes.
+  frames.put(request.keyframes.map((one) => (one.frame === request.num_frames - 1 ? { ...one, frame: -1 } : one)), photos.keyframes);
   for (const name of ["image", "last_image"]) if (photos[name] || name === "last_image") images.put(name, photos[name] ?? null);
   use({});
   return "";

@@ -110,6 +110,17 @@ def test_key_frames_go_with_a_remix_and_with_a_deletion(
     assert app_store.get(remix["id"]).spec.keyframes[0].frame == 8
 
 
+@pytest.mark.parametrize("frames", [9, 33])
+def test_a_picture_at_the_end_stays_at_the_end_of_a_remix_of_another_length(
+    client: TestClient, generate: Generate, frames: int
+) -> None:
+    keyframes = [{"frame": -1, "strength": 0.5}, {"frame": 3}]
+    job_id = generate(keyframes, num_frames="17").json()["id"]
+    answer = client.post(f"/v1/videos/{job_id}/remix", json={"prompt": "y", "num_frames": frames})
+    request = client.get(f"/jobs/{answer.json()['id']}").json()["request"]
+    assert [each["frame"] for each in request["keyframes"]] == [frames - 1, 3]
+
+
 @pytest.mark.parametrize(
     ("keyframes", "more", "code", "data"),
     [
