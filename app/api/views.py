@@ -259,8 +259,7 @@ def model_view(
 def _keyframes_view(entry: ModelEntry) -> Json | None:
     """Return how many key frames a job of the model may have, and where; None if it takes none.
 
-    They stand at the first frame, at the last one, and where the frame's number less one is a multiple of
-    `apart`.
+    They stand at the last frame, and where the frame's number less one is a multiple of `apart`.
     """
     if "keyframes" not in entry.inputs:
         return None

@@ -20,7 +20,7 @@ class KeyFrame(BaseModel):
     frame: int = Field(
         ge=-FRAME_LIMIT,
         lt=FRAME_LIMIT,
-        description="The frame, from 0; -1 is the last one, -2 the one before it.",
+        description="The frame, from 1, as `image` is frame 0; -1 is the last one, -2 the one before it.",
     )
     strength: float = Field(
         1.0, gt=0, le=1, description="How closely the video follows the picture; 1: as closely as it can."

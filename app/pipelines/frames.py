@@ -5,7 +5,7 @@ a last picture, too, but depends on the weights: a model's entry says so with `i
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,26 +27,38 @@ class FrameForm:
     """How a pipeline class takes pictures of several frames.
 
     `arguments(pipe, pictures)` are those of the call, the first frame's picture included. `apart`: key frames
-    stand at the first frame, at the last one, and where the number of the frame less one is a multiple of it.
-    Each picture beyond the first frame's is one more latent frame in every step.
+    stand at the last frame, and where the number of the frame less one is a multiple of it. Each picture
+    beyond the first frame's is one more latent frame in every step.
     """
 
     arguments: Callable[[Any, Sequence[FramePicture]], dict[str, Any]]
     apart: int = 1
 
     def allows(self, frame: int, num_frames: int) -> bool:
-        """Whether a key frame may stand there."""
+        """Whether a picture may stand there: a key frame, or at frame 0 the first image."""
         return frame in (0, num_frames - 1) or (frame - 1) % self.apart == 0
 
-    def nearest(self, frame: int, num_frames: int) -> int:
-        """The nearest frame where a key frame may stand."""
-        allowed = [each for each in range(num_frames) if self.allows(each, num_frames)]
-        return min(allowed, key=lambda each: (abs(each - frame), each))
+    def place(self, frame: int) -> int:
+        """The number of the place that holds the frame. Each takes one picture; place 0 is frame 0 alone."""
+        return (frame - 1) // self.apart + 1
+
+    def frames_of(self, place: int, num_frames: int) -> range:
+        """The frames of a place."""
+        return range(max(0, (place - 1) * self.apart + 1), min(place * self.apart + 1, num_frames))
+
+    def nearest(self, frame: int, num_frames: int, taken: Collection[int]) -> int | None:
+        """The nearest frame where a key frame may stand and whose place is not `taken`; None without one."""
+        allowed = [
+            each
+            for each in range(num_frames)
+            if self.allows(each, num_frames) and self.place(each) not in taken
+        ]
+        return min(allowed, key=lambda each: (abs(each - frame), each), default=None)
 
     @property
     def rule(self) -> str:
         """Where key frames may stand, for people."""
-        return "any frame" if self.apart == 1 else f"0, {self.apart}k+1 or the last frame"
+        return "any frame after the first" if self.apart == 1 else f"{self.apart}k+1 or the last frame"
 
 
 def _ltx_conditions(_pipe: Any, pictures: Sequence[FramePicture]) -> dict[str, Any]:

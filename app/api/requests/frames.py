@@ -37,34 +37,37 @@ def not_taken(name: str, entry: ModelEntry, models: Mapping[str, ModelEntry]) ->
 def with_frames_checked(spec: JobSpec, entry: ModelEntry, *, has_last_image: bool) -> JobSpec:
     """Return the specification with its key frames counted from the first frame.
 
-    Raises `Problem` for a frame that the video does not have, that has two pictures, or where the model takes
-    none.
+    Raises `Problem` for a frame that the video does not have, that has two pictures, also of two frames that
+    the model takes as one, or where the model takes none.
     """
     if not spec.keyframes:
         return spec
     keyframes = counted_from_start(spec.keyframes, spec.num_frames)
-    taken = {0: "image"} | ({spec.num_frames - 1: "last_image"} if has_last_image else {})
+    form = FORMS[entry.pipeline]
+    last = spec.num_frames - 1
+    taken = {form.place(0): "image"} | ({form.place(last): "last_image"} if has_last_image else {})
     for number, (given, each) in enumerate(zip(spec.keyframes, keyframes, strict=True)):
         if not 0 <= each.frame < spec.num_frames:
-            nearest = 0 if each.frame < 0 else spec.num_frames - 1
+            nearest = form.nearest(each.frame, spec.num_frames, taken)
             message = f"frame {given.frame} is not in a video of {spec.num_frames} frames"
             raise Problem(
                 422, "keyframe_out_of_range", f"keyframes.{number}: {message}", data=_place(number, nearest)
             )
-        form = FORMS[entry.pipeline]
         if not form.allows(each.frame, spec.num_frames):
-            nearest = form.nearest(each.frame, spec.num_frames)
-            message = (
-                f"model {entry.name} takes key frames at {form.rule}, not at {each.frame}; "
-                f"the nearest is {nearest}"
-            )
+            nearest = form.nearest(each.frame, spec.num_frames, taken)
+            message = f"model {entry.name} takes key frames at {form.rule}, not at {each.frame}"
+            if nearest is not None:
+                message += f"; the nearest is {nearest}"
             raise Problem(
                 422, "keyframe_not_there", f"keyframes.{number}: {message}", data=_place(number, nearest)
             )
-        if each.frame in taken:
-            message = f"frame {each.frame} has the picture of {taken[each.frame]} already"
+        place = form.place(each.frame)
+        if place in taken:
+            held = form.frames_of(place, spec.num_frames)
+            where = f"frame {each.frame} has" if len(held) == 1 else f"frames {held[0]} to {held[-1]} have"
+            message = f"{where} the picture of {taken[place]} already"
             raise Problem(422, "duplicate_keyframe", f"keyframes.{number}: {message}", data=_place(number))
-        taken[each.frame] = f"keyframes.{number}"
+        taken[place] = f"keyframes.{number}"
     return spec.model_copy(update={"keyframes": keyframes})
 
 

@@ -125,11 +125,13 @@ def test_a_picture_at_the_end_stays_at_the_end_of_a_remix_of_another_length(
     ("keyframes", "more", "code", "data"),
     [
         ([{"frame": 25}], {}, "keyframe_out_of_range", {"index": 0, "nearest_frame": 24}),
-        ([{"frame": -26}], {}, "keyframe_out_of_range", {"index": 0, "nearest_frame": 0}),
+        ([{"frame": -26}], {}, "keyframe_out_of_range", {"index": 0, "nearest_frame": 1}),
         ([{"frame": 8}, {"frame": -17}], {}, "duplicate_keyframe", {"index": 1}),
         ([{"frame": 0}], {}, "duplicate_keyframe", {"index": 0}),
         ([{"frame": 24}], {"files": {"keyframe_0": 1, "last_image": 2}}, "duplicate_keyframe", {}),
         ([{"frame": 6}], {"model": "keyed2"}, "keyframe_not_there", {"nearest_frame": 9}),
+        ([{"frame": 9}, {"frame": 8}], {"model": "keyed2"}, "keyframe_not_there", {"nearest_frame": 1}),
+        ([{"frame": 17}, {"frame": -1}], {"model": "keyed2"}, "duplicate_keyframe", {"index": 1}),
         ([{"frame": 8}], {"files": {}}, "missing_keyframe_image", {"index": 0}),
         ([{"frame": 8}], {"files": {"keyframe_0": 1, "keyframe_1": 2}}, "unknown_field", {}),
         ([{"frame": 8, "strength": 0}], {}, "invalid_keyframes", {}),
@@ -153,11 +155,40 @@ def test_the_last_frame_is_a_key_frame_where_others_stand_apart(generate: Genera
     assert [each["frame"] for each in job["request"]["keyframes"]] == [24, 9]
 
 
+@pytest.mark.parametrize(
+    ("keyframe", "refused"),
+    [(1, False), (9, False), (16, True), (17, True), (24, True)],
+)
+def test_a_last_image_and_a_key_frame_are_not_for_the_same_eight_frames(
+    generate: Generate, keyframe: int, refused: bool
+) -> None:
+    files = {"keyframe_0": 1, "last_image": 2}
+    answer = generate([{"frame": keyframe}], files, model="keyed2").json()
+    assert ("code" in answer) == refused, answer
+    if keyframe >= 17:
+        assert answer["code"] == "duplicate_keyframe"
+        assert "frames 17 to 24" in answer["detail"]
+    if keyframe == 16:
+        assert (answer["code"], answer["nearest_frame"]) == ("keyframe_not_there", 9)
+
+
+@pytest.mark.parametrize("model", ["keyed", "keyed2"])
+@pytest.mark.parametrize("asked", [-100, 0, 2, 23, 24, 25])
+def test_the_nearest_frame_of_a_refusal_is_taken(generate: Generate, asked: int, model: str) -> None:
+    files = {"keyframe_0": 1, "last_image": 2}
+    answer = generate([{"frame": asked}], files, model=model)
+    if "nearest_frame" in answer.json():
+        answer = generate([{"frame": answer.json()["nearest_frame"]}], files, model=model)
+        assert answer.status_code == 202, answer.json()
+    elif answer.status_code != 202:
+        assert answer.json()["code"] == "duplicate_keyframe"
+
+
 def test_a_model_says_where_it_takes_key_frames_and_what_it_needs(client: TestClient) -> None:
     views = {view["name"]: view for view in client.get("/models").json()["models"]}
     assert views["keyed"]["inputs"] == ["keyframes", "last_image"]
-    assert views["keyed"]["keyframes"] == {"most": 8, "apart": 1, "rule": "any frame"}
-    assert views["keyed2"]["keyframes"]["rule"] == "0, 8k+1 or the last frame"
+    assert views["keyed"]["keyframes"] == {"most": 8, "apart": 1, "rule": "any frame after the first"}
+    assert views["keyed2"]["keyframes"]["rule"] == "8k+1 or the last frame"
     assert views["between"]["requires"] == ["last_image"]
     assert (views["tiny"]["keyframes"], views["tiny"]["requires"]) == (None, [])
 
