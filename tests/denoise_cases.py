@@ -82,16 +82,6 @@ def _wan22() -> Any:
     return made
 
 
-def _photo_pan() -> Any:
-    import diffusers
-
-    from app.pipelines.builtin import MODEL_FOLDER
-
-    pipe = diffusers.LTXImageToVideoPipeline.from_pretrained(MODEL_FOLDER)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def _dynamicrafter() -> Any:
     from app.pipelines.dynamicrafter.tiny import build_tiny_pipeline
 
@@ -138,7 +128,7 @@ CASES: dict[str, Case] = {
     "ltx-condition": _tiny("LTXConditionPipeline", _asked(64, 17, frame_rate=8)),
     "ltx-2": _tiny(_LTX2, _asked(64, 17, frame_rate=8, stg_scale=0.0, audio_stg_scale=0.0)),
     "ltx-2-all-guidance": _tiny(_LTX2, _asked(64, 17, frame_rate=8)),
-    "photo-pan": Case("LTXImageToVideoPipeline", _photo_pan, _asked(128, 9, frame_rate=8)),
+    "photo-pan": _tiny("PhotoPanPipeline", _asked(128, 9)),
     "svd": _tiny("StableVideoDiffusionPipeline", _svd),
     "wan21": _tiny(_WAN, _asked(32, 9)),
     "wan21-unipc": _tiny(_WAN, _asked(32, 9), "UniPCMultistepScheduler", **_UNIPC),

@@ -25,7 +25,7 @@ CUT = """() => {
     for (const one of document.querySelectorAll("body *")) {
         if (!one.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
         if (one.closest(".visually-hidden, [aria-hidden=true], svg, .skip")) continue;
-        if (one.tagName === "OPTION" || one.tagName === "TEXTAREA" || one.type === "file") continue;
+        if (["OPTION", "TEXTAREA"].includes(one.tagName) || ["checkbox", "file"].includes(one.type)) continue;
         if (one.tagName === "SELECT") {
             const text = one.selectedOptions[0]?.textContent ?? "";
             if (wide(one, text)) found.push(`${name(one)}: "${text}" is wider than the field`);

@@ -64,6 +64,6 @@ def add_files(document: Json) -> None:
         for operation in operations.values():
             for response in operation["responses"].values():
                 content = response.get("content", {})
-                files = [kind for kind in content if kind.startswith(("video/", "image/"))]
+                files = [kind for kind in content if kind.startswith(("video/", "image/", "application/zip"))]
                 for kind in (*files, *(["application/octet-stream"] if files else ())):
                     content[kind] = {"schema": {"type": "string", "format": "binary"}}

@@ -114,7 +114,7 @@ class JobRun(AttemptReports):
             with self._in_stage(Stage.LOADING):
                 saved = self._saved_latents(artifacts)
                 current = self._entry
-                if saved is not None:
+                if saved is not None and saved.calls:  # what is damaged is found when the model is here
                     self._entry = entry_for_latents(current, saved.calls[0].latents.shape[1])
                 model = self._load()
                 saved = self._fitting(saved, model)

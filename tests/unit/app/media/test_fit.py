@@ -56,7 +56,7 @@ def test_every_picture_gets_a_shape_that_its_model_makes(wide: int, high: int, n
     spec = job_spec(asked, MODELS, measure=lambda: (wide, high))
     assert spec.model == name
     assert spec.width * spec.height <= entry.defaults.width * entry.defaults.height
-    if not entry.shapes:
+    if not entry.shapes and name != "photo-pan":  # its camera moves inside the photo, in sizes of its own
         upright = (spec.width, spec.height) if wide <= high else (spec.height, spec.width)
         assert upright[0] <= upright[1], "a tall picture gets a tall video"
         # No other legal shape keeps more of the picture without being much smaller.

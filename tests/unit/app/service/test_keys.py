@@ -47,7 +47,9 @@ def bearer(key: str) -> dict[str, str]:
 
 def hand_in(client: Any, key: str, picture: bytes, **fields: Any) -> Any:
     files = {"image": ("a.jpg", picture)}
-    return client.post("/generate", data={"prompt": "x", **fields}, files=files, headers=bearer(key))
+    return client.post(
+        "/generate", data={"prompt": "x", "num_frames": "9", **fields}, files=files, headers=bearer(key)
+    )
 
 
 def test_a_hash_in_the_settings_lets_its_key_in(client_of: Callable[..., TestClient], tmp_path: Path) -> None:
