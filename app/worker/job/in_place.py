@@ -19,6 +19,7 @@ from app.artifacts.local_folder import JobArtifacts
 from app.jobs import STAGE_PROGRESS, JobSpec, Json, Stage
 from app.pipelines.calls import call_form
 from app.pipelines.rounds import Rounds
+from app.pipelines.safety_checker import CHECKED_PIPELINES
 from app.worker.decoding import Decoding, OnEvent
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.job.pictures import write_previews
@@ -123,14 +124,19 @@ class InPlaceDecodes:
     def _decode(self, call: RecordedDecode, model: Decoder) -> Tensor:
         decoding = self._open_decode(model, call)
         self._report(self.done.decode_share(0.0))
-        if not self.done.decodes and self._is_whole_picture(call):
+        if not self.done.decodes and self._may_show(call):
             write_previews(decoding, self._artifacts, self._on_event)
         video = decoding.video(lambda done, total: self._report(self.done.decode_share(done / total)))
         self.reports.append(decoding.report())
         return video
 
-    def _is_whole_picture(self, call: RecordedDecode) -> bool:
-        """Whether the call decodes pictures of the video's size, not tiles of them."""
+    def _may_show(self, call: RecordedDecode) -> bool:
+        """Whether key frames of the call may be shown: pictures of the video's size, not tiles of them.
+
+        Nothing is shown before a safety checker has seen it, and that one sees whole videos only.
+        """
+        if type(self._model.pipe).__name__ in CHECKED_PIPELINES:
+            return False
         vae = self._model.pipe.vae
         family = family_of(vae)
         ratio = family.traits_of(vae).spatial_ratio
