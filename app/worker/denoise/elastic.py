@@ -30,12 +30,12 @@ T = TypeVar("T")
 
 
 class InPlace(Protocol):
-    """Decodes a pipeline's calls in place. `failure` is the error that ended a decode."""
+    """Decodes a pipeline's calls in place. `failed`: a decode of the present run has failed."""
 
-    failure: Exception | None
+    failed: bool
 
     def begin(self) -> None:
-        """The pipeline starts from its beginning."""
+        """The pipeline starts from its beginning, with its weights where they were placed."""
         ...
 
     def decode(self, call: RecordedDecode) -> Tensor:
@@ -177,11 +177,11 @@ class ElasticDenoise:
             try:
                 return attempt()
             except OutOfMemory as error:
-                if self._is_of_decode(error):
+                if self._is_of_decode:
                     raise
                 missing, failure = missing_memory(error), error
             except DoesNotFit as error:  # a clip is encoded before the first step
-                if self._room.step or self._is_of_decode(error):
+                if self._room.step or self._is_of_decode:
                     raise
                 short_bytes = max(0, error.needed_bytes - error.budget_bytes)
                 missing, failure = MissingMemory(str(error), short_bytes, is_refusal=True), error
@@ -192,9 +192,10 @@ class ElasticDenoise:
                     failure.is_reported = True
                 raise failure
 
-    def _is_of_decode(self, error: Exception) -> bool:
+    @property
+    def _is_of_decode(self) -> bool:
         """Whether a decode in place has failed, with everything tried that helps a decode."""
-        return self._in_place is not None and self._in_place.failure is error
+        return self._in_place is not None and self._in_place.failed
 
     @property
     def computed(self) -> int:

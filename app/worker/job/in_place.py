@@ -15,12 +15,14 @@ from torch import Tensor
 from adaptive.families import family_of
 from adaptive.pipelines.recorded_call import RecordedDecode
 from adaptive.pipelines.vae_method import recorded_arguments
+from adaptive.stream.offload import execution_device
 from app.artifacts.local_folder import JobArtifacts
 from app.jobs import STAGE_PROGRESS, JobSpec, Json, Stage
 from app.pipelines.calls import call_form
 from app.pipelines.rounds import Rounds
 from app.pipelines.safety_checker import CHECKED_PIPELINES
 from app.worker.decoding import Decoding, OnEvent
+from app.worker.device_errors import translated_device_errors
 from app.worker.job.float32_retry import Decoder, decode_or_repeat
 from app.worker.job.pictures import write_previews
 from app.worker.loaded_model import LoadedModel
@@ -78,7 +80,7 @@ class RoundsDone:
 
 
 class InPlaceDecodes:
-    """The decodes of one job. `reports` are those of the calls so far, `failure` is what ended one."""
+    """The decodes of one job. `reports` are those of the calls so far; `failed`: one of them has failed."""
 
     def __init__(
         self,
@@ -89,8 +91,12 @@ class InPlaceDecodes:
         in_stage: InStage,
         report: Report,
         on_event: OnEvent,
+        restore_weights: Callable[[], None],
     ) -> None:
-        """`open_decode` plans a call once it fits, `in_stage` enters a stage, `report` takes its share."""
+        """`open_decode` plans a call once it fits, `in_stage` enters a stage, `report` takes its share.
+
+        `restore_weights` brings the weights back that a decode has dropped, once they fit.
+        """
         self._model = model
         self._spec = spec
         self._artifacts = artifacts
@@ -98,27 +104,36 @@ class InPlaceDecodes:
         self._in_stage = in_stage
         self._report = report
         self._on_event = on_event
+        self._restore_weights = restore_weights
         self.reports: list[Json] = []
-        self.failure: Exception | None = None
+        self.failed = False  # not the error itself, whose traceback would keep the frames
         count_rounds = call_form(model.pipe).rounds
         self.done = RoundsDone(count_rounds(spec, model.entry.call, model.entry.temporal_ratio))
 
     def begin(self) -> None:
-        """The pipeline starts from its beginning: earlier decodes are for nothing."""
+        """The pipeline starts from its beginning: earlier decodes are for nothing.
+
+        Raises `DoesNotFit` if weights that one of them dropped find no room.
+        """
         self.reports.clear()
+        self.failed = False
         self.done.begin()
+        self._restore_weights()
 
     def decode(self, call: RecordedDecode) -> Tensor:
-        """The frames of one call. Raises as `LoadedModel.open_decode` and `Decoding.frames` do."""
-        try:
-            with self._in_stage(Stage.DECODING):
-                video = decode_or_repeat(partial(self._decode, call), self._model, self._on_event)
-            self.done.decodes += 1
+        """The frames of one call. Raises as `LoadedModel.open_decode` and `Decoding.frames` do.
+
+        What runs out of memory beside the chunks, such as joining them, raises `OutOfMemory`, too.
+        """
+        vae = self._model.pipe.vae
+        self.failed = True
+        with translated_device_errors("decoding"), self._in_stage(Stage.DECODING):
+            video = decode_or_repeat(partial(self._decode, call), self._model, self._on_event)
+            video = video.to(execution_device(vae), vae.dtype)  # the pipeline wants it there
             if self.done.rounds.sections > 1:  # the pipeline goes on with its denoise
-                self._model.restore_idle_weights()
-        except Exception as error:
-            self.failure = error
-            raise
+                self._restore_weights()
+        self.done.decodes += 1
+        self.failed = False
         return video
 
     def _decode(self, call: RecordedDecode, model: Decoder) -> Tensor:

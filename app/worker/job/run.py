@@ -253,6 +253,7 @@ class JobRun(AttemptReports):
             self._in_stage,
             self._frames_decoded,
             self._event,
+            partial(self._once_it_fits, model.restore_idle_weights, may_yield=False),
         )
         self._in_place = decodes.done
         limits = Limits(self._engine.host_capacity_bytes is not None, self._memory_returns)
