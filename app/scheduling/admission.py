@@ -26,6 +26,7 @@ from adaptive.planning.planner import (
 )
 from adaptive.planning.weight_placement import Stage
 from adaptive.types import LatentShape, MemoryReading, VideoShape
+from app.fields.roles import Role, role_of
 from app.jobs import JobSpec, Json, WorkerRow
 from app.models.entries import ModelEntry
 from app.models.requirements import ModelRequirements
@@ -188,6 +189,8 @@ class Admission:
         """
         question = self._question(spec)
         devices = [worker.device for worker in self._workers() if serves_model(worker, spec.model)]
+        if self._models[spec.model].in_place_because is not None:  # who denoises its jobs decodes them, too
+            devices = [device for device in devices if role_of(device) is not Role.DECODE]
         rooms = list(decode_rooms(spec, devices))
         needed = [question.needed_bytes(room.residuals) for room in rooms]
         fitting = [

@@ -68,7 +68,8 @@ class Worker:
         self._store = store
         self._engine = engine
         self._id = worker_id
-        self._helpers = Helpers(settings, store, worker_id, engine.role)
+        in_place = [name for name, entry in models.items() if entry.in_place_because is not None]
+        self._helpers = Helpers(settings, store, worker_id, engine.role, in_place=in_place)
         self._stopping = False
         self._paused = False
         self._beat_due_at = 0.0
@@ -140,12 +141,20 @@ class Worker:
 
     def _claim_of(self, part: Part) -> Claim | None:
         models, own_bytes = list(self._models), self._engine.claimable_bytes
-        is_left = part is not WHOLE_QUEUE and self._engine.role.denoises
+        if part is WHOLE_QUEUE or not self._engine.role.denoises:
+            return self._claim_within(own_bytes, models, part)
+        claim = self._claim_within(self._helpers.claimable_bytes(models, own_bytes), models, part)
+        left = self._helpers.left_models(models)
+        if claim is None and 0 < len(left) < len(models):  # only these may need more than it has itself
+            claim = self._claim_within(self._helpers.claimable_bytes(left, own_bytes), left, part)
+        return claim
+
+    def _claim_within(self, capacity_bytes: int, models: list[str], part: Part) -> Claim | None:
         return self._store.claim(
             self._id,
             models=models,
             loaded_model=self._engine.loaded_model,
-            capacity_bytes=self._helpers.claimable_bytes(models, own_bytes) if is_left else own_bytes,
+            capacity_bytes=capacity_bytes,
             lease_seconds=self._settings.lease_seconds,
             part=part,
         )

@@ -1,11 +1,12 @@
 """Which other live workers decode for this one, and so which jobs it leaves to them.
 
-Looks at the job table from time to time. Must not know models or memory readings.
+Jobs of models that decode in place are left to nobody. Looks at the job table from time to time. Must not
+know models or memory readings.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from app.config import Settings
 from app.fields.roles import Role
@@ -19,7 +20,7 @@ MISSED_HEARTBEATS = 3  # a worker that is silent for so long does not count
 
 
 class Helpers:
-    """The other workers that decode, as seen by one of `role`."""
+    """The other workers that decode, as seen by one of `role`. `in_place`: models that decode in place."""
 
     def __init__(
         self,
@@ -28,12 +29,14 @@ class Helpers:
         worker_id: str,
         role: Role,
         clock: Callable[[], float] = time.monotonic,
+        in_place: Collection[str] = (),
     ) -> None:
         self._settings = settings
         self._store = store
         self._id = worker_id
         self.role = role
         self._clock = clock
+        self._in_place = in_place
         self._looked_at = float("-inf")
         self._found: list[WorkerRow] = []
 
@@ -61,6 +64,10 @@ class Helpers:
         # The least of the rooms, so that no job is left to nobody.
         return Part(Share.NOT_LEFT, tuple(room), min(room.values()))
 
+    def left_models(self, models: list[str]) -> list[str]:
+        """Those of the models whose decodes can be left to another worker."""
+        return list(self._room(models))
+
     def claimable_bytes(self, models: list[str], own_bytes: int) -> int:
         """The most bytes that a decode may need for this worker to claim its job to denoise it."""
         room = self._room(models)
@@ -73,6 +80,6 @@ class Helpers:
         room: dict[str, int] = {}
         for worker in self.look():
             for model in worker.device.get("models") or models:
-                if model in models:
+                if model in models and model not in self._in_place:
                     room[model] = max(room.get(model, 0), capacity_of(worker))
         return room
