@@ -1,7 +1,7 @@
 """The largest video whose decode fits a budget. Pure arithmetic; it does not know torch or devices."""
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from adaptive.errors import UnsupportedVae
 from adaptive.memory.margins import LearnedMargins
@@ -24,10 +24,10 @@ def largest_shape_that_fits(
     A rung fits if its upper bound is at most `budget_bytes`. Sizes are multiples of `size_multiple` pixels,
     by default the VAE's spatial ratio. Returns None where not even one such block fits.
     """
-    policy, step = policy or Policy(), size_multiple or profile.traits.spatial_ratio
+    policy = policy or Policy()
 
-    def fits(height: int, width: int) -> bool:
-        shape = profile.traits.latent_shape(VideoShape(like.frames, height, width))
+    def fits(video: VideoShape) -> bool:
+        shape = profile.traits.latent_shape(video)
         try:
             least_first = reversed(cuts(profile, shape, policy))
         except UnsupportedVae:
@@ -35,9 +35,16 @@ def largest_shape_that_fits(
         needs = (profile.estimate_cut(shape, cut, residuals).upper_bytes for cut in least_first)
         return any(upper_bytes <= budget_bytes for upper_bytes in needs)
 
-    sizes = list(_sizes_below(like, step))
-    first = bisect_left(sizes, True, key=lambda size: fits(*size))
-    return VideoShape(like.frames, *sizes[first]) if first < len(sizes) else None
+    return largest_that_fits(like, size_multiple or profile.traits.spatial_ratio, fits)
+
+
+def largest_that_fits(
+    like: VideoShape, size_multiple: int, fits: Callable[[VideoShape], bool]
+) -> VideoShape | None:
+    """Largest video as `largest_shape_that_fits` tries them for which `fits` is true; None for none."""
+    sizes = [VideoShape(like.frames, *size) for size in _sizes_below(like, size_multiple)]
+    first = bisect_left(sizes, True, key=fits)
+    return sizes[first] if first < len(sizes) else None
 
 
 def _sizes_below(like: VideoShape, step: int) -> Iterable[tuple[int, int]]:

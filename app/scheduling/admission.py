@@ -10,11 +10,12 @@ Longer than 300 lines: a verdict, its plan and its refusal answer one question.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
-from adaptive.errors import AdaptiveError, DoesNotFit
+from adaptive.errors import AdaptiveError, DoesNotFit, UnsupportedVae
 from adaptive.memory.margins import LearnedMargins
 from adaptive.memory.profile import MemoryProfile
-from adaptive.planning.largest_shape import largest_shape_that_fits
+from adaptive.planning.largest_shape import largest_shape_that_fits, largest_that_fits
 from adaptive.planning.planner import (
     PlanInputs,
     Policy,
@@ -119,7 +120,8 @@ class _Question:
     """One job's decode in the planner's terms, and the model's limits on shapes.
 
     `decoded` are the latents of one decode: `shape`, those of the video, unless the pipeline decodes in
-    place. Then it is the largest one's, and the frames that the pipeline gathers have `kept_output_bytes`.
+    place. Then it is the largest one's, the frames that the pipeline gathers have `kept_output_bytes`, and
+    `of_size` asks the same for a video of another size.
     """
 
     profile: MemoryProfile
@@ -131,6 +133,7 @@ class _Question:
     size_multiple: int
     max_pixels: int
     only_shape: bool  # the model makes no other shape of this length
+    of_size: Callable[[VideoShape], "_Question"] | None = None
 
     def rungs(self, budget_bytes: int, inputs: PlanInputs) -> tuple[Rung, ...]:
         return rungs(self.profile, self.decoded, budget_bytes, self.policy, self.with_kept(inputs))
@@ -151,14 +154,25 @@ class _Question:
         factor = max(1.0, math.sqrt(self.max_pixels / (self.video.height * self.video.width)))
         step = self.size_multiple
         height, width = (int(side * factor) // step * step for side in (self.video.height, self.video.width))
+        limit = VideoShape(self.video.frames, height, width)
+        if self.of_size is not None:
+            return largest_that_fits(limit, step, partial(self._fits_at, budget_bytes, residuals))
         return largest_shape_that_fits(
             self.profile,
-            VideoShape(self.video.frames, height, width),
+            limit,
             budget_bytes,
             self.policy,
             residuals=residuals,
-            size_multiple=self.size_multiple,
+            size_multiple=step,
         )
+
+    def _fits_at(self, budget_bytes: int, residuals: LearnedMargins, video: VideoShape) -> bool:
+        """Whether the job's video of that size, whose pipeline decodes in place, fits."""
+        assert self.of_size is not None
+        try:
+            return self.of_size(video).needed_bytes(residuals) <= budget_bytes
+        except UnsupportedVae:
+            return False  # tiles are forced, and the picture is too small for them
 
 
 class Admission:
@@ -243,24 +257,34 @@ class Admission:
     def _question(self, spec: JobSpec) -> _Question:
         entry = self._models[spec.model]
         profile = usable_profile(entry, self._load_profile, self._find_fault)
-        video = VideoShape(spec.video_frames, spec.height, spec.width)
-        shape = decoded = profile.traits.latent_shape(video)
-        kept_bytes = 0
-        if entry.not_resumable_because is not None:
-            rounds = form_of_class(entry.pipeline).rounds(spec, entry.call, entry.temporal_ratio)
-            decoded = profile.traits.latent_shape(rounds.largest)
-            kept_bytes = profile.output_bytes(decoded)
-        return _Question(
-            profile,
-            video,
-            shape,
-            decoded,
-            kept_bytes,
-            policy_of(spec, self._reserve_bytes),
-            entry.size_multiple,
-            entry.limits.max_pixels,
-            bool(entry.shapes),
-        )
+        return _question_of(spec, entry, profile, self._reserve_bytes)
+
+
+def _question_of(spec: JobSpec, entry: ModelEntry, profile: MemoryProfile, reserve_bytes: int) -> _Question:
+    video = VideoShape(spec.video_frames, spec.height, spec.width)
+    shape = profile.traits.latent_shape(video)
+    question = _Question(
+        profile,
+        video,
+        shape,
+        shape,
+        0,
+        policy_of(spec, reserve_bytes),
+        entry.size_multiple,
+        entry.limits.max_pixels,
+        bool(entry.shapes),
+    )
+    if entry.not_resumable_because is None:
+        return question
+
+    def of_size(video: VideoShape) -> _Question:
+        sized = spec.model_copy(update={"height": video.height, "width": video.width})
+        return _question_of(sized, entry, profile, reserve_bytes)
+
+    rounds = form_of_class(entry.pipeline).rounds(spec, entry.call, entry.temporal_ratio)
+    decoded = profile.traits.latent_shape(rounds.largest)
+    kept_bytes = profile.output_bytes(decoded)
+    return replace(question, decoded=decoded, kept_output_bytes=kept_bytes, of_size=of_size)
 
 
 def _verdict(question: _Question, devices: list[Json], needed_bytes: int) -> Verdict:

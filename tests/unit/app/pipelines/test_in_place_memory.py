@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_pipelines
 import torch
-from in_place_served import finished, history, served_in_place
+from in_place_served import finished, history, picture, served_in_place
 from served_model import ServedModel, served_model
 
 from adaptive.errors import DoesNotFit
@@ -139,3 +139,33 @@ def test_memory_that_is_missing_for_joined_or_moved_frames_is_missing_in_the_dec
         told = history(served, job)
         assert [event.data["stage"] for event in told if event.kind == "oom"] == ["decoding"]
         assert not [event for event in told if event.kind == "denoise_fallback"]
+
+
+def in_budget(served: ServedModel, **fields: Any) -> Any:
+    """The answer to a request of 65 frames."""
+    data = {"model": "mine", "prompt": "a bear", "num_frames": 65, **fields}
+    return served.http.post("/generate", data=data, files={"image": ("photo.png", picture())})
+
+
+@pytest.mark.parametrize(
+    "pipeline", ["ChronoEditPipeline", "HeliosPipeline", "LTXI2VLongMultiPromptPipeline"]
+)
+def test_the_largest_shape_of_a_refusal_is_accepted_and_the_next_larger_one_is_not(
+    pipeline: str, tmp_path: Path
+) -> None:
+    """It counts with the largest decode of the call, and with the frames that the pipeline gathers."""
+    with served_in_place(tmp_path, pipeline) as served:
+        most = in_budget(served, width=256, height=256, memory_budget_bytes=1).json()["needed_bytes"]
+        told = []
+        for budget in (most // 6, most // 2):
+            refused = in_budget(served, width=256, height=256, memory_budget_bytes=budget)
+            assert refused.status_code == 422
+            largest = refused.json()["largest_shape_that_fits"]
+            fitting = largest["width"] if largest else 0  # not even the smallest size may fit
+            for side, status in ((fitting, 202), (fitting + 32, 422)):
+                if side:
+                    answer = in_budget(served, width=side, height=side, memory_budget_bytes=budget)
+                    assert answer.status_code == status, (budget, side)
+            told.append(fitting)
+        assert told == sorted(told)
+        assert told[-1] > 0
