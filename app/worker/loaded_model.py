@@ -24,7 +24,7 @@ from adaptive.errors import DoesNotFit, UnsupportedVae
 from adaptive.pipelines.capture import capture, kept_frames
 from adaptive.pipelines.encode_call import AdaptiveEncodeCall
 from adaptive.pipelines.in_place import DecodeCall, decoding_in_place
-from adaptive.pipelines.recorded_call import RecordedClip
+from adaptive.pipelines.recorded_call import RecordedClip, Sound
 from adaptive.planning.planner import Placement, Policy
 from adaptive.planning.weight_placement import PlacementKind, Stage
 from adaptive.types import MeasuredPeak, VideoShape
@@ -398,14 +398,17 @@ class LoadedModel(LoadedVae):
         keyframes: Sequence[bytes] = (),
         handlers: Sequence[DenoiseHandler] = (),
         recording: Recording = unrecorded,
-    ) -> Any:
-        """Run the whole pipeline; `decode` decodes each of its calls in place. Returns the pipeline's frames.
+    ) -> tuple[Any, Sound | None]:
+        """Run the whole pipeline; `decode` decodes each of its calls in place. Returns its frames and sound.
 
         For a pipeline that needs decoded frames inside its call. Arguments and errors are those of `denoise`,
         besides what `decode` raises, `ContentRefused` and `NotChecked`.
         """
         with translated_device_errors("denoising"), decoding_in_place(self._pipe, decode, self._new_encode()):
-            return self._output(spec, image, on_step, last_image, keyframes, handlers, recording).frames
+            output = self._output(spec, image, on_step, last_image, keyframes, handlers, recording)
+            sound = sound_of(self._pipe, output)
+            check_clip(RecordedClip((), sound), "denoising")
+            return output.frames, sound
 
     def _new_encode(self) -> EncodeInVaeDtype:
         self._encode.plan = None

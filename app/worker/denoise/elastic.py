@@ -16,7 +16,7 @@ from adaptive.denoise.resumable import Resumable
 from adaptive.denoise.retries import MissingMemory, missing_memory
 from adaptive.denoise.self_test import Record
 from adaptive.errors import DoesNotFit
-from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode
+from adaptive.pipelines.recorded_call import RecordedClip, RecordedDecode, Sound
 from app.jobs import JobSpec, Json
 from app.worker.decoding import OnEvent
 from app.worker.denoise.measure import MeasuredSteps
@@ -97,15 +97,15 @@ class ElasticDenoise:
         on_step: OnStep,
         *,
         keyframes: Sequence[bytes] = (),
-    ) -> Any:
-        """The pipeline's own frames; what ran out of memory is run again from its start.
+    ) -> tuple[Any, Sound | None]:
+        """The pipeline's own frames, and its sound; what ran out of memory is run again from its start.
 
         Raises as `LoadedModel.make` does.
         """
         assert self._in_place is not None
         decodes = self._in_place
 
-        def make(*args: Any, **kwargs: Any) -> Any:
+        def make(*args: Any, **kwargs: Any) -> tuple[Any, Sound | None]:
             decodes.begin()
             return self._model.make(*args, decode=decodes.decode, **kwargs)
 

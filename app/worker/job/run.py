@@ -262,7 +262,7 @@ class JobRun(AttemptReports):
         with self._in_stage(Stage.DENOISING):
             image, last_image = self._store.image(self._job.id), self._store.last_image(self._job.id)
             keyframes = self._store.keyframes(self._job.id)
-            made = denoise.run_in_place(image, last_image, self._step_of_section, keyframes=keyframes)
+            made, sound = denoise.run_in_place(image, last_image, self._step_of_section, keyframes=keyframes)
             video = OwnFrames(made)
         data = {
             "steps": spec.num_inference_steps,
@@ -282,7 +282,7 @@ class JobRun(AttemptReports):
         note = note_for(self._settings, spec, video.shape, self.decode)
         with (
             self._in_stage(Stage.ENCODING),
-            VideoWriter(artifacts.video, video.shape, spec.fps, note=note) as writer,
+            VideoWriter(artifacts.video, video.shape, spec.fps, samples_of(sound), note=note) as writer,
         ):
             for pixels in video.parts():
                 writer.write(pixels)
@@ -291,7 +291,7 @@ class JobRun(AttemptReports):
             write_png(artifacts.frame("last"), video.frame(-1))
             writer.finish(note)
         add_notes(note, (), artifacts)
-        return self._result(video.shape, artifacts, sound=None, thumbnail=True, last_frame=True)
+        return self._result(video.shape, artifacts, sound=sound, thumbnail=True, last_frame=True)
 
     def _frames_decoded(self, share: float) -> None:
         """Frames of a decode in place are done: what comes next may wait for memory anew."""
