@@ -114,17 +114,21 @@ class Client:
     ) -> dict[str, str]:
         """Save frames of the job's video, each in its file; return what their pixels are: `decoded`, `lossy`.
 
-        `exact` may make the service decode the job's latents again, once for all; then `on_wait` is called.
+        `exact` may make the service decode the job's latents again, once for as many as it takes at a time;
+        then `on_wait` is called.
         """
         pixels: dict[str, str] = {}
         while True:
-            for which in files.keys() - pixels.keys():
+            for which in [each for each in files if each not in pixels]:
                 # The two ends are exact anyway.
                 query = "?exact=1" if exact and which not in ("first", "last") else ""
                 with self._http.stream("GET", f"/jobs/{job_id}/frames/{which}.png{query}") as answer:
-                    if answer.status_code != 202:
-                        self._save(answer, files[which])
-                        pixels[which] = answer.headers.get("Framefit-Pixels", "")
+                    if answer.status_code == 202:
+                        continue
+                    if _is_full(answer):
+                        break
+                    self._save(answer, files[which])
+                    pixels[which] = answer.headers.get("Framefit-Pixels", "")
             if len(pixels) == len(files):
                 return pixels
             on_wait()
@@ -152,6 +156,14 @@ class Client:
             raise ClientError(f"{answer.status_code} {body.get('code', '')}: {detail}".replace(" :", ":"))
         found: dict[str, Any] = body
         return found
+
+
+def _is_full(answer: httpx.Response) -> bool:
+    """Whether the service takes no more frames until the job's decode has ended."""
+    if answer.status_code != 409:
+        return False
+    answer.read()
+    return bool(answer.json().get("code") == "too_many_frames")
 
 
 @contextmanager

@@ -14,6 +14,10 @@ from pathlib import Path
 MOST_ASKED_FRAMES = 64
 
 
+class TooManyFramesAsked(Exception):
+    """As many frames as a decode may write have been asked for, and none of them is written yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobArtifacts:
     """Paths of one job's files, which need not exist."""
@@ -60,14 +64,20 @@ class JobArtifacts:
     def ask_frame(self, number: int) -> bool:
         """Note durably that the next decodes shall write this frame; returns False if it was noted before.
 
-        Of more than `MOST_ASKED_FRAMES`, the one that was noted first is given up.
+        Of more than `MOST_ASKED_FRAMES`, the frame that was noted first and is written is no longer noted;
+        its file stays until the next decode. Raises `TooManyFramesAsked` if none of them is written: whoever
+        waits for a frame gets it.
         """
         note = self._note_of(number)
         if note.exists():
             return False
         notes = sorted(self.folder.glob("frame-*.asked"), key=lambda path: path.stat().st_mtime_ns)
-        for oldest in notes[: max(0, len(notes) - MOST_ASKED_FRAMES + 1)]:
-            self.forget_frame(_number_of(oldest))
+        excess = max(0, len(notes) - MOST_ASKED_FRAMES + 1)
+        written = [path for path in notes if self.exact_frame(_number_of(path)).exists()]
+        if len(written) < excess:
+            raise TooManyFramesAsked
+        for oldest in written[:excess]:
+            oldest.unlink(missing_ok=True)
         note.touch()
         sync(self.folder)
         return True

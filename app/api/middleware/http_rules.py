@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import Problem, answer_to
 
+# In the scope of a HEAD request, whose method is GET from here on: a route that would queue work must not.
+IS_HEAD = "framefit.is_head"
 # Headers of a body, which 304 has not.
 _OF_BODY = ("content-length", "content-type", "content-range", "content-disposition", "content-encoding")
 
@@ -58,7 +60,7 @@ class HttpRules:
             return
         if head:  # ranges are GET's alone
             headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
-            scope = {**scope, "method": "GET", "headers": headers}
+            scope = {**scope, "method": "GET", "headers": headers, IS_HEAD: True}
         # Once the headers are sent, nothing is left to do: no file is read, no event stream is followed.
         with anyio.CancelScope() as rest:
 

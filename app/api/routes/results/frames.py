@@ -8,13 +8,15 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from app.api.access import Caller
 from app.api.dependencies import Prefix, Service, TheService, visible
 from app.api.middleware.hosts import origin_refusal
+from app.api.middleware.http_rules import IS_HEAD
 from app.api.problems import Problem, documented
 from app.api.response_schemas import JOB, answer
 from app.api.routes.again import queue_again
 from app.api.routes.results.converted import DECODED, LOSSY, PIXELS
 from app.api.routes.results.files import MADE_AGAIN, IfNoneMatch, picture_response, require_video
 from app.api.routes.submit import view
-from app.artifacts.local_folder import JobArtifacts, job_artifacts
+from app.artifacts import local_folder
+from app.artifacts.local_folder import JobArtifacts, TooManyFramesAsked, job_artifacts
 from app.jobs import Job, JobStatus
 from app.store import WrongState
 
@@ -62,7 +64,7 @@ def get_frame(
     `first` and `last` are the pixels that the VAE decoded, without the loss of a video's coding: the header
     `Framefit-Pixels` is `decoded`. A frame by its number is read back from the mp4: `lossy`. With `exact=1`
     it is `decoded`, too: the answer is 202 and the job while its latents are decoded again for it, then the
-    frame.
+    frame. HEAD queues nothing.
     """
     job = visible(service, job_id, owner)
     files = job_artifacts(service.settings.jobs_dir, job.id)
@@ -71,10 +73,18 @@ def get_frame(
     require_video(job)
     if not exact:
         return _lossy(service, job, int(which))
-    refusal = origin_refusal({**request.scope, "method": "POST"})  # it may queue work
-    if refusal is not None:
-        raise refusal
-    return _exact(service, job, files, int(which), prefix)
+    stored = _stored_exact(job, files, int(which))
+    if stored is not None:
+        return stored
+    if request.scope.get(IS_HEAD, False):
+        _require_latents(job, files)
+    else:
+        # It queues work. Only browsers that tell the page's site are refused: see `app.api.middleware.hosts`.
+        refusal = origin_refusal({**request.scope, "method": "POST"})
+        if refusal is not None:
+            raise refusal
+        job = _asked(service, job, files, int(which) % _frames_of(job))
+    return JSONResponse(view(service, job, job.owner, prefix), 202, {"Retry-After": str(RETRY_SECONDS)})
 
 
 def _stored(found: Response) -> Response:
@@ -82,32 +92,69 @@ def _stored(found: Response) -> Response:
     return found
 
 
-def _exact(service: Service, job: Job, files: JobArtifacts, number: int, prefix: str) -> Response:
-    """Return the frame as the VAE decodes it, or the job that is queued again for it."""
-    frames = int((job.result or {})["frames"])
+def _frames_of(job: Job) -> int:
+    return int((job.result or {})["frames"])
+
+
+def _stored_exact(job: Job, files: JobArtifacts, number: int) -> Response | None:
+    """Return the frame as the VAE decoded it, if that is stored.
+
+    While the job waits for a decode, that is the frame of the video that it still has.
+    """
+    frames = _frames_of(job)
     wanted = number + frames if number < 0 else number
     if not 0 <= wanted < frames:
         raise _no_such_frame(number, frames)
-    if job.status.is_terminal:
-        ends = {0: files.frame("first"), frames - 1: files.frame("last")}
-        for path in (files.exact_frame(wanted), ends.get(wanted)):
-            if path is not None and path.is_file():
-                return _stored(picture_response(job, path, "image/png"))
-    job = _asked(service, job, files, wanted)
-    return JSONResponse(view(service, job, job.owner, prefix), 202, {"Retry-After": str(RETRY_SECONDS)})
+    if not job.status.is_terminal and job.status is not JobStatus.QUEUED:
+        return None
+    ends = {0: files.frame("first"), frames - 1: files.frame("last")}
+    for path in (files.exact_frame(wanted), ends.get(wanted)):
+        if path is None:
+            continue
+        try:
+            found = path.stat()
+            content = path.read_bytes()
+        except FileNotFoundError:  # not written, or a decode begins just now
+            continue
+        etag = f'"{found.st_mtime_ns:x}-{found.st_size:x}"'
+        headers = {"Cache-Control": "private, no-cache", "ETag": etag}
+        return _stored(Response(content, media_type="image/png", headers=headers))
+    return None
+
+
+def _require_latents(job: Job, files: JobArtifacts) -> None:
+    if job.latents_path is None or not files.latents.is_file():
+        message = f"job {job.id} has no stored latents: only the frame of the mp4 can be had, without exact"
+        raise Problem(409, "no_latents", message)
 
 
 def _asked(service: Service, job: Job, files: JobArtifacts, number: int) -> Job:
     """Note that the frame is wanted, and queue the job again if it has ended; return it as it is then."""
-    if job.latents_path is None or not files.latents.is_file():
-        message = f"job {job.id} has no stored latents: only the frame of the mp4 can be had, without exact"
-        raise Problem(409, "no_latents", message)
+    _require_latents(job, files)
+    is_full = is_new = False
     try:
         is_new = files.ask_frame(number)
+    except TooManyFramesAsked:
+        is_full = True
     except OSError as error:
         raise Problem(410, "result_missing", "the job's folder is missing from the data folder") from error
-    if not job.status.is_terminal:
-        return job
+    if job.status.is_terminal:
+        try:
+            job = _queued_again(service, job, is_new=is_new)
+        except BaseException:
+            if is_new:
+                files.forget_frame(number)
+            raise
+    if is_full:
+        limit = local_folder.MOST_ASKED_FRAMES
+        message = f"{limit} frames of this job wait for its decode, which is the limit: ask again later"
+        retry = {"Retry-After": str(RETRY_SECONDS)}
+        raise Problem(409, "too_many_frames", message, headers=retry, data={"limit": limit})
+    return job
+
+
+def _queued_again(service: Service, job: Job, *, is_new: bool) -> Job:
+    """Queue the ended job for the frames that are asked for. Raises `Problem` if that has failed."""
     if not is_new and job.status is not JobStatus.SUCCEEDED:
         message = (
             f"the decode that was to write the frame is {job.status}: see the job's error, then retry it"
@@ -117,10 +164,6 @@ def _asked(service: Service, job: Job, files: JobArtifacts, number: int) -> Job:
         return queue_again(service, job, {}, "exact_frame")
     except WrongState:  # another request has queued it meanwhile
         return service.store.get(job.id)
-    except BaseException:
-        if is_new:
-            files.forget_frame(number)
-        raise
 
 
 def _lossy(service: Service, job: Job, number: int) -> Response:

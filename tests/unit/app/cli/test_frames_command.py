@@ -16,6 +16,7 @@ from served import served
 
 from adaptive.types import VideoShape
 from app.api import create_app
+from app.artifacts import local_folder
 from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
 from app.jobs import JobStatus
@@ -64,15 +65,21 @@ def service(tmp_path: Path, load_profile: LoadProfile, make_picture: Any) -> Ite
         yield Served(f"http://{host}:{port}", app.state.service.store, tmp_path / "served" / "jobs")
 
 
-def work(service: Served, video: Path, is_over: threading.Event) -> None:
-    """A worker's part: each job gets the video, and PNG files of the frames that are asked for."""
+def work(service: Served, video: Path, is_over: threading.Event, decodes: int) -> None:
+    """A worker's part: each job gets the video, and PNG files of the frames that are asked for.
+
+    After so many `decodes` the latents are gone, so that nobody waits for another one.
+    """
     while not is_over.wait(0.05):
         claim = service.store.claim("w")
         if claim is None:
             continue
         files = job_artifacts(service.jobs, claim.job.id).make()
         service.store.checkpoint(claim.job.id, claim.token, "latents", {"steps": 1, "seconds": 1.0})
+        decodes -= 1
         files.latents.write_bytes(b"latents")
+        if decodes <= 0:
+            files.latents.unlink()
         shutil.copy(video, files.video)
         for number in files.asked_frames():
             Image.new("RGB", (48, 32), (number, 7, 7)).save(files.exact_frame(number))
@@ -80,10 +87,10 @@ def work(service: Served, video: Path, is_over: threading.Event) -> None:
         service.store.finish(claim.job.id, claim.token, status=JobStatus.SUCCEEDED, durations={}, **done)
 
 
-def while_working(service: Served, video: Path, run: Callable[[], Any]) -> Any:
+def while_working(service: Served, video: Path, run: Callable[[], Any], decodes: int = 1000) -> Any:
     is_over = threading.Event()
     with ThreadPoolExecutor(1) as worker:
-        worked = worker.submit(work, service, video, is_over)
+        worked = worker.submit(work, service, video, is_over, decodes)
         try:
             return run()
         finally:
@@ -135,6 +142,19 @@ def test_frames_are_saved_by_number_and_say_what_they_are(
     ]
     content = (tmp_path / "exact-2.png").read_bytes()
     assert np.asarray(Image.open(io.BytesIO(content)))[0, 0].tolist() == [2, 7, 7]
+
+
+def test_more_exact_frames_than_a_decode_writes_come_of_as_many_decodes_as_needed(
+    service: Served, framefit: Framefit, tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_folder, "MOST_ASKED_FRAMES", 2)
+    arguments = ("generate", "photo.jpg", "a wall", "--url", service.url, "-o", "out", "--json")
+    job_id = json.loads(while_working(service, video, lambda: framefit(*arguments)).stdout)["job"]["id"]
+    exact = ("frames", job_id, "0", "1", "2", "--exact", "--url", service.url)
+    ended = while_working(service, video, lambda: framefit(*exact), decodes=5)
+    assert ended.exit_code == 0, ended.output
+    for number in range(3):
+        assert np.asarray(Image.open(tmp_path / f"frame-{number}.png"))[0, 0].tolist() == [number, 7, 7]
 
 
 @pytest.mark.parametrize(

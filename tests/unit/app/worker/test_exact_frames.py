@@ -16,7 +16,7 @@ from served_model import ServedModel, served_model
 import adaptive
 from adaptive.pipelines.recorded_call import load_clip
 from app.artifacts import local_folder
-from app.artifacts.local_folder import JobArtifacts, job_artifacts
+from app.artifacts.local_folder import JobArtifacts, TooManyFramesAsked, job_artifacts
 from app.worker.frame_transfer import to_pixels
 
 LTX = "LTXImageToVideoPipeline"
@@ -92,7 +92,9 @@ def test_frames_asked_for_while_the_job_waits_come_of_the_same_decode(served: Se
         assert (shown(served.http.get(f"{url}/{number}.png?exact=1").content) == expected[number]).all()
     assert served.job(job_id)["attempts"] == 1
     served.http.post(f"/jobs/{job_id}/redecode", json={"decode_strategy": "per_frame"}).raise_for_status()
-    assert served.http.get(f"{url}/5.png?exact=1").status_code == 202, "it is of the decode that ends"
+    assert served.http.get(f"{url}/5.png?exact=1").status_code == 200, (
+        "it is of the video that is there still"
+    )
     served.run_next()
     assert served.http.get(f"{url}/5.png?exact=1").status_code == 200
 
@@ -134,12 +136,63 @@ def test_a_decode_that_failed_for_a_frame_is_told_and_not_begun_again_at_each_lo
     assert (shown(served.http.get(url).content) == decoded(served, files)[3]).all()
 
 
-def test_the_frames_that_are_kept_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_tells_that_a_frame_is_not_stored_and_queues_nothing(served: ServedModel) -> None:
+    job_id, files = finished(served)
+    url = f"/jobs/{job_id}/frames/3.png?exact=1"
+    assert served.http.head(url).status_code == 202
+    assert (served.job(job_id)["status"], files.asked_frames()) == ("succeeded", frozenset())
+    served.http.get(url)
+    served.run_next()
+    assert served.http.head(url).status_code == 200
+    assert served.http.head(f"/jobs/{job_id}/frames/{FRAMES}.png?exact=1").status_code == 404
+
+
+def test_a_frame_that_is_written_is_served_while_the_job_waits_for_another_one(served: ServedModel) -> None:
+    job_id, files = finished(served)
+    url = f"/jobs/{job_id}/frames"
+    served.http.get(f"{url}/2.png?exact=1")
+    served.run_next()
+    assert served.http.get(f"{url}/4.png?exact=1").json()["status"] == "queued"
+    answer = served.http.get(f"{url}/2.png?exact=1")
+    assert answer.status_code == 200
+    served.run_next()
+    assert (shown(answer.content) == decoded(served, files)[2]).all()
+
+
+def test_a_frame_beyond_those_that_wait_for_a_decode_is_refused_until_it_has_ended(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_folder, "MOST_ASKED_FRAMES", 2)
+    job_id, files = finished(served)
+    url = f"/jobs/{job_id}/frames"
+    asked = [served.http.get(f"{url}/{number}.png?exact=1") for number in (2, 3, 4)]
+    assert [answer.status_code for answer in asked] == [202, 202, 409]
+    assert (asked[2].json()["code"], asked[2].json()["limit"]) == ("too_many_frames", 2)
+    assert asked[2].headers["retry-after"]
+    served.run_next()
+    assert files.asked_frames() == {2, 3}
+    assert served.http.get(f"{url}/4.png?exact=1").status_code == 202
+    for number in (2, 3):
+        assert served.http.get(f"{url}/{number}.png?exact=1").status_code == 200
+    served.run_next()
+    assert served.http.get(f"{url}/4.png?exact=1").status_code == 200
+
+
+def test_the_frames_that_are_asked_for_are_bounded_and_none_is_given_up_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local_folder, "MOST_ASKED_FRAMES", 3)
     files = JobArtifacts(tmp_path)
-    for number in range(5):
+    for number in range(3):
         assert files.ask_frame(number)
+    with pytest.raises(TooManyFramesAsked):
+        files.ask_frame(3)
+    assert not files.ask_frame(2)
+    for number in (1, 2):
         files.exact_frame(number).write_bytes(b"x")
-    assert not files.ask_frame(4)
-    assert files.asked_frames() == {2, 3, 4}
-    assert {path.name for path in tmp_path.glob("*.png")} == {f"frame-00000{n}.png" for n in (2, 3, 4)}
+    assert files.ask_frame(3)
+    assert files.ask_frame(4)
+    with pytest.raises(TooManyFramesAsked):
+        files.ask_frame(5)
+    assert files.asked_frames() == {0, 3, 4}
+    assert files.exact_frame(1).exists(), "until the next decode begins"
