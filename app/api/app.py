@@ -43,8 +43,6 @@ from app.scheduling.admission import LoadRequirements
 from app.scheduling.usable_profile import LoadProfile
 
 STATIC = Path(__file__).with_name("static")
-# More than there are turns and places to wait for heavy work, so that files can be read at any time.
-THREADS = 96
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "media-src 'self' blob:; connect-src 'self'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
@@ -75,7 +73,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        anyio.to_thread.current_default_thread_limiter().total_tokens = service.shares.threads
         await asyncio.to_thread(service.start)
         try:
             yield

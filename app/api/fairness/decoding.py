@@ -34,6 +34,7 @@ class Places:
     ) -> None:
         self._work = work
         self._free = at_once
+        self.threads = at_once + waiting  # the most that hold a place or wait for one
         self._usage = usage
         self._limit = waiting
         self._share = share_of(waiting, share)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from app.api.fairness.body_memory import BodyMemory
 from app.api.fairness.decoding import Places
 from app.api.fairness.probes import SharedAnswer
-from app.api.fairness.turns import Turns
+from app.api.fairness.turns import TURNS, Turns
 from app.api.fairness.usage import Shares, Usage, share_of
 from app.config import Settings
 from app.jobs import Json
@@ -16,6 +16,7 @@ BODIES_AT_ONCE = 8  # bodies of the largest size; thousands of typical ones fit 
 # Each event is written to every stream, by one event loop.
 EVENT_STREAMS = 256
 FRAMES_AT_ONCE = 2  # each decodes from a key frame on, in one thread
+FILES_AT_ONCE = 16  # threads that read files to send, and settle what a request of no turn asks
 
 
 class ClientShares:
@@ -32,6 +33,9 @@ class ClientShares:
         self.conversions = Places("videos in other formats", 1, usage, share)
         self.frames = Places("single frames", FRAMES_AT_ONCE, usage, share)
         self.sheets = Places("sheets of pictures", 1, usage, share)
+        places = (self.large_pictures, self.conversions, self.frames, self.sheets)
+        # A thread that waits for a place, or holds one after it has waited, has given its turn to another.
+        self.threads = TURNS + sum(each.threads for each in places) + FILES_AT_ONCE
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="probe")
         self.readiness = SharedAnswer[tuple[bool, Json]](self._threads)
         # By the text's format: plain or OpenMetrics.

@@ -8,15 +8,17 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from anyio.to_thread import current_default_thread_limiter
+from starlette.testclient import TestClient
 from waiting import wait_for
 
 from app.api.fairness.body_memory import BodyMemory
 from app.api.fairness.clients import client_at, current_client, serve_client
 from app.api.fairness.connections import connections_within
-from app.api.fairness.decoding import Places
+from app.api.fairness.decoding import WAITING, Places
 from app.api.fairness.probes import SharedAnswer
 from app.api.fairness.shares import ClientShares
-from app.api.fairness.turns import STARTS_AT_ONCE, Turns
+from app.api.fairness.turns import STARTS_AT_ONCE, TURNS, Turns
 from app.api.fairness.usage import Usage
 from app.api.problems import Problem
 from app.config import Settings
@@ -224,6 +226,36 @@ def test_places_go_to_the_client_that_has_used_the_least() -> None:
     for thread in threads:
         thread.join()
     assert order == ["modest", "greedy", "greedy"]
+
+
+def test_two_clients_that_wait_for_places_of_every_kind_leave_threads_for_all_turns(
+    client: TestClient,
+) -> None:
+    shares: ClientShares = client.app.state.service.shares  # type: ignore[attr-defined]
+    kinds = [each for each in vars(shares).values() if isinstance(each, Places)]
+    assert client.portal is not None
+    allowed = client.portal.call(lambda: current_default_thread_limiter().total_tokens)
+    is_over = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def wait(name: str, kind: Places) -> None:
+        serve_client(name)
+        with kind.hold():
+            is_over.wait()
+
+    try:
+        for kind in kinds:
+            # One more than may wait: the first one has a place.
+            for name in ("a", *"ab" * (WAITING // 2)):
+                thread = threading.Thread(target=contextvars.Context().run, args=(wait, name, kind))
+                thread.start()
+                threads.append(thread)
+        wait_for(lambda: all(kind.waiting >= WAITING - 1 for kind in kinds), 60)
+        assert allowed >= len(threads) + TURNS
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_an_answer_is_computed_once_for_all_that_asked_before_it_began(settings: Settings) -> None:
