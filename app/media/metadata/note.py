@@ -26,7 +26,8 @@ class Note:
 def note_of(title: str, facts: Mapping[str, Any]) -> Note:
     """Return the note of these facts, which JSON can express."""
     shown = "".join(each if each.isprintable() else " " for each in title)[:TITLE_CHARACTERS].strip()
-    return Note(_valid(shown), _valid(json.dumps(facts, ensure_ascii=False, separators=(", ", ": "))))
+    comment = json.dumps(facts, ensure_ascii=False, separators=(", ", ": "))
+    return Note(_valid(shown), _valid("".join(map(_escaped, comment))))
 
 
 def note_in(tags: Mapping[str, str]) -> Note:
@@ -44,6 +45,13 @@ def facts_in(note: Note) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return facts if isinstance(facts, dict) and isinstance(facts.get(OURS), str) else None
+
+
+def _escaped(each: str) -> str:
+    """A character of JSON text, escaped unless it can be printed; halves of surrogate pairs stay."""
+    if each.isprintable() or "\ud800" <= each <= "\udfff":
+        return each
+    return json.dumps(each)[1:-1]
 
 
 def _valid(text: str) -> str:

@@ -49,6 +49,14 @@ def tags_by_ffprobe(path: Path) -> dict[str, str]:
     return {name.lower(): text for name, text in json.loads(done.stdout)["format"]["tags"].items()}
 
 
+def test_a_note_has_no_character_that_a_terminal_obeys_and_says_the_same() -> None:
+    prompt = "a\x7f\x9b31m \u202e\u2066 \u200b\U000e0001 \u2028 B\xe4r \U0001f43b"
+    note = note_of(prompt, {**FACTS, "prompt": prompt})
+    assert (note.title + note.comment).isprintable()
+    assert facts_in(note) == {**FACTS, "prompt": prompt}
+    assert "B\xe4r \U0001f43b" in note.comment
+
+
 @pytest.mark.parametrize("form", ["mp4", "webm"])
 def test_prompt_and_decode_are_in_the_tags_that_other_programs_read(video: Path, form: str) -> None:
     path = video
