@@ -48,6 +48,12 @@ class JobArtifacts:
         """The video in another format, such as webm, made of the mp4 when it is asked for."""
         return self.folder / f"video.{form}"
 
+    def forget_converted(self) -> None:
+        """Delete the video in other formats: it has been replaced by that of another decode."""
+        for path in self.folder.glob("video.*"):
+            if path != self.video and path.suffix != ".part":
+                path.unlink(missing_ok=True)
+
     @property
     def thumbnail(self) -> Path:
         """A picture of the finished video."""

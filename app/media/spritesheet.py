@@ -44,6 +44,8 @@ class SheetMaker:
 
         Raises `SheetError` if the video cannot be read, or if no turn came in time.
         """
+        from av import FFmpegError
+
         try:
             made_ns = video.stat().st_mtime_ns
             if _is_of(out, made_ns):
@@ -55,7 +57,7 @@ class SheetMaker:
                     _write(out, _joined(_cells(video)), made_ns)
             finally:
                 self._turn.release()
-        except (OSError, ValueError) as error:  # PyAV's errors derive from these
+        except (OSError, ValueError, FFmpegError) as error:
             raise SheetError(f"{video.name} cannot be read: {error}") from error
         return out
 

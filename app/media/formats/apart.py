@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,8 @@ CPU_SECONDS: Final = 180
 WALL_SECONDS: Final = 600.0
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NICENESS: Final = 10
+# The statuses of a process that had no processor time left, or whose encoder got no memory.
+OUT_OF_LIMITS: Final = (-signal.SIGXCPU, -signal.SIGSEGV, -signal.SIGABRT)
 
 
 class ConversionFailed(Exception):
@@ -31,6 +34,10 @@ class ConversionFailed(Exception):
 
 class ConversionTooLarge(ConversionFailed):
     """The file needs more memory or processor time than one request may take."""
+
+
+class ConversionInterrupted(ConversionFailed):
+    """Neither the video nor the limits are the cause: another attempt may succeed."""
 
 
 class ConversionDiskFull(ConversionFailed):
@@ -42,7 +49,7 @@ def convert_apart(
 ) -> int:
     """Make `out` of `video`, of at most `file_bytes`; returns the number of frames.
 
-    Raises `ConversionFailed` and its two kinds; `out` may then be there in part.
+    Raises `ConversionFailed` and its three kinds; `out` may then be there in part.
     """
     limits = (MEMORY_BYTES, cpu_seconds, file_bytes)
     command = [sys.executable, "-m", "app.media.formats.apart", name, str(video), str(out)]
@@ -70,6 +77,8 @@ def convert_apart(
     last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
     reason = " ".join(str(told.get("reason") or last)[:500].split())
     log.warning("conversion_ended format=%s status=%d reason=%s", name, done.returncode, reason)
+    if "fault" not in told and done.returncode not in OUT_OF_LIMITS and not last.startswith("MemoryError"):
+        raise ConversionInterrupted(f"the process that made the file ended with status {done.returncode}")
     memory = f"{MEMORY_BYTES / 2**30:.0f} GiB of memory"
     raise ConversionTooLarge(f"it needs more than {cpu_seconds} seconds of processor time or {memory}")
 

@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 
 from app.artifacts.local_folder import part_of
-from app.media.formats.apart import ConversionFailed, convert_apart
+from app.media.formats.apart import ConversionFailed, ConversionInterrupted, convert_apart
 
 
 def is_made(video: Path, out: Path) -> bool:
@@ -17,9 +17,18 @@ def is_made(video: Path, out: Path) -> bool:
 
 
 def make(name: str, video: Path, out: Path, *, file_bytes: int) -> None:
-    """Make `out`, of format `name`, unless it is made. Raises `ConversionFailed`."""
-    if is_made(video, out):
-        return
+    """Make `out`, of format `name`, unless it is made. Raises `ConversionFailed` and its kinds.
+
+    If another decode replaces the video meanwhile, or begins and removes partial files, it is made once more.
+    """
+    for _ in range(2):
+        if is_made(video, out) or _is_now_made(name, video, out, file_bytes):
+            return
+    raise ConversionInterrupted("the video was replaced while it was converted")
+
+
+def _is_now_made(name: str, video: Path, out: Path, file_bytes: int) -> bool:
+    """Make `out`; returns whether it is of the video that is there at the end."""
     # Named apart: another process of the same data folder may make the same file.
     part = part_of(out.with_name(f"{out.name}.{secrets.token_hex(4)}"))
     try:
@@ -27,7 +36,12 @@ def make(name: str, video: Path, out: Path, *, file_bytes: int) -> None:
         convert_apart(name, video, part, file_bytes=file_bytes)
         os.utime(part, ns=(made_ns, made_ns))
         part.replace(out)
+        if is_made(video, out):
+            return True
+        out.unlink(missing_ok=True)
     except OSError as error:
-        raise ConversionFailed(f"{error.filename}: {error.strerror}") from error
+        if not isinstance(error, FileNotFoundError) or not video.exists():
+            raise ConversionFailed(f"{error.filename}: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
+    return False

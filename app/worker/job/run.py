@@ -290,6 +290,7 @@ class JobRun(AttemptReports):
             write_first_pixels(video.frame(0), artifacts)
             write_png(artifacts.frame("last"), video.frame(-1))
             writer.finish(note)
+        artifacts.forget_converted()
         add_notes(note, (), artifacts)
         return self._result(video.shape, artifacts, sound=sound, thumbnail=True, last_frame=True)
 
@@ -374,6 +375,7 @@ class JobRun(AttemptReports):
             self._note_decode(combined_report(reports))
             note = note_for(self._settings, spec, shape, self.decode)
             self._encode_rest(writer, note)
+            artifacts.forget_converted()
             add_notes(note, asked, artifacts)
         return self._result(
             shape, artifacts, sound=recorded.sound, thumbnail=thumbnail, last_frame=last_frame

@@ -6,11 +6,17 @@ from typing import Any
 from fastapi.responses import FileResponse
 
 from app.api.dependencies import Service
+from app.api.fairness.usage import too_busy
 from app.api.limits import RETRY_SECONDS, check_disk
 from app.api.problems import Problem
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.jobs import Job
-from app.media.formats.apart import ConversionDiskFull, ConversionFailed, ConversionTooLarge
+from app.media.formats.apart import (
+    ConversionDiskFull,
+    ConversionFailed,
+    ConversionInterrupted,
+    ConversionTooLarge,
+)
 from app.media.formats.made import is_made, make
 from app.media.formats.table import FORMATS, VideoFormat
 
@@ -50,7 +56,11 @@ def converted_response(service: Service, job: Job, wanted: VideoFormat) -> FileR
     except ConversionDiskFull as error:
         message = f"the service's disk has too little space: {error}: try later"
         raise Problem(507, "disk_full", message, headers={"Retry-After": str(RETRY_SECONDS)}) from error
+    except ConversionInterrupted as error:
+        raise too_busy(str(error)) from error
     except (ConversionFailed, OSError) as error:
+        if isinstance(error, FileNotFoundError) and files.video.is_file():
+            raise too_busy("the video is being replaced") from error
         message = "the video's file is missing from the data folder or damaged"
         raise Problem(410, "result_missing", message) from error
     headers = {

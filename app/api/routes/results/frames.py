@@ -168,6 +168,8 @@ def _queued_again(service: Service, job: Job, *, is_new: bool) -> Job:
 
 def _lossy(service: Service, job: Job, number: int) -> Response:
     # They import PyAV, which the process starts without.
+    from av import FFmpegError
+
     from app.media.formats.reading import NoSuchFrame
     from app.media.formats.writers import write_frame
 
@@ -178,7 +180,7 @@ def _lossy(service: Service, job: Job, number: int) -> Response:
             content = write_frame(video, number)
     except NoSuchFrame as error:
         raise _no_such_frame(number, error.frames) from error
-    except (OSError, ValueError) as error:  # PyAV's errors derive from these
+    except (OSError, ValueError, FFmpegError) as error:
         message = "the video's file is missing from the data folder or damaged"
         raise Problem(410, "result_missing", message) from error
     return Response(

@@ -3,12 +3,14 @@
 import io
 import os
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -139,6 +141,82 @@ def test_what_cannot_be_served_is_refused_with_a_code(
     monkeypatch.setattr(made_formats, "convert_apart", fill)
     assert refused(f"{done.url}/video?format=webp") == (507, "disk_full")
     assert sorted(path.name for path in done.files.folder.iterdir()) == ["video.mp4"]
+
+
+def test_a_conversion_during_which_the_video_is_replaced_begins_anew(
+    client: TestClient, done: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decode removes partial files at its begin, and replaces the video at its end."""
+    convert, attempts = made_formats.convert_apart, []
+
+    def while_decoding(*given: Any, **named: Any) -> int:
+        frames = convert(*given, **named)
+        attempts.append(frames)
+        if len(attempts) == 1:
+            done.files.make()
+        elif len(attempts) == 3:
+            os.utime(done.files.video, ns=(10**18, 10**18))
+        return frames
+
+    monkeypatch.setattr(made_formats, "convert_apart", while_decoding)
+    link = f"{done.url}/video?format=gif"
+    assert client.get(link).status_code == 200
+    assert len(attempts) == 2
+    done.files.converted("gif").unlink()
+    assert client.get(link).status_code == 200
+    assert done.files.converted("gif").stat().st_mtime_ns == 10**18, "the new video's"
+    assert sorted(path.name for path in done.files.folder.iterdir()) == ["video.gif", "video.mp4"]
+
+
+def test_a_video_that_is_always_replaced_is_no_missing_one(
+    client: TestClient, done: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(_name: str, video: Path, out: Path, **_named: object) -> int:
+        out.write_bytes(b"GIF89a")
+        later = video.stat().st_mtime_ns + 10**9
+        os.utime(video, ns=(later, later))
+        return FRAMES
+
+    monkeypatch.setattr(made_formats, "convert_apart", replaced)
+    answer = client.get(f"{done.url}/video?format=gif")
+    assert (answer.status_code, answer.json()["code"]) == (503, "busy")
+    assert answer.headers["retry-after"]
+    assert [path.name for path in done.files.folder.iterdir()] == ["video.mp4"]
+
+
+def test_a_converter_that_is_killed_says_nothing_of_the_video(
+    client: TestClient, done: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    run = subprocess.run
+    monkeypatch.setattr(
+        apart.subprocess, "run", lambda command, **options: run([command[0], "-c", kill], **options)
+    )
+    answer = client.get(f"{done.url}/video?format=gif")
+    assert (answer.status_code, answer.json()["code"]) == (503, "busy")
+
+
+def test_a_video_whose_end_is_cut_off_has_no_frames_and_is_told_as_damaged(
+    client: TestClient, done: Done
+) -> None:
+    content = done.files.video.read_bytes()
+    for length in (len(content) // 2, 30, 0):
+        done.files.video.write_bytes(content[:length])
+        answer = client.get(f"{done.url}/frames/3.png")
+        assert (answer.status_code, answer.json()["code"]) == (410, "result_missing")
+
+
+def test_an_error_of_the_codec_is_told_as_a_damaged_video(
+    client: TestClient, done: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_given: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr("app.media.formats.writers.write_frame", fail)
+    for kind in (av.EOFError, av.DecoderNotFoundError, av.ExternalError, av.UnknownError, av.BugError):
+        error = kind(1, "of the codec")
+        answer = client.get(f"{done.url}/frames/3.png")
+        assert (answer.status_code, answer.json()["code"]) == (410, "result_missing"), kind
 
 
 def test_a_full_disk_takes_no_other_format(client_of: Any, settings: Settings, done: Done) -> None:

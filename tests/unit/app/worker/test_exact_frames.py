@@ -18,6 +18,7 @@ from adaptive.pipelines.recorded_call import load_clip
 from app.artifacts import local_folder
 from app.artifacts.local_folder import JobArtifacts, TooManyFramesAsked, job_artifacts
 from app.worker.frame_transfer import to_pixels
+from app.worker.job import run
 
 LTX = "LTXImageToVideoPipeline"
 FRAMES = 9
@@ -97,6 +98,24 @@ def test_frames_asked_for_while_the_job_waits_come_of_the_same_decode(served: Se
     )
     served.run_next()
     assert served.http.get(f"{url}/5.png?exact=1").status_code == 200
+
+
+def test_what_was_made_of_the_old_video_during_a_decode_goes_with_it(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, files = finished(served)
+    write = run.write_last_frame
+
+    def while_converted(*given: Any) -> bool:
+        files.converted("gif").write_bytes(b"of the old video")
+        return write(*given)
+
+    monkeypatch.setattr(run, "write_last_frame", while_converted)
+    served.http.post(f"/jobs/{job_id}/redecode", json={"embed_metadata": False}).raise_for_status()
+    served.run_next()
+    assert served.job(job_id)["status"] == "succeeded"
+    assert files.video.exists()
+    assert not files.converted("gif").exists()
 
 
 def test_without_latents_nothing_is_queued(served: ServedModel) -> None:
