@@ -1,5 +1,7 @@
 """Disposal: expired results, deleted jobs and old jobs leave the disk and the database.
 
+Where the disk gets full, videos in other formats leave it, too.
+
 One turn does a bounded amount of work, and any process may repeat it. Knows no SQL and no routes.
 """
 
@@ -8,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from app.artifacts.converted_files import leave_free
 from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
 from app.store import JobStore
@@ -15,6 +18,7 @@ from app.store import JobStore
 log = logging.getLogger(__name__)
 SWEEP_SECONDS = 3600.0
 SWEPT_AT_ONCE = 500
+SPACE_SECONDS = 10.0
 
 
 class Disposal:
@@ -24,6 +28,8 @@ class Disposal:
         self._jobs_dir = settings.jobs_dir
         self._job_ttl_seconds = settings.job_ttl_seconds
         self._store = store
+        self._min_free_disk_bytes = settings.min_free_disk_bytes
+        self._space_at = time.monotonic()
         self._sweep_at = time.monotonic()
 
     def turn(self) -> None:
@@ -34,6 +40,15 @@ class Disposal:
         self.expire_results()
         self.erase_deleted()
         self._store.drop_erased_bytes()
+        if time.monotonic() >= self._space_at:
+            self.make_space()
+            self._space_at = time.monotonic() + SPACE_SECONDS
+
+    def make_space(self) -> None:
+        """Delete converted videos before the disk is so full that work is refused."""
+        deleted = leave_free(self._jobs_dir, 2 * self._min_free_disk_bytes)
+        if deleted:
+            log.warning("converted_videos_deleted count=%d reason=disk_full", deleted)
 
     def expire_results(self) -> None:
         """Mark results whose time is over, and delete those marked a while ago."""

@@ -9,6 +9,7 @@ from app.api.dependencies import Service
 from app.api.fairness.usage import too_busy
 from app.api.limits import RETRY_SECONDS, check_disk
 from app.api.problems import Problem
+from app.artifacts import converted_files
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.jobs import Job
 from app.media.formats.apart import (
@@ -49,7 +50,7 @@ def converted_response(service: Service, job: Job, wanted: VideoFormat) -> FileR
             # A client's own requests wait for each other, and others go first: see `Places`.
             with service.shares.conversions.hold():
                 _make(service, files, wanted)
-        found = out.stat()
+        found = converted_files.mark_used(out)
     except ConversionTooLarge as error:
         message = f"{wanted.name} cannot be made of this video here: {error}; download the mp4 and convert it"
         raise Problem(422, "conversion_too_large", message) from error
@@ -82,3 +83,6 @@ def _make(service: Service, files: JobArtifacts, wanted: VideoFormat) -> None:
     check_disk(service)
     free = shutil.disk_usage(service.settings.jobs_dir).free - service.settings.min_free_disk_bytes
     make(wanted.name, files.video, files.converted(wanted.name), file_bytes=max(0, free))
+    out = files.converted(wanted.name)
+    converted_files.mark_used(out)
+    converted_files.keep_within(service.settings.jobs_dir, converted_files.MOST_BYTES, keep=out)

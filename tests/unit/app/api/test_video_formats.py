@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from adaptive.types import VideoShape
 from app.api.fairness.usage import over_share
+from app.artifacts import converted_files
 from app.artifacts.local_folder import JobArtifacts, job_artifacts
 from app.config import Settings
 from app.jobs import JobStatus
@@ -25,6 +26,7 @@ from app.media.formats import apart
 from app.media.formats import made as made_formats
 from app.media.formats.table import FORMATS, VideoFormat
 from app.media.video import VideoWriter
+from app.service.disposal import Disposal
 from app.store import JobStore
 
 Submit = Callable[..., dict[str, Any]]
@@ -217,6 +219,40 @@ def test_an_error_of_the_codec_is_told_as_a_damaged_video(
         error = kind(1, "of the codec")
         answer = client.get(f"{done.url}/frames/3.png")
         assert (answer.status_code, answer.json()["code"]) == (410, "result_missing"), kind
+
+
+def test_beyond_the_limit_of_all_converted_videos_the_least_recently_used_is_deleted(
+    client: TestClient, done: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gif", "webp"):
+        assert client.get(f"{done.url}/video?format={name}").status_code == 200
+    assert client.get(f"{done.url}/video?format=gif").status_code == 200
+    sizes = {name: done.files.converted(name).stat().st_size for name in ("gif", "webp")}
+    monkeypatch.setattr(converted_files, "MOST_BYTES", 10_000_000)
+    assert client.get(f"{done.url}/video?format=png.zip").status_code == 200
+    assert all(done.files.converted(name).exists() for name in ("gif", "webp", "png.zip"))
+    limit = sizes["gif"] + done.files.converted("png.zip").stat().st_size
+    monkeypatch.setattr(converted_files, "MOST_BYTES", limit)
+    done.files.converted("png.zip").unlink()
+    assert client.get(f"{done.url}/video?format=png.zip").status_code == 200
+    assert sorted(path.name for path in done.files.folder.glob("video.*")) == [
+        "video.gif",
+        "video.mp4",
+        "video.png.zip",
+    ]
+    monkeypatch.setattr(converted_files, "MOST_BYTES", 1)
+    assert client.get(f"{done.url}/video?format=webp").status_code == 200, "the one that was asked for stays"
+    assert sorted(path.name for path in done.files.folder.glob("video.*")) == ["video.mp4", "video.webp"]
+
+
+def test_converted_videos_are_deleted_before_the_disk_is_full(
+    client: TestClient, done: Done, settings: Settings, app_store: JobStore
+) -> None:
+    assert client.get(f"{done.url}/video?format=gif").status_code == 200
+    Disposal(settings, app_store).turn()
+    assert done.files.converted("gif").exists()
+    Disposal(settings.model_copy(update={"min_free_disk_bytes": 2**62}), app_store).turn()
+    assert sorted(path.name for path in done.files.folder.iterdir()) == ["video.mp4"]
 
 
 def test_a_full_disk_takes_no_other_format(client_of: Any, settings: Settings, done: Done) -> None:
