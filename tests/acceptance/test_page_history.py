@@ -70,7 +70,8 @@ class Service:
 
     def submit(self, **fields: str) -> str:
         form = {"prompt": "x", "model": "tiny", **fields}
-        answer = httpx.post(f"{self.url}/generate", data=form, files={"image": PHOTO.read_bytes()})
+        files = {"image": PHOTO.read_bytes()}
+        answer = httpx.post(f"{self.url}/generate", data=form, files=files, timeout=60)
         job_id: str = answer.raise_for_status().json()["id"]
         return job_id
 
@@ -298,7 +299,7 @@ def test_the_chart_begins_before_the_page_and_is_zoomed_and_leads_to_the_decodes
     (job_id,) = service.add("a decode in the chart")
     while service.end() != job_id:
         pass
-    wait_for(lambda: httpx.get(f"{service.url}/devices/memory").json()["devices"], 120)
+    wait_for(lambda: httpx.get(f"{service.url}/devices/memory", timeout=60).json()["devices"], 120)
     page = open_page()
     page.wait_for_selector(".device .band")
     for _ in range(2):
