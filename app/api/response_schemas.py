@@ -239,7 +239,9 @@ READINESS = _object(
     }
 )
 
-SESSION = _object({"needs_key": YES_OR_NO, "key_name": _or_null(TEXT), "admin": YES_OR_NO})
+SESSION = _object(
+    {"needs_key": YES_OR_NO, "key_name": _or_null(TEXT), "admin": YES_OR_NO, "embed_metadata": YES_OR_NO}
+)
 
 VIDEO = _object(
     {

@@ -41,6 +41,7 @@ SETTINGS = {
     "exact_only": "false",
     "memory_budget_bytes": "1073741825",
     "gravity": "north",
+    "embed_metadata": "false",
 }
 PLAN = {"predicted_peak_bytes": 2**30, "strategy": "batched", "reason": "fastest", "vae": "tiny"}
 ONLY = "id => [...document.querySelectorAll('.job')].map(card => card.dataset.id).join() === id"
@@ -238,6 +239,56 @@ def test_settings_seed_and_photo_of_a_video_are_used_again(open_page: OpenPage, 
     page.route("**/image?original=true", lambda route: route.abort())
     page.click(f".job[data-id='{earlier.id}'] .reuse")
     page.wait_for_selector("#reused:has-text('Its photo could not be fetched: choose one.')")
+
+
+def test_a_reused_video_keeps_how_it_was_made_out_of_the_files_as_before(
+    open_page: OpenPage, service: Service
+) -> None:
+    silent = service.submit(embed_metadata="false")
+    telling = service.submit()
+    page = open_page()
+    for earlier, says in ((silent, False), (telling, True)):
+        page.click(f".job[data-id='{earlier}'] .reuse")
+        page.wait_for_selector("#reused:has-text('of an earlier video.')")
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert page.get_by_label("Say in the files how they were made").is_checked() is says
+        known = service.ids()
+        page.click("#submit")
+        assert service.made(besides=known).spec.embed_metadata is says
+
+
+def test_a_service_whose_files_never_say_how_they_were_made_does_not_offer_it(
+    browser: Any, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path, model="tiny", heartbeat_seconds=600, embed_metadata=False)
+    with api_alone(settings) as url:
+        page = browser.new_page()
+        page.goto(url)
+        page.wait_for_selector(".rung.chosen")
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert page.is_visible("[name=exact_only]")
+        assert page.is_hidden("[name=embed_metadata]")
+
+
+def test_a_reused_video_whose_photo_cannot_be_fetched_leaves_no_other_photo_chosen(
+    open_page: OpenPage, service: Service
+) -> None:
+    earlier = service.submit()
+    page = open_page()
+    page.fill("#prompt", "of other photos")
+    page.set_input_files("#image", [PHOTO, PHOTO])
+    page.wait_for_selector("#submit:has-text('Make 2 videos')")
+    page.route("**/image?original=true", lambda route: route.abort())
+    page.click(f".job[data-id='{earlier}'] .reuse")
+    page.wait_for_selector("#reused:has-text('Its photo could not be fetched: choose one.')")
+    page.locator("#batch").wait_for(state="hidden")
+    assert page.inner_text("#submit") == "Make the video"
+    known = service.ids()
+    page.click("#submit")
+    page.wait_for_selector("#form-error:has-text('Choose an image first.')")
+    assert service.ids() == known
+    page.set_input_files("#image", PHOTO)  # the same file may be chosen again
+    page.wait_for_selector(".drop[for=image] img:visible")
 
 
 def _same(job: Job) -> dict[str, Any]:

@@ -30,12 +30,16 @@ async def _fields(request: Request, service: TheService) -> AsyncIterator[dict[s
     responses={**answer(SESSION), **documented(401)},
 )
 def see_session(service: TheService, owner: Caller) -> Json:
-    """Return whether an API key is required, the name of the caller's key, and whether it is an admin key."""
+    """Return whether an API key is required, the name of the caller's key, and whether it is an admin key.
+
+    Also whether the files of this service's videos may say how they were made.
+    """
     key = service.keys.of_owner(owner)
     return {
         "needs_key": bool(service.keys),
         "key_name": None if key is None else key.name,
         "admin": key is None or key.admin,
+        "embed_metadata": service.settings.embed_metadata,
     }
 
 

@@ -18,7 +18,8 @@ const showField = byId("show-field");
 let models = [];
 let model = null;
 
-export async function start(onSubmitted) {
+export async function start(onSubmitted, { embed_metadata: mayTell }) {
+  byId("embed").hidden = !mayTell;
   models = (await call("GET", "/models")).models;
   find.offer(models);
   await loras.start();
@@ -104,14 +105,18 @@ export function take({ request, seed }, photos) {
   for (const [name, value] of Object.entries({ ...request, seed, memory_budget_mib: budget })) {
     const field = form.elements[name];
     if (!field || field.disabled || ["loras", "model", "continue_from"].includes(name)) continue;
-    if (name === "loop") field.value = value ? "true" : "";
+    if (field.type === "checkbox") field.checked = value;
+    else if (name === "loop") field.value = value ? "true" : "";
     else field.value = value ?? "";
   }
   loras.choose(model, form.elements.loras, request.loras);
   frames.stopContinuing(); // its first frame is the job's image
   // One at the end stays there if the length changes.
   frames.put(request.keyframes.map((one) => (one.frame === request.num_frames - 1 ? { ...one, frame: -1 } : one)), photos.keyframes);
-  for (const name of ["image", "last_image"]) if (photos[name] || name === "last_image") images.put(name, photos[name] ?? null);
+  for (const name of ["image", "last_image"]) {
+    if (photos[name]) images.put(name, photos[name]);
+    else images.clear(name); // no picture of another job
+  }
   use({});
   return "";
 }
@@ -136,7 +141,8 @@ function fields() {
   const given = frames.fields();
   for (const element of form.elements) {
     const counts = element.name && element.type !== "file" && !element.disabled;
-    if (counts && element.value !== "") given[element.name] = element.value;
+    const value = element.type === "checkbox" ? String(element.checked) : element.value;
+    if (counts && value !== "") given[element.name] = value;
   }
   if (given.memory_budget_mib) given.memory_budget_bytes = Math.round(given.memory_budget_mib * MIB);
   delete given.memory_budget_mib;

@@ -64,4 +64,4 @@ await queue.start();
 // Also after the first connection: what happened between loading the list and opening the stream is in neither.
 follow((kind, data) => { queue.onEvent(kind, data); memory.onEvent(kind, data); }, (connected) => { if (connected) queue.refreshAll(); });
 memory.start(byId("memory"), who);
-await compose.start(queue.add);
+await compose.start(queue.add, who);

@@ -133,7 +133,8 @@ def test_the_page_keeps_a_key_in_a_cookie_that_scripts_cannot_read(guarded: Test
 
 
 def test_without_keys_everyone_is_an_administrator(client: TestClient) -> None:
-    assert client.get("/session").json() == {"needs_key": False, "key_name": None, "admin": True}
+    open_to_all = {"needs_key": False, "key_name": None, "admin": True, "embed_metadata": True}
+    assert client.get("/session").json() == open_to_all
 
 
 def test_pages_of_other_sites_cannot_work_the_service(client: TestClient) -> None:
