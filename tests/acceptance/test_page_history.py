@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from waiting import wait_for
 
 from app.artifacts.local_folder import job_artifacts
 from app.config import Settings
-from app.jobs import Job, JobSpec, JobStatus, Stage
+from app.jobs import Claim, Job, JobSpec, JobStatus, Stage
 from app.store import JobStore, Submission, open_store
 
 PHOTO = Path(__file__).parents[2] / "app" / "assets" / "demo.jpg"
@@ -49,6 +50,7 @@ SECONDS_IN_VIEW = """async () => {
     const { from, to } = (await import("/static/zoom.js")).view();
     return (to - from) / 1000;
 }"""
+DECODE = ".decodes li:has(a[href='#job-{}'])"
 OpenPage = Callable[..., Any]
 
 
@@ -81,13 +83,16 @@ class Service:
         claim = self.store.claim("w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=600)
         assert claim is not None
         job_id, token = claim.job.id, claim.token
-        self.store.event(job_id, token, "plan", PLAN)
-        self.store.progress(job_id, token, stage=Stage.DECODING, progress=0.8, kind="stage")
+        self.decode(claim)
         video = job_artifacts(self.settings.jobs_dir, job_id).make().video
         video.write_bytes(job_id.encode())
         result = {"frames": 25} if status is JobStatus.SUCCEEDED else None
         self.store.finish(job_id, token, status=status, result=result)
         return job_id
+
+    def decode(self, claim: Claim) -> None:
+        self.store.event(claim.job.id, claim.token, "plan", PLAN)
+        self.store.progress(claim.job.id, claim.token, stage=Stage.DECODING, progress=0.8, kind="stage")
 
     def made(self, *, besides: set[str]) -> Job:
         """The job that is there beside the others."""
@@ -390,6 +395,30 @@ def test_the_chart_begins_before_the_page_and_is_zoomed_and_leads_to_the_decodes
     page.click(f".decodes a[href='#job-{job_id}']")
     page.wait_for_selector(f".job[data-id='{job_id}']")
     page.wait_for_function("id => document.activeElement.dataset.id === id", arg=job_id)
+
+
+def test_the_decode_of_a_worker_that_died_runs_no_longer_in_the_chart(
+    open_page: OpenPage, service: Service
+) -> None:
+    while service.store.counts()[JobStatus.QUEUED]:
+        service.end(JobStatus.CANCELED)
+    (job_id,) = service.add("its worker dies")
+    page = open_page()
+    forgotten = {"now": datetime.now(UTC).isoformat(), "devices": [], "decodes": []}
+    for service_knows in (True, False):
+        claim = service.store.claim(
+            "w", models=None, loaded_model=None, capacity_bytes=None, lease_seconds=600
+        )
+        assert claim is not None
+        assert claim.job.id == job_id
+        service.decode(claim)
+        page.wait_for_selector(f"{DECODE.format(job_id)}:has-text(', runs')", state="attached")
+        if not service_knows:  # as after a restart of the API
+            page.route("**/devices/memory?*", lambda route: route.fulfill(json=forgotten))
+        service.store.release(job_id, claim.token, "worker_died")
+        page.locator(f"{DECODE.format(job_id)}:has-text(', runs')").wait_for(state="detached")
+        assert page.locator(DECODE.format(job_id)).count() == (1 if service_knows else 2)
+    service.store.cancel(job_id)
 
 
 def test_several_photos_make_a_video_each_and_a_refusal_is_said_beside_its_photo(

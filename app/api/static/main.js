@@ -62,6 +62,9 @@ byId("memory").addEventListener("click", (event) => {
 });
 await queue.start();
 // Also after the first connection: what happened between loading the list and opening the stream is in neither.
-follow((kind, data) => { queue.onEvent(kind, data); memory.onEvent(kind, data); }, (connected) => { if (connected) queue.refreshAll(); });
+follow(
+  (kind, data) => { queue.onEvent(kind, data); memory.onEvent(kind, data); },
+  (connected) => { if (connected) { queue.refreshAll(); memory.refresh(); } },
+);
 memory.start(byId("memory"), who);
 await compose.start(queue.add, who);

@@ -22,11 +22,14 @@ export function showPrediction(plan) {
   drawAll();
 }
 
+const ENDS = ["finished", "requeued", "preempted", "held", "handed_over"]; // also of a decode
+
 export function onEvent(kind, data) {
-  if ((kind === "stage" && (data.stage === "decoding" || data.stage === "encoding")) || kind === "finished") {
-    timeline.refreshDecodes(drawAll);
-  }
+  if ((kind === "stage" && (data.stage === "decoding" || data.stage === "encoding")) || ENDS.includes(kind)) refresh();
 }
+
+// Also when events may have been missed.
+export const refresh = () => timeline.refreshDecodes(drawAll);
 
 export async function start(root, { admin }) {
   zoom.start(drawAll);
