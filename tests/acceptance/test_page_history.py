@@ -51,6 +51,15 @@ SECONDS_IN_VIEW = """async () => {
     return (to - from) / 1000;
 }"""
 DECODE = ".decodes li:has(a[href='#job-{}'])"
+# The service takes the next requests for videos, but the page does not get its answers.
+LOSE_ANSWERS = """many => {
+    const before = window.fetch;
+    window.fetch = async (...request) => {
+        const answer = await before(...request);
+        if (request[0].endsWith("/generate") && many-- > 0) throw new TypeError("Failed to fetch");
+        return answer;
+    };
+}"""
 OpenPage = Callable[..., Any]
 
 
@@ -127,7 +136,7 @@ def open_page(browser: Any, service: Service) -> Iterator[OpenPage]:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda line: complaints.append(line.text) if _is_complaint(line) else None)
         page.goto(service.url)
@@ -453,6 +462,55 @@ def test_several_photos_make_a_video_each_and_a_refusal_is_said_beside_its_photo
     page.locator("#batch").wait_for(state="hidden")
     assert page.is_hidden("#batch-progress")
     assert page.inner_text("#submit") == "Make the video"
+
+
+def test_a_batch_keeps_the_settings_it_began_with_and_leaves_what_is_chosen_meanwhile(
+    open_page: OpenPage, service: Service, tmp_path: Path
+) -> None:
+    later = tmp_path / "later.jpg"
+    shutil.copy(PHOTO, later)
+    page = open_page()
+    page.fill("#prompt", "as it began")
+    page.set_input_files("#image", [PHOTO, PHOTO])
+    page.wait_for_selector("#submit:has-text('Make 2 videos')")
+    held: list[Any] = []
+    page.route("**/generate", lambda route: route.continue_() if held else held.append(route))
+    known = service.ids()
+    page.click("#submit")
+    page.wait_for_selector("#batch-progress:has-text('Sending photo 1 of 2')")
+    page.fill("#prompt", "changed meanwhile")
+    page.set_input_files("#image", later)
+    while not held:
+        page.wait_for_selector("#submit:disabled")
+    held[0].continue_()
+    page.wait_for_selector("#batch-progress:has-text('2 of 2 videos are queued.')")
+    made = [job.spec.prompt for job in service.store.page(limit=200) if job.id not in known]
+    assert made == ["as it began"] * 2
+    assert "later.jpg" in page.get_attribute(".drop[for=image] img", "alt")
+    assert page.input_value("#prompt") == "changed meanwhile"
+
+
+def test_a_photo_whose_answer_is_lost_is_sent_again_and_makes_one_video(
+    open_page: OpenPage, service: Service
+) -> None:
+    page = open_page()
+    page.fill("#prompt", "an answer is lost")
+    page.set_input_files("#image", [PHOTO, PHOTO])
+    page.wait_for_selector("#submit:has-text('Make 2 videos')")
+    page.evaluate(LOSE_ANSWERS, 1)
+    known = service.ids()
+    page.click("#submit")
+    page.wait_for_selector("#batch-progress:has-text('2 of 2 videos are queued.')")
+    assert len(service.ids() - known) == 2
+    page.set_input_files("#image", PHOTO)
+    page.wait_for_selector("#submit:has-text('Make the video')")
+    page.evaluate(LOSE_ANSWERS, 2)
+    page.click("#submit")
+    page.wait_for_selector("#form-error:visible")
+    page.click("#submit")
+    page.locator("#form-error").wait_for(state="hidden")
+    page.wait_for_selector("#submit:enabled")
+    assert len(service.ids() - known) == 3
 
 
 @pytest.mark.parametrize(("colors", "width"), [("light", 1280), ("dark", 390)])

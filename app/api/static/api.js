@@ -17,8 +17,8 @@ export class Problem extends Error {
   }
 }
 
-export async function call(method, path, { json, form, signal } = {}) {
-  const options = { method, signal, headers: {} };
+export async function call(method, path, { json, form, signal, headers } = {}) {
+  const options = { method, signal, headers: { ...headers } };
   if (json !== undefined) {
     options.body = JSON.stringify(json);
     options.headers["Content-Type"] = "application/json";
@@ -30,7 +30,7 @@ export async function call(method, path, { json, form, signal } = {}) {
   try { body = text ? JSON.parse(text) : {}; } catch { /* not JSON: an error page of a proxy */ }
   if (answer.status === 401 && path !== "/session") {
     await askForKey();
-    return call(method, path, { json, form, signal });
+    return call(method, path, { json, form, signal, headers });
   }
   if (!answer.ok && (answer.status !== 503 || body.code)) throw new Problem(body, answer.status);
   return body;

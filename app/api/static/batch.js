@@ -1,7 +1,8 @@
 // Several photos: one video of each, with the settings of the form. What is refused is said beside its photo.
 
-import { Problem, call } from "./api.js";
+import { Problem } from "./api.js";
 import { button, byId, make, say } from "./dom.js";
+import * as sending from "./sending.js";
 import { inUnits } from "./words.js";
 
 export const MOST = 100;
@@ -37,14 +38,14 @@ function row(file, remove) {
   return item;
 }
 
-// Sends one job for each photo. Returns the photos of which none was made, because the service refused them.
-export async function send(files, bodyOf, onSubmitted) {
+// Sends one job for each photo, all with the same other parts. Returns the photos of which none was made, because the service refused them.
+export async function send(files, parts, onSubmitted) {
   errors.clear();
   const left = [];
   for (const [index, file] of files.entries()) {
     say(progress, `Sending photo ${index + 1} of ${files.length}…`);
     try {
-      onSubmitted(await call("POST", "/generate", { form: bodyOf(file) }), true);
+      onSubmitted(await sending.send(file, parts), true);
     } catch (error) {
       left.push(file);
       errors.set(file, error instanceof Problem ? inUnits(error.message) : "It could not be sent: the service does not answer.");

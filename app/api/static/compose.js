@@ -8,6 +8,7 @@ import * as frames from "./frames.js";
 import * as images from "./images.js";
 import * as loras from "./loras.js";
 import * as plan from "./plan.js";
+import * as sending from "./sending.js";
 import { fitting, inUnits, stored } from "./words.js";
 
 const MIB = 2 ** 20;
@@ -172,14 +173,14 @@ async function submit(onSubmitted) {
   byId("submit").disabled = true;
   for (const said of ["batch-progress", "reused"]) say(byId(said), "");
   try {
-    const photos = images.all();
+    const [photos, parts] = [images.all(), partsBesideThePhoto()];
     if (photos.length > 1) {
-      const left = await batch.send(photos, bodyWith, onSubmitted);
-      images.put("image", left[0] ?? photos[0], left.slice(1));
+      const left = await batch.send(photos, parts, onSubmitted);
+      leave(photos.filter((photo) => !left.includes(photo)));
       batch.tell(photos.length - left.length, photos.length);
       fail(left.length ? `${left.length} of ${photos.length} photos were refused: see why beside each.` : "");
     } else {
-      onSubmitted(await call("POST", "/generate", { form: bodyWith(photos[0]) }));
+      onSubmitted(await sending.send(photos[0], parts));
       fail("");
     }
   } catch (error) {
@@ -189,14 +190,21 @@ async function submit(onSubmitted) {
   }
 }
 
-// The request of one video: the fields with this photo.
-function bodyWith(photo) {
+// Takes out the photos that were sent. The form may have others by now; the first of them stays if there are no others.
+function leave(sent) {
+  const now = images.all();
+  const unsent = now.filter((photo) => !sent.includes(photo));
+  const [first, ...others] = unsent.length ? unsent : now.slice(0, 1);
+  images.put("image", first, others);
+}
+
+// The request of a video as pairs of a name and a value, without the photo: the form may change while photos are sent.
+function partsBesideThePhoto() {
   const body = new FormData();
-  if (photo) body.append("image", photo); // none if another video is continued
   if (images.chosen("last_image") && !form.elements.last_image.disabled) body.append("last_image", images.chosen("last_image"));
   frames.appendPictures(body);
   for (const [name, value] of Object.entries(fields())) body.append(name, value);
-  return body;
+  return [...body];
 }
 
 // Says why nothing was sent, beside the button: the field may be far away, so that a button leads to it.
