@@ -58,6 +58,10 @@ def test_filters_select_by_status_model_owner_and_time(
     running = store.claim("w")
     assert running is not None
     assert ids(store.search(status=JobStatus.SUCCEEDED)) == done[::-1]
+    assert ids(store.search(status=JobStatus.RUNNING, owner="ben")) == [running.job.id]
+    assert ids(store.search(status=JobStatus.QUEUED, owner="ben", model="tiny")) == [made[10], made[8]]
+    assert ids(store.search(status=JobStatus.QUEUED, owner="anne")) == []
+    assert ids(store.search(status=JobStatus.QUEUED, model="rare", words=["boat"])) == [made[11], made[9]]
     assert ids(store.search(ended=True))[:7] == [*failed[::-1], *done[::-1]]
     assert ids(store.search(ended=True, owner="ben", model="tiny")) == [made[6]]
     assert ids(store.search(status=JobStatus.FAILED, owner="anne")) == [made[5], made[4]]
@@ -89,6 +93,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"status": JobStatus.FAILED, "model": "rare", "words": ["boat"]}, "jobs_ended_of_model"),
     ({"status": JobStatus.SUCCEEDED, "owner": "anne"}, "jobs_ended_of_owner"),
     ({"status": JobStatus.SUCCEEDED, "owner": "anne", "model": "rare"}, "jobs_ended_of_owner"),
+    ({"status": JobStatus.QUEUED, "owner": "anne"}, "jobs_of_status"),
+    ({"status": JobStatus.QUEUED, "model": "rare"}, "jobs_of_status"),
+    ({"status": JobStatus.RUNNING, "owner": "anne"}, "jobs_of_status"),
+    ({"status": JobStatus.RUNNING, "model": "rare", "words": ["boat"]}, "jobs_of_status"),
     ({"ended": True, "owner": "anne"}, "jobs_served_of_owner"),
     ({"ended": True, "model": "rare"}, "jobs_of_model"),
 ]
