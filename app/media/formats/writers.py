@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import av
+import numpy as np
 from av.filter import Graph
 from PIL import Image
 
@@ -122,7 +123,7 @@ def _palette(video: Path) -> Any:
         palette.link_to(graph.add("buffersink"))
         graph.configure()
         for number, picture in enumerate(clip.pictures()):
-            graph.push(_frame(picture, number))
+            graph.push(_frame(coarse(picture), number))
         graph.push(None)
         return graph.pull()
 
@@ -146,10 +147,18 @@ class _Painter:
         colours.push(None)
 
     def paint(self, picture: Picture, pts: int) -> Any:
-        self._pictures.push(_frame(picture, pts))
+        self._pictures.push(_frame(coarse(picture), pts))
         painted = self._graph.pull()
         painted.pts, painted.time_base = pts, Fraction(1, GIF_TICKS)
         return painted
+
+
+def coarse(picture: Picture) -> Picture:
+    """Six bits of each channel: FFmpeg looks up each colour once, and grain has a new one in every pixel."""
+    made: Picture = np.bitwise_or(
+        picture & np.uint8(0xFC), picture >> np.uint8(6)
+    )  # black and white stay as they are
+    return made
 
 
 def _buffer(graph: Any, size: tuple[int, int]) -> Any:

@@ -20,7 +20,7 @@ from waiting import wait_for
 
 from adaptive.types import VideoShape
 from app.media.audio import AudioSamples
-from app.media.formats import apart
+from app.media.formats import apart, writers
 from app.media.formats.apart import ConversionDiskFull, ConversionFailed, ConversionTooLarge, convert_apart
 from app.media.formats.made import is_made, make
 from app.media.formats.reading import NoSuchFrame, read_frame
@@ -116,6 +116,15 @@ def magick_frames(path: Path, folder: Path) -> list[NDArray[np.uint8]]:
     made = folder / "shown-%03d.png"
     subprocess.run(["convert", str(path), "-coalesce", str(made)], check=True, timeout=120)
     return [np.asarray(Image.open(each).convert("RGB")) for each in sorted(folder.glob("shown-*.png"))]
+
+
+def test_grain_gives_a_gif_few_colours_to_look_up_and_black_and_white_stay() -> None:
+    grain = np.random.default_rng(0).integers(118, 130, (64, 64, 3), np.uint8)
+    coarse = writers.coarse(grain)
+    assert len(np.unique(grain.reshape(-1, 3), axis=0)) > 10 * len(np.unique(coarse.reshape(-1, 3), axis=0))
+    every = np.arange(256, dtype=np.uint8)
+    assert np.abs(writers.coarse(every).astype(int) - every).max() <= 3
+    assert [int(each) for each in writers.coarse(every)[[0, 255]]] == [0, 255]
 
 
 @needs_magick
