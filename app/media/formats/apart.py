@@ -63,7 +63,8 @@ def convert_apart(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ConversionTooLarge(f"it takes longer than {WALL_SECONDS:.0f} seconds") from None
+        # Its processor time is limited apart, so the machine is busy.
+        raise ConversionInterrupted(f"making the file took more than {WALL_SECONDS:.0f} seconds") from None
     finally:
         os.close(held)
         os.close(holds)

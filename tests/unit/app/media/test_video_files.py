@@ -235,6 +235,14 @@ def test_what_cannot_be_made_says_why_and_leaves_nothing(tmp_path: Path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.mp4", "video.mp4"]
 
 
+def test_a_file_that_a_busy_machine_does_not_finish_can_be_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apart, "WALL_SECONDS", 0.0)
+    with pytest.raises(apart.ConversionInterrupted, match="took more than 0 seconds"):
+        convert_apart("webm", written(tmp_path / "v.mp4"), tmp_path / "part", file_bytes=10**8)
+
+
 def test_the_process_that_makes_a_file_ends_with_the_one_that_asked(tmp_path: Path) -> None:
     os.mkfifo(video := tmp_path / "video.mp4")  # no end, and no beginning either
     call = f"convert_apart('webm', Path({str(video)!r}), Path({str(tmp_path / 'out')!r}), file_bytes=10**8)"
