@@ -97,6 +97,8 @@ def _asked(side: int, frames: int, guidance: str = "guidance_scale", **more: Any
 _UNIPC = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 _svd = _asked(64, 4, "max_guidance_scale", fps=8)
 del _svd["prompt"]
+_photo_pan = _asked(128, 9)
+del _photo_pan["guidance_scale"]
 
 _LTX2 = "LTX2ImageToVideoPipeline"
 _COGVIDEOX = "CogVideoXImageToVideoPipeline"
@@ -128,7 +130,7 @@ CASES: dict[str, Case] = {
     "ltx-condition": _tiny("LTXConditionPipeline", _asked(64, 17, frame_rate=8)),
     "ltx-2": _tiny(_LTX2, _asked(64, 17, frame_rate=8, stg_scale=0.0, audio_stg_scale=0.0)),
     "ltx-2-all-guidance": _tiny(_LTX2, _asked(64, 17, frame_rate=8)),
-    "photo-pan": _tiny("PhotoPanPipeline", _asked(128, 9)),
+    "photo-pan": _tiny("PhotoPanPipeline", _photo_pan),
     "svd": _tiny("StableVideoDiffusionPipeline", _svd),
     "wan21": _tiny(_WAN, _asked(32, 9)),
     "wan21-unipc": _tiny(_WAN, _asked(32, 9), "UniPCMultistepScheduler", **_UNIPC),
