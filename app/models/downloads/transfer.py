@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import logging
 import os
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -49,6 +49,10 @@ def repository_lock(wanted: Wanted) -> Iterator[bool]:
             yield True
 
 
+class _Ended(Exception):
+    """Another file of the transfer has failed."""
+
+
 class Transfer:
     """The transfer of one plan. `start` it, then look at it until it is `done`; `finish` raises its error."""
 
@@ -58,6 +62,7 @@ class Transfer:
         self._pool = ThreadPoolExecutor(CONNECTIONS)
         self._large = [file for file in plan.contents if LARGE_BYTES <= file.size_bytes <= MOST_BYTES]
         self._futures: list[Future[None]] = []
+        self._ended = threading.Event()  # a file has failed: the others stop
 
     def start(self) -> None:
         """Begin to fetch the large files."""
@@ -71,10 +76,15 @@ class Transfer:
         return failed or all(each.done() for each in self._futures)
 
     def finish(self) -> Path:
-        """Fetch what is left, and name the revision; returns the model's folder. Raises the first error."""
-        for each in self._futures:
-            if each.done():
-                each.result()
+        """Fetch what is left, and name the revision; returns the model's folder. Raises the first error.
+
+        Then nothing writes any more, so that another transfer may go on with the parts.
+        """
+        errors = [error for each in self._futures if each.done() and (error := each.exception())]
+        if errors:
+            self._ended.set()
+            self._pool.shutdown(cancel_futures=True)
+            raise errors[0]
         folder = self._linked()
         wanted = self._plan.wanted
         names = [file.path for file in self._plan.files]
@@ -121,6 +131,8 @@ class Transfer:
                 part.unlink(missing_ok=True)
                 if broken > 1:
                     raise
+            except _Ended:
+                raise
             except Exception as error:
                 fruitless = 0 if _size(part) > before else fruitless + 1
                 if fruitless >= FRUITLESS_ATTEMPTS or not may_pass(error):
@@ -129,7 +141,7 @@ class Transfer:
                 self._pause(fruitless)
 
     def _pause(self, attempts: int) -> None:
-        time.sleep(self._pause_seconds * 2 ** min(attempts, 4))
+        self._ended.wait(self._pause_seconds * 2 ** min(attempts, 4))
 
     def _receive(self, file: HubFile, part: Path, at: int) -> None:
         """Append to `part` what comes from byte `at` on."""
@@ -147,6 +159,8 @@ class Transfer:
             whole = answer.status_code != 206  # the server ignores ranges
             with part.open("wb" if whole else "ab", buffering=0) as out:
                 for block in answer.iter_bytes(BLOCK_BYTES):
+                    if self._ended.is_set():
+                        raise _Ended
                     out.write(block)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -86,6 +87,17 @@ def test_a_large_file_outside_large_file_storage_is_checked_by_its_content(
         transferred(plan)
     hub.repositories[SOURCE].files[VAE] = FILES[VAE]
     assert is_whole(transferred(plan))
+
+
+def test_a_transfer_that_failed_writes_no_more(hub: FakeHub) -> None:
+    plan = plan_download(WANTED)
+    hub.repositories[SOURCE].files[VAE] = b"x" * len(FILES[VAE])
+    hub.bytes_per_second = MIB  # so that the other files are still coming
+    before = set(threading.enumerate())
+    with pytest.raises(BrokenFile):
+        transferred(plan)
+    started = set(threading.enumerate()) - before
+    assert not [each for each in started if each.name.startswith("ThreadPoolExecutor")]
 
 
 def test_a_content_under_two_paths_comes_once_and_counts_once(hub: FakeHub) -> None:
