@@ -41,7 +41,7 @@ async function download() {
   if (!ids.length) return tell("None of these has a video.");
   if (ids.length > MOST) return tell(`At most ${MOST} videos come in one file; ${ids.length} are selected.`);
   const link = address(`/jobs/videos.zip?${new URLSearchParams({ ids: ids.join(",") })}`);
-  // A refusal is told here: a browser would save it as a file. HEAD sends no video.
+  // Asks first whether the service would refuse: a browser would save the refusal as the file. HEAD sends no video.
   const answer = await fetch(link, { method: "HEAD" }).catch(() => null);
   if (!answer?.ok) return tell(answer ? await reason(link) : "The service does not answer.");
   const anchor = document.createElement("a");

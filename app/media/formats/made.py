@@ -28,7 +28,7 @@ def make(name: str, video: Path, out: Path, *, file_bytes: int) -> None:
 
 
 def _is_now_made(name: str, video: Path, out: Path, file_bytes: int) -> bool:
-    """Make `out`; returns whether it is of the video that is there at the end."""
+    """Make `out`; returns False if the video was replaced meanwhile."""
     # Named apart: another process of the same data folder may make the same file.
     part = part_of(out.with_name(f"{out.name}.{secrets.token_hex(4)}"))
     try:
